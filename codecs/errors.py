@@ -1,0 +1,64 @@
+"""The errors of flexswitch and the exit status each one ends with.
+
+FlexswitchError
+├── InputError            1  the input is wrong
+├── UsageError            2  the command was used wrongly
+├── ArtifactError         3  an artifact is corrupt or fails verification
+│   └── DecodeError       3  the bytes of one tensor do not decode
+└── ExpectationError      4  a recipe's expectation is not met
+"""
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What the process ends with; scripts rely on these numbers."""
+
+    DONE = 0
+    INPUT = 1
+    USAGE = 2
+    ARTIFACT = 3
+    EXPECTATION = 4
+    INTERRUPTED = 130
+
+
+class FlexswitchError(Exception):
+    """A mistake the user can mend: one line that says what was found, what was expected, what to do."""
+
+    status = ExitStatus.INPUT
+
+
+class InputError(FlexswitchError):
+    """A file, folder or value that the user gave is not what the command needs."""
+
+
+class UsageError(FlexswitchError):
+    """An option or setting does not exist or has a value outside its range."""
+
+    status = ExitStatus.USAGE
+
+
+class ArtifactError(FlexswitchError):
+    """A file that flexswitch wrote is damaged, was changed, or fails verification."""
+
+    status = ExitStatus.ARTIFACT
+
+
+class DecodeError(ArtifactError):
+    """The stored bytes of a tensor have a wrong length, count or content."""
+
+
+class ExpectationError(FlexswitchError):
+    """A recipe ran, and a figure it expects came out otherwise."""
+
+    status = ExitStatus.EXPECTATION
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the message for a name nobody registered, with the nearest known one first."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"no {kind} is named '{name}'{hint} (known: {', '.join(names) or 'none'})"
