@@ -1,0 +1,114 @@
+"""`flexswitch eval`: every method's score on every task, and what it stores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flexswitch.cli.console import Console, size, table
+from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flexswitch.merging.evaluation.evaluate import Score
+
+
+def evaluate(
+    zoo: Annotated[Path, typer.Argument(help="The zoo to score.")],
+    base: Annotated[str, typer.Option(help="Its base.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Folder of <task>.test.* files.", show_default=False)],
+    finetuned: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=CHECKPOINT", help="A task's checkpoint; one for each task."),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="base, individual, average, task-arithmetic, t-switch, p-discard, auto-switch."),
+    ] = "base,t-switch",
+    routing: Annotated[
+        str,
+        typer.Option(help="How auto-switch is scored: per-sample, batch-mean, oracle; several by commas."),
+    ] = "per-sample",
+    neighbours: Annotated[
+        int | None, typer.Option(min=1, help="Exemplars that vote; 5 for text and 10 for images without it.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="The feature file, where the zoo was indexed with one.", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N test examples of a task.")] = None,
+    adapter: Adapter = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw score against stored bytes into this PNG.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Score methods on the tasks' test examples, per task and on average.
+
+    Example: flexswitch eval zoo --base models/base --data data --methods base,t-switch,auto-switch
+    """
+    from flexswitch.codecs.atomic import check_output
+    from flexswitch.merging.evaluation.chart import draw_chart
+    from flexswitch.merging.evaluation.methods import score
+    from flexswitch.merging.evaluation.setup import Request, open_evaluation
+
+    console = Console(quiet, json)
+    if plot is not None:
+        check_output(plot, overwrite)
+    request = Request(
+        zoo, base, data, finetuned or (), methods.split(","), routing.split(","), neighbours, features, limit,
+        adapter, device,
+    )  # fmt: skip
+    evaluation = open_evaluation(request)
+    scores = []
+    with console.progress(f"scoring {len(request.methods)} methods on {zoo}", len(request.methods)) as step:
+        for method in request.methods:
+            scores += score(evaluation, method, request.modes)
+            step(method)
+    if plot is not None:
+        draw_chart(scores, plot, overwrite)
+    document = _document(scores, evaluation.base_score.seconds)
+    note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
+    if any(row["routing_accuracy"] is not None for row in document["methods"].values()):
+        note += "; routed methods answer one mixed stream under the head of each sample's own task"
+    return console.result(document, _table(document), note)
+
+
+def _document(scores: "Sequence[Score]", forward_seconds: float) -> dict[str, Any]:
+    individual = next((score.average for score in scores if score.method == "individual"), None)
+    methods = {
+        score.method: {
+            "accuracy": score.accuracy,
+            "average": score.average,
+            "share_of_individual": score.average / individual if individual else None,
+            "bytes_per_task": score.bytes_per_task,
+            "routing_accuracy": score.routing_accuracy,
+            "time_over_base": score.seconds / forward_seconds,
+        }
+        for score in scores
+    }
+    return {"tasks": list(scores[0].accuracy), "methods": methods}
+
+
+def _table(document: dict[str, Any]) -> Table:
+    rows = table(
+        "", "method", *document["tasks"], "average", "of individual", "bytes a task", "routing", "time"
+    )
+    for method, row in document["methods"].items():
+        share, routing = row["share_of_individual"], row["routing_accuracy"]
+        rows.add_row(
+            method,
+            *(f"{row['accuracy'][task]:.1f}" for task in document["tasks"]),
+            f"{row['average']:.2f}",
+            "–" if share is None else f"{share:.1%}",
+            size(round(row["bytes_per_task"])),
+            "–" if routing is None else f"{routing:.1f}",
+            f"{row['time_over_base']:.2f}×",
+        )
+    return rows

@@ -1,0 +1,151 @@
+"""`flexswitch inspect`: what a path holds, tensor by tensor, and how small it is."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flexswitch.cli.console import Console, size, table
+from flexswitch.cli.options import Debug, Json, Quiet
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="An artifact, a zoo, a task vector or a checkpoint.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Show what a file or folder is: its base, method, tensors and sizes.
+
+    Example: flexswitch inspect sst2.fsw
+    """
+    from flexswitch.codecs.zoo import ZOO_FILE
+    from flexswitch.merging.task_vector_file import SUFFIX
+
+    console = Console(quiet, json)
+    if path.endswith(".fsw"):
+        return console.result(*_artifact(Path(path)))
+    if (Path(path) / ZOO_FILE).is_file():
+        return console.result(*_zoo(Path(path)))
+    if path.endswith(SUFFIX):
+        return console.result(*_task_vector(Path(path)))
+    return console.result(*_checkpoint(path))
+
+
+def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, str]:
+    from flexswitch.codecs.container import open_artifact
+
+    artifact = open_artifact(path)
+    header, stored = artifact.header, path.stat().st_size
+    rows = table(
+        "", "tensor", "shape", "codec", "bits", "kept", "density", "bytes", "bits a parameter", left=3
+    )
+    tensors = {}
+    for name, record in sorted(header.tensors.items()):
+        entries, payload = record.layout.entries, artifact.payload_bytes(name)
+        settings = ",".join(f"{key}={value}" for key, value in record.codec.settings.items())
+        codec = f"{record.codec.name}({settings})" if settings else record.codec.name
+        shape = "×".join(map(str, record.shape))
+        density = record.kept / entries
+        rows.add_row(name, shape, codec, str(record.bits), f"{record.kept:,}", f"{density:.2%}",
+                     f"{payload:,}", f"{8 * payload / entries:.3f}")  # fmt: skip
+        tensors[name] = record.model_dump() | {"density": density, "bytes": payload}
+    kept = sum(record.kept for record in header.tensors.values())
+    payloads = sum(tensor["bytes"] for tensor in tensors.values())
+    extras = artifact.extra_bytes()
+    rows.add_section()
+    rows.add_row("total", "", "", "", f"{kept:,}", f"{kept / max(1, header.parameters):.2%}", f"{payloads:,}",
+                 f"{8 * payloads / max(1, header.parameters):.3f}")  # fmt: skip
+    document = header.model_dump() | {
+        "tensors": tensors, "kept": kept, "bytes": stored, "payload_bytes": payloads, "extra_bytes": extras,
+        "header_bytes": stored - payloads - extras,
+    }  # fmt: skip
+    settings = ", ".join(f"{key}={value}" for key, value in header.method.settings.items())
+    head = (
+        f"{path}: task '{header.name}' by {header.method.name} ({settings}), base {_base(header.base)}, "
+        f"adapter {header.model.adapter or 'unknown'}"
+    )
+    return document, head, rows, _totals(stored, payloads, extras, header.parameters)
+
+
+def _totals(stored: int, payloads: int, extras: int, parameters: int) -> str:
+    return (
+        f"file {size(stored)}: tensors {size(payloads)}, extras {size(extras)}, header "
+        f"{size(stored - payloads - extras)}; {8 * stored / max(1, parameters):.3f} bits a parameter, "
+        f"1/{4 * parameters / stored:.1f} of float32, 1/{2 * parameters / stored:.1f} of bfloat16"
+    )
+
+
+def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
+    from flexswitch.codecs.zoo import open_zoo
+
+    zoo = open_zoo(path)
+    rows = table("", "task", "method", "parameters", "bytes", "bits a parameter", "of float32", left=2)
+    for task in zoo:
+        record = zoo.record.tasks[task]
+        bits = 8 * record.size / max(1, record.parameters)
+        share = 4 * record.parameters / record.size
+        rows.add_row(
+            task, record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}"
+        )
+    index = zoo.record.index
+    described = (
+        f"{index.features}, {index.metric}, {index.per_task} a task, {size(index.size)}" if index else "none"
+    )
+    adapter = zoo.record.adapter or "unknown"
+    head = f"{path}: zoo of {len(zoo)} tasks, base {_base(zoo.record.base)}, adapter {adapter}"
+    total = sum(record.size for record in zoo.record.tasks.values())
+    return (
+        zoo.record.model_dump() | {"bytes": total},
+        head,
+        rows,
+        f"total {size(total)}; query index: {described}",
+    )
+
+
+def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
+    from flexswitch.merging.task_vector_file import TaskVectorFile
+
+    vector = TaskVectorFile(path)
+    rows = table("", "tensor", "shape", "fine-tuned dtype", "parameters", left=3)
+    for name, info in vector.units.items():
+        rows.add_row(name, "×".join(map(str, info.shape)), info.dtype, f"{info.entries:,}")
+    document = vector.header.model_dump() | {
+        "bytes": path.stat().st_size,
+        "extras": {name: list(info.shape) for name, info in vector.extras.items()},
+    }
+    head = f"{path}: task vector '{vector.header.name}', base {_base(vector.header.base)}"
+    return (
+        document,
+        head,
+        rows,
+        f"{vector.parameters:,} parameters, {len(vector.extras)} extras, {size(document['bytes'])}",
+    )
+
+
+def _checkpoint(path: str) -> tuple[dict[str, Any], str, Table, str]:
+    from flexswitch.codecs.safetensors_file import DTYPE_BYTES
+    from flexswitch.merging.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    rows = table("", "tensor", "shape", "dtype", "parameters", left=3)
+    for name, info in checkpoint.tensors.items():
+        rows.add_row(name, "×".join(map(str, info.shape)), info.dtype, f"{info.entries:,}")
+    parameters = sum(info.entries for info in checkpoint.tensors.values())
+    stored = sum(info.entries * DTYPE_BYTES[info.dtype] for info in checkpoint.tensors.values())
+    tensors = {
+        name: {"shape": list(info.shape), "dtype": info.dtype} for name, info in checkpoint.tensors.items()
+    }
+    document = {"path": path, "parameters": parameters, "bytes": stored, "tensors": tensors,
+                "aliases": dict(checkpoint.aliases)}  # fmt: skip
+    return (
+        document,
+        f"{path}: checkpoint of {len(tensors)} tensors",
+        rows,
+        f"{parameters:,} parameters, {size(stored)}",
+    )
+
+
+def _base(identity: Any) -> str:
+    return f"{identity.id or 'local'} ({identity.fingerprint[:12]})"

@@ -1,0 +1,71 @@
+"""The `flexswitch` command: one line a subcommand, errors rendered in one place."""
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import typer
+
+from flexswitch.cli.compress import compress
+from flexswitch.cli.eval import evaluate
+from flexswitch.cli.extract import extract
+from flexswitch.cli.index import index
+from flexswitch.cli.inspect import inspect
+from flexswitch.cli.merge import merge
+from flexswitch.cli.pack import pack
+from flexswitch.cli.run import run
+from flexswitch.cli.verify import verify
+from flexswitch.codecs.errors import ExitStatus, FlexswitchError
+
+app = typer.Typer(
+    name="flexswitch",
+    help="Turn fine-tuned checkpoints into tiny task vectors, and put them back together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("extract")(extract)
+app.command("compress")(compress)
+app.command("pack")(pack)
+app.command("index")(index)
+app.command("merge")(merge)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
+app.command("run")(run)
+
+
+def main() -> None:
+    """Runs the command line and ends the process with one of the statuses of `ExitStatus`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except FlexswitchError as error:
+        _fail(str(error), error.status)
+    except (OSError, MemoryError) as error:
+        _fail(_system_message(error), ExitStatus.INPUT)
+    except SystemExit as stop:
+        if stop.code == ExitStatus.INTERRUPTED:
+            print("flexswitch: interrupted; nothing half-written is left", file=sys.stderr)
+        raise
+
+
+def _fail(message: str, status: ExitStatus) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print("flexswitch: error: " + " ".join(message.split("\n")), file=sys.stderr)
+    sys.exit(status)
+
+
+def _system_message(error: OSError | MemoryError) -> str:
+    """Returns one line for an error of the operating system: the file first, where one is known."""
+    if isinstance(error, MemoryError):
+        return "the memory is full; free some, or use a machine with more"
+    named = f"{error.filename}: " if error.filename else ""
+    return f"{named}{error.strerror or error}"
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

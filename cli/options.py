@@ -1,0 +1,39 @@
+"""The options that several subcommands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the output goes.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error print the traceback too.")]
+Name = Annotated[
+    str | None, typer.Option(help="The task's name; the output's stem without it.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Take only the base's tensors of these names; repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors of these names; repeatable.")
+]
+OnResize = Annotated[
+    str,
+    typer.Option(
+        help="A tensor of another shape: 'refuse', store it whole as an 'extra', take the overlapping 'rows'."
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="How the models are run, where config.json does not say: hf-sequence-classification, "
+        "hf-image-classification, hf-encoder, python:package.module:factory.",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,40 @@
+"""`flexswitch run`: a recipe's steps in order, stopping at the first failure."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flexswitch.cli.console import Console
+from flexswitch.cli.options import Debug, Json, Quiet
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of named steps.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Run a recipe's steps in order; a step is a subcommand and its options. Paths are relative to here.
+
+    Example: flexswitch run recipes/digits.yaml
+    """
+    import contextlib
+    import shlex
+    import sys
+
+    from flexswitch.cli.main import app
+    from flexswitch.cli.recipe import check_expectations, command_lines, read_recipe
+
+    console = Console(quiet, json)
+    steps = command_lines(read_recipe(recipe), app, recipe)
+    results = []
+    for number, step in enumerate(steps, 1):
+        words = [*step.arguments, *(["--quiet"] if quiet else [])]
+        console.note(f"step {number} of {len(steps)}: {step.name}")
+        console.note("$ " + shlex.join(["flexswitch", *words]))
+        with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+            document = app(words, standalone_mode=False)
+        check_expectations(step, document, recipe)
+        results.append({"name": step.name, "arguments": words, "result": document})
+    return console.result({"recipe": str(recipe), "steps": results}, f"{recipe}: {len(steps)} steps done")

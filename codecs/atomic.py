@@ -1,0 +1,100 @@
+"""Writes outputs beside their place and moves them in whole, so that none is ever seen half-written."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flexswitch.codecs.errors import InputError
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Checks an output's place before any work is done.
+
+    Raises: InputError where the folder is missing, or the output exists and may not be replaced.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; give another output, or --overwrite to replace it")
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raises: InputError where the disk that holds `path` has less than `needed_bytes` free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{path}: the output takes {needed_bytes:,} bytes and the disk has {free:,} free; "
+            "free some space or give an output on another disk"
+        )
+
+
+@contextmanager
+def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; on leaving it is flushed to disk and takes its place.
+
+    On any exception the temporary file is removed and `path` stays as it was. Raises: InputError.
+    """
+    check_output(path, overwrite)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file's place; give a file name")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.fchmod(handle, 0o666 & ~_umask())
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`; on leaving it takes its place whole.
+
+    On any exception the temporary folder is removed and `path` stays as it was. Raises: InputError.
+    """
+    check_output(path, overwrite)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file, expected a folder's place; give a folder name")
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    partial.chmod(0o777 & ~_umask())
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            _swap(partial, path)
+        else:
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, path: Path) -> None:
+    """Puts `partial` in the place of `path`; the old folder returns if that fails."""
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        partial.rename(path)
+    except BaseException:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

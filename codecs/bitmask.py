@@ -1,0 +1,38 @@
+"""`bitmask`: one bit an entry says whether it is kept; then the kept entries' levels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from flexswitch.codecs.bits import count_bits, pack_levels, packed_bytes, unpack_mask
+from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
+
+
+@dataclass(frozen=True)
+class Bitmask:
+    """Source: Qi et al. 2025 (arXiv 2412.00054), the activation switch and the polarity switch as bits."""
+
+    name: ClassVar[str] = "bitmask"
+    lossless: ClassVar[bool] = True
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec; it has no settings."""
+        return cls()
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the mask, then the levels."""
+        return {"data": sparse.mask.tobytes() + pack_levels(sparse.levels, sparse.bits)}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        reader = PartReader(parts)
+        mask = unpack_mask(reader.take(layout.mask_bytes), layout.entries)
+        check_kept(count_bits(mask), layout)
+        levels = take_levels(reader, layout)
+        return SparseTensor(layout.shape, mask, levels, layout.bits)
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns the exact bytes."""
+        return stats.layout.mask_bytes + packed_bytes(stats.layout.kept, stats.layout.bits)

@@ -1,0 +1,71 @@
+"""`flag4`: the stored form of the published T-Switch code, in planes.
+
+One flag for each group of 4 entries that keeps any; for each flagged group its 4 mask bits; then the
+kept entries' levels. Source: Qi et al. 2025, released code (Binary-Task-Switch); it interleaves
+mask and sign bits group by group, here they stand in planes of the same total size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from flexswitch.codecs.bits import (
+    count_bits,
+    pack_fields,
+    pack_levels,
+    packed_bytes,
+    unpack_fields,
+    unpack_mask,
+)
+from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
+
+
+@dataclass(frozen=True)
+class Flag4:
+    """Groups of 4 entries; a nibble for each group that keeps any."""
+
+    name: ClassVar[str] = "flag4"
+    lossless: ClassVar[bool] = True
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec; it has no settings."""
+        return cls()
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the flags, the flagged groups' masks, then the levels."""
+        groups = -(-sparse.layout.entries // 4)
+        nibbles = np.stack([sparse.mask & 0x0F, sparse.mask >> 4], axis=1).reshape(-1)[:groups]  # (groups,)
+        flags = nibbles != 0
+        fields = [
+            np.packbits(flags, bitorder="little").tobytes(),
+            pack_fields(nibbles[flags], 4),
+            pack_levels(sparse.levels, sparse.bits),
+        ]
+        return {"data": b"".join(fields)}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        reader = PartReader(parts)
+        groups = -(-layout.entries // 4)
+        flag_bits = unpack_mask(reader.take(packed_bytes(groups, 1)), groups)
+        flagged_count = count_bits(flag_bits)
+        flags = np.unpackbits(flag_bits, count=groups, bitorder="little").view(np.bool_)
+        flagged = unpack_fields(reader.take(packed_bytes(flagged_count, 4)), 4, flagged_count)
+        if not flagged.all():
+            raise DecodeError("a flagged group keeps nothing")
+        nibbles = np.zeros(groups + groups % 2, np.uint8)
+        nibbles[:groups][flags] = flagged
+        mask = unpack_mask((nibbles[0::2] | nibbles[1::2] << 4).tobytes(), layout.entries)
+        check_kept(count_bits(mask), layout)
+        return SparseTensor(layout.shape, mask, take_levels(reader, layout), layout.bits)
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns the exact bytes."""
+        flags = packed_bytes(-(-stats.layout.entries // 4), 1)
+        nibbles = packed_bytes(stats.occupied[4], 4)
+        return flags + nibbles + packed_bytes(stats.layout.kept, stats.layout.bits)

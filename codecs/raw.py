@@ -1,0 +1,62 @@
+"""`raw`: one word an entry, 0 where it is dropped; no packing, for tensors that keep nearly everything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from flexswitch.codecs.codec import PartReader, check_kept
+from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseLayout, SparseStats, SparseTensor
+
+# Quantised levels are stored plus one, so 8 bits need the wider word.
+_WORDS: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint8),
+    4: np.dtype(np.uint8),
+    8: np.dtype("<u2"),
+    16: np.dtype("<u2"),
+    32: np.dtype("<u4"),
+}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Words hold level + 1 for quantised levels, and the value's own bit pattern for float levels."""
+
+    name: ClassVar[str] = "raw"
+    lossless: ClassVar[bool] = True
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec; it has no settings."""
+        return cls()
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the words."""
+        entries = sparse.layout.entries
+        words = np.zeros(entries, _WORDS[sparse.bits])
+        marked = np.unpackbits(sparse.mask, count=entries, bitorder="little").view(np.bool_)
+        offset = 1 if sparse.bits <= 8 else 0
+        words[marked] = sparse.levels.astype(words.dtype) + words.dtype.type(offset)
+        return {"data": words.tobytes()}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        reader = PartReader(parts)
+        word = _WORDS[layout.bits]
+        words = np.frombuffer(reader.take(layout.entries * word.itemsize), word)
+        reader.finish()
+        marked = words != 0
+        kept = words[marked]
+        check_kept(len(kept), layout)
+        if layout.bits <= 8:
+            if kept.size and int(kept.max()) > 1 << layout.bits:
+                raise DecodeError(f"level {int(kept.max()) - 1}, expected one below {1 << layout.bits}")
+            kept = (kept - word.type(1)).astype(LEVEL_DTYPES[layout.bits])
+        return SparseTensor(layout.shape, np.packbits(marked, bitorder="little"), kept, layout.bits)
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns the exact bytes."""
+        return stats.layout.entries * _WORDS[stats.layout.bits].itemsize

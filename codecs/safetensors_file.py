@@ -1,0 +1,184 @@
+"""Reads safetensors headers with every length checked, and writes files tensor by tensor.
+
+Format: https://github.com/huggingface/safetensors, README "Format". The safetensors library checks
+each file too; the reading here gives byte ranges, so that any part of a tensor is read alone, and a
+message that says what is wrong with a damaged file.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from safetensors import SafetensorError, safe_open
+
+from flexswitch.codecs.errors import FlexswitchError
+
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in a file: dtype by its safetensors name, byte offset and size."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors by name, in the file's order, and its metadata."""
+
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path, error: type[FlexswitchError]) -> Header:
+    """Returns a file's header.
+
+    Raises: `error` where the file is cut short, is no safetensors file, or its header lies about sizes.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        if len(head) < 8:
+            raise error(f"{path}: not a safetensors file: {total} bytes, expected a header of at least 8")
+        (length,) = struct.unpack("<Q", head)
+        if length > total - 8:
+            raise error(
+                f"{path}: not a safetensors file, or cut short: its first bytes ask for a header of "
+                f"{length:,} bytes, and {total - 8:,} follow; download or save it again"
+            )
+        text = file.read(length)
+    try:
+        document = json.loads(text)
+        metadata = document.pop("__metadata__", {})
+        tensors = {name: _stored(entry, 8 + length) for name, entry in document.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
+        raise error(f"{path}: not a safetensors file: its header does not parse ({reason})") from reason
+    for name, entry in tensors.items():
+        if entry.offset < 8 + length or entry.offset + entry.size > total:
+            raise error(
+                f"{path}: cut short, or its header lies: tensor '{name}' ends at byte "
+                f"{entry.offset + entry.size:,} and the file at {total:,}; download or save it again"
+            )
+        if math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0) != entry.size:
+            raise error(
+                f"{path}: its header lies: tensor '{name}' of shape {list(entry.shape)} and dtype "
+                f"{entry.dtype} has {entry.size:,} bytes"
+            )
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as reason:
+        raise error(f"{path}: not a valid safetensors file ({reason})") from reason
+    return Header(tensors, metadata)
+
+
+def _stored(entry: dict[str, Any], data_start: int) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError(f"sizes {shape} and offsets {start}, {end} are not counts")
+    return StoredTensor(str(entry["dtype"]), shape, data_start + start, end - start)
+
+
+class SafetensorsWriter:
+    """Writes tensors in the order they come; the header goes in front when the writer closes.
+
+    `reserve` bytes are kept for the header from the start. Where it needs more, the data moves up
+    inside the file; where it needs less, it is padded with spaces, which the format allows.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, str], reserve: int = 0) -> None:
+        self.metadata = metadata
+        self._reserve = reserve
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._written = 0
+        self._file: BinaryIO = path.open("w+b")
+        self._file.seek(reserve)
+
+    def add(
+        self, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]
+    ) -> None:
+        """Appends one tensor, its bytes in chunks. Raises: ValueError where they don't fill it."""
+        if name in self._entries:
+            raise ValueError(f"{name}: written twice")
+        start = self._written
+        for chunk in chunks:
+            self._file.write(chunk)
+            self._written += len(chunk)
+        if self._written - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+            raise ValueError(f"{name}: {self._written - start} bytes for {dtype} {shape}")
+        self._entries[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [start, self._written],
+        }
+
+    def close(self) -> None:
+        """Writes the header; the file is complete after it."""
+        header = header_bytes(self._entries, self.metadata)
+        if len(header) > self._reserve:
+            _shift(self._file, self._reserve, self._written, len(header))
+        else:
+            body = header[8:].ljust(self._reserve - 8)
+            header = struct.pack("<Q", len(body)) + body
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def header_bytes(entries: dict[str, dict[str, Any]], metadata: dict[str, str]) -> bytes:
+    """Returns a header with its length in front, padded with spaces to a multiple of 8 bytes."""
+    document = {"__metadata__": metadata, **entries} if metadata else entries
+    body = json.dumps(document, separators=(",", ":")).encode()
+    body = body.ljust(-(-len(body) // 8) * 8)
+    return struct.pack("<Q", len(body)) + body
+
+
+def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
+    """Moves `size` bytes from offset `start` up to `target`, from the end so that nothing is overrun."""
+    for end in range(size, 0, -_COPY_BYTES):
+        begin = max(0, end - _COPY_BYTES)
+        file.seek(start + begin)
+        chunk = file.read(end - begin)
+        file.seek(target + begin)
+        file.write(chunk)
+
+
+def read_range(path: Path, offset: int, size: int, error: type[FlexswitchError]) -> bytearray:
+    """Returns `size` bytes at `offset`. Raises: `error` where the file has become shorter."""
+    data = bytearray(size)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        view, done = memoryview(data), 0
+        while done < size:
+            count = file.readinto(view[done : done + (1 << 30)])
+            if not count:
+                raise error(f"{path}: ends at byte {offset + done:,}, expected {offset + size:,}")
+            done += count
+    return data

@@ -1,0 +1,127 @@
+"""The form in which methods hand a compressed tensor to codecs: kept positions and their levels.
+
+A level of 1, 2, 4 or 8 bits is an index l into the 2^bits evenly spaced values of [-scale, scale]:
+value = scale · (2l + 1 − 2^bits) / (2^bits − 1); there is no zero among them. With one bit, 0 stands
+for −scale and 1 for +scale. A level of 16 or 32 bits is the value's own bit pattern, bfloat16 or
+float32, never the pattern 0; scale is then 1.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Levels = NDArray[np.unsignedinteger[Any]]
+FloatArray = NDArray[np.float32]
+
+LEVEL_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint8),
+    4: np.dtype(np.uint8),
+    8: np.dtype(np.uint8),
+    16: np.dtype("<u2"),
+    32: np.dtype("<u4"),
+}
+GROUP_SIZES = (4, 8, 16, 32, 64, 128, 256)
+_BLOCK_ENTRIES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SparseLayout:
+    """What a container records of a sparse tensor beside its bytes."""
+
+    shape: tuple[int, ...]
+    kept: int
+    bits: int
+
+    @property
+    def entries(self) -> int:
+        """Number of entries, kept or not."""
+        return math.prod(self.shape)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a mask of one bit an entry."""
+        return -(-self.entries // 8)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """The kept entries of one tensor, in row-major order.
+
+    mask: (⌈entries / 8⌉,) uint8, one bit an entry, the lowest bit first, unused bits zero.
+    levels: (kept,) in the dtype of `LEVEL_DTYPES[bits]`.
+    """
+
+    shape: tuple[int, ...]
+    mask: NDArray[np.uint8]
+    levels: Levels
+    bits: int
+
+    def __post_init__(self) -> None:
+        layout = self.layout
+        if self.mask.shape != (layout.mask_bytes,) or self.levels.dtype != LEVEL_DTYPES[self.bits]:
+            raise ValueError(f"mask {self.mask.shape} or levels {self.levels.dtype} do not fit {layout}")
+        if int(np.bitwise_count(self.mask).sum(dtype=np.int64)) != layout.kept:
+            raise ValueError(f"the mask does not mark {layout.kept} entries")
+        if self.bits >= 16 and not self.levels.all():
+            raise ValueError("a kept value has the bit pattern 0")
+
+    @property
+    def layout(self) -> SparseLayout:
+        """Shape, kept count and bits."""
+        return SparseLayout(self.shape, len(self.levels), self.bits)
+
+    def dense_blocks(self, scale: float, block_entries: int = _BLOCK_ENTRIES) -> Iterator[FloatArray]:
+        """Yields the reconstructed values as flat float32 blocks, dropped entries as zeros.
+
+        `block_entries` is a multiple of 8. The blocks do not depend on it.
+        """
+        values = level_values(self.levels, self.bits, scale)  # (kept,)
+        entries, used = self.layout.entries, 0
+        for start in range(0, entries, block_entries):
+            count = min(block_entries, entries - start)
+            bits = self.mask[start // 8 : -(-(start + count) // 8)]
+            marked = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+            kept = int(np.count_nonzero(marked))
+            block = np.zeros(count, np.float32)
+            block[marked] = values[used : used + kept]
+            used += kept
+            yield block
+
+
+@dataclass(frozen=True)
+class SparseStats:
+    """The counts from which codecs tell their size.
+
+    occupied[g]: number of groups of g consecutive entries that hold a kept one, g in `GROUP_SIZES`.
+    """
+
+    layout: SparseLayout
+    occupied: dict[int, int]
+
+
+def sparse_stats(sparse: SparseTensor) -> SparseStats:
+    """Returns the counts of a tensor's mask, in one pass over its bits."""
+    mask = sparse.mask
+    occupied = {4: int(np.count_nonzero(mask & 0x0F)) + int(np.count_nonzero(mask & 0xF0))}
+    alive = mask != 0  # (⌈entries / 8⌉,)
+    for size in GROUP_SIZES[1:]:
+        occupied[size] = int(np.count_nonzero(alive))
+        alive = np.append(alive, False) if len(alive) % 2 else alive
+        alive = alive[0::2] | alive[1::2]
+    return SparseStats(sparse.layout, occupied)
+
+
+def level_values(levels: Levels, bits: int, scale: float) -> FloatArray:
+    """Returns the float32 values that levels stand for, rounded once from float64."""
+    if bits == 32:
+        return levels.view(np.float32)
+    if bits == 16:
+        return (levels.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    steps = (1 << bits) - 1
+    table = np.float64(scale) * (2 * np.arange(steps + 1) - steps) / steps
+    return table.astype(np.float32)[levels]

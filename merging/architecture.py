@@ -1,0 +1,21 @@
+"""Tells from config.json and tensor names how a checkpoint is run."""
+
+from collections.abc import Iterable, Mapping
+
+ADAPTERS = ("hf-sequence-classification", "hf-image-classification", "hf-encoder")
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+
+
+def detect_adapter(config: Mapping[str, object], extras: Iterable[str]) -> str | None:
+    """Returns the adapter's name, None where the checkpoint does not say.
+
+    A model without a head of its own that carries the extras `head.weight` and `head.bias` is an
+    encoder with a linear head.
+    """
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if any(str(name).endswith("ForSequenceClassification") for name in names):
+        return "hf-sequence-classification"
+    if any(str(name).endswith("ForImageClassification") for name in names):
+        return "hf-image-classification"
+    return "hf-encoder" if HEAD_WEIGHT in extras else None

@@ -1,0 +1,111 @@
+"""The task vector between two checkpoints, computed as it is read."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.container import BaseIdentity, ModelRecord, RawTensor
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.architecture import detect_adapter
+from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config
+from flexswitch.merging.fingerprint import identify
+from flexswitch.merging.pairing import EVERYTHING, Pairing, Selection, pair
+from flexswitch.merging.task_vector import BLOCK_ENTRIES, raw_tensor
+
+# Entries of config.json that say where a model came from, not how it is run.
+_PROVENANCE_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
+
+
+class CheckpointPair:
+    """The task vector between two open checkpoints; computed as it is read."""
+
+    def __init__(self, base: Checkpoint, finetuned: Checkpoint, selection: Selection = EVERYTHING) -> None:
+        self.source = finetuned.source
+        self.base = base
+        self._finetuned = finetuned
+        self.pairing: Pairing = pair(base, finetuned, selection)
+        self.parameters = sum(base.tensors[name].entries for name in self.pairing.units)
+        self.units = {
+            name: TensorInfo(finetuned.tensors[other].dtype, base.tensors[name].shape)
+            for name, other in self.pairing.units.items()
+        }
+        config = read_config(finetuned)
+        self.model = ModelRecord(
+            adapter=detect_adapter(config, self.pairing.extras),
+            base_prefix=self.pairing.base_prefix,
+            prefix=self.pairing.prefix,
+            config=config_changes(read_config(base), config),
+        )
+        self.notes = self.pairing.notes
+        self._changed_buffers: dict[str, TensorInfo] | None = None
+
+    @property
+    def extras(self) -> Mapping[str, TensorInfo]:
+        """The checkpoint's own tensors, and the buffers that differ from the base's."""
+        if self._changed_buffers is None:
+            self._changed_buffers = {
+                other: self._finetuned.tensors[other]
+                for name, other in self.pairing.buffers.items()
+                if not _same(self.base, name, self._finetuned, other)
+            }
+        own = {name: self._finetuned.tensors[name] for name in self.pairing.extras}
+        return dict(sorted((own | self._changed_buffers).items()))
+
+    def identity(self) -> BaseIdentity:
+        """Returns the base's full identity; reads every byte of it."""
+        return identify(self.base)
+
+    def blocks(self, unit: str) -> Iterator[FloatArray]:
+        """Yields a unit's delta. Raises: InputError where it is not finite."""
+        for start, base, finetuned in self._weights(unit):
+            delta: FloatArray = (finetuned - base).numpy()
+            if not np.isfinite(delta).all():
+                raise InputError(
+                    f"{self.source}: tensor '{unit}' minus the base's is not finite near entry {start:,}; "
+                    "one of the two holds NaN or infinite weights"
+                )
+            yield delta
+
+    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns the weights where rounding makes base + delta another float32 than the fine-tuned one."""
+        positions, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        for start, base, finetuned in self._weights(unit):
+            missed = torch.nonzero(base + (finetuned - base) != finetuned).view(-1)
+            positions.append(missed.numpy() + start)
+            values.append(finetuned[missed].numpy())
+        return np.concatenate(positions), np.concatenate(values)
+
+    def extra(self, name: str) -> RawTensor:
+        """Returns a tensor of the fine-tuned checkpoint."""
+        return raw_tensor(self._finetuned, name)
+
+    def _weights(self, unit: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields (start, base, fine-tuned) blocks in float32; rows that only the base has are the base's."""
+        other = self.pairing.units[unit]
+        available = self._finetuned.tensors[other].entries
+        entries = self.base.tensors[unit].entries
+        for start in range(0, entries, BLOCK_ENTRIES):
+            stop = min(entries, start + BLOCK_ENTRIES)
+            base = self.base.read(unit, start, stop).to(torch.float32)
+            finetuned = self._finetuned.read(other, start, min(stop, available)).to(torch.float32)
+            if len(finetuned) < len(base):
+                finetuned = torch.cat([finetuned, base[len(finetuned) :]])
+            yield start, base, finetuned
+
+
+def config_changes(base: Mapping[str, object], finetuned: Mapping[str, object]) -> dict[str, object]:
+    """Returns the entries of a fine-tuned config.json that the base's lacks or has otherwise."""
+    return {
+        key: value
+        for key, value in finetuned.items()
+        if key not in _PROVENANCE_KEYS and (key not in base or base[key] != value)
+    }
+
+
+def _same(base: Checkpoint, name: str, finetuned: Checkpoint, other: str) -> bool:
+    one, two = base.tensors[name], finetuned.tensors[other]
+    return one == two and torch.equal(base.read(name), finetuned.read(other))

@@ -1,0 +1,38 @@
+"""What a compression method takes and gives: a tensor's delta by blocks, and its kept entries."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, Levels, SparseTensor
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The change of one tensor; `read` gives its flat float32 blocks in order, as often as needed.
+
+    Every block but the last has a multiple of 8 entries.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Iterable[FloatArray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """The kept entries of a tensor and the float32 scale of their levels."""
+
+    sparse: SparseTensor
+    scale: float
+
+
+def assemble(
+    shape: tuple[int, ...], masks: list[NDArray[np.uint8]], levels: list[Levels], bits: int
+) -> SparseTensor:
+    """Returns the sparse tensor of packed mask blocks and level blocks."""
+    mask = np.concatenate(masks) if masks else np.empty(0, np.uint8)
+    joined = np.concatenate(levels) if levels else np.empty(0, LEVEL_DTYPES[bits])
+    return SparseTensor(shape, mask, joined.astype(LEVEL_DTYPES[bits], copy=False), bits)

@@ -1,0 +1,23 @@
+"""P-Discard: the mask of T-Switch with the real values kept; without dropping, all that changed.
+
+Source: Qi et al. 2025 (arXiv 2412.00054), the paper's control; methods, §2.
+"""
+
+import numpy as np
+
+from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
+
+
+def p_discard(delta: Delta, *, drop: float = 0.6) -> Compressed:
+    """Returns the largest entries of both signs as float32.
+
+    drop: the share of each sign's entries that is dropped, in [0, 1).
+    Raises: UsageError on a drop rate outside its range.
+    """
+    check_drop(drop)
+    masks, patterns = [], []
+    for kept, values in kept_blocks(delta.read, drop):
+        masks.append(np.packbits(kept, bitorder="little"))
+        patterns.append(values.view(np.uint32))
+    return Compressed(assemble(delta.shape, masks, patterns, bits=32), 1.0)

@@ -1,0 +1,30 @@
+"""T-Switch: the largest entries of both signs, binarised, under one scale a tensor.
+
+Source: Qi et al. 2025, "Less is More: Efficient Model Merging with Binary Task Switch"
+(arXiv 2412.00054), task switch; methods, §2.
+"""
+
+import math
+
+import numpy as np
+
+from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
+
+
+def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:
+    """Returns the activation switch (mask), the polarity switch (signs) and the switch knob (scale).
+
+    drop: the share α of each sign's entries that is dropped, in [0, 1). The scale is
+    ‖kept‖₂ / √(number kept), so the binarised tensor has the kept values' norm.
+    Raises: UsageError on a drop rate outside its range.
+    """
+    check_drop(drop)
+    masks, signs, square_sum, kept_total = [], [], 0.0, 0
+    for kept, values in kept_blocks(delta.read, drop):
+        masks.append(np.packbits(kept, bitorder="little"))
+        signs.append((values > 0).view(np.uint8))
+        square_sum += float(np.square(values, dtype=np.float64).sum())
+        kept_total += len(values)
+    scale = math.sqrt(square_sum / kept_total) if kept_total else 0.0
+    return Compressed(assemble(delta.shape, masks, signs, bits=1), float(np.float32(scale)))

@@ -1,0 +1,14 @@
+"""Checks the device that the user asks for."""
+
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+
+
+def check_device(device: str) -> None:
+    """Raises: UsageError on another name than cpu or cuda; InputError where there is no CUDA device."""
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device: {unknown_name('device', device, ('cpu', 'cuda'))}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu")

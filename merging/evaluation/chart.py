@@ -1,0 +1,35 @@
+"""Draws score against stored bytes, one point a method."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.evaluation.evaluate import Score
+
+
+def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
+    """Writes a PNG: stored bytes a task (logarithmic) against the average score.
+
+    Raises: InputError where matplotlib is not installed, or the output may not be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as reason:
+        raise InputError(f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'") from reason
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for number, score in enumerate(scores):
+        axes.scatter(score.bytes_per_task, score.average, s=70, label=score.method,
+                     marker="osD^vP*X<>"[number % 10], zorder=3)  # fmt: skip
+    individual = [score.average for score in scores if score.method == "individual"]
+    for average in individual:
+        axes.axhline(average, color="0.6", linewidth=1, linestyle="--", zorder=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("stored bytes a task, beside the base")
+    axes.set_ylabel("average accuracy (%)")
+    axes.set_title(f"{len(scores[0].accuracy)} tasks: accuracy against stored size")
+    axes.grid(color="0.9", zorder=0)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with atomic_file(path, overwrite) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

@@ -1,0 +1,237 @@
+"""Scores every method on every task of a zoo.
+
+Routed methods answer one mixed, shuffled stream of all tasks' examples, each sample under its own
+weights; the head is that of the sample's task.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoint import Checkpoint
+from flexswitch.merging.evaluation.adapters import Adapter, Batch, load_weights
+from flexswitch.merging.evaluation.data import Examples
+from flexswitch.merging.restore import OutputTensor, restored_tensors
+from flexswitch.merging.routing.query_index import QueryIndex
+from flexswitch.merging.switching.mixture import Mixture
+from flexswitch.merging.task_vector import TaskVector, to_torch
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table: accuracies in percent, seconds a sample, bytes a task beside the base."""
+
+    method: str
+    accuracy: dict[str, float]
+    bytes_per_task: float
+    seconds: float
+    routing_accuracy: float | None = None
+
+    @property
+    def average(self) -> float:
+        """The mean over tasks."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+@dataclass(frozen=True)
+class Router:
+    """Gives a task's test samples their weights: features by task, and the index that they ask."""
+
+    index: QueryIndex
+    features: Callable[[str], Tensor]
+
+
+@dataclass
+class Bench:
+    """What all methods are scored on: the base, the tasks' models without weights, and the examples."""
+
+    base: Checkpoint
+    adapter: Adapter
+    vectors: Mapping[str, TaskVector]
+    examples: Mapping[str, Examples]
+    device: str = "cpu"
+    models: dict[str, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for task, vector in self.vectors.items():
+            self.models[task] = self.adapter.model(vector.model.config, vector.extras)
+            self.set_weights(task, vector, 0.0)
+            self.models[task].to(self.device)
+
+    def warm_up(self) -> None:
+        """Runs one sample of each task, so that what is timed later is not the first call."""
+        for task, model in self.models.items():
+            _, batch = self.batches_of(task, np.arange(1))[0]
+            with torch.inference_mode():
+                self.adapter.logits(model, batch)
+
+    def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
+        """Puts θ + λ·τ and the vector's own head into a task's model; λ = 0 is the base under that head."""
+        self._load(task, restored_tensors(self.base, vector, lambda_, torch.float32), vector.source)
+
+    def set_merged(self, task: str, merged: Mapping[str, OutputTensor]) -> None:
+        """Puts merged weights under a task's own head."""
+        vector = self.vectors[task]
+        state = {vector.model.finetuned_name(name): output.whole() for name, output in merged.items()}
+        state |= {name: to_torch(vector.extra(name)) for name in vector.extras}
+        self._load_state(task, state, vector.source)
+
+    def parameter_names(self, task: str, units: Sequence[str]) -> dict[str, str]:
+        """Returns the names that units have in a task's model."""
+        model = self.vectors[task].model
+        return {unit: self.adapter.parameter_name(model.finetuned_name(unit)) for unit in units}
+
+    def batches(self, task: str) -> list[tuple[NDArray[np.int64], Batch]]:
+        """Returns a task's examples in batches, with their rows."""
+        return self.batches_of(task, np.arange(len(self.examples[task])))
+
+    def batches_of(self, task: str, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Batch]]:
+        """Returns some of a task's examples in batches, with their rows."""
+        chunks = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        inputs = [self.adapter.batch(self.examples[task].take(chunk).inputs) for chunk in chunks]
+        on_device = [{name: value.to(self.device) for name, value in batch.items()} for batch in inputs]
+        return list(zip(chunks, on_device, strict=True))
+
+    def _load(self, task: str, outputs: Mapping[str, OutputTensor], source: str) -> None:
+        self._load_state(task, {name: output.whole() for name, output in outputs.items()}, source)
+
+    def _load_state(self, task: str, state: Mapping[str, Tensor], source: str) -> None:
+        named = {self.adapter.parameter_name(name): tensor for name, tensor in state.items()}
+        load_weights(self.models[task], named, source)
+
+
+def score_fixed(bench: Bench, method: str, prepare: Callable[[str], None], bytes_per_task: float) -> Score:
+    """Scores one set of weights a task; `prepare` puts them into the task's model."""
+    accuracy, seconds, count = {}, 0.0, 0
+    for task in bench.vectors:
+        prepare(task)
+        labels = _labels(bench.examples[task])
+        correct = 0
+        for rows, batch in bench.batches(task):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                predicted = bench.adapter.logits(bench.models[task], batch).argmax(-1)
+            seconds += time.perf_counter() - started
+            correct += int((predicted.cpu().numpy() == labels[rows]).sum())
+            count += len(rows)
+        accuracy[task] = 100 * correct / len(labels)
+    return Score(method, accuracy, bytes_per_task, seconds / count)
+
+
+def score_switched(
+    bench: Bench,
+    method: str,
+    router: Router,
+    mode: str,
+    bytes_per_task: float,
+) -> Score:
+    """Scores a routed method on the mixed stream of all tasks.
+
+    mode "per-sample": each sample under its own weights; "batch-mean": the weights averaged over
+    batches of 256 samples of one task, as the published evaluation does; "oracle": the true task's.
+    """
+    tasks = list(bench.vectors)
+    started = time.perf_counter()
+    shares, leading = _route(tasks, router)
+    routing_accuracy = 100 * float(np.mean(np.concatenate([leading[task] == task for task in tasks])))
+    if mode == "oracle":
+        shares = {
+            task: np.tile(np.array([task == other for other in tasks], np.float32), (len(shares[task]), 1))
+            for task in tasks
+        }
+    elif mode == "batch-mean":
+        shares = {task: _batch_means(each) for task, each in shares.items()}
+    stream, weights = _mixed_stream(shares)  # (sample,) of (task, row), (sample, task)
+    mixture = _mixture(bench)
+    for task, vector in bench.vectors.items():
+        bench.set_weights(task, vector, 0.0)
+    names = {task: bench.parameter_names(task, mixture.units) for task in tasks}
+    correct = dict.fromkeys(tasks, 0)
+    _, group_of = np.unique(weights, axis=0, return_inverse=True)
+    order = np.argsort(group_of.reshape(-1), kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(group_of.reshape(-1)[order])) + 1):
+        mixed = mixture.weights(weights[group[0]].tolist())
+        for task_number in np.unique(stream[group, 0]):
+            task = tasks[task_number]
+            rows = stream[group, 1][stream[group, 0] == task_number]
+            state = {names[task][unit]: tensor for unit, tensor in mixed.items()}
+            for chunk, batch in bench.batches_of(task, rows):
+                predicted = _predict(bench, task, state, batch)
+                correct[task] += int((predicted == _labels(bench.examples[task])[chunk]).sum())
+    seconds = time.perf_counter() - started
+    accuracy = {task: 100 * correct[task] / len(shares[task]) for task in tasks}
+    return Score(method, accuracy, bytes_per_task, seconds / len(stream), routing_accuracy)
+
+
+def _predict(bench: Bench, task: str, state: Mapping[str, Tensor], batch: Batch) -> NDArray[np.int64]:
+    model = bench.models[task]
+    wrapped = _Logits(bench.adapter, model)
+    with torch.inference_mode():
+        logits = functional_call(
+            wrapped, {f"model.{name}": tensor for name, tensor in state.items()}, (batch,)
+        )
+    predicted: NDArray[np.int64] = logits.argmax(-1).cpu().numpy()
+    return predicted
+
+
+class _Logits(nn.Module):
+    """An adapter's logits as a module, so that its parameters can be swapped for one call."""
+
+    def __init__(self, adapter: Adapter, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._adapter = adapter
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._adapter.logits(self.model, batch)
+
+
+def _route(
+    tasks: Sequence[str], router: Router
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.str_]]]:
+    """Returns each task's samples' weights (sample, task), and the leading task's name."""
+    index = router.index
+    columns = [index.tasks.index(task) for task in tasks]
+    shares, leading = {}, {}
+    for task in tasks:
+        weights, first = index.weights(router.features(task))
+        shares[task] = weights.numpy()[:, columns]
+        leading[task] = np.array(index.tasks)[first]
+    return shares, leading
+
+
+def _batch_means(weights: NDArray[np.float32], batch: int = 256) -> NDArray[np.float32]:
+    chunks = [weights[start : start + batch] for start in range(0, len(weights), batch)]
+    return np.concatenate([np.broadcast_to(chunk.mean(0), chunk.shape) for chunk in chunks])
+
+
+def _mixed_stream(shares: Mapping[str, NDArray[np.float32]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    stream = np.concatenate(
+        [
+            np.stack([np.full(len(each), number), np.arange(len(each))], 1)
+            for number, each in enumerate(shares.values())
+        ]
+    )
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(stream))
+    return stream[order], np.concatenate(list(shares.values()))[order]
+
+
+def _mixture(bench: Bench) -> Mixture:
+    units = sorted(set().union(*(vector.units for vector in bench.vectors.values())))
+    base = {unit: bench.base.read(unit).view(bench.base.tensors[unit].shape) for unit in units}
+    return Mixture(base, list(bench.vectors.values()))
+
+
+def _labels(examples: Examples) -> NDArray[np.int64]:
+    if examples.labels is None:
+        raise InputError("the test examples carry no labels")
+    return examples.labels

@@ -1,0 +1,106 @@
+"""The methods that `eval` knows: what each needs, and what it stores for a task beside the base."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.safetensors_file import DTYPE_BYTES
+from flexswitch.codecs.zoo import Zoo
+from flexswitch.merging.compression.registry import METHODS
+from flexswitch.merging.evaluation.evaluate import Bench, Router, Score, score_fixed, score_switched
+from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.static.merge import merged_tensors
+from flexswitch.merging.static.registry import MERGES
+from flexswitch.merging.task_vector import TaskVector
+
+ROUTED = ("auto-switch",)
+MODES = ("per-sample", "batch-mean", "oracle")
+KNOWN = ("base", "individual", *MERGES, *METHODS, *ROUTED)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that scoring needs.
+
+    finetuned: the full-precision task vectors, of all tasks or of none; router: there where a routed
+    method is asked for; base_score: the base under each task's head, the yardstick of time.
+    """
+
+    bench: Bench
+    zoo: Zoo
+    finetuned: Mapping[str, TaskVector]
+    router: Router | None
+    base_score: Score
+
+
+def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_finetuned: bool) -> None:
+    """Checks what is asked for before anything is computed.
+
+    Raises: UsageError on an unknown method or mode; InputError where a method lacks what it needs.
+    """
+    packed = sorted({record.method for record in zoo.record.tasks.values()})
+    for method in methods:
+        if method not in KNOWN:
+            raise UsageError(f"--methods: {unknown_name('method', method, KNOWN)}")
+        if method == "individual" and not has_finetuned:
+            raise InputError(
+                "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
+            )
+        if method in METHODS and packed != [method]:
+            raise InputError(f"--methods {method}: {zoo.path} holds tasks compressed by {', '.join(packed)}")
+        if method in ROUTED:
+            zoo.index_file()
+    for mode in modes:
+        if mode not in MODES:
+            raise UsageError(f"--routing: {unknown_name('mode', mode, MODES)}")
+
+
+def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Score]:
+    """Returns a method's rows: one, or for a routed method one for each mode."""
+    bench, finetuned = evaluation.bench, evaluation.finetuned
+    if method == "base":
+        return [evaluation.base_score]
+    if method == "individual":
+        sizes = [_dense_bytes(vector) for vector in finetuned.values()]
+        return [score_fixed(bench, method, weights_of(bench, finetuned, 1.0), mean_bytes(sizes))]
+    if method in MERGES:
+        vectors = finetuned or bench.vectors
+        merged = merged_tensors(
+            bench.base, list(vectors.values()), method, parse_settings(method, MERGES[method], []), None
+        )
+        return [score_fixed(bench, method, lambda task: bench.set_merged(task, merged), head_bytes(bench))]
+    stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in bench.vectors])
+    if method in METHODS:
+        return [score_fixed(bench, method, weights_of(bench, bench.vectors, 1.0), stored)]
+    return [_switched(evaluation, method, mode, stored) for mode in modes]
+
+
+def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> Score:
+    if evaluation.router is None or evaluation.zoo.record.index is None:
+        raise ValueError("a routed method is scored with its query index")
+    share = evaluation.zoo.record.index.size / len(evaluation.bench.vectors)
+    return score_switched(evaluation.bench, f"{method} ({mode})", evaluation.router, mode, stored + share)
+
+
+def mean_bytes(sizes: Sequence[int]) -> float:
+    """Returns the mean of sizes in bytes."""
+    return sum(sizes) / len(sizes)
+
+
+def head_bytes(bench: Bench) -> float:
+    """Returns the mean bytes of the tasks' own tensors."""
+    return mean_bytes([_extra_bytes(vector) for vector in bench.vectors.values()])
+
+
+def weights_of(bench: Bench, vectors: Mapping[str, TaskVector], lambda_: float) -> Callable[[str], None]:
+    """Returns what puts θ + λ·τ into a task's model."""
+    return lambda task: bench.set_weights(task, vectors[task], lambda_)
+
+
+def _extra_bytes(vector: TaskVector) -> int:
+    return sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.extras.values())
+
+
+def _dense_bytes(vector: TaskVector) -> int:
+    units = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.units.values())
+    return units + _extra_bytes(vector)

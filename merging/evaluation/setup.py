@@ -1,0 +1,105 @@
+"""Opens all that an evaluation needs, with every check before the first forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.device import check_device
+from flexswitch.merging.evaluation.adapters import Adapter, get_adapter
+from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
+from flexswitch.merging.evaluation.evaluate import Bench, Router, score_fixed
+from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
+from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.routing.features import FROM_FILE, FeatureSource, FileFeatures, model_features
+from flexswitch.merging.routing.query_index import QueryIndex
+from flexswitch.merging.routing.query_set import check_covers, read_query_set
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be scored; the fields are the options of `flexswitch eval`."""
+
+    zoo: Path
+    base: str
+    data: Path
+    finetuned: Sequence[str] = ()
+    methods: Sequence[str] = ("base", "t-switch")
+    modes: Sequence[str] = ("per-sample",)
+    neighbours: int | None = None
+    features: Path | None = None
+    limit: int | None = None
+    adapter: str | None = None
+    device: str = "cpu"
+
+
+def open_evaluation(request: Request) -> Evaluation:
+    """Returns an evaluation ready to score. Raises: InputError, UsageError, ArtifactError."""
+    check_device(request.device)
+    zoo = open_zoo(request.zoo)
+    sources = read_finetuned(request.finetuned, zoo)
+    check_methods(request.methods, request.modes, zoo, bool(sources))
+    base = open_checkpoint(request.base)
+    check_base(base, zoo.record.base, str(request.zoo))
+    examples = {task: _examples(request, task) for task in zoo}
+    finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
+    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
+    adapter = get_adapter(request.adapter or zoo.record.adapter, base, trusted=request.adapter is not None)
+    routed = any(method in ROUTED for method in request.methods)
+    router = _router(request, zoo, adapter, examples) if routed else None
+    bench = Bench(base, adapter, vectors, examples, request.device)
+    bench.warm_up()
+    base_score = score_fixed(bench, "base", weights_of(bench, vectors, 0.0), head_bytes(bench))
+    return Evaluation(bench, zoo, finetuned, router, base_score)
+
+
+def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
+    """Returns task → checkpoint from `TASK=CHECKPOINT` texts, in the zoo's order.
+
+    Raises: UsageError where one is no pair; InputError where a task is unknown, or one has none.
+    """
+    found: dict[str, str] = {}
+    for text in pairs:
+        task, equals, source = text.partition("=")
+        if not equals or not source:
+            raise UsageError(f"--finetuned {text}: expected TASK=CHECKPOINT")
+        if task not in zoo.record.tasks:
+            raise InputError(f"--finetuned {text}: {unknown_name('task', task, zoo)}")
+        found[task] = source
+    lacking = [task for task in zoo if task not in found]
+    if found and lacking:
+        raise InputError(f"--finetuned: the task '{lacking[0]}' has no checkpoint; give one for every task")
+    return {task: found[task] for task in zoo} if found else {}
+
+
+def _examples(request: Request, task: str) -> Examples:
+    examples = read_examples(task_file(request.data, task, "test"), labelled=True)
+    return examples if request.limit is None else examples.take(np.arange(min(len(examples), request.limit)))
+
+
+def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> Router:
+    """Returns what gives each task's samples their weights, by the features the zoo was indexed with."""
+    query_set = read_query_set(zoo)
+    check_covers(query_set, list(zoo), zoo.path)
+    kind = query_set.header.features
+    if (kind == FROM_FILE) != (request.features is not None):
+        wanted = "give that file with --features" if kind == FROM_FILE else "leave out --features"
+        raise InputError(f"{zoo.path}: was indexed with the features '{kind}'; {wanted}")
+    source: FeatureSource
+    if request.features is not None:
+        source = FileFeatures(request.features)
+    else:
+        source = model_features(kind, adapter, request.device)
+    index = QueryIndex(query_set, request.neighbours or adapter.neighbours, request.device)
+
+    def features(task: str) -> Tensor:
+        return source.rows(task, "test", examples[task], np.arange(len(examples[task])))
+
+    return Router(index, features)

@@ -1,0 +1,81 @@
+"""Tells one base from another: a hash of all its tensors, and one of a few slices of each."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexswitch.codecs.container import BaseIdentity
+from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.merging.checkpoint import Checkpoint
+
+_CHUNK_ENTRIES = 1 << 22
+_SLICES, _SLICE_ENTRIES = 16, 64
+
+
+def identify(base: Checkpoint) -> BaseIdentity:
+    """Returns a base's full identity; reads every byte of it."""
+    return BaseIdentity(fingerprint=fingerprint(base), sample=sample_fingerprint(base), id=base.hub_id)
+
+
+def fingerprint(base: Checkpoint) -> str:
+    """Returns the SHA-256 over (name, dtype, shape, SHA-256 of the bytes) of all tensors in name order."""
+    return _hash_tensors(base, lambda name: _chunks(base.tensors[name].entries))
+
+
+def sample_fingerprint(base: Checkpoint) -> str:
+    """Returns the same hash over 16 evenly spaced slices of 64 entries of each tensor."""
+    return _hash_tensors(base, lambda name: _slices(base.tensors[name].entries))
+
+
+def check_base(base: Checkpoint, expected: BaseIdentity, owner: str, full: bool = False) -> None:
+    """Checks that `base` is the one a task vector was made from, by its slices or by every byte.
+
+    Raises: InputError naming both, or with `full` ArtifactError.
+    """
+    found = fingerprint(base) if full else sample_fingerprint(base)
+    wanted = expected.fingerprint if full else expected.sample
+    if found != wanted:
+        known_as = f" ({expected.id})" if expected.id else ""
+        error = ArtifactError if full else InputError
+        raise error(
+            f"{base.source}: is not the base of {owner}: its {'' if full else 'sampled '}fingerprint is "
+            f"{found[:12]}, expected {wanted[:12]}{known_as}; give the base it was made from"
+        )
+
+
+def _hash_tensors(base: Checkpoint, ranges: Callable[[str], Iterator[tuple[int, int]]]) -> str:
+    def content(name: str) -> bytes:
+        digest = hashlib.sha256()
+        for start, stop in ranges(name):
+            digest.update(_bytes(base.read(name, start, stop)).data)
+        info = base.tensors[name]
+        shape = ",".join(map(str, info.shape))
+        return f"{name}\0{info.dtype}\0{shape}\0{digest.hexdigest()}\n".encode()
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:  # hashing and reading let go of the interpreter's lock
+        for line in pool.map(content, base.tensors):
+            total.update(line)
+    return total.hexdigest()
+
+
+def _chunks(entries: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, entries, _CHUNK_ENTRIES):
+        yield start, min(entries, start + _CHUNK_ENTRIES)
+
+
+def _slices(entries: int) -> Iterator[tuple[int, int]]:
+    if entries <= _SLICES * _SLICE_ENTRIES:
+        yield 0, entries
+        return
+    for index in range(_SLICES):
+        start = index * (entries - _SLICE_ENTRIES) // (_SLICES - 1)
+        yield start, start + _SLICE_ENTRIES
+
+
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    return tensor.contiguous().view(torch.uint8).numpy()

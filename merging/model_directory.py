@@ -1,0 +1,117 @@
+"""Writes a restored or merged model as a directory that transformers loads."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.atomic import atomic_directory, check_space
+from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.safetensors_file import DTYPE_BYTES, SafetensorsWriter
+from flexswitch.merging.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
+from flexswitch.merging.restore import OutputTensor
+
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
+_NOT_COPIED = ("config.json", ADAPTER_CONFIG)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as 5GB, 400KB or 12345. Raises: UsageError.
+
+    >>> parse_size("5GB")
+    5000000000
+    """
+    match = re.fullmatch(r"(\d+)(|KB|MB|GB)", text.upper())
+    if not match or int(match[1]) == 0:
+        raise UsageError(f"size '{text}': expected a whole number of bytes, or one with KB, MB or GB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def write_model_directory(
+    path: Path,
+    outputs: Mapping[str, OutputTensor],
+    base: Checkpoint,
+    config_changes: Mapping[str, Any],
+    card: str,
+    shard_bytes: int,
+    overwrite: bool,
+    on_tensor: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes weights in shards, the base's config and tokenizer files, and a model card.
+
+    Raises: InputError where the output may not be written or the disk is too small.
+    """
+    shards = _plan_shards(outputs, shard_bytes)
+    with atomic_directory(path, overwrite) as partial:
+        check_space(path, sum(map(_bytes, outputs.values())))
+        for shard, names in shards.items():
+            with SafetensorsWriter(partial / shard, {"format": "pt"}) as writer:
+                for name in names:
+                    on_tensor(name)
+                    info = outputs[name].info
+                    writer.add(name, info.dtype, info.shape, _chunks(outputs[name].blocks()))
+        if len(shards) > 1:
+            weight_map = {name: shard for shard, names in shards.items() for name in names}
+            total = sum(map(_bytes, outputs.values()))
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            _write_json(partial / "model.safetensors.index.json", index)
+        config = {**read_config(base), **config_changes}
+        if config:
+            _write_json(partial / "config.json", config)
+        _copy_side_files(base.directory, partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def model_card(title: str, lines: Mapping[str, str], command: str) -> str:
+    """Returns a model card in Markdown that says how the model was made."""
+    rows = "\n".join(f"- {label}: {value}" for label, value in lines.items())
+    front = "---\ntags:\n- flexswitch\n- merge\n---\n"
+    return f"{front}\n# {title}\n\nMade with flexswitch.\n\n{rows}\n\n    {command}\n"
+
+
+def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[str, list[str]]:
+    """Returns file name → tensor names, each file of at most `shard_bytes` or one tensor."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    # Wide dtypes first, so that every tensor starts at a multiple of its width.
+    for name in sorted(outputs, key=lambda name: (-DTYPE_BYTES[outputs[name].info.dtype], name)):
+        needed = _bytes(outputs[name])
+        if groups[-1] and used + needed > shard_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += needed
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": names
+        for number, names in enumerate(groups, 1)
+    }
+
+
+def _bytes(output: OutputTensor) -> int:
+    return output.info.entries * DTYPE_BYTES[output.info.dtype]
+
+
+def _chunks(blocks: Iterator[Tensor]) -> Iterator[bytes]:
+    for block in blocks:
+        yield block.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _copy_side_files(source: Path | None, target: Path) -> None:
+    if source is None:
+        return
+    for pattern in _COPIED:
+        for file in sorted(source.glob(pattern)):
+            if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, target / file.name)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

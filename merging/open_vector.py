@@ -1,0 +1,42 @@
+"""Opens whatever holds a task vector: an artifact, a task vector file, a checkpoint, a LoRA, a zoo."""
+
+from pathlib import Path
+
+from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+from flexswitch.merging.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from flexswitch.merging.checkpoint_pair import CheckpointPair
+from flexswitch.merging.lora import LoraVector
+from flexswitch.merging.pairing import EVERYTHING, Selection
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector, task_name
+from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+
+
+def open_task_vectors(source: str, base: Checkpoint) -> dict[str, TaskVector]:
+    """Returns the task vectors that a zoo, artifact, task vector file or checkpoint holds, by task.
+
+    Raises: InputError where it is none of these.
+    """
+    path = Path(source)
+    if (path / ZOO_FILE).is_file():
+        zoo = open_zoo(path)
+        return {task: ArtifactVector(zoo[task]) for task in zoo}
+    if source.endswith(".fsw"):
+        artifact = open_artifact(path)
+        return {artifact.header.name: ArtifactVector(artifact)}
+    if source.endswith(SUFFIX):
+        vector = TaskVectorFile(path)
+        return {vector.header.name: vector}
+    return {task_name(source): open_finetuned(source, base)}
+
+
+def open_finetuned(
+    source: str, base: Checkpoint, selection: Selection = EVERYTHING
+) -> CheckpointPair | LoraVector:
+    """Returns the task vector of a fine-tuned checkpoint or a PEFT LoRA against its base.
+
+    Raises: InputError where the two don't fit.
+    """
+    if is_adapter(source):
+        return LoraVector(base, source, selection)
+    return CheckpointPair(base, open_checkpoint(source), selection)

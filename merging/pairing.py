@@ -1,0 +1,167 @@
+"""Matches the tensors of a fine-tuned checkpoint to those of its base, from headers alone.
+
+Source: methods, §1: units, buffers, extras, resized tensors, prefixes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.dtypes import is_floating
+
+Resize = Literal["refuse", "extra", "rows"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asks for: patterns over base names, and what becomes of a resized tensor."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    on_resize: Resize = "refuse"
+
+    def takes(self, name: str) -> bool:
+        """Returns whether a name is included (every one is, without patterns) and not excluded."""
+        included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return included and not self.excludes(name)
+
+    def excludes(self, name: str) -> bool:
+        """Returns whether a name is excluded."""
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which tensor of the fine-tuned checkpoint belongs to which of the base.
+
+    units and buffers: base name → fine-tuned name, in name order; buffers are stored raw when they
+    differ. extras: fine-tuned names that are stored raw. notes: what the user should know.
+    """
+
+    units: dict[str, str]
+    buffers: dict[str, str]
+    extras: list[str]
+    base_prefix: str
+    prefix: str
+    notes: list[str]
+
+
+def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairing:
+    """Returns the pairing of two checkpoints.
+
+    Raises: InputError where they share no name, the fine-tuned one lacks a tensor of the base, or a
+    shape differs and `on_resize` is "refuse".
+    """
+    base_prefix, prefix = common_prefix(list(base.tensors), [*finetuned.tensors, *finetuned.aliases])
+    notes = _prefix_notes(base_prefix, prefix)
+    units: dict[str, str] = {}
+    buffers: dict[str, str] = {}
+    resized: list[str] = []
+    missing: list[str] = []
+    used: set[str] = set()
+    for name, info in base.tensors.items():
+        other = _partner(name, base, finetuned, base_prefix, prefix)
+        if other is not None:
+            used.add(other)
+        if not selection.takes(name):
+            continue
+        if other is None:
+            if is_floating(info.dtype):
+                missing.append(name)
+            continue  # a buffer of whole numbers that the checkpoint does not store is the base's
+        target = finetuned.tensors[other]
+        if not (is_floating(info.dtype) and info.shape):
+            buffers[name] = other
+        elif target.shape == info.shape or _takes_rows(name, info, target, selection.on_resize, finetuned):
+            units[name] = other
+        else:
+            resized.append(other)
+    if missing:
+        raise InputError(
+            f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, "
+            f"such as '{missing[0]}'; leave them out with --exclude '{_pattern(missing)}'"
+        )
+    added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
+    if not units and not buffers and not resized:
+        raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
+    return Pairing(units, buffers, sorted(added + resized), base_prefix, prefix, notes)
+
+
+def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, str]:
+    """Returns (base's prefix, fine-tuned's prefix), at most one of them not empty.
+
+    The one prefix is taken under which most names agree; none, where no prefix brings more names.
+    """
+    base_names, finetuned_names = set(base), set(finetuned)
+    votes = Counter({("", ""): len(base_names & finetuned_names)})
+    votes.update(("", prefix) for prefix in _prefixes(finetuned, base_names))
+    votes.update((prefix, "") for prefix in _prefixes(base, finetuned_names))
+    return max(votes, key=lambda choice: (votes[choice], choice == ("", ""), choice))
+
+
+def _prefixes(longer: Sequence[str], shorter: set[str]) -> list[str]:
+    """Returns, for each longer name, every prefix that leads to one of the shorter names."""
+    found = []
+    for name in longer:
+        steps = name.split(".")
+        for cut in range(1, len(steps)):
+            if ".".join(steps[cut:]) in shorter:
+                found.append(".".join(steps[:cut]) + ".")
+    return found
+
+
+def _partner(name: str, base: Checkpoint, finetuned: Checkpoint, base_prefix: str, prefix: str) -> str | None:
+    """Returns the fine-tuned name of a base tensor or of one tied to it."""
+    tied = [alias for alias, first in base.aliases.items() if first == name]
+    for candidate in (name, *tied):
+        if not candidate.startswith(base_prefix):
+            continue
+        other = prefix + candidate.removeprefix(base_prefix)
+        other = finetuned.aliases.get(other, other)
+        if other in finetuned.tensors:
+            return other
+    return None
+
+
+def _takes_rows(
+    name: str, base: TensorInfo, finetuned: TensorInfo, choice: Resize, source: Checkpoint
+) -> bool:
+    """Returns whether a tensor of another shape gives its overlapping rows, or is stored whole.
+
+    Raises: InputError naming both shapes and the option, where the user has not chosen or can't.
+    """
+    rows_fit = len(base.shape) == len(finetuned.shape) and base.shape[1:] == finetuned.shape[1:]
+    if choice == "refuse" or (choice == "rows" and not rows_fit):
+        way = "store it whole with --on-resize extra"
+        if rows_fit:
+            way += ", or take the overlapping rows with --on-resize rows"
+        raise InputError(
+            f"{source.source}: tensor '{name}' has the shape {list(finetuned.shape)}, "
+            f"expected the base's {list(base.shape)}; {way}"
+        )
+    return choice == "rows"
+
+
+def _prefix_notes(base_prefix: str, prefix: str) -> list[str]:
+    if prefix:
+        return [f"the fine-tuned names carry the prefix '{prefix}'; the base's names are used"]
+    if base_prefix:
+        return [f"the base's names carry the prefix '{base_prefix}'; they are used"]
+    return []
+
+
+def _pattern(missing: list[str]) -> str:
+    """Returns a pattern that covers the missing names: their common module, or the one name."""
+    first = missing[0].split(".")[0]
+    return (
+        f"{first}.*"
+        if len(missing) > 1 and all(name.startswith(first + ".") for name in missing)
+        else missing[0]
+    )

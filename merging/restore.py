@@ -1,0 +1,111 @@
+"""Base plus task vector: one restored model, tensor by tensor.
+
+Computed in float32 and rounded once to the output's dtype. Source: methods, §2.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.container import Artifact
+from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
+from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.task_vector import BLOCK_ENTRIES, ArtifactVector, TaskVector, to_torch
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor of a restored or merged model; `blocks` yields it flat, in its dtype."""
+
+    info: TensorInfo
+    blocks: Callable[[], Iterator[Tensor]]
+
+    def whole(self) -> Tensor:
+        """Returns the tensor in its shape."""
+        return torch.cat([torch.empty(0, dtype=TORCH_DTYPES[self.info.dtype]), *self.blocks()]).reshape(
+            self.info.shape
+        )
+
+
+class LazyState(Mapping[str, Tensor]):
+    """A state dict whose tensors are computed as they are asked for."""
+
+    def __init__(self, outputs: Mapping[str, OutputTensor]) -> None:
+        self.outputs = outputs
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.outputs[name].whole()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+def restore(base: Checkpoint | str, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
+    """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor in the base's dtype, lazily.
+
+    Raises: InputError where `base` is not the one the task was made from.
+    """
+    checkpoint = open_checkpoint(base) if isinstance(base, str) else base
+    vector = ArtifactVector(task) if isinstance(task, Artifact) else task
+    check_base(checkpoint, vector.identity(), vector.source)
+    return LazyState(restored_tensors(checkpoint, vector, lambda_, None))
+
+
+def restored_tensors(
+    base: Checkpoint, vector: TaskVector, lambda_: float, dtype: torch.dtype | None
+) -> dict[str, OutputTensor]:
+    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name; dtype None keeps the base's."""
+    outputs = {}
+    for name, info in base.tensors.items():
+        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        read = _blocks(base, vector, name, lambda_, TORCH_DTYPES[output_info.dtype])
+        outputs[vector.model.finetuned_name(name)] = OutputTensor(output_info, read)
+    for name, info in vector.extras.items():
+        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        outputs[name] = OutputTensor(output_info, _extra_block(vector, name, TORCH_DTYPES[output_info.dtype]))
+    return dict(sorted(outputs.items()))
+
+
+def output_dtype(info: TensorInfo, dtype: torch.dtype | None) -> str:
+    """Returns a tensor's dtype in an output: the one asked for where it is floating, else its own."""
+    return DTYPE_NAMES[dtype] if dtype is not None and is_floating(info.dtype) else info.dtype
+
+
+def base_blocks(base: Checkpoint, name: str) -> Iterator[Tensor]:
+    """Yields a base tensor flat, block by block, in its own dtype."""
+    entries = base.tensors[name].entries
+    for start in range(0, entries, BLOCK_ENTRIES):
+        yield base.read(name, start, min(entries, start + BLOCK_ENTRIES))
+
+
+def _blocks(
+    base: Checkpoint, vector: TaskVector, name: str, lambda_: float, dtype: torch.dtype
+) -> Callable[[], Iterator[Tensor]]:
+    def read() -> Iterator[Tensor]:
+        if name not in vector.units:
+            yield from (block.to(dtype) for block in base_blocks(base, name))
+            return
+        positions, values = vector.exact(name)
+        start = 0
+        for weights, delta in zip(base_blocks(base, name), vector.blocks(name), strict=True):
+            block = weights.to(torch.float32) + lambda_ * torch.from_numpy(delta)
+            if lambda_ == 1 and len(positions):
+                inside = (positions >= start) & (positions < start + len(block))
+                block[torch.from_numpy(positions[inside] - start)] = torch.from_numpy(values[inside])
+            start += len(block)
+            yield block.to(dtype)
+
+    return read
+
+
+def _extra_block(vector: TaskVector, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+    def read() -> Iterator[Tensor]:
+        yield to_torch(vector.extra(name)).reshape(-1).to(dtype)
+
+    return read

@@ -1,0 +1,56 @@
+"""Merges task vectors into one model, tensor by tensor."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.dtypes import TORCH_DTYPES
+from flexswitch.merging.restore import OutputTensor, base_blocks, output_dtype
+from flexswitch.merging.static.registry import get_merge
+from flexswitch.merging.task_vector import TaskVector, delta_tensor
+
+
+def merged_tensors(
+    base: Checkpoint,
+    vectors: Sequence[TaskVector],
+    method: str,
+    settings: dict[str, Any],
+    dtype: torch.dtype | None,
+) -> dict[str, OutputTensor]:
+    """Returns the merged model's tensors by base name, the tasks in the order given, each of weight 1.
+
+    The tasks' own tensors (heads) and buffers are not merged. dtype None keeps the base's.
+    Raises: UsageError on an unknown method.
+    """
+    combine = get_merge(method)
+    outputs = {}
+    for name, info in base.tensors.items():
+        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        read = _blocks(base, vectors, name, combine, settings, TORCH_DTYPES[output_info.dtype])
+        outputs[name] = OutputTensor(output_info, read)
+    return outputs
+
+
+def _blocks(
+    base: Checkpoint,
+    vectors: Sequence[TaskVector],
+    name: str,
+    combine: Callable[..., Tensor],
+    settings: dict[str, Any],
+    dtype: torch.dtype,
+) -> Callable[[], Iterator[Tensor]]:
+    def read() -> Iterator[Tensor]:
+        if not any(name in vector.units for vector in vectors):
+            yield from (block.to(dtype) for block in base_blocks(base, name))
+            return
+        shape = base.tensors[name].shape
+        deltas = [
+            delta_tensor(vector, name) if name in vector.units else torch.zeros(shape) for vector in vectors
+        ]  # (task, ...)
+        merged = combine(deltas, [1.0] * len(vectors), **settings)
+        yield (base.read(name).to(torch.float32) + merged.reshape(-1)).to(dtype)
+
+    return read

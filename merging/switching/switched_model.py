@@ -1,0 +1,97 @@
+"""A model whose every sample answers under its own mixture of tasks.
+
+Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.pairing import common_prefix
+from flexswitch.merging.switching.mixture import Mixture
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+
+Router = Callable[[Any], Tensor]
+
+
+class SwitchedModel(nn.Module):
+    """Wraps a module that holds the base's weights; rows of equal weights are answered together.
+
+    Row i of the output equals the forward pass of θ + λ Σ_k w_k(x_i) τ̂_k on row i alone, within the
+    dtype's tolerance, whatever else is in the batch. tasks names the columns of the weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        zoo: Mapping[str, Artifact | TaskVector],
+        router: Router | None = None,
+        lambda_: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.tasks = list(zoo)
+        self._router = router
+        vectors: list[TaskVector] = [
+            ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
+        ]
+        units = sorted(set().union(*(vector.units for vector in vectors)))
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        unit_prefix, own_prefix = common_prefix(units, list(own))
+        self._names = {name: own_prefix + name.removeprefix(unit_prefix) for name in units}
+        lacking = [name for name, own_name in self._names.items() if own_name not in own]
+        if lacking:
+            raise InputError(f"the module has no parameter '{lacking[0]}', which the zoo's tasks change")
+        self._dtypes = {name: own[own_name].dtype for name, own_name in self._names.items()}
+        base = {name: own[own_name].detach() for name, own_name in self._names.items()}
+        self._mixture = Mixture(base, vectors, lambda_)
+
+    def forward(self, batch: Any, weights: Tensor | None = None) -> Any:
+        """Returns the module's output; `weights` (sample, task) overrides the router's.
+
+        batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
+        samples, in the output too. Raises: InputError without weights and router.
+        """
+        if weights is None:
+            if self._router is None:
+                raise InputError(
+                    "nothing chooses the tasks: give weights=, or a router when wrapping the module"
+                )
+            weights = self._router(batch)
+        shares, group_of = torch.unique(weights, dim=0, return_inverse=True)  # (group, task), (sample,)
+        outputs = []
+        rows = [torch.nonzero(group_of == group).view(-1) for group in range(len(shares))]
+        for share, members in zip(shares, rows, strict=True):
+            outputs.append(self._answer(_take(batch, members), share.tolist()))
+        return _join(outputs, torch.argsort(torch.cat(rows)))
+
+    def _answer(self, batch: Any, shares: Sequence[float]) -> Any:
+        mixed = self._mixture.weights(shares)
+        state = {self._names[name]: tensor.to(self._dtypes[name]) for name, tensor in mixed.items()}
+        if isinstance(batch, Tensor):
+            return functional_call(self.module, state, (batch,))
+        return functional_call(self.module, state, (), dict(batch))
+
+
+def _take(batch: Any, rows: Tensor) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    return {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def _join(outputs: list[Any], order: Tensor) -> Any:
+    """Returns the groups' outputs as one, rows in the batch's order."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)[order]
+    joined = {
+        name: torch.cat([output[name] for output in outputs])[order]
+        for name in first
+        if first[name] is not None
+    }
+    return type(first)(**joined)

@@ -1,0 +1,170 @@
+"""The `*.tv.safetensors` file: a dense task vector, written by `extract`, read by everything else.
+
+Plain safetensors: one tensor a unit under the base's name, the task's own tensors under `extra/`, and
+under `exact/<unit>/positions` and `exact/<unit>/values` the few weights that float32 rounding makes
+base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexswitch.codecs.atomic import atomic_file, check_space
+from flexswitch.codecs.container import (
+    CHECKSUM_KEY,
+    EXTRA_PREFIX,
+    METADATA_KEY,
+    BaseIdentity,
+    Count,
+    ModelRecord,
+    RawTensor,
+    Strict,
+    TaskName,
+    crc32,
+    parse_document,
+)
+from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.checkpoint import SafetensorsCheckpoint, TensorInfo
+from flexswitch.merging.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor
+
+SUFFIX = ".tv.safetensors"
+EXACT_PREFIX = "exact/"
+DeltaDtype = Literal["float32", "bfloat16"]
+_STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+_WIDEST_COUNT = 10**15  # what the header's space is reserved for, where a count is not known yet
+
+
+class TaskVectorHeader(Strict):
+    """The JSON document of a task vector file; dtypes are the fine-tuned checkpoint's, by unit."""
+
+    format: Literal["flexswitch-task-vector"] = "flexswitch-task-vector"
+    version: Literal[1] = 1
+    name: TaskName
+    base: BaseIdentity
+    model: ModelRecord
+    parameters: Count
+    dtypes: dict[str, str]
+
+
+class TaskVectorFile:
+    """An open task vector file."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a task vector that `flexswitch extract` wrote")
+        metadata = read_header(path, ArtifactError).metadata
+        if METADATA_KEY not in metadata:
+            raise InputError(f"{path}: not a task vector: its metadata lacks the key '{METADATA_KEY}'")
+        self.header = parse_document(TaskVectorHeader, path, metadata[METADATA_KEY], metadata)
+        self.source = str(path)
+        self.path = path
+        self.model = self.header.model
+        self.parameters = self.header.parameters
+        self._file = SafetensorsCheckpoint(str(path), [path], None)
+        tensors = self._file.tensors
+        if not set(self.header.dtypes) <= set(tensors):
+            odd = sorted(set(self.header.dtypes) - set(tensors))[0]
+            raise ArtifactError(f"{path}: tensor '{odd}' stands in its document and not in the file")
+        self.units = {
+            name: TensorInfo(dtype, tensors[name].shape) for name, dtype in sorted(self.header.dtypes.items())
+        }
+        self.extras = {
+            name.removeprefix(EXTRA_PREFIX): info
+            for name, info in tensors.items()
+            if name.startswith(EXTRA_PREFIX)
+        }
+
+    def identity(self) -> BaseIdentity:
+        """Returns the identity of the base it was made from."""
+        return self.header.base
+
+    def blocks(self, unit: str) -> Iterator[FloatArray]:
+        """Yields a unit's delta."""
+        entries = self.units[unit].entries
+        for start in range(0, entries, BLOCK_ENTRIES):
+            block = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES))
+            yield block.to(torch.float32).numpy()
+
+    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns positions and float32 values of the weights that base + delta would miss."""
+        positions, values = _exact_names(unit)
+        if positions not in self._file.tensors:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return self._file.read(positions).numpy(), self._file.read(values).numpy()
+
+    def extra(self, name: str) -> RawTensor:
+        """Returns a tensor that is stored raw."""
+        return raw_tensor(self._file, EXTRA_PREFIX + name)
+
+
+def write_task_vector(
+    vector: TaskVector,
+    path: Path,
+    name: str,
+    dtype: DeltaDtype,
+    overwrite: bool,
+    on_unit: Callable[[str], None] = lambda unit: None,
+) -> TaskVectorHeader:
+    """Writes a task vector's file tensor by tensor; `on_unit` hears of each one. Returns its header.
+
+    Raises: InputError where the output may not be written or the disk is too small.
+    """
+    stored = _STORED_DTYPES[dtype]
+    dense_bytes = sum(info.entries for info in vector.units.values()) * DTYPE_BYTES[stored]
+    extra_bytes = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.extras.values())
+    with atomic_file(path, overwrite) as partial:
+        check_space(path, dense_bytes + extra_bytes)
+        header = TaskVectorHeader(
+            name=name,
+            base=vector.identity(),
+            model=vector.model,
+            parameters=vector.parameters,
+            dtypes={unit: info.dtype for unit, info in vector.units.items()},
+        )
+        text = header.model_dump_json()
+        metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
+        with SafetensorsWriter(partial, metadata, _reserve(vector, stored, metadata)) as writer:
+            for extra_name in vector.extras:
+                extra = vector.extra(extra_name)
+                writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
+            for unit, info in vector.units.items():
+                on_unit(unit)
+                writer.add(
+                    unit, stored, info.shape, (_to_bytes(block, dtype) for block in vector.blocks(unit))
+                )
+            for unit in vector.units if dtype == "float32" else ():
+                positions, values = vector.exact(unit)
+                if len(positions):
+                    position_name, value_name = _exact_names(unit)
+                    writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
+                    writer.add(value_name, "F32", values.shape, [values.tobytes()])
+    return header
+
+
+def _reserve(vector: TaskVector, stored: str, metadata: dict[str, str]) -> int:
+    """Returns bytes enough for any header this vector can get, from its names alone."""
+    widest = [_WIDEST_COUNT, _WIDEST_COUNT]
+    entries: dict[str, dict[str, object]] = {}
+    for name, info in vector.extras.items():
+        entries[EXTRA_PREFIX + name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": widest}
+    for name, info in vector.units.items():
+        entries[name] = {"dtype": stored, "shape": info.shape, "data_offsets": widest}
+        for part in _exact_names(name):
+            entries[part] = {"dtype": "I64", "shape": [_WIDEST_COUNT], "data_offsets": widest}
+    return len(header_bytes(entries, metadata))
+
+
+def _exact_names(unit: str) -> tuple[str, str]:
+    return f"{EXACT_PREFIX}{unit}/positions", f"{EXACT_PREFIX}{unit}/values"
+
+
+def _to_bytes(block: FloatArray, dtype: DeltaDtype) -> bytes:
+    if dtype == "float32":
+        return block.tobytes()
+    return torch.from_numpy(block).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,85 @@
+"""Verifies what flexswitch wrote: every checksum, every count, and on request the whole base."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flexswitch.codecs.container import Artifact, BaseIdentity, open_artifact
+from flexswitch.codecs.errors import ArtifactError, DecodeError, FlexswitchError, InputError
+from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.routing.query_set import read_query_set
+from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+
+
+def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list[str]:
+    """Verifies an artifact, zoo or task vector and returns what was checked, a line each.
+
+    Raises: InputError where it is none of these; ArtifactError listing everything that is damaged.
+    """
+    problems: list[str] = []
+    if (path / ZOO_FILE).is_file():
+        lines, identity = _verify_zoo(path, problems, on_item)
+    elif path.name.endswith(SUFFIX):
+        vector = TaskVectorFile(path)
+        for unit in vector.units:
+            on_item(unit)
+            if not all(np.isfinite(block).all() for block in vector.blocks(unit)):
+                problems.append(f"{path}: tensor '{unit}' holds NaN or infinite values")
+        lines, identity = [f"{path}: {len(vector.units)} tensors, all finite"], vector.identity()
+    elif path.suffix == ".fsw" or path.is_file():
+        artifact = open_artifact(path)
+        _verify_artifact(artifact, problems, on_item)
+        count = len(artifact.header.tensors) + len(artifact.header.extras)
+        lines, identity = [f"{path}: {count} tensors, checksums and counts fit"], artifact.header.base
+    else:
+        raise InputError(f"{path}: expected an artifact (.fsw), a zoo folder or a task vector (*{SUFFIX})")
+    if base is not None:
+        checkpoint = open_checkpoint(base)
+        check_base(checkpoint, identity, str(path), full=True)
+        lines.append(f"{base}: is the base, every byte of it (fingerprint {identity.fingerprint[:12]})")
+    if problems:
+        raise ArtifactError("\n".join(problems))
+    return lines
+
+
+def _verify_zoo(
+    path: Path, problems: list[str], on_item: Callable[[str], None]
+) -> tuple[list[str], BaseIdentity]:
+    """Verifies each task and the query index; a damaged task still has its tensors named."""
+    zoo = open_zoo(path)
+    for task in zoo:
+        before = len(problems)
+        try:
+            artifact = open_artifact(zoo.task_file(task))
+            _verify_artifact(artifact, problems, on_item)
+        except FlexswitchError as error:
+            problems.append(str(error))
+        if len(problems) == before:
+            try:
+                zoo[task]
+            except ArtifactError as error:
+                problems.append(str(error))
+    lines = [f"{path}: {len(zoo)} tasks, hashes, checksums and counts fit"]
+    if zoo.record.index is not None:
+        try:
+            exemplars = len(read_query_set(zoo).task_ids)
+            lines.append(f"{path}: query index of {exemplars} exemplars, its hash fits")
+        except ArtifactError as error:
+            problems.append(str(error))
+    return lines, zoo.record.base
+
+
+def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[[str], None]) -> None:
+    reads: list[tuple[str, Callable[[str], object]]] = [
+        (name, artifact.extra) for name in artifact.header.extras
+    ]
+    reads += [(name, artifact.sparse) for name in artifact.header.tensors]
+    for name, read in reads:
+        on_item(name)
+        try:
+            read(name)
+        except DecodeError as error:
+            problems.append(str(error))
