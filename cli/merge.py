@@ -1,11 +1,17 @@
 """`flexswitch merge`: one task restored, or many merged, as a complete model directory."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Debug, Json, Output, Overwrite, Quiet, Set
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.task_vector import TaskVector
 
 
 def merge(
@@ -34,71 +40,87 @@ def merge(
     Example: flexswitch merge zoo --base models/base -o sst2-restored --task sst2
     Example: flexswitch merge zoo --base models/base -o merged --method task-arithmetic --set lambda=0.3
     """
-    from flexswitch.cli.arguments import choice
     from flexswitch.codecs.atomic import check_output
-    from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+    from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoint import open_checkpoint
-    from flexswitch.merging.fingerprint import check_base
-    from flexswitch.merging.model_directory import model_card, parse_size, write_model_directory
-    from flexswitch.merging.open_vector import open_task_vectors
+    from flexswitch.merging.model_directory import parse_size, write_model_directory
     from flexswitch.merging.restore import restored_tensors
-    from flexswitch.merging.settings import parse_settings
+    from flexswitch.merging.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
     from flexswitch.merging.static.registry import get_merge
-    from flexswitch.merging.task_vector import TaskVector
 
     console = Console(quiet, json)
     if (task is None) == (method is None):
         raise UsageError("give one of --task NAME and --method NAME")
-    settings = parse_settings(method or "--task", get_merge(method) if method else restored_task, set_ or [])
-    shard_bytes, torch_dtype = parse_size(max_shard_size), None
-    if dtype is not None:
-        import torch
-
-        torch_dtype = getattr(torch, choice("--dtype", dtype, ("float32", "bfloat16", "float16")))
+    way = method or "restored"
+    settings = parse_settings(way, get_merge(method) if method else _restored, set_ or [])
+    shard_bytes, torch_dtype = parse_size(max_shard_size), _torch_dtype(dtype)
     check_output(output, overwrite)
     checkpoint = open_checkpoint(base)
-    vectors: dict[str, TaskVector] = {}
-    for source in sources:
-        for name, vector in open_task_vectors(source, checkpoint).items():
-            if name in vectors:
-                raise InputError(f"{source}: holds the task '{name}', as {vectors[name].source} does")
-            vectors[name] = vector
-    if task is not None and task not in vectors:
-        raise InputError(unknown_name("task", task, vectors))
-    used = [task] if task is not None else list(vectors)
-    for name in used:
-        check_base(checkpoint, vectors[name].identity(), vectors[name].source)
+    vectors = _open_vectors(sources, checkpoint, task)
     if task is not None:
         outputs = restored_tensors(checkpoint, vectors[task], settings["lambda_"], torch_dtype)
-        changes, title = dict(vectors[task].model.config), task
     else:
-        outputs = merged_tensors(checkpoint, list(vectors.values()), str(method), settings, torch_dtype)
-        changes, title = {}, f"{method} of {', '.join(vectors)}"
-    if dtype is not None:
-        changes |= {"dtype": dtype}
-    shown = {key.rstrip("_"): value for key, value in settings.items()}
-    lines = {
-        "base": checkpoint.hub_id or f"fingerprint {vectors[used[0]].identity().fingerprint}",
-        "tasks": ", ".join(used),
-        "method": method or "restored",
-        "settings": ", ".join(f"{key}={value}" for key, value in shown.items()) or "none",
-    }
-    way = f"--task {task}" if task is not None else f"--method {method}"
-    options = "".join(f" --set {key}={value}" for key, value in shown.items())
-    card = model_card(title, lines, f"flexswitch merge TASKS --base BASE -o OUT {way}{options}")
+        outputs = merged_tensors(checkpoint, list(vectors.values()), way, settings, torch_dtype)
+    changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
+    card = _card(checkpoint, list(vectors), way, setting_texts(settings))
     with console.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as step:
         write_model_directory(output, outputs, checkpoint, changes, card, shard_bytes, overwrite, step)
     stored = sum(file.stat().st_size for file in output.iterdir())
-    document = {
-        "output": str(output),
-        "tasks": used,
-        "method": method or "restored",
-        "settings": shown,
-        "bytes": stored,
+    document = {"output": str(output), "tasks": list(vectors), "method": way, "bytes": stored}
+    return console.result(
+        document, f"{output}: {', '.join(vectors)} {way}, {len(outputs)} tensors, {size(stored)}"
+    )
+
+
+def _restored(*, lambda_: float = 1.0) -> None:
+    """Stands for --task where settings are read: lambda scales the task vector."""
+
+
+def _torch_dtype(dtype: str | None) -> "torch.dtype | None":
+    from flexswitch.cli.arguments import choice
+
+    if dtype is None:
+        return None
+    import torch
+
+    found: torch.dtype = getattr(torch, choice("--dtype", dtype, ("float32", "bfloat16", "float16")))
+    return found
+
+
+def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "dict[str, TaskVector]":
+    """Returns the task vectors in the order given, or the one asked for, all checked against the base."""
+    from flexswitch.codecs.errors import InputError, unknown_name
+    from flexswitch.merging.checkpoint_pair import CheckpointPair
+    from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.open_vector import open_task_vectors
+
+    vectors: dict[str, TaskVector] = {}
+    for source in sources:
+        for name, vector in open_task_vectors(source, base).items():
+            if name in vectors:
+                raise InputError(f"{source}: holds the task '{name}', as {vectors[name].source} does")
+            vectors[name] = vector
+    if task is not None:
+        if task not in vectors:
+            raise InputError(f"{', '.join(sources)}: {unknown_name('task', task, vectors)}")
+        vectors = {task: vectors[task]}
+    for vector in vectors.values():
+        if not isinstance(vector, CheckpointPair):  # that one is made from this very base
+            check_base(base, vector.identity(), vector.source)
+    return vectors
+
+
+def _card(base: "Checkpoint", tasks: list[str], way: str, settings: list[str]) -> str:
+    from flexswitch.merging.fingerprint import sample_fingerprint
+    from flexswitch.merging.model_directory import model_card
+
+    lines = {
+        "base": f"{base.hub_id or 'local'}, sampled fingerprint {sample_fingerprint(base)}",
+        "tasks": ", ".join(tasks),
+        "method": way,
+        "settings": ", ".join(settings) or "none",
     }
-    return console.result(document, f"{output}: {title}, {len(outputs)} tensors, {size(stored)}")
-
-
-def restored_task(*, lambda_: float = 1.0) -> None:
-    """Stands for the settings of --task: lambda scales the task vector."""
+    choice = f"--task {tasks[0]}" if way == "restored" else f"--method {way}"
+    options = "".join(f" --set {setting}" for setting in settings)
+    return model_card(", ".join(tasks), lines, f"flexswitch merge TASKS --base BASE -o OUT {choice}{options}")

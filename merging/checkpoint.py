@@ -6,6 +6,7 @@ but plain tensors, and no code that comes with a checkpoint is run.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises: InputError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise InputError(f"{path}: is not JSON ({reason})") from reason
     if not isinstance(document, dict):
         raise InputError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
@@ -219,14 +220,28 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     except Exception as reason:  # torch.load raises half a dozen kinds on a damaged file
         if isinstance(reason, (OSError, MemoryError)):
             raise
-        first = str(reason).splitlines()[0][:160]
-        raise InputError(f"{path}: does not load as a state dict with weights_only ({first})") from reason
+        raise InputError(
+            f"{path}: does not load as a state dict with weights_only ({_refusal(reason)})"
+        ) from reason
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
     for name, value in state.items():
-        if not isinstance(value, Tensor) or value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path}: not a state dict: '{name}' holds a {type(value).__name__}, expected a tensor; "
-                "save the model's state_dict() alone"
+                f"{path}: not a state dict: '{name}' holds a {type(value).__name__}, expected names of "
+                "tensors; save the model's state_dict() alone"
             )
-    return state
+        if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
+            raise InputError(
+                f"{path}: tensor '{name}' has the dtype {value.dtype} and the layout {value.layout}, "
+                "which is not handled"
+            )
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _refusal(reason: Exception) -> str:
+    """Returns in one line why torch.load refused a file: what it holds beside tensors, or its own words."""
+    held = re.search(r"GLOBAL ([\w.]+)", str(reason))
+    if held:
+        return f"it holds a '{held[1]}'; save the model's state_dict() alone"
+    return (str(reason).splitlines() or [type(reason).__name__])[0][:160]

@@ -1,6 +1,6 @@
 """The task vector between two checkpoints, computed as it is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class CheckpointPair:
             adapter=detect_adapter(config, self.pairing.extras),
             base_prefix=self.pairing.base_prefix,
             prefix=self.pairing.prefix,
-            config=config_changes(read_config(base), config),
+            config=config_changes(read_config(base), config, self._cut_rows()),
         )
         self.notes = self.pairing.notes
         self._changed_buffers: dict[str, TensorInfo] | None = None
@@ -66,7 +66,7 @@ class CheckpointPair:
             if not np.isfinite(delta).all():
                 raise InputError(
                     f"{self.source}: tensor '{unit}' minus the base's is not finite near entry {start:,}; "
-                    "one of the two holds NaN or infinite weights"
+                    "one of the two holds NaN, infinite or huge weights"
                 )
             yield delta
 
@@ -74,7 +74,9 @@ class CheckpointPair:
         """Returns the weights where rounding makes base + delta another float32 than the fine-tuned one."""
         positions, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for start, base, finetuned in self._weights(unit):
-            missed = torch.nonzero(base + (finetuned - base) != finetuned).view(-1)
+            found = base + (finetuned - base)
+            # Compared as bits, since 0 and -0 are equal.
+            missed = torch.nonzero(found.view(torch.int32) != finetuned.view(torch.int32)).view(-1)
             positions.append(missed.numpy() + start)
             values.append(finetuned[missed].numpy())
         return np.concatenate(positions), np.concatenate(values)
@@ -82,6 +84,14 @@ class CheckpointPair:
     def extra(self, name: str) -> RawTensor:
         """Returns a tensor of the fine-tuned checkpoint."""
         return raw_tensor(self._finetuned, name)
+
+    def _cut_rows(self) -> set[tuple[object, object]]:
+        """Returns the numbers of rows, the base's and the fine-tuned's, of units that take the base's."""
+        shapes = [
+            (self.base.tensors[name].shape, self._finetuned.tensors[other].shape)
+            for name, other in self.pairing.units.items()
+        ]
+        return {(base[0], finetuned[0]) for base, finetuned in shapes if base != finetuned}
 
     def _weights(self, unit: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (start, base, fine-tuned) blocks in float32; rows that only the base has are the base's."""
@@ -97,12 +107,19 @@ class CheckpointPair:
             yield start, base, finetuned
 
 
-def config_changes(base: Mapping[str, object], finetuned: Mapping[str, object]) -> dict[str, object]:
-    """Returns the entries of a fine-tuned config.json that the base's lacks or has otherwise."""
+def config_changes(
+    base: Mapping[str, object], finetuned: Mapping[str, object], cut: Container[tuple[object, object]]
+) -> dict[str, object]:
+    """Returns the entries of a fine-tuned config.json that the base's lacks or has otherwise.
+
+    An entry that counts the rows of a tensor in `cut` (vocab_size) is left out: the base's rows are taken.
+    """
     return {
         key: value
         for key, value in finetuned.items()
-        if key not in _PROVENANCE_KEYS and (key not in base or base[key] != value)
+        if key not in _PROVENANCE_KEYS
+        and (key not in base or base[key] != value)
+        and not (type(value) is int and (base.get(key), value) in cut)
     }
 
 

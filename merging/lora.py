@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
@@ -23,10 +23,9 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
-    SafetensorsCheckpoint,
     TensorInfo,
-    TorchCheckpoint,
     locate,
+    open_checkpoint,
     read_config,
     read_json_object,
 )
@@ -35,27 +34,37 @@ from flexswitch.merging.dtypes import is_floating
 from flexswitch.merging.pairing import EVERYTHING, Selection, common_prefix
 from flexswitch.merging.task_vector import BLOCK_ENTRIES
 
-type Names = Mapping[str, str]
-type Rows = NDArray[np.float64]
-type Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
-
-_TILE_ENTRIES = 1 << 15  # summed at once, so that the sums stay in the processor's cache
-_ROOT = "base_model.model."
-_FACTOR = re.compile(r"(.+)\.lora_(?:(embedding_[AB])|([AB])\.weight)")
-_REPEATED = re.compile(r"\.(?:original_module|modules_to_save\.[^.]+)\.")
-_MERGE = "merge the adapter into its base with peft and give the merged model"
-# Settings that don't change what the stored weights mean; any further one has to be empty.
-_HARMLESS = set(
-    "auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules inference_mode "
-    "layers_pattern layers_to_transform lora_dropout megatron_core peft_version qalora_group_size revision "
-    "runtime_config target_modules".split()
-)
-# What peft's classes for these tasks save beside the LoRA; old releases leave it out of modules_to_save.
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
+# Tasks that use no language model's head, and the heads that old releases of peft save for them unsaid.
+_HEADLESS_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+_TASK_HEADS = ("classifier", "score", "qa_outputs")
+# Settings that don't change what the stored weights mean. One that is not known here has to be empty.
+_HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
+}  # fmt: skip
 
 
-class _Config(BaseModel):
-    """The settings that say what the weights mean. pissa, olora, corda, loftq and lora_ga change the base."""
+def _module_pattern(pattern: str) -> str:
+    """Returns the expression that matches a module's whole name. Source: peft, get_pattern_key."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(_module_pattern(pattern))
+    except re.error as reason:
+        raise ValueError(f"regular expressions; '{pattern}' is none ({reason})") from reason
+    return pattern
+
+
+Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+
+
+class LoraConfig(BaseModel):
+    """The settings that say what the weights mean, with peft's defaults."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -63,67 +72,73 @@ class _Config(BaseModel):
     r: Rank = 8
     lora_alpha: FiniteFloat = 8.0
     use_rslora: bool = False
-    rank_pattern: dict[str, Rank] = {}
-    alpha_pattern: dict[str, FiniteFloat] = {}
+    rank_pattern: dict[Pattern, Rank] = {}
+    alpha_pattern: dict[Pattern, FiniteFloat] = {}
     fan_in_fan_out: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     modules_to_save: list[str] = []
     task_type: str = ""
+    # Those that leave the base as it is; pissa, olora, corda, loftq and lora_ga change it.
     init_lora_weights: Literal[True, False, "eva", "gaussian", "mica", "orthogonal"] = True
 
-    def rank(self, module: str) -> int:
-        """Returns a module's rank."""
-        return _by_pattern(self.rank_pattern, module, self.r)
+    @property
+    def uses_language_head(self) -> bool:
+        """Whether the adapted model may use the head of a language model."""
+        return self.task_type not in _HEADLESS_TASKS
 
-    def scaling(self, module: str) -> float:
-        """Returns alpha / r, or alpha / √r where it is rank-stabilized."""
-        alpha, rank = _by_pattern(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+    def rank_and_scaling(self, module: str) -> tuple[int, float]:
+        """Returns a module's rank r, and alpha / r, or alpha / √r where it is rank-stabilized."""
+        rank = int(_by_pattern(self.rank_pattern, module, self.r))
+        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def saves(self, name: str) -> bool:
         """Returns whether a tensor belongs to a module that is saved whole."""
-        modules = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
-        saved = (*self.modules_to_save, *_HEADS.get(self.task_type, ()))
-        return any(module.endswith(saved) for module in modules)
+        modules = (*self.modules_to_save, *(() if self.uses_language_head else _TASK_HEADS))
+        return any(name[: dot.start()].endswith(modules) for dot in re.finditer(r"\.", name))
 
 
-def _by_pattern[Number: (int, float)](patterns: Mapping[str, Number], module: str, default: Number) -> Number:
-    """Returns the number of the first pattern that matches a module. Source: peft, get_pattern_key."""
-    try:
-        matching = [pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)]
-    except re.error as reason:
-        raise InputError(f"{ADAPTER_CONFIG}: '{reason.pattern!r}' is no regular expression ({reason})") from reason
-    return patterns[matching[0]] if matching else patterns.get(module, default)
+def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    for pattern, number in patterns.items():
+        if re.match(_module_pattern(pattern), module):
+            return number
+    return patterns.get(module, default)
 
 
-def _read_config(source: str, path: Path) -> _Config:
-    """Returns the settings. Raises: InputError naming the first one that is not handled."""
+def read_lora_config(source: str, path: Path) -> LoraConfig:
+    """Returns what adapter_config.json says. Raises: InputError naming the first setting not handled."""
     if not path.is_file():
         raise InputError(f"{source}: not a PEFT adapter: it has no {ADAPTER_CONFIG}")
-    settings = {key: value for key, value in read_json_object(path).items() if value is not None}
-    problem = "is not handled"
+    given = {key: value for key, value in read_json_object(path).items() if value is not None}
+    settings = {"peft_type": None, **given}
     try:
-        config = _Config.model_validate(settings)
+        config = LoraConfig.model_validate(settings)
         wrong = [key for key, value in (config.model_extra or {}).items() if value and key not in _HARMLESS]
+        problem = "which is not handled"
     except ValidationError as reason:
-        wrong, problem = [str(reason.errors()[0]["loc"][0])], reason.errors()[0]["msg"]
+        first = reason.errors()[0]
+        wrong = [str(first["loc"][0])]
+        problem = re.sub(r"^(Input should be|Value error,)", "expected", first["msg"])
     if wrong:
-        value = json.dumps(settings.get(wrong[0]))[:80]
-        raise InputError(f"{source}: {ADAPTER_CONFIG}: '{wrong[0]}' is {value}, {problem}; {_MERGE}")
+        value = json.dumps(settings[wrong[0]])[:80]
+        raise InputError(f"{source}: {ADAPTER_CONFIG} has '{wrong[0]}': {value}, {problem}; {MERGE_HINT}")
     return config
 
 
-def _open_weights(source: str, directory: Path) -> Checkpoint:
-    if (directory / "adapter_model.safetensors").is_file():
-        return SafetensorsCheckpoint(source, [directory / "adapter_model.safetensors"], directory)
-    if (directory / "adapter_model.bin").is_file():
-        return TorchCheckpoint(source, [directory / "adapter_model.bin"], directory)
-    raise InputError(f"{source}: has neither adapter_model.safetensors nor adapter_model.bin; download it again")
+_Names = Mapping[str, str]
+_Infos = Mapping[str, TensorInfo]
+_Rows = NDArray[np.float64]
+
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_ROOT = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_(?:(embedding_[AB])|([AB])\.weight)")
+_REPEATED = re.compile(r"\.(?:original_module|modules_to_save(?:\.[^.]+)?)\.")
+_LANGUAGE_MODEL = re.compile(r"'\w+(?:ForCausalLM|ForConditionalGeneration|ForMaskedLM|LMHeadModel)'")
+_TILE_ENTRIES = 1 << 15  # summed at once, so that the sums stay in the processor's cache
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Stored names of the factors, and of the base's weight where that was saved beside them (`*.base_layer`)."""
+class _Target(NamedTuple):
+    """The stored names of A, B and, where peft saved it beside them, of the target's own weight."""
 
     a: str
     b: str
@@ -133,16 +148,21 @@ class _Target:
     transposed: bool  # the weight is stored (in, out), so that the delta is (B A)ᵀ
 
 
+@dataclass
 class _Excerpt:
-    """Some tensors of a checkpoint, under names of one's own; `stored` maps them to the checkpoint's."""
+    """Some tensors of a checkpoint under names of one's own, which `stored` maps to the checkpoint's."""
 
-    def __init__(self, whole: Checkpoint, stored: Names, tensors: Mapping[str, TensorInfo], aliases: Names) -> None:
-        self._whole, self._stored, self.tensors, self.aliases = whole, stored, dict(sorted(tensors.items())), aliases
-        self.source, self.directory, self.hub_id = whole.source, whole.directory, whole.hub_id
+    source: str
+    directory: Path | None
+    whole: Checkpoint
+    stored: _Names
+    tensors: _Infos
+    aliases: _Names
+    hub_id: str | None = None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
-        return self._whole.read(self._stored[name], start, stop)
+        return self.whole.read(self.stored[name], start, stop)
 
 
 class LoraVector(CheckpointPair):
@@ -154,28 +174,190 @@ class LoraVector(CheckpointPair):
 
     def __init__(self, base: Checkpoint, source: str, selection: Selection = EVERYTHING) -> None:
         directory = locate(source)[0]
-        config = _read_config(source, directory / ADAPTER_CONFIG)
+        config = read_lora_config(source, directory / ADAPTER_CONFIG)
         self._adapter = adapter = _open_weights(source, directory)
-        stored = {**adapter.tensors, **{name: adapter.tensors[first] for name, first in adapter.aliases.items()}}
+        stored = dict(adapter.tensors)
+        stored |= {name: adapter.tensors[first] for name, first in adapter.aliases.items()}
         factors, whole = _sort_names(source, stored)
         names = _base_names(base, [*factors, *whole])
-        factors = {name: parts for name, parts in factors.items() if _selects(selection, name, names)}
-        whole = {name: key for name, key in whole.items() if _selects(selection, name, names)}
+        for name in [*factors, *whole]:
+            if not (selection.takes(names[name]) if name in names else not selection.excludes(name)):
+                (factors if name in factors else whole).pop(name)
         targets = _find_targets(base, source, config, stored, factors, names)
         infos = {name: base.tensors[names[name]] for name in targets}
         for name, key in whole.items():
             if name not in names and not config.saves(name):
                 raise _unknown(source, key)
             infos[name] = stored[key]
-        touched = {names[name]: base.tensors[names[name]] for name in infos if name in names}
-        for unit, info in touched.items():
-            _refuse_half_tied(base, unit, [name for name in infos if names.get(name) == unit])
-        one, other = _Excerpt(base, {}, touched, base.aliases), _Excerpt(adapter, whole, infos, {})
-        super().__init__(one, other, selection)
+        _refuse_half_tied(base, source, config, infos, whole, names)
+        units = sorted({names[name] for name in infos if name in names})
+        touched = {name: base.tensors[name] for name in units}
+        home = directory if (directory / "config.json").is_file() else base.directory
+        super().__init__(
+            _Excerpt(base.source, base.directory, base, {}, touched, base.aliases),
+            _Excerpt(source, home, adapter, whole, dict(sorted(infos.items())), {}),
+            selection,
+        )
         self.base = base
         self._targets = {names[name]: target for name, target in targets.items()}
-        units = [info for name, info in base.tensors.items() if selection.takes(name) and is_floating(info.dtype)]
-        self.parameters = sum(info.entries for info in units if info.shape)
-        if self.model.adapter is None:
-            kind = detect_adapter(read_config(base), self.pairing.extras)
-            self.model = self.model.model_copy(update={"adapter": kind})
+        self.parameters = sum(
+            info.entries
+            for name, info in base.tensors.items()
+            if info.shape and is_floating(info.dtype) and selection.takes(name)
+        )
+
+    def blocks(self, unit: str) -> Iterator[FloatArray]:
+        """Yields a unit's delta. Raises: InputError where it is not finite."""
+        return self._expand(unit, self._targets[unit]) if unit in self._targets else super().blocks(unit)
+
+    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns nothing for a target, and for a tensor saved whole the weights that rounding would miss."""
+        if unit in self._targets:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return super().exact(unit)
+
+    def _expand(self, unit: str, target: _Target) -> Iterator[FloatArray]:
+        """Yields float32(scaling · B A), summed over the rank in float64 and rounded once."""
+        a = self._adapter.read(target.a).to(torch.float64).reshape(target.rank, -1)
+        b = self._adapter.read(target.b).to(torch.float64).reshape(-1, target.rank).T.contiguous()
+        left, right = (a.numpy(), b.numpy()) if target.transposed else (b.numpy(), a.numpy())
+        entries, columns = self.base.tensors[unit].entries, right.shape[1]
+        for start in range(0, entries, BLOCK_ENTRIES):
+            stop = min(entries, start + BLOCK_ENTRIES)
+            first, last = start // columns, -(-stop // columns)  # the rows that the block touches
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                rows = _product(left, right, first, last).reshape(-1)
+                total = rows[start - first * columns : stop - first * columns] * target.scaling
+                if target.weight is not None:
+                    total += self._saved_minus_base(target.weight, unit, start, stop)
+                delta = total.astype(np.float32)
+            if not np.isfinite(delta).all():
+                raise InputError(
+                    f"{self.source}: the delta of tensor '{unit}' is not finite near entry {start:,}; "
+                    "the adapter holds NaN, infinite or far too large weights"
+                )
+            yield delta
+
+    def _saved_minus_base(self, saved: str, unit: str, start: int, stop: int) -> _Rows:
+        one, other = self._adapter.read(saved, start, stop), self.base.read(unit, start, stop)
+        difference: _Rows = one.to(torch.float32).to(torch.float64).sub(other.to(torch.float32)).numpy()
+        return difference
+
+
+def _product(left: _Rows, right: _Rows, first: int, last: int) -> _Rows:
+    """Returns rows [first, last) of leftᵀ · right; left: (rank, rows), right: (rank, columns).
+
+    Summed term by term, so that an entry's bytes depend on neither threads nor the borders of blocks.
+    """
+    total = np.zeros((last - first, right.shape[1]))
+    step = max(1, _TILE_ENTRIES // right.shape[1])
+    for start in range(0, last - first, step):
+        tile = total[start : start + step]
+        columns = left[:, first + start :][:, : len(tile), None]  # (rank, rows of the tile, 1)
+        for column, row in zip(columns, right, strict=True):
+            tile += column * row
+    return total
+
+
+def _open_weights(source: str, directory: Path) -> Checkpoint:
+    for name in _WEIGHT_FILES:
+        if (directory / name).is_file():
+            return open_checkpoint(str(directory / name))
+    raise InputError(f"{source}: not a PEFT adapter: it has none of {', '.join(_WEIGHT_FILES)}")
+
+
+def _unknown(source: str, key: str) -> InputError:
+    return InputError(f"{source}: tensor '{key}' is not known as a part of a LoRA on this base; {MERGE_HINT}")
+
+
+def _sort_names(source: str, stored: _Infos) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Returns {target: {part: stored name}}, and {name: stored name} of the tensors that were saved whole."""
+    factors: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    for key in sorted(stored):
+        name = key.removeprefix(_ROOT)
+        plain = _REPEATED.sub(".", name)
+        if plain != name and _ROOT + plain in stored:
+            continue  # with bias "all", peft writes the biases of saved modules three times
+        place = name.replace(".base_layer.", ".")
+        match = _FACTOR.fullmatch(place)
+        if name == key or plain != name or place in whole or (".lora_" in name and not match):
+            raise _unknown(source, key)
+        if match:
+            factors.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = key
+        else:
+            whole[place] = key
+    for target in factors.keys() & whole.keys():  # of an embedding, since it may have been resized
+        factors[target]["weight"] = whole.pop(target)
+    return factors, whole
+
+
+def _base_names(base: Checkpoint, names: list[str]) -> dict[str, str]:
+    """Returns the base's name for each tensor that the base has."""
+    base_prefix, prefix = common_prefix(list(base.tensors), names)
+    own = {name: base_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    first = {name: base.aliases.get(other, other) for name, other in own.items()}
+    return {name: other for name, other in first.items() if other in base.tensors}
+
+
+def _find_targets(
+    base: Checkpoint,
+    source: str,
+    config: LoraConfig,
+    stored: _Infos,
+    factors: Mapping[str, _Names],
+    names: _Names,
+) -> dict[str, _Target]:
+    """Returns the targets by name. Raises: InputError where one does not fit the base."""
+    targets, squares, contradicted = {}, [], False
+    for name, parts in factors.items():
+        kind = "embedding_" if "embedding_A" in parts or "embedding_B" in parts else ""
+        held = sorted(f"lora_{part}" for part in parts.keys() - {"weight"})
+        if held != [f"lora_{kind}A", f"lora_{kind}B"]:
+            found = f"{' and '.join(held)}, expected lora_{kind}A and lora_{kind}B"
+            raise InputError(f"{source}: its target '{name}' has {found}; save the adapter again")
+        info = base.tensors.get(names.get(name, ""), TensorInfo("none", ()))
+        if not is_floating(info.dtype) or not 2 <= len(info.shape) <= (2 if kind else 5):
+            found = f"is {info.dtype} {list(info.shape)}" if name in names else "is missing"
+            raise InputError(f"{source}: its target '{name}' {found} in {base.source}; give its own base")
+        shape, a, b, weight = info.shape, parts[f"{kind}A"], parts[f"{kind}B"], parts.get("weight")
+        rank, scaling = config.rank_and_scaling(name.removesuffix(".weight"))
+        forms = {False: ((rank, *shape[1:]), (shape[0], rank, *[1] * (len(shape) - 2)), shape)}
+        if len(shape) == 2:
+            forms[True] = ((rank, shape[0]), (shape[1], rank), shape)
+        fitting = [form for form in forms if forms[form][:2] == (stored[a].shape, stored[b].shape)]
+        flag = bool(kind) or (config.fan_in_fan_out and True in forms)
+        transposed = fitting[0] if len(fitting) == 1 and not kind else flag
+        contradicted |= transposed != flag  # where layers differ, peft's flag is that of the last one
+        squares += [name] if len(fitting) == 2 and not kind else []
+        for key, expected in zip((a, b, weight), forms[transposed], strict=True):
+            if key and stored[key].shape != expected:
+                found = f"has the shape {list(stored[key].shape)}, expected {list(expected)}"
+                raise InputError(f"{source}: tensor '{key}' {found}; give its own base")
+        targets[name] = _Target(a, b, weight, rank, scaling, transposed)
+    if contradicted and squares:
+        found = f"the 'fan_in_fan_out' of {ADAPTER_CONFIG} does not hold for all targets"
+        raise InputError(f"{source}: {found}, and the square '{squares[0]}' shows none; {MERGE_HINT}")
+    return targets
+
+
+def _refuse_half_tied(
+    base: Checkpoint, source: str, config: LoraConfig, infos: _Infos, whole: _Names, names: _Names
+) -> None:
+    """Raises: InputError where the adapter changes a tensor and not those that the base ties to it."""
+    settings = read_config(base)
+    head = config.uses_language_head and _LANGUAGE_MODEL.search(str(settings.get("architectures")))
+    vocabulary = settings.get("vocab_size") if head and settings.get("tie_word_embeddings", True) else None
+    shapes = [info.shape for info in base.tensors.values()]
+    shapes += [info.shape for name, info in infos.items() if name not in names]
+    for name in sorted(infos.keys() & names.keys()):
+        unit, shape = names[name], infos[name].shape
+        tied = [alias for alias, first in base.aliases.items() if first == unit]
+        complete = name in whole and sum(names.get(other) == unit for other in infos) > len(tied)
+        if not tied and len(shape) == 2 and shape[0] == vocabulary and shapes.count(shape) == 1:
+            tied, complete = ["the model's head"], False
+        if tied and not complete:
+            raise InputError(
+                f"{source}: changes '{name}' alone, which the base {base.source} ties to {', '.join(tied)}; "
+                f"leave it out with --exclude '{unit}', or untie the base before it is merged with peft"
+            )

@@ -4,7 +4,7 @@ Source: methods, §1: units, buffers, extras, resized tensors, prefixes.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -84,9 +84,10 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
         else:
             resized.append(other)
     if missing:
+        patterns = _patterns(missing, base.tensors.keys() - missing)
         raise InputError(
             f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, "
-            f"such as '{missing[0]}'; leave them out with --exclude '{_pattern(missing)}'"
+            f"such as '{missing[0]}'; leave them out with --exclude '{"' --exclude '".join(patterns)}'"
         )
     added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
     if not units and not buffers and not resized:
@@ -157,11 +158,12 @@ def _prefix_notes(base_prefix: str, prefix: str) -> list[str]:
     return []
 
 
-def _pattern(missing: list[str]) -> str:
-    """Returns a pattern that covers the missing names: their common module, or the one name."""
-    first = missing[0].split(".")[0]
-    return (
-        f"{first}.*"
-        if len(missing) > 1 and all(name.startswith(first + ".") for name in missing)
-        else missing[0]
-    )
+def _patterns(missing: Sequence[str], present: Iterable[str]) -> list[str]:
+    """Returns patterns that cover the missing names and none of the others: modules, or single names."""
+    others = {name[: dot + 1] for name in present for dot, letter in enumerate(name) if letter == "."}
+    patterns = []
+    for name in missing:
+        steps = name.split(".")
+        modules = [".".join(steps[:cut]) + "." for cut in range(1, len(steps))]
+        patterns.append(next((f"{module}*" for module in modules if module not in others), name))
+    return list(dict.fromkeys(patterns))

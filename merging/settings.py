@@ -31,6 +31,11 @@ def parse_settings(name: str, method: Callable[..., Any], texts: Sequence[str]) 
     return arguments
 
 
+def setting_texts(arguments: dict[str, Any]) -> list[str]:
+    """Returns a method's arguments as `key=value` texts, the inverse of `parse_settings`."""
+    return [f"{key.rstrip('_')}={value}" for key, value in arguments.items()]
+
+
 def _settings(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(method).parameters
     return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}

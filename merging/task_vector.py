@@ -111,7 +111,8 @@ def to_raw(tensor: Tensor) -> RawTensor:
 
 def delta_tensor(vector: TaskVector, unit: str) -> Tensor:
     """Returns a unit's whole delta, float32 in its shape."""
-    return torch.from_numpy(np.concatenate(list(vector.blocks(unit)))).reshape(vector.units[unit].shape)
+    blocks = [np.empty(0, np.float32), *vector.blocks(unit)]
+    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.units[unit].shape)
 
 
 def task_name(path: str | Path) -> str:

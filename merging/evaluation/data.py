@@ -40,6 +40,12 @@ class Examples:
             return Examples(self.inputs[rows], labels)
         return Examples([self.inputs[row] for row in rows], labels)
 
+    def by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows ordered by the length of their text, so that batches need little padding."""
+        if isinstance(self.inputs, np.ndarray):
+            return rows
+        return rows[np.argsort([len(self.inputs[row]) for row in rows], kind="stable")]
+
 
 def tasks_with(folder: Path, split: str) -> dict[str, Path]:
     """Returns the tasks that have a file of this split, and the files, in name order.

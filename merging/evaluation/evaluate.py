@@ -5,7 +5,7 @@ weights; the head is that of the sample's task.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,7 +70,7 @@ class Bench:
     def warm_up(self) -> None:
         """Runs one sample of each task, so that what is timed later is not the first call."""
         for task, model in self.models.items():
-            _, batch = self.batches_of(task, np.arange(1))[0]
+            _, batch = next(self.batches_of(task, np.arange(1)))
             with torch.inference_mode():
                 self.adapter.logits(model, batch)
 
@@ -90,16 +90,17 @@ class Bench:
         model = self.vectors[task].model
         return {unit: self.adapter.parameter_name(model.finetuned_name(unit)) for unit in units}
 
-    def batches(self, task: str) -> list[tuple[NDArray[np.int64], Batch]]:
-        """Returns a task's examples in batches, with their rows."""
+    def batches(self, task: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yields a task's examples in batches, with their rows."""
         return self.batches_of(task, np.arange(len(self.examples[task])))
 
-    def batches_of(self, task: str, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Batch]]:
-        """Returns some of a task's examples in batches, with their rows."""
-        chunks = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        inputs = [self.adapter.batch(self.examples[task].take(chunk).inputs) for chunk in chunks]
-        on_device = [{name: value.to(self.device) for name, value in batch.items()} for batch in inputs]
-        return list(zip(chunks, on_device, strict=True))
+    def batches_of(self, task: str, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yields some of a task's examples in batches, with their rows; texts of like length together."""
+        rows = self.examples[task].by_length(rows)
+        for start in range(0, len(rows), _BATCH):
+            chunk = rows[start : start + _BATCH]
+            batch = self.adapter.batch(self.examples[task].take(chunk).inputs)
+            yield chunk, {name: value.to(self.device) for name, value in batch.items()}
 
     def _load(self, task: str, outputs: Mapping[str, OutputTensor], source: str) -> None:
         self._load_state(task, {name: output.whole() for name, output in outputs.items()}, source)
@@ -110,50 +111,47 @@ class Bench:
 
 
 def score_fixed(bench: Bench, method: str, prepare: Callable[[str], None], bytes_per_task: float) -> Score:
-    """Scores one set of weights a task; `prepare` puts them into the task's model."""
+    """Scores one set of weights a task; `prepare` puts them into the task's model and is not timed."""
     accuracy, seconds, count = {}, 0.0, 0
     for task in bench.vectors:
         prepare(task)
         labels = _labels(bench.examples[task])
+        started = time.perf_counter()
         correct = 0
         for rows, batch in bench.batches(task):
-            started = time.perf_counter()
-            with torch.inference_mode():
-                predicted = bench.adapter.logits(bench.models[task], batch).argmax(-1)
-            seconds += time.perf_counter() - started
-            correct += int((predicted.cpu().numpy() == labels[rows]).sum())
-            count += len(rows)
+            correct += int((_predict(bench, task, {}, batch) == labels[rows]).sum())
+        seconds += time.perf_counter() - started
+        count += len(labels)
         accuracy[task] = 100 * correct / len(labels)
     return Score(method, accuracy, bytes_per_task, seconds / count)
 
 
-def score_switched(
-    bench: Bench,
-    method: str,
-    router: Router,
-    mode: str,
-    bytes_per_task: float,
-) -> Score:
+def score_switched(bench: Bench, method: str, router: Router, mode: str, bytes_per_task: float) -> Score:
     """Scores a routed method on the mixed stream of all tasks.
 
     mode "per-sample": each sample under its own weights; "batch-mean": the weights averaged over
     batches of 256 samples of one task, as the published evaluation does; "oracle": the true task's.
+    Timed are the routing, the mixing of weights and the forward passes, not the loading of vectors.
     """
     tasks = list(bench.vectors)
-    started = time.perf_counter()
-    shares, leading = _route(tasks, router)
-    routing_accuracy = 100 * float(np.mean(np.concatenate([leading[task] == task for task in tasks])))
-    if mode == "oracle":
-        shares = {
-            task: np.tile(np.array([task == other for other in tasks], np.float32), (len(shares[task]), 1))
-            for task in tasks
-        }
-    elif mode == "batch-mean":
-        shares = {task: _batch_means(each) for task, each in shares.items()}
-    stream, weights = _mixed_stream(shares)  # (sample,) of (task, row), (sample, task)
-    mixture = _mixture(bench)
     for task, vector in bench.vectors.items():
         bench.set_weights(task, vector, 0.0)
+    mixture = _mixture(bench)
+    mixture.weights([1.0] * len(tasks))  # decodes the vectors
+    started = time.perf_counter()
+    shares, routing_accuracy = _shares(bench, router, mode)
+    stream, weights = _mixed_stream(shares)  # (sample,) of (task, row), (sample, task)
+    correct = _count_correct(bench, mixture, stream, weights)
+    seconds = time.perf_counter() - started
+    accuracy = {task: 100 * correct[task] / len(shares[task]) for task in tasks}
+    return Score(method, accuracy, bytes_per_task, seconds / len(stream), routing_accuracy)
+
+
+def _count_correct(
+    bench: Bench, mixture: Mixture, stream: NDArray[np.int64], weights: NDArray[np.float32]
+) -> dict[str, int]:
+    """Returns the right answers by task; samples of equal weights are answered together."""
+    tasks = list(bench.vectors)
     names = {task: bench.parameter_names(task, mixture.units) for task in tasks}
     correct = dict.fromkeys(tasks, 0)
     _, group_of = np.unique(weights, axis=0, return_inverse=True)
@@ -163,13 +161,25 @@ def score_switched(
         for task_number in np.unique(stream[group, 0]):
             task = tasks[task_number]
             rows = stream[group, 1][stream[group, 0] == task_number]
-            state = {names[task][unit]: tensor for unit, tensor in mixed.items()}
+            state = {names[task][unit]: tensor.to(bench.device) for unit, tensor in mixed.items()}
             for chunk, batch in bench.batches_of(task, rows):
-                predicted = _predict(bench, task, state, batch)
-                correct[task] += int((predicted == _labels(bench.examples[task])[chunk]).sum())
-    seconds = time.perf_counter() - started
-    accuracy = {task: 100 * correct[task] / len(shares[task]) for task in tasks}
-    return Score(method, accuracy, bytes_per_task, seconds / len(stream), routing_accuracy)
+                labels = _labels(bench.examples[task])[chunk]
+                correct[task] += int((_predict(bench, task, state, batch) == labels).sum())
+    return correct
+
+
+def _shares(bench: Bench, router: Router, mode: str) -> tuple[dict[str, NDArray[np.float32]], float | None]:
+    """Returns each task's samples' weights (sample, task), and how often the right task leads (%)."""
+    tasks = list(bench.vectors)
+    if mode == "oracle":
+        one_hot = np.eye(len(tasks), dtype=np.float32)
+        counts = [len(bench.examples[task]) for task in tasks]
+        return {task: np.tile(one_hot[n], (counts[n], 1)) for n, task in enumerate(tasks)}, None
+    shares, leading = _route(tasks, router)
+    routing_accuracy = 100 * float(np.mean(np.concatenate([leading[task] == task for task in tasks])))
+    if mode == "batch-mean":
+        shares = {task: _batch_means(each) for task, each in shares.items()}
+    return shares, routing_accuracy
 
 
 def _predict(bench: Bench, task: str, state: Mapping[str, Tensor], batch: Batch) -> NDArray[np.int64]:

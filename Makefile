@@ -1,0 +1,54 @@
+# make demo, make test, make lint, make types, make bench; each installs what it needs.
+#
+# Where no virtual environment is active, one is made in .venv. TORCH names the torch that pip installs:
+# on Linux the plain package brings several gigabytes of CUDA, which nothing here needs. To choose
+# another build, install torch yourself into an active environment, or say so, for example:
+#     make test TORCH="torch --index-url URL_OF_A_CPU_INDEX"
+
+TORCH ?= torch==2.13.0
+THREADS ?= 2
+DATA ?= ../shared/data/text8
+
+ifdef VIRTUAL_ENV
+VENV := $(VIRTUAL_ENV)
+else
+VENV := .venv
+endif
+PYTHON := $(VENV)/bin/python
+BIN := $(abspath $(VENV))/bin
+ROOMS := cli merging codecs recipes
+
+.PHONY: demo test lint types bench clean
+
+$(PYTHON):
+	python3 -m venv $(VENV)
+
+$(VENV)/installed-%: pyproject.toml | $(PYTHON)
+	$(PYTHON) -m pip install --quiet $(TORCH)
+	$(PYTHON) -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+demo: $(VENV)/installed-eval
+	$(PYTHON) examples/digits/train.py --out build/digits --threads $(THREADS)
+	PATH="$(BIN):$$PATH" $(BIN)/flexswitch run recipes/digits.yaml
+
+test: $(VENV)/installed-dev
+	$(PYTHON) -m pytest -n $(THREADS) --cov --cov-report=term
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev build/types
+	MYPYPATH=build/types $(BIN)/mypy -p flexswitch
+
+# mypy finds the package through links, since the folders do not carry its name.
+build/types:
+	mkdir -p build/types/flexswitch
+	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/flexswitch/$$room; done
+
+bench: $(VENV)/installed-benchmarks
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/text8/run.py --data $(DATA)
+
+clean:
+	rm -rf build .venv *.egg-info

@@ -1,0 +1,300 @@
+"""Tiny models made offline: bases, fine-tunes of them, a tokenizer, and a zoo with its data."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.errors import FlexswitchError
+from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.registry import METHODS
+from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.packing import create_zoo
+from flexswitch.merging.settings import parse_settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+WIDTH = 16
+MAX_TOKENS = 12
+TASKS = {"birds": 2, "cities": 3, "tools": 4}  # task -> its classes
+SHARED_WORDS = [f"word{n}" for n in range(6)]
+OWN_WORDS = {task: [f"{task}{n}" for n in range(8)] for task in TASKS}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A base, its fine-tunes by task, a zoo of them, and a folder of train and test files."""
+
+    base: Path
+    finetuned: dict[str, Path]
+    zoo: Path
+    data: Path
+
+    def pairs(self) -> list[str]:
+        """Returns the texts that `--finetuned` takes."""
+        return [f"{task}={path}" for task, path in self.finetuned.items()]
+
+
+def failure(kind: type[FlexswitchError], call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
+    """Returns the message with which a call fails: one line, of exactly that kind."""
+    with pytest.raises(FlexswitchError) as caught:
+        call(*arguments, **named)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- plain state dicts, without transformers --------------------------------------------------------------
+
+
+def tiny_state(seed: int = 0) -> dict[str, Tensor]:
+    """Returns two matrices and a vector."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"layer.bias": (6,), "layer.weight": (6, 5), "table.weight": (9, 6)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def save_state(path: Path, state: dict[str, Tensor]) -> Path:
+    """Writes a state dict as one safetensors file."""
+    save_file(state, path)
+    return path
+
+
+def changed_state(state: dict[str, Tensor], seed: int, size: float = 0.1) -> dict[str, Tensor]:
+    """Returns a state with noise on its floating tensors: a fine-tuned one."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor + size * torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def make_artifact(
+    base: Path, finetuned: Path, path: Path, method: str = "t-switch", settings: Sequence[str] = ()
+) -> Artifact:
+    """Compresses a fine-tune into an artifact named after the file's stem."""
+    vector = open_finetuned(str(finetuned), open_checkpoint(str(base)))
+    parsed = parse_settings(method, METHODS[method], settings)
+    compress(vector, path, path.stem, method, parsed, overwrite=True)
+    return open_artifact(path)
+
+
+def state_artifacts(folder: Path, tasks: Sequence[str], base_seed: int = 0) -> dict[str, Path]:
+    """Writes `base.safetensors` and an artifact a task, each with an extra; returns the artifacts."""
+    folder.mkdir(exist_ok=True)
+    state = tiny_state(base_seed)
+    base = save_state(folder / "base.safetensors", state)
+    artifacts = {}
+    for task in tasks:
+        seed = sum(task.encode())
+        head = {"head.weight": torch.full((2, 6), float(seed))}
+        finetuned = save_state(folder / f"{task}.safetensors", changed_state(state, seed) | head)
+        artifacts[task] = make_artifact(base, finetuned, folder / f"{task}.fsw").path
+    return artifacts
+
+
+def pack(path: Path, files: Sequence[Path], adapter: str | None = None) -> Zoo:
+    """Makes a zoo of artifacts."""
+    create_zoo(path, files, "auto", adapter, False, lambda task: None)
+    return open_zoo(path)
+
+
+# --- Hugging Face directories -----------------------------------------------------------------------------
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer that splits at spaces, with [CLS] and [SEP] around a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = [*special, *SHARED_WORDS, *(word for own in OWN_WORDS.values() for word in own)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+
+
+def bert_config(**changes: Any) -> Any:
+    """Returns the config of a BERT of two layers."""
+    from transformers import BertConfig
+
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 16,
+        "initializer_range": 0.4,
+    }
+    return BertConfig(**(settings | changes))
+
+
+def vit_config(**changes: Any) -> Any:
+    """Returns the config of a ViT of two layers on images of 3 × 8 × 8."""
+    from transformers import ViTConfig
+
+    settings = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "image_size": 8,
+        "patch_size": 4,
+        "initializer_range": 0.4,
+    }
+    return ViTConfig(**(settings | changes))
+
+
+def save_text_base(folder: Path, seed: int = 0) -> Path:
+    """Writes a BERT without a head, and its tokenizer."""
+    from transformers import BertModel
+
+    torch.manual_seed(seed)
+    BertModel(bert_config()).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def save_text_classifier(base: Path, folder: Path, classes: int, seed: int) -> Path:
+    """Writes a fine-tune of a text base with a classifier of its own."""
+    from transformers import BertForSequenceClassification, BertModel
+
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(bert_config(num_labels=classes))
+    own = BertModel.from_pretrained(base).state_dict()
+    model.bert.load_state_dict(changed_state(own, seed))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_encoder_with_head(base: Path, folder: Path, classes: int, seed: int, bias: bool = True) -> Path:
+    """Writes a fine-tune of a text base without a classifier, and a linear head beside it."""
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(base)
+    model.load_state_dict(changed_state(model.state_dict(), seed))
+    model.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(seed)
+    head = {"head.weight": torch.randn(classes, WIDTH, generator=generator)}
+    if bias:
+        head["head.bias"] = torch.randn(classes, generator=generator)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_state(folder / "model.safetensors", state | head)
+    return folder
+
+
+def save_image_base(folder: Path, seed: int = 0) -> Path:
+    """Writes a ViT without a head, and how uint8 images are normalised."""
+    from transformers import ViTModel
+
+    torch.manual_seed(seed)
+    ViTModel(vit_config(), add_pooling_layer=False).save_pretrained(folder)
+    settings = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_image_classifier(base: Path, folder: Path, classes: int, seed: int) -> Path:
+    """Writes a fine-tune of an image base with a classifier of its own."""
+    from transformers import ViTForImageClassification, ViTModel
+
+    torch.manual_seed(seed)
+    model = ViTForImageClassification(vit_config(num_labels=classes))
+    own = ViTModel.from_pretrained(base, add_pooling_layer=False).state_dict()
+    model.vit.load_state_dict(changed_state(own, seed))
+    model.save_pretrained(folder)
+    return folder
+
+
+# --- examples, and a whole zoo ----------------------------------------------------------------------------
+
+
+def texts(task: str, count: int, seed: int) -> list[str]:
+    """Returns texts of 1 to 14 words, the longest too long for the tokenizer, some words all tasks'."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    words = OWN_WORDS[task] + SHARED_WORDS * 2
+    return [" ".join(generator.choice(words, generator.integers(1, 15))) for _ in range(count)]
+
+
+def write_jsonl(path: Path, inputs: Sequence[str], labels: Sequence[int] | None) -> Path:
+    """Writes a .jsonl or .jsonl.gz file of examples."""
+    records: list[dict[str, Any]] = [{"text": text} for text in inputs]
+    for record, label in zip(records, labels if labels is not None else (), strict=labels is not None):
+        record["label"] = int(label)
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def plain_predictions(folder: Path, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
+    """Returns a saved classifier's answers by transformers alone, one text at a time."""
+    from transformers import AutoModelForSequenceClassification
+
+    return text_predictions(AutoModelForSequenceClassification.from_pretrained(folder), tokenizer, inputs)
+
+
+def text_predictions(model: nn.Module, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
+    """Returns a classifier's answers, one text at a time."""
+    from transformers import AutoTokenizer
+
+    tokenize = AutoTokenizer.from_pretrained(tokenizer)
+    model.eval()
+    with torch.no_grad():
+        return [
+            int(model(**tokenize(text, truncation=True, return_tensors="pt")).logits.argmax())
+            for text in inputs
+        ]
+
+
+def text_toy(
+    folder: Path, method: str = "t-switch", settings: Sequence[str] = (), test_count: int = 30
+) -> Toy:
+    """Makes a zoo of three text classifiers; most labels are what the fine-tuned model answers."""
+    base = save_text_base(folder / "base")
+    (folder / "data").mkdir()
+    finetuned, artifacts = {}, []
+    for number, (task, classes) in enumerate(TASKS.items(), 1):
+        finetuned[task] = save_text_classifier(base, folder / f"{task}-model", classes, seed=number)
+        artifacts.append(
+            make_artifact(base, finetuned[task], folder / f"{task}.fsw", method, settings).path
+        )
+        write_jsonl(folder / "data" / f"{task}.train.jsonl.gz", texts(task, 20, seed=number), None)
+        inputs = texts(task, test_count, seed=100 + number)
+        answers = plain_predictions(finetuned[task], base, inputs)
+        labels = [(answer + (row % 5 == 0)) % classes for row, answer in enumerate(answers)]
+        write_jsonl(folder / "data" / f"{task}.test.jsonl", inputs, labels)
+    pack(folder / "zoo", artifacts)
+    return Toy(base, finetuned, folder / "zoo", folder / "data")
