@@ -73,6 +73,9 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}: no such recipe")
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as reason:
+        line = f", line {reason.problem_mark.line + 1}" if reason.problem_mark else ""
+        raise InputError(f"{path}{line}: is not YAML ({reason.problem})") from reason
     except (yaml.YAMLError, UnicodeDecodeError) as reason:
         raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())})") from reason
     try:
@@ -158,8 +161,8 @@ def _command_line(step: Step, values: dict[str, str]) -> CommandLine:
 
 
 def _describe(error: ValidationError) -> str:
-    """Returns the first problem of a recipe in words."""
-    first = error.errors()[0]
+    """Returns one problem of a recipe in words; an unknown key first, since others may follow from it."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     *parents, last = first["loc"] or ("recipe",)
     where = ".".join(map(str, parents)) or "the recipe"
     if first["type"] == "extra_forbidden":

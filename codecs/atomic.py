@@ -1,5 +1,6 @@
 """Writes outputs beside their place and moves them in whole, so that none is ever seen half-written."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -48,6 +49,8 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
         yield partial
         _flush(partial)
         partial.replace(path)
+    except OSError as error:
+        raise _named(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -72,21 +75,32 @@ def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
             _swap(partial, path)
         else:
             partial.rename(path)
+    except OSError as error:
+        raise _named(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _swap(partial: Path, path: Path) -> None:
     """Puts `partial` in the place of `path`; the old folder returns if that fails."""
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    path.rename(old / path.name)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = aside / path.name
     try:
+        path.rename(old)
         partial.rename(path)
     except BaseException:
-        (old / path.name).rename(path)
+        if os.path.lexists(old):
+            old.rename(path)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _named(error: OSError, path: Path) -> Exception:
+    """Returns an error that names the output where the disk takes no more; any other error as it is."""
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return InputError(f"{path}: could not be written: {error.strerror}; nothing of it is left")
+    return error
 
 
 def _flush(path: Path) -> None:

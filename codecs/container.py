@@ -23,7 +23,7 @@ CHECKSUM_KEY = "flexswitch_crc32"
 EXTRA_PREFIX = "extra/"
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
@@ -32,7 +32,8 @@ TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
 class Strict(BaseModel):
     """A record whose fields are all known and of their stated type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # Some models' config.json holds Infinity, which pydantic would write as null.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
 
 
 Document = TypeVar("Document", bound=Strict)
@@ -89,7 +90,7 @@ class TensorRecord(Strict):
     codec: CodecRecord
     kept: Count
     bits: Literal[1, 2, 4, 8, 16, 32] = 1
-    scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]  # a float32
     crc32: dict[str, Crc32]
 
     @property
@@ -174,7 +175,7 @@ class ArtifactWriter:
 
 
 def _document(header: ArtifactHeader) -> dict[str, Any]:
-    """Returns the header's document: defaults left out, tensors in name order."""
+    """Returns the header's document: defaults left out, tensors in the order they were added."""
     identity = {"format": header.format, "version": header.version}
     return identity | header.model_dump(exclude_defaults=True)
 

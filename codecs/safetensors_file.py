@@ -64,7 +64,7 @@ def read_header(path: Path, error: type[FlexswitchError]) -> Header:
         text = file.read(length)
     try:
         document = json.loads(text)
-        metadata = document.pop("__metadata__", {})
+        metadata = document.pop("__metadata__", None) or {}  # JSON's null is allowed
         tensors = {name: _stored(entry, 8 + length) for name, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise error(f"{path}: not a safetensors file: its header does not parse ({reason})") from reason
@@ -90,8 +90,8 @@ def read_header(path: Path, error: type[FlexswitchError]) -> Header:
 def _stored(entry: dict[str, Any], data_start: int) -> StoredTensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
-        raise ValueError(f"sizes {shape} and offsets {start}, {end} are not counts")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, end, *shape)):
+        raise ValueError("a size or an offset is not a count below 2^63")
     return StoredTensor(str(entry["dtype"]), shape, data_start + start, end - start)
 
 

@@ -84,6 +84,9 @@ class Zoo(Mapping[str, Artifact]):
             self._open[task] = self._checked(task)
         return self._open[task]
 
+    def __contains__(self, task: object) -> bool:
+        return task in self.record.tasks
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.record.tasks))
 

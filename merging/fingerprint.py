@@ -1,6 +1,7 @@
 """Tells one base from another: a hash of all its tensors, and one of a few slices of each."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.merging.checkpoint import Checkpoint
 
 _CHUNK_ENTRIES = 1 << 22
+_READERS = min(8, os.cpu_count() or 1)
 _SLICES, _SLICE_ENTRIES = 16, 64
 
 
@@ -57,7 +59,7 @@ def _hash_tensors(base: Checkpoint, ranges: Callable[[str], Iterator[tuple[int, 
         return f"{name}\0{info.dtype}\0{shape}\0{digest.hexdigest()}\n".encode()
 
     total = hashlib.sha256()
-    with ThreadPoolExecutor() as pool:  # hashing and reading let go of the interpreter's lock
+    with ThreadPoolExecutor(_READERS) as pool:  # hashing and reading let go of the interpreter's lock
         for line in pool.map(content, base.tensors):
             total.update(line)
     return total.hexdigest()

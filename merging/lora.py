@@ -4,18 +4,15 @@ What can't be expanded exactly is refused by name. Source: peft's tuners/lora/la
 tuners/lora/model.py (rank and scaling of a module), utils/save_and_load.py (names of tensors).
 """
 
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
@@ -27,106 +24,13 @@ from flexswitch.merging.checkpoint import (
     locate,
     open_checkpoint,
     read_config,
-    read_json_object,
 )
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.dtypes import is_floating
+from flexswitch.merging.lora_config import MERGE_HINT, LoraConfig, read_lora_config
 from flexswitch.merging.pairing import EVERYTHING, Selection, common_prefix
 from flexswitch.merging.task_vector import BLOCK_ENTRIES
 
-MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
-# Tasks that use no language model's head, and the heads that old releases of peft save for them unsaid.
-_HEADLESS_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_TASK_HEADS = ("classifier", "score", "qa_outputs")
-# Settings that don't change what the stored weights mean. One that is not known here has to be empty.
-_HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
-}  # fmt: skip
-
-
-def _module_pattern(pattern: str) -> str:
-    """Returns the expression that matches a module's whole name. Source: peft, get_pattern_key."""
-    return rf"(.*\.)?({pattern})$"
-
-
-def _check_pattern(pattern: str) -> str:
-    try:
-        re.compile(_module_pattern(pattern))
-    except re.error as reason:
-        raise ValueError(f"regular expressions; '{pattern}' is none ({reason})") from reason
-    return pattern
-
-
-Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
-Pattern = Annotated[str, AfterValidator(_check_pattern)]
-
-
-class LoraConfig(BaseModel):
-    """The settings that say what the weights mean, with peft's defaults."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    peft_type: Literal["LORA"]
-    r: Rank = 8
-    lora_alpha: FiniteFloat = 8.0
-    use_rslora: bool = False
-    rank_pattern: dict[Pattern, Rank] = {}
-    alpha_pattern: dict[Pattern, FiniteFloat] = {}
-    fan_in_fan_out: bool = False
-    bias: Literal["none", "all", "lora_only"] = "none"
-    modules_to_save: list[str] = []
-    task_type: str = ""
-    # Those that leave the base as it is; pissa, olora, corda, loftq and lora_ga change it.
-    init_lora_weights: Literal[True, False, "eva", "gaussian", "mica", "orthogonal"] = True
-
-    @property
-    def uses_language_head(self) -> bool:
-        """Whether the adapted model may use the head of a language model."""
-        return self.task_type not in _HEADLESS_TASKS
-
-    def rank_and_scaling(self, module: str) -> tuple[int, float]:
-        """Returns a module's rank r, and alpha / r, or alpha / √r where it is rank-stabilized."""
-        rank = int(_by_pattern(self.rank_pattern, module, self.r))
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
-        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
-    def saves(self, name: str) -> bool:
-        """Returns whether a tensor belongs to a module that is saved whole."""
-        modules = (*self.modules_to_save, *(() if self.uses_language_head else _TASK_HEADS))
-        return any(name[: dot.start()].endswith(modules) for dot in re.finditer(r"\.", name))
-
-
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    for pattern, number in patterns.items():
-        if re.match(_module_pattern(pattern), module):
-            return number
-    return patterns.get(module, default)
-
-
-def read_lora_config(source: str, path: Path) -> LoraConfig:
-    """Returns what adapter_config.json says. Raises: InputError naming the first setting not handled."""
-    if not path.is_file():
-        raise InputError(f"{source}: not a PEFT adapter: it has no {ADAPTER_CONFIG}")
-    given = {key: value for key, value in read_json_object(path).items() if value is not None}
-    settings = {"peft_type": None, **given}
-    try:
-        config = LoraConfig.model_validate(settings)
-        wrong = [key for key, value in (config.model_extra or {}).items() if value and key not in _HARMLESS]
-        problem = "which is not handled"
-    except ValidationError as reason:
-        first = reason.errors()[0]
-        wrong = [str(first["loc"][0])]
-        problem = re.sub(r"^(Input should be|Value error,)", "expected", first["msg"])
-    if wrong:
-        value = json.dumps(settings[wrong[0]])[:80]
-        raise InputError(f"{source}: {ADAPTER_CONFIG} has '{wrong[0]}': {value}, {problem}; {MERGE_HINT}")
-    return config
-
-
-_Names = Mapping[str, str]
-_Infos = Mapping[str, TensorInfo]
 _Rows = NDArray[np.float64]
 
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -148,21 +52,40 @@ class _Target(NamedTuple):
     transposed: bool  # the weight is stored (in, out), so that the delta is (B A)ᵀ
 
 
+@dataclass(frozen=True)
+class _Adapter:
+    """An open adapter whose names are sorted out.
+
+    stored: its tensors by stored name; factors: target → part → stored name, a part being A, B,
+    embedding_A, embedding_B or weight; whole: tensors saved whole, name → stored name; base_names: the
+    base's name of those that the base has; taken: the names that are selected.
+    """
+
+    source: str
+    config: LoraConfig
+    checkpoint: Checkpoint
+    stored: Mapping[str, TensorInfo]
+    factors: Mapping[str, Mapping[str, str]]
+    whole: Mapping[str, str]
+    base_names: Mapping[str, str]
+    taken: frozenset[str]
+
+
 @dataclass
 class _Excerpt:
-    """Some tensors of a checkpoint under names of one's own, which `stored` maps to the checkpoint's."""
+    """Some tensors of a checkpoint; `stored` maps those that got another name to the checkpoint's."""
 
     source: str
     directory: Path | None
     whole: Checkpoint
-    stored: _Names
-    tensors: _Infos
-    aliases: _Names
+    stored: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+    aliases: Mapping[str, str]
     hub_id: str | None = None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
-        return self.whole.read(self.stored[name], start, stop)
+        return self.whole.read(self.stored.get(name, name), start, stop)
 
 
 class LoraVector(CheckpointPair):
@@ -174,30 +97,22 @@ class LoraVector(CheckpointPair):
 
     def __init__(self, base: Checkpoint, source: str, selection: Selection = EVERYTHING) -> None:
         directory = locate(source)[0]
-        config = read_lora_config(source, directory / ADAPTER_CONFIG)
-        self._adapter = adapter = _open_weights(source, directory)
-        stored = dict(adapter.tensors)
-        stored |= {name: adapter.tensors[first] for name, first in adapter.aliases.items()}
-        factors, whole = _sort_names(source, stored)
-        names = _base_names(base, [*factors, *whole])
-        for name in [*factors, *whole]:
-            if not (selection.takes(names[name]) if name in names else not selection.excludes(name)):
-                (factors if name in factors else whole).pop(name)
-        targets = _find_targets(base, source, config, stored, factors, names)
-        infos = {name: base.tensors[names[name]] for name in targets}
-        for name, key in whole.items():
-            if name not in names and not config.saves(name):
-                raise _unknown(source, key)
-            infos[name] = stored[key]
-        _refuse_half_tied(base, source, config, infos, whole, names)
-        units = sorted({names[name] for name in infos if name in names})
-        touched = {name: base.tensors[name] for name in units}
+        adapter = _open_adapter(base, source, directory, selection)
+        targets = _find_targets(base, adapter)
+        names = adapter.base_names
+        infos = {name: base.tensors[names[name]] for name in adapter.factors if name in names}
+        infos |= {name: adapter.stored[key] for name, key in adapter.whole.items()}
+        _refuse_half_tied(base, adapter, infos)
+        touched = {
+            name: base.tensors[name] for name in sorted({names[name] for name in infos if name in names})
+        }
         home = directory if (directory / "config.json").is_file() else base.directory
         super().__init__(
             _Excerpt(base.source, base.directory, base, {}, touched, base.aliases),
-            _Excerpt(source, home, adapter, whole, dict(sorted(infos.items())), {}),
+            _Excerpt(source, home, adapter.checkpoint, adapter.whole, dict(sorted(infos.items())), {}),
             selection,
         )
+        self._adapter = adapter.checkpoint
         self.base = base
         self._targets = {names[name]: target for name, target in targets.items()}
         self.parameters = sum(
@@ -259,6 +174,22 @@ def _product(left: _Rows, right: _Rows, first: int, last: int) -> _Rows:
     return total
 
 
+def _open_adapter(base: Checkpoint, source: str, directory: Path, selection: Selection) -> _Adapter:
+    """Opens an adapter. Raises: InputError where a setting or a tensor is not handled."""
+    config = read_lora_config(source, directory / ADAPTER_CONFIG)
+    checkpoint = _open_weights(source, directory)
+    stored = dict(checkpoint.tensors)
+    stored |= {name: checkpoint.tensors[first] for name, first in checkpoint.aliases.items()}
+    factors, whole = _sort_names(source, stored)
+    names = _base_names(base, [*factors, *whole])
+    taken = {name for name in names if selection.takes(names[name])}
+    taken |= {name for name in (*factors, *whole) if name not in names and not selection.excludes(name)}
+    for name in sorted(taken & whole.keys() - names.keys()):
+        if not config.saves(name):
+            raise _unknown(source, whole[name])
+    return _Adapter(source, config, checkpoint, stored, factors, whole, names, frozenset(taken))
+
+
 def _open_weights(source: str, directory: Path) -> Checkpoint:
     for name in _WEIGHT_FILES:
         if (directory / name).is_file():
@@ -270,14 +201,15 @@ def _unknown(source: str, key: str) -> InputError:
     return InputError(f"{source}: tensor '{key}' is not known as a part of a LoRA on this base; {MERGE_HINT}")
 
 
-def _sort_names(source: str, stored: _Infos) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Returns {target: {part: stored name}}, and {name: stored name} of the tensors that were saved whole."""
+def _sort_names(source: str, stored: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Returns {target: {part: stored name}}, and {name: stored name} of the tensors saved whole."""
+    known = set(stored)
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
-    for key in sorted(stored):
+    for key in sorted(known):
         name = key.removeprefix(_ROOT)
         plain = _REPEATED.sub(".", name)
-        if plain != name and _ROOT + plain in stored:
+        if plain != name and _ROOT + plain in known:
             continue  # with bias "all", peft writes the biases of saved modules three times
         place = name.replace(".base_layer.", ".")
         match = _FACTOR.fullmatch(place)
@@ -300,17 +232,12 @@ def _base_names(base: Checkpoint, names: list[str]) -> dict[str, str]:
     return {name: other for name, other in first.items() if other in base.tensors}
 
 
-def _find_targets(
-    base: Checkpoint,
-    source: str,
-    config: LoraConfig,
-    stored: _Infos,
-    factors: Mapping[str, _Names],
-    names: _Names,
-) -> dict[str, _Target]:
-    """Returns the targets by name. Raises: InputError where one does not fit the base."""
+def _find_targets(base: Checkpoint, adapter: _Adapter) -> dict[str, _Target]:
+    """Returns the taken targets by name. Raises: InputError where one does not fit the base."""
+    source, config, stored, names = adapter.source, adapter.config, adapter.stored, adapter.base_names
     targets, squares, contradicted = {}, [], False
-    for name, parts in factors.items():
+    for name in sorted(adapter.factors.keys() & adapter.taken):
+        parts = adapter.factors[name]
         kind = "embedding_" if "embedding_A" in parts or "embedding_B" in parts else ""
         held = sorted(f"lora_{part}" for part in parts.keys() - {"weight"})
         if held != [f"lora_{kind}A", f"lora_{kind}B"]:
@@ -341,23 +268,23 @@ def _find_targets(
     return targets
 
 
-def _refuse_half_tied(
-    base: Checkpoint, source: str, config: LoraConfig, infos: _Infos, whole: _Names, names: _Names
-) -> None:
+def _refuse_half_tied(base: Checkpoint, adapter: _Adapter, infos: Mapping[str, TensorInfo]) -> None:
     """Raises: InputError where the adapter changes a tensor and not those that the base ties to it."""
-    settings = read_config(base)
-    head = config.uses_language_head and _LANGUAGE_MODEL.search(str(settings.get("architectures")))
+    names, settings = adapter.base_names, read_config(base)
+    head = adapter.config.uses_language_head and _LANGUAGE_MODEL.search(str(settings.get("architectures")))
     vocabulary = settings.get("vocab_size") if head and settings.get("tie_word_embeddings", True) else None
     shapes = [info.shape for info in base.tensors.values()]
     shapes += [info.shape for name, info in infos.items() if name not in names]
-    for name in sorted(infos.keys() & names.keys()):
+    for name in sorted(adapter.taken & names.keys()):
         unit, shape = names[name], infos[name].shape
         tied = [alias for alias, first in base.aliases.items() if first == unit]
-        complete = name in whole and sum(names.get(other) == unit for other in infos) > len(tied)
+        given = [other for other in adapter.whole if names.get(other) == unit]
+        complete = name in adapter.whole and len(given) > len(tied)
         if not tied and len(shape) == 2 and shape[0] == vocabulary and shapes.count(shape) == 1:
             tied, complete = ["the model's head"], False
         if tied and not complete:
             raise InputError(
-                f"{source}: changes '{name}' alone, which the base {base.source} ties to {', '.join(tied)}; "
-                f"leave it out with --exclude '{unit}', or untie the base before it is merged with peft"
+                f"{adapter.source}: changes '{name}' alone, which the base {base.source} ties to "
+                f"{', '.join(tied)}; leave it out with --exclude '{unit}', or untie the base before it is "
+                "merged with peft"
             )

@@ -1,5 +1,6 @@
 """Makes a zoo from artifacts, and adds tasks to it or removes them."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -62,13 +63,17 @@ def change_zoo(
             raise InputError(f"{path}: has a task '{name}' already; --overwrite replaces it")
     chosen, notes = _adapter(artifacts, adapter, zoo)
     tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed}
-    for artifact in artifacts:
-        on_file(artifact.header.name)
-        tasks[artifact.header.name] = pack_task(artifact, path, codec, overwrite=True)
     replaced = {artifact.header.name for artifact in artifacts}
-    index = without_tasks(zoo, set(removed) | (replaced & set(zoo.record.tasks)))
-    record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
-    write_zoo(path, record)
+    with tempfile.TemporaryDirectory(prefix=".pack.", suffix=".partial", dir=path) as partial:
+        for artifact in artifacts:
+            on_file(artifact.header.name)
+            tasks[artifact.header.name] = pack_task(artifact, Path(partial), codec, overwrite=False)
+        index = without_tasks(zoo, set(removed) | (replaced & set(zoo.record.tasks)))
+        record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
+        (path / "tasks").mkdir(exist_ok=True)
+        for name in replaced:
+            (Path(partial) / tasks[name].file).replace(path / tasks[name].file)
+        write_zoo(path, record)
     remove_unlisted(path, record)
     if index is not None and replaced:
         notes.append(
@@ -109,7 +114,7 @@ def _adapter(
     if zoo is not None and zoo.record.adapter is not None:
         return zoo.record.adapter, []
     named = {artifact.header.model.adapter for artifact in artifacts}
-    if len(named) == 1:
-        return named.pop(), []
+    if len(named) <= 1:
+        return next(iter(named), None), []
     listed = ", ".join(sorted(map(str, named)))
     return None, [f"the artifacts name different adapters ({listed}); give one with --adapter"]

@@ -57,7 +57,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
     """Returns the pairing of two checkpoints.
 
     Raises: InputError where they share no name, the fine-tuned one lacks a tensor of the base, or a
-    shape differs and `on_resize` is "refuse".
+    shape differs and `on_resize` is "refuse"; where its weights are whole numbers.
     """
     base_prefix, prefix = common_prefix(list(base.tensors), [*finetuned.tensors, *finetuned.aliases])
     notes = _prefix_notes(base_prefix, prefix)
@@ -79,15 +79,25 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
         target = finetuned.tensors[other]
         if not (is_floating(info.dtype) and info.shape):
             buffers[name] = other
+        elif not is_floating(target.dtype):
+            raise InputError(
+                f"{finetuned.source}: tensor '{name}' has the dtype {target.dtype}, expected a floating one "
+                f"as the base's {info.dtype}; give the checkpoint as it was before it was quantized"
+            )
         elif target.shape == info.shape or _takes_rows(name, info, target, selection.on_resize, finetuned):
             units[name] = other
         else:
             resized.append(other)
+    if not used:
+        raise InputError(
+            f"{finetuned.source}: shares no tensor name with the base {base.source}; "
+            "give the base it was fine-tuned from"
+        )
     if missing:
-        patterns = _patterns(missing, base.tensors.keys() - missing)
+        patterns = "' --exclude '".join(_patterns(missing, base.tensors.keys() - missing))
         raise InputError(
             f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, "
-            f"such as '{missing[0]}'; leave them out with --exclude '{"' --exclude '".join(patterns)}'"
+            f"such as '{missing[0]}'; leave them out with --exclude '{patterns}'"
         )
     added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
     if not units and not buffers and not resized:
@@ -160,10 +170,15 @@ def _prefix_notes(base_prefix: str, prefix: str) -> list[str]:
 
 def _patterns(missing: Sequence[str], present: Iterable[str]) -> list[str]:
     """Returns patterns that cover the missing names and none of the others: modules, or single names."""
-    others = {name[: dot + 1] for name in present for dot, letter in enumerate(name) if letter == "."}
+    others = {module for name in present for module in _modules(name)}
+    counts = Counter(module for name in missing for module in _modules(name))
     patterns = []
     for name in missing:
-        steps = name.split(".")
-        modules = [".".join(steps[:cut]) + "." for cut in range(1, len(steps))]
-        patterns.append(next((f"{module}*" for module in modules if module not in others), name))
+        whole = [module for module in _modules(name) if counts[module] > 1 and module not in others]
+        patterns.append(f"{whole[0]}*" if whole else name)
     return list(dict.fromkeys(patterns))
+
+
+def _modules(name: str) -> list[str]:
+    """Returns the modules that a name lies in, each with its dot, the outermost first."""
+    return [name[: place + 1] for place, letter in enumerate(name) if letter == "."]

@@ -1,6 +1,7 @@
 """Settings of methods: `key=value` texts checked against the keyword-only arguments of a function."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ def parse_settings(name: str, method: Callable[..., Any], texts: Sequence[str]) 
             arguments[key] = TypeAdapter(parameters[key].annotation).validate_python(value)
         except ValidationError as error:
             raise UsageError(f"--set {text}: {error.errors()[0]['msg']}") from error
+        if isinstance(arguments[key], float) and not math.isfinite(arguments[key]):
+            raise UsageError(f"--set {text}: expected a finite number")
     return arguments
 
 

@@ -5,6 +5,7 @@ under `exact/<unit>/positions` and `exact/<unit>/values` the few weights that fl
 base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -85,11 +86,13 @@ class TaskVectorFile:
         return self.header.base
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's delta."""
+        """Yields a unit's delta. Raises: ArtifactError where it is not finite."""
         entries = self.units[unit].entries
         for start in range(0, entries, BLOCK_ENTRIES):
-            block = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES))
-            yield block.to(torch.float32).numpy()
+            block = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES)).to(torch.float32)
+            if not torch.isfinite(block).all():
+                raise ArtifactError(f"{self.path}: tensor '{unit}' holds NaN or infinite values")
+            yield block.numpy()
 
     def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns positions and float32 values of the weights that base + delta would miss."""
@@ -127,7 +130,7 @@ def write_task_vector(
             parameters=vector.parameters,
             dtypes={unit: info.dtype for unit, info in vector.units.items()},
         )
-        text = header.model_dump_json()
+        text = json.dumps(header.model_dump(), separators=(",", ":"))  # pydantic's own turns infinity to null
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
         with SafetensorsWriter(partial, metadata, _reserve(vector, stored, metadata)) as writer:
             for extra_name in vector.extras:

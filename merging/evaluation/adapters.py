@@ -6,12 +6,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.merging.architecture import ADAPTERS, HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config, read_json_object
 from flexswitch.merging.evaluation.data import Inputs
+from flexswitch.merging.pairing import common_prefix
 
 Batch = dict[str, Tensor]
 
@@ -95,7 +97,7 @@ class _HuggingFace:
 
     def encoder(self) -> nn.Module:
         """Returns the base without its head."""
-        module: nn.Module = self._transformers.AutoModel.from_config(self._full_config({})).float().eval()
+        module = self._untrained("AutoModel", {})
         state = {name: self._base.read(name).view(info.shape) for name, info in self._base.tensors.items()}
         load_weights(module, state, self._base.source)
         return module
@@ -118,11 +120,19 @@ class _HuggingFace:
             )
         return layers[int(number)]
 
-    def _full_config(self, changes: Mapping[str, Any]) -> Any:
+    def _untrained(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
+        """Returns a model of one of transformers' Auto classes. Raises: InputError where it makes none."""
         entries = {**self._config, **changes}
-        config = self._transformers.CONFIG_MAPPING[entries["model_type"]].from_dict(entries)
-        config.dtype = torch.float32
-        return config
+        try:
+            config = self._transformers.CONFIG_MAPPING[entries["model_type"]].from_dict(entries)
+            config.dtype = torch.float32
+            module: nn.Module = getattr(self._transformers, kind).from_config(config).float().eval()
+        except (ValueError, TypeError, StrictDataclassError) as reason:
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(
+                f"{self._base.source}: transformers makes no {kind} of its config.json ({found})"
+            ) from reason
+        return module
 
 
 class _Text(_HuggingFace):
@@ -130,12 +140,26 @@ class _Text(_HuggingFace):
 
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
-        self._tokenizer = self._transformers.AutoTokenizer.from_pretrained(self._directory)
+        self._tokenizer = self._load_tokenizer()
         longest = self._config.get("max_position_embeddings", 512)
         self._max_length = min(self._tokenizer.model_max_length, longest)
 
+    def _load_tokenizer(self) -> Any:
+        try:
+            tokenizer = self._transformers.AutoTokenizer.from_pretrained(
+                self._directory, trust_remote_code=False
+            )
+        except (ValueError, OSError, StrictDataclassError) as reason:
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(f"{self._base.source}: its tokenizer does not load ({found})") from reason
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what it makes where there are no files
+            raise InputError(f"{self._base.source}: has no tokenizer; copy its tokenizer.json there")
+        return tokenizer
+
     def batch(self, inputs: Inputs) -> Batch:
         """Returns token tensors, padded to the longest text, cut at the tokenizer's model_max_length."""
+        if isinstance(inputs, np.ndarray):
+            raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
         return dict(
             self._tokenizer(
                 list(inputs), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
@@ -148,9 +172,7 @@ class SequenceClassification(_Text):
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the classifier with the config's label count."""
-        cls = self._transformers.AutoModelForSequenceClassification
-        module: nn.Module = cls.from_config(self._full_config(config)).float().eval()
-        return module
+        return self._untrained("AutoModelForSequenceClassification", config)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns (sample, class)."""
@@ -167,7 +189,7 @@ class EncoderWithHead(_Text):
             raise InputError(
                 f"adapter hf-encoder: the task has no '{HEAD_WEIGHT}' (it has: {', '.join(extras)})"
             )
-        encoder = self._transformers.AutoModel.from_config(self._full_config(config)).float().eval()
+        encoder = self._untrained("AutoModel", config)
         classes, width = extras[HEAD_WEIGHT].shape
         return nn.ModuleDict(
             {"encoder": encoder, "head": nn.Linear(width, classes, bias=HEAD_BIAS in extras)}
@@ -196,9 +218,7 @@ class ImageClassification(_HuggingFace):
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the classifier with the config's label count."""
-        cls = self._transformers.AutoModelForImageClassification
-        module: nn.Module = cls.from_config(self._full_config(config)).float().eval()
-        return module
+        return self._untrained("AutoModelForImageClassification", config)
 
     def batch(self, inputs: Inputs) -> Batch:
         """Returns pixel_values, (sample, channel, height, width) float32."""
@@ -223,12 +243,17 @@ class ImageClassification(_HuggingFace):
                 f"{path}: missing; it says how uint8 images are normalised, or give float images"
             )
         settings = read_json_object(path)
-        pixels = pixels * settings.get("rescale_factor", 1 / 255)
+        if settings.get("do_rescale", True):
+            pixels = pixels * settings.get("rescale_factor", 1 / 255)
         if not settings.get("do_normalize", True):
             return pixels
-        mean, deviation = (
-            torch.tensor(settings[key]).view(1, -1, 1, 1) for key in ("image_mean", "image_std")
-        )
+        moments = [settings.get(key) for key in ("image_mean", "image_std")]
+        if any(not isinstance(each, list) or len(each) != pixels.shape[1] for each in moments):
+            raise InputError(
+                f"{path}: has the image_mean {moments[0]} and image_std {moments[1]}, "
+                f"expected a number for each of {pixels.shape[1]} channels"
+            )
+        mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in moments)
         return (pixels - mean) / deviation
 
 
@@ -237,7 +262,15 @@ def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden.mean(1)
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no tokens
+
+
+def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Returns the module's name for each name of a state that it has; one side may carry a prefix."""
+    own = module.state_dict()
+    prefix, own_prefix = common_prefix(names, list(own))
+    renamed = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    return {name: inside for name, inside in renamed.items() if inside in own}
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -245,21 +278,16 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
     Raises: InputError where the module needs a tensor that the state lacks, but for an unused pooler.
     """
-    from flexswitch.merging.pairing import common_prefix
-
-    state_prefix, module_prefix = common_prefix(list(state), list(module.state_dict()))
-    renamed = {
-        module_prefix + name.removeprefix(state_prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(state_prefix)
-    }
+    renamed = {inside: state[name] for name, inside in names_inside(module, list(state)).items()}
     try:
         missing = module.load_state_dict(renamed, strict=False).missing_keys
     except RuntimeError as reason:
         raise InputError(
             f"{source}: does not fit its config.json ({str(reason).splitlines()[-1].strip()})"
         ) from reason
-    needed = [name for name in missing if "pooler." not in name]
+    own = module.state_dict(keep_vars=True)
+    loaded = {id(own[name]) for name in renamed}  # a tied tensor has several names
+    needed = [name for name in missing if id(own[name]) not in loaded and "pooler." not in name]
     if needed:
         raise InputError(f"{source}: lacks '{needed[0]}', which the model of its config.json has")
 

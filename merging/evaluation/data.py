@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
-
+# What the formats' readers raise on a damaged file.
+_DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RecursionError, EOFError, csv.Error, zlib.error,
+           gzip.BadGzipFile, zipfile.BadZipFile)  # fmt: skip
 
 Inputs = Sequence[str] | NDArray[Any]
 
@@ -82,12 +85,14 @@ def task_file(folder: Path, task: str, split: str) -> Path:
 def read_examples(path: Path, labelled: bool) -> Examples:
     """Returns the examples of one file.
 
-    Raises: InputError where it is empty, damaged, or lacks a field; labels are asked for by `labelled`.
+    Labels are read where `labelled` asks for them. Raises: InputError where it is empty, damaged, or
+    lacks a field.
     """
     try:
-        examples = _read_arrays(path) if path.suffix == ".npz" else _read_records(path)
-    except (ValueError, EOFError, zipfile.BadZipFile, gzip.BadGzipFile, KeyError) as reason:
-        raise InputError(f"{path}: does not read as examples ({reason})") from reason
+        examples = (_read_arrays if path.suffix == ".npz" else _read_records)(path, labelled)
+    except _DAMAGE as reason:
+        found = " ".join(str(reason).split())
+        raise InputError(f"{path}: does not read as examples ({found})") from reason
     if not len(examples):
         raise InputError(f"{path}: holds no examples; expected at least one")
     if labelled and examples.labels is None:
@@ -95,26 +100,41 @@ def read_examples(path: Path, labelled: bool) -> Examples:
     return examples
 
 
-def _read_arrays(path: Path) -> Examples:
+def _read_arrays(path: Path, labelled: bool) -> Examples:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("no archive of arrays, as numpy.savez writes it")
     with np.load(path, allow_pickle=False) as arrays:
         if "x" not in arrays:
             raise ValueError(f"arrays {sorted(arrays)}, expected 'x' and 'y'")
-        inputs = arrays["x"]
-        labels = arrays["y"].astype(np.int64) if "y" in arrays else None
-    if labels is not None and labels.shape != inputs.shape[:1]:
+        inputs = np.asarray(arrays["x"])
+        labels = np.asarray(arrays["y"]) if labelled and "y" in arrays else None
+    if not inputs.ndim:
+        raise ValueError("'x' is no array over examples")
+    if labels is None:
+        return Examples(inputs, None)
+    if labels.shape != inputs.shape[:1]:
         raise ValueError(f"{len(inputs)} inputs and labels of shape {labels.shape}")
-    return Examples(inputs, labels)
+    return Examples(inputs, np.array([_class_number(label) for label in labels.tolist()], np.int64))
 
 
-def _read_records(path: Path) -> Examples:
+def _read_records(path: Path, labelled: bool) -> Examples:
     records = _records(path)
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ValueError(f"record {number} has no field 'text' with a text")
     texts = [record["text"] for record in records]
-    if not all("label" in record for record in records):
+    labels = [record.get("label") for record in records]
+    if not labelled or None in labels:
         return Examples(texts, None)
-    return Examples(texts, np.array([int(record["label"]) for record in records], np.int64))
+    return Examples(texts, np.array([_class_number(label) for label in labels], np.int64))
+
+
+def _class_number(label: Any) -> int:
+    """Returns a label as a whole number. Raises: ValueError, TypeError or OverflowError where it is none."""
+    number = int(label)
+    if isinstance(label, float) and number != label:
+        raise ValueError(f"label {label}, expected the number of a class")
+    return number
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +145,15 @@ def _records(path: Path) -> list[dict[str, Any]]:
             return list(csv.DictReader(file))
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return [_json_line(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _json_line(number: int, line: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError as reason:
+        raise ValueError(f"line {number}, column {reason.colno}: {reason.msg}") from reason
+    return record
 
 
 def _parquet_records(path: Path) -> list[dict[str, Any]]:
@@ -135,5 +163,8 @@ def _parquet_records(path: Path) -> list[dict[str, Any]]:
         raise InputError(
             f"{path}: reading .parquet takes pyarrow; pip install 'flexswitch[eval]'"
         ) from reason
-    records: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        records: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except OSError as reason:  # it says that of damaged pages too
+        raise ValueError(reason) from reason
     return records

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoint import Checkpoint
-from flexswitch.merging.evaluation.adapters import Adapter, Batch, load_weights
+from flexswitch.merging.evaluation.adapters import Adapter, Batch, load_weights, names_inside
 from flexswitch.merging.evaluation.data import Examples
 from flexswitch.merging.restore import OutputTensor, restored_tensors
 from flexswitch.merging.routing.query_index import QueryIndex
@@ -86,9 +86,11 @@ class Bench:
         self._load_state(task, state, vector.source)
 
     def parameter_names(self, task: str, units: Sequence[str]) -> dict[str, str]:
-        """Returns the names that units have in a task's model."""
+        """Returns the names that units have in a task's model; one that it lacks is left out."""
         model = self.vectors[task].model
-        return {unit: self.adapter.parameter_name(model.finetuned_name(unit)) for unit in units}
+        named = {unit: self.adapter.parameter_name(model.finetuned_name(unit)) for unit in units}
+        inside = names_inside(self.models[task], list(named.values()))
+        return {unit: inside[name] for unit, name in named.items() if name in inside}
 
     def batches(self, task: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yields a task's examples in batches, with their rows."""
@@ -161,7 +163,7 @@ def _count_correct(
         for task_number in np.unique(stream[group, 0]):
             task = tasks[task_number]
             rows = stream[group, 1][stream[group, 0] == task_number]
-            state = {names[task][unit]: tensor.to(bench.device) for unit, tensor in mixed.items()}
+            state = {name: mixed[unit].to(bench.device) for unit, name in names[task].items()}
             for chunk, batch in bench.batches_of(task, rows):
                 labels = _labels(bench.examples[task])[chunk]
                 correct[task] += int((_predict(bench, task, state, batch) == labels).sum())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
@@ -44,16 +45,19 @@ def open_evaluation(request: Request) -> Evaluation:
     """Returns an evaluation ready to score. Raises: InputError, UsageError, ArtifactError."""
     check_device(request.device)
     zoo = open_zoo(request.zoo)
+    if not len(zoo):
+        raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
     sources = read_finetuned(request.finetuned, zoo)
     check_methods(request.methods, request.modes, zoo, bool(sources))
     base = open_checkpoint(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
-    examples = {task: _examples(request, task) for task in zoo}
+    available = {task: read_examples(task_file(request.data, task, "test"), labelled=True) for task in zoo}
+    examples = {task: each.take(_scored_rows(request, each)) for task, each in available.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
     vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
     adapter = get_adapter(request.adapter or zoo.record.adapter, base, trusted=request.adapter is not None)
     routed = any(method in ROUTED for method in request.methods)
-    router = _router(request, zoo, adapter, examples) if routed else None
+    router = _router(request, zoo, adapter, available) if routed else None
     bench = Bench(base, adapter, vectors, examples, request.device)
     bench.warm_up()
     base_score = score_fixed(bench, "base", weights_of(bench, vectors, 0.0), head_bytes(bench))
@@ -79,9 +83,8 @@ def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
     return {task: found[task] for task in zoo} if found else {}
 
 
-def _examples(request: Request, task: str) -> Examples:
-    examples = read_examples(task_file(request.data, task, "test"), labelled=True)
-    return examples if request.limit is None else examples.take(np.arange(min(len(examples), request.limit)))
+def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
+    return np.arange(len(examples))[: request.limit]
 
 
 def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> Router:
@@ -100,6 +103,6 @@ def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Ex
     index = QueryIndex(query_set, request.neighbours or adapter.neighbours, request.device)
 
     def features(task: str) -> Tensor:
-        return source.rows(task, "test", examples[task], np.arange(len(examples[task])))
+        return source.rows(task, "test", examples[task], _scored_rows(request, examples[task]))
 
     return Router(index, features)

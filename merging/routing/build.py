@@ -1,13 +1,14 @@
 """Builds a zoo's query index from exemplars."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, unknown_name
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.zoo import IndexRecord, Zoo, write_zoo
 from flexswitch.merging.evaluation.data import read_examples, task_file, tasks_with
 from flexswitch.merging.routing.features import FeatureSource
@@ -19,6 +20,8 @@ def exemplar_files(zoo: Zoo, folder: Path) -> dict[str, Path]:
 
     Raises: InputError where one is missing, or belongs to a task that the zoo has not.
     """
+    if not len(zoo):
+        raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
     for task, path in tasks_with(folder, "train").items():
         if task not in zoo.record.tasks:
             raise InputError(
@@ -49,12 +52,26 @@ def build_index(
                 f"{files[task]}: has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
             )
         features.append(source.rows(task, "train", each, rows).numpy())
+        _check_features(task, features)
         task_ids.append(np.full(len(rows), number, np.int32))
     header = QuerySetHeader(tasks=list(examples), features=source.kind, per_task=per_task, seed=seed)
     query_set = QuerySet(header, np.concatenate(features), np.concatenate(task_ids))
     record = write_query_set(zoo.path, query_set)
     write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
     return record, notes
+
+
+def _check_features(task: str, features: Sequence[FloatArray]) -> None:
+    """Checks the features of the task added last. Raises: InputError."""
+    width, expected = features[-1].shape[1], features[0].shape[1]
+    if width != expected:
+        raise InputError(
+            f"the features of '{task}' have the width {width}, those of the first task {expected}"
+        )
+    if not np.isfinite(features[-1]).all():
+        raise InputError(
+            f"the features of '{task}' are not finite; its exemplars can't be searched by distance"
+        )
 
 
 def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:

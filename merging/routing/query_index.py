@@ -43,7 +43,7 @@ class QueryIndex:
             raise InputError(
                 f"features of width {features.shape[1]}, the query index holds width {self._width}"
             )
-        queries = np.ascontiguousarray(features.detach().cpu().numpy(), np.float32)
+        queries = np.ascontiguousarray(features.detach().float().cpu().numpy())
         nearest = self._task_ids[self._search(queries, self._neighbours)]  # (sample, neighbour)
         votes = (nearest[:, :, None] == np.arange(len(self.tasks))).sum(1)  # (sample, task)
         winners = votes[np.arange(len(votes))[:, None], nearest] == votes.max(1, keepdims=True)
@@ -78,7 +78,10 @@ def _torch_search(features: FloatArray, device: str) -> Search:
     exemplars = torch.from_numpy(features.copy()).to(device)
 
     def search(queries: FloatArray, count: int) -> NDArray[np.int64]:
-        distances = torch.cdist(torch.from_numpy(queries).to(device), exemplars)  # (sample, exemplar)
-        return distances.topk(count, dim=1, largest=False).indices.cpu().numpy()
+        # pair by pair: by way of a matrix product a distance would depend on the other queries
+        distances = torch.cdist(
+            torch.from_numpy(queries).to(device), exemplars, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # (sample, exemplar)
+        return distances.sort(dim=1, stable=True).indices[:, :count].cpu().numpy()
 
     return search

@@ -67,8 +67,8 @@ def read_query_set(zoo: Zoo) -> QuerySet:
     }
     features = arrays["features"].reshape(stored.tensors["features"].shape)
     task_ids = arrays["task_ids"]
-    valid = len(features) == len(task_ids) and (task_ids >= 0).all() and (task_ids < len(header.tasks)).all()
-    if not valid or not np.isfinite(features).all():
+    known = (task_ids >= 0) & (task_ids < len(header.tasks))
+    if not 0 < len(features) == len(task_ids) or not known.all() or not np.isfinite(features).all():
         raise ArtifactError(f"{path}: its features and task ids do not fit together; index the zoo again")
     return QuerySet(header, features, task_ids)
 

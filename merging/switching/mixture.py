@@ -29,7 +29,8 @@ class Mixture:
     ) -> None:
         changed = set().union(*(vector.units for vector in vectors))
         self._shapes = {name: tensor.shape for name, tensor in base.items() if name in changed}
-        self._base = torch.cat([torch.empty(0), *(base[name].reshape(-1).float() for name in self._shapes)])
+        flat = [base[name].reshape(-1).float() for name in self._shapes]
+        self._base = torch.cat(flat) if flat else torch.empty(0)  # (parameter,)
         self._vectors = vectors
         self._lambda = lambda_
         self._cache_bytes = cache_bytes

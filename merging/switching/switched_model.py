@@ -41,12 +41,19 @@ class SwitchedModel(nn.Module):
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
         units = sorted(set().union(*(vector.units for vector in vectors)))
-        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
         unit_prefix, own_prefix = common_prefix(units, list(own))
         self._names = {name: own_prefix + name.removeprefix(unit_prefix) for name in units}
         lacking = [name for name, own_name in self._names.items() if own_name not in own]
         if lacking:
             raise InputError(f"the module has no parameter '{lacking[0]}', which the zoo's tasks change")
+        shapes = {name: info.shape for vector in vectors for name, info in vector.units.items()}
+        for name, own_name in self._names.items():
+            if own[own_name].shape != shapes[name]:
+                raise InputError(
+                    f"the module's parameter '{own_name}' has the shape {list(own[own_name].shape)}, "
+                    f"the zoo's tasks change one of shape {list(shapes[name])}"
+                )
         self._dtypes = {name: own[own_name].dtype for name, own_name in self._names.items()}
         base = {name: own[own_name].detach() for name, own_name in self._names.items()}
         self._mixture = Mixture(base, vectors, lambda_)
@@ -55,7 +62,8 @@ class SwitchedModel(nn.Module):
         """Returns the module's output; `weights` (sample, task) overrides the router's.
 
         batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
-        samples, in the output too. Raises: InputError without weights and router.
+        samples, in the output too. Raises: InputError without weights and router, or on weights of
+        another shape.
         """
         if weights is None:
             if self._router is None:
@@ -63,6 +71,14 @@ class SwitchedModel(nn.Module):
                     "nothing chooses the tasks: give weights=, or a router when wrapping the module"
                 )
             weights = self._router(batch)
+        count = len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+        if weights.shape != (count, len(self.tasks)):
+            raise InputError(
+                f"the weights have the shape {list(weights.shape)}, expected (sample, task) = "
+                f"{[count, len(self.tasks)]}"
+            )
+        if not count:
+            return self._answer(batch, [0.0] * len(self.tasks))
         shares, group_of = torch.unique(weights, dim=0, return_inverse=True)  # (group, task), (sample,)
         outputs = []
         rows = [torch.nonzero(group_of == group).view(-1) for group in range(len(shares))]
@@ -85,13 +101,12 @@ def _take(batch: Any, rows: Tensor) -> Any:
 
 
 def _join(outputs: list[Any], order: Tensor) -> Any:
-    """Returns the groups' outputs as one, rows in the batch's order."""
+    """Returns the groups' outputs as one, rows in the batch's order; tuples and mappings by their parts."""
     first = outputs[0]
+    if first is None:
+        return None
     if isinstance(first, Tensor):
         return torch.cat(outputs)[order]
-    joined = {
-        name: torch.cat([output[name] for output in outputs])[order]
-        for name in first
-        if first[name] is not None
-    }
-    return type(first)(**joined)
+    if isinstance(first, tuple):
+        return tuple(_join(list(parts), order) for parts in zip(*outputs, strict=True))
+    return type(first)(**{name: _join([output[name] for output in outputs], order) for name in first})

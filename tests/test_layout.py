@@ -1,0 +1,71 @@
+"""The house stands as design says: imports point one way, names hide nothing, starting is quick."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"cli": 3, "merging": 2, "codecs": 1}
+MODULES = sorted(
+    path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts
+)
+
+
+def module_name(path: Path) -> str:
+    return "flexswitch." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported_names(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_from_cli_to_merging_to_codecs(path):
+    room = path.relative_to(ROOT).parts[0]
+    for name in imported_names(path):
+        assert name.split(".")[0] not in (*ROOMS, "recipes", "click"), f"{path}: imports {name}"
+        if name.startswith("flexswitch."):
+            assert ROOMS[name.split(".")[1]] <= ROOMS[room], f"{path}: {room} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_it_is_and_its_examples_hold(path):
+    module = importlib.import_module(module_name(path)) if path.stem != "__main__" else None
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if module is not None:
+        assert doctest.testmod(module).failed == 0
+
+
+def test_the_rooms_have_no_init_file_so_that_the_standard_codecs_wins():
+    assert [path for room in ROOMS for path in (ROOT / room).rglob("__init__.py")] == []
+
+
+def test_every_room_is_packaged():
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} | {"recipes"}
+    assert set(tables["packages"]) == {"flexswitch." + folder.replace("/", ".") for folder in folders}
+    assert tables["package-dir"] == {"flexswitch." + folder.replace("/", "."): folder for folder in folders}
+
+
+def test_files_stay_small():
+    assert [path for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_starting_the_command_line_loads_nothing_heavy():
+    heavy = ("torch", "numpy", "numba", "faiss", "transformers", "pydantic", "huggingface_hub", "yaml")
+    code = f"import sys, flexswitch.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "[]\n"
