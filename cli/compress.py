@@ -41,7 +41,7 @@ def compress(
 ) -> dict[str, Any]:
     """Compress a task vector, or a fine-tuned checkpoint against its base, into an artifact.
 
-    Example: flexswitch compress models/sst2 --base models/base -o sst2.fsw --method t-switch --set drop=0.6
+    Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
     """
     from flexswitch.cli.arguments import new_task_name, selection
     from flexswitch.codecs.atomic import check_output

@@ -51,7 +51,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score methods on the tasks' test examples, per task and on average.
 
-    Example: flexswitch eval zoo --base models/base --data data --methods base,t-switch,auto-switch
+    Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
     from flexswitch.codecs.atomic import check_output
     from flexswitch.merging.evaluation.chart import draw_chart

@@ -30,14 +30,14 @@ def index(
 ) -> dict[str, Any]:
     """Store features of a few exemplars of every task in the zoo.
 
-    Example: flexswitch index zoo --base models/base --exemplars data --features layer:3
+    Example: flexswitch index zoo --base models/base --exemplars data
     """
     from flexswitch.cli.arguments import choice
     from flexswitch.codecs.errors import InputError
     from flexswitch.codecs.zoo import open_zoo
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.fingerprint import check_base
-    from flexswitch.merging.routing.build import build_index, exemplar_files
+    from flexswitch.merging.routing.build import build_index, read_exemplars
     from flexswitch.merging.routing.features import feature_source
 
     console = Console(quiet, json)
@@ -45,17 +45,17 @@ def index(
     opened = open_zoo(zoo)
     if opened.record.index is not None and not overwrite:
         raise InputError(f"{zoo}: has a query index already; --overwrite replaces it")
-    files = exemplar_files(opened, exemplars)
+    examples = read_exemplars(opened, exemplars)
     checkpoint = open_checkpoint(base)
     check_base(checkpoint, opened.record.base, str(zoo))
     source = feature_source(
         features, checkpoint, adapter or opened.record.adapter, adapter is not None, device
     )
-    with console.progress(f"indexing {len(files)} tasks of {zoo}", len(files)) as step:
-        record, notes = build_index(opened, files, per_task, seed, source, step)
+    with console.progress(f"indexing {len(examples)} tasks of {zoo}", len(examples)) as step:
+        record, notes = build_index(opened, examples, per_task, seed, source, step)
     for note in notes:
         console.note(note)
     document = {"zoo": str(zoo), **record.model_dump()}
     return console.result(
-        document, f"{zoo}: query index of {len(files)} tasks, features {source.kind}, {size(record.size)}"
+        document, f"{zoo}: query index of {len(examples)} tasks, features {source.kind}, {size(record.size)}"
     )

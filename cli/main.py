@@ -4,6 +4,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -20,12 +21,30 @@ from flexswitch.codecs.errors import ExitStatus, FlexswitchError
 
 app = typer.Typer(
     name="flexswitch",
-    help="Turn fine-tuned checkpoints into tiny task vectors, and put them back together.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"flexswitch {version('flexswitch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn fine-tuned checkpoints into tiny task vectors, and put them back together."""
+
+
 app.command("extract")(extract)
 app.command("compress")(compress)
 app.command("pack")(pack)

@@ -37,8 +37,9 @@ def merge(
 ) -> dict[str, Any]:
     """Restore one task's model (--task), or merge several into one (--method).
 
-    Example: flexswitch merge zoo --base models/base -o sst2-restored --task sst2
-    Example: flexswitch merge zoo --base models/base -o merged --method task-arithmetic --set lambda=0.3
+    Example: flexswitch merge zoo --base base -o sst2-restored --task sst2
+
+    Example: flexswitch merge zoo --base base -o merged --method average
     """
     from flexswitch.codecs.atomic import check_output
     from flexswitch.codecs.errors import UsageError

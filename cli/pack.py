@@ -31,6 +31,7 @@ def pack(
     """Store artifacts of one base in a zoo, add some to it, or remove some from it.
 
     Example: flexswitch pack sst2.fsw cola.fsw -o zoo
+
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
     from flexswitch.codecs.errors import UsageError

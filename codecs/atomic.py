@@ -41,7 +41,10 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
     check_output(path, overwrite)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file's place; give a file name")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
     os.fchmod(handle, 0o666 & ~_umask())
     os.close(handle)
     partial = Path(name)
@@ -50,7 +53,8 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
         _flush(partial)
         partial.replace(path)
     except OSError as error:
-        raise _named(error, path) from error
+        _raise_named(error, partial, path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -64,7 +68,10 @@ def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
     check_output(path, overwrite)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, expected a folder's place; give a folder name")
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
     partial.chmod(0o777 & ~_umask())
     try:
         yield partial
@@ -75,8 +82,9 @@ def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
             _swap(partial, path)
         else:
             partial.rename(path)
-    except OSError as error:
-        raise _named(error, path) from error
+    except (OSError, InputError) as error:
+        _raise_named(error, partial, path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -96,11 +104,12 @@ def _swap(partial: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _named(error: OSError, path: Path) -> Exception:
-    """Returns an error that names the output where the disk takes no more; any other error as it is."""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return InputError(f"{path}: could not be written: {error.strerror}; nothing of it is left")
-    return error
+def _raise_named(error: OSError | InputError, partial: Path, path: Path) -> None:
+    """Raises an error that names the output, where the disk takes no more or the temporary place is named."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        raise InputError(f"{path}: could not be written: {error.strerror}; nothing of it is left") from error
+    if isinstance(error, InputError) and str(partial) in str(error):
+        raise InputError(str(error).replace(str(partial), str(path))) from error
 
 
 def _flush(path: Path) -> None:

@@ -258,12 +258,18 @@ def parse_document(kind: type[Document], path: Path, text: str, metadata: Mappin
 
 
 def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of that kind. Raises: ArtifactError naming the first wrong field."""
+    """Returns a JSON document of that kind.
+
+    Raises: InputError where it is another kind; ArtifactError naming the first wrong field.
+    """
     try:
         document = json.loads(text)
-        version = document.get("version")
+        version, found = document.get("version"), document.get("format")
     except (ValueError, AttributeError, RecursionError) as reason:
         raise ArtifactError(f"{path}: its JSON document does not parse ({reason})") from reason
+    expected = kind.model_fields["format"].default
+    if isinstance(found, str) and found != expected:
+        raise InputError(f"{path}: is a {found}, expected a {expected}")
     if isinstance(version, int) and version > 1:
         raise ArtifactError(f"{path}: format version {version}, this flexswitch reads 1; install a newer one")
     try:

@@ -151,7 +151,10 @@ def locate(source: str) -> tuple[Path, str | None]:
     if path.exists():
         return path, None
     if is_hub_id(source):
-        return download_checkpoint(source), source
+        try:
+            return download_checkpoint(source), source
+        except InputError as reason:
+            raise InputError(f"{source}: no such file or directory; from the hub: {reason}") from reason
     raise InputError(f"{source}: no such file or directory; expected a checkpoint, or a hub id org/name")
 
 

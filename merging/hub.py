@@ -127,7 +127,7 @@ def _explain(error: BaseException, repo: str, revision: str, endpoint: str) -> s
             found = f"repository '{repo}' at {endpoint} has no revision '{revision}'"
             return f"{found}: name one of its branches, tags or commits, or only '{repo}' for the main branch"
         case errors.RepositoryNotFoundError():
-            found = f"no repository '{repo}' at {endpoint}, and no local path of that name"
+            found = f"no repository '{repo}' at {endpoint}"
             return f"{found}: check the spelling, or if it is private set HF_TOKEN"
     if status in (401, 403):
         return f"{endpoint} refuses access to '{repo}' ({reason}): set HF_TOKEN to a token that may read it"

@@ -109,7 +109,8 @@ def _copy_side_files(source: Path | None, target: Path) -> None:
         return
     for pattern in _COPIED:
         for file in sorted(source.glob(pattern)):
-            if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
+            wanted = file.name not in _NOT_COPIED and not file.name.endswith(".index.json")
+            if wanted and file.is_file():
                 shutil.copyfile(file, target / file.name)
 
 

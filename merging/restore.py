@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.errors import ArtifactError
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
 from flexswitch.merging.fingerprint import check_base
@@ -60,7 +61,11 @@ def restore(base: Checkpoint | str, task: TaskVector | Artifact, lambda_: float 
 def restored_tensors(
     base: Checkpoint, vector: TaskVector, lambda_: float, dtype: torch.dtype | None
 ) -> dict[str, OutputTensor]:
-    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name; dtype None keeps the base's."""
+    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name; dtype None keeps the base's.
+
+    Raises: ArtifactError where a unit does not fit the base.
+    """
+    check_units(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
@@ -70,6 +75,18 @@ def restored_tensors(
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
         outputs[name] = OutputTensor(output_info, _extra_block(vector, name, TORCH_DTYPES[output_info.dtype]))
     return dict(sorted(outputs.items()))
+
+
+def check_units(base: Checkpoint, vector: TaskVector) -> None:
+    """Raises: ArtifactError where a unit of the task vector has another name or shape than the base's."""
+    for name, info in vector.units.items():
+        found = base.tensors.get(name)
+        if found is None or found.shape != info.shape:
+            held = f"has it with the shape {list(found.shape)}" if found else "has none of that name"
+            raise ArtifactError(
+                f"{vector.source}: tensor '{name}' has the shape {list(info.shape)} and the base "
+                f"{base.source} {held}; make the task vector again"
+            )
 
 
 def output_dtype(info: TensorInfo, dtype: torch.dtype | None) -> str:

@@ -5,7 +5,6 @@ under `exact/<unit>/positions` and `exact/<unit>/values` the few weights that fl
 base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -130,7 +129,7 @@ def write_task_vector(
             parameters=vector.parameters,
             dtypes={unit: info.dtype for unit, info in vector.units.items()},
         )
-        text = json.dumps(header.model_dump(), separators=(",", ":"))  # pydantic's own turns infinity to null
+        text = header.model_dump_json()
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
         with SafetensorsWriter(partial, metadata, _reserve(vector, stored, metadata)) as writer:
             for extra_name in vector.extras:

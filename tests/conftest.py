@@ -1,13 +1,9 @@
 """Fixtures that several test files share."""
 
-import os
 from pathlib import Path
 
 import pytest
 from commands import Runner, write_base, write_finetuned
-
-# No test reaches a network; the hub's tests bring their own server.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from flexswitch.codecs.container import (
 from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
 
-LAWS = settings(derandomize=True, deadline=None, max_examples=40, database=None)
+LAWS = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 FEW = settings(LAWS, max_examples=12)
 
 BITS = tuple(LEVEL_DTYPES)

@@ -1,9 +1,10 @@
 """Outputs appear whole or not at all."""
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import pytest
 
 from flexswitch.codecs.atomic import atomic_directory, atomic_file, check_output, check_space
 from flexswitch.codecs.errors import InputError
+
+Place = Callable[..., AbstractContextManager[Path]]
 
 
 def names(folder: Path) -> set[str]:
@@ -55,9 +58,14 @@ def test_nothing_is_left_of_a_file_that_failed(
     path = tmp_path / "out.fsw"
     if exists:
         path.write_bytes(b"old")
-    with pytest.raises(error), atomic_file(path, overwrite=exists) as partial:
-        partial.write_bytes(b"half")
-        raise error
+
+    def fail_halfway() -> None:
+        with atomic_file(path, overwrite=exists) as partial:
+            partial.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
     assert names(tmp_path) == ({"out.fsw"} if exists else set())
     assert not exists or path.read_bytes() == b"old"
 
@@ -71,9 +79,14 @@ def test_nothing_is_left_of_a_directory_that_failed(
     if exists:
         path.mkdir()
         (path / "old").write_bytes(b"old")
-    with pytest.raises(error), atomic_directory(path, overwrite=exists) as partial:
-        (partial / "new").write_bytes(b"half")
-        raise error
+
+    def fail_halfway() -> None:
+        with atomic_directory(path, overwrite=exists) as partial:
+            (partial / "new").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
     assert names(tmp_path) == ({"zoo", "zoo/old"} if exists else set())
 
 
@@ -161,7 +174,7 @@ def test_the_old_directory_is_not_lost_where_it_cannot_return(
 
 
 @pytest.mark.parametrize("place", [atomic_file, atomic_directory])
-def test_an_output_in_a_missing_folder_is_refused(tmp_path: Path, place: type) -> None:
+def test_an_output_in_a_missing_folder_is_refused(tmp_path: Path, place: Place) -> None:
     path = tmp_path / "missing" / "out"
     for attempt in (lambda: place(path, overwrite=True).__enter__(), lambda: check_output(path, True)):
         with pytest.raises(InputError) as caught:
@@ -216,3 +229,37 @@ def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path, monkeypatch: p
         "output on another disk"
     )
     assert asked == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize("place", [atomic_file, atomic_directory])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_told_with_the_output(tmp_path: Path, place: Place, number: int) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(InputError) as caught, place(path, overwrite=False) as partial:
+        raise OSError(number, "It is full", str(partial))
+    assert str(caught.value) == f"{path}: could not be written: It is full; nothing of it is left"
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("place", [atomic_file, atomic_directory])
+def test_another_error_of_the_system_is_passed_on(tmp_path: Path, place: Place) -> None:
+    error = PermissionError(errno.EPERM, "No", "elsewhere")
+    with pytest.raises(PermissionError) as caught, place(tmp_path / "out", overwrite=False):
+        raise error
+    assert caught.value is error
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("place", [atomic_file, atomic_directory])
+def test_a_name_that_the_disk_does_not_take_is_told(tmp_path: Path, place: Place) -> None:
+    path = tmp_path / ("x" * 250)
+    with pytest.raises(InputError) as caught, place(path, overwrite=False):
+        pytest.fail("the output was given")
+    assert str(caught.value) == f"{path}: can't be written there: File name too long"
+
+
+def test_an_error_inside_a_directory_names_its_place_not_the_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "zoo"
+    with pytest.raises(InputError) as caught, atomic_directory(path, overwrite=False) as partial:
+        raise InputError(f"{partial / 'zoo.json'}: is wrong")
+    assert str(caught.value) == f"{path / 'zoo.json'}: is wrong"

@@ -405,6 +405,18 @@ def test_a_hub_id_is_fetched_and_remembered(tmp_path: Path, monkeypatch: pytest.
     assert fetched == ["org/no-such-folder@v1"]
 
 
+def test_what_the_hub_does_not_give_is_no_local_path_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(name: str) -> Path:
+        raise InputError(f"no repository '{name}'")
+
+    monkeypatch.setattr(checkpoint_module, "download_checkpoint", failing)
+    found = refused(Path("org/no-such-folder"))
+    assert (
+        found
+        == "org/no-such-folder: no such file or directory; from the hub: no repository 'org/no-such-folder'"
+    )
+
+
 def test_a_folder_named_like_a_hub_id_is_taken_as_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

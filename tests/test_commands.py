@@ -17,7 +17,9 @@ SUBCOMMANDS = ("extract", "compress", "pack", "index", "merge", "eval", "inspect
 def test_every_command_has_help_with_an_example(flexswitch, command):
     outcome = flexswitch(command, "--help")
     assert outcome.status == 0
-    assert f"Example: flexswitch {command} " in outcome.out
+    examples = [line for line in outcome.out.splitlines() if line.startswith(f"  Example: flexswitch {command} ")]
+    assert examples
+    assert outcome.out.splitlines()[outcome.out.splitlines().index(examples[-1]) + 1] == ""  # on one line
 
 
 def test_extract_compress_pack_and_merge_restore_a_task(models, flexswitch):

@@ -30,6 +30,10 @@ def source_of(kind, base, adapter=CLASSIFIER):
     return feature_source(str(kind), open_checkpoint(str(base)), adapter, False, "cpu")
 
 
+def from_file(path):
+    return feature_source(str(path), None, None, False, "cpu")
+
+
 def rows_of(source, inputs, rows=None):
     examples = Examples(inputs, None)
     rows = np.arange(len(examples)) if rows is None else np.array(rows, np.int64)
@@ -155,7 +159,7 @@ def file(tmp_path):
 
 
 def test_features_are_read_from_a_file_by_task_and_split(file):
-    source = source_of(file, None)
+    source = from_file(file)
     assert source.kind == "file"
     found = source.rows("birds", "train", Examples(["a"] * 4, None), np.array([2, 0]))
     assert found.tolist() == [[6, 7, 8], [0, 1, 2]]
@@ -165,12 +169,12 @@ def test_features_are_read_from_a_file_by_task_and_split(file):
 
 
 def test_a_file_of_features_takes_no_model(file):
-    assert isinstance(feature_source(str(file), None, None, False, "cpu"), FileFeatures)
+    assert isinstance(from_file(file), FileFeatures)
 
 
 def test_a_missing_file_of_features_is_told(tmp_path):
     path = tmp_path / "mine.safetensors"
-    assert message(InputError, lambda: source_of(path, None)) == (
+    assert message(InputError, lambda: from_file(path)) == (
         f"{path}: no such file; expected features as tensors <task>.train and <task>.test"
     )
 
@@ -178,7 +182,7 @@ def test_a_missing_file_of_features_is_told(tmp_path):
 def test_a_file_that_is_no_safetensors_file_is_told(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"text")
-    assert message(InputError, lambda: source_of(path, None)) == (
+    assert message(InputError, lambda: from_file(path)) == (
         f"{path}: not a safetensors file: 4 bytes, expected a header of at least 8"
     )
 

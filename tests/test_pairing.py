@@ -88,11 +88,22 @@ def test_a_prefix_may_have_several_steps() -> None:
 def test_names_that_agree_as_they_are_need_no_prefix() -> None:
     assert common_prefix(["w", "layer.w"], ["w", "layer.w"]) == ("", "")
     assert common_prefix(["a"], ["b"]) == ("", "")
+    assert common_prefix(["w"], ["w", "teacher.w"]) == ("", "")
+    assert common_prefix(["w", "teacher.w"], ["w"]) == ("", "")
 
 
 def test_the_prefix_that_most_names_carry_is_taken() -> None:
     found = common_prefix(["a.w", "b.w", "c.w"], ["teacher.a.w", "student.a.w", "student.b.w", "c.w"])
     assert found == ("", "student.")
+
+
+def test_a_tensor_of_the_base_outside_its_prefix_is_missing_and_can_be_left_out() -> None:
+    base = {f"model.{name}": tensor for name, tensor in BASE.items()} | {"head.weight": torch.ones(2)}
+    assert refused(base, tuned()).endswith(
+        "such as 'head.weight'; leave them out with --exclude 'head.weight'"
+    )
+    pair = memory_pair(base, tuned(), exclude=("head.weight",))
+    assert_same_state(restore(MemoryCheckpoint(base), pair), tuned() | {"head.weight": torch.ones(2)})
 
 
 def test_what_the_base_lacks_is_an_extra() -> None:
@@ -197,12 +208,12 @@ def test_a_resized_tensor_is_stored_whole_and_comes_back(tmp_path: Path, rows: i
 @pytest.mark.parametrize("rows", [1, 2, 4, 9])
 @pytest.mark.parametrize("block", [8, 1 << 20])
 def test_the_overlapping_rows_are_taken_and_the_others_are_the_base_s(
-    monkeypatch: pytest.MonkeyPatch, rows: int, block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, block: int
 ) -> None:
     monkeypatch.setattr("flexswitch.merging.checkpoint_pair.BLOCK_ENTRIES", block)
-    base = {"w": torch.arange(20.0).reshape(4, 5)}
-    finetuned = {"w": torch.arange(5.0 * rows).reshape(rows, 5) + 1}
-    pair = memory_pair(base, finetuned, on_resize="rows")
+    base = {"v": torch.zeros(30), "w": torch.arange(20.0).reshape(4, 5)}
+    finetuned = {"v": torch.ones(30), "w": torch.arange(5.0 * rows).reshape(rows, 5) + 1, "x": torch.ones(30)}
+    pair = file_pair(tmp_path, base, finetuned, on_resize="rows")
     assert pair.units["w"].shape == (4, 5)
     expected = torch.zeros(4, 5)
     expected[:rows] = 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -171,9 +172,9 @@ def test_what_the_safetensors_library_refuses_is_refused(
 
 
 def test_a_tensor_named_twice_is_refused_or_read_as_one(tmp_path: Path) -> None:
-    one = '"a": {"dtype": "U8", "shape": [2], "data_offsets": [%d, %d]}'
-    assert message(file_of(tmp_path, "{%s, %s}" % (one % (0, 2), one % (2, 4)), b"abcd")).startswith(NOT_VALID)
-    path = file_of(tmp_path, "{%s, %s}" % (one % (0, 2), one % (0, 2)), b"ab")
+    one, two = (f'"a": {json.dumps(entry(offsets=offsets))}' for offsets in [(0, 2), (2, 4)])
+    assert message(file_of(tmp_path, "{" + one + "," + two + "}", b"abcd")).startswith(NOT_VALID)
+    path = file_of(tmp_path, "{" + one + "," + one + "}", b"ab")
     assert list(read_header(path, ArtifactError).tensors) == ["a"]
 
 
@@ -189,7 +190,9 @@ def test_the_error_raised_is_the_one_asked_for(tmp_path: Path) -> None:
 
 def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({"a": np.arange(5, dtype=np.float32), "b": np.arange(3, dtype=np.int64)}, path, {"key": "value"})
+    save_file(
+        {"a": np.arange(5, dtype=np.float32), "b": np.arange(3, dtype=np.int64)}, path, {"key": "value"}
+    )
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
@@ -198,7 +201,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.array(0.5, np.float16),
         "c": np.empty((0, 4), np.int64),
@@ -229,7 +232,7 @@ def test_reading_behind_the_end_is_refused(tmp_path: Path) -> None:
 
 # The writer
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "wéight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "empty": np.empty((0, 7), np.float16),
     "one": np.array(7, np.int64),
@@ -247,7 +250,7 @@ def write(path: Path, metadata: dict[str, str], reserve: int) -> None:
     with SafetensorsWriter(path, metadata, reserve) as writer:
         for name, array in ARRAYS.items():
             data = array.tobytes()
-            chunks = [data[:5], b"", memoryview(data)[5:]]
+            chunks: list[bytes | memoryview] = [data[:5], b"", memoryview(data)[5:]]
             writer.add(name, DTYPES[array.dtype.name], array.shape, chunks)
 
 
@@ -262,7 +265,7 @@ def needed() -> int:
 
 
 @pytest.mark.parametrize("copy_bytes", [1, 7, 64, 1 << 22])
-@pytest.mark.parametrize("spare", [None, 1, -8, -1, 0, 1, 8, 1000], ids=str)
+@pytest.mark.parametrize("spare", [None, -8, -1, 0, 1, 8, 1000], ids=str)
 def test_the_safetensors_library_reads_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_bytes: int, spare: int | None
 ) -> None:
@@ -318,13 +321,17 @@ def test_a_tensor_written_twice_is_a_bug(tmp_path: Path) -> None:
 
 
 def test_bytes_that_do_not_fill_a_tensor_are_a_bug(tmp_path: Path) -> None:
-    with SafetensorsWriter(tmp_path / "file", {}) as writer:
-        with pytest.raises(ValueError, match=r"^a: 2 bytes for F32 \(2,\)$"):
-            writer.add("a", "F32", (2,), [b"ab"])
+    told = r"^a: 2 bytes for F32 \(2,\)$"
+    with SafetensorsWriter(tmp_path / "file", {}) as writer, pytest.raises(ValueError, match=told):
+        writer.add("a", "F32", (2,), [b"ab"])
 
 
 def test_no_header_is_written_where_the_writing_failed(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), SafetensorsWriter(tmp_path / "file", {}, reserve=64) as writer:
-        writer.add("a", "U8", (2,), [b"ab"])
-        raise KeyError
+    def fail_halfway() -> None:
+        with SafetensorsWriter(tmp_path / "file", {}, reserve=64) as writer:
+            writer.add("a", "U8", (2,), [b"ab"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_halfway()
     assert (tmp_path / "file").read_bytes() == bytes(64) + b"ab"

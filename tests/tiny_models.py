@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.packing import create_zoo
 from flexswitch.merging.settings import parse_settings
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 WIDTH = 16
@@ -96,8 +94,8 @@ def state_artifacts(folder: Path, tasks: Sequence[str], base_seed: int = 0) -> d
     artifacts = {}
     for task in tasks:
         seed = sum(task.encode())
-        head = {"head.weight": torch.full((2, 6), float(seed))}
-        finetuned = save_state(folder / f"{task}.safetensors", changed_state(state, seed) | head)
+        own = {"own.weight": torch.full((2, 6), float(seed))}
+        finetuned = save_state(folder / f"{task}.safetensors", changed_state(state, seed) | own)
         artifacts[task] = make_artifact(base, finetuned, folder / f"{task}.fsw").path
     return artifacts
 

@@ -6,14 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.merging.architecture import ADAPTERS, HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config, read_json_object
 from flexswitch.merging.evaluation.data import Inputs
-from flexswitch.merging.pairing import common_prefix
+from flexswitch.merging.loading import load_weights
 
 Batch = dict[str, Tensor]
 
@@ -103,7 +102,7 @@ class _HuggingFace:
         return module
 
     def parameter_name(self, finetuned_name: str) -> str:
-        """Returns the name unchanged: transformers saves modules under their own names."""
+        """Returns the name unchanged; `load_weights` knows under which names transformers saves."""
         return finetuned_name
 
     def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
@@ -127,7 +126,7 @@ class _HuggingFace:
             config = self._transformers.CONFIG_MAPPING[entries["model_type"]].from_dict(entries)
             config.dtype = torch.float32
             module: nn.Module = getattr(self._transformers, kind).from_config(config).float().eval()
-        except (ValueError, TypeError, StrictDataclassError) as reason:
+        except Exception as reason:  # a config may be wrong in any way
             found = " ".join(str(reason).split())[:200]
             raise InputError(
                 f"{self._base.source}: transformers makes no {kind} of its config.json ({found})"
@@ -149,7 +148,7 @@ class _Text(_HuggingFace):
             tokenizer = self._transformers.AutoTokenizer.from_pretrained(
                 self._directory, trust_remote_code=False
             )
-        except (ValueError, OSError, StrictDataclassError) as reason:
+        except Exception as reason:  # its libraries raise what they like
             found = " ".join(str(reason).split())[:200]
             raise InputError(f"{self._base.source}: its tokenizer does not load ({found})") from reason
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what it makes where there are no files
@@ -193,7 +192,7 @@ class EncoderWithHead(_Text):
         classes, width = extras[HEAD_WEIGHT].shape
         return nn.ModuleDict(
             {"encoder": encoder, "head": nn.Linear(width, classes, bias=HEAD_BIAS in extras)}
-        )
+        ).eval()
 
     def parameter_name(self, finetuned_name: str) -> str:
         """Returns the name inside the module of encoder and head."""
@@ -263,33 +262,6 @@ def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
         return hidden.mean(1)
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no tokens
-
-
-def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Returns the module's name for each name of a state that it has; one side may carry a prefix."""
-    own = module.state_dict()
-    prefix, own_prefix = common_prefix(names, list(own))
-    renamed = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    return {name: inside for name, inside in renamed.items() if inside in own}
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies a state into a module; the state may carry a prefix, and tensors the module lacks.
-
-    Raises: InputError where the module needs a tensor that the state lacks, but for an unused pooler.
-    """
-    renamed = {inside: state[name] for name, inside in names_inside(module, list(state)).items()}
-    try:
-        missing = module.load_state_dict(renamed, strict=False).missing_keys
-    except RuntimeError as reason:
-        raise InputError(
-            f"{source}: does not fit its config.json ({str(reason).splitlines()[-1].strip()})"
-        ) from reason
-    own = module.state_dict(keep_vars=True)
-    loaded = {id(own[name]) for name in renamed}  # a tied tensor has several names
-    needed = [name for name in missing if id(own[name]) not in loaded and "pooler." not in name]
-    if needed:
-        raise InputError(f"{source}: lacks '{needed[0]}', which the model of its config.json has")
 
 
 def _load_factory(name: str) -> Any:

@@ -15,6 +15,7 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError as reason:
         raise InputError(f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'") from reason
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
@@ -26,6 +27,7 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
     for average in individual:
         axes.axhline(average, color="0.6", linewidth=1, linestyle="--", zorder=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_xlabel("stored bytes a task, beside the base")
     axes.set_ylabel("average accuracy (%)")
     axes.set_title(f"{len(scores[0].accuracy)} tasks: accuracy against stored size")

@@ -1,7 +1,7 @@
 """Builds a zoo's query index from exemplars."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.zoo import IndexRecord, Zoo, write_zoo
-from flexswitch.merging.evaluation.data import read_examples, task_file, tasks_with
+from flexswitch.merging.evaluation.data import Examples, read_examples, task_file, tasks_with
 from flexswitch.merging.routing.features import FeatureSource
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 
 
-def exemplar_files(zoo: Zoo, folder: Path) -> dict[str, Path]:
-    """Returns each task's file of training examples.
+def read_exemplars(zoo: Zoo, folder: Path) -> dict[str, Examples]:
+    """Returns each task's training examples.
 
-    Raises: InputError where one is missing, or belongs to a task that the zoo has not.
+    Raises: InputError where a file is missing or empty, or belongs to a task that the zoo has not.
     """
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
@@ -27,12 +27,13 @@ def exemplar_files(zoo: Zoo, folder: Path) -> dict[str, Path]:
             raise InputError(
                 f"{path}: in {zoo.path} {unknown_name('task', task, zoo)}; pack it, or move the file away"
             )
-    return {task: task_file(folder, task, "train") for task in zoo}
+    files = {task: task_file(folder, task, "train") for task in zoo}
+    return {task: read_examples(path, labelled=False) for task, path in files.items()}
 
 
 def build_index(
     zoo: Zoo,
-    files: dict[str, Path],
+    examples: Mapping[str, Examples],
     per_task: int,
     seed: int,
     source: FeatureSource,
@@ -43,13 +44,12 @@ def build_index(
     A task with fewer examples gives them all. Raises: InputError.
     """
     features, task_ids, notes = [], [], []
-    examples = {task: read_examples(path, labelled=False) for task, path in files.items()}
     for number, (task, each) in enumerate(examples.items()):
         on_task(task)
         rows = draw(len(each), per_task, seed, task)
         if len(rows) < per_task:
             notes.append(
-                f"{files[task]}: has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
+                f"task '{task}' has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
             )
         features.append(source.rows(task, "train", each, rows).numpy())
         _check_features(task, features)

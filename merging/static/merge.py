@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.dtypes import TORCH_DTYPES
-from flexswitch.merging.restore import OutputTensor, base_blocks, output_dtype
+from flexswitch.merging.restore import OutputTensor, base_blocks, check_units, output_dtype
 from flexswitch.merging.static.registry import get_merge
 from flexswitch.merging.task_vector import TaskVector, delta_tensor
 
@@ -23,9 +23,11 @@ def merged_tensors(
     """Returns the merged model's tensors by base name, the tasks in the order given, each of weight 1.
 
     The tasks' own tensors (heads) and buffers are not merged. dtype None keeps the base's.
-    Raises: UsageError on an unknown method.
+    Raises: UsageError on an unknown method; ArtifactError where a unit does not fit the base.
     """
     combine = get_merge(method)
+    for vector in vectors:
+        check_units(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)

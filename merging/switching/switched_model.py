@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from flexswitch.codecs.container import Artifact
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.pairing import common_prefix
+from flexswitch.merging.loading import names_inside
 from flexswitch.merging.switching.mixture import Mixture
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
@@ -40,22 +40,19 @@ class SwitchedModel(nn.Module):
         vectors: list[TaskVector] = [
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
-        units = sorted(set().union(*(vector.units for vector in vectors)))
-        own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-        unit_prefix, own_prefix = common_prefix(units, list(own))
-        self._names = {name: own_prefix + name.removeprefix(unit_prefix) for name in units}
-        lacking = [name for name, own_name in self._names.items() if own_name not in own]
-        if lacking:
-            raise InputError(f"the module has no parameter '{lacking[0]}', which the zoo's tasks change")
-        shapes = {name: info.shape for vector in vectors for name, info in vector.units.items()}
-        for name, own_name in self._names.items():
-            if own[own_name].shape != shapes[name]:
+        shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
+        own = module.state_dict()
+        self._names = names_inside(module, list(shapes))
+        for name, shape in shapes.items():
+            if name not in self._names:
+                raise InputError(f"the module has no parameter '{name}', which the zoo's tasks change")
+            if own[self._names[name]].shape != shape:
                 raise InputError(
-                    f"the module's parameter '{own_name}' has the shape {list(own[own_name].shape)}, "
-                    f"the zoo's tasks change one of shape {list(shapes[name])}"
+                    f"the module's parameter '{self._names[name]}' has the shape "
+                    f"{list(own[self._names[name]].shape)}, the zoo's tasks change one of shape {list(shape)}"
                 )
-        self._dtypes = {name: own[own_name].dtype for name, own_name in self._names.items()}
-        base = {name: own[own_name].detach() for name, own_name in self._names.items()}
+        base = {name: own[own_name] for name, own_name in self._names.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in base.items()}
         self._mixture = Mixture(base, vectors, lambda_)
 
     def forward(self, batch: Any, weights: Tensor | None = None) -> Any:

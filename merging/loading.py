@@ -1,0 +1,64 @@
+"""Puts a checkpoint's tensors into a torch module, whatever names either has for them."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.pairing import common_prefix
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a state into a module; the state may carry a prefix, and tensors the module lacks.
+
+    Raises: InputError where the module needs a tensor that the state lacks, but for an unused pooler.
+    """
+    renamed = {inside: state[name] for name, inside in names_inside(module, list(state)).items()}
+    try:
+        missing = module.load_state_dict(renamed, strict=False).missing_keys
+    except RuntimeError as reason:
+        raise InputError(
+            f"{source}: does not fit its config.json ({str(reason).splitlines()[-1].strip()})"
+        ) from reason
+    own = module.state_dict(keep_vars=True)
+    loaded = {id(own[name]) for name in renamed}  # a tied tensor has several names
+    needed = [name for name in missing if id(own[name]) not in loaded and "pooler." not in name]
+    if needed:
+        raise InputError(f"{source}: lacks '{needed[0]}', which the model of its config.json has")
+
+
+def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Returns the module's name for each of a checkpoint's names that it has; one side may carry a prefix."""
+    own = {name: name for name in module.state_dict()}
+    for path, model in _transformers_models(module):
+        own |= {path + saved: path + name for saved, name in _saved_names(model).items()}
+    prefix, own_prefix = common_prefix(names, list(own))
+    known = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    return {name: own[other] for name, other in known.items() if other in own}
+
+
+def _transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the outermost transformers models of a module, and the prefix of their names."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None:
+        return
+    if isinstance(module, transformers.PreTrainedModel):
+        yield "", module
+        return
+    for name, child in module.named_children():
+        yield from ((f"{name}.{path}", model) for path, model in _transformers_models(child))
+
+
+def _saved_names(model: Any) -> dict[str, str]:
+    """Returns saved name -> own name: transformers saves many models under the names of an older release.
+
+    A tensor that it saves in another form than it runs has no saved name.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = model.state_dict()
+    own = {id(tensor): name for name, tensor in state.items()}
+    saved = revert_weight_conversion(model, state)
+    return {name: own[id(tensor)] for name, tensor in saved.items() if id(tensor) in own}

@@ -1,0 +1,378 @@
+"""Reading examples: every format gives the same, and a file that is wrong is told in one line."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from checkpoints import message
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples, task_file, tasks_with
+
+TEXTS = ["a plain text", 'with "quotes", commas\nand a line break', "ünïcödé 🐦\u2028", "  "]
+LABELS = [2, 0, 1, 0]
+RECORDS = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+
+
+def jsonl(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def npz(**arrays):
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    return data.getvalue()
+
+
+def parquet(records, schema=None):
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema), data)
+    return data.getvalue()
+
+
+def table(records):
+    data = io.StringIO(newline="")
+    writer = csv.DictWriter(data, list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    return data.getvalue().encode()
+
+
+WRITERS = {
+    ".jsonl": jsonl,
+    ".jsonl.gz": lambda records: gzip.compress(jsonl(records)),
+    ".csv": table,
+    ".parquet": parquet,
+}
+
+
+def write(folder, name, data):
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def refused(path, labelled=True):
+    """Returns what is wrong with a file, after its name."""
+    found = message(InputError, lambda: read_examples(path, labelled))
+    assert found.startswith(f"{path}: ")
+    return found.removeprefix(f"{path}: ")
+
+
+def damaged(path, labelled=True):
+    """Returns what the message about an unreadable file gives as its reason."""
+    found = refused(path, labelled)
+    assert found.startswith("does not read as examples (")
+    return found.removeprefix("does not read as examples (").removesuffix(")")
+
+
+# --- what is read -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_texts_and_labels_are_the_same_in_every_format(tmp_path, suffix):
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix](RECORDS))
+    for labelled in (True, False):
+        examples = read_examples(path, labelled)
+        assert list(examples.inputs) == TEXTS
+        assert len(examples) == 4
+    labels = read_examples(path, labelled=True).labels
+    assert (labels.dtype, labels.tolist()) == (np.int64, LABELS)
+    assert read_examples(path, labelled=False).labels is None
+
+
+def test_every_format_is_tested():
+    assert {*WRITERS, ".npz"} == set(SUFFIXES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("label_dtype", [np.int32, np.int64, np.uint8, np.float32])
+def test_images_keep_their_type_and_labels_become_whole_numbers(tmp_path, dtype, label_dtype):
+    images = np.arange(96).reshape(2, 3, 4, 4).astype(dtype)
+    path = write(tmp_path, "birds.test.npz", npz(x=images, y=np.array([1, 0], label_dtype)))
+    examples = read_examples(path, labelled=True)
+    assert examples.inputs.dtype == dtype
+    np.testing.assert_array_equal(examples.inputs, images)
+    assert (examples.labels.dtype, examples.labels.tolist()) == (np.int64, [1, 0])
+
+
+def test_further_fields_blank_lines_and_line_ends_of_windows_do_no_harm(tmp_path):
+    text = b'{"id": 7, "text": "a", "label": 1}\r\n\n   \n{"label": "0", "text": "b"}'
+    path = write(tmp_path, "birds.test.jsonl", text)
+    examples = read_examples(path, labelled=True)
+    assert (list(examples.inputs), examples.labels.tolist()) == (["a", "b"], [1, 0])
+    path = write(tmp_path, "birds.test.csv", b'id,label,text\r\n7,1,"a\r\nb"\r\n')
+    examples = read_examples(path, labelled=True)
+    assert (list(examples.inputs), examples.labels.tolist()) == (["a\r\nb"], [1])
+
+
+def test_rows_are_taken_in_the_order_asked_for():
+    rows = np.array([2, 0, 2])
+    taken = Examples(TEXTS, np.array(LABELS)).take(rows)
+    assert (list(taken.inputs), taken.labels.tolist()) == ([TEXTS[2], TEXTS[0], TEXTS[2]], [1, 2, 1])
+    images = np.arange(12).reshape(4, 3)
+    taken = Examples(images, None).take(rows)
+    np.testing.assert_array_equal(taken.inputs, images[rows])
+    assert taken.labels is None
+
+
+def test_rows_are_ordered_by_the_length_of_their_text():
+    examples = Examples(["aaa", "b", "cc", "d"], None)
+    assert examples.by_length(np.array([0, 3, 2, 1])).tolist() == [3, 1, 2, 0]
+    assert Examples(np.zeros((4, 2)), None).by_length(np.array([2, 0])).tolist() == [2, 0]
+
+
+# --- which file is a task's -------------------------------------------------------------------------------
+
+
+def test_a_tasks_file_is_found_by_split_in_any_format(tmp_path):
+    for name in (
+        "b.test.npz",
+        "a.test.jsonl.gz",
+        "a.train.csv",
+        "c.d.test.parquet",
+        "notes.txt",
+        "e.test.tsv",
+    ):
+        write(tmp_path, name, b"")
+    assert tasks_with(tmp_path, "test") == {
+        "a": tmp_path / "a.test.jsonl.gz",
+        "b": tmp_path / "b.test.npz",
+        "c.d": tmp_path / "c.d.test.parquet",
+    }
+    assert task_file(tmp_path, "a", "train") == tmp_path / "a.train.csv"
+
+
+def test_a_task_with_two_files_is_told(tmp_path):
+    for name in ("birds.test.csv", "birds.test.jsonl", "birds.train.npz"):
+        write(tmp_path, name, b"")
+    for call in (lambda: tasks_with(tmp_path, "test"), lambda: task_file(tmp_path, "cities", "test")):
+        assert message(InputError, call) == (
+            f"{tmp_path / 'birds.test.jsonl'}: the task 'birds' has the file birds.test.csv too; keep one"
+        )
+    assert task_file(tmp_path, "birds", "train") == tmp_path / "birds.train.npz"
+
+
+def test_a_task_without_a_file_is_told_with_those_there_are(tmp_path):
+    expected = (
+        f"{tmp_path}: has no test file of the task 'birds'; expected birds.test with one of "
+        ".jsonl.gz, .jsonl, .csv, .parquet, .npz (it has: {})"
+    )
+    write(tmp_path, "birds.train.csv", b"")
+    assert message(InputError, lambda: task_file(tmp_path, "birds", "test")) == expected.format("none")
+    for name in ("tools.test.csv", "cities.test.npz"):
+        write(tmp_path, name, b"")
+    assert message(InputError, lambda: task_file(tmp_path, "birds", "test")) == expected.format(
+        "cities, tools"
+    )
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    assert message(InputError, lambda: tasks_with(tmp_path / "no", "test")) == (
+        f"{tmp_path / 'no'}: no such folder; expected one of <task>.test.jsonl.gz files"
+    )
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+UNLABELLED = "its examples carry no labels; expected a field 'label' (or an array 'y')"
+UNTEXTED = "does not read as examples (record 2 has no field 'text' with a text)"
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_missing_labels_are_told_where_they_are_needed(tmp_path, suffix):
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix]([{"text": "a"}, {"text": "b"}]))
+    assert refused(path) == UNLABELLED
+    assert list(read_examples(path, labelled=False).inputs) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}])),
+        ("birds.test.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b", "label": None}])),
+        ("birds.test.csv", b"text,label\na,1\nb\n"),
+        ("birds.test.parquet", parquet([{"text": "a", "label": 1}, {"text": "b", "label": None}])),
+        ("birds.test.npz", npz(x=np.zeros((2, 3)))),
+    ],
+    ids=["left out", "null", "csv cell", "parquet null", "no y"],
+)
+def test_one_missing_label_is_told(tmp_path, name, data):
+    path = write(tmp_path, name, data)
+    assert refused(path) == UNLABELLED
+    assert len(read_examples(path, labelled=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("good", "invalid literal for int() with base 10: 'good'"),
+        (1.5, "label 1.5, expected the number of a class"),
+        ([1], "int() argument must be a string, a bytes-like object or a real number, not 'list'"),
+        (2**70, "Python int too large to convert to C long"),
+    ],
+)
+def test_a_label_that_is_no_class_number_is_told(tmp_path, label, reason):
+    path = write(tmp_path, "birds.test.jsonl", jsonl([{"text": "a", "label": label}]))
+    assert damaged(path) == reason
+    assert len(read_examples(path, labelled=False)) == 1
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_a_label_of_an_array_that_is_no_class_number_is_told(tmp_path, value):
+    path = write(tmp_path, "birds.test.npz", npz(x=np.zeros((2, 3)), y=np.array([1, value])))
+    assert damaged(path)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_missing_text_is_told(tmp_path, suffix):
+    records = [{"sentence": "a", "label": 1}]
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix](records))
+    assert refused(path) == UNTEXTED.replace("record 2", "record 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", jsonl([{"text": "a"}, {"text": None}])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, {"text": 3}])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, ["text"]])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, None])),
+        ("birds.test.csv", b"label,text\n1,a\n1\n"),
+        ("birds.test.parquet", parquet([{"text": "a"}, {"text": None}])),
+    ],
+    ids=["null", "number", "list", "no object", "csv cell", "parquet null"],
+)
+def test_one_missing_text_is_told(tmp_path, name, data):
+    assert refused(write(tmp_path, name, data), labelled=False) == UNTEXTED
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", b""),
+        ("birds.test.jsonl", b"\n \n"),
+        ("birds.test.jsonl.gz", b""),
+        ("birds.test.jsonl.gz", gzip.compress(b"")),
+        ("birds.test.csv", b""),
+        ("birds.test.csv", b"text,label\n"),
+        ("birds.test.parquet", parquet([], pyarrow.schema({"text": pyarrow.string()}))),
+        ("birds.test.npz", npz(x=np.zeros((0, 3)), y=np.zeros(0))),
+    ],
+)
+def test_a_file_without_examples_is_told(tmp_path, name, data):
+    assert refused(write(tmp_path, name, data)) == "holds no examples; expected at least one"
+
+
+def test_a_line_that_is_no_json_is_told_with_its_number(tmp_path):
+    lines = b'{"text": "a", "label": 1}\n\n{"text": b, "label": 1}\n'
+    for name, data in (("birds.test.jsonl", lines), ("birds.test.jsonl.gz", gzip.compress(lines))):
+        assert damaged(write(tmp_path, name, data)) == "line 3, column 10: Expecting value"
+
+
+def test_json_of_endless_depth_is_told(tmp_path):
+    path = write(tmp_path, "birds.test.jsonl", b"[" * 100_000)
+    assert damaged(path).startswith("maximum recursion depth exceeded")
+
+
+@pytest.mark.parametrize("name", ["birds.test.jsonl", "birds.test.csv"])
+def test_a_text_in_another_encoding_is_told(tmp_path, name):
+    path = write(tmp_path, name, "text,label\nü,1\n".encode("latin-1"))
+    assert damaged(path) == "'utf-8' codec can't decode byte 0xfc in position 11: invalid start byte"
+
+
+def test_a_field_of_endless_length_is_told(tmp_path):
+    path = write(tmp_path, "birds.test.csv", b'text,label\n"' + b"a" * 200_000)
+    assert damaged(path) == "field larger than field limit (131072)"
+
+
+def test_a_truncated_gzip_is_told(tmp_path):
+    data = gzip.compress(jsonl(RECORDS * 9))
+    for length in (len(data) - 1, len(data) - 9, len(data) // 2, 15):
+        path = write(tmp_path, "birds.test.jsonl.gz", data[:length])
+        assert damaged(path) == "Compressed file ended before the end-of-stream marker was reached"
+    assert damaged(write(tmp_path, "birds.test.jsonl.gz", jsonl(RECORDS))) == "Not a gzipped file (b'{\"')"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".npz", ".parquet"])
+def test_no_flipped_bit_escapes_as_another_error(tmp_path, suffix):
+    whole = (
+        npz(x=np.random.default_rng(0).normal(size=(3, 4)), y=np.arange(3))
+        if suffix == ".npz"
+        else WRITERS[suffix](RECORDS)
+    )
+    path = tmp_path / f"birds.test{suffix}"
+    told = 0
+    for offset in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[offset] ^= 1 << (offset % 8)
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):
+            read_examples(path, labelled=True)
+            continue
+        refused(path)
+        told += 1
+    assert told > len(whole) // 3 * 0.3
+
+
+@pytest.mark.parametrize("size", [0, 3, 100])
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_of_junk_is_told(tmp_path, suffix, size):
+    assert damaged(write(tmp_path, f"birds.test{suffix}", b"j" * size))
+
+
+class Pickled:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_a_pickled_object_in_an_array_file_is_never_loaded(tmp_path, name):
+    trace = tmp_path / "trace"
+    arrays = {"x": np.zeros((1, 3)), "y": np.zeros(1)} | {name: np.array([Pickled(trace)], object)}
+    path = write(tmp_path, "birds.test.npz", npz(**arrays))
+    assert damaged(path) == "Object arrays cannot be loaded when allow_pickle=False"
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"images": np.zeros(3), "y": np.zeros(3)}, "arrays ['images', 'y'], expected 'x' and 'y'"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(2)}, "3 inputs and labels of shape (2,)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1))}, "3 inputs and labels of shape (3, 1)"),
+        ({"x": np.zeros((3, 2)), "y": np.int64(1)}, "3 inputs and labels of shape ()"),
+        ({"x": np.float32(1), "y": np.zeros(1)}, "'x' is no array over examples"),
+    ],
+)
+def test_arrays_of_other_names_or_shapes_are_told(tmp_path, arrays, reason):
+    assert damaged(write(tmp_path, "birds.test.npz", npz(**arrays))) == reason
+
+
+def test_other_archives_and_single_arrays_are_told(tmp_path):
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    path = write(tmp_path, "birds.test.npz", single.getvalue())
+    assert damaged(path) == "no archive of arrays, as numpy.savez writes it"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"not an array")
+    assert damaged(path) == "'x' is no array over examples"
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    path = write(tmp_path, "birds.test.parquet", parquet(RECORDS))
+    assert refused(path) == "reading .parquet takes pyarrow; pip install 'flexswitch[eval]'"
