@@ -45,10 +45,10 @@ def merge(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.model_directory import parse_size, write_model_directory
-    from flexswitch.merging.restore import restored_tensors
     from flexswitch.merging.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
     from flexswitch.merging.static.registry import get_merge
+    from flexswitch.merging.task_vector import restored_tensors
 
     console = Console(quiet, json)
     if (task is None) == (method is None):

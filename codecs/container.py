@@ -99,6 +99,14 @@ class TensorRecord(Strict):
         return SparseLayout(tuple(self.shape), self.kept, self.bits)
 
 
+class ExtraRecord(Strict):
+    """One tensor that is stored as it is."""
+
+    dtype: str
+    shape: Annotated[list[Count], Field(max_length=64)]
+    crc32: Crc32
+
+
 class ArtifactHeader(Strict):
     """The JSON document of an artifact. parameters counts all entries of the base's units."""
 
@@ -110,7 +118,7 @@ class ArtifactHeader(Strict):
     method: MethodRecord
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
-    extras: dict[str, Crc32] = {}
+    extras: dict[str, ExtraRecord] = {}
 
 
 @dataclass(frozen=True)
@@ -138,13 +146,14 @@ class ArtifactWriter:
     def __init__(self, path: Path, header: ArtifactHeader) -> None:
         self._header = header
         self._tensors: dict[str, TensorRecord] = {}
-        self._extras: dict[str, str] = {}
+        self._extras: dict[str, ExtraRecord] = {}
         self._writer = SafetensorsWriter(path, {})
 
     def add_extra(self, name: str, extra: RawTensor) -> None:
         """Stores a tensor as it is; extras come before the compressed tensors."""
         self._writer.add(EXTRA_PREFIX + name, extra.dtype, extra.shape, [extra.data])
-        self._extras[name] = crc32(extra.data)
+        checksum = self._writer.checksums[EXTRA_PREFIX + name]
+        self._extras[name] = ExtraRecord(dtype=extra.dtype, shape=list(extra.shape), crc32=checksum)
 
     def add_tensor(self, name: str, sparse: SparseTensor, scale: float, dtype: str, codec: Codec) -> None:
         """Encodes and stores a compressed tensor; dtype is the fine-tuned checkpoint's."""
@@ -158,7 +167,7 @@ class ArtifactWriter:
             kept=len(sparse.levels),
             bits=sparse.bits,  # type: ignore[arg-type]  # pydantic checks it
             scale=float32_scale(scale),
-            crc32={part: crc32(data) for part, data in parts.items()},
+            crc32={part: self._writer.checksums[f"{name}/{part}"] for part in parts},
         )
 
     def __enter__(self) -> Self:
@@ -203,14 +212,10 @@ class Artifact:
 
     def extra(self, name: str) -> RawTensor:
         """Returns one tensor that is stored as it is. Raises: DecodeError."""
-        stored = self._stored.tensors[EXTRA_PREFIX + name]
-        data = self._payload(name, EXTRA_PREFIX + name, self.header.extras[name])
-        return RawTensor(stored.dtype, stored.shape, data)
-
-    def extra_layout(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Returns an extra's dtype and shape without reading it."""
-        stored = self._stored.tensors[EXTRA_PREFIX + name]
-        return stored.dtype, stored.shape
+        record = self.header.extras[name]
+        return RawTensor(
+            record.dtype, tuple(record.shape), self._payload(name, EXTRA_PREFIX + name, record.crc32)
+        )
 
     def payload_bytes(self, name: str) -> int:
         """Returns the stored bytes of one compressed tensor."""
@@ -282,6 +287,13 @@ def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
 
 def _check_consistent(path: Path, header: ArtifactHeader, stored: Header) -> None:
     named = {EXTRA_PREFIX + name for name in header.extras}
+    for name, extra in header.extras.items():
+        found = stored.tensors.get(EXTRA_PREFIX + name)
+        if found is not None and (found.dtype, list(found.shape)) != (extra.dtype, extra.shape):
+            raise ArtifactError(
+                f"{path}: extra '{name}' is {found.dtype} {list(found.shape)} in one of its two headers and "
+                f"{extra.dtype} {extra.shape} in the other; it is damaged"
+            )
     for name, record in header.tensors.items():
         named |= {f"{name}/{part}" for part in record.crc32}
         entries = math.prod(record.shape)

@@ -8,6 +8,7 @@ message that says what is wrong with a damaged file.
 import json
 import math
 import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,13 @@ class SafetensorsWriter:
     """Writes tensors in the order they come; the header goes in front when the writer closes.
 
     `reserve` bytes are kept for the header from the start. Where it needs more, the data moves up
-    inside the file; where it needs less, it is padded with spaces, which the format allows.
+    inside the file; where it needs less, it is padded with spaces, which the format allows. checksums
+    maps the tensors written so far to the CRC-32 of their bytes.
     """
 
     def __init__(self, path: Path, metadata: dict[str, str], reserve: int = 0) -> None:
         self.metadata = metadata
+        self.checksums: dict[str, str] = {}
         self._reserve = reserve
         self._entries: dict[str, dict[str, Any]] = {}
         self._written = 0
@@ -116,12 +119,14 @@ class SafetensorsWriter:
         """Appends one tensor, its bytes in chunks. Raises: ValueError where they don't fill it."""
         if name in self._entries:
             raise ValueError(f"{name}: written twice")
-        start = self._written
+        start, checksum = self._written, 0
         for chunk in chunks:
             self._file.write(chunk)
             self._written += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
         if self._written - start != math.prod(shape) * DTYPE_BYTES[dtype]:
             raise ValueError(f"{name}: {self._written - start} bytes for {dtype} {shape}")
+        self.checksums[name] = f"{checksum:08x}"
         self._entries[name] = {
             "dtype": dtype,
             "shape": list(shape),

@@ -14,7 +14,7 @@ from flexswitch.merging.architecture import detect_adapter
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config
 from flexswitch.merging.fingerprint import identify
 from flexswitch.merging.pairing import EVERYTHING, Pairing, Selection, pair
-from flexswitch.merging.task_vector import BLOCK_ENTRIES, raw_tensor
+from flexswitch.merging.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
 
 # Entries of config.json that say where a model came from, not how it is run.
 _PROVENANCE_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
@@ -74,7 +74,7 @@ class CheckpointPair:
         """Returns the weights where rounding makes base + delta another float32 than the fine-tuned one."""
         positions, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for start, base, finetuned in self._weights(unit):
-            found = base + (finetuned - base)
+            found = add_delta(base, finetuned - base)
             # Compared as bits, since 0 and -0 are equal.
             missed = torch.nonzero(found.view(torch.int32) != finetuned.view(torch.int32)).view(-1)
             positions.append(missed.numpy() + start)

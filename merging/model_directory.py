@@ -14,7 +14,7 @@ from flexswitch.codecs.atomic import atomic_directory, check_space
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
-from flexswitch.merging.restore import OutputTensor
+from flexswitch.merging.task_vector import OutputTensor
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 _NOT_COPIED = ("config.json", ADAPTER_CONFIG)

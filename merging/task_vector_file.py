@@ -5,6 +5,7 @@ under `exact/<unit>/positions` and `exact/<unit>/values` the few weights that fl
 base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from flexswitch.codecs.container import (
     METADATA_KEY,
     BaseIdentity,
     Count,
+    Crc32,
     ModelRecord,
     RawTensor,
     Strict,
@@ -41,7 +43,10 @@ _WIDEST_COUNT = 10**15  # what the header's space is reserved for, where a count
 
 
 class TaskVectorHeader(Strict):
-    """The JSON document of a task vector file; dtypes are the fine-tuned checkpoint's, by unit."""
+    """The JSON document of a task vector file.
+
+    dtypes are the fine-tuned checkpoint's, by unit; crc32 has one entry a stored tensor.
+    """
 
     format: Literal["flexswitch-task-vector"] = "flexswitch-task-vector"
     version: Literal[1] = 1
@@ -50,6 +55,7 @@ class TaskVectorHeader(Strict):
     model: ModelRecord
     parameters: Count
     dtypes: dict[str, str]
+    crc32: dict[str, Crc32]
 
 
 class TaskVectorFile:
@@ -71,6 +77,9 @@ class TaskVectorFile:
         if not set(self.header.dtypes) <= set(tensors):
             odd = sorted(set(self.header.dtypes) - set(tensors))[0]
             raise ArtifactError(f"{path}: tensor '{odd}' stands in its document and not in the file")
+        if set(self.header.crc32) != set(tensors):
+            odd = sorted(set(self.header.crc32) ^ set(tensors))[0]
+            raise ArtifactError(f"{path}: tensor '{odd}' stands in only one of its two headers")
         self.units = {
             name: TensorInfo(dtype, tensors[name].shape) for name, dtype in sorted(self.header.dtypes.items())
         }
@@ -85,24 +94,42 @@ class TaskVectorFile:
         return self.header.base
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's delta. Raises: ArtifactError where it is not finite."""
-        entries = self.units[unit].entries
+        """Yields a unit's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
+        entries, checksum = self.units[unit].entries, 0
         for start in range(0, entries, BLOCK_ENTRIES):
-            block = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES)).to(torch.float32)
+            stored = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES))
+            checksum = zlib.crc32(stored.view(torch.uint8).numpy().data, checksum)
+            block = stored.to(torch.float32)
             if not torch.isfinite(block).all():
                 raise ArtifactError(f"{self.path}: tensor '{unit}' holds NaN or infinite values")
             yield block.numpy()
+        self._check(unit, unit, f"{checksum:08x}")
 
     def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
-        """Returns positions and float32 values of the weights that base + delta would miss."""
-        positions, values = _exact_names(unit)
-        if positions not in self._file.tensors:
+        """Returns positions and float32 values of the weights that base + delta would miss.
+
+        Raises: ArtifactError where they are damaged.
+        """
+        if _exact_names(unit)[0] not in self._file.tensors:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return self._file.read(positions).numpy(), self._file.read(values).numpy()
+        positions, values = (raw_tensor(self._file, name) for name in _exact_names(unit))
+        for name, raw in zip(_exact_names(unit), (positions, values), strict=True):
+            self._check(unit, name, crc32(raw.data))
+        return np.frombuffer(positions.data, "<i8"), np.frombuffer(values.data, "<f4")
 
     def extra(self, name: str) -> RawTensor:
-        """Returns a tensor that is stored raw."""
-        return raw_tensor(self._file, EXTRA_PREFIX + name)
+        """Returns a tensor that is stored raw. Raises: ArtifactError where it is damaged."""
+        raw = raw_tensor(self._file, EXTRA_PREFIX + name)
+        self._check(name, EXTRA_PREFIX + name, crc32(raw.data))
+        return raw
+
+    def _check(self, tensor: str, stored_name: str, found: str) -> None:
+        expected = self.header.crc32.get(stored_name)
+        if found != expected:
+            raise ArtifactError(
+                f"{self.path}: tensor '{tensor}' is damaged: checksum {found} of '{stored_name}', "
+                f"expected {expected}; restore the file from a copy, or extract it again"
+            )
 
 
 def write_task_vector(
@@ -128,10 +155,9 @@ def write_task_vector(
             model=vector.model,
             parameters=vector.parameters,
             dtypes={unit: info.dtype for unit, info in vector.units.items()},
+            crc32={},
         )
-        text = header.model_dump_json()
-        metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
-        with SafetensorsWriter(partial, metadata, _reserve(vector, stored, metadata)) as writer:
+        with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
             for extra_name in vector.extras:
                 extra = vector.extra(extra_name)
                 writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
@@ -146,10 +172,17 @@ def write_task_vector(
                     position_name, value_name = _exact_names(unit)
                     writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
                     writer.add(value_name, "F32", values.shape, [values.tobytes()])
+            header = header.model_copy(update={"crc32": writer.checksums})
+            writer.metadata = _metadata(header)
     return header
 
 
-def _reserve(vector: TaskVector, stored: str, metadata: dict[str, str]) -> int:
+def _metadata(header: TaskVectorHeader) -> dict[str, str]:
+    text = header.model_dump_json()
+    return {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
+
+
+def _reserve(vector: TaskVector, stored: str, header: TaskVectorHeader) -> int:
     """Returns bytes enough for any header this vector can get, from its names alone."""
     widest = [_WIDEST_COUNT, _WIDEST_COUNT]
     entries: dict[str, dict[str, object]] = {}
@@ -159,7 +192,8 @@ def _reserve(vector: TaskVector, stored: str, metadata: dict[str, str]) -> int:
         entries[name] = {"dtype": stored, "shape": info.shape, "data_offsets": widest}
         for part in _exact_names(name):
             entries[part] = {"dtype": "I64", "shape": [_WIDEST_COUNT], "data_offsets": widest}
-    return len(header_bytes(entries, metadata))
+    checksums = dict.fromkeys(entries, "0" * 8)
+    return len(header_bytes(entries, _metadata(header.model_copy(update={"crc32": checksums}))))
 
 
 def _exact_names(unit: str) -> tuple[str, str]:

@@ -1,10 +1,11 @@
 """Verifies what flexswitch wrote: every checksum, every count, and on request the whole base."""
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from flexswitch.codecs.container import Artifact, BaseIdentity, open_artifact
-from flexswitch.codecs.errors import ArtifactError, DecodeError, FlexswitchError, InputError
+from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import check_base
@@ -22,14 +23,9 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
         lines, identity = _verify_zoo(path, problems, on_item)
     elif path.name.endswith(SUFFIX):
         vector = TaskVectorFile(path)
-        for unit in vector.units:
-            on_item(unit)
-            try:
-                for _ in vector.blocks(unit):
-                    pass  # reading a block checks it
-            except ArtifactError as error:
-                problems.append(str(error))
-        lines, identity = [f"{path}: {len(vector.units)} tensors, all finite"], vector.identity()
+        _verify_task_vector(vector, problems, on_item)
+        count = len(vector.units) + len(vector.extras)
+        lines, identity = [f"{path}: {count} tensors, checksums fit, all finite"], vector.identity()
     elif path.suffix == ".fsw" or path.is_file():
         artifact = open_artifact(path)
         _verify_artifact(artifact, problems, on_item)
@@ -37,13 +33,23 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
         lines, identity = [f"{path}: {count} tensors, checksums and counts fit"], artifact.header.base
     else:
         raise InputError(f"{path}: expected an artifact (.fsw), a zoo folder or a task vector (*{SUFFIX})")
+    if problems:
+        raise ArtifactError("\n".join(problems))
     if base is not None:
         checkpoint = open_checkpoint(base)
         check_base(checkpoint, identity, str(path), full=True)
         lines.append(f"{base}: is the base, every byte of it (fingerprint {identity.fingerprint[:12]})")
-    if problems:
-        raise ArtifactError("\n".join(problems))
     return lines
+
+
+def _verify_task_vector(vector: TaskVectorFile, problems: list[str], on_item: Callable[[str], None]) -> None:
+    def read_unit(unit: str) -> None:
+        vector.exact(unit)
+        deque(vector.blocks(unit), maxlen=0)
+
+    reads: list[tuple[str, Callable[[str], object]]] = [(name, vector.extra) for name in vector.extras]
+    reads += [(unit, read_unit) for unit in vector.units]
+    _try_all(reads, problems, on_item)
 
 
 def _verify_zoo(
@@ -78,9 +84,16 @@ def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[
         (name, artifact.extra) for name in artifact.header.extras
     ]
     reads += [(name, artifact.sparse) for name in artifact.header.tensors]
+    _try_all(reads, problems, on_item)
+
+
+def _try_all(
+    reads: list[tuple[str, Callable[[str], object]]], problems: list[str], on_item: Callable[[str], None]
+) -> None:
+    """Reads every tensor, which checks it, and adds what is damaged to the problems."""
     for name, read in reads:
         on_item(name)
         try:
             read(name)
-        except DecodeError as error:
+        except ArtifactError as error:
             problems.append(str(error))

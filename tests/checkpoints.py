@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import FlexswitchError
-from flexswitch.merging import checkpoint_pair, restore, task_vector, task_vector_file
+from flexswitch.merging import checkpoint_pair, task_vector, task_vector_file
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression.compress import compress
@@ -127,5 +127,5 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, entries: int = 16) -> None:
     """Makes every module that reads tensors by blocks take small ones."""
-    for module in (checkpoint_pair, restore, task_vector, task_vector_file):
+    for module in (checkpoint_pair, task_vector, task_vector_file):
         monkeypatch.setattr(module, "BLOCK_ENTRIES", entries)

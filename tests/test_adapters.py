@@ -29,7 +29,7 @@ from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.restore import restored_tensors
+from flexswitch.merging.task_vector import restored_tensors
 
 TEXT, IMAGE, ENCODER = ADAPTERS
 

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_a_disk_that_is_full(zoo, fails, monkeypatch):
 def test_a_write_that_the_system_refuses(models):
     before = files_below(models)
     command = [sys.executable, "-m", "flexswitch.cli", "compress", "red.safetensors", *COMPRESS]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200, 200))
     run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]

@@ -17,7 +17,9 @@ SUBCOMMANDS = ("extract", "compress", "pack", "index", "merge", "eval", "inspect
 def test_every_command_has_help_with_an_example(flexswitch, command):
     outcome = flexswitch(command, "--help")
     assert outcome.status == 0
-    examples = [line for line in outcome.out.splitlines() if line.startswith(f"  Example: flexswitch {command} ")]
+    examples = [
+        line for line in outcome.out.splitlines() if line.startswith(f"  Example: flexswitch {command} ")
+    ]
     assert examples
     assert outcome.out.splitlines()[outcome.out.splitlines().index(examples[-1]) + 1] == ""  # on one line
 

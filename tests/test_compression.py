@@ -36,9 +36,8 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.compressed import Compressed, Delta
 from flexswitch.merging.compression.magnitude import kept_count
 from flexswitch.merging.compression.registry import METHODS, get_method
-from flexswitch.merging.restore import restore
 from flexswitch.merging.settings import parse_settings
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
 
 Floats = NDArray[np.float32]
 

@@ -163,8 +163,7 @@ def test_a_missing_repository_is_an_input_error(hub: HubServer) -> None:
     with pytest.raises(InputError) as caught:
         download_checkpoint("org/modle@v1")
     assert str(caught.value) == (
-        f"no repository 'org/modle' at {hub.url}: "
-        "check the spelling, or if it is private set HF_TOKEN"
+        f"no repository 'org/modle' at {hub.url}: check the spelling, or if it is private set HF_TOKEN"
     )
     assert isinstance(caught.value.__cause__, RepositoryNotFoundError)
 

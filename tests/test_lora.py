@@ -20,8 +20,7 @@ from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import identify
 from flexswitch.merging.lora import LoraVector
 from flexswitch.merging.pairing import EVERYTHING, Selection
-from flexswitch.merging.restore import restore
-from flexswitch.merging.task_vector import delta_tensor
+from flexswitch.merging.task_vector import delta_tensor, restore
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft asks transformers for it

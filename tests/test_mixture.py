@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import changed_state, tiny_state
 
-from flexswitch.merging.restore import restore
 from flexswitch.merging.switching.mixture import Mixture
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
 
 BASE = tiny_state()
 UNITS = sorted(BASE)

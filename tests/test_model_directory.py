@@ -30,8 +30,7 @@ from flexswitch.merging.checkpoint import Checkpoint, SafetensorsCheckpoint, ope
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.model_directory import model_card, parse_size, write_model_directory
 from flexswitch.merging.pairing import Selection
-from flexswitch.merging.restore import OutputTensor, restored_tensors
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vector import ArtifactVector, OutputTensor, TaskVector, restored_tensors
 
 BASE: State = {
     "flags": torch.tensor([True, False, True]),

@@ -15,8 +15,8 @@ from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, Usa
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging import packing
 from flexswitch.merging.packing import change_zoo, create_zoo
-from flexswitch.merging.restore import restore
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
+from flexswitch.merging.task_vector import restore
 
 TASKS = ["birds", "cities", "tools"]
 

@@ -23,8 +23,7 @@ from flexswitch.merging import checkpoint as checkpoint_module
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair, config_changes
 from flexswitch.merging.pairing import Selection, common_prefix
-from flexswitch.merging.restore import restore
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
 
 BASE: State = {
     "encoder.bias": torch.tensor([1.0, 2.0]),

@@ -22,7 +22,7 @@ from flexswitch.merging import checkpoint as checkpoint_module
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.open_vector import open_finetuned, open_task_vectors
 from flexswitch.merging.packing import create_zoo
-from flexswitch.merging.restore import restore, restored_tensors
+from flexswitch.merging.task_vector import restore, restored_tensors
 
 BASE: State = {
     "norm": torch.tensor([1.0, -2.0, 3.0]),

@@ -20,12 +20,11 @@ from checkpoints import (
 from torch import Tensor
 
 from flexswitch.codecs.errors import ArtifactError, UsageError
-from flexswitch.merging.restore import LazyState
 from flexswitch.merging.static.average import average
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.registry import get_merge
 from flexswitch.merging.static.task_arithmetic import task_arithmetic
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vector import ArtifactVector, LazyState, TaskVector
 
 DELTAS = [torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[3.0, 2.0, 0.0]]), torch.tensor([[-1.0, 3.0, 6.0]])]
 ONES = [1.0, 1.0, 1.0]

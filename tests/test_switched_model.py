@@ -12,8 +12,8 @@ from torch import nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import open_zoo
-from flexswitch.merging.restore import restore
 from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.task_vector import restore
 
 VOCABULARY, HIDDEN, OUT = 7, 5, 3
 

@@ -27,6 +27,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.fingerprint import fingerprint
 from flexswitch.merging.packing import create_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
+from flexswitch.merging.task_vector_file import TaskVectorFile
 from flexswitch.merging.verification import verify
 
 BASE: State = {"a": torch.zeros(20, 5), "b": torch.zeros(7), "n": torch.tensor([1])}
@@ -201,11 +202,27 @@ def test_a_damaged_description_of_a_zoo_is_found(zoo: Path) -> None:
 def test_a_task_vector_that_is_whole_passes(tmp_path: Path) -> None:
     path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
     heard: list[str] = []
-    assert verify(path, None, heard.append) == [f"{path}: 2 tensors, all finite"]
-    assert heard == ["a", "b"]
+    assert verify(path, None, heard.append) == [f"{path}: 4 tensors, checksums fit, all finite"]
+    assert heard == [*TaskVectorFile(path).extras, "a", "b"]
     assert checked(path, tmp_path / "base.safetensors")[1].startswith(
         f"{tmp_path}/base.safetensors: is the base"
     )
+
+
+def test_a_task_vector_names_every_tensor_with_a_flipped_bit(tmp_path: Path) -> None:
+    path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
+    whole = path.read_bytes()
+    for name, stored in read_header(path, ArtifactError).tensors.items():
+        damaged = bytearray(whole)
+        damaged[stored.offset] ^= 1
+        path.write_bytes(damaged)
+        (problem,) = problems(path)
+        tensor = name.removeprefix("extra/")
+        expected = TaskVectorFile(path).header.crc32[name]
+        assert problem.startswith(f"{path}: tensor '{tensor}' is damaged: checksum ")
+        assert problem.endswith(
+            f" of '{name}', expected {expected}; restore the file from a copy, or extract it again"
+        )
 
 
 def test_a_task_vector_names_the_tensors_that_are_not_finite(tmp_path: Path) -> None:

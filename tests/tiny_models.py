@@ -229,10 +229,10 @@ def save_image_classifier(base: Path, folder: Path, classes: int, seed: int) -> 
 
 
 def texts(task: str, count: int, seed: int) -> list[str]:
-    """Returns texts of 1 to 14 words, the longest too long for the tokenizer, some words all tasks'."""
+    """Returns texts of 3 to 14 words, the longest too long for the tokenizer, some words all tasks'."""
     generator = np.random.Generator(np.random.PCG64(seed))
     words = OWN_WORDS[task] * 2 + SHARED_WORDS
-    return [" ".join(generator.choice(words, generator.integers(1, 15))) for _ in range(count)]
+    return [" ".join(generator.choice(words, generator.integers(3, 15))) for _ in range(count)]
 
 
 def write_jsonl(path: Path, inputs: Sequence[str], labels: Sequence[int] | None) -> Path:
@@ -246,39 +246,86 @@ def write_jsonl(path: Path, inputs: Sequence[str], labels: Sequence[int] | None)
 
 
 def plain_predictions(folder: Path, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
-    """Returns a saved classifier's answers by transformers alone, one text at a time."""
+    """Returns a saved text classifier's answers by transformers alone, one text at a time."""
     from transformers import AutoModelForSequenceClassification
 
-    return text_predictions(AutoModelForSequenceClassification.from_pretrained(folder), tokenizer, inputs)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    return text_predictions(model, tokenizer, inputs)
 
 
 def text_predictions(model: nn.Module, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
-    """Returns a classifier's answers, one text at a time."""
+    """Returns a text classifier's answers, one text at a time."""
     from transformers import AutoTokenizer
 
     tokenize = AutoTokenizer.from_pretrained(tokenizer)
     model.eval()
     with torch.no_grad():
-        return [
-            int(model(**tokenize(text, truncation=True, return_tensors="pt")).logits.argmax())
-            for text in inputs
-        ]
+        batches = [tokenize(text, truncation=True, return_tensors="pt") for text in inputs]
+        return [int(model(**batch).logits.argmax()) for batch in batches]
 
 
-def text_toy(
-    folder: Path, method: str = "t-switch", settings: Sequence[str] = (), test_count: int = 30
-) -> Toy:
-    """Makes a zoo of three text classifiers; most labels are what the fine-tuned model answers."""
+def partly_wrong(answers: Sequence[int], classes: int) -> list[int]:
+    """Returns a model's answers with every fifth replaced by another class."""
+    return [(answer + (row % 5 == 0)) % classes for row, answer in enumerate(answers)]
+
+
+def pack_finetuned(
+    folder: Path, base: Path, finetuned: dict[str, Path], method: str, settings: Sequence[str] = ()
+) -> Path:
+    """Compresses fine-tunes and packs them; returns the zoo."""
+    folder.mkdir()
+    files = [
+        make_artifact(base, checkpoint, folder / f"{task}.fsw", method, settings).path
+        for task, checkpoint in finetuned.items()
+    ]
+    pack(folder / "zoo", files)
+    return folder / "zoo"
+
+
+def text_toy(folder: Path, test_count: int = 30) -> Toy:
+    """Makes a T-Switch zoo of three text classifiers; most labels are what the fine-tuned model answers."""
     base = save_text_base(folder / "base")
-    (folder / "data").mkdir()
-    finetuned, artifacts = {}, []
+    data = folder / "data"
+    data.mkdir()
+    finetuned = {}
     for number, (task, classes) in enumerate(TASKS.items(), 1):
         finetuned[task] = save_text_classifier(base, folder / f"{task}-model", classes, seed=number)
-        artifacts.append(make_artifact(base, finetuned[task], folder / f"{task}.fsw", method, settings).path)
-        write_jsonl(folder / "data" / f"{task}.train.jsonl.gz", texts(task, 20, seed=number), None)
+        write_jsonl(data / f"{task}.train.jsonl.gz", texts(task, 20, seed=number), None)
         inputs = texts(task, test_count, seed=100 + number)
         answers = plain_predictions(finetuned[task], base, inputs)
-        labels = [(answer + (row % 5 == 0)) % classes for row, answer in enumerate(answers)]
-        write_jsonl(folder / "data" / f"{task}.test.jsonl", inputs, labels)
-    pack(folder / "zoo", artifacts)
-    return Toy(base, finetuned, folder / "zoo", folder / "data")
+        write_jsonl(data / f"{task}.test.jsonl", inputs, partly_wrong(answers, classes))
+    return Toy(base, finetuned, pack_finetuned(folder / "packed", base, finetuned, "t-switch"), data)
+
+
+def image_toy(folder: Path) -> Toy:
+    """Makes a T-Switch zoo of two image classifiers; the second's images are brighter."""
+    from transformers import ViTForImageClassification
+
+    base = save_image_base(folder / "base")
+    data = folder / "data"
+    data.mkdir()
+    finetuned = {}
+    for number, task in enumerate(("dark", "light")):
+        finetuned[task] = save_image_classifier(base, folder / f"{task}-model", 3, seed=number)
+        generator = np.random.Generator(np.random.PCG64(number))
+        pixels = generator.normal(number, 1, (40, 3, 8, 8)).astype(np.float32)
+        model = ViTForImageClassification.from_pretrained(finetuned[task]).eval()
+        with torch.no_grad():
+            answers = model(torch.from_numpy(pixels[:25])).logits.argmax(-1).tolist()
+        np.savez(data / f"{task}.train.npz", x=pixels[25:])
+        np.savez(data / f"{task}.test.npz", x=pixels[:25], y=partly_wrong(answers, 3))
+    return Toy(base, finetuned, pack_finetuned(folder / "packed", base, finetuned, "t-switch"), data)
+
+
+def encoder_toy(folder: Path) -> Toy:
+    """Makes a T-Switch zoo of two encoders with heads of their own."""
+    base = save_text_base(folder / "base")
+    data = folder / "data"
+    data.mkdir()
+    finetuned = {}
+    for number, task in enumerate(("birds", "tools")):
+        finetuned[task] = save_encoder_with_head(base, folder / f"{task}-model", 3, seed=number)
+        write_jsonl(data / f"{task}.train.jsonl", texts(task, 15, seed=number), None)
+        labels = np.random.Generator(np.random.PCG64(number)).integers(0, 3, 25)
+        write_jsonl(data / f"{task}.test.jsonl", texts(task, 25, seed=number), labels.tolist())
+    return Toy(base, finetuned, pack_finetuned(folder / "packed", base, finetuned, "t-switch"), data)

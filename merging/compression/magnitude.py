@@ -56,7 +56,6 @@ def two_sided_thresholds(read: Callable[[], Iterable[FloatArray]], drop: float) 
         for sign, place in enumerate(places):
             if place is not None:
                 inside = bits[high == place.bin + sign * (_BINS // 2)]
-                inside = inside[(inside & ~_SIGN) != 0]
                 lower[sign] += np.bincount(inside & np.uint32(0xFFFF), minlength=_BINS)
     positive, negative = map(_threshold, places, lower)
     return positive, negative

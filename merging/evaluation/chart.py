@@ -26,7 +26,7 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
     individual = [score.average for score in scores if score.method == "individual"]
     for average in individual:
         axes.axhline(average, color="0.6", linewidth=1, linestyle="--", zorder=1)
-    axes.set_xscale("log")
+    axes.set_xscale("log" if all(score.bytes_per_task > 0 for score in scores) else "symlog")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_xlabel("stored bytes a task, beside the base")
     axes.set_ylabel("average accuracy (%)")

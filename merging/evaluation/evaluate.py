@@ -19,10 +19,9 @@ from flexswitch.merging.checkpoint import Checkpoint
 from flexswitch.merging.evaluation.adapters import Adapter, Batch
 from flexswitch.merging.evaluation.data import Examples
 from flexswitch.merging.loading import load_weights, names_inside
-from flexswitch.merging.restore import OutputTensor, restored_tensors
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.switching.mixture import Mixture
-from flexswitch.merging.task_vector import TaskVector, to_torch
+from flexswitch.merging.task_vector import OutputTensor, TaskVector, restored_tensors, to_torch
 
 _BATCH = 64
 

@@ -8,9 +8,15 @@ from torch import Tensor
 
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.dtypes import TORCH_DTYPES
-from flexswitch.merging.restore import OutputTensor, base_blocks, check_units, output_dtype
 from flexswitch.merging.static.registry import get_merge
-from flexswitch.merging.task_vector import TaskVector, delta_tensor
+from flexswitch.merging.task_vector import (
+    OutputTensor,
+    TaskVector,
+    base_blocks,
+    check_units,
+    delta_tensor,
+    output_dtype,
+)
 
 
 def merged_tensors(
