@@ -60,14 +60,18 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
+def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[Path]:
     """Gives a temporary folder beside `path`; on leaving it takes its place whole.
 
-    On any exception the temporary folder is removed and `path` stays as it was. Raises: InputError.
+    A folder is replaced only if it is empty or holds a file of the pattern `holds`: no other was made by
+    the same command. On any exception the temporary folder is removed and `path` stays as it was.
+    Raises: InputError.
     """
     check_output(path, overwrite)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, expected a folder's place; give a folder name")
+    if path.is_dir() and any(path.iterdir()) and not any(path.glob(holds)):
+        raise InputError(f"{path}: holds no {holds}, so --overwrite does not replace it; give another output")
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:

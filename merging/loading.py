@@ -13,7 +13,7 @@ from flexswitch.merging.pairing import common_prefix
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copies a state into a module; the state may carry a prefix, and tensors the module lacks.
 
-    Raises: InputError where the module needs a tensor that the state lacks, but for an unused pooler.
+    Raises: InputError where the module needs a tensor that the state lacks.
     """
     renamed = {inside: state[name] for name, inside in names_inside(module, list(state)).items()}
     try:
@@ -24,7 +24,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
         ) from reason
     own = module.state_dict(keep_vars=True)
     loaded = {id(own[name]) for name in renamed}  # a tied tensor has several names
-    needed = [name for name in missing if id(own[name]) not in loaded and "pooler." not in name]
+    needed = [name for name in missing if id(own[name]) not in loaded]
     if needed:
         raise InputError(f"{source}: lacks '{needed[0]}', which the model of its config.json has")
 

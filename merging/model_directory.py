@@ -48,7 +48,7 @@ def write_model_directory(
     Raises: InputError where the output may not be written or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
-    with atomic_directory(path, overwrite) as partial:
+    with atomic_directory(path, overwrite, holds="*.safetensors") as partial:
         check_space(path, sum(map(_bytes, outputs.values())))
         for shard, names in shards.items():
             with SafetensorsWriter(partial / shard, {"format": "pt"}) as writer:

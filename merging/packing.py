@@ -7,7 +7,7 @@ from pathlib import Path
 from flexswitch.codecs.atomic import atomic_directory, check_output
 from flexswitch.codecs.container import Artifact, BaseIdentity, open_artifact
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.zoo import Zoo, ZooRecord, open_zoo, pack_task, remove_unlisted, write_zoo
+from flexswitch.codecs.zoo import ZOO_FILE, Zoo, ZooRecord, open_zoo, pack_task, remove_unlisted, write_zoo
 from flexswitch.merging.routing.query_set import without_tasks
 
 
@@ -28,7 +28,7 @@ def create_zoo(
     base = artifacts[0].header.base
     _check_base(artifacts, base, str(artifacts[0].path))
     chosen, notes = _adapter(artifacts, adapter, None)
-    with atomic_directory(path, overwrite) as partial:
+    with atomic_directory(path, overwrite, holds=ZOO_FILE) as partial:
         tasks = {}
         for artifact in artifacts:
             on_file(artifact.header.name)

@@ -210,6 +210,13 @@ def test_a_tokenizer_that_does_not_load_is_told(base):
     assert found.startswith(f"{base}: its tokenizer does not load (")
 
 
+def test_a_tokenizer_that_can_not_pad_is_told(base):
+    change_config(base, "tokenizer_config.json", pad_token="left out")
+    assert message(InputError, lambda: adapter_of(TEXT, base)) == (
+        f"{base}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+    )
+
+
 def test_code_beside_a_base_is_never_run(base):
     trace = base / "trace"
     (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
@@ -442,15 +449,13 @@ def test_a_prefix_on_either_side_is_found(given, held):
     assert all((tensor == 7).all() for tensor in module.state_dict().values())
 
 
-def test_a_tensor_that_the_module_needs_is_named_unless_it_is_an_unused_pooler():
+def test_a_tensor_that_the_module_needs_is_named():
     module = nested_module()
     state = dict(module.state_dict())
     del state["norm.bias"]
     assert message(InputError, lambda: load_weights(module, state, "there")) == (
         "there: lacks 'norm.bias', which the model of its config.json has"
     )
-    module["pooler"] = nn.Linear(2, 2)
-    load_weights(module, nested_module().state_dict(), "there")
 
 
 def test_a_base_with_tied_tensors_loads_from_any_one_of_their_names(tmp_path):

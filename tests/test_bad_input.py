@@ -235,6 +235,15 @@ def test_an_output_that_exists(zoo, fails):
     fails(zoo, 1, message.replace("out.fsw", "zoo"), "pack", "red.fsw", "-o", "zoo")
 
 
+def test_a_folder_of_something_else_is_not_overwritten(zoo, fails):
+    (zoo / "photos").mkdir()
+    (zoo / "photos" / "cat.jpg").write_text("meow")
+    message = "photos: holds no {}, so --overwrite does not replace it; give another output"
+    fails(zoo, 1, message.format("zoo.json"), "pack", "red.fsw", "-o", "photos", "--overwrite")
+    merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "photos", "--task", "red", "--overwrite")
+    fails(zoo, 1, message.format("*.safetensors"), *merge)
+
+
 def test_an_output_folder_that_is_missing(models, fails):
     command = (
         "compress",

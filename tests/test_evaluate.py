@@ -21,6 +21,7 @@ from tiny_models import (
     plain_predictions,
     save_state,
     save_text_base,
+    save_text_classifier,
     text_predictions,
     text_toy,
     texts,
@@ -283,6 +284,26 @@ def test_the_order_of_methods_does_not_matter_and_none_sees_anothers_weights(toy
     ):
         found = scores_of(toy, order, finetuned=toy.pairs())
         assert accuracies(found) == {name: rows[name].accuracy for name in found}
+
+
+def test_no_method_sees_a_head_or_tensors_that_the_one_before_has_left(toy, tmp_path):
+    files, pairs = [], []
+    for number, (task, classes) in enumerate(TASKS.items()):
+        left_out = ["embeddings.*", "pooler.*"]
+        artifact = make_artifact(toy.base, toy.finetuned[task], tmp_path / f"{task}.fsw", exclude=left_out)
+        files.append(artifact.path)
+        other = save_text_classifier(toy.base, tmp_path / task, classes, seed=50 + number)
+        pairs.append(f"{task}={other}")
+    partial = Toy(toy.base, toy.finetuned, pack(tmp_path / "zoo", files).path, toy.data)
+    index(partial)
+    methods = ("auto-switch", "t-switch", "average", "base")
+    expected = {}
+    for method in methods:
+        expected |= accuracies(scores_of(partial, [method], finetuned=pairs))
+    for method in methods:
+        found = accuracies(scores_of(partial, ["individual", method], finetuned=pairs))
+        assert found == {name: expected.get(name, found["individual"]) for name in found}
+    assert found["individual"] != expected["t-switch"]
 
 
 def test_scoring_again_gives_the_same(toy, rows):

@@ -137,6 +137,13 @@ def test_features_on_an_unknown_device_are_refused_before_anything_is_read():
     )
 
 
+def test_features_on_a_gpu_that_is_not_there_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert message(InputError, lambda: feature_source("pooled", None, None, False, "cuda")) == (
+        "--device cuda: torch finds no CUDA device here; use --device cpu"
+    )
+
+
 def test_features_without_an_adapter_say_how_to_give_one(text_base):
     assert message(UsageError, lambda: source_of("pooled", text_base, None)) == (
         "nothing says how the models are run; give --adapter "

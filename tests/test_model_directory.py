@@ -148,6 +148,9 @@ def test_an_existing_output_is_refused_and_kept(
     found = message(InputError, lambda: write(path, *opened))
     assert found == f"{path}: exists already; give another output, or --overwrite to replace it"
     assert [file.name for file in path.iterdir()] == ["mine"]
+    found = message(InputError, lambda: write(path, *opened, overwrite=True))
+    assert found == f"{path}: holds no *.safetensors, so --overwrite does not replace it; give another output"
+    (path / "model.safetensors").write_text("an older one")
     write(path, *opened, overwrite=True)
     assert "mine" not in [file.name for file in path.iterdir()]
     shutil.rmtree(path)

@@ -19,6 +19,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import METHODS
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.packing import create_zoo
+from flexswitch.merging.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 
 torch.set_num_threads(1)
@@ -77,10 +78,16 @@ def changed_state(state: dict[str, Tensor], seed: int, size: float = 0.1) -> dic
 
 
 def make_artifact(
-    base: Path, finetuned: Path, path: Path, method: str = "t-switch", settings: Sequence[str] = ()
+    base: Path,
+    finetuned: Path,
+    path: Path,
+    method: str = "t-switch",
+    settings: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Artifact:
     """Compresses a fine-tune into an artifact named after the file's stem."""
-    vector = open_finetuned(str(finetuned), open_checkpoint(str(base)))
+    selection = Selection(exclude=tuple(exclude))
+    vector = open_finetuned(str(finetuned), open_checkpoint(str(base)), selection)
     parsed = parse_settings(method, METHODS[method], settings)
     compress(vector, path, path.stem, method, parsed, overwrite=True)
     return open_artifact(path)

@@ -96,7 +96,7 @@ class _HuggingFace:
 
     def encoder(self) -> nn.Module:
         """Returns the base without its head."""
-        module = self._untrained("AutoModel", {})
+        module = self._headless({})
         state = {name: self._base.read(name).view(info.shape) for name, info in self._base.tensors.items()}
         load_weights(module, state, self._base.source)
         return module
@@ -118,6 +118,13 @@ class _HuggingFace:
                 f"features '{kind}': the base has layer:0 (embeddings) … layer:{len(layers) - 1}"
             )
         return layers[int(number)]
+
+    def _headless(self, changes: Mapping[str, Any]) -> nn.Module:
+        """Returns the model without a head, and without a pooler: features are means over tokens."""
+        module = self._untrained("AutoModel", changes)
+        if isinstance(getattr(module, "pooler", None), nn.Module):
+            module.pooler = None  # type: ignore[assignment]  # transformers leaves it out so too
+        return module
 
     def _untrained(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
         """Returns a model of one of transformers' Auto classes. Raises: InputError where it makes none."""
@@ -141,6 +148,8 @@ class _Text(_HuggingFace):
         super().__init__(base)
         self._tokenizer = self._load_tokenizer()
         longest = self._config.get("max_position_embeddings", 512)
+        if "roberta" in self._config["model_type"]:
+            longest -= self._tokenizer.pad_token_id + 1  # its positions start behind the padding's number
         self._max_length = min(self._tokenizer.model_max_length, longest)
 
     def _load_tokenizer(self) -> Any:
@@ -153,6 +162,10 @@ class _Text(_HuggingFace):
             raise InputError(f"{self._base.source}: its tokenizer does not load ({found})") from reason
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what it makes where there are no files
             raise InputError(f"{self._base.source}: has no tokenizer; copy its tokenizer.json there")
+        if tokenizer.pad_token is None:
+            raise InputError(
+                f"{self._base.source}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+            )
         return tokenizer
 
     def batch(self, inputs: Inputs) -> Batch:
@@ -188,7 +201,7 @@ class EncoderWithHead(_Text):
             raise InputError(
                 f"adapter hf-encoder: the task has no '{HEAD_WEIGHT}' (it has: {', '.join(extras)})"
             )
-        encoder = self._untrained("AutoModel", config)
+        encoder = self._headless(config)
         classes, width = extras[HEAD_WEIGHT].shape
         return nn.ModuleDict(
             {"encoder": encoder, "head": nn.Linear(width, classes, bias=HEAD_BIAS in extras)}

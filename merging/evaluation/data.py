@@ -139,7 +139,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         return _parquet_records(path)
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file))
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")

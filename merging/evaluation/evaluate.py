@@ -78,10 +78,10 @@ class Bench:
         """Puts θ + λ·τ and the vector's own head into a task's model; λ = 0 is the base under that head."""
         self._load(task, restored_tensors(self.base, vector, lambda_, torch.float32), vector.source)
 
-    def set_merged(self, task: str, merged: Mapping[str, OutputTensor]) -> None:
-        """Puts merged weights under a task's own head."""
+    def set_merged(self, task: str, merged: Mapping[str, Tensor]) -> None:
+        """Puts merged weights, by base name, under a task's own head."""
         vector = self.vectors[task]
-        state = {vector.model.finetuned_name(name): output.whole() for name, output in merged.items()}
+        state = {vector.model.finetuned_name(name): tensor for name, tensor in merged.items()}
         state |= {name: to_torch(vector.extra(name)) for name in vector.extras}
         self._load_state(task, state, vector.source)
 

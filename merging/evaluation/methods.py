@@ -64,10 +64,11 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
         sizes = [_dense_bytes(vector) for vector in finetuned.values()]
         return [score_fixed(bench, method, weights_of(bench, finetuned, 1.0), mean_bytes(sizes))]
     if method in MERGES:
-        vectors = finetuned or bench.vectors
-        merged = merged_tensors(
-            bench.base, list(vectors.values()), method, parse_settings(method, MERGES[method], []), None
+        vectors = list((finetuned or bench.vectors).values())
+        outputs = merged_tensors(
+            bench.base, vectors, method, parse_settings(method, MERGES[method], []), None
         )
+        merged = {name: output.whole() for name, output in outputs.items()}
         return [score_fixed(bench, method, lambda task: bench.set_merged(task, merged), head_bytes(bench))]
     stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in bench.vectors])
     if method in METHODS:
