@@ -195,3 +195,16 @@ def test_wrong_usage_ends_with_status_2_and_the_names_to_choose_from(models, fle
 
 def test_an_unknown_option_ends_with_status_2(flexswitch):
     assert flexswitch("pack", "--outputt", "zoo").status == 2
+
+
+def test_the_help_names_everything_that_is_registered(flexswitch):
+    from flexswitch.codecs.registry import CODECS
+    from flexswitch.merging.architecture import ADAPTERS
+    from flexswitch.merging.compression.registry import METHODS
+    from flexswitch.merging.evaluation.methods import KNOWN, MODES
+    from flexswitch.merging.static.registry import MERGES
+
+    named = {"compress": METHODS, "pack": (*CODECS, *ADAPTERS), "merge": MERGES, "eval": (*KNOWN, *MODES)}
+    for command, names in named.items():
+        text = "".join(flexswitch(command, "--help").out.split())  # lines break inside names
+        assert [name for name in names if name not in text] == []
