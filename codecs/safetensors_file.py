@@ -25,6 +25,7 @@ DTYPE_BYTES = {
     "I32": 4, "U32": 4, "F32": 4,
     "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
+_KNOWN = ", ".join(DTYPE_BYTES)
 _COPY_BYTES = 1 << 22
 
 
@@ -75,7 +76,9 @@ def read_header(path: Path, error: type[FlexswitchError]) -> Header:
                 f"{path}: cut short, or its header lies: tensor '{name}' ends at byte "
                 f"{entry.offset + entry.size:,} and the file at {total:,}; download or save it again"
             )
-        if math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0) != entry.size:
+        if entry.dtype not in DTYPE_BYTES:
+            raise error(f"{path}: tensor '{name}' has the dtype {entry.dtype}, expected one of {_KNOWN}")
+        if math.prod(entry.shape) * DTYPE_BYTES[entry.dtype] != entry.size:
             raise error(
                 f"{path}: its header lies: tensor '{name}' of shape {list(entry.shape)} and dtype "
                 f"{entry.dtype} has {entry.size:,} bytes"

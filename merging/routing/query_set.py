@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, Zoo, file_sha256
 class QuerySetHeader(Strict):
     """The JSON document of a query set: its tasks, in the order of their ids, and how it was made."""
 
-    format: str = "flexswitch-query-set"
-    version: int = 1
+    format: Literal["flexswitch-query-set"] = "flexswitch-query-set"
+    version: Literal[1] = 1
     tasks: list[str]
     features: str
     per_task: int
