@@ -340,7 +340,7 @@ def test_a_file_that_asks_for_a_longer_header_is_refused(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("F32", [3]), ("F32", []), ("F9", [2]), ("F32", [1 << 62, 4])])
+@pytest.mark.parametrize(("dtype", "shape"), [("F32", [3]), ("F32", []), ("F32", [1 << 62, 4])])
 def test_a_header_that_lies_about_a_shape_is_refused(tmp_path: Path, dtype: str, shape: list[int]) -> None:
     entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, 8]}
     path = write_header(tmp_path / "m.safetensors", {"w": entry}, bytes(8))
