@@ -7,7 +7,6 @@
 
 TORCH ?= torch==2.13.0
 THREADS ?= 2
-DATA ?= ../shared/data/text8
 
 ifdef VIRTUAL_ENV
 VENV := $(VIRTUAL_ENV)
@@ -18,7 +17,7 @@ PYTHON := $(VENV)/bin/python
 BIN := $(abspath $(VENV))/bin
 ROOMS := cli merging codecs recipes
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench check-data clean
 
 $(PYTHON):
 	python3 -m venv $(VENV)
@@ -47,8 +46,12 @@ build/types:
 	mkdir -p build/types/flexswitch
 	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/flexswitch/$$room; done
 
-bench: $(VENV)/installed-benchmarks
+# DATA is a folder of <task>.train.jsonl.gz and <task>.test.jsonl.gz; run.py says where the eight are from.
+bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/text8/run.py --data $(DATA)
+
+check-data:
+	@test -d "$(DATA)" || { echo "make bench DATA=DIR: DIR holds the tasks' .jsonl.gz files"; exit 2; }
 
 clean:
 	rm -rf build .venv *.egg-info
