@@ -5,7 +5,7 @@ Source: Gao et al. 2026 (arXiv 2604.28109), sparsity-aware storage strategy (SAS
 
 from flexswitch.codecs.codec import Codec
 from flexswitch.codecs.registry import CODECS, get_codec
-from flexswitch.codecs.sparse import SparseStats, SparseTensor, sparse_stats
+from flexswitch.codecs.sparse import SparseTensor, sparse_stats
 
 
 def choose_codec(sparse: SparseTensor, codec: str = "auto") -> Codec:
@@ -16,8 +16,3 @@ def choose_codec(sparse: SparseTensor, codec: str = "auto") -> Codec:
     stats = sparse_stats(sparse)
     candidates = CODECS.values() if codec == "auto" else [get_codec(codec)]
     return min((each.fitted(stats) for each in candidates), key=lambda fitted: fitted.estimate_bytes(stats))
-
-
-def codec_sizes(stats: SparseStats) -> dict[str, int]:
-    """Returns the bytes that each registered codec would take."""
-    return {name: codec.fitted(stats).estimate_bytes(stats) for name, codec in CODECS.items()}

@@ -115,12 +115,6 @@ def to_torch(raw: RawTensor) -> Tensor:
     return torch.frombuffer(bytearray(raw.data), dtype=dtype).reshape(raw.shape)
 
 
-def to_raw(tensor: Tensor) -> RawTensor:
-    """Returns a tensor as raw bytes."""
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return RawTensor(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data)
-
-
 def delta_tensor(vector: TaskVector, unit: str) -> Tensor:
     """Returns a unit's whole delta, float32 in its shape."""
     blocks = [np.empty(0, np.float32), *vector.blocks(unit)]

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,8 @@ from commands import files_below, write_base
 from safetensors.numpy import load_file, save_file
 
 from flexswitch.codecs.safetensors_file import SafetensorsWriter, read_header
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.fingerprint import fingerprint, sample_fingerprint
 
 COMPRESS = ("--base", "base.safetensors", "-o", "out.fsw", "--method", "t-switch")
 
@@ -95,7 +98,8 @@ def test_a_header_that_lies_about_a_size(models, fails):
 
 def test_another_base_than_the_artifacts_own(zoo, fails):
     write_base(zoo / "other.safetensors", seed=9)
-    found = json.loads(subprocess_fingerprint(zoo / "other.safetensors"))
+    other = open_checkpoint(str(zoo / "other.safetensors"))
+    found = sample_fingerprint(other)
     wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["sample"]
     message = (
         f"other.safetensors: is not the base of {{}}: its sampled fingerprint is {found[:12]}, expected "
@@ -109,14 +113,21 @@ def test_another_base_than_the_artifacts_own(zoo, fails):
         (exemplars / f"{task}.train.jsonl").write_text('{"text": "one"}\n')
     index = ("index", "zoo", "--base", "other.safetensors", "--exemplars", "data")
     fails(zoo, 1, message.format("zoo"), *index)
+    fails(zoo, 1, message.format("zoo"), "eval", "zoo", "--base", "other.safetensors", "--data", "data")
 
 
-def subprocess_fingerprint(path):
-    """Returns a base's sampled fingerprint as JSON."""
-    from flexswitch.merging.checkpoint import open_checkpoint
-    from flexswitch.merging.fingerprint import sample_fingerprint
-
-    return json.dumps(sample_fingerprint(open_checkpoint(str(path))))
+def test_verify_checks_every_byte_of_the_base_and_ends_with_status_3(zoo, fails):
+    path = zoo / "base.safetensors"
+    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["fingerprint"]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = fingerprint(open_checkpoint(str(path)))
+    message = (
+        f"base.safetensors: is not the base of zoo: its fingerprint is {found[:12]}, expected {wanted[:12]}; "
+        "give the base it was made from"
+    )
+    fails(zoo, 3, message, "verify", "zoo", "--base", "base.safetensors")
 
 
 def test_a_tensor_of_another_shape(models, fails):
@@ -175,8 +186,6 @@ def test_flipped_bits_in_an_artifact_are_reported_by_tensor(zoo, fails):
     good = data[stored.offset + 5]
     data[stored.offset + 5] ^= 0x10
     path.write_bytes(data)
-    import zlib
-
     payload = bytes(data[stored.offset : stored.offset + stored.size])
     original = payload[:5] + bytes([good]) + payload[6:]
     message = (

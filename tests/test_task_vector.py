@@ -29,11 +29,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flexswitch.codecs import atomic
-from flexswitch.codecs.container import CHECKSUM_KEY, METADATA_KEY, crc32
+from flexswitch.codecs.container import CHECKSUM_KEY, METADATA_KEY, RawTensor, crc32
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
+from flexswitch.merging.dtypes import DTYPE_NAMES
 from flexswitch.merging.task_vector import (
     ArtifactVector,
     LazyState,
@@ -42,7 +43,6 @@ from flexswitch.merging.task_vector import (
     restore,
     restored_tensors,
     task_name,
-    to_raw,
     to_torch,
 )
 from flexswitch.merging.task_vector_file import TaskVectorFile, write_task_vector
@@ -421,8 +421,8 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> N
     [torch.tensor(2.5), torch.empty(0, 3), torch.tensor([[True], [False]]), torch.ones(3).bfloat16()],
 )
 def test_raw_bytes_are_a_tensor_again(tensor: torch.Tensor) -> None:
-    raw = to_raw(tensor)
-    assert (raw.shape, len(raw.data)) == (tuple(tensor.shape), tensor.numel() * tensor.element_size())
+    data = bytes(tensor.reshape(-1).view(torch.uint8).tolist())
+    raw = RawTensor(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data)
     assert_same_state({"w": to_torch(raw)}, {"w": tensor})
 
 

@@ -123,7 +123,7 @@ class _HuggingFace:
         """Returns the model without a head, and without a pooler: features are means over tokens."""
         module = self._untrained("AutoModel", changes)
         if isinstance(getattr(module, "pooler", None), nn.Module):
-            module.pooler = None  # type: ignore[assignment]  # transformers leaves it out so too
+            module.register_module("pooler", None)  # as transformers does with add_pooling_layer=False
         return module
 
     def _untrained(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
