@@ -10,8 +10,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# Off a terminal there is no width to fit into, and a cut table is of no use in a log.
-_WIDTH_OFF_TERMINAL = 200
+# Wider than any table: fitted to a narrow terminal, figures would be cut off.
+_WIDTH = 1000
 
 
 class Console:
@@ -28,9 +28,9 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
-        """Gives a function to call with each item's name: a bar on a terminal, else one line in all."""
+        """Says what is done; gives a function to call with each item's name, which moves a terminal's bar."""
+        self.note(what)
         if self._quiet or not sys.stderr.isatty():
-            self.note(what)
             yield lambda item: None
             return
         columns = (
@@ -38,18 +38,17 @@ class Console:
             TextColumn("{task.fields[item]}", style="dim"),
         )  # fmt: skip
         with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total, item="")
+            task = bar.add_task(what.split()[0], total=total, item="")
             yield lambda item: bar.update(task, advance=1, item=item)
-        self.note(what)
 
     def result(self, document: dict[str, Any], *parts: Table | str) -> dict[str, Any]:
         """Prints the document with --json, else its tables and lines; returns the document."""
         if self._json:
             print(json.dumps(document, indent=1))
             return document
-        rich = RichConsole(width=None if sys.stdout.isatty() else _WIDTH_OFF_TERMINAL)
+        rich = RichConsole(width=_WIDTH)
         for part in parts:
-            rich.print(part, highlight=False, markup=False)
+            rich.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
         return document
 
 
