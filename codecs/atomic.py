@@ -2,10 +2,11 @@
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
@@ -41,14 +42,10 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
     check_output(path, overwrite)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file's place; give a file name")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
-    os.fchmod(handle, 0o666 & ~_umask())
-    os.close(handle)
-    partial = Path(name)
-    try:
+    partial = _unused_name(path)
+    try:  # what an interrupt finds from here on is removed, be it just made
+        with _told_where(path):
+            partial.touch(exist_ok=False)
         yield partial
         _flush(partial)
         partial.replace(path)
@@ -56,7 +53,8 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
         _raise_named(error, partial, path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be in its place, or was never made
+            partial.unlink()
 
 
 @contextmanager
@@ -72,12 +70,10 @@ def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[
         raise InputError(f"{path}: is a file, expected a folder's place; give a folder name")
     if path.is_dir() and any(path.iterdir()) and not any(path.glob(holds)):
         raise InputError(f"{path}: holds no {holds}, so --overwrite does not replace it; give another output")
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
-    partial.chmod(0o777 & ~_umask())
-    try:
+    partial = _unused_name(path)
+    try:  # what an interrupt finds from here on is removed, be it just made
+        with _told_where(path):
+            partial.mkdir()
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -91,6 +87,20 @@ def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unused_name(path: Path) -> Path:
+    """Returns a hidden name beside `path` that nothing else uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    """Turns an error of making the temporary place into one that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
 
 
 def _swap(partial: Path, path: Path) -> None:
@@ -119,9 +129,3 @@ def _raise_named(error: OSError | InputError, partial: Path, path: Path) -> None
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -263,3 +264,19 @@ def test_an_error_inside_a_directory_names_its_place_not_the_temporary_one(tmp_p
     with pytest.raises(InputError) as caught, atomic_directory(path, overwrite=False) as partial:
         raise InputError(f"{partial / 'zoo.json'}: is wrong")
     assert str(caught.value) == f"{path / 'zoo.json'}: is wrong"
+
+
+@pytest.mark.parametrize(("writer", "make"), [(atomic_file, "touch"), (atomic_directory, "mkdir")])
+def test_an_interrupt_just_after_the_temporary_place_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Any, make: str
+) -> None:
+    original = getattr(Path, make)
+
+    def interrupted(path: Path, **options: Any) -> None:
+        original(path, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, make, interrupted)
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path / "out", overwrite=False):
+        pytest.fail("the body was entered")
+    assert list(tmp_path.iterdir()) == []
