@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.container import TASK_NAME
 from flexswitch.codecs.errors import UsageError, unknown_name
+from flexswitch.codecs.records import TASK_NAME
 from flexswitch.merging.pairing import Selection
 from flexswitch.merging.task_vector import task_name
 

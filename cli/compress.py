@@ -10,7 +10,9 @@ from flexswitch.cli.options import (
     Debug,
     Exclude,
     Include,
+    Jobs,
     Json,
+    Memory,
     Name,
     OnResize,
     Output,
@@ -34,6 +36,12 @@ def compress(
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
     name: Name = None,
+    jobs: Jobs = None,
+    memory: Memory = "1GB",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep finished tensors in OUTPUT.resume, and go on where it has some."),
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -50,7 +58,10 @@ def compress(
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.registry import get_method
+    from flexswitch.merging.compression.resume import side_file
+    from flexswitch.merging.model_directory import parse_size
     from flexswitch.merging.open_vector import open_finetuned
+    from flexswitch.merging.parallel import DEFAULT_JOBS
     from flexswitch.merging.settings import parse_settings
     from flexswitch.merging.task_vector import TaskVector
     from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
@@ -60,6 +71,7 @@ def compress(
         raise UsageError(f"-o {output}: expected a file name that ends in .fsw")
     settings = parse_settings(method, get_method(method), set_ or [])
     check_output(output, overwrite)
+    budget = parse_size(memory)
     chosen = selection(include, exclude, on_resize)
     vector: TaskVector
     if base is not None:
@@ -76,7 +88,15 @@ def compress(
     with console.progress(
         f"compressing {len(vector.units)} tensors of {task_vector}", len(vector.units)
     ) as step:
-        compress_vector(vector, output, task, method, settings, overwrite, step)
+        try:
+            compress_vector(
+                vector, output, task, method, settings, overwrite, step,
+                jobs or DEFAULT_JOBS, budget, resume,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if resume:
+                console.note(f"finished tensors are kept in {side_file(output)}; the same command goes on")
+            raise
     header, stored = open_artifact(output).header, output.stat().st_size
     kept = sum(record.kept for record in header.tensors.values())
     document = {

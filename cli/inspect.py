@@ -1,17 +1,27 @@
 """`flexswitch inspect`: what a path holds, tensor by tensor, and how small it is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Debug, Json, Quiet
+from flexswitch.cli.options import Debug, Jobs, Json, Quiet
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.records import TensorRecord
 
 
 def inspect(
     path: Annotated[str, typer.Argument(help="An artifact, a zoo, a task vector or a checkpoint.")],
+    storage: Annotated[
+        bool,
+        typer.Option(
+            "--storage", help="Of an artifact or a zoo: bytes against Shannon's bound and each codec."
+        ),
+    ] = False,
+    jobs: Jobs = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -19,11 +29,17 @@ def inspect(
     """Show what a file or folder is: its base, method, tensors and sizes.
 
     Example: flexswitch inspect sst2.fsw
+
+    Example: flexswitch inspect zoo --storage
     """
     from flexswitch.codecs.zoo import ZOO_FILE
     from flexswitch.merging.task_vector_file import SUFFIX
 
     console = Console(quiet, json)
+    if storage:
+        from flexswitch.cli.storage_table import storage_report
+
+        return console.result(*storage_report(path, console, jobs))
     if path.endswith(".fsw"):
         return console.result(*_artifact(Path(path)))
     if (Path(path) / ZOO_FILE).is_file():
@@ -43,14 +59,12 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, str]:
     )
     tensors = {}
     for name, record in sorted(header.tensors.items()):
-        entries, payload = record.layout.entries, artifact.payload_bytes(name)
-        settings = ",".join(f"{key}={value}" for key, value in record.codec.settings.items())
-        codec = f"{record.codec.name}({settings})" if settings else record.codec.name
+        entries, kept = record.layout.entries, record.kept
         shape = "×".join(map(str, record.shape))
-        density = record.kept / entries
-        rows.add_row(name, shape, codec, str(record.bits), f"{record.kept:,}", f"{density:.2%}",
-                     f"{payload:,}", f"{8 * payload / entries:.3f}")  # fmt: skip
-        tensors[name] = record.model_dump() | {"density": density, "bytes": payload}
+        rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{kept / entries:.2%}",
+                     f"{record.size:,}", f"{8 * record.size / entries:.3f}")  # fmt: skip
+        counts = {"kept": kept, "density": kept / entries, "bytes": record.size}
+        tensors[name] = record.model_dump() | counts
     kept = sum(record.kept for record in header.tensors.values())
     payloads = sum(tensor["bytes"] for tensor in tensors.values())
     extras = artifact.extra_bytes()
@@ -67,6 +81,15 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, str]:
         f"adapter {header.model.adapter or 'unknown'}"
     )
     return document, head, rows, _totals(stored, payloads, extras, header.parameters)
+
+
+def _codecs(record: "TensorRecord") -> str:
+    """Returns a tensor's codecs, each once, and whether its empty rows are left out."""
+    named = []
+    for block in record.blocks:
+        settings = ",".join(f"{key}={value}" for key, value in block.settings.items())
+        named.append(f"{block.codec}({settings})" if settings else block.codec)
+    return " ".join(dict.fromkeys(named)) + (" by rows" if record.rows else "")
 
 
 def _totals(stored: int, payloads: int, extras: int, parameters: int) -> str:

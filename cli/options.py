@@ -29,6 +29,10 @@ OnResize = Annotated[
         help="A tensor of another shape: 'refuse', store it whole as an 'extra', take the overlapping 'rows'."
     ),
 ]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; all cores without it.", show_default=False)]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="What the tensors in the making may take: 1GB, 500MB.")
+]
 Adapter = Annotated[
     str | None,
     typer.Option(

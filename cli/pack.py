@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Debug, Json, Output, Overwrite, Quiet
+from flexswitch.cli.options import Adapter, Debug, Jobs, Json, Memory, Output, Overwrite, Quiet
 
 
 def pack(
@@ -20,8 +20,16 @@ def pack(
     ] = None,
     codec: Annotated[
         str,
-        typer.Option(help="auto takes the smallest form per tensor; or bitmask, grouped-coo, flag4, raw."),
+        typer.Option(
+            help="auto takes the smallest form for each block of a tensor; or one for all: bitmask, "
+            "bitmask-zstd, gaps-zstd, rice, context, grouped-coo, flag4, raw."
+        ),
     ] = "auto",
+    effort: Annotated[
+        str, typer.Option(help="fast: the smallest form that decodes fast; small: the smallest of all.")
+    ] = "fast",
+    jobs: Jobs = None,
+    memory: Memory = "1GB",
     adapter: Adapter = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -32,26 +40,33 @@ def pack(
 
     Example: flexswitch pack sst2.fsw cola.fsw -o zoo
 
+    Example: flexswitch pack sst2.fsw -o zoo --effort small
+
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.registry import get_codec
+    from flexswitch.codecs.storage import check_effort
     from flexswitch.codecs.zoo import open_zoo
-    from flexswitch.merging.packing import change_zoo, create_zoo
+    from flexswitch.merging.model_directory import parse_size
+    from flexswitch.merging.packing import Form, change_zoo, create_zoo
+    from flexswitch.merging.parallel import DEFAULT_JOBS
 
     console = Console(quiet, json)
     files, removed = artifacts or [], remove or []
     if codec != "auto":
         get_codec(codec)
+    check_effort(effort)
+    form = Form(codec, effort, jobs or DEFAULT_JOBS, parse_size(memory))
     with console.progress(f"packing {len(files)} artifacts into {output}", len(files)) as step:
         if add or removed:
             if files and not add:
                 raise UsageError("artifacts beside --remove need --add")
-            notes = change_zoo(output, files, removed, codec, adapter, overwrite, step)
+            notes = change_zoo(output, files, removed, form, adapter, overwrite, step)
         elif not files:
             raise UsageError("no artifact is given; name at least one .fsw file")
         else:
-            notes = create_zoo(output, files, codec, adapter, overwrite, step)
+            notes = create_zoo(output, files, form, adapter, overwrite, step)
     for note in notes:
         console.note(note)
     zoo = open_zoo(output)

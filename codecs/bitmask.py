@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from flexswitch.codecs.bits import count_bits, pack_levels, packed_bytes, unpack_mask
+from flexswitch.codecs.bits import pack_levels, packed_bytes, unpack_mask
 from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
 
 
@@ -15,6 +16,7 @@ class Bitmask:
 
     name: ClassVar[str] = "bitmask"
     lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:

@@ -1,12 +1,15 @@
 """Packs flags and small integers into bytes, the lowest bit first, and unpacks them with every check."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels
 
-_CHUNK = 1 << 20  # values unpacked at a time; a multiple of 8, so that chunks end on byte borders
+Fields = NDArray[np.unsignedinteger[Any]]
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -14,18 +17,15 @@ def packed_bytes(count: int, width: int) -> int:
     return -(-count * width // 8)
 
 
-def pack_fields(values: NDArray[np.uint8], width: int) -> bytes:
-    """Returns `values`, each below 2^width with width in 0..8, packed end to end."""
-    if width == 0:
-        return b""
+def pack_fields(values: Fields, width: int) -> bytes:
+    """Returns `values`, each below 2^width with width in 0..32, packed end to end."""
+    if width == 1:
+        return np.packbits(values.astype(np.uint8, copy=False), bitorder="little").tobytes()
     if width == 8:
-        return values.tobytes()
-    shifts = np.arange(width, dtype=np.uint8)
-    chunks = []
-    for start in range(0, len(values), _CHUNK):
-        bits = (values[start : start + _CHUNK, None] >> shifts) & 1  # (values, width)
-        chunks.append(np.packbits(bits, bitorder="little").tobytes())
-    return b"".join(chunks)
+        return values.astype(np.uint8, copy=False).tobytes()
+    packed = np.empty(packed_bytes(len(values), width), np.uint8)
+    _pack(values, width, packed)
+    return packed.tobytes()
 
 
 def unpack_fields(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
@@ -33,28 +33,63 @@ def unpack_fields(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
 
     Raises: DecodeError where `data` has another length, or a set bit behind the last field.
     """
-    if len(data) != packed_bytes(count, width):
-        raise DecodeError(f"{len(data)} bytes, expected {packed_bytes(count, width)}")
-    packed = np.frombuffer(data, np.uint8)
-    if width == 0:
-        return np.zeros(count, np.uint8)
+    packed = _checked(data, width, count)
+    if width == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
     if width == 8:
         return packed
-    if count * width % 8 and packed[-1] >> (count * width % 8):
-        raise DecodeError("a bit is set behind the last value")
     values = np.empty(count, np.uint8)
-    weights = (1 << np.arange(width)).astype(np.uint8)
-    for start in range(0, count, _CHUNK):
-        size = min(_CHUNK, count - start)
-        chunk = packed[start * width // 8 : packed_bytes(start + size, width)]
-        bits = np.unpackbits(chunk, count=size * width, bitorder="little")
-        np.matmul(bits.reshape(size, width), weights, out=values[start : start + size])
+    _unpack(packed, width, values)
     return values
 
 
+def unpack_wide_fields(data: bytes, width: int, count: int) -> NDArray[np.uint32]:
+    """Returns the `count` fields of `width` bits, width in 0..32. Raises: DecodeError as `unpack_fields`."""
+    values = np.empty(count, np.uint32)
+    _unpack(_checked(data, width, count), width, values)
+    return values
+
+
+def _checked(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
+    if len(data) != packed_bytes(count, width):
+        raise DecodeError(f"{len(data)} bytes, expected {packed_bytes(count, width)}")
+    if count * width % 8 and data[-1] >> (count * width % 8):
+        raise DecodeError("a bit is set behind the last value")
+    return np.frombuffer(data, np.uint8)
+
+
+@compiled
+def _pack(values: Fields, width: int, packed: NDArray[np.uint8]) -> None:
+    held, filled, used = np.uint64(0), np.uint64(0), 0
+    for value in values:
+        held |= np.uint64(value) << filled
+        filled += np.uint64(width)
+        while filled >= np.uint64(8):
+            packed[used] = np.uint8(held & np.uint64(255))
+            held >>= np.uint64(8)
+            filled -= np.uint64(8)
+            used += 1
+    if filled:
+        packed[used] = np.uint8(held)
+
+
+@compiled
+def _unpack(packed: NDArray[np.uint8], width: int, values: Fields) -> None:
+    held, filled, used = np.uint64(0), np.uint64(0), 0
+    kept_bits = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
+    for index in range(values.size):
+        while filled < np.uint64(width):
+            held |= np.uint64(packed[used]) << filled
+            filled += np.uint64(8)
+            used += 1
+        values[index] = held & kept_bits
+        held >>= np.uint64(width)
+        filled -= np.uint64(width)
+
+
 def pack_levels(levels: Levels, bits: int) -> bytes:
-    """Returns levels of 1, 2, 4, 8, 16 or 32 bits packed end to end, little-endian."""
-    return pack_fields(levels.astype(np.uint8), bits) if bits <= 8 else levels.tobytes()
+    """Returns levels of 0, 1, 2, 4, 8, 16 or 32 bits packed end to end, little-endian."""
+    return pack_fields(levels, bits) if bits <= 8 else levels.tobytes()
 
 
 def unpack_levels(data: bytes, bits: int, count: int) -> Levels:
@@ -83,8 +118,3 @@ def unpack_mask(data: bytes, entries: int) -> NDArray[np.uint8]:
     if entries % 8 and mask[-1] >> (entries % 8):
         raise DecodeError("a bit is set behind the last entry")
     return mask
-
-
-def count_bits(mask: NDArray[np.uint8]) -> int:
-    """Returns how many bits of a packed mask are set."""
-    return int(np.bitwise_count(mask).sum(dtype=np.int64))

@@ -1,124 +1,55 @@
 """The `.fsw` file: one compressed task vector in a safetensors container. FORMAT.md specifies it."""
 
 import json
-import math
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from numpy.typing import NDArray
 
-from flexswitch.codecs.codec import Codec
+from flexswitch.codecs.blocks import as_matrix, put_rows, spread
+from flexswitch.codecs.codec import Codec, decoded_entries
+from flexswitch.codecs.container_v1 import read_version_1
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
+from flexswitch.codecs.records import (
+    CHECKSUM_KEY,
+    EXTRA_PREFIX,
+    METADATA_KEY,
+    ArtifactDocument,
+    ArtifactHeader,
+    BlockRecord,
+    ExtraRecord,
+    TableRecord,
+    TensorRecord,
+    TensorTable,
+    crc32,
+    document_version,
+    float32_scale,
+    parse_document,
+    validated,
+)
 from flexswitch.codecs.registry import stored_codec
-from flexswitch.codecs.safetensors_file import DTYPE_BYTES, Header, SafetensorsWriter, read_header, read_range
-from flexswitch.codecs.sparse import SparseLayout, SparseTensor
+from flexswitch.codecs.safetensors_file import (
+    DTYPE_BYTES,
+    Header,
+    RangeReader,
+    SafetensorsWriter,
+    read_header,
+)
+from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels, SparseLayout, SparseTensor
+from flexswitch.codecs.storage import StoredBlock, StoredForm
+from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
 
-METADATA_KEY = "flexswitch"
-CHECKSUM_KEY = "flexswitch_crc32"
-EXTRA_PREFIX = "extra/"
-TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+Read = TypeVar("Read")
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
-
-
-class Strict(BaseModel):
-    """A record whose fields are all known and of their stated type."""
-
-    # Some models' config.json holds Infinity, which pydantic would write as null.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
-
-
-Document = TypeVar("Document", bound=Strict)
-
-
-class BaseIdentity(Strict):
-    """Which base a task vector belongs to.
-
-    fingerprint covers every byte of the base, sample a few slices of each tensor; id is its hub id.
-    """
-
-    fingerprint: Sha256
-    sample: Sha256
-    id: str | None = None
-
-
-class ModelRecord(Strict):
-    """How the fine-tuned model differs from its base beside the weights.
-
-    A base name with base_prefix removed and prefix put in front is the fine-tuned name; config holds
-    the entries of the fine-tuned config.json that differ from the base's.
-    """
-
-    adapter: str | None = None
-    base_prefix: str = ""
-    prefix: str = ""
-    config: dict[str, Any] = {}
-
-    def finetuned_name(self, base_name: str) -> str:
-        """Returns the name that a tensor of the base has in the fine-tuned checkpoint."""
-        return self.prefix + base_name.removeprefix(self.base_prefix)
-
-
-class MethodRecord(Strict):
-    """The compression method with every parameter."""
-
-    name: str
-    settings: dict[str, str | int | float | bool] = {}
-    seed: int | None = None
-
-
-class CodecRecord(Strict):
-    """A codec's name and settings."""
-
-    name: str
-    settings: dict[str, int] = {}
-
-
-class TensorRecord(Strict):
-    """One compressed tensor; crc32 has one entry a payload."""
-
-    shape: Annotated[list[Count], Field(max_length=64)]
-    dtype: str = "F32"
-    codec: CodecRecord
-    kept: Count
-    bits: Literal[1, 2, 4, 8, 16, 32] = 1
-    scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]  # a float32
-    crc32: dict[str, Crc32]
-
-    @property
-    def layout(self) -> SparseLayout:
-        """Shape, kept count and bits."""
-        return SparseLayout(tuple(self.shape), self.kept, self.bits)
-
-
-class ExtraRecord(Strict):
-    """One tensor that is stored as it is."""
-
-    dtype: str
-    shape: Annotated[list[Count], Field(max_length=64)]
-    crc32: Crc32
-
-
-class ArtifactHeader(Strict):
-    """The JSON document of an artifact. parameters counts all entries of the base's units."""
-
-    format: Literal["flexswitch-artifact"] = "flexswitch-artifact"
-    version: Literal[1] = 1
-    name: TaskName
-    base: BaseIdentity
-    model: ModelRecord = ModelRecord()
-    method: MethodRecord
-    parameters: Count
-    tensors: dict[str, TensorRecord] = {}
-    extras: dict[str, ExtraRecord] = {}
+BLOCKS = "blocks"
+TABLE = "table"
+_TABLE_LEVEL = 19
+# Each block's checksum alone makes a table incompressible enough; more is an attack on memory.
+_TABLE_GROWTH, _TABLE_FREE_BYTES = 100, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -130,18 +61,40 @@ class RawTensor:
     data: bytes
 
 
-def crc32(data: bytes | bytearray | memoryview) -> str:
-    """Returns the CRC-32 of ISO-HDLC (zlib's) as 8 hexadecimal digits."""
-    return f"{zlib.crc32(data):08x}"
+@dataclass(frozen=True)
+class PackedTensor:
+    """A compressed tensor as it goes into an artifact: its record, and the bytes of all its blocks."""
+
+    record: TensorRecord
+    data: bytes
 
 
-def float32_scale(scale: float) -> float:
-    """Returns the shortest decimal that reads back as the same float32."""
-    return float(str(np.float32(scale)))
+def packed_tensor(sparse: SparseTensor, form: StoredForm, scale: float, dtype: str) -> PackedTensor:
+    """Returns a tensor's record and bytes; dtype is the fine-tuned checkpoint's."""
+    record = TensorRecord(
+        shape=list(sparse.shape),
+        dtype=dtype,
+        bits=sparse.bits,  # type: ignore[arg-type]  # pydantic checks it
+        scale=float32_scale(scale),
+        rows=_block_record(form.rows) if form.rows else None,
+        blocks=[_block_record(block) for block in form.blocks],
+    )
+    data = [block.data for block in ([form.rows] if form.rows else []) + list(form.blocks)]
+    return PackedTensor(record, b"".join(data))
+
+
+def _block_record(block: StoredBlock) -> BlockRecord:
+    return BlockRecord(
+        codec=block.codec.name,
+        settings=dict(vars(block.codec)),
+        kept=block.kept,
+        size=len(block.data),
+        crc32=crc32(block.data),
+    )
 
 
 class ArtifactWriter:
-    """Writes an artifact tensor by tensor; nothing but the header is held in memory."""
+    """Writes an artifact tensor by tensor; nothing but the records is held in memory."""
 
     def __init__(self, path: Path, header: ArtifactHeader) -> None:
         self._header = header
@@ -155,20 +108,16 @@ class ArtifactWriter:
         checksum = self._writer.checksums[EXTRA_PREFIX + name]
         self._extras[name] = ExtraRecord(dtype=extra.dtype, shape=list(extra.shape), crc32=checksum)
 
-    def add_tensor(self, name: str, sparse: SparseTensor, scale: float, dtype: str, codec: Codec) -> None:
-        """Encodes and stores a compressed tensor; dtype is the fine-tuned checkpoint's."""
-        parts = codec.encode(sparse)
-        for part, data in parts.items():
-            self._writer.add(f"{name}/{part}", "U8", (len(data),), [data])
-        self._tensors[name] = TensorRecord(
-            shape=list(sparse.shape),
-            dtype=dtype,
-            codec=CodecRecord(name=codec.name, settings=_settings(codec)),
-            kept=len(sparse.levels),
-            bits=sparse.bits,  # type: ignore[arg-type]  # pydantic checks it
-            scale=float32_scale(scale),
-            crc32={part: self._writer.checksums[f"{name}/{part}"] for part in parts},
-        )
+    def add_tensor(self, name: str, packed: PackedTensor) -> None:
+        """Stores a compressed tensor. Raises: ValueError where it is stored already."""
+        if name in self._tensors:
+            raise ValueError(f"{name}: written twice")
+        self._writer.extend(BLOCKS, packed.data)
+        self._tensors[name] = packed.record
+
+    def set_header(self, header: ArtifactHeader) -> None:
+        """Replaces what the artifact says of itself, known only once all tensors are read."""
+        self._header = header
 
     def __enter__(self) -> Self:
         return self
@@ -177,68 +126,137 @@ class ArtifactWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            header = self._header.model_copy(update={"tensors": self._tensors, "extras": self._extras})
-            text = json.dumps(_document(header), separators=(",", ":"))
-            self._writer.metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
+            self._writer.extend(BLOCKS, b"")
+            table = TensorTable(tensors=self._tensors).model_dump(exclude_defaults=True)
+            stored = zstd_compress(_json(table), _TABLE_LEVEL)
+            self._writer.add(TABLE, "U8", (len(stored),), [stored])
+            described = self._header.model_dump(exclude={"tensors", "extras"})
+            document = ArtifactDocument(
+                **described, extras=self._extras, table=TableRecord(size=len(stored), crc32=crc32(stored))
+            )
+            identity = {"format": document.format, "version": document.version}
+            text = _json(identity | document.model_dump(exclude_defaults=True))
+            self._writer.metadata = {METADATA_KEY: text.decode(), CHECKSUM_KEY: crc32(text)}
         self._writer.__exit__(kind, error, trace)
 
 
-def _document(header: ArtifactHeader) -> dict[str, Any]:
-    """Returns the header's document: defaults left out, tensors in the order they were added."""
-    identity = {"format": header.format, "version": header.version}
-    return identity | header.model_dump(exclude_defaults=True)
+def _json(document: dict[str, Any]) -> bytes:
+    """Returns a document's JSON: defaults left out, tensors in the order they were added."""
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _settings(codec: Codec) -> dict[str, int]:
-    return dict(vars(codec))
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's first block begins in the file, and the layouts of its stored blocks."""
+
+    offset: int
+    layouts: list[SparseLayout]
 
 
 class Artifact:
-    """An open `.fsw` file: its header, and any one tensor on demand."""
+    """An open `.fsw` file: its header, and any one tensor or block of it on demand."""
 
-    def __init__(self, path: Path, header: ArtifactHeader, stored: Header) -> None:
+    def __init__(self, path: Path, header: ArtifactHeader, stored: Header, places: dict[str, _Place]) -> None:
         self.path = path
         self.header = header
         self._stored = stored
+        self._places = places
+        self._file = RangeReader(path, ArtifactError)
 
     def sparse(self, name: str) -> SparseTensor:
         """Returns one compressed tensor. Raises: DecodeError naming the file and the tensor."""
         record = self.header.tensors[name]
-        parts = {part: self._payload(name, f"{name}/{part}", crc) for part, crc in record.crc32.items()}
-        try:
-            return stored_codec(record.codec.name, record.codec.settings).decode(parts, record.layout)
-        except DecodeError as error:
-            raise DecodeError(f"{self.path}: tensor '{name}': {error}") from error
+        blocks = [self.block(name, index) for index in range(len(record.blocks))]
+        mask = np.concatenate([np.empty(0, np.uint8), *(block.mask for block in blocks)])
+        levels = np.concatenate([np.empty(0, LEVEL_DTYPES[record.bits]), *(block.levels for block in blocks)])
+        flags = self.row_flags(name)
+        if flags is not None:
+            mask = put_rows(mask, as_matrix(tuple(record.shape)).columns, flags)
+        return SparseTensor(tuple(record.shape), mask, levels, record.bits)
+
+    def block(self, name: str, index: int) -> SparseTensor:
+        """Returns one block of a compressed tensor, without its empty rows; reads nothing else.
+
+        Raises: DecodeError naming the file, the tensor and the block.
+        """
+        number = index + (self.header.tensors[name].rows is not None)
+        return self._decode(name, number, _decoded)
+
+    def entries(self, name: str) -> Iterator[tuple[int, NDArray[Any], Levels]]:
+        """Yields, block by block, a start, the kept entries' rising places behind it, and their levels.
+
+        Raises: DecodeError naming the file, the tensor and the block.
+        """
+        record, layouts = self.header.tensors[name], self._places[name].layouts
+        flags = self.row_flags(name)
+        full = None if flags is None else np.flatnonzero(flags)
+        start = 0
+        for number in range(record.rows is not None, len(layouts)):
+            positions, levels = self._decode(name, number, decoded_entries)
+            if full is None:
+                yield start, positions, levels
+                start += layouts[number].entries
+            else:
+                rows, columns = layouts[number].shape
+                yield 0, spread(positions, full[start : start + rows], columns), levels
+                start += rows
+
+    def row_flags(self, name: str) -> NDArray[np.bool_] | None:
+        """Returns which rows are stored, (row,); None where all are. Raises: DecodeError."""
+        if self.header.tensors[name].rows is None:
+            return None
+        flags = self._decode(name, 0, _decoded)
+        return np.unpackbits(flags.mask, count=flags.layout.entries, bitorder="little").view(np.bool_)
+
+    def packed(self, name: str) -> PackedTensor:
+        """Returns one compressed tensor as it is stored. Raises: DecodeError."""
+        record = self.header.tensors[name]
+        return PackedTensor(
+            record, b"".join(self._block_data(name, number) for number in range(len(record.stored)))
+        )
 
     def extra(self, name: str) -> RawTensor:
         """Returns one tensor that is stored as it is. Raises: DecodeError."""
-        record = self.header.extras[name]
-        return RawTensor(
-            record.dtype, tuple(record.shape), self._payload(name, EXTRA_PREFIX + name, record.crc32)
-        )
-
-    def payload_bytes(self, name: str) -> int:
-        """Returns the stored bytes of one compressed tensor."""
-        parts = self.header.tensors[name].crc32
-        return sum(self._stored.tensors[f"{name}/{part}"].size for part in parts)
+        record, stored = self.header.extras[name], self._stored.tensors[EXTRA_PREFIX + name]
+        data = self._checked(f"extra '{name}'", stored.offset, stored.size, record.crc32)
+        return RawTensor(record.dtype, tuple(record.shape), data)
 
     def extra_bytes(self) -> int:
         """Returns the stored bytes of all extras."""
         return sum(self._stored.tensors[EXTRA_PREFIX + name].size for name in self.header.extras)
 
-    def _payload(self, name: str, stored_name: str, expected: str) -> bytes:
-        stored = self._stored.tensors[stored_name]
-        data = read_range(self.path, stored.offset, stored.size, ArtifactError)
+    def _decode(
+        self, name: str, number: int, read: Callable[[Codec, dict[str, bytes], SparseLayout], Read]
+    ) -> Read:
+        block, layout = self.header.tensors[name].stored[number], self._places[name].layouts[number]
+        data = self._block_data(name, number)
+        try:
+            return read(stored_codec(block.codec, block.settings), {"data": data}, layout)
+        except DecodeError as error:
+            raise DecodeError(f"{self.path}: tensor '{name}', block {number}: {error}") from error
+
+    def _block_data(self, name: str, number: int) -> bytes:
+        blocks = self.header.tensors[name].stored
+        offset = self._places[name].offset + sum(block.size for block in blocks[:number])
+        what = f"tensor '{name}', block {number},"
+        return self._checked(what, offset, blocks[number].size, blocks[number].crc32)
+
+    def _checked(self, what: str, offset: int, size: int, expected: str) -> bytes:
+        data = self._file.read(offset, size).tobytes()
         if crc32(data) != expected:
             raise DecodeError(
-                f"{self.path}: tensor '{name}' is damaged: checksum {crc32(data)} of its payload "
-                f"'{stored_name}', expected {expected}; restore the file from a copy, or compress it again"
+                f"{self.path}: {what} is damaged: its checksum is {crc32(data)}, expected {expected}; "
+                "restore the file from a copy, or compress it again"
             )
-        return bytes(data)
+        return data
+
+
+def _decoded(codec: Codec, parts: dict[str, bytes], layout: SparseLayout) -> SparseTensor:
+    return codec.decode(parts, layout)
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Opens an artifact and checks its header; payloads are checked as they are read.
+    """Opens an artifact and checks its header; blocks are checked as they are read.
 
     Raises: InputError where there is no such file or it is no artifact; ArtifactError where it is damaged.
     """
@@ -250,58 +268,86 @@ def open_artifact(path: Path) -> Artifact:
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
         raise InputError(f"{path}: not a flexswitch artifact: its metadata lacks the key '{METADATA_KEY}'")
-    header = parse_document(ArtifactHeader, path, text, stored.metadata)
-    _check_consistent(path, header, stored)
-    return Artifact(path, header, stored)
-
-
-def parse_document(kind: type[Document], path: Path, text: str, metadata: Mapping[str, str]) -> Document:
-    """Returns a file's JSON document. Raises: ArtifactError on a wrong checksum, version or field."""
-    if metadata.get(CHECKSUM_KEY) != crc32(text.encode()):
-        raise ArtifactError(f"{path}: its header is damaged: the checksum in '{CHECKSUM_KEY}' does not fit")
-    return parse_strict(kind, path, text)
-
-
-def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of that kind.
-
-    Raises: InputError where it is another kind; ArtifactError naming the first wrong field.
-    """
-    try:
-        document = json.loads(text)
-        version, found = document.get("version"), document.get("format")
-    except (ValueError, AttributeError, RecursionError) as reason:
-        raise ArtifactError(f"{path}: its JSON document does not parse ({reason})") from reason
-    expected = kind.model_fields["format"].default
-    if isinstance(found, str) and found != expected:
-        raise InputError(f"{path}: is a {found}, expected a {expected}")
-    if isinstance(version, int) and version > 1:
-        raise ArtifactError(f"{path}: format version {version}, this flexswitch reads 1; install a newer one")
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as reason:
-        first = reason.errors()[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise ArtifactError(f"{path}: its field '{field}' is wrong: {first['msg']}") from reason
-
-
-def _check_consistent(path: Path, header: ArtifactHeader, stored: Header) -> None:
-    named = {EXTRA_PREFIX + name for name in header.extras}
-    for name, extra in header.extras.items():
-        found = stored.tensors.get(EXTRA_PREFIX + name)
-        if found is not None and (found.dtype, list(found.shape)) != (extra.dtype, extra.shape):
-            raise ArtifactError(
-                f"{path}: extra '{name}' is {found.dtype} {list(found.shape)} in one of its two headers and "
-                f"{extra.dtype} {extra.shape} in the other; it is damaged"
-            )
+    if document_version(path, text) == 1:
+        header, offsets = read_version_1(path, text, stored)
+        layouts: Callable[[str, TensorRecord], list[SparseLayout]] = _whole_layout
+    else:
+        header, offsets = _read_header(path, text, stored)
+        layouts = lambda name, record: _block_layouts(path, name, record)  # noqa: E731
+    _check_extras(path, header, stored)
+    places = {}
     for name, record in header.tensors.items():
-        named |= {f"{name}/{part}" for part in record.crc32}
-        entries = math.prod(record.shape)
-        if record.kept > entries or record.dtype not in DTYPE_BYTES:
+        if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
             raise ArtifactError(
                 f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
                 f"keeps {record.kept} entries; its header is damaged"
             )
-    if named != set(stored.tensors):
-        odd = sorted(named ^ set(stored.tensors))[0]
+        places[name] = _Place(offsets[name], layouts(name, record))
+    return Artifact(path, header, stored, places)
+
+
+def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader, dict[str, int]]:
+    """Returns the header of a file of version 2, and where each tensor begins."""
+    document = parse_document(ArtifactDocument, path, text, stored.metadata)
+    expected = {BLOCKS, TABLE, *(EXTRA_PREFIX + name for name in document.extras)}
+    if expected != set(stored.tensors):
+        odd = sorted(expected ^ set(stored.tensors))[0]
         raise ArtifactError(f"{path}: payload '{odd}' stands in only one of its two headers; it is damaged")
+    table, blocks = stored.tensors[TABLE], stored.tensors[BLOCKS]
+    data = RangeReader(path, ArtifactError).read(table.offset, table.size).tobytes()
+    if table.size != document.table.size or crc32(data) != document.table.crc32:
+        raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")
+    try:
+        listed = zstd_decompress(data, _TABLE_GROWTH * len(data) + _TABLE_FREE_BYTES).decode()
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
+    tensors = validated(TensorTable, path, listed).tensors
+    offsets, end = {}, blocks.offset
+    for name, record in tensors.items():
+        offsets[name] = end
+        end += record.size
+    if end != blocks.offset + blocks.size:
+        raise ArtifactError(
+            f"{path}: its table lists blocks of {end - blocks.offset:,} bytes, and it holds {blocks.size:,}; "
+            "it is damaged"
+        )
+    described = document.model_dump(exclude={"format", "version", "table"})
+    return ArtifactHeader(**described).model_copy(update={"tensors": tensors}), offsets
+
+
+def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
+    """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError where they don't fit it."""
+    grid = as_matrix(tuple(record.shape))
+    layouts, rows = [], grid.rows
+    if record.rows is not None:
+        layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))
+        rows = min(rows, record.rows.kept)
+    shapes = as_matrix((rows, grid.columns)).shapes() if record.rows is not None else grid.shapes()
+    if len(shapes) != len(record.blocks):
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "
+            f"{len(shapes)}; its header is damaged"
+        )
+    blocks = zip(shapes, record.blocks, strict=True)
+    layouts += [SparseLayout(shape, block.kept, record.bits) for shape, block in blocks]
+    for layout in layouts:
+        if layout.kept > layout.entries:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has a block that keeps {layout.kept} of {layout.entries} entries; "
+                "its header is damaged"
+            )
+    return layouts
+
+
+def _whole_layout(name: str, record: TensorRecord) -> list[SparseLayout]:
+    return [record.layout]
+
+
+def _check_extras(path: Path, header: ArtifactHeader, stored: Header) -> None:
+    for name, extra in header.extras.items():
+        found = stored.tensors[EXTRA_PREFIX + name]
+        if (found.dtype, list(found.shape)) != (extra.dtype, extra.shape):
+            raise ArtifactError(
+                f"{path}: extra '{name}' is {found.dtype} {list(found.shape)} in one of its two headers and "
+                f"{extra.dtype} {extra.shape} in the other; it is damaged"
+            )

@@ -12,7 +12,6 @@ from typing import ClassVar, Self
 import numpy as np
 
 from flexswitch.codecs.bits import (
-    count_bits,
     pack_fields,
     pack_levels,
     packed_bytes,
@@ -21,6 +20,7 @@ from flexswitch.codecs.bits import (
 )
 from flexswitch.codecs.codec import PartReader, check_kept, take_levels
 from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
 
 
@@ -30,6 +30,7 @@ class Flag4:
 
     name: ClassVar[str] = "flag4"
     lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = False
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:

@@ -12,6 +12,7 @@ from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseLayout, SparseStats, Sp
 
 # Quantised levels are stored plus one, so 8 bits need the wider word.
 _WORDS: dict[int, np.dtype[Any]] = {
+    0: np.dtype(np.uint8),
     1: np.dtype(np.uint8),
     2: np.dtype(np.uint8),
     4: np.dtype(np.uint8),
@@ -27,6 +28,7 @@ class Raw:
 
     name: ClassVar[str] = "raw"
     lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:

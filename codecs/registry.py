@@ -1,13 +1,19 @@
 """The codecs by name; adding one is its file, its line here and its golden file."""
 
 from flexswitch.codecs.bitmask import Bitmask
+from flexswitch.codecs.bitmask_zstd import BitmaskZstd
 from flexswitch.codecs.codec import Codec
+from flexswitch.codecs.context import Context
 from flexswitch.codecs.errors import DecodeError, UsageError, unknown_name
 from flexswitch.codecs.flag4 import Flag4
+from flexswitch.codecs.gaps_zstd import GapsZstd
 from flexswitch.codecs.grouped_coo import GroupedCoo
 from flexswitch.codecs.raw import Raw
+from flexswitch.codecs.rice import Rice
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Bitmask, GroupedCoo, Flag4, Raw)}
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Bitmask, BitmaskZstd, GapsZstd, Rice, Context, GroupedCoo, Flag4, Raw)
+}
 
 
 def get_codec(name: str) -> type[Codec]:

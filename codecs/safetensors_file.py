@@ -7,14 +7,19 @@ message that says what is wrong with a damaged file.
 
 import json
 import math
+import os
 import struct
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from flexswitch.codecs.errors import FlexswitchError
@@ -27,6 +32,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 _KNOWN = ", ".join(DTYPE_BYTES)
 _COPY_BYTES = 1 << 22
+_READ_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,18 @@ class SafetensorsWriter:
             "data_offsets": [start, self._written],
         }
 
+    def extend(self, name: str, data: bytes) -> None:
+        """Appends bytes to the U8 tensor that was last added to, or to a new one of that name."""
+        entry = self._entries.setdefault(
+            name, {"dtype": "U8", "shape": [0], "data_offsets": [self._written, self._written]}
+        )
+        if entry["data_offsets"][1] != self._written:
+            raise ValueError(f"{name}: another tensor has been added since")
+        self._file.write(data)
+        self._written += len(data)
+        entry["data_offsets"][1] = self._written
+        entry["shape"] = [self._written - entry["data_offsets"][0]]
+
     def close(self) -> None:
         """Writes the header; the file is complete after it."""
         header = header_bytes(self._entries, self.metadata)
@@ -178,15 +196,31 @@ def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
         file.write(chunk)
 
 
-def read_range(path: Path, offset: int, size: int, error: type[FlexswitchError]) -> bytearray:
-    """Returns `size` bytes at `offset`. Raises: `error` where the file has become shorter."""
-    data = bytearray(size)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        view, done = memoryview(data), 0
+class RangeReader:
+    """Reads parts of a file from any thread; it is opened when first read, and closed with the reader."""
+
+    def __init__(self, path: Path, error: type[FlexswitchError]) -> None:
+        self._path = path
+        self._error = error
+
+    def read(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """Returns `size` bytes at `offset`. Raises: the reader's error where the file has become shorter."""
+        data = np.empty(size, np.uint8)
+        view, done = memoryview(data), 0  # type: ignore[arg-type]  # an array is a buffer
         while done < size:
-            count = file.readinto(view[done : done + (1 << 30)])
+            count = os.preadv(self._descriptor, [view[done : done + _READ_BYTES]], offset + done)
             if not count:
-                raise error(f"{path}: ends at byte {offset + done:,}, expected {offset + size:,}")
+                raise self._error(f"{self._path}: ends at byte {offset + done:,}, expected {offset + size:,}")
             done += count
-    return data
+        return data
+
+    def read_ahead(self, offset: int, size: int) -> None:
+        """Asks the system to read a part into its cache meanwhile, where it takes such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+    @cached_property
+    def _descriptor(self) -> int:
+        descriptor = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor

@@ -1,6 +1,7 @@
 """The form in which methods hand a compressed tensor to codecs: kept positions and their levels.
 
-A level of 1, 2, 4 or 8 bits is an index l into the 2^bits evenly spaced values of [-scale, scale]:
+With 0 bits there are no values, only the mask. A level of 1, 2, 4 or 8 bits is an index l into the
+2^bits evenly spaced values of [-scale, scale]:
 value = scale · (2l + 1 − 2^bits) / (2^bits − 1); there is no zero among them. With one bit, 0 stands
 for −scale and 1 for +scale. A level of 16 or 32 bits is the value's own bit pattern, bfloat16 or
 float32, never the pattern 0; scale is then 1.
@@ -9,15 +10,19 @@ float32, never the pattern 0; scale is then 1.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.masks import count_bits, mask_gaps
+
 Levels = NDArray[np.unsignedinteger[Any]]
 FloatArray = NDArray[np.float32]
 
 LEVEL_DTYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype(np.uint8),
     1: np.dtype(np.uint8),
     2: np.dtype(np.uint8),
     4: np.dtype(np.uint8),
@@ -26,7 +31,7 @@ LEVEL_DTYPES: dict[int, np.dtype[Any]] = {
     32: np.dtype("<u4"),
 }
 GROUP_SIZES = (4, 8, 16, 32, 64, 128, 256)
-_BLOCK_ENTRIES = 1 << 20
+BLOCK_ENTRIES = 1 << 20  # entries that are coded together, at most
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SparseTensor:
         layout = self.layout
         if self.mask.shape != (layout.mask_bytes,) or self.levels.dtype != LEVEL_DTYPES[self.bits]:
             raise ValueError(f"mask {self.mask.shape} or levels {self.levels.dtype} do not fit {layout}")
-        if int(np.bitwise_count(self.mask).sum(dtype=np.int64)) != layout.kept:
+        if count_bits(self.mask) != layout.kept:
             raise ValueError(f"the mask does not mark {layout.kept} entries")
         if self.bits >= 16 and not self.levels.all():
             raise ValueError("a kept value has the bit pattern 0")
@@ -75,7 +80,12 @@ class SparseTensor:
         """Shape, kept count and bits."""
         return SparseLayout(self.shape, len(self.levels), self.bits)
 
-    def dense_blocks(self, scale: float, block_entries: int = _BLOCK_ENTRIES) -> Iterator[FloatArray]:
+    @cached_property
+    def gaps(self) -> NDArray[np.uint32]:
+        """Number of dropped entries in front of each kept one, since the last, (kept,)."""
+        return mask_gaps(self.mask, len(self.levels))
+
+    def dense_blocks(self, scale: float, block_entries: int = BLOCK_ENTRIES) -> Iterator[FloatArray]:
         """Yields the reconstructed values as flat float32 blocks, dropped entries as zeros.
 
         `block_entries` is a multiple of 8. The blocks do not depend on it.
@@ -93,27 +103,40 @@ class SparseTensor:
             yield block
 
 
-@dataclass(frozen=True)
 class SparseStats:
-    """The counts from which codecs tell their size.
+    """What codecs tell their size from, counted when it is first asked for."""
 
-    occupied[g]: number of groups of g consecutive entries that hold a kept one, g in `GROUP_SIZES`.
+    def __init__(self, sparse: SparseTensor) -> None:
+        self.sparse = sparse
+        self.layout = sparse.layout
+
+    @cached_property
+    def occupied(self) -> dict[int, int]:
+        """Number of groups of g consecutive entries that hold a kept one, for each g in `GROUP_SIZES`."""
+        mask = self.sparse.mask
+        occupied = {4: int(np.count_nonzero(mask & 0x0F)) + int(np.count_nonzero(mask & 0xF0))}
+        alive = mask != 0  # (⌈entries / 8⌉,)
+        for size in GROUP_SIZES[1:]:
+            occupied[size] = int(np.count_nonzero(alive))
+            alive = np.append(alive, False) if len(alive) % 2 else alive
+            alive = alive[0::2] | alive[1::2]
+        return occupied
+
+
+def shannon_bits(layout: SparseLayout) -> float:
+    """Returns n·H₂(kept / n) + kept·bits: the least for a mask of that density and incompressible levels."""
+    return layout.entries * binary_entropy(layout.kept / max(1, layout.entries)) + layout.kept * layout.bits
+
+
+def binary_entropy(share: float) -> float:
+    """Returns H₂ in bits.
+
+    >>> binary_entropy(0.5)
+    1.0
     """
-
-    layout: SparseLayout
-    occupied: dict[int, int]
-
-
-def sparse_stats(sparse: SparseTensor) -> SparseStats:
-    """Returns the counts of a tensor's mask, in one pass over its bits."""
-    mask = sparse.mask
-    occupied = {4: int(np.count_nonzero(mask & 0x0F)) + int(np.count_nonzero(mask & 0xF0))}
-    alive = mask != 0  # (⌈entries / 8⌉,)
-    for size in GROUP_SIZES[1:]:
-        occupied[size] = int(np.count_nonzero(alive))
-        alive = np.append(alive, False) if len(alive) % 2 else alive
-        alive = alive[0::2] | alive[1::2]
-    return SparseStats(sparse.layout, occupied)
+    if share in (0, 1):
+        return 0.0
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def level_values(levels: Levels, bits: int, scale: float) -> FloatArray:
@@ -122,6 +145,12 @@ def level_values(levels: Levels, bits: int, scale: float) -> FloatArray:
         return levels.view(np.float32)
     if bits == 16:
         return (levels.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return level_table(bits, scale)[levels]
+
+
+def level_table(bits: int, scale: float) -> FloatArray:
+    """Returns the float32 value of each level of up to 8 bits, rounded once from float64, (2^bits,)."""
     steps = (1 << bits) - 1
-    table = np.float64(scale) * (2 * np.arange(steps + 1) - steps) / steps
-    return table.astype(np.float32)[levels]
+    if not steps:
+        return np.zeros(1, np.float32)
+    return (np.float64(scale) * (2 * np.arange(steps + 1) - steps) / steps).astype(np.float32)

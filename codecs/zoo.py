@@ -7,26 +7,16 @@ after it. A task's file is always `tasks/<name>.fsw`; its size and SHA-256 stand
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from flexswitch.codecs.atomic import atomic_file
-from flexswitch.codecs.container import (
-    Artifact,
-    ArtifactWriter,
-    BaseIdentity,
-    Count,
-    Sha256,
-    Strict,
-    TaskName,
-    open_artifact,
-    parse_strict,
-)
+from flexswitch.codecs.container import Artifact, ArtifactWriter, PackedTensor, open_artifact
 from flexswitch.codecs.errors import ArtifactError, InputError, unknown_name
-from flexswitch.codecs.storage import choose_codec
+from flexswitch.codecs.records import BaseIdentity, Count, Sha256, Strict, TaskName, parse_strict
 
 ZOO_FILE = "zoo.json"
 INDEX_FILE = "index/exemplars.safetensors"
@@ -144,18 +134,20 @@ def open_zoo(path: str | Path) -> Zoo:
     return Zoo(path, record)
 
 
-def pack_task(artifact: Artifact, zoo: Path, codec: str, overwrite: bool) -> TaskRecord:
-    """Stores an artifact in the zoo's folder, each tensor by `codec` or the smallest; returns its record."""
+def pack_task(artifact: Artifact, zoo: Path, tensors: Iterable[PackedTensor]) -> TaskRecord:
+    """Stores an artifact in the zoo's folder, with its tensors in another stored form; returns its record.
+
+    tensors: one for each of the artifact's, in their order.
+    """
     header = artifact.header
     target = zoo / _task_path(header.name)
     target.parent.mkdir(exist_ok=True)
-    with atomic_file(target, overwrite) as partial:
+    with atomic_file(target, overwrite=False) as partial:
         with ArtifactWriter(partial, header) as writer:
             for name in header.extras:
                 writer.add_extra(name, artifact.extra(name))
-            for name, record in header.tensors.items():
-                sparse = artifact.sparse(name)
-                writer.add_tensor(name, sparse, record.scale, record.dtype, choose_codec(sparse, codec))
+            for name, packed in zip(header.tensors, tensors, strict=True):
+                writer.add_tensor(name, packed)
         size, digest = partial.stat().st_size, file_sha256(partial)
     return TaskRecord(
         file=_task_path(header.name),

@@ -7,7 +7,7 @@ but plain tensors, and no code that comes with a checkpoint is run.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import StoredTensor, read_header, read_range
+from flexswitch.codecs.safetensors_file import RangeReader, StoredTensor, read_header
 from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from flexswitch.merging.hub import download_checkpoint, is_hub_id
 
@@ -50,6 +50,10 @@ class Checkpoint(Protocol):
     hub_id: str | None
 
     @property
+    def files(self) -> Sequence[Path]:
+        """The files of the weights."""
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The headers in name order."""
 
@@ -58,7 +62,10 @@ class Checkpoint(Protocol):
         """The further names of tied tensors."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
+        """Returns entries [start, stop) of a tensor, flat, in its own dtype; the caller may change them."""
+
+    def read_ahead(self, name: str) -> None:
+        """Asks the system to have a tensor's bytes in memory soon; they need not be."""
 
 
 class SafetensorsCheckpoint:
@@ -66,10 +73,12 @@ class SafetensorsCheckpoint:
 
     def __init__(self, source: str, files: list[Path], directory: Path | None) -> None:
         self.source = source
+        self.files: Sequence[Path] = files
         self.directory = directory
         self.hub_id: str | None = None
         self.aliases: dict[str, str] = {}
         self._stored: dict[str, tuple[Path, StoredTensor]] = {}
+        self._readers = {path: RangeReader(path, InputError) for path in files}
         for path in files:
             for name, stored in read_header(path, InputError).tensors.items():
                 if stored.dtype not in TORCH_DTYPES:
@@ -89,8 +98,13 @@ class SafetensorsCheckpoint:
         if stop <= start:
             return torch.empty(0, dtype=dtype)
         width = dtype.itemsize
-        data = read_range(path, stored.offset + start * width, (stop - start) * width, InputError)
-        return torch.frombuffer(data, dtype=dtype)
+        data = self._readers[path].read(stored.offset + start * width, (stop - start) * width)
+        return torch.from_numpy(data).view(dtype)
+
+    def read_ahead(self, name: str) -> None:
+        """Asks the system to have a tensor's bytes in memory soon."""
+        path, stored = self._stored[name]
+        self._readers[path].read_ahead(stored.offset, stored.size)
 
 
 class TorchCheckpoint:
@@ -98,6 +112,7 @@ class TorchCheckpoint:
 
     def __init__(self, source: str, files: list[Path], directory: Path | None) -> None:
         self.source = source
+        self.files: Sequence[Path] = files
         self.directory = directory
         self.hub_id: str | None = None
         self.aliases: dict[str, str] = {}
@@ -116,7 +131,10 @@ class TorchCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
-        return self._state[name].reshape(-1)[start:stop]
+        return self._state[name].reshape(-1)[start:stop].clone()
+
+    def read_ahead(self, name: str) -> None:
+        """Does nothing: the file is mapped into memory."""
 
 
 def open_checkpoint(source: str) -> Checkpoint:

@@ -1,18 +1,22 @@
 """The task vector between two checkpoints, computed as it is read."""
 
+import hashlib
 from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.container import BaseIdentity, ModelRecord, RawTensor
+from flexswitch.codecs.container import RawTensor
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.records import BaseIdentity, ModelRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.architecture import detect_adapter
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config
-from flexswitch.merging.fingerprint import identify
+from flexswitch.merging.difference import difference
+from flexswitch.merging.fingerprint import byte_view, identify
 from flexswitch.merging.pairing import EVERYTHING, Pairing, Selection, pair
 from flexswitch.merging.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
 
@@ -41,6 +45,7 @@ class CheckpointPair:
             config=config_changes(read_config(base), config, self._cut_rows()),
         )
         self.notes = self.pairing.notes
+        self.digests: dict[str, str] = {}
         self._changed_buffers: dict[str, TensorInfo] | None = None
 
     @property
@@ -56,14 +61,14 @@ class CheckpointPair:
         return dict(sorted((own | self._changed_buffers).items()))
 
     def identity(self) -> BaseIdentity:
-        """Returns the base's full identity; reads every byte of it."""
-        return identify(self.base)
+        """Returns the base's full identity; reads what has not been read yet."""
+        return identify(self.base, self.digests)
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
         """Yields a unit's delta. Raises: InputError where it is not finite."""
-        for start, base, finetuned in self._weights(unit):
-            delta: FloatArray = (finetuned - base).numpy()
-            if not np.isfinite(delta).all():
+        for start, base, finetuned in self._stored_weights(unit):
+            delta, finite = difference(base, finetuned)
+            if not finite:
                 raise InputError(
                     f"{self.source}: tensor '{unit}' minus the base's is not finite near entry {start:,}; "
                     "one of the two holds NaN, infinite or huge weights"
@@ -85,6 +90,16 @@ class CheckpointPair:
         """Returns a tensor of the fine-tuned checkpoint."""
         return raw_tensor(self._finetuned, name)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files of both checkpoints."""
+        return [*self.base.files, *self._finetuned.files]
+
+    def read_ahead(self, unit: str) -> None:
+        """Asks the system to have a unit's bytes of both checkpoints in memory soon."""
+        self.base.read_ahead(unit)
+        self._finetuned.read_ahead(self.pairing.units[unit])
+
     def _cut_rows(self) -> set[tuple[object, object]]:
         """Returns the numbers of rows, the base's and the fine-tuned's, of units that take the base's."""
         shapes = [
@@ -94,17 +109,27 @@ class CheckpointPair:
         return {(base[0], finetuned[0]) for base, finetuned in shapes if base != finetuned}
 
     def _weights(self, unit: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields (start, base, fine-tuned) blocks in float32; rows that only the base has are the base's."""
+        """Yields (start, base, fine-tuned) blocks in float32."""
+        for start, base, finetuned in self._stored_weights(unit):
+            yield start, base.to(torch.float32), finetuned.to(torch.float32)
+
+    def _stored_weights(self, unit: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields (start, base, fine-tuned) blocks; rows that only the base has are the base's."""
         other = self.pairing.units[unit]
         available = self._finetuned.tensors[other].entries
         entries = self.base.tensors[unit].entries
+        digest = hashlib.sha256() if unit not in self.digests else None
         for start in range(0, entries, BLOCK_ENTRIES):
             stop = min(entries, start + BLOCK_ENTRIES)
-            base = self.base.read(unit, start, stop).to(torch.float32)
-            finetuned = self._finetuned.read(other, start, min(stop, available)).to(torch.float32)
+            base = self.base.read(unit, start, stop)
+            if digest is not None:
+                digest.update(byte_view(base).data)
+            finetuned = self._finetuned.read(other, start, min(stop, available))
             if len(finetuned) < len(base):
                 finetuned = torch.cat([finetuned, base[len(finetuned) :]])
             yield start, base, finetuned
+        if digest is not None:
+            self.digests[unit] = digest.hexdigest()
 
 
 def config_changes(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.codecs.container import BaseIdentity
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.records import BaseIdentity
 from flexswitch.merging.checkpoint import Checkpoint
 
 _CHUNK_ENTRIES = 1 << 22
@@ -18,19 +18,30 @@ _READERS = min(8, os.cpu_count() or 1)
 _SLICES, _SLICE_ENTRIES = 16, 64
 
 
-def identify(base: Checkpoint) -> BaseIdentity:
-    """Returns a base's full identity; reads every byte of it."""
-    return BaseIdentity(fingerprint=fingerprint(base), sample=sample_fingerprint(base), id=base.hub_id)
+def identify(base: Checkpoint, digests: dict[str, str] | None = None) -> BaseIdentity:
+    """Returns a base's full identity; reads every byte of it, but of the tensors in `digests`.
+
+    digests: tensor name → SHA-256 of its bytes, as hexadecimal digits; those that were missing are added.
+    """
+    full = fingerprint(base, {} if digests is None else digests)
+    return BaseIdentity(fingerprint=full, sample=sample_fingerprint(base), id=base.hub_id)
 
 
-def fingerprint(base: Checkpoint) -> str:
+def fingerprint(base: Checkpoint, digests: dict[str, str] | None = None) -> str:
     """Returns the SHA-256 over (name, dtype, shape, SHA-256 of the bytes) of all tensors in name order."""
-    return _hash_tensors(base, lambda name: _chunks(base.tensors[name].entries))
+    return _hash_tensors(
+        base, lambda name: _chunks(base.tensors[name].entries), {} if digests is None else digests
+    )
 
 
 def sample_fingerprint(base: Checkpoint) -> str:
     """Returns the same hash over 16 evenly spaced slices of 64 entries of each tensor."""
-    return _hash_tensors(base, lambda name: _slices(base.tensors[name].entries))
+    return _hash_tensors(base, lambda name: _slices(base.tensors[name].entries), {})
+
+
+def byte_view(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """Returns a tensor's bytes; they share its memory where it is contiguous."""
+    return tensor.contiguous().view(torch.uint8).numpy()
 
 
 def check_base(base: Checkpoint, expected: BaseIdentity, owner: str, full: bool = False) -> None:
@@ -49,14 +60,18 @@ def check_base(base: Checkpoint, expected: BaseIdentity, owner: str, full: bool 
         )
 
 
-def _hash_tensors(base: Checkpoint, ranges: Callable[[str], Iterator[tuple[int, int]]]) -> str:
+def _hash_tensors(
+    base: Checkpoint, ranges: Callable[[str], Iterator[tuple[int, int]]], digests: dict[str, str]
+) -> str:
     def content(name: str) -> bytes:
-        digest = hashlib.sha256()
-        for start, stop in ranges(name):
-            digest.update(_bytes(base.read(name, start, stop)).data)
+        if name not in digests:
+            digest = hashlib.sha256()
+            for start, stop in ranges(name):
+                digest.update(byte_view(base.read(name, start, stop)).data)
+            digests[name] = digest.hexdigest()
         info = base.tensors[name]
         shape = ",".join(map(str, info.shape))
-        return f"{name}\0{info.dtype}\0{shape}\0{digest.hexdigest()}\n".encode()
+        return f"{name}\0{info.dtype}\0{shape}\0{digests[name]}\n".encode()
 
     total = hashlib.sha256()
     with ThreadPoolExecutor(_READERS) as pool:  # hashing and reading let go of the interpreter's lock
@@ -77,7 +92,3 @@ def _slices(entries: int) -> Iterator[tuple[int, int]]:
     for index in range(_SLICES):
         start = index * (entries - _SLICE_ENTRIES) // (_SLICES - 1)
         yield start, start + _SLICE_ENTRIES
-
-
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    return tensor.contiguous().view(torch.uint8).numpy()

@@ -5,7 +5,7 @@ tuners/lora/model.py (rank and scaling of a module), utils/save_and_load.py (nam
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +83,15 @@ class _Excerpt:
     aliases: Mapping[str, str]
     hub_id: str | None = None
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files of the checkpoint."""
+        return self.whole.files
+
+    def read_ahead(self, name: str) -> None:
+        """Asks the system to have a tensor's bytes in memory soon."""
+        self.whole.read_ahead(self.stored.get(name, name))
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
         return self.whole.read(self.stored.get(name, name), start, stop)
@@ -124,6 +133,11 @@ class LoraVector(CheckpointPair):
     def blocks(self, unit: str) -> Iterator[FloatArray]:
         """Yields a unit's delta. Raises: InputError where it is not finite."""
         return self._expand(unit, self._targets[unit]) if unit in self._targets else super().blocks(unit)
+
+    def read_ahead(self, unit: str) -> None:
+        """Asks the system to have a unit's bytes in memory soon; a target's factors are small."""
+        if unit not in self._targets:
+            super().read_ahead(unit)
 
     def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing for a target, and for a tensor saved whole the weights that rounding would miss."""

@@ -2,19 +2,42 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flexswitch.codecs.atomic import atomic_directory, check_output
-from flexswitch.codecs.container import Artifact, BaseIdentity, open_artifact
+from flexswitch.codecs.container import Artifact, PackedTensor, open_artifact, packed_tensor
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.zoo import ZOO_FILE, Zoo, ZooRecord, open_zoo, pack_task, remove_unlisted, write_zoo
+from flexswitch.codecs.records import BaseIdentity
+from flexswitch.codecs.storage import store
+from flexswitch.codecs.zoo import (
+    ZOO_FILE,
+    TaskRecord,
+    Zoo,
+    ZooRecord,
+    open_zoo,
+    pack_task,
+    remove_unlisted,
+    write_zoo,
+)
+from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.routing.query_set import without_tasks
+
+
+@dataclass(frozen=True)
+class Form:
+    """How tensors are stored: by a codec or `auto`, with an effort (see `store`), on so many threads."""
+
+    codec: str = "auto"
+    effort: str = "fast"
+    jobs: int = DEFAULT_JOBS
+    memory: int = DEFAULT_MEMORY
 
 
 def create_zoo(
     path: Path,
     files: Sequence[Path],
-    codec: str,
+    form: Form,
     adapter: str | None,
     overwrite: bool,
     on_file: Callable[[str], None],
@@ -32,7 +55,7 @@ def create_zoo(
         tasks = {}
         for artifact in artifacts:
             on_file(artifact.header.name)
-            tasks[artifact.header.name] = pack_task(artifact, partial, codec, overwrite=False)
+            tasks[artifact.header.name] = _pack(artifact, partial, form)
         write_zoo(partial, ZooRecord(base=base, adapter=chosen, tasks=tasks))
     return notes
 
@@ -41,7 +64,7 @@ def change_zoo(
     path: Path,
     files: Sequence[Path],
     removed: Sequence[str],
-    codec: str,
+    form: Form,
     adapter: str | None,
     overwrite: bool,
     on_file: Callable[[str], None],
@@ -67,7 +90,7 @@ def change_zoo(
     with tempfile.TemporaryDirectory(prefix=".pack.", suffix=".partial", dir=path) as partial:
         for artifact in artifacts:
             on_file(artifact.header.name)
-            tasks[artifact.header.name] = pack_task(artifact, Path(partial), codec, overwrite=False)
+            tasks[artifact.header.name] = _pack(artifact, Path(partial), form)
         index = without_tasks(zoo, set(removed) | (replaced & set(zoo.record.tasks)))
         record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
         (path / "tasks").mkdir(exist_ok=True)
@@ -80,6 +103,19 @@ def change_zoo(
             f"the query index lacks {', '.join(sorted(replaced))}; run `flexswitch index {path}` again"
         )
     return notes
+
+
+def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
+    """Stores an artifact in the zoo's folder, each tensor in its new form."""
+
+    def work(name: str) -> PackedTensor:
+        sparse, record = artifact.sparse(name), artifact.header.tensors[name]
+        return packed_tensor(sparse, store(sparse, form.codec, form.effort), record.scale, record.dtype)
+
+    def cost(name: str) -> int:
+        return artifact.header.tensors[name].layout.entries * WORKING_BYTES
+
+    return pack_task(artifact, zoo, in_order(work, artifact.header.tensors, form.jobs, cost, form.memory))
 
 
 def _open_all(files: Sequence[Path]) -> list[Artifact]:

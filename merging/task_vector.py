@@ -4,7 +4,7 @@
 output's dtype. Source: methods, §1 and §2.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,14 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.container import Artifact, BaseIdentity, ModelRecord, RawTensor
+from flexswitch.codecs.container import Artifact, RawTensor
 from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.records import BaseIdentity, ModelRecord
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.apply import COMPILED_DTYPES, Addend
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
 from flexswitch.merging.fingerprint import check_base
 
-BLOCK_ENTRIES = 1 << 20
+# 1 MiB of float32: a block passes through several steps without leaving the processor's cache.
+BLOCK_ENTRIES = 1 << 18
 
 
 class TaskVector(Protocol):
@@ -29,11 +32,17 @@ class TaskVector(Protocol):
 
     source names it in messages; parameters counts the entries of all the base's units; units maps the
     base names of those that may have changed to the base's shape and the fine-tuned dtype, in name
-    order; extras are the tensors stored raw, by fine-tuned name.
+    order; extras are the tensors stored raw, by fine-tuned name; digests holds the SHA-256 of those of the
+    base's tensors that have been read whole.
     """
 
     source: str
     parameters: int
+    digests: dict[str, str]
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that it is read from."""
 
     @property
     def model(self) -> ModelRecord:
@@ -59,12 +68,17 @@ class TaskVector(Protocol):
     def extra(self, name: str) -> RawTensor:
         """Returns a tensor that is stored raw."""
 
+    def read_ahead(self, unit: str) -> None:
+        """Asks the system to have a unit's bytes in memory soon."""
+
 
 class ArtifactVector:
     """The task vector that an artifact decodes to."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.files = [artifact.path]
+        self.digests: dict[str, str] = {}
         self.source = str(artifact.path)
         self.model = artifact.header.model
         self.parameters = artifact.header.parameters
@@ -86,6 +100,10 @@ class ArtifactVector:
         scale = self.artifact.header.tensors[unit].scale
         return self.artifact.sparse(unit).dense_blocks(scale, BLOCK_ENTRIES)
 
+    def addend(self, unit: str, lambda_: float) -> Addend:
+        """Returns λ times a unit's reconstructed delta, to be added in place. Raises: DecodeError."""
+        return Addend(self.artifact, unit, lambda_)
+
     def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing: an artifact holds no corrections."""
         return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -93,6 +111,9 @@ class ArtifactVector:
     def extra(self, name: str) -> RawTensor:
         """Returns a tensor that is stored raw. Raises: DecodeError."""
         return self.artifact.extra(name)
+
+    def read_ahead(self, unit: str) -> None:
+        """Does nothing: a unit is a few bytes."""
 
 
 def add_delta(base: Tensor, delta: Tensor) -> Tensor:
@@ -220,6 +241,13 @@ def _blocks(
     def read() -> Iterator[Tensor]:
         if name not in vector.units:
             yield from (block.to(dtype) for block in base_blocks(base, name))
+            return
+        in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype
+        if in_place and isinstance(vector, ArtifactVector):
+            addend = vector.addend(name, lambda_)
+            for block in base_blocks(base, name):
+                addend.add_to(block)
+                yield block
             return
         positions, values = vector.exact(name)
         start = 0

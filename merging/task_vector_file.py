@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.atomic import atomic_file, check_space
-from flexswitch.codecs.container import (
+from flexswitch.codecs.container import RawTensor
+from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.records import (
     CHECKSUM_KEY,
     EXTRA_PREFIX,
     METADATA_KEY,
@@ -23,13 +25,11 @@ from flexswitch.codecs.container import (
     Count,
     Crc32,
     ModelRecord,
-    RawTensor,
     Strict,
     TaskName,
     crc32,
     parse_document,
 )
-from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint, TensorInfo
@@ -70,6 +70,8 @@ class TaskVectorFile:
         self.header = parse_document(TaskVectorHeader, path, metadata[METADATA_KEY], metadata)
         self.source = str(path)
         self.path = path
+        self.files = [path]
+        self.digests: dict[str, str] = {}
         self.model = self.header.model
         self.parameters = self.header.parameters
         self._file = SafetensorsCheckpoint(str(path), [path], None)
@@ -122,6 +124,10 @@ class TaskVectorFile:
         raw = raw_tensor(self._file, EXTRA_PREFIX + name)
         self._check(name, EXTRA_PREFIX + name, crc32(raw.data))
         return raw
+
+    def read_ahead(self, unit: str) -> None:
+        """Asks the system to have a unit's bytes in memory soon."""
+        self._file.read_ahead(unit)
 
     def _check(self, tensor: str, stored_name: str, found: str) -> None:
         expected = self.header.crc32.get(stored_name)

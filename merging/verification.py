@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from flexswitch.codecs.container import Artifact, BaseIdentity, open_artifact
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
+from flexswitch.codecs.records import BaseIdentity
 from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import check_base

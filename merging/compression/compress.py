@@ -1,20 +1,25 @@
-"""Compresses a task vector into an artifact, one tensor at a time."""
+"""Compresses a task vector into an artifact: tensors on several threads, written in order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 from flexswitch.codecs.atomic import atomic_file
-from flexswitch.codecs.container import ArtifactHeader, ArtifactWriter, MethodRecord
+from flexswitch.codecs.container import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.storage import choose_codec
+from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compressed import Delta
 from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.compression.resume import SideFile
+from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.task_vector import TaskVector
 
 # Up to here a delta is computed once and held (64 MiB in float32); above, once for each reading.
 _HELD_ENTRIES = 1 << 24
+_UNKNOWN_BASE = BaseIdentity(fingerprint="0" * 64, sample="0" * 64)
 
 
 def compress(
@@ -25,29 +30,82 @@ def compress(
     settings: dict[str, Any],
     overwrite: bool,
     on_unit: Callable[[str], None] = lambda unit: None,
+    jobs: int = DEFAULT_JOBS,
+    memory: int = DEFAULT_MEMORY,
+    resume: bool = False,
 ) -> None:
-    """Writes a task vector's artifact; `on_unit` hears of each tensor before it is compressed.
+    """Writes a task vector's artifact; `on_unit` hears of each tensor once it is compressed.
 
-    Tensors that keep nothing are left out; they decode to zeros. Raises: InputError, UsageError.
+    Tensors that keep nothing are left out; they decode to zeros. jobs: threads. memory: bytes that the
+    tensors in the making may take; one is always let in. With `resume` each finished tensor is kept in a
+    side file, `path` with `.resume` behind it, until the artifact is whole; tensors that it holds already
+    are not made again. The bytes depend on none of the three. Raises: InputError, UsageError.
     """
     compress_tensor = get_method(method)
-    with atomic_file(path, overwrite) as partial:
-        header = ArtifactHeader(
-            name=name,
-            base=vector.identity(),
-            model=vector.model,
-            method=MethodRecord(name=method, settings=settings),
-            parameters=vector.parameters,
-        )
-        with ArtifactWriter(partial, header) as writer:
-            for extra in vector.extras:
-                writer.add_extra(extra, vector.extra(extra))
-            for unit, info in vector.units.items():
-                on_unit(unit)
-                compressed = compress_tensor(_delta(vector, unit), **settings)
-                if len(compressed.sparse.levels):
-                    codec = choose_codec(compressed.sparse)
-                    writer.add_tensor(unit, compressed.sparse, compressed.scale, info.dtype, codec)
+
+    def work(unit: str) -> PackedTensor | None:
+        info = vector.units[unit]
+        compressed = compress_tensor(_delta(vector, unit), **settings)
+        if not len(compressed.sparse.levels):
+            return None
+        return packed_tensor(compressed.sparse, store(compressed.sparse), compressed.scale, info.dtype)
+
+    header = ArtifactHeader(
+        name=name,
+        base=_UNKNOWN_BASE,
+        model=vector.model,
+        method=MethodRecord(name=method, settings=settings),
+        parameters=vector.parameters,
+    )
+    side = SideFile(path, vector, header) if resume else None
+    with (
+        atomic_file(path, overwrite) as partial,
+        side or nullcontext(),
+        ArtifactWriter(partial, header) as writer,
+    ):
+        for extra in vector.extras:
+            writer.add_extra(extra, vector.extra(extra))
+        for unit, packed in _packed(vector, work, side, jobs, memory):
+            on_unit(unit)
+            if packed is not None:
+                writer.add_tensor(unit, packed)
+        # Last, since reading the tensors has hashed most of the base.
+        writer.set_header(header.model_copy(update={"base": vector.identity()}))
+    if side is not None:
+        side.remove()
+
+
+def _packed(
+    vector: TaskVector,
+    work: Callable[[str], PackedTensor | None],
+    side: SideFile | None,
+    jobs: int,
+    memory: int,
+) -> Iterator[tuple[str, PackedTensor | None]]:
+    """Yields each unit with its stored form, or None where it keeps nothing, in the units' order."""
+    finished: frozenset[str] = side.finished() if side else frozenset()
+    missing = [unit for unit in vector.units if unit not in finished]
+
+    def cost(unit: str) -> int:
+        return vector.units[unit].entries * WORKING_BYTES
+
+    made = in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
+    for unit in vector.units:
+        if side is not None and unit in finished:
+            yield unit, side.read(unit)
+            continue
+        packed = next(made)
+        if side is not None:
+            side.add(unit, packed)
+        yield unit, packed
+
+
+def _read_ahead(vector: TaskVector, units: list[str]) -> Iterable[str]:
+    """Yields the units; while one is worked on, the system reads the next."""
+    for unit, following in zip(units, [*units[1:], None], strict=True):
+        if following is not None:
+            vector.read_ahead(following)
+        yield unit
 
 
 def _delta(vector: TaskVector, unit: str) -> Delta:

@@ -13,11 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.masks import COUNTS, PLACES, count_bits
 from flexswitch.codecs.sparse import FloatArray
 
-_SIGN = np.uint32(0x8000_0000)
+Integers = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
 _BINS = 1 << 16
+_NONE = -1  # a bin that no entry falls into
+_LANES = 16
 
 
 def kept_count(drop: float, count: int) -> int:
@@ -41,34 +47,34 @@ def two_sided_thresholds(read: Callable[[], Iterable[FloatArray]], drop: float) 
     `read` gives the delta's blocks anew; it is read twice. Infinity where a side keeps nothing.
     """
     upper = np.zeros(_BINS, np.int64)  # by sign and upper 15 bits of the magnitude
-    zeros = np.zeros(2, np.int64)
     for block in read():
-        bits = block.view(np.uint32)
-        upper += np.bincount(bits >> np.uint32(16), minlength=_BINS)
-        zeros += [np.count_nonzero(bits == 0), np.count_nonzero(bits == _SIGN)]
+        _count_upper(block.view(np.uint32), upper)
     sides = upper.reshape(2, -1)  # (sign, upper 15 bits)
-    sides[:, 0] -= zeros
     places = [_locate(side, kept_count(drop, int(side.sum()))) for side in sides]
+    bins = [place.bin if place else _NONE for place in places]
     lower = np.zeros((2, _BINS), np.int64)
     for block in read() if any(places) else ():
-        bits = block.view(np.uint32)
-        high = bits >> np.uint32(16)
-        for sign, place in enumerate(places):
-            if place is not None:
-                inside = bits[high == place.bin + sign * (_BINS // 2)]
-                lower[sign] += np.bincount(inside & np.uint32(0xFFFF), minlength=_BINS)
+        _count_lower(block.view(np.uint32), bins[0], bins[1], lower)
     positive, negative = map(_threshold, places, lower)
     return positive, negative
 
 
-def kept_blocks(
-    read: Callable[[], Iterable[FloatArray]], drop: float
-) -> Iterator[tuple[NDArray[np.bool_], FloatArray]]:
-    """Yields, block by block, which entries are kept and their values; ties at a threshold are all kept."""
-    least_positive, least_negative = two_sided_thresholds(read, drop)
+def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
+    """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
+
+    Ties at a threshold are all kept. Each array is the caller's own.
+    """
+    least_positive, least_negative = map(np.float32, two_sided_thresholds(read, drop))
     for block in read():
-        kept = (block >= least_positive) | (block <= -least_negative)
-        yield kept, block[kept]
+        mask = np.empty(-(-len(block) // 8), np.uint8)
+        _pack(block, least_positive, least_negative, mask)
+        values = np.empty(count_bits(mask) + 8, np.float32)
+        yield mask, values[: _gather(block, mask, values)]
+
+
+def square_sum(values: FloatArray) -> float:
+    """Returns Σ values² in float64, added up in an order that depends on their number alone."""
+    return float(_square_sum(values))
 
 
 class _Place(NamedTuple):
@@ -78,7 +84,7 @@ class _Place(NamedTuple):
     rank: int
 
 
-def _locate(histogram: NDArray[np.int64], wanted: int) -> _Place | None:
+def _locate(histogram: Integers, wanted: int) -> _Place | None:
     """Returns where the `wanted`-th largest entry lies; None where none is wanted."""
     if wanted == 0:
         return None
@@ -87,9 +93,100 @@ def _locate(histogram: NDArray[np.int64], wanted: int) -> _Place | None:
     return _Place(len(histogram) - 1 - step, wanted - int(above[step - 1] if step else 0))
 
 
-def _threshold(place: _Place | None, lower: NDArray[np.int64]) -> float:
+def _threshold(place: _Place | None, lower: Integers) -> float:
     """Returns the magnitude at a place, given the histogram of the lower halves in its bin."""
     inner = _locate(lower, place.rank) if place else None
     if place is None or inner is None:
         return math.inf
     return float(np.uint32(place.bin << 16 | inner.bin).view(np.float32))
+
+
+@compiled
+def _count_upper(patterns: NDArray[np.uint32], counts: Integers) -> None:
+    """Counts float32 bit patterns by their upper half, zeros of either sign left out."""
+    zeros, negative_zeros = 0, 0
+    for pattern in patterns:
+        counts[pattern >> np.uint32(16)] += 1
+        zeros += pattern == np.uint32(0)
+        negative_zeros += pattern == np.uint32(0x8000_0000)
+    counts[0] -= zeros
+    counts[1 << 15] -= negative_zeros
+
+
+@compiled
+def _count_lower(patterns: NDArray[np.uint32], positive: int, negative: int, counts: Integers) -> None:
+    """Counts by their lower half the patterns whose upper half is one of two, (sign, lower half)."""
+    # No upper half of a float32 pattern is above 2^16.
+    first = np.uint32(positive if positive >= 0 else _BINS)
+    second = np.uint32(negative + _BINS // 2 if negative >= 0 else _BINS)
+    whole = patterns.size // _LANES
+    for stretch in range(whole):
+        found = np.uint32(0)  # most stretches hold none, which is told without a branch an entry
+        for lane in range(_LANES):
+            half = patterns[_LANES * stretch + lane] >> np.uint32(16)
+            found |= np.uint32(half == first) | np.uint32(half == second)
+        if found:
+            for lane in range(_LANES):
+                _count_half(patterns[_LANES * stretch + lane], first, second, counts)
+    for index in range(_LANES * whole, patterns.size):
+        _count_half(patterns[index], first, second, counts)
+
+
+@compiled
+def _count_half(pattern: np.uint32, first: np.uint32, second: np.uint32, counts: Integers) -> None:
+    half = pattern >> np.uint32(16)
+    if half == first:
+        counts[0, pattern & np.uint32(0xFFFF)] += 1
+    elif half == second:
+        counts[1, pattern & np.uint32(0xFFFF)] += 1
+
+
+@compiled
+def _pack(block: FloatArray, least_positive: np.float32, least_negative: np.float32, mask: Bytes) -> None:
+    whole = block.size // 8
+    for index in range(whole):
+        byte = 0
+        for place in range(8):
+            value = block[8 * index + place]
+            byte |= ((value >= least_positive) | (value <= -least_negative)) << place
+        mask[index] = byte
+    if whole < mask.size:
+        byte = 0
+        for place in range(block.size - 8 * whole):
+            value = block[8 * whole + place]
+            byte |= ((value >= least_positive) | (value <= -least_negative)) << place
+        mask[whole] = byte
+
+
+@compiled
+def _gather(block: FloatArray, mask: Bytes, values: FloatArray) -> int:
+    """Writes the marked entries of a block to `values`, which has room for 8 more; returns their number."""
+    used, whole = 0, block.size // 8
+    for index in range(whole):
+        byte = mask[index]
+        for place in range(8):  # without a branch: the next byte overwrites those that are dropped
+            values[used + place] = block[8 * index + PLACES[byte, place]]
+        used += COUNTS[byte]
+    for index in range(8 * whole, block.size):
+        if (mask[whole] >> (index & 7)) & 1:
+            values[used] = block[index]
+            used += 1
+    return used
+
+
+@compiled
+def _square_sum(values: FloatArray) -> np.float64:
+    # Eight sums side by side: one alone would wait for each addition.
+    sums = np.zeros(8, np.float64)
+    whole = values.size // 8 * 8
+    for start in range(0, whole, 8):
+        for lane in range(8):
+            value = np.float64(values[start + lane])
+            sums[lane] += value * value
+    for index in range(whole, values.size):
+        value = np.float64(values[index])
+        sums[index - whole] += value * value
+    total = np.float64(0)
+    for lane in range(8):
+        total += sums[lane]
+    return total

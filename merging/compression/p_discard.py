@@ -17,7 +17,7 @@ def p_discard(delta: Delta, *, drop: float = 0.6) -> Compressed:
     """
     check_drop(drop)
     masks, patterns = [], []
-    for kept, values in kept_blocks(delta.read, drop):
-        masks.append(np.packbits(kept, bitorder="little"))
+    for mask, values in kept_blocks(delta.read, drop):
+        masks.append(mask)
         patterns.append(values.view(np.uint32))
     return Compressed(assemble(delta.shape, masks, patterns, bits=32), 1.0)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
+from flexswitch.merging.compression.magnitude import check_drop, kept_blocks, square_sum
 
 
 def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:
@@ -20,11 +20,11 @@ def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:
     Raises: UsageError on a drop rate outside its range.
     """
     check_drop(drop)
-    masks, signs, square_sum, kept_total = [], [], 0.0, 0
-    for kept, values in kept_blocks(delta.read, drop):
-        masks.append(np.packbits(kept, bitorder="little"))
+    masks, signs, total, kept = [], [], 0.0, 0
+    for mask, values in kept_blocks(delta.read, drop):
+        masks.append(mask)
         signs.append((values > 0).view(np.uint8))
-        square_sum += float(np.square(values, dtype=np.float64).sum())
-        kept_total += len(values)
-    scale = math.sqrt(square_sum / kept_total) if kept_total else 0.0
+        total += square_sum(values)
+        kept += len(values)
+    scale = math.sqrt(total / kept) if kept else 0.0
     return Compressed(assemble(delta.shape, masks, signs, bits=1), float(np.float32(scale)))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.atomic import atomic_file
-from flexswitch.codecs.container import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.safetensors_file import SafetensorsWriter, read_header, read_range
+from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
+from flexswitch.codecs.safetensors_file import RangeReader, SafetensorsWriter, read_header
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, Zoo, file_sha256
 
@@ -62,8 +62,9 @@ def read_query_set(zoo: Zoo) -> QuerySet:
     layouts = {name: (tensor.dtype, len(tensor.shape)) for name, tensor in stored.tensors.items()}
     if layouts != {"features": ("F32", 2), "task_ids": ("I32", 1)}:
         raise ArtifactError(f"{path}: holds the tensors {layouts}, expected features and task_ids")
+    file = RangeReader(path, ArtifactError)
     arrays = {
-        name: np.frombuffer(read_range(path, tensor.offset, tensor.size, ArtifactError), np.dtype(code))
+        name: file.read(tensor.offset, tensor.size).view(np.dtype(code))
         for (name, tensor), code in zip(sorted(stored.tensors.items()), ("<f4", "<i4"), strict=True)
     }
     features = arrays["features"].reshape(stored.tensors["features"].shape)

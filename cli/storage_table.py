@@ -1,0 +1,79 @@
+"""The table of `flexswitch inspect --storage`: each tensor's bytes beside what else they could be."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from flexswitch.cli.console import Console, size, table
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.container import Artifact
+    from flexswitch.codecs.storage_report import TensorSizes
+
+
+def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
+    """Returns the JSON document, the table and the closing line. Raises: InputError, ArtifactError."""
+    from flexswitch.codecs.storage_report import NOTHING, tensor_sizes
+    from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+
+    artifacts = _artifacts(path)
+    tensors = [(task, name) for task, artifact in artifacts.items() for name in artifact.header.tensors]
+
+    def work(tensor: tuple[str, str]) -> "TensorSizes":
+        return tensor_sizes(artifacts[tensor[0]], tensor[1])
+
+    def cost(tensor: tuple[str, str]) -> int:
+        return artifacts[tensor[0]].header.tensors[tensor[1]].layout.entries * WORKING_BYTES
+
+    document: dict[str, Any] = {"path": path, "tasks": {task: {} for task in artifacts}}
+    rows: dict[str, TensorSizes] = {}
+    total = NOTHING
+    with console.progress(f"encoding {len(tensors)} tensors by every codec", len(tensors)) as step:
+        found = in_order(work, tensors, jobs or DEFAULT_JOBS, cost, DEFAULT_MEMORY)
+        for (task, name), sizes in zip(tensors, found, strict=True):
+            step(name)
+            document["tasks"][task][name] = asdict(sizes)
+            rows[name] = rows.get(name, NOTHING) + sizes
+            total += sizes
+    files = sum(artifact.path.stat().st_size for artifact in artifacts.values())
+    extras = sum(artifact.extra_bytes() for artifact in artifacts.values())
+    document |= {"total": asdict(total), "file_bytes": files, "extra_bytes": extras}
+    drawn = table("", "tensor", "density", "bytes", "Shannon", "of it", "2025 form", *total.codecs)
+    for name, sizes in sorted(rows.items()):
+        drawn.add_row(name, *_cells(sizes))
+    drawn.add_section()
+    drawn.add_row(f"total of {len(artifacts)} task{'s' * (len(artifacts) > 1)}", *_cells(total))
+    header = files - total.stored - extras
+    closing = (
+        f"{path}: tensors {size(total.stored)}, {total.stored / max(1.0, total.shannon):.1%} of Shannon's "
+        f"bound and 1/{total.published / max(1, total.stored):.2f} of the 2025 form; headers {size(header)}, "
+        f"{header / max(1, len(tensors)):.0f} bytes a tensor; extras {size(extras)}"
+    )
+    return document, drawn, closing
+
+
+def _artifacts(path: str) -> "dict[str, Artifact]":
+    """Returns the artifact, or those of a zoo, by task. Raises: InputError where it is neither."""
+    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.errors import InputError
+    from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+
+    if (Path(path) / ZOO_FILE).is_file():
+        return dict(open_zoo(path))
+    if not path.endswith(".fsw"):
+        raise InputError(f"{path}: --storage needs an artifact (.fsw) or a zoo")
+    artifact = open_artifact(Path(path))
+    return {artifact.header.name: artifact}
+
+
+def _cells(sizes: "TensorSizes") -> list[str]:
+    return [
+        f"{sizes.kept / max(1, sizes.entries):.2%}",
+        f"{sizes.stored:,}",
+        f"{sizes.shannon:,.0f}",
+        f"{sizes.stored / max(1.0, sizes.shannon):.1%}",
+        f"{sizes.published:,}",
+        *(f"{size:,}" for size in sizes.codecs.values()),
+    ]

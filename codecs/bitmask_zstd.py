@@ -1,0 +1,45 @@
+"""`bitmask-zstd`: the mask of `bitmask` in a zstandard frame, for densities of a fifth to a half."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from flexswitch.codecs.bits import pack_levels, packed_bytes, unpack_mask
+from flexswitch.codecs.codec import PartReader, check_block, check_kept, take_level_plane
+from flexswitch.codecs.huffman import byte_counts, frame_bytes
+from flexswitch.codecs.masks import count_bits
+from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
+from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
+
+
+@dataclass(frozen=True)
+class BitmaskZstd:
+    """The levels, then the frame."""
+
+    name: ClassVar[str] = "bitmask-zstd"
+    lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec; it has no settings."""
+        return cls()
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the levels, then the frame."""
+        check_block(sparse.layout, ValueError)
+        return {"data": pack_levels(sparse.levels, sparse.bits) + zstd_compress(sparse.mask.tobytes())}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        check_block(layout)
+        reader = PartReader(parts)
+        levels = take_level_plane(reader, layout)
+        mask = unpack_mask(zstd_decompress(reader.rest(), layout.mask_bytes), layout.entries)
+        check_kept(count_bits(mask), layout)
+        return SparseTensor(layout.shape, mask, levels, layout.bits)
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns about the bytes: zstandard's are known only once they are written."""
+        counts = byte_counts(stats.sparse.mask)
+        return frame_bytes(counts) + packed_bytes(stats.layout.kept, stats.layout.bits)

@@ -1,0 +1,142 @@
+"""How a tensor is cut for storage: a matrix, without its empty rows, in blocks that are coded alone.
+
+A tensor is taken as a matrix whose rows are its first dimension, or its first dimensions where the rest is
+long: a row has at most 2^17 entries unless its last dimension alone is longer. A block has whole rows, a
+multiple of eight, and at most 2^20 entries; where eight rows are more than that, it has 2^20 entries.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.masks import Positions, count_bits
+from flexswitch.codecs.sparse import BLOCK_ENTRIES, SparseTensor, binary_entropy
+
+_LONGEST_ROW = BLOCK_ENTRIES // 8
+_RECORD_BITS = 256  # about what a record of the row flags takes in the table
+
+Mask = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix and its blocks."""
+
+    rows: int
+    columns: int
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Returns the shapes of the blocks in order; none where there is no entry."""
+        if self.columns <= _LONGEST_ROW:
+            height = BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
+            heights = range(0, self.rows if self.columns else 0, height)
+            return [(min(height, self.rows - start), self.columns) for start in heights]
+        entries = self.rows * self.columns
+        return [(1, min(BLOCK_ENTRIES, entries - start)) for start in range(0, entries, BLOCK_ENTRIES)]
+
+
+def as_matrix(shape: tuple[int, ...]) -> Grid:
+    """Returns a tensor's rows and columns.
+
+    >>> as_matrix((30, 20)), as_matrix((5,)), as_matrix((8, 4096, 14336))
+    (Grid(rows=30, columns=20), Grid(rows=1, columns=5), Grid(rows=32768, columns=14336))
+    """
+    if len(shape) < 2:
+        return Grid(1, math.prod(shape))
+    split = next(
+        (split for split in range(1, len(shape)) if math.prod(shape[split:]) <= _LONGEST_ROW), len(shape) - 1
+    )
+    return Grid(math.prod(shape[:split]), math.prod(shape[split:]))
+
+
+def cut(sparse: SparseTensor, grid: Grid) -> Iterator[SparseTensor]:
+    """Yields the blocks of a matrix, (rows, columns) each; they share its memory."""
+    start, used = 0, 0
+    for shape in grid.shapes():
+        entries = shape[0] * shape[1]
+        mask = sparse.mask[start // 8 : -(-(start + entries) // 8)]
+        kept = count_bits(mask)
+        yield SparseTensor(shape, mask, sparse.levels[used : used + kept], sparse.bits)
+        start, used = start + entries, used + kept
+
+
+def full_rows(sparse: SparseTensor, grid: Grid) -> Flags | None:
+    """Returns which rows keep anything, (row,); None where leaving the others out would save nothing."""
+    if not 1 < grid.rows <= BLOCK_ENTRIES or not len(sparse.levels):
+        return None
+    flags = np.zeros(grid.rows, np.bool_)
+    _flag_rows(sparse.mask, grid.columns, flags)
+    full, kept = int(np.count_nonzero(flags)), len(sparse.levels)
+    entries, left = grid.rows * grid.columns, full * grid.columns
+    saved = entries * binary_entropy(kept / entries) - left * binary_entropy(kept / left)
+    return flags if saved > grid.rows * binary_entropy(full / grid.rows) + _RECORD_BITS else None
+
+
+def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
+    """Returns the mask of the flagged rows alone."""
+    taken = np.zeros(-(-int(np.count_nonzero(flags)) * columns // 8), np.uint8)
+    _move_rows(mask, np.arange(len(flags))[flags], columns, taken, False)
+    return taken
+
+
+def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
+    """Returns the mask of all rows, those that are not flagged empty; the inverse of `take_rows`."""
+    put = np.zeros(-(-len(flags) * columns // 8), np.uint8)
+    _move_rows(mask, np.arange(len(flags))[flags], columns, put, True)
+    return put
+
+
+def spread(positions: Positions, rows: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    """Returns where rising positions in a matrix of the rows `rows` alone lie in the whole one."""
+    found = np.empty(len(positions), np.int64)
+    _spread(positions, rows, columns, found)
+    return found
+
+
+@compiled
+def _spread(positions: Positions, rows: NDArray[np.int64], columns: int, found: NDArray[np.int64]) -> None:
+    row, end = 0, columns
+    for index in range(positions.size):
+        while positions[index] >= end:
+            row, end = row + 1, end + columns
+        found[index] = np.int64(positions[index]) + (rows[row] - row) * columns
+
+
+@compiled
+def _flag_rows(mask: Mask, columns: int, flags: Flags) -> None:
+    for row in range(flags.size):
+        first, last = row * columns, (row + 1) * columns  # bits
+        if first == last:
+            continue
+        found = mask[first >> 3] >> (first & 7)
+        if first >> 3 == (last - 1) >> 3:
+            found &= (1 << (last - first)) - 1
+        else:
+            for index in range((first >> 3) + 1, last >> 3):
+                found |= mask[index]
+            if last & 7:
+                found |= mask[last >> 3] & ((1 << (last & 7)) - 1)
+        flags[row] = found != 0
+
+
+@compiled
+def _move_rows(source: Mask, rows: NDArray[np.int64], columns: int, target: Mask, back: bool) -> None:
+    """Copies the bits of each row in `rows` to the next place, or `back` from it to its own."""
+    for index in range(rows.size):
+        place, packed = rows[index] * columns, index * columns
+        origin, goal = (packed, place) if back else (place, packed)
+        for done in range(0, columns, 8):
+            width = min(8, columns - done)
+            start, stop = origin + done, goal + done
+            bits = np.int64(source[start >> 3])
+            if (start & 7) + width > 8:
+                bits |= np.int64(source[(start >> 3) + 1]) << 8
+            bits = ((bits >> (start & 7)) & ((1 << width) - 1)) << (stop & 7)
+            target[stop >> 3] |= np.uint8(bits & 255)
+            if bits > 255:
+                target[(stop >> 3) + 1] |= np.uint8(bits >> 8)

@@ -1,0 +1,136 @@
+"""`context`: mask, signs and magnitudes in a range coder that learns rows, columns and their patterns.
+
+Fine-tuning changes a matrix along few directions. So some rows and columns keep more than others, and the
+signs in a row follow one of a few patterns, or its opposite. The model of `context_model.py` learns both
+from the rows before; what it can't learn, the floating levels, stands in front as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.bits import pack_levels
+from flexswitch.codecs.codec import PartReader, check_block, take_level_plane
+from flexswitch.codecs.context_model import (
+    LOWEST_STATE,
+    MOST_PATTERNS,
+    STATE_BITS,
+    code_matrix,
+    encode_symbols,
+)
+from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.masks import mask_positions
+from flexswitch.codecs.row_patterns import assign_rows
+from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
+
+_WIDEST_MODELLED = 8
+_STATE_BYTES = STATE_BITS // 8
+
+
+@dataclass(frozen=True)
+class Context:
+    """patterns: 1, 2, 4, 8 or 16 patterns of signs that rows follow."""
+
+    name: ClassVar[str] = "context"
+    lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = False
+
+    patterns: int = 1
+
+    def __post_init__(self) -> None:
+        if self.patterns not in (1, 2, 4, 8, 16):
+            raise ValueError(f"patterns {self.patterns}, expected 1, 2, 4, 8 or {MOST_PATTERNS}")
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec with the number of patterns that takes the fewest bytes, found by trying."""
+        choices = (1, 4, 16) if 1 <= stats.layout.bits <= _WIDEST_MODELLED else (1,)
+        return min((cls(patterns) for patterns in choices), key=lambda codec: codec.estimate_bytes(stats))
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the floating levels, then the coded bits."""
+        check_block(sparse.layout, ValueError)
+        modelled = 1 <= sparse.bits <= _WIDEST_MODELLED
+        rows, columns = matrix_shape(sparse.shape)
+        marked = np.unpackbits(sparse.mask, count=rows * columns, bitorder="little").reshape(rows, columns)
+        if not modelled:
+            coded = _encode_matrix(marked, np.empty(0, np.uint8), 0, np.zeros(rows, np.int32), self.patterns)
+            return {"data": pack_levels(sparse.levels, sparse.bits) + coded}
+        levels = sparse.levels.astype(np.uint8, copy=False)
+        signs = 2 * (levels >> (sparse.bits - 1)).astype(np.int32) - 1  # (kept,)
+        places = mask_positions(sparse.mask, len(levels))
+        patterns = assign_rows(rows, columns, places, signs, self.patterns)
+        return {"data": _encode_matrix(marked, levels, sparse.bits, patterns, self.patterns)}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        check_block(layout)
+        reader = PartReader(parts)
+        modelled = 1 <= layout.bits <= _WIDEST_MODELLED
+        plain = None if modelled else take_level_plane(reader, layout)
+        rows, columns = matrix_shape(layout.shape)
+        found = _decode_matrix(
+            reader.rest(), rows, columns, layout.kept, layout.bits if modelled else 0, self.patterns
+        )
+        if found is None:
+            raise DecodeError(f"the coded bits do not give {layout.kept} of {layout.entries} entries")
+        marked, levels = found
+        mask = np.packbits(marked, bitorder="little")
+        return SparseTensor(layout.shape, mask, levels if plain is None else plain, layout.bits)
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns the exact bytes, by encoding."""
+        return len(self.encode(stats.sparse)["data"])
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns (rows, columns): the first dimension and the others; one row where there is but one.
+
+    >>> matrix_shape((4, 3, 2)), matrix_shape((5,))
+    ((4, 6), (1, 5))
+    """
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, int(np.prod(shape[1:] if len(shape) > 1 else shape, dtype=np.int64))
+
+
+def _encode_matrix(
+    marked: NDArray[np.uint8],
+    levels: NDArray[np.uint8],
+    bits: int,
+    patterns: NDArray[np.int32],
+    pattern_count: int,
+) -> bytes:
+    """Returns the coded matrix; b"" where it keeps nothing.
+
+    marked: (row, column) of 0 and 1. levels: (kept,) of `bits` in 0..8. patterns: (row,), see `assign_rows`.
+    """
+    if not marked.any():
+        return b""
+    levels = levels.copy()
+    symbols = np.empty(marked.size + len(levels) * bits + 11 * len(marked), np.uint16)
+    coder = np.zeros(2, np.int64)
+    stream = np.frombuffer(b"", np.uint8)
+    code_matrix(False, symbols, stream, coder, marked, levels, bits, patterns, pattern_count)
+    out = np.empty(2 * int(coder[1]) + _STATE_BYTES, np.uint8)
+    return out[encode_symbols(symbols[: coder[1]], out) :].tobytes()
+
+
+def _decode_matrix(
+    data: bytes, rows: int, columns: int, kept: int, bits: int, pattern_count: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Returns the marks (row, column) and the levels (kept,), None where `data` does not code them."""
+    marked, levels = np.zeros((rows, columns), np.uint8), np.zeros(kept if bits else 0, np.uint8)
+    if not kept:
+        return None if data else (marked, levels)
+    stream, patterns = np.frombuffer(data, np.uint8), np.zeros(rows, np.int32)
+    state = int.from_bytes(data[:_STATE_BYTES], "big")
+    if len(data) < _STATE_BYTES or state < LOWEST_STATE:
+        return None
+    coder = np.array([state, _STATE_BYTES], np.int64)
+    code_matrix(True, np.empty(0, np.uint16), stream, coder, marked, levels, bits, patterns, pattern_count)
+    finished = int(coder[0]) == LOWEST_STATE and int(coder[1]) == len(data)
+    whole = finished and int(marked.sum(dtype=np.int64)) == kept
+    return (marked, levels) if whole else None

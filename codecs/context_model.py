@@ -1,0 +1,246 @@
+"""The model of `context`: how likely each bit of a sparse matrix is, given the rows before.
+
+The bits of a row come in runs whose contexts are known before the run, so one pass serves both ways: it
+notes the runs for the range coder, or reads them from it. FORMAT.md has the model step by step. All
+arithmetic is on whole numbers, or single float32 operations in a fixed order: the same on any machine.
+
+The coder is rANS (J. Duda 2013, "Asymmetric numeral systems", arXiv 1311.2540) on bits, with a state of 40
+bits that moves by 16. A chance is that of a set bit, in units of 2^-28; its 15 upper bits are coded with.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.sparse import FloatArray
+
+Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int64]
+Symbols = NDArray[np.uint16]
+
+CHANCE_BITS = 28
+_CODED_BITS = 15
+_WHOLE = 1 << _CODED_BITS
+LOWEST_STATE = 1 << 24
+STATE_BITS = 40
+_MOST_SEEN = 510
+# The n-th time that a context is seen it moves by 1 / (n + 2) of the way, from the 510th on by 1 / 512.
+_RATES = (1 << 16) // (np.arange(_MOST_SEEN + 1, dtype=np.int64) + 2)
+
+MOST_PATTERNS = 16
+_CLASS_BITS = 6
+_ONE = 127 << 23  # the bit pattern of the float32 1
+_DENSITIES = 64  # contexts of the mask: four to an octave of the expected density
+_LOWEST_DENSITY = (127 - 14) << 2  # the bit pattern of 2^-14 without its 21 lower bits
+_SIGN_VOTES = 32  # contexts of a sign: how far its column's vote is from even
+_MAGNITUDES = 128  # contexts of a magnitude: the nodes of a tree of up to 7 bits
+_PRIOR_SEEN = 8  # a context of the mask starts as if seen so often at its density
+_COLUMN_PRIOR = np.float32(1)
+_PATTERN_PRIOR = np.float32(6)
+
+# Where each kind of context begins; a tree of d bits takes 2^d, the first unused.
+_MASK = 0
+_SIGN = _MASK + _DENSITIES
+_POLARITY = _SIGN + _SIGN_VOTES
+_PATTERN = _POLARITY + 1
+_MAGNITUDE = _PATTERN + MOST_PATTERNS
+_CLASS = _MAGNITUDE + _MAGNITUDES
+_CONTEXTS = _CLASS + (1 << _CLASS_BITS)
+
+
+@compiled
+def code_matrix(
+    decoding: bool,
+    symbols: Symbols,
+    stream: Bytes,
+    coder: Integers,
+    marked: Bytes,
+    levels: Bytes,
+    bits: int,
+    patterns: NDArray[np.int32],
+    pattern_count: int,
+) -> None:
+    """Codes a matrix one way or the other; decoding stops where the levels are full or the stream is used."""
+    rows, columns = marked.shape
+    half, pattern_bits, level_index = 1 << max(bits - 1, 0), 0, 0
+    while 1 << pattern_bits < pattern_count:
+        pattern_bits += 1
+    chances, seen = np.full(_CONTEXTS, 1 << (CHANCE_BITS - 1), np.int64), np.zeros(_CONTEXTS, np.int64)
+    for density_class in range(_DENSITIES):
+        middle = _float(((density_class + _LOWEST_DENSITY) << 21) + (1 << 20))
+        chances[density_class] = np.int64(min(middle, np.float32(0.9)) * np.float32(1 << CHANCE_BITS))
+        seen[density_class] = _PRIOR_SEEN
+    expected = np.zeros(pattern_count, np.float32)  # the sum of the densities of a pattern's rows
+    kept_alike = np.zeros((pattern_count, columns), np.float32)  # among these rows
+    expected_all, kept_all = np.float32(0), np.zeros(columns, np.float32)
+    votes = np.zeros((pattern_count, columns), np.int32)  # rows with a plus, less those with a minus
+    contexts, run = np.zeros(columns, np.uint16), np.zeros(columns, np.uint8)
+    places, nodes = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
+    magnitudes = np.zeros(columns, np.int64)
+    one, bit = np.zeros(1, np.uint16), np.zeros(1, np.uint8)  # a run of one
+
+    for row in range(rows):
+        count = 0
+        for column in range(columns):
+            count += marked[row, column]
+        wanted = (_row_class(count) << 8) | patterns[row]
+        node = 1
+        for depth in range(_CLASS_BITS):  # the row's class, then its pattern, then its polarity
+            one[0], bit[0] = _CLASS + node, (wanted >> (8 + _CLASS_BITS - 1 - depth)) & 1
+            _code_run(decoding, symbols, stream, coder, chances, seen, one, bit)
+            node = 2 * node + bit[0]
+        row_class = node - (1 << _CLASS_BITS)
+        if row_class == 0:
+            continue
+        node = 1
+        for depth in range(pattern_bits):
+            one[0], bit[0] = _PATTERN + node, (wanted >> (pattern_bits - depth)) & 1
+            _code_run(decoding, symbols, stream, coder, chances, seen, one, bit)
+            node = 2 * node + bit[0]
+        pattern = node - (1 << pattern_bits)
+        one[0], bit[0] = _POLARITY, wanted & 1
+        if bits:
+            _code_run(decoding, symbols, stream, coder, chances, seen, one, bit)
+        sign = 1 - 2 * np.int64(bit[0])
+
+        density = _float(((row_class - 1) << 22) + _ONE + (1 << 21)) / np.float32(columns)
+        _mask_contexts(density, kept_all, expected_all, kept_alike[pattern], expected[pattern], contexts)
+        run[:] = marked[row]
+        _code_run(decoding, symbols, stream, coder, chances, seen, contexts, run)
+        found, alike = 0, kept_alike[pattern]
+        for column in range(columns):
+            places[found] = column  # without a branch: the next one overwrites it
+            found += run[column]
+        for column in range(columns):
+            marked[row, column] = run[column]
+            kept_all[column] += np.float32(run[column])
+            alike[column] += np.float32(run[column])
+        if decoding and ((bits and level_index + found > levels.size) or coder[1] > stream.size):
+            coder[1] = stream.size + 1
+            return
+        expected[pattern] += density
+        expected_all += density
+        if not bits:
+            continue
+
+        # A sign is coded as whether it is the one that its column's vote foretells.
+        for index in range(found):
+            vote = votes[pattern, places[index]]
+            contexts[index] = _SIGN + min(abs(vote), _SIGN_VOTES - 1)
+            run[index] = (levels[level_index + index] >= half) == (vote * sign >= 0)
+        _code_run(decoding, symbols, stream, coder, chances, seen, contexts[:found], run[:found])
+        for index in range(found):
+            vote, level = votes[pattern, places[index]], np.int64(levels[level_index + index])
+            positive = np.int64((vote * sign >= 0) == (run[index] == 1))
+            votes[pattern, places[index]] = vote + (2 * positive - 1) * sign
+            levels[level_index + index] = positive
+            magnitudes[index] = level - half if positive else half - 1 - level
+            nodes[index] = 1
+        for depth in range(bits - 2, -1, -1):
+            for index in range(found):
+                contexts[index] = _MAGNITUDE + nodes[index]
+                run[index] = (magnitudes[index] >> depth) & 1
+            _code_run(decoding, symbols, stream, coder, chances, seen, contexts[:found], run[:found])
+            for index in range(found):
+                nodes[index] = 2 * nodes[index] + run[index]
+        for index in range(found if bits > 1 else 0):
+            positive = levels[level_index + index] == 1
+            levels[level_index + index] = nodes[index] if positive else 2 * half - 1 - nodes[index]
+        level_index += found
+
+
+@compiled
+def _mask_contexts(
+    density: np.float32,
+    kept_all: FloatArray,
+    expected_all: np.float32,
+    kept_alike: FloatArray,
+    expected: np.float32,
+    contexts: Symbols,
+) -> None:
+    """Writes each column's context: the row's density times how much the column keeps beside others."""
+    for column in range(contexts.size):
+        overall = (kept_all[column] + _COLUMN_PRIOR) / (expected_all + _COLUMN_PRIOR)
+        share = (kept_alike[column] + _PATTERN_PRIOR * overall) / (expected + _PATTERN_PRIOR)
+        context = (_bit_pattern(density * share) >> 21) - _LOWEST_DENSITY
+        contexts[column] = _MASK + min(max(context, 0), _DENSITIES - 1)
+
+
+@compiled
+def _row_class(count: int) -> Any:
+    """Returns 0 for an empty row, else 1 plus twice the place of the leading bit, plus the bit after it."""
+    if count == 0:
+        return 0
+    return ((_bit_pattern(np.float32(count)) - _ONE) >> 22) + 1
+
+
+@compiled
+def _bit_pattern(value: np.float32) -> Any:
+    return np.int64(np.float32(value).view(np.uint32))
+
+
+@compiled
+def _float(pattern: int) -> np.float32:
+    return np.uint32(pattern).view(np.float32)
+
+
+@compiled
+def _code_run(
+    decoding: bool,
+    symbols: Symbols,
+    stream: Bytes,
+    coder: Integers,
+    chances: Integers,
+    seen: Integers,
+    contexts: Symbols,
+    bits: Bytes,
+) -> None:
+    """Codes a run of bits under contexts that don't depend on one another; the contexts learn the bits.
+
+    contexts, bits: (run,). chances, seen: (context,), how likely a set bit is, and how often there was
+    any. Encoding, the bits are noted in `symbols` for `encoded`, and coder[1] counts them. Decoding, they
+    are read from `stream` into `bits`; coder is the state and how many bytes are used, see `opened`. Behind
+    the last byte it takes zeros and goes on counting.
+    """
+    state, used = coder[0], coder[1]
+    for index in range(contexts.size):
+        context = contexts[index]
+        chance = chances[context]
+        share = min(max(chance >> (CHANCE_BITS - _CODED_BITS), 1), _WHOLE - 1)
+        if decoding:
+            place, high = state & (_WHOLE - 1), state >> _CODED_BITS
+            bit: Any = np.int64(place < share)  # without a branch, which dense masks would make slow
+            width = share if bit else _WHOLE - share
+            state = width * high + place - (0 if bit else share)
+            if state < LOWEST_STATE:
+                word: Any = np.int64(0)
+                if used + 1 < stream.size:
+                    word = np.int64(stream[used]) << 8 | np.int64(stream[used + 1])
+                state, used = state << 16 | word, used + 2
+            bits[index] = bit
+        else:
+            bit = np.int64(bits[index])
+            symbols[used] = 2 * share + bit
+            used += 1
+        chances[context] = chance + ((((bit << CHANCE_BITS) - chance) * _RATES[seen[context]]) >> 16)
+        seen[context] = min(seen[context] + 1, _MOST_SEEN)
+    coder[0], coder[1] = state, used
+
+
+@compiled
+def encode_symbols(symbols: Symbols, out: Bytes) -> int:
+    """Codes symbols from the last to the first into the end of `out`; returns where they begin."""
+    state, start = np.int64(LOWEST_STATE), out.size
+    for index in range(symbols.size - 1, -1, -1):
+        chance, bit = np.int64(symbols[index]) >> 1, symbols[index] & 1
+        share, first = (chance, 0) if bit else (_WHOLE - chance, chance)
+        if state >= share << (STATE_BITS - _CODED_BITS):
+            out[start - 1], out[start - 2] = state & 255, (state >> 8) & 255
+            start, state = start - 2, state >> 16
+        state = ((state // share) << _CODED_BITS) + state % share + first
+    for shift in range(0, STATE_BITS, 8):
+        start -= 1
+        out[start] = (state >> shift) & 255
+    return start

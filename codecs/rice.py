@@ -1,0 +1,92 @@
+"""`rice`: the number of dropped entries before each kept one in Rice's code, for the sparsest tensors.
+
+Source: R. F. Rice 1979, "Some practical universal noiseless coding techniques". The unary and the fixed
+parts stand in planes, so that both are read in one pass each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from flexswitch.codecs.bits import (
+    pack_fields,
+    pack_levels,
+    packed_bytes,
+    unpack_wide_fields,
+)
+from flexswitch.codecs.codec import PartReader, check_block, check_kept, take_level_plane
+from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.masks import Positions, count_bits, mask_gaps, mask_of, positions_after_gaps
+from flexswitch.codecs.sparse import Levels, SparseLayout, SparseStats, SparseTensor
+
+_WIDEST = 20
+
+
+@dataclass(frozen=True)
+class Rice:
+    """remainder: bits of a gap's fixed part, in 0..20; the rest of it is unary."""
+
+    name: ClassVar[str] = "rice"
+    lossless: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
+
+    remainder: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.remainder <= _WIDEST:
+            raise ValueError(f"remainder {self.remainder}, expected one of 0..{_WIDEST}")
+
+    @classmethod
+    def fitted(cls, stats: SparseStats) -> Self:
+        """Returns the codec with the remainder that takes the fewest bytes, the smaller one on a tie."""
+        mean = stats.layout.entries / max(1, stats.layout.kept)
+        likely = max(0, int(mean).bit_length() - 1)
+        near = range(max(0, likely - 2), min(_WIDEST, likely + 1) + 1)
+        return min((cls(width) for width in near), key=lambda codec: codec.estimate_bytes(stats))
+
+    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+        """Returns the levels, the remainders, then the unary parts."""
+        check_block(sparse.layout, ValueError)
+        gaps = sparse.gaps
+        ends = np.cumsum((gaps >> np.uint32(self.remainder)) + np.uint32(1), dtype=np.int64)  # (kept,)
+        unary = np.zeros(ends[-1] if ends.size else 0, np.uint8)
+        unary[ends - 1] = 1
+        remainders = gaps & np.uint32((1 << self.remainder) - 1)
+        fields = [
+            pack_levels(sparse.levels, sparse.bits),
+            pack_fields(remainders, self.remainder),
+            np.packbits(unary, bitorder="little").tobytes(),
+        ]
+        return {"data": b"".join(fields)}
+
+    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor. Raises: DecodeError."""
+        positions, levels = self.entries(parts, layout)
+        return SparseTensor(layout.shape, mask_of(positions, layout.entries), levels, layout.bits)
+
+    def entries(self, parts: Mapping[str, bytes], layout: SparseLayout) -> tuple[Positions, Levels]:
+        """Returns the kept positions and their levels. Raises: DecodeError."""
+        check_block(layout)
+        reader, width = PartReader(parts), self.remainder
+        levels = take_level_plane(reader, layout)
+        remainders = unpack_wide_fields(reader.take(packed_bytes(layout.kept, width)), width, layout.kept)
+        unary = np.frombuffer(reader.rest(), np.uint8)
+        check_kept(count_bits(unary), layout)
+        if unary.size and not unary[-1]:
+            raise DecodeError("a zero byte stands behind the last gap")
+        quotients = mask_gaps(unary, layout.kept)
+        if quotients.size and int(quotients.max()) > layout.entries >> width:
+            raise DecodeError("a gap leads behind the last entry")
+        positions = positions_after_gaps((quotients << np.uint32(width)) | remainders, layout.entries)
+        if positions is None:
+            raise DecodeError("the gaps lead behind the last entry")
+        return positions, levels
+
+    def estimate_bytes(self, stats: SparseStats) -> int:
+        """Returns the exact bytes."""
+        kept = stats.layout.kept
+        unary = kept + int((stats.sparse.gaps >> np.uint32(self.remainder)).sum(dtype=np.int64))
+        planes = packed_bytes(unary, 1) + packed_bytes(kept, self.remainder)
+        return planes + packed_bytes(kept, stats.layout.bits)

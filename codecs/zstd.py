@@ -1,0 +1,46 @@
+"""zstandard frames without what a container knows already: no magic number, no checksum."""
+
+from functools import cache
+
+import zstandard
+
+from flexswitch.codecs.errors import DecodeError
+
+# Entropy is all there is to gain in masks and gaps; higher levels look for repeats and find none.
+_LEVEL = 1
+_LARGEST_WINDOW = 1 << 23
+
+
+@cache
+def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=True,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+
+
+def zstd_compress(data: bytes, level: int = _LEVEL) -> bytes:
+    """Returns one frame."""
+    return zstandard.ZstdCompressor(compression_params=_parameters(level)).compress(data)
+
+
+def zstd_decompress(frame: bytes, limit: int) -> bytes:
+    """Returns what a frame of at most `limit` bytes holds.
+
+    Raises: DecodeError on anything else, before memory is taken for it.
+    """
+    try:
+        parameters = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        if parameters.content_size > limit:
+            raise DecodeError(
+                f"a zstandard frame of {parameters.content_size} bytes, expected {limit} at most"
+            )
+        reader = zstandard.ZstdDecompressor(
+            format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=_LARGEST_WINDOW
+        )
+        return reader.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DecodeError(f"not a whole zstandard frame: {error}") from error

@@ -1,0 +1,193 @@
+"""Adds a compressed tensor to weights in place: only the kept entries are touched.
+
+The rounding rule: a kept weight becomes w + λ·v, both factors float32, computed in float32 and rounded once
+to the weight's dtype; where λ·v is zero, and wherever nothing is kept, the weight stays as it is, bit for
+bit. On a GPU the mask and the levels travel packed and are decoded there.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.sparse import (
+    FloatArray,
+    Levels,
+    SparseTensor,
+    level_table,
+    level_values,
+)
+
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DEVICE_ENTRIES = 1 << 26  # decoded at once on a GPU
+
+Places = NDArray[Any]  # uint32 or int64
+Halves = NDArray[np.uint16]
+
+
+class Addend:
+    """λ·τ̂ of one tensor, to be added to its weights from the first entry to the last, part by part."""
+
+    def __init__(self, artifact: Artifact, name: str, lambda_: float) -> None:
+        record = artifact.header.tensors[name]
+        self._values = _Values(record.bits, record.scale, lambda_)
+        self._blocks = artifact.entries(name)
+        self._offset, self._places = 0, np.empty(0, np.int64)
+        self._levels: Levels = np.empty(0, np.uint8)
+        self._start = 0
+
+    def add_to(self, weights: Tensor) -> None:
+        """Adds the next entries to as many weights, flat and contiguous, on the CPU. Raises: DecodeError."""
+        stop = self._start + len(weights)
+        while True:
+            inside = bisect_left(self._places, stop - self._offset)  # in the places' own dtype
+            if inside:
+                values = self._values.of(self._levels[:inside])
+                _add_compiled(weights, self._places[:inside], self._start - self._offset, values)
+                self._places, self._levels = self._places[inside:], self._levels[inside:]
+            following = None if len(self._places) else next(self._blocks, None)
+            if following is None:
+                break
+            self._offset, self._places, self._levels = following
+        self._start = stop
+
+
+class _Values:
+    """The float32 values λ·v of levels."""
+
+    def __init__(self, bits: int, scale: float, lambda_: float) -> None:
+        self._bits = bits
+        self._factor = np.float32(lambda_)
+        self._table = level_table(bits, scale) * self._factor if bits <= 8 else None
+
+    def of(self, levels: Levels) -> FloatArray:
+        if self._table is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # as in the weights' own dtype
+                return level_values(levels, self._bits, 1.0) * self._factor
+        values = np.empty(len(levels), np.float32)
+        _look_up(self._table, levels, values)
+        return values
+
+
+def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float = 1.0) -> None:
+    """Adds λ·τ̂ to a live model's weights, in place and on their devices: θ becomes θ + λ·τ̂.
+
+    weights: base name → tensor, as a module's `state_dict()` gives them; they are those of the base. Raises:
+    InputError where one is missing, has another shape or is not contiguous; DecodeError.
+    """
+    for name, record in artifact.header.tensors.items():
+        found = weights.get(name)
+        if found is None or list(found.shape) != record.shape or not found.is_contiguous():
+            held = "none" if found is None else f"{list(found.shape)}, strides {found.stride()}"
+            raise InputError(
+                f"{artifact.path}: tensor '{name}' of shape {record.shape} needs a contiguous tensor of that "
+                f"name and shape in the model, found {held}"
+            )
+    with torch.no_grad():
+        for name, record in artifact.header.tensors.items():
+            flat = weights[name].detach().view(-1)
+            if flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
+                Addend(artifact, name, lambda_).add_to(flat)
+            else:
+                values = _Values(record.bits, record.scale, lambda_)
+                _add_torch(flat, artifact.sparse(name), values)
+
+
+def _add_compiled(weights: Tensor, places: Places, start: int, values: FloatArray) -> None:
+    if weights.dtype == torch.float32:
+        _add_to_floats(weights.numpy(), places, start, values)
+    elif weights.dtype == torch.bfloat16:
+        _add_to_bfloats(weights.view(torch.uint16).numpy(), places, start, values)
+    else:
+        _add_to_halves(weights.view(torch.uint16).numpy(), places, start, values)
+
+
+def _add_torch(weights: Tensor, sparse: SparseTensor, values: _Values) -> None:
+    """Adds on the weights' own device, in any floating dtype; mask and levels are decoded there."""
+    device, used = weights.device, 0
+    for first in range(0, len(weights), _DEVICE_ENTRIES):
+        part = weights[first : first + _DEVICE_ENTRIES]
+        mask = np.ascontiguousarray(sparse.mask[first // 8 : -(-(first + len(part)) // 8)])
+        packed = torch.from_numpy(mask).to(device)
+        marks = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1  # (byte, 8)
+        positions = marks.view(-1)[: len(part)].nonzero().view(-1)  # (kept,)
+        levels = sparse.levels[used : used + len(positions)]
+        added = torch.from_numpy(values.of(levels)).to(device)
+        before = part[positions]
+        after = (before.to(torch.float32) + added).to(part.dtype)
+        part[positions] = torch.where(added == 0, before, after)
+        used += len(positions)
+
+
+@compiled
+def _look_up(table: FloatArray, levels: NDArray[np.uint8], values: FloatArray) -> None:
+    for index in range(levels.size):
+        values[index] = table[levels[index]]
+
+
+@compiled
+def _add_to_floats(weights: FloatArray, places: Places, start: int, values: FloatArray) -> None:
+    for index in range(places.size):
+        if values[index] != 0:
+            weights[np.int64(places[index]) - start] += values[index]
+
+
+@compiled
+def _add_to_bfloats(weights: Halves, places: Places, start: int, values: FloatArray) -> None:
+    for index in range(places.size):
+        if values[index] != 0:
+            total = _float(np.int64(weights[np.int64(places[index]) - start]) << 16) + values[index]
+            weights[np.int64(places[index]) - start] = (
+                _upper_bits(_pattern(total), 16) if total == total else 0x7FC0
+            )
+
+
+@compiled
+def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArray) -> None:
+    for index in range(places.size):
+        if values[index] != 0:
+            half = np.int64(weights[np.int64(places[index]) - start])
+            size = half & 0x7FFF
+            # Moved to a float32's place, exponent and mantissa stand for 2^-112 of the value.
+            weight = _float(size << 13) * np.float32(2.0**112)
+            if size >= 0x7C00:
+                weight = np.float32(np.inf) if size == 0x7C00 else np.float32(np.nan)
+            total = (-weight if half >> 15 else weight) + values[index]
+            weights[np.int64(places[index]) - start] = _half(total)
+
+
+@compiled
+def _half(value: np.float32) -> Any:
+    """Returns the bit pattern of the float16 nearest to a float32, the even one of two equally near."""
+    sign, size = (_pattern(value) >> 16) & 0x8000, np.float32(abs(value))
+    if size >= np.float32(65520):  # half way from the largest float16 to what would be the next
+        return sign | 0x7C00
+    if size >= np.float32(2.0**-14):
+        return sign | _upper_bits(_pattern(size) - (112 << 23), 13)
+    if value == value:
+        # Below 2^-14 a float16 counts in units of 2^-24, and so does a float32 from 1/2 to 1.
+        return sign | (_pattern(size + np.float32(0.5)) - _pattern(np.float32(0.5)))
+    return 0x7E00
+
+
+@compiled
+def _upper_bits(pattern: int, width: int) -> int:
+    """Returns a pattern without its lowest bits, rounded to the nearest, the even one of two equally near."""
+    return (pattern + (1 << (width - 1)) - 1 + ((pattern >> width) & 1)) >> width
+
+
+@compiled
+def _float(pattern: Any) -> np.float32:
+    return np.uint32(pattern).view(np.float32)
+
+
+@compiled
+def _pattern(value: np.float32) -> Any:
+    return np.int64(np.float32(value).view(np.uint32))

@@ -1,0 +1,141 @@
+"""The side file of a compression that can be interrupted: finished tensors, each under its checksum.
+
+A line of JSON says what run the file belongs to. Then each tensor has a line of JSON and the bytes of its
+blocks. Whatever stands behind the last whole tensor is cut off.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from flexswitch.codecs.container import PackedTensor
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.records import ArtifactHeader, Count, Crc32, Sha256, Strict, TensorRecord, crc32
+from flexswitch.merging.task_vector import TaskVector
+
+_SUFFIX = ".resume"
+
+
+class _Run(Strict):
+    """What a side file belongs to: any difference would give other bytes."""
+
+    format: Literal["flexswitch-resume"] = "flexswitch-resume"
+    version: Literal[1] = 1
+    header: ArtifactHeader
+    units: dict[str, tuple[str, tuple[int, ...]]]
+    inputs: list[tuple[int, int]]  # size and time of change of each file
+
+
+class _Entry(Strict):
+    """One finished tensor. digest is the SHA-256 of the base's tensor where it is known."""
+
+    unit: str
+    digest: Sha256 | None
+    record: TensorRecord | None
+    size: Count
+    crc32: Crc32
+
+
+class _Line(Strict):
+    entry: _Entry
+    crc32: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+
+
+class SideFile:
+    """An open side file; entering it opens it, leaving it closes it, and nothing is lost either way."""
+
+    def __init__(self, output: Path, vector: TaskVector, header: ArtifactHeader) -> None:
+        self.path = side_file(output)
+        self._vector = vector
+        units = {name: (info.dtype, info.shape) for name, info in vector.units.items()}
+        stats = [file.stat() for file in vector.files]
+        inputs = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        self._run = _Run(header=header, units=units, inputs=inputs).model_dump_json().encode() + b"\n"
+        self._places: dict[str, tuple[_Entry, int]] = {}
+
+    def __enter__(self) -> Self:
+        """Opens the file and reads which tensors it holds. Raises: InputError where it is another run's."""
+        existed = self.path.exists()
+        self._file = self.path.open("r+b" if existed else "x+b")
+        try:
+            if existed:
+                self._read()
+            else:
+                self._file.write(self._run)
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def finished(self) -> frozenset[str]:
+        """Returns the units that the file held when it was opened."""
+        return frozenset(self._places)
+
+    def read(self, unit: str) -> PackedTensor | None:
+        """Returns a finished tensor; None where it keeps nothing."""
+        entry, place = self._places[unit]
+        if entry.record is None:
+            return None
+        self._file.seek(place)
+        data = self._file.read(entry.size)
+        self._file.seek(0, os.SEEK_END)
+        return PackedTensor(entry.record, data)
+
+    def add(self, unit: str, packed: PackedTensor | None) -> None:
+        """Keeps a finished tensor."""
+        data = packed.data if packed else b""
+        entry = _Entry(
+            unit=unit,
+            digest=self._vector.digests.get(unit),
+            record=packed.record if packed else None,
+            size=len(data),
+            crc32=crc32(data),
+        )
+        line = _Line(entry=entry, crc32=crc32(entry.model_dump_json().encode()))
+        self._file.write(line.model_dump_json().encode() + b"\n" + data)
+        self._file.flush()
+
+    def remove(self) -> None:
+        """Deletes the file, once the artifact is whole."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        if self._file.readline() != self._run:
+            raise InputError(
+                f"{self.path}: belongs to a compression of other checkpoints or with other settings; "
+                "repeat that one, or delete the file"
+            )
+        whole = self._file.tell()
+        while (entry := _whole_entry(self._file.readline())) is not None:
+            place = self._file.tell()
+            data = self._file.read(entry.size)
+            if len(data) != entry.size or crc32(data) != entry.crc32:
+                break
+            self._places[entry.unit] = (entry, place)
+            if entry.digest is not None:
+                self._vector.digests[entry.unit] = entry.digest
+            whole = self._file.tell()
+        self._file.seek(whole)
+        self._file.truncate()
+
+
+def side_file(output: Path) -> Path:
+    """Returns where the side file of an output lies."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+def _whole_entry(line: bytes) -> _Entry | None:
+    """Returns a line's entry, None where the line is cut short or damaged."""
+    try:
+        parsed = _Line.model_validate_json(line)
+    except ValidationError:
+        return None
+    return parsed.entry if crc32(parsed.entry.model_dump_json().encode()) == parsed.crc32 else None

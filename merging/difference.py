@@ -1,0 +1,52 @@
+"""Fine-tuned minus base in float32, one block at a time."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.sparse import FloatArray
+
+Halves = NDArray[np.uint16]
+
+_LARGEST = np.finfo(np.float32).max
+
+
+def difference(base: Tensor, finetuned: Tensor) -> tuple[FloatArray, bool]:
+    """Returns float32(fine-tuned) − float32(base), flat, and whether all of it is finite."""
+    dtypes = {base.dtype, finetuned.dtype}
+    delta = np.empty(len(base), np.float32)
+    if dtypes == {torch.bfloat16}:
+        before, after = base.view(torch.uint16).numpy(), finetuned.view(torch.uint16).numpy()
+        return delta, _subtract_bfloats(before, after, delta)
+    wide, changed = base.to(torch.float32).numpy(), finetuned.to(torch.float32).numpy()
+    return delta, _subtract_floats(wide, changed, delta)
+
+
+@compiled
+def _subtract_floats(base: FloatArray, finetuned: FloatArray, delta: FloatArray) -> bool:
+    finite = True
+    for index in range(delta.size):
+        value = finetuned[index] - base[index]
+        delta[index] = value
+        finite &= abs(value) <= _LARGEST
+    return finite
+
+
+@compiled
+def _subtract_bfloats(base: Halves, finetuned: Halves, delta: FloatArray) -> bool:
+    finite = True
+    for index in range(delta.size):
+        value = _widened(finetuned[index]) - _widened(base[index])
+        delta[index] = value
+        finite &= abs(value) <= _LARGEST
+    return finite
+
+
+@compiled
+def _widened(half: Any) -> Any:
+    """Returns the float32 of a bfloat16's bit pattern."""
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
