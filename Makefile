@@ -7,6 +7,7 @@
 
 TORCH ?= torch==2.13.0
 THREADS ?= 2
+WORK ?= build/scale
 
 ifdef VIRTUAL_ENV
 VENV := $(VIRTUAL_ENV)
@@ -46,9 +47,12 @@ build/types:
 	mkdir -p build/types/flexswitch
 	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/flexswitch/$$room; done
 
-# DATA is a folder of <task>.train.jsonl.gz and <task>.test.jsonl.gz; run.py says where the eight are from.
+# WORK takes 30 GB of synthetic checkpoints. DATA is a folder of <task>.train.jsonl.gz and <task>.test.jsonl.gz; run.py says where the eight are from.
 bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/text8/run.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/storage/run.py --models benchmarks/text8/cache
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/speed/run.py
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/scale/run.py --work $(WORK)
 
 check-data:
 	@test -d "$(DATA)" || { echo "make bench DATA=DIR: DIR holds the tasks' .jsonl.gz files"; exit 2; }

@@ -30,12 +30,22 @@ class Grid:
     rows: int
     columns: int
 
+    def count(self) -> int:
+        """Returns the number of blocks."""
+        if self.columns <= _LONGEST_ROW:
+            return -(-self.rows // self._height) if self.columns else 0
+        return -(-self.rows * self.columns // BLOCK_ENTRIES)
+
+    @property
+    def _height(self) -> int:
+        """Rows of a block."""
+        return BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
+
     def shapes(self) -> list[tuple[int, int]]:
         """Returns the shapes of the blocks in order; none where there is no entry."""
         if self.columns <= _LONGEST_ROW:
-            height = BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
-            heights = range(0, self.rows if self.columns else 0, height)
-            return [(min(height, self.rows - start), self.columns) for start in heights]
+            starts = range(0, self.rows if self.columns else 0, self._height)
+            return [(min(self._height, self.rows - start), self.columns) for start in starts]
         entries = self.rows * self.columns
         return [(1, min(BLOCK_ENTRIES, entries - start)) for start in range(0, entries, BLOCK_ENTRIES)]
 
@@ -91,20 +101,23 @@ def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
     return put
 
 
-def spread(positions: Positions, rows: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
-    """Returns where rising positions in a matrix of the rows `rows` alone lie in the whole one."""
+def spread(positions: Positions, start: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    """Returns where rising positions behind `start`, among the rows `rows` alone, lie in the whole matrix."""
     found = np.empty(len(positions), np.int64)
-    _spread(positions, rows, columns, found)
+    _spread(positions, start, rows, columns, found)
     return found
 
 
 @compiled
-def _spread(positions: Positions, rows: NDArray[np.int64], columns: int, found: NDArray[np.int64]) -> None:
-    row, end = 0, columns
+def _spread(
+    positions: Positions, start: int, rows: NDArray[np.int64], columns: int, found: NDArray[np.int64]
+) -> None:
+    row = start // columns
     for index in range(positions.size):
-        while positions[index] >= end:
-            row, end = row + 1, end + columns
-        found[index] = np.int64(positions[index]) + (rows[row] - row) * columns
+        position = np.int64(positions[index]) + start
+        while position >= (row + 1) * columns:
+            row += 1
+        found[index] = position + (rows[row] - row) * columns
 
 
 @compiled

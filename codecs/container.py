@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.blocks import as_matrix, put_rows, spread
+from flexswitch.codecs.blocks import Grid, as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.container_v1 import read_version_1
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
@@ -48,8 +48,8 @@ Read = TypeVar("Read")
 BLOCKS = "blocks"
 TABLE = "table"
 _TABLE_LEVEL = 19
-# Each block's checksum alone makes a table incompressible enough; more is an attack on memory.
-_TABLE_GROWTH, _TABLE_FREE_BYTES = 100, 1 << 16
+# A table of blocks that are all alike grows so much; more is an attack on memory.
+_TABLE_GROWTH, _TABLE_FREE_BYTES = 1000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ class Artifact:
             mask = put_rows(mask, as_matrix(tuple(record.shape)).columns, flags)
         return SparseTensor(tuple(record.shape), mask, levels, record.bits)
 
+    def check(self, name: str) -> None:
+        """Decodes every block of one compressed tensor, one at a time. Raises: DecodeError."""
+        for number in range(len(self.header.tensors[name].stored)):
+            self._decode(name, number, _decoded)
+
     def block(self, name: str, index: int) -> SparseTensor:
         """Returns one block of a compressed tensor, without its empty rows; reads nothing else.
 
@@ -190,16 +195,14 @@ class Artifact:
         record, layouts = self.header.tensors[name], self._places[name].layouts
         flags = self.row_flags(name)
         full = None if flags is None else np.flatnonzero(flags)
-        start = 0
+        columns, start = as_matrix(tuple(record.shape)).columns, 0
         for number in range(record.rows is not None, len(layouts)):
             positions, levels = self._decode(name, number, decoded_entries)
             if full is None:
                 yield start, positions, levels
-                start += layouts[number].entries
             else:
-                rows, columns = layouts[number].shape
-                yield 0, spread(positions, full[start : start + rows], columns), levels
-                start += rows
+                yield 0, spread(positions, start, full, columns), levels
+            start += layouts[number].entries
 
     def row_flags(self, name: str) -> NDArray[np.bool_] | None:
         """Returns which rows are stored, (row,); None where all are. Raises: DecodeError."""
@@ -233,13 +236,20 @@ class Artifact:
         try:
             return read(stored_codec(block.codec, block.settings), {"data": data}, layout)
         except DecodeError as error:
-            raise DecodeError(f"{self.path}: tensor '{name}', block {number}: {error}") from error
+            raise DecodeError(f"{self.path}: {self._called(name, number)}: {error}") from error
 
     def _block_data(self, name: str, number: int) -> bytes:
         blocks = self.header.tensors[name].stored
         offset = self._places[name].offset + sum(block.size for block in blocks[:number])
-        what = f"tensor '{name}', block {number},"
-        return self._checked(what, offset, blocks[number].size, blocks[number].crc32)
+        return self._checked(
+            self._called(name, number) + ",", offset, blocks[number].size, blocks[number].crc32
+        )
+
+    def _called(self, name: str, number: int) -> str:
+        """Returns what a stored block is called in messages."""
+        has_rows = self.header.tensors[name].rows is not None
+        block = "row flags" if has_rows and number == 0 else f"block {number - has_rows}"
+        return f"tensor '{name}', {block}"
 
     def _checked(self, what: str, offset: int, size: int, expected: str) -> bytes:
         data = self._file.read(offset, size).tobytes()
@@ -318,17 +328,18 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
 def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
     """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError where they don't fit it."""
     grid = as_matrix(tuple(record.shape))
-    layouts, rows = [], grid.rows
+    layouts = []
     if record.rows is not None:
         layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))
-        rows = min(rows, record.rows.kept)
-    shapes = as_matrix((rows, grid.columns)).shapes() if record.rows is not None else grid.shapes()
-    if len(shapes) != len(record.blocks):
+        grid = Grid(min(grid.rows, record.rows.kept), grid.columns)
+        if not record.rows.kept:
+            raise ArtifactError(f"{path}: tensor '{name}' has row flags without a row; its header is damaged")
+    if grid.count() != len(record.blocks):
         raise ArtifactError(
             f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "
-            f"{len(shapes)}; its header is damaged"
+            f"{grid.count()}; its header is damaged"
         )
-    blocks = zip(shapes, record.blocks, strict=True)
+    blocks = zip(grid.shapes(), record.blocks, strict=True)
     layouts += [SparseLayout(shape, block.kept, record.bits) for shape, block in blocks]
     for layout in layouts:
         if layout.kept > layout.entries:

@@ -29,6 +29,10 @@ class _Codec(Strict):
     settings: dict[str, int] = Field(default={})
 
 
+class _Checksums(Strict):
+    data: Crc32
+
+
 class _Tensor(Strict):
     shape: Annotated[list[Count], Field(max_length=64)]
     dtype: str = "F32"
@@ -36,7 +40,7 @@ class _Tensor(Strict):
     kept: Count
     bits: Literal[1, 2, 4, 8, 16, 32] = 1
     scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]
-    crc32: dict[Literal["data"], Crc32]
+    crc32: _Checksums
 
 
 class _Document(Strict):
@@ -71,7 +75,7 @@ def read_version_1(path: Path, text: str, stored: Header) -> tuple[ArtifactHeade
             settings=tensor.codec.settings,
             kept=tensor.kept,
             size=payload.size,
-            crc32=tensor.crc32["data"],
+            crc32=tensor.crc32.data,
         )
         tensors[name] = TensorRecord(
             shape=tensor.shape, dtype=tensor.dtype, bits=tensor.bits, scale=tensor.scale, blocks=[block]

@@ -28,7 +28,7 @@ class Raw:
 
     name: ClassVar[str] = "raw"
     lossless: ClassVar[bool] = True
-    fast: ClassVar[bool] = True
+    fast: ClassVar[bool] = False
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:

@@ -206,6 +206,8 @@ def _check_kind(kind: type[Document], path: Path, document: dict[str, object]) -
     version, found = document.get("version"), document.get("format")
     if isinstance(found, str) and found != expected:
         raise InputError(f"{path}: is a {found}, expected a {expected}")
+    if "version" in document and type(version) is not int:
+        raise ArtifactError(f"{path}: its field 'version' is {version!r}, expected a whole number")
     if isinstance(version, int) and version > newest:
         raise ArtifactError(
             f"{path}: format version {version}, this flexswitch reads {newest}; install a newer one"

@@ -110,7 +110,7 @@ class SafetensorsWriter:
 
     `reserve` bytes are kept for the header from the start. Where it needs more, the data moves up
     inside the file; where it needs less, it is padded with spaces, which the format allows. checksums
-    maps the tensors written so far to the CRC-32 of their bytes.
+    maps the tensors that `add` has written so far to the CRC-32 of their bytes.
     """
 
     def __init__(self, path: Path, metadata: dict[str, str], reserve: int = 0) -> None:

@@ -63,13 +63,14 @@ def store_block(block: SparseTensor, codec: str, effort: str) -> StoredBlock:
     stats = SparseStats(block)
     if codec != "auto":
         return _stored(get_codec(codec).fitted(stats), block)
+    considered = [each for each in CODECS.values() if each.fast or effort == "small"]
+    fitted = {codec: codec.estimate_bytes(stats) for codec in (each.fitted(stats) for each in considered)}
+    fast = min((codec for codec in fitted if codec.fast), key=fitted.__getitem__)
     if effort == "fast":
-        candidates = [each.fitted(stats) for each in CODECS.values() if each.fast]
-        return _stored(min(candidates, key=lambda each: each.estimate_bytes(stats)), block)
-    fitted = [each.fitted(stats) for each in CODECS.values()]
-    sizes = [each.estimate_bytes(stats) for each in fitted]
-    near = [each for each, size in zip(fitted, sizes, strict=True) if size <= _NEARLY * min(sizes)]
-    return min((_stored(each, block) for each in near), key=lambda stored: len(stored.data))
+        return _stored(fast, block)
+    least = min(fitted.values())
+    tried = [codec for codec, size in fitted.items() if size <= _NEARLY * least or codec is fast]
+    return min((_stored(codec, block) for codec in tried), key=lambda stored: len(stored.data))
 
 
 def _stored(codec: Codec, block: SparseTensor) -> StoredBlock:

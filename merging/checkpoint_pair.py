@@ -16,7 +16,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.architecture import detect_adapter
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config
 from flexswitch.merging.difference import difference
-from flexswitch.merging.fingerprint import byte_view, identify
+from flexswitch.merging.fingerprint import byte_view, identify, known_digests
 from flexswitch.merging.pairing import EVERYTHING, Pairing, Selection, pair
 from flexswitch.merging.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
 
@@ -45,7 +45,7 @@ class CheckpointPair:
             config=config_changes(read_config(base), config, self._cut_rows()),
         )
         self.notes = self.pairing.notes
-        self.digests: dict[str, str] = {}
+        self.digests = known_digests(base)
         self._changed_buffers: dict[str, TensorInfo] | None = None
 
     @property
@@ -99,6 +99,10 @@ class CheckpointPair:
         """Asks the system to have a unit's bytes of both checkpoints in memory soon."""
         self.base.read_ahead(unit)
         self._finetuned.read_ahead(self.pairing.units[unit])
+
+    def is_cheap(self, unit: str) -> bool:
+        """Returns True: a difference is computed faster than memory gives it back."""
+        return True
 
     def _cut_rows(self) -> set[tuple[object, object]]:
         """Returns the numbers of rows, the base's and the fine-tuned's, of units that take the base's."""

@@ -18,6 +18,27 @@ _READERS = min(8, os.cpu_count() or 1)
 _SLICES, _SLICE_ENTRIES = 16, 64
 
 
+# The digests of each base that this process has read, by its files, their sizes and times of change.
+_DIGESTS: dict[tuple[tuple[str, int, int], ...], dict[str, str]] = {}
+
+
+def known_digests(base: Checkpoint) -> dict[str, str]:
+    """Returns tensor name → SHA-256 of a base's tensors that this process has read whole; it may be added to.
+
+    So a recipe that compresses many tasks hashes their base once.
+    """
+    if not base.files:  # it is in memory alone
+        return {}
+    stats = [(file, file.stat()) for file in base.files]
+    key = tuple((str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return _DIGESTS.setdefault(key, {})
+
+
+def forget_digests() -> None:
+    """Makes this process hash bases anew."""
+    _DIGESTS.clear()
+
+
 def identify(base: Checkpoint, digests: dict[str, str] | None = None) -> BaseIdentity:
     """Returns a base's full identity; reads every byte of it, but of the tensors in `digests`.
 

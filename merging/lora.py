@@ -139,6 +139,10 @@ class LoraVector(CheckpointPair):
         if unit not in self._targets:
             super().read_ahead(unit)
 
+    def is_cheap(self, unit: str) -> bool:
+        """Returns False for a target, whose factors are multiplied each time."""
+        return unit not in self._targets
+
     def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing for a target, and for a tensor saved whole the weights that rounding would miss."""
         if unit in self._targets:

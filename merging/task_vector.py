@@ -71,6 +71,9 @@ class TaskVector(Protocol):
     def read_ahead(self, unit: str) -> None:
         """Asks the system to have a unit's bytes in memory soon."""
 
+    def is_cheap(self, unit: str) -> bool:
+        """Returns whether `blocks` costs little more than reading a copy of them from memory."""
+
 
 class ArtifactVector:
     """The task vector that an artifact decodes to."""
@@ -114,6 +117,10 @@ class ArtifactVector:
 
     def read_ahead(self, unit: str) -> None:
         """Does nothing: a unit is a few bytes."""
+
+    def is_cheap(self, unit: str) -> bool:
+        """Returns False: a unit is decoded each time."""
+        return False
 
 
 def add_delta(base: Tensor, delta: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[
     reads: list[tuple[str, Callable[[str], object]]] = [
         (name, artifact.extra) for name in artifact.header.extras
     ]
-    reads += [(name, artifact.sparse) for name in artifact.header.tensors]
+    reads += [(name, artifact.check) for name in artifact.header.tensors]
     _try_all(reads, problems, on_item)
 
 

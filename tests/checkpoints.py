@@ -29,6 +29,7 @@ class MemoryCheckpoint:
 
     def __init__(self, state: State, source: str = "memory") -> None:
         self.source = source
+        self.files: list[Path] = []
         self.directory: Path | None = None
         self.hub_id: str | None = None
         self.aliases: dict[str, str] = {}
@@ -39,7 +40,10 @@ class MemoryCheckpoint:
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        return self._state[name].reshape(-1)[start:stop]
+        return self._state[name].reshape(-1)[start:stop].clone()
+
+    def read_ahead(self, name: str) -> None:
+        pass
 
 
 def message(kind: type[FlexswitchError], action: Callable[[], object]) -> str:

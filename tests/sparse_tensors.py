@@ -9,23 +9,28 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from flexswitch.codecs.blocks import as_matrix, cut
 from flexswitch.codecs.codec import Codec
-from flexswitch.codecs.container import (
-    ArtifactHeader,
-    ArtifactWriter,
-    BaseIdentity,
-    MethodRecord,
-    RawTensor,
-)
+from flexswitch.codecs.container import ArtifactWriter, RawTensor, packed_tensor
+from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
+from flexswitch.codecs.storage import StoredBlock, StoredForm
 
 LAWS = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 FEW = settings(LAWS, max_examples=12)
 
 BITS = tuple(LEVEL_DTYPES)
-# Every setting of the codecs that have any; a codec without a line here has none.
-SETTINGS: dict[str, list[dict[str, int]]] = {"grouped-coo": [{"group": size} for size in GROUP_SIZES]}
+# Settings of the codecs that have any, all or (`rice`) some; a codec without a line here has none.
+SETTINGS: dict[str, list[dict[str, int]]] = {
+    "rice": [{"remainder": width} for width in (0, 1, 5, 20)],
+    "context": [{"patterns": count} for count in (1, 2, 4, 8, 16)],
+    "grouped-coo": [{"group": size} for size in GROUP_SIZES],
+}
+# In these a tensor has one form: what decodes is what `encode` writes. Of a frame, zstandard's version
+# decides the bytes, and in `context` the writer may choose each row's pattern.
+ONE_FORM = ("bitmask", "rice", "grouped-coo", "flag4", "raw")
+FRAMED = ("bitmask-zstd", "gaps-zstd")
 
 BASE = BaseIdentity(fingerprint="ab" * 32, sample="cd" * 32, id="org/base")
 DENSITIES = (0.0, 0.002, 0.03, 0.2, 0.5, 0.9, 1.0)
@@ -110,14 +115,21 @@ def header(name: str = "sst2", **fields: Any) -> ArtifactHeader:
 
 def write_artifact(
     path: Path,
-    tensors: Mapping[str, tuple[SparseTensor, float, Codec]],
+    tensors: Mapping[str, tuple[SparseTensor, float, Codec | StoredForm]],
     extras: Mapping[str, RawTensor] | None = None,
     wanted: ArtifactHeader | None = None,
 ) -> Path:
-    """Writes an artifact of (tensor, scale, codec) by name, all of dtype F32; returns its path."""
+    """Writes an artifact of (tensor, scale, stored form) by name, all of dtype F32; returns its path.
+
+    A codec in place of the form stands for one that leaves no rows out and takes this codec for each block.
+    """
     with ArtifactWriter(path, wanted or header()) as writer:
         for name, extra in (extras or {}).items():
             writer.add_extra(name, extra)
-        for name, (sparse, scale, codec) in tensors.items():
-            writer.add_tensor(name, sparse, scale, "F32", codec)
+        for name, (sparse, scale, form) in tensors.items():
+            if not isinstance(form, StoredForm):
+                cuts = cut(sparse, as_matrix(sparse.shape))
+                stored = [StoredBlock(form, len(part.levels), form.encode(part)["data"]) for part in cuts]
+                form = StoredForm(None, tuple(stored))
+            writer.add_tensor(name, packed_tensor(sparse, form, scale, "F32"))
     return path

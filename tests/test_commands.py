@@ -173,7 +173,7 @@ def test_debug_adds_the_traceback(models, flexswitch):
         (("pack", "-o", "zoo2"), "no artifact is given; name at least one .fsw file"),
         (
             ("pack", "red.fsw", "-o", "zoo2", "--codec", "sign"),
-            "no codec is named 'sign' (known: bitmask, grouped-coo, flag4, raw)",
+            "no codec is named 'sign' (known: bitmask, bitmask-zstd, gaps-zstd, rice, context, grouped-coo, flag4, raw)",
         ),
         (("merge", "zoo", "--base", "base.safetensors", "-o", "m"), "give one of --task NAME and --method NAME"),
         (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -26,8 +27,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from flexswitch.codecs.container import METADATA_KEY, open_artifact
+from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.records import METADATA_KEY
 from flexswitch.codecs.safetensors_file import read_header
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
@@ -247,7 +249,7 @@ def test_an_artifact_gives_back_base_plus_the_reference(
 ) -> None:
     if small_blocks:
         use_small_blocks(monkeypatch)
-        monkeypatch.setattr(compress_module, "_HELD_ENTRIES", 20)
+        monkeypatch.setattr(compress_module, "_CACHED_ENTRIES", 20)
     pair = file_pair(tmp_path, STATE, TUNED)
     restored = restore(
         str(tmp_path / "base.safetensors"), compressed(pair, tmp_path / "t.fsw", method, drop=drop)
@@ -302,8 +304,31 @@ def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
     torch.set_num_threads(1)
     assert compressed(pair, tmp_path / "one.fsw", method).path.read_bytes() == two
     use_small_blocks(monkeypatch, 4096)
-    monkeypatch.setattr(compress_module, "_HELD_ENTRIES", 0)
+    monkeypatch.setattr(compress_module, "_CACHED_ENTRIES", 0)
     assert compressed(pair, tmp_path / "blocks.fsw", method).path.read_bytes() == two
+
+
+@pytest.mark.parametrize("memory", [0, 1000, 1 << 30])
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("method", ["t-switch", "p-discard"])
+def test_jobs_and_memory_do_not_change_the_bytes(tmp_path: Path, method: str, jobs: int, memory: int) -> None:
+    base = {f"{place}.weight": torch.from_numpy(normal((20 * place, 7), place)) for place in range(1, 9)}
+    tuned = {name: tensor * 1.5 for name, tensor in base.items()} | {"3.weight": base["3.weight"]}
+    pair, heard = file_pair(tmp_path, base, tuned), []
+    alone = compressed(pair, tmp_path / "alone.fsw", method)
+    compress(pair, tmp_path / "t.fsw", "task", method, {"drop": 0.6}, False, heard.append, jobs, memory)
+    assert (tmp_path / "t.fsw").read_bytes() == alone.path.read_bytes()
+    assert heard == sorted(base)
+    assert list(alone.header.tensors) == [name for name in sorted(base) if name != "3.weight"]
+
+
+def test_a_failing_tensor_ends_the_threads_and_leaves_nothing(tmp_path: Path) -> None:
+    base = {name: torch.zeros(9) for name in "abcdefgh"}
+    pair = memory_pair(base, base | {"a": torch.ones(9), "e": torch.ones(9) * math.inf})
+    before, path = threading.active_count(), tmp_path / "t.fsw"
+    message(InputError, lambda: compress(pair, path, "t", "t-switch", {"drop": 0.6}, False, jobs=3))
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_header_says_how_an_artifact_was_made(tmp_path: Path) -> None:

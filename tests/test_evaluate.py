@@ -34,7 +34,7 @@ from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.evaluate import Score, _batch_means
 from flexswitch.merging.evaluation.methods import check_methods, score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
-from flexswitch.merging.packing import change_zoo
+from flexswitch.merging.packing import Form, change_zoo
 from flexswitch.merging.routing.build import build_index, read_exemplars
 from flexswitch.merging.routing.features import feature_source
 from flexswitch.merging.routing.query_set import read_query_set
@@ -501,7 +501,7 @@ def test_a_damaged_index_is_told_where_it_is_needed(copied):
 
 def test_a_task_that_the_index_lacks_is_told(copied, tmp_path):
     artifact = make_artifact(copied.base, copied.finetuned["birds"], tmp_path / "planets.fsw")
-    change_zoo(copied.zoo, [artifact.path], [], "auto", None, False, lambda task: None)
+    change_zoo(copied.zoo, [artifact.path], [], Form(), None, False, lambda task: None)
     write_jsonl(copied.data / "planets.test.jsonl", texts("birds", 2, seed=0), [0, 1])
     assert message(InputError, lambda: open_evaluation(request(copied, methods=["auto-switch"]))) == (
         f"{copied.zoo}: the query index has no exemplars of the task 'planets'; build it again: "
@@ -531,7 +531,7 @@ def test_test_examples_without_labels_are_told(copied):
 
 
 def test_a_zoo_without_tasks_has_nothing_to_score(copied):
-    change_zoo(copied.zoo, [], list(TASKS), "auto", None, False, lambda task: None)
+    change_zoo(copied.zoo, [], list(TASKS), Form(), None, False, lambda task: None)
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
         f"{copied.zoo}: holds no tasks; add some: flexswitch pack -o {copied.zoo} --add A.fsw"
     )

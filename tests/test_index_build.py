@@ -16,7 +16,7 @@ from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples
-from flexswitch.merging.packing import change_zoo
+from flexswitch.merging.packing import Form, change_zoo
 from flexswitch.merging.routing.build import build_index, draw, read_exemplars
 from flexswitch.merging.routing.features import FileFeatures, feature_source
 from flexswitch.merging.routing.query_set import read_query_set
@@ -120,7 +120,7 @@ def test_the_index_holds_the_features_of_the_drawn_exemplars_by_task(zoo, data):
 def test_a_tasks_exemplars_do_not_depend_on_the_other_tasks(zoo, data, tmp_path):
     build(zoo, data, per_task=4)
     together = read_query_set(open_zoo(zoo.path))
-    change_zoo(zoo.path, [], ["birds", "cities"], "auto", None, False, lambda task: None)
+    change_zoo(zoo.path, [], ["birds", "cities"], Form(), None, False, lambda task: None)
     alone = open_zoo(zoo.path)
     for task in ("birds", "cities"):
         (data / f"{task}.train.jsonl.gz").unlink()
@@ -218,7 +218,7 @@ def test_a_task_with_two_read_exemplars_is_told(zoo, data):
 
 
 def test_a_zoo_without_tasks_has_nothing_to_index(zoo, data):
-    change_zoo(zoo.path, [], list(zoo), "auto", None, False, lambda task: None)
+    change_zoo(zoo.path, [], list(zoo), Form(), None, False, lambda task: None)
     assert refused(open_zoo(zoo.path), data) == (
         f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw"
     )

@@ -64,6 +64,31 @@ def test_files_stay_small():
     assert [path for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
 
 
+def compiled_functions(path):
+    """Returns a module's compiled functions by name."""
+    functions = [
+        node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+    ]
+    return {
+        function.name: function
+        for function in functions
+        if any(isinstance(each, ast.Name) and each.id == "compiled" for each in function.decorator_list)
+    }
+
+
+def test_compiled_functions_call_those_of_their_own_file_only():
+    """Machine code is kept by the date of its file: a change in another one would not be seen."""
+    everywhere = {(path, name) for path in MODULES for name in compiled_functions(path)}
+    names = {name for _, name in everywhere}
+    assert len(everywhere) > 20
+    for path in MODULES:
+        for function in compiled_functions(path).values():
+            called = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} & names
+            assert {(path, name) for name in called} <= everywhere, (
+                f"{path}: {function.name} calls another file's"
+            )
+
+
 def test_starting_the_command_line_loads_nothing_heavy():
     heavy = ("torch", "numpy", "numba", "faiss", "transformers", "pydantic", "huggingface_hub", "yaml")
     code = f"import sys, flexswitch.cli.main; print([name for name in {heavy!r} if name in sys.modules])"

@@ -6,19 +6,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from artifact_files import flip_block_bit
 from checkpoints import flip_bit, message
 from tiny_models import contents, make_artifact, pack, save_state, state_artifacts, tiny_state
 
 from flexswitch.codecs import zoo as zoo_module
-from flexswitch.codecs.container import ArtifactHeader, ArtifactWriter, ModelRecord, open_artifact
+from flexswitch.codecs.container import ArtifactWriter, open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
+from flexswitch.codecs.records import ArtifactHeader, ModelRecord
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging import packing
-from flexswitch.merging.packing import change_zoo, create_zoo
+from flexswitch.merging.packing import Form, change_zoo, create_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
 from flexswitch.merging.task_vector import restore
 
 TASKS = ["birds", "cities", "tools"]
+AUTO = Form()
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +62,15 @@ def indexed(zoo):
     return zoo
 
 
-def create(path, files, codec="auto", adapter=None, overwrite=False):
+def create(path, files, form=AUTO, adapter=None, overwrite=False):
     heard = []
-    notes = create_zoo(path, files, codec, adapter, overwrite, heard.append)
+    notes = create_zoo(path, files, form, adapter, overwrite, heard.append)
     assert heard == [open_artifact(file).header.name for file in files]
     return notes
 
 
-def change(path, add=(), remove=(), codec="auto", adapter=None, overwrite=False):
-    return change_zoo(path, list(add), list(remove), codec, adapter, overwrite, lambda task: None)
+def change(path, add=(), remove=(), form=AUTO, adapter=None, overwrite=False):
+    return change_zoo(path, list(add), list(remove), form, adapter, overwrite, lambda task: None)
 
 
 def changed_files(before, path):
@@ -115,13 +118,6 @@ def test_the_order_of_the_artifacts_does_not_matter(tmp_path, made):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-@pytest.mark.parametrize("codec", ["raw", "bitmask", "flag4"])
-def test_every_tensor_is_stored_by_the_codec_asked_for(tmp_path, made, codec):
-    create(tmp_path / "zoo", [made["birds"]], codec)
-    header = open_zoo(tmp_path / "zoo")["birds"].header
-    assert {record.codec.name for record in header.tensors.values()} == {codec}
-
-
 def test_two_artifacts_of_one_task_are_refused(tmp_path, made):
     copy = shutil.copy(made["birds"], tmp_path / "other.fsw")
     assert message(InputError, lambda: create(tmp_path / "zoo", [made["birds"], copy])) == (
@@ -159,12 +155,12 @@ def test_a_zoo_is_made_anew_from_its_own_files(zoo):
 def test_nothing_is_left_of_a_zoo_that_fails_in_the_middle(tmp_path, made, overwrite):
     if overwrite:
         pack(tmp_path / "zoo", [made["planets"]])
-    flip_bit(made["cities"], -1)
+    flip_block_bit(made["cities"])
     before = contents(tmp_path)
     found = message(
         DecodeError, lambda: create(tmp_path / "zoo", [made[t] for t in TASKS], overwrite=overwrite)
     )
-    assert found.startswith(f"{made['cities']}: tensor 'table.weight' is damaged: checksum ")
+    assert found.startswith(f"{made['cities']}: tensor 'layer.bias', block 0, is damaged: its checksum is ")
     assert contents(tmp_path) == before
     assert not list(tmp_path.glob(".*"))
 
@@ -366,7 +362,7 @@ def test_a_damaged_index_is_told_and_the_zoo_stays_as_it_is(indexed, made):
 
 def test_a_damaged_artifact_leaves_the_zoo_as_it_was(tmp_path, indexed, made):
     again = newer(made, tmp_path, "birds")
-    flip_bit(made["planets"], -1)
+    flip_block_bit(made["planets"])
     before = contents(indexed)
     files = [again, made["planets"]]
     message(DecodeError, lambda: change(indexed, add=files, remove=["tools"], overwrite=True))
@@ -376,7 +372,7 @@ def test_a_damaged_artifact_leaves_the_zoo_as_it_was(tmp_path, indexed, made):
 
 def test_an_unknown_codec_leaves_the_zoo_as_it_was(zoo, made):
     before = contents(zoo)
-    message(UsageError, lambda: change(zoo, add=[made["planets"]], codec="huffman"))
+    message(UsageError, lambda: change(zoo, add=[made["planets"]], form=Form("huffman")))
     assert contents(zoo) == before
 
 

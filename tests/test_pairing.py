@@ -19,7 +19,7 @@ from checkpoints import (
 )
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging import checkpoint as checkpoint_module
+from flexswitch.codecs.safetensors_file import RangeReader
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair, config_changes
 from flexswitch.merging.pairing import Selection, common_prefix
@@ -370,7 +370,7 @@ def test_names_shapes_and_dtypes_are_checked_before_a_weight_is_read(
     def reading(*arguments: object) -> bytearray:
         raise AssertionError("a weight is read")
 
-    monkeypatch.setattr(checkpoint_module, "read_range", reading)
+    monkeypatch.setattr(RangeReader, "read", reading)
     assert problem in message(InputError, lambda: file_pair(tmp_path, BASE, finetuned))
     assert list(file_pair(tmp_path, BASE, tuned()).units) == list(BASE)
 

@@ -7,8 +7,8 @@ import pytest
 from checkpoints import flip_bit, message
 from tiny_models import contents
 
-from flexswitch.codecs.container import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
 from flexswitch.codecs.safetensors_file import SafetensorsWriter
 from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, Zoo, ZooRecord, file_sha256
 from flexswitch.merging.routing.query_set import (
@@ -147,7 +147,7 @@ def test_a_header_with_a_flipped_bit_is_told_by_its_own_checksum(tmp_path):
     [
         ('{"version": 2}', "format version 2, this flexswitch reads 1; install a newer one"),
         ("{}", "its field 'tasks' is wrong: Field required"),
-        ("[]", "its JSON document does not parse ('list' object has no attribute 'get')"),
+        ("[]", "its JSON document is a list, expected an object"),
         (
             make_query_set().header.model_dump_json().replace("per_task", "perTask"),
             "its field 'per_task' is wrong: Field required",

@@ -1,6 +1,7 @@
 """Base plus task vector: tensor by tensor, lazily, under the fine-tuned names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from checkpoints import (
 )
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.merging import checkpoint as checkpoint_module
+from flexswitch.codecs.safetensors_file import RangeReader
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.open_vector import open_finetuned, open_task_vectors
-from flexswitch.merging.packing import create_zoo
+from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.task_vector import restore, restored_tensors
 
 BASE: State = {
@@ -60,15 +61,15 @@ def test_only_the_tensors_that_are_asked_for_are_read(
     base = {"a": torch.zeros(10), "b": torch.zeros(2000)}
     pair = file_pair(tmp_path, base, {"a": torch.ones(10), "b": torch.ones(2000)})
     state = restore(str(tmp_path / "base.safetensors"), extracted(pair, tmp_path / "t.tv.safetensors"))
-    read_range, read = checkpoint_module.read_range, []
+    read, found = RangeReader.read, []
 
-    def recording(path: Path, offset: int, size: int, error: type[InputError]) -> bytearray:
-        read.append((path.name, size))
-        return read_range(path, offset, size, error)
+    def recording(self: RangeReader, offset: int, size: int) -> Any:
+        found.append((self._path.name, size))
+        return read(self, offset, size)
 
-    monkeypatch.setattr(checkpoint_module, "read_range", recording)
+    monkeypatch.setattr(RangeReader, "read", recording)
     assert state["a"].tolist() == [1] * 10
-    assert read == [("base.safetensors", 40), ("t.tv.safetensors", 40)]
+    assert found == [("base.safetensors", 40), ("t.tv.safetensors", 40)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -89,6 +90,17 @@ def test_blocks_do_not_change_what_is_restored(tmp_path: Path, monkeypatch: pyte
     assert_same_state(restore(MemoryCheckpoint(BASE), artifact), expected)
     output = restored_tensors(MemoryCheckpoint(BASE), pair, 1.0, None)["words"]
     assert [len(block) for block in output.blocks()] == [16, 16, 8]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_restoring_leaves_the_base_as_it_was(tmp_path: Path, kind: str) -> None:
+    artifact = compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
+    base = open_checkpoint(str(save_model(tmp_path / "base", BASE, kind=kind)))
+    state = restore(base, artifact)
+    expected = dict(state)
+    assert_same_state(state, expected)
+    assert_same_state(restore(base, artifact), expected)
+    assert torch.equal(base.read("norm"), BASE["norm"])
 
 
 def test_entries_that_do_not_change_keep_the_base_s_value(tmp_path: Path) -> None:
@@ -123,7 +135,7 @@ def test_every_kind_of_source_opens_as_task_vectors(tmp_path: Path) -> None:
     base = open_checkpoint(str(tmp_path / "base.safetensors"))
     vector = extracted(pair, tmp_path / "t.tv.safetensors")
     artifact = compressed(pair, tmp_path / "t.fsw", "p-discard", drop=0.0)
-    create_zoo(tmp_path / "zoo", [artifact.path], "auto", None, False, lambda name: None)
+    create_zoo(tmp_path / "zoo", [artifact.path], Form(), None, False, lambda name: None)
     sources = [vector.path, artifact.path, tmp_path / "zoo", tmp_path / "finetuned.safetensors"]
     for source in sources:
         opened = open_task_vectors(str(source), base)

@@ -16,11 +16,11 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.safetensors_file import (
     DTYPE_BYTES,
     Header,
+    RangeReader,
     SafetensorsWriter,
     StoredTensor,
     header_bytes,
     read_header,
-    read_range,
 )
 
 NOT_PARSED = "not a safetensors file: its header does not parse"
@@ -215,22 +215,8 @@ def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
     assert set(header.tensors) == set(arrays)
     for name, stored in header.tensors.items():
         assert stored.shape == arrays[name].shape
-        assert read_range(path, stored.offset, stored.size, InputError) == arrays[name].tobytes()
-
-
-def test_any_part_of_a_tensor_is_read_alone(tmp_path: Path) -> None:
-    path = file_of(tmp_path, {"a": entry([6], [0, 6])}, b"abcdef")
-    offset = read_header(path, InputError).tensors["a"].offset
-    assert read_range(path, offset + 2, 3, InputError) == b"cde"
-    assert read_range(path, offset + 6, 0, InputError) == b""
-
-
-def test_reading_behind_the_end_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"abcdef")
-    with pytest.raises(ArtifactError) as caught:
-        read_range(path, 4, 2000, ArtifactError)
-    assert str(caught.value) == f"{path}: ends at byte 6, expected 2,004"
+        data = RangeReader(path, InputError).read(stored.offset, stored.size)
+        assert data.tobytes() == arrays[name].tobytes()
 
 
 # The writer
@@ -327,6 +313,40 @@ def test_bytes_that_do_not_fill_a_tensor_are_a_bug(tmp_path: Path) -> None:
     told = r"^a: 2 bytes for F32 \(2,\)$"
     with SafetensorsWriter(tmp_path / "file", {}) as writer, pytest.raises(ValueError, match=told):
         writer.add("a", "F32", (2,), [b"ab"])
+
+
+def test_a_tensor_grows_until_another_is_added(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "file", {}) as writer:
+        writer.add("first", "I16", (1,), [b"ab"])
+        for data in (b"cd", b"", b"efg"):
+            writer.extend("grown", data)
+        writer.add("last", "U8", (1,), [b"h"])
+        with pytest.raises(ValueError, match=r"^grown: another tensor has been added since$"):
+            writer.extend("grown", b"i")
+    found = load_file(tmp_path / "file")
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        "first": b"ab",
+        "grown": b"cdefg",
+        "last": b"h",
+    }
+    assert (found["grown"].dtype, found["grown"].shape) == (np.uint8, (5,))
+
+
+def test_a_tensor_may_grow_by_nothing(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "file", {}) as writer:
+        writer.extend("empty", b"")
+        writer.add("full", "U8", (1,), [b"a"])
+    assert {name: array.tobytes() for name, array in load_file(tmp_path / "file").items()} == {
+        "empty": b"",
+        "full": b"a",
+    }
+
+
+def test_a_tensor_that_grew_is_not_added_again(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "file", {}) as writer:
+        writer.extend("a", b"b")
+        with pytest.raises(ValueError, match=r"^a: written twice$"):
+            writer.add("a", "U8", (1,), [b"c"])
 
 
 def test_no_header_is_written_where_the_writing_failed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from artifact_files import GOLDEN
 from checkpoints import (
     MemoryCheckpoint,
     State,
@@ -19,13 +20,14 @@ from checkpoints import (
     save_model,
 )
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.records import crc32
 from flexswitch.codecs.safetensors_file import read_header
 from flexswitch.codecs.zoo import open_zoo, write_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.fingerprint import fingerprint
-from flexswitch.merging.packing import create_zoo
+from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 from flexswitch.merging.task_vector_file import TaskVectorFile
 from flexswitch.merging.verification import verify
@@ -53,7 +55,7 @@ def zoo(tmp_path: Path, artifact: Artifact) -> Path:
     pair, other = file_pair(tmp_path / "other", BASE, doubled), tmp_path / "other" / "t.fsw"
     compress(pair, other, "other", "t-switch", {"drop": 0.6}, overwrite=False)
     path = tmp_path / "zoo"
-    create_zoo(path, [artifact.path, other], "auto", None, False, lambda name: None)
+    create_zoo(path, [artifact.path, other], Form(), None, False, lambda name: None)
     header = QuerySetHeader(tasks=["other", "task"], features="pooled", per_task=1, seed=0)
     queries = QuerySet(header, np.ones((2, 4), np.float32), np.array([0, 1], np.int32))
     index = write_query_set(path, queries)
@@ -72,10 +74,19 @@ def problems(path: Path, base: Path | None = None) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def damage(path: Path, payload: str) -> None:
-    """Flips a bit in the middle of a payload."""
-    stored = read_header(path, InputError).tensors[payload]
-    flip_bit(path, stored.offset + stored.size // 2, 3)
+def damage(path: Path, tensor: str) -> tuple[str, str]:
+    """Flips a bit in the middle of an extra or of a tensor's one block; returns the checksums found and expected."""
+    artifact, start = open_artifact(path), read_header(path, InputError).tensors["blocks"].offset
+    if tensor in artifact.header.extras:
+        stored = read_header(path, InputError).tensors[f"extra/{tensor}"]
+        start, size = stored.offset, stored.size
+    else:
+        names = list(artifact.header.tensors)
+        start += sum(artifact.header.tensors[name].size for name in names[: names.index(tensor)])
+        size = artifact.header.tensors[tensor].size
+    good = crc32(path.read_bytes()[start : start + size])
+    flip_bit(path, start + size // 2, 3)
+    return crc32(path.read_bytes()[start : start + size]), good
 
 
 def test_an_artifact_that_is_whole_passes(artifact: Artifact) -> None:
@@ -105,19 +116,34 @@ def test_another_base_fails_verification(tmp_path: Path, artifact: Artifact) -> 
 
 
 @pytest.mark.parametrize(
-    ("payload", "tensor"), [("a/data", "a"), ("b/data", "b"), ("extra/head", "head"), ("extra/n", "n")]
+    ("tensor", "what"),
+    [
+        ("a", "tensor 'a', block 0,"),
+        ("b", "tensor 'b', block 0,"),
+        ("head", "extra 'head'"),
+        ("n", "extra 'n'"),
+    ],
 )
-def test_a_flipped_bit_of_a_payload_names_its_tensor(artifact: Artifact, payload: str, tensor: str) -> None:
-    damage(artifact.path, payload)
-    (line,) = problems(artifact.path)
-    assert line.startswith(f"{artifact.path}: tensor '{tensor}' is damaged: checksum ")
-    assert line.endswith(f"; {RESTORE}")
+def test_a_flipped_bit_of_a_payload_names_its_block(artifact: Artifact, tensor: str, what: str) -> None:
+    bad, good = damage(artifact.path, tensor)
+    assert problems(artifact.path) == [
+        f"{artifact.path}: {what} is damaged: its checksum is {bad}, expected {good}; {RESTORE}"
+    ]
 
 
 def test_every_damaged_tensor_is_named(artifact: Artifact) -> None:
-    for payload in ("b/data", "extra/head", "a/data"):
-        damage(artifact.path, payload)
+    for tensor in ("b", "head", "a"):
+        damage(artifact.path, tensor)
     assert [line.split("'")[1] for line in problems(artifact.path)] == ["head", "a", "b"]
+
+
+def test_an_artifact_of_version_1_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "old.fsw"
+    path.write_bytes((GOLDEN / "artifact.fsw").read_bytes())
+    assert checked(path) == [f"{path}: 6 tensors, checksums and counts fit"]
+    flip_bit(path, -1)
+    (line,) = problems(path)
+    assert line.startswith(f"{path}: tensor 'head/ß', block 0, is damaged: its checksum is ")
 
 
 def test_a_flipped_bit_anywhere_in_an_artifact_is_found(artifact: Artifact) -> None:
@@ -148,8 +174,8 @@ def test_a_zoo_that_is_whole_passes(zoo: Path) -> None:
 
 
 def test_a_zoo_names_the_tensors_of_every_damaged_task(zoo: Path) -> None:
-    damage(zoo / "tasks" / "other.fsw", "a/data")
-    damage(zoo / "tasks" / "task.fsw", "extra/head")
+    damage(zoo / "tasks" / "other.fsw", "a")
+    damage(zoo / "tasks" / "task.fsw", "head")
     lines = problems(zoo)
     assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
     assert [line.split("'")[1] for line in lines] == ["a", "head"]

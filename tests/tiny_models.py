@@ -18,7 +18,7 @@ from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import METHODS
 from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.packing import create_zoo
+from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 
@@ -109,7 +109,7 @@ def state_artifacts(folder: Path, tasks: Sequence[str], base_seed: int = 0) -> d
 
 def pack(path: Path, files: Sequence[Path], adapter: str | None = None) -> Zoo:
     """Makes a zoo of artifacts."""
-    create_zoo(path, files, "auto", adapter, False, lambda task: None)
+    create_zoo(path, files, Form(), adapter, False, lambda task: None)
     return open_zoo(path)
 
 

@@ -46,7 +46,7 @@ def make_zoo(cache: Path, tasks: list[str], drop: float) -> Path:
             "compress", str(cache / task), "--base", str(cache / "base"), "-o", str(artifact), "--name", task,
             "--method", "t-switch", "--set", f"drop={drop}", "--overwrite",
         )  # fmt: skip
-    flexswitch("pack", *artifacts, "-o", str(zoo))
+    flexswitch("pack", *artifacts, "-o", str(zoo), "--effort", "small")
     return zoo
 
 

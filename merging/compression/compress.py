@@ -17,8 +17,9 @@ from flexswitch.merging.compression.resume import SideFile
 from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.task_vector import TaskVector
 
-# Up to here a delta is computed once and held (64 MiB in float32); above, once for each reading.
-_HELD_ENTRIES = 1 << 24
+# Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
+# computing it costs more than memory does. Above, it is computed for each reading.
+_CACHED_ENTRIES, _HELD_ENTRIES = 1 << 20, 1 << 24
 _UNKNOWN_BASE = BaseIdentity(fingerprint="0" * 64, sample="0" * 64)
 
 
@@ -109,10 +110,10 @@ def _read_ahead(vector: TaskVector, units: list[str]) -> Iterable[str]:
 
 
 def _delta(vector: TaskVector, unit: str) -> Delta:
-    """Returns a unit's delta, held in memory where it is small."""
+    """Returns a unit's delta, held in memory where that is quicker than to compute it again."""
     info = vector.units[unit]
     read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, unit)
-    if info.entries <= _HELD_ENTRIES:
+    if info.entries <= (_CACHED_ENTRIES if vector.is_cheap(unit) else _HELD_ENTRIES):
         blocks = list(read())
         read = bind(list, blocks)
     return Delta(unit, info.shape, read)

@@ -104,9 +104,10 @@ def _threshold(place: _Place | None, lower: Integers) -> float:
 @compiled
 def _count_upper(patterns: NDArray[np.uint32], counts: Integers) -> None:
     """Counts float32 bit patterns by their upper half, zeros of either sign left out."""
-    zeros, negative_zeros = 0, 0
     for pattern in patterns:
         counts[pattern >> np.uint32(16)] += 1
+    zeros, negative_zeros = 0, 0
+    for pattern in patterns:  # a pass of its own, since the processor takes it many entries at a time
         zeros += pattern == np.uint32(0)
         negative_zeros += pattern == np.uint32(0x8000_0000)
     counts[0] -= zeros

@@ -58,13 +58,14 @@ class SideFile:
 
     def __enter__(self) -> Self:
         """Opens the file and reads which tensors it holds. Raises: InputError where it is another run's."""
-        existed = self.path.exists()
-        self._file = self.path.open("r+b" if existed else "x+b")
+        existed = self.path.exists() and self.path.stat().st_size > 0
+        self._file = self.path.open("r+b" if existed else "w+b")
         try:
             if existed:
                 self._read()
             else:
                 self._file.write(self._run)
+                self._file.flush()
         except BaseException:
             self._file.close()
             raise

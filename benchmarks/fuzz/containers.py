@@ -1,0 +1,319 @@
+"""The target of `.fsw` files, for python benchmarks/fuzz/run.py: any file, its checksums mostly made to fit.
+
+A file is taken apart into its JSON documents and payloads, some of them are changed, and it is put together
+again with sizes, offsets and checksums that fit, so that what lies behind the checksums is reached too.
+"""
+
+import copy
+import json
+import math
+import random
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from decoders import BITS, CHOICES, check_again, check_tensor, scattered
+from outcomes import FindingError
+
+from flexswitch.codecs.container import (
+    BLOCKS,
+    TABLE,
+    Artifact,
+    ArtifactWriter,
+    RawTensor,
+    open_artifact,
+    packed_tensor,
+)
+from flexswitch.codecs.errors import FlexswitchError
+from flexswitch.codecs.records import (
+    CHECKSUM_KEY,
+    EXTRA_PREFIX,
+    METADATA_KEY,
+    ArtifactHeader,
+    BaseIdentity,
+    MethodRecord,
+    ModelRecord,
+    crc32,
+)
+from flexswitch.codecs.registry import CODECS, stored_codec
+from flexswitch.codecs.sparse import SparseTensor
+from flexswitch.codecs.storage import store
+from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
+
+Change = Callable[[bytes], bytes]
+Payload = tuple[str, list[int], bytes]  # dtype, shape, bytes
+
+NUMBERS = (0, 1, 2, 7, 9, 255, 1 << 17, (1 << 20) + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, -1)
+OTHERS: tuple[Any, ...] = (None, True, 1.0, 1e39, "", "U8", "F64", "\ud800", "ab" * 32, [], {}, [1], [0, 5])
+_COMPARED_ENTRIES = 1 << 22
+
+
+def target(data: bytes, path: Path) -> None:
+    """Reads all of the artifact that `data` is, by way of the file `path`.
+
+    Raises: FlexswitchError where any of it is refused, FindingError on a broken promise.
+    """
+    path.write_bytes(data)
+    artifact, refusals = open_artifact(path), []
+    reads = [(read, name) for name in artifact.header.tensors for read in (_check_whole, _check_parts)]
+    for read, name in [*reads, *((Artifact.extra, name) for name in artifact.header.extras)]:
+        try:
+            read(artifact, name)
+        except FlexswitchError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
+def _check_whole(artifact: Artifact, name: str) -> None:
+    sparse, record = artifact.sparse(name), artifact.header.tensors[name]
+    check_tensor(sparse, record.layout)
+    places = np.concatenate([np.empty(0, np.int64), *(at + found for at, found, _ in artifact.entries(name))])
+    if sparse.layout.entries <= _COMPARED_ENTRIES:
+        marked = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
+        if not np.array_equal(np.flatnonzero(marked), places):
+            raise FindingError("its entries are not those of the whole tensor")
+    for index, block in enumerate(record.blocks):
+        check_again(stored_codec(block.codec, block.settings), artifact.block(name, index))
+
+
+def _check_parts(artifact: Artifact, name: str) -> None:
+    artifact.packed(name)
+    artifact.row_flags(name)
+    for _ in artifact.entries(name):
+        pass
+
+
+# Taking apart and putting together
+
+
+@dataclass
+class Pieces:
+    """What an artifact consists of; `table` is None in one of version 1."""
+
+    document: Any
+    table: Any
+    payloads: dict[str, Payload]
+
+
+def take_apart(data: bytes) -> Pieces:
+    """Returns an artifact's pieces. Raises: any error where the file is damaged too much."""
+    (length,) = struct.unpack_from("<Q", data)
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    document = json.loads(header.pop("__metadata__")[METADATA_KEY])
+    payloads = {
+        name: (str(entry["dtype"]), list(entry["shape"]), body[slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+    }
+    table = json.loads(zstd_decompress(payloads.pop(TABLE)[2], 1 << 22)) if TABLE in payloads else None
+    return Pieces(document, table, payloads)
+
+
+def put_together(pieces: Pieces) -> bytes:
+    """Returns the file, its sizes, offsets and checksums made to fit as far as the documents allow."""
+    document, payloads = pieces.document, dict(pieces.payloads)
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        _mend_records(pieces)
+    if pieces.table is not None:
+        table = zstd_compress(_json(pieces.table))
+        payloads[TABLE] = ("U8", [len(table)], table)
+        if isinstance(document, dict) and "table" in document:
+            document["table"] = {"size": len(table), "crc32": crc32(table)}
+    text, entries, end = _json(document), {}, 0
+    for name, (dtype, shape, data) in payloads.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    metadata = {METADATA_KEY: text.decode(), CHECKSUM_KEY: crc32(text)}
+    header = _json({"__metadata__": metadata, **entries})
+    return struct.pack("<Q", len(header)) + header + b"".join(data for _, _, data in payloads.values())
+
+
+def _mend_records(pieces: Pieces) -> None:
+    for name, extra in pieces.document.get("extras", {}).items():
+        if EXTRA_PREFIX + name in pieces.payloads:
+            extra["crc32"] = crc32(pieces.payloads[EXTRA_PREFIX + name][2])
+    if pieces.table is None:
+        for name, record in pieces.document["tensors"].items():
+            record["crc32"]["data"] = crc32(pieces.payloads[f"{name}/data"][2])
+        return
+    blocks, used = pieces.payloads[BLOCKS][2], 0
+    for block in _block_records(pieces):
+        block["crc32"] = crc32(blocks[used : used + block["size"]])
+        used += block["size"]
+
+
+def _block_records(pieces: Pieces) -> list[dict[str, Any]]:
+    tensors = pieces.table["tensors"].values()
+    return [block for each in tensors for block in [each.get("rows"), *each["blocks"]] if block]
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+# Changing
+
+
+def mutate(data: bytes, draw: random.Random, change: Change) -> bytes:
+    """Returns a file with some of its pieces changed; `change` changes plain bytes."""
+    try:
+        pieces = take_apart(data)
+    except Exception:  # whatever is wrong with it, there are only its bytes to change
+        return change(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        action = draw.randrange(12)
+        if action == 0:
+            return change(put_together(pieces))
+        if action < 5:
+            _change_json(pieces, "document" if pieces.table is None or action == 1 else "table", draw)
+        elif action < 10:
+            with suppress(AttributeError, KeyError, TypeError, ValueError, IndexError):
+                _change_block(pieces, draw, change)
+        else:
+            _change_payload(pieces, draw, change)
+    return put_together(pieces)
+
+
+def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
+    """Changes, removes or replaces one value, at any depth, of one of the two documents."""
+    root = {"": getattr(pieces, which)}
+    places = list(_places(root))
+    holder, key = draw.choice(places[1:] or places)
+    value, action = holder[key], draw.randrange(8)
+    if action == 0:
+        del holder[key]
+    elif action == 1:
+        other, name = draw.choice(places)
+        holder[key] = copy.deepcopy(other[name])
+    elif action == 2:
+        holder[key] = draw.choice(OTHERS)
+    elif isinstance(value, list):
+        holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
+    elif isinstance(value, dict):
+        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "data", "dtype"))] = 1
+    elif isinstance(value, str):
+        holder[key] = draw.choice((*CODECS, "BF16", "I64", value + "x"))
+    elif isinstance(value, int) and action < 6:
+        holder[key] = draw.choice(
+            (value - 1, value + 1, 2 * value, value // 2, value ^ 1 << draw.randrange(20))
+        )
+    else:
+        holder[key] = draw.choice(NUMBERS)
+    setattr(pieces, which, root.get(""))
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+def _change_block(pieces: Pieces, draw: random.Random, change: Change) -> None:
+    """Changes the bytes of one block, and its record's size with them."""
+    if pieces.table is None:
+        name = f"{draw.choice(list(pieces.document['tensors']))}/data"
+        data = change(pieces.payloads[name][2])
+        pieces.payloads[name] = ("U8", [len(data)], data)
+        return
+    records, data = _block_records(pieces), pieces.payloads[BLOCKS][2]
+    number = draw.randrange(len(records))
+    start = sum(record["size"] for record in records[:number])
+    end = start + records[number]["size"]
+    block = change(data[start:end])
+    records[number]["size"] = len(block)
+    data = data[:start] + block + data[end:]
+    pieces.payloads[BLOCKS] = ("U8", [len(data)], data)
+
+
+def _change_payload(pieces: Pieces, draw: random.Random, change: Change) -> None:
+    """Changes, adds or removes one payload."""
+    name = draw.choice([*pieces.payloads, "extra/more"])
+    dtype, shape, data = pieces.payloads.get(name, ("U8", [0], b""))
+    action = draw.randrange(4)
+    if action == 0:
+        pieces.payloads.pop(name, None)
+    elif action == 1:
+        pieces.payloads[name] = (draw.choice(("U8", "F32", "BF16", "BOOL", "F4")), shape, data)
+    elif action == 2:
+        pieces.payloads[name] = (dtype, [*shape, draw.choice((0, 1, 2, 1 << 40))], data)
+    else:
+        data = change(data)
+        pieces.payloads[name] = (dtype, [len(data)], data)
+
+
+def changed_bytes(data: bytes, draw: random.Random) -> bytes:
+    """Returns bytes with one place changed, for where the fuzzer does not change them itself."""
+    place, value = draw.randrange(len(data) + 1), draw.randbytes(1)
+    rest = data[place + draw.choice((0, 1, 1, 1, 1, 5)) :]
+    return data[:place] + draw.choice((value, value, value * 3, b"", b"\0")) + rest
+
+
+# Files to begin with
+
+
+def seeds(folder: Path) -> Iterator[bytes]:
+    """Yields valid artifacts of both versions, which hold blocks of every codec."""
+    draw, path = random.Random(0), folder / "seed.fsw"
+    for number, name in enumerate(CODECS):
+        with ArtifactWriter(path, _header()) as writer:
+            writer.add_extra("head", RawTensor("F32", (2, 1), draw.randbytes(8)))
+            writer.add_extra("empty", RawTensor("I64", (0, 3), b""))
+            for place, shape in enumerate([(5, 59), (400, 4, 5), (7,), (0, 3), ()]):
+                sparse = _scattered(shape, BITS[1 + (number + place) % 6], number)
+                codec = name if place < 3 else "auto"
+                writer.add_tensor(f"{place}", packed_tensor(sparse, store(sparse, codec), 0.5, "BF16"))
+        yield path.read_bytes()
+        yield put_together(_version_1(name, draw))
+    with ArtifactWriter(path, _header()) as writer:  # two blocks
+        sparse = scattered((3, 400_000), 1, 1e-4, 0)
+        writer.add_tensor("long", packed_tensor(sparse, store(sparse, "rice"), 1.0, "F32"))
+    yield path.read_bytes()
+
+
+def _scattered(shape: tuple[int, ...], bits: int, seed: int) -> SparseTensor:
+    """Returns a tensor, one of many rows with most of them empty."""
+    sparse = scattered(shape, bits, 0.3, seed)
+    if not shape or shape[0] < 100:
+        return sparse
+    kept = np.unpackbits(sparse.mask, count=math.prod(shape), bitorder="little").reshape(shape[0], -1)
+    left = kept * (np.arange(shape[0]) % 20 == 3)[:, None]
+    mask, full = np.packbits(left, bitorder="little"), int(left.sum())
+    return SparseTensor(shape, mask, sparse.levels[:full], bits)
+
+
+def _header() -> ArtifactHeader:
+    return ArtifactHeader(
+        name="task",
+        base=BaseIdentity(fingerprint="ab" * 32, sample="cd" * 32),
+        model=ModelRecord(prefix="bert.", config={"labels": [0, 1.5, None]}),
+        method=MethodRecord(name="t-switch", settings={"drop": 0.6}),
+        parameters=1000,
+    )
+
+
+def _version_1(name: str, draw: random.Random) -> Pieces:
+    """Returns an artifact of version 1, each of its tensors by a codec of that name."""
+    document = _header().model_dump(exclude={"tensors"}, exclude_defaults=True)
+    document = {"format": "flexswitch-artifact", "version": 1, **document, "tensors": {}}
+    payloads: dict[str, Payload] = {}
+    for place, shape in enumerate([(5, 59), (31,), (3, 0)]):
+        codec = draw.choice([each for each in CHOICES if each.name == name])
+        sparse = scattered(shape, BITS[1 + draw.randrange(6)], 0.3, place)
+        data = codec.encode(sparse)["data"]
+        payloads[f"{place}/data"] = ("U8", [len(data)], data)
+        document["tensors"][f"{place}"] = {
+            "shape": list(shape),
+            "codec": {"name": name, "settings": dict(vars(codec))},
+            "kept": len(sparse.levels),
+            "bits": sparse.bits,
+            "scale": 0.5,
+            "crc32": {"data": crc32(data)},
+        }
+    document["extras"] = {"head": {"dtype": "F32", "shape": [1], "crc32": ""}}
+    payloads[f"{EXTRA_PREFIX}head"] = ("F32", [1], b"\0\0\x80?")
+    return Pieces(document, None, payloads)

@@ -1,0 +1,160 @@
+"""Fuzzes every decoder and the container: python benchmarks/fuzz/run.py --minutes 10 [--seed N] [--work DIR].
+
+Needs atheris (`pip install atheris`). Half of the time goes to each target. An input that ends in anything
+but a decoded tensor or a FlexswitchError, or takes 5 s of processor time or 2 GB of memory, is a finding;
+the first one of each kind is kept in DIR/findings. Writes the section of docs/benchmarks.md.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import containers  # noqa: E402  # siblings, found by the line above
+import decoders  # noqa: E402
+from outcomes import LIMIT_BYTES, LIMIT_SECONDS, Tally, memory_limit  # noqa: E402
+from report import machine, table, write_section  # noqa: E402
+
+TARGETS = {"decoders": "bytes to a codec", "containers": "an artifact, version 1 or 2"}
+LONGEST = {"decoders": 4096, "containers": 32768}
+
+
+def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
+    """Fuzzes one target in this process, which ends with it; its counts go to DIR/<name>.json."""
+    import atheris
+
+    _instrument(atheris.instrument_func)
+    tally, path = Tally(name, work / "findings"), work / "fuzzed.fsw"
+    if name == "decoders":
+        target: Callable[[bytes], None] = decoders.target
+        seeds, mutate = decoders.seeds(), decoders.mutate
+    else:
+        target = partial(containers.target, path=path)
+        seeds, mutate = containers.seeds(work), containers.mutate
+    corpus = work / f"corpus-{name}"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(seeds):
+        (corpus / f"seed-{number}").write_bytes(data)
+        with suppress(Exception):  # compiles what it needs before memory and time are limited
+            target(data)
+    started = time.monotonic()
+
+    def run(data: bytes) -> None:
+        tally.run(target, data)
+        taken = time.monotonic() - started
+        if taken > seconds:
+            document = tally.counts | {"seconds": taken, "kinds": tally.findings}
+            (work / f"{name}.json").write_text(json.dumps(document, indent=1))
+            os._exit(0)  # libFuzzer would end the process so too, but without a word to Python
+
+    def changed(data: bytes, longest: int, seed: int) -> bytes:
+        # atheris puts another `Mutate` in its place when it begins, so it is looked up each time.
+        found = mutate(data, random.Random(seed), lambda part: atheris.Mutate(part, len(part) + 64))
+        return found if len(found) <= longest else atheris.Mutate(data, longest)
+
+    command = [
+        "fuzz", str(corpus), f"-seed={seed}", f"-max_len={LONGEST[name]}", "-timeout=600", "-rss_limit_mb=0",
+        f"-artifact_prefix={work}/",
+    ]  # fmt: skip
+    atheris.Setup(command, run, custom_mutator=changed)
+    with memory_limit():
+        atheris.Fuzz()
+
+
+def _instrument(instrument: Callable[[Any], object]) -> None:
+    """Makes the fuzzer see which branches the codecs take.
+
+    The modules were imported as they are, since numba can't compile instrumented functions. What it compiled
+    stays as it is, and so unseen.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("flexswitch.codecs."):
+            for function in _functions(vars(module).values(), name):
+                instrument(function)
+
+
+def _functions(values: Iterable[Any], module: str) -> Iterable[types.FunctionType]:
+    for value in values:
+        if isinstance(value, type) and value.__module__ == module:
+            yield from _functions(vars(value).values(), module)
+        plain = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        if isinstance(plain, types.FunctionType) and plain.__module__ == module:
+            yield plain
+
+
+def section(minutes: float, seed: int, counts: dict[str, dict[str, Any]]) -> str:
+    """Returns the section for docs/benchmarks.md."""
+    columns = ("inputs", "decoded", "refused", "findings")
+    rows = [
+        [
+            TARGETS[name],
+            *(f"{found[column]:,}" for column in columns),
+            f"{found['inputs'] / found['seconds']:,.0f}",
+        ]
+        for name, found in counts.items()
+    ]
+    return f"""## Fuzzing
+
+    python benchmarks/fuzz/run.py --minutes {minutes:g} --seed {seed}
+
+Inputs to the decoders and to `open_artifact`, made by atheris {version("atheris")} under coverage of the Python code in
+codecs/; what numba compiles runs as it is and can't be watched. Half of the decoders' inputs begin as a valid
+encoding, and most artifacts are put together with checksums that fit. *Decoded* inputs gave a valid tensor that
+encodes and decodes to itself again, *refused* ones a FlexswitchError; a *finding* is any other error, an input
+that takes {LIMIT_SECONDS} s of processor time or {LIMIT_BYTES / 1e9:g} GB of memory, or a broken promise, each kind counted once.
+Measured on {machine()}.
+
+{table(["target", *columns, "inputs a second"], rows)}"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, help="for both targets together")
+    parser.add_argument("--seed", type=int, default=1, help="of the fuzzer, above 0")
+    parser.add_argument("--work", type=Path, help="where inputs, findings and logs are kept")
+    parser.add_argument("--target", choices=TARGETS, help="fuzz this one alone, and write no section")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    if options.target:
+        fuzz(options.target, round(60 * options.minutes), options.seed, work)
+        return 0
+    counts = {}
+    for name in TARGETS:
+        command = [
+            sys.executable,
+            __file__,
+            "--target",
+            name,
+            "--minutes",
+            str(options.minutes / len(TARGETS)),
+        ]
+        work.mkdir(parents=True, exist_ok=True)
+        # Compiled code would read or write behind an array's end without a word; so it is an IndexError.
+        checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(work / "compiled")}
+        with (work / f"{name}.log").open("wb") as log:
+            run = [*command, "--seed", str(options.seed), "--work", str(work)]
+            subprocess.run(run, check=True, stderr=log, env=os.environ | checked)
+        counts[name] = json.loads((work / f"{name}.json").read_text())
+        print(f"{name}: {json.dumps(counts[name])}", flush=True)
+    write_section("fuzz", section(options.minutes, options.seed, counts))
+    print(section(options.minutes, options.seed, counts))
+    print(f"findings and logs: {work}")
+    return 1 if any(found["findings"] for found in counts.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
