@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.bits import pack_levels
-from flexswitch.codecs.codec import PartReader, check_block, take_level_plane
+from flexswitch.codecs.codec import PartReader, check_block, take_level_plane, take_levels
 from flexswitch.codecs.context_model import (
     LOWEST_STATE,
     MOST_PATTERNS,
@@ -53,6 +53,8 @@ class Context:
     def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
         """Returns the floating levels, then the coded bits."""
         check_block(sparse.layout, ValueError)
+        if not len(sparse.levels):
+            return {"data": b""}
         modelled = 1 <= sparse.bits <= _WIDEST_MODELLED
         rows, columns = matrix_shape(sparse.shape)
         marked = np.unpackbits(sparse.mask, count=rows * columns, bitorder="little").reshape(rows, columns)
@@ -69,6 +71,9 @@ class Context:
         """Returns the tensor. Raises: DecodeError."""
         check_block(layout)
         reader = PartReader(parts)
+        if not layout.kept:
+            mask, levels = np.zeros(layout.mask_bytes, np.uint8), take_levels(reader, layout)
+            return SparseTensor(layout.shape, mask, levels, layout.bits)
         modelled = 1 <= layout.bits <= _WIDEST_MODELLED
         plain = None if modelled else take_level_plane(reader, layout)
         rows, columns = matrix_shape(layout.shape)
@@ -103,12 +108,10 @@ def _encode_matrix(
     patterns: NDArray[np.int32],
     pattern_count: int,
 ) -> bytes:
-    """Returns the coded matrix; b"" where it keeps nothing.
+    """Returns the coded matrix, which keeps something.
 
     marked: (row, column) of 0 and 1. levels: (kept,) of `bits` in 0..8. patterns: (row,), see `assign_rows`.
     """
-    if not marked.any():
-        return b""
     levels = levels.copy()
     symbols = np.empty(marked.size + len(levels) * bits + 11 * len(marked), np.uint16)
     coder = np.zeros(2, np.int64)
@@ -123,8 +126,6 @@ def _decode_matrix(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
     """Returns the marks (row, column) and the levels (kept,), None where `data` does not code them."""
     marked, levels = np.zeros((rows, columns), np.uint8), np.zeros(kept if bits else 0, np.uint8)
-    if not kept:
-        return None if data else (marked, levels)
     stream, patterns = np.frombuffer(data, np.uint8), np.zeros(rows, np.int32)
     state = int.from_bytes(data[:_STATE_BYTES], "big")
     if len(data) < _STATE_BYTES or state < LOWEST_STATE:

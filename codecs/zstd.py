@@ -23,7 +23,9 @@ def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
 
 
 def zstd_compress(data: bytes, level: int = _LEVEL) -> bytes:
-    """Returns one frame."""
+    """Returns one frame; no bytes where there is no data."""
+    if not data:
+        return b""
     return zstandard.ZstdCompressor(compression_params=_parameters(level)).compress(data)
 
 
@@ -32,12 +34,12 @@ def zstd_decompress(frame: bytes, limit: int) -> bytes:
 
     Raises: DecodeError on anything else, before memory is taken for it.
     """
+    if not frame:
+        return b""
     try:
         parameters = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-        if parameters.content_size > limit:
-            raise DecodeError(
-                f"a zstandard frame of {parameters.content_size} bytes, expected {limit} at most"
-            )
+        if not 0 < parameters.content_size <= limit:
+            raise DecodeError(f"a zstandard frame of {parameters.content_size} bytes, expected 1 to {limit}")
         reader = zstandard.ZstdDecompressor(
             format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=_LARGEST_WINDOW
         )

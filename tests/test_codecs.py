@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from sparse_tensors import (
@@ -18,11 +19,12 @@ from sparse_tensors import (
     assert_valid,
     codec_id,
     every_codec,
+    positions,
     sparse_tensor,
     sparse_tensors,
 )
 
-from flexswitch.codecs.codec import Codec
+from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.context import Context
 from flexswitch.codecs.errors import DecodeError, UsageError
 from flexswitch.codecs.registry import CODECS, get_codec, stored_codec
@@ -50,6 +52,16 @@ each_codec = pytest.mark.parametrize("codec", every_codec(), ids=codec_id)
 def test_decoding_undoes_encoding(codec: Codec, sparse: SparseTensor) -> None:
     if codec.lossless:
         assert_same(codec.decode(codec.encode(sparse), sparse.layout), sparse)
+
+
+@each_codec
+@LAWS
+@given(sparse=sparse_tensors())
+def test_the_entries_are_those_of_the_decoded_tensor(codec: Codec, sparse: SparseTensor) -> None:
+    found, levels = decoded_entries(codec, codec.encode(sparse), sparse.layout)
+    assert found.tolist() == positions(sparse)
+    assert np.array_equal(levels, sparse.levels)
+    assert levels.dtype == sparse.levels.dtype
 
 
 @each_codec
@@ -163,7 +175,7 @@ def test_wrong_part_names_raise_a_decode_error(codec: Codec) -> None:
 
 
 @each_codec
-@pytest.mark.parametrize("shape", [(0,), (3, 0, 5), (0, 1 << 62, 2)])
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 5), (0, 3), (1 << 40, 0), (0, 1 << 62, 2)])
 def test_a_tensor_without_entries_is_stored(codec: Codec, shape: tuple[int, ...]) -> None:
     empty = sparse_tensor(shape, [], [], 4)
     parts = codec.encode(empty)
@@ -205,7 +217,7 @@ def test_tensors_of_more_than_a_block_are_refused(codec: Codec) -> None:
 
 def test_a_codec_is_fast_or_not() -> None:
     assert {name for name, codec in CODECS.items() if codec.fast} == {
-        *("bitmask", "bitmask-zstd", "gaps-zstd", "rice", "raw")
+        *("bitmask", "bitmask-zstd", "gaps-zstd", "rice")
     }
 
 
@@ -275,7 +287,7 @@ def decode_or_refuse(codec: Codec, parts: dict[str, bytes], layout: SparseLayout
         ("rice", {"remainder": 2}, "0401", SparseLayout((9,), 1, 0), "a bit is set behind the last value"),
         ("rice", {}, "0201", SparseLayout((9,), 1, 1), "a bit is set behind the last value"),
         ("context", {}, "", SparseLayout((9,), 1, 1), "the coded bits do not give 1 of 9 entries"),
-        ("context", {}, "00", SparseLayout((9,), 0, 1), "the coded bits do not give 0 of 9 entries"),
+        ("context", {}, "00", SparseLayout((9,), 0, 1), "1 bytes, expected 0"),
         ("context", {}, "0000ffffff", SparseLayout((9,), 1, 1), "the coded bits do not give 1 of 9 entries"),
         ("context", {}, "01", SparseLayout((9,), 1, 16), "1 bytes, expected at least 2"),
         ("context", {}, "0000", SparseLayout((9,), 1, 16), "a kept value is zero"),
@@ -293,13 +305,15 @@ def test_wrong_bytes_are_told_in_words(
     ("name", "held", "message"),
     [
         ("bitmask-zstd", "0001", "1 entries are marked as kept, expected 2"),
+        ("bitmask-zstd", "", "0 bytes, expected 2"),
         ("bitmask-zstd", "03", "1 bytes, expected 2"),
         ("bitmask-zstd", "0102", "a bit is set behind the last entry"),
-        ("bitmask-zstd", "030000", "a zstandard frame of 3 bytes, expected 2 at most"),
+        ("bitmask-zstd", "030000", "a zstandard frame of 3 bytes, expected 1 to 2"),
+        ("gaps-zstd", "", "the gaps do not lead to 2 of 9 entries"),
         ("gaps-zstd", "00", "the gaps do not lead to 2 of 9 entries"),
         ("gaps-zstd", "0008", "the gaps do not lead to 2 of 9 entries"),
         ("gaps-zstd", "00ff", "the gaps do not lead to 2 of 9 entries"),
-        ("gaps-zstd", "000000", "a zstandard frame of 3 bytes, expected 2 at most"),
+        ("gaps-zstd", "000000", "a zstandard frame of 3 bytes, expected 1 to 2"),
     ],
 )
 def test_a_frame_with_wrong_content_is_told_in_words(name: str, held: str, message: str) -> None:
@@ -310,10 +324,26 @@ def test_a_frame_with_wrong_content_is_told_in_words(name: str, held: str, messa
 
 @pytest.mark.parametrize("name", FRAMED)
 def test_what_is_no_whole_frame_is_told_with_the_reason(name: str) -> None:
-    frame = zstd_compress(b"\3\0")
-    for data in (b"", frame[:1], frame[:-1], frame + b"\0", b"\xff" * 9):
+    frame = zstd_compress(b"\3\0")  # of one block, which holds the two bytes as they are
+    for data in (frame[:1], frame[:-1], frame + b"\0", b"\xff" * 9):
         with pytest.raises(DecodeError, match=r"^not a whole zstandard frame: [^\n]+$"):
             get_codec(name)().decode({"data": data}, SparseLayout((9,), 2, 0))
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_a_frame_that_holds_nothing_or_does_not_tell_is_refused(name: str) -> None:
+    style = {"format": zstandard.FORMAT_ZSTD1_MAGICLESS, "write_content_size": True}
+    nothing = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(**style)
+    ).compress(b"")
+    style["write_content_size"] = False
+    untold = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(**style)
+    ).compress(b"\3\0")
+    for frame, size in ((nothing, 0), (nothing + b"\0", 0), (untold, (1 << 64) - 1)):
+        with pytest.raises(DecodeError) as caught:
+            get_codec(name)().decode({"data": frame}, SparseLayout((9,), 2, 0))
+        assert str(caught.value) == f"a zstandard frame of {size} bytes, expected 1 to 2"
 
 
 def test_wrong_parts_are_told_in_words() -> None:

@@ -99,7 +99,7 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
             "options: {output: zoo}",
             "options: {outputs: zoo}",
             ": step 'pack': no option of pack is named 'outputs'; did you mean 'output'? "
-            "(known: adapter, add, codec, debug, json, output, overwrite, quiet, remove)",
+            "(known: adapter, add, codec, debug, effort, jobs, json, memory, output, overwrite, quiet, remove)",
         ),
         (
             "version: 1",

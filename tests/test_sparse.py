@@ -74,7 +74,7 @@ def test_the_counts_are_those_of_the_mask(sparse: SparseTensor) -> None:
     }
     before = [-1, *positions(sparse)][: len(sparse.levels)]
     gaps = [place - last - 1 for last, place in zip(before, positions(sparse), strict=True)]
-    assert stats.gaps.tolist() == gaps
+    assert sparse.gaps.tolist() == gaps
 
 
 @pytest.mark.parametrize(

@@ -55,17 +55,18 @@ _COMPARED_ENTRIES = 1 << 22
 def target(data: bytes, path: Path) -> None:
     """Reads all of the artifact that `data` is, by way of the file `path`.
 
-    Raises: FlexswitchError where any of it is refused, FindingError on a broken promise.
+    Raises: FlexswitchError where nothing of it decodes, FindingError on a broken promise.
     """
     path.write_bytes(data)
-    artifact, refusals = open_artifact(path), []
+    artifact, decoded, refusals = open_artifact(path), 0, []
     reads = [(read, name) for name in artifact.header.tensors for read in (_check_whole, _check_parts)]
     for read, name in [*reads, *((Artifact.extra, name) for name in artifact.header.extras)]:
         try:
             read(artifact, name)
+            decoded += 1
         except FlexswitchError as error:
             refusals.append(error)
-    if refusals:
+    if refusals and not decoded:
         raise refusals[0]
 
 
@@ -83,6 +84,7 @@ def _check_whole(artifact: Artifact, name: str) -> None:
 
 def _check_parts(artifact: Artifact, name: str) -> None:
     artifact.packed(name)
+    artifact.check(name)
     artifact.row_flags(name)
     for _ in artifact.entries(name):
         pass
@@ -269,8 +271,8 @@ def seeds(folder: Path) -> Iterator[bytes]:
                 writer.add_tensor(f"{place}", packed_tensor(sparse, store(sparse, codec), 0.5, "BF16"))
         yield path.read_bytes()
         yield put_together(_version_1(name, draw))
-    with ArtifactWriter(path, _header()) as writer:  # two blocks
-        sparse = scattered((3, 400_000), 1, 1e-4, 0)
+    with ArtifactWriter(path, _header()) as writer:  # two blocks, of 8 rows and of one
+        sparse = scattered((9, 66_000), 1, 1e-4, 0)
         writer.add_tensor("long", packed_tensor(sparse, store(sparse, "rice"), 1.0, "F32"))
     yield path.read_bytes()
 

@@ -14,7 +14,7 @@ from outcomes import FindingError
 
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.registry import CODECS
-from flexswitch.codecs.sparse import BLOCK_ENTRIES, GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
+from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
 
 SETTINGS = {
     "rice": [{"remainder": width} for width in range(21)],
@@ -90,8 +90,9 @@ def case_of(data: bytes) -> Case:
 
 def shape_of(head: bytes) -> tuple[int, ...]:
     """Returns a shape of at most a block's entries, of each order of magnitude as often as of another."""
+    head = head.ljust(5, b"\0")
     entries = int.from_bytes(head[1:4], "little") % ((1 << head[0] % 21) + 1)
-    columns = max(1, round((max(1, entries) ** (head[4] / 255))))
+    columns = max(1, round(max(1, entries) ** (head[4] / 255)))
     shapes: list[tuple[int, ...]] = [(entries,), (entries // columns, columns), (columns, entries // columns)]
     return [*shapes, (entries // columns, columns, 1)][head[0] // 21 % 4]
 
@@ -124,7 +125,9 @@ def damage(payload: bytearray, action: int, place: int, value: int) -> None:
 
 def valid(codec: int, bits: int, draw: random.Random) -> bytes:
     """Returns an input with the valid payload of a small tensor. codec, bits: which of the choices."""
-    shape = bytes([21 * draw.randrange(4) + draw.randrange(13)]) + draw.randbytes(4)
+    shape = b""
+    while not math.prod(shape_of(shape)):
+        shape = bytes([21 * draw.randrange(4) + draw.randrange(13)]) + draw.randbytes(4)
     sparse = scattered(shape_of(shape), BITS[bits], draw.random() ** 3, draw.randrange(1 << 32))
     head = bytes([codec, bits, 0]) + shape + len(sparse.levels).to_bytes(4, "little") + bytes(3)
     return head + CHOICES[codec].encode(sparse)["data"]

@@ -85,9 +85,15 @@ def _too_long(number: int, frame: object) -> None:
 
 @contextmanager
 def memory_limit() -> Iterator[None]:
-    """Raises a MemoryError in a block that needs more memory than an input may, beside what is taken now."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    """Raises a MemoryError in a block that needs more memory than an input may, beside what is taken now.
+
+    Only Linux tells what is taken; elsewhere there is no limit.
+    """
+    taken = Path("/proc/self/statm")
+    if not taken.exists():
+        yield
+        return
+    before, pages = resource.getrlimit(resource.RLIMIT_AS), int(taken.read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + LIMIT_BYTES, before[1]))
     try:
         yield

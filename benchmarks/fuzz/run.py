@@ -1,6 +1,6 @@
 """Fuzzes every decoder and the container: python benchmarks/fuzz/run.py --minutes 10 [--seed N] [--work DIR].
 
-Needs atheris (`pip install atheris`). Half of the time goes to each target. An input that ends in anything
+Needs atheris (`pip install -e ".[fuzz]"`). Half of the time goes to each target. An input that ends in anything
 but a decoded tensor or a FlexswitchError, or takes 5 s of processor time or 2 GB of memory, is a finding;
 the first one of each kind is kept in DIR/findings. Writes the section of docs/benchmarks.md.
 """
@@ -41,10 +41,10 @@ def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
     tally, path = Tally(name, work / "findings"), work / "fuzzed.fsw"
     if name == "decoders":
         target: Callable[[bytes], None] = decoders.target
-        seeds, mutate = decoders.seeds(), decoders.mutate
+        seeds, mutate = list(decoders.seeds()), decoders.mutate
     else:
         target = partial(containers.target, path=path)
-        seeds, mutate = containers.seeds(work), containers.mutate
+        seeds, mutate = list(containers.seeds(work)), containers.mutate
     corpus = work / f"corpus-{name}"
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds):
@@ -63,12 +63,14 @@ def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
 
     def changed(data: bytes, longest: int, seed: int) -> bytes:
         # atheris puts another `Mutate` in its place when it begins, so it is looked up each time.
-        found = mutate(data, random.Random(seed), lambda part: atheris.Mutate(part, len(part) + 64))
+        draw = random.Random(seed)
+        origin = data if draw.random() < 0.7 else draw.choice(seeds)
+        found = mutate(origin, draw, lambda part: atheris.Mutate(part, len(part) + 64))
         return found if len(found) <= longest else atheris.Mutate(data, longest)
 
     command = [
         "fuzz", str(corpus), f"-seed={seed}", f"-max_len={LONGEST[name]}", "-timeout=600", "-rss_limit_mb=0",
-        f"-artifact_prefix={work}/",
+        "-reduce_inputs=0", "-mutate_depth=2", f"-artifact_prefix={work}/",
     ]  # fmt: skip
     atheris.Setup(command, run, custom_mutator=changed)
     with memory_limit():
@@ -91,7 +93,8 @@ def _functions(values: Iterable[Any], module: str) -> Iterable[types.FunctionTyp
     for value in values:
         if isinstance(value, type) and value.__module__ == module:
             yield from _functions(vars(value).values(), module)
-        plain = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        inner = (getattr(value, name, None) for name in ("__func__", "fget", "func"))  # methods, properties
+        plain = next(filter(None, inner), value)
         if isinstance(plain, types.FunctionType) and plain.__module__ == module:
             yield plain
 
@@ -111,14 +114,31 @@ def section(minutes: float, seed: int, counts: dict[str, dict[str, Any]]) -> str
 
     python benchmarks/fuzz/run.py --minutes {minutes:g} --seed {seed}
 
-Inputs to the decoders and to `open_artifact`, made by atheris {version("atheris")} under coverage of the Python code in
-codecs/; what numba compiles runs as it is and can't be watched. Half of the decoders' inputs begin as a valid
-encoding, and most artifacts are put together with checksums that fit. *Decoded* inputs gave a valid tensor that
-encodes and decodes to itself again, *refused* ones a FlexswitchError; a *finding* is any other error, an input
-that takes {LIMIT_SECONDS} s of processor time or {LIMIT_BYTES / 1e9:g} GB of memory, or a broken promise, each kind counted once.
+Inputs to the decoders and to `open_artifact`, made by atheris {version("atheris")} under coverage of the
+Python code in codecs/. What numba compiles can't be watched; it runs with its bounds checked. About half of
+the decoders' inputs begin as a valid encoding, and most artifacts have sizes and checksums that fit.
+*Decoded* inputs gave a valid tensor that encodes and decodes to itself again, *refused* ones nothing but a
+FlexswitchError. A *finding* is any other error, a broken promise, or an input that takes {LIMIT_SECONDS} s of
+processor time or {LIMIT_BYTES / 1e9:g} GB of memory; findings of one kind count once.
 Measured on {machine()}.
 
 {table(["target", *columns, "inputs a second"], rows)}"""
+
+
+def _fuzz_apart(name: str, minutes: float, seed: int, work: Path) -> dict[str, Any]:
+    """Fuzzes one target in a process of its own, and returns its counts."""
+    command = [sys.executable, __file__, "--target", name, "--minutes", str(minutes), "--seed", str(seed)]
+    # Compiled code would read or write behind an array's end without a word; so it is an IndexError.
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(work / "compiled")}
+    with (work / f"{name}.log").open("wb") as log:
+        run = subprocess.run(
+            [*command, "--work", str(work)], stderr=log, env=os.environ | checked, check=False
+        )
+    if run.returncode:
+        sys.exit(f"{name}: the process crashed; its last input and {name}.log are in {work}")
+    counts: dict[str, Any] = json.loads((work / f"{name}.json").read_text())
+    print(f"{name}: {json.dumps(counts)}", flush=True)
+    return counts
 
 
 def main() -> int:
@@ -132,24 +152,8 @@ def main() -> int:
     if options.target:
         fuzz(options.target, round(60 * options.minutes), options.seed, work)
         return 0
-    counts = {}
-    for name in TARGETS:
-        command = [
-            sys.executable,
-            __file__,
-            "--target",
-            name,
-            "--minutes",
-            str(options.minutes / len(TARGETS)),
-        ]
-        work.mkdir(parents=True, exist_ok=True)
-        # Compiled code would read or write behind an array's end without a word; so it is an IndexError.
-        checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(work / "compiled")}
-        with (work / f"{name}.log").open("wb") as log:
-            run = [*command, "--seed", str(options.seed), "--work", str(work)]
-            subprocess.run(run, check=True, stderr=log, env=os.environ | checked)
-        counts[name] = json.loads((work / f"{name}.json").read_text())
-        print(f"{name}: {json.dumps(counts[name])}", flush=True)
+    work.mkdir(parents=True, exist_ok=True)
+    counts = {name: _fuzz_apart(name, options.minutes / len(TARGETS), options.seed, work) for name in TARGETS}
     write_section("fuzz", section(options.minutes, options.seed, counts))
     print(section(options.minutes, options.seed, counts))
     print(f"findings and logs: {work}")
