@@ -6,6 +6,7 @@ FORMAT.md specifies them. Every field is checked for presence, type and range be
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from flexswitch.codecs.sparse import SparseLayout
 METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
 EXTRA_PREFIX = "extra/"
+BLOCKS, TABLE = "blocks", "table"  # the tensors of an artifact beside its extras
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -158,6 +160,15 @@ class ArtifactHeader(Strict):
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
     extras: dict[str, ExtraRecord] = {}
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor stored as it is: dtype by its safetensors name, little-endian row-major bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
 
 
 def crc32(data: bytes | bytearray | memoryview) -> str:

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.container import RawTensor
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import BaseIdentity, ModelRecord
+from flexswitch.codecs.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.architecture import detect_adapter
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexswitch.codecs.artifact_writer import PackedTensor, packed_tensor
 from flexswitch.codecs.atomic import atomic_directory, check_output
-from flexswitch.codecs.container import Artifact, PackedTensor, open_artifact, packed_tensor
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.records import BaseIdentity
 from flexswitch.codecs.storage import store

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.atomic import atomic_file, check_space
-from flexswitch.codecs.container import RawTensor
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.records import (
     CHECKSUM_KEY,
@@ -25,6 +24,7 @@ from flexswitch.codecs.records import (
     Count,
     Crc32,
     ModelRecord,
+    RawTensor,
     Strict,
     TaskName,
     crc32,

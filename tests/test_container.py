@@ -17,8 +17,9 @@ from sparse_tensors import BASE, assert_same, every_codec, header, sparse_tensor
 
 import flexswitch.codecs.container
 from flexswitch.codecs import blocks as blocks_module
+from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.codec import Codec
-from flexswitch.codecs.container import ArtifactWriter, open_artifact, packed_tensor
+from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.records import (
     CHECKSUM_KEY,

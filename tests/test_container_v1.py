@@ -19,7 +19,8 @@ from artifact_files import (
 )
 from sparse_tensors import assert_same, positions, write_artifact
 
-from flexswitch.codecs.container import ArtifactWriter, open_artifact
+from flexswitch.codecs.artifact_writer import ArtifactWriter
+from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
 from flexswitch.codecs.records import crc32
 from flexswitch.codecs.registry import CODECS

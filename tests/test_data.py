@@ -48,7 +48,7 @@ def table(records):
 
 WRITERS = {
     ".jsonl": jsonl,
-    ".jsonl.gz": lambda records: gzip.compress(jsonl(records)),
+    ".jsonl.gz": lambda records: gzip.compress(jsonl(records), mtime=0),
     ".csv": table,
     ".parquet": parquet,
 }
@@ -261,7 +261,7 @@ def test_one_missing_text_is_told(tmp_path, name, data):
         ("birds.test.jsonl", b""),
         ("birds.test.jsonl", b"\n \n"),
         ("birds.test.jsonl.gz", b""),
-        ("birds.test.jsonl.gz", gzip.compress(b"")),
+        ("birds.test.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("birds.test.csv", b""),
         ("birds.test.csv", b"text,label\n"),
         ("birds.test.parquet", parquet([], pyarrow.schema({"text": pyarrow.string()}))),
@@ -274,7 +274,7 @@ def test_a_file_without_examples_is_told(tmp_path, name, data):
 
 def test_a_line_that_is_no_json_is_told_with_its_number(tmp_path):
     lines = b'{"text": "a", "label": 1}\n\n{"text": b, "label": 1}\n'
-    for name, data in (("birds.test.jsonl", lines), ("birds.test.jsonl.gz", gzip.compress(lines))):
+    for name, data in (("birds.test.jsonl", lines), ("birds.test.jsonl.gz", gzip.compress(lines, mtime=0))):
         assert damaged(write(tmp_path, name, data)) == "line 3, column 10: Expecting value"
 
 
@@ -295,7 +295,7 @@ def test_a_field_of_endless_length_is_told(tmp_path):
 
 
 def test_a_truncated_gzip_is_told(tmp_path):
-    data = gzip.compress(jsonl(RECORDS * 9))
+    data = gzip.compress(jsonl(RECORDS * 9), mtime=0)
     for length in (len(data) - 1, len(data) - 9, len(data) // 2, 15):
         path = write(tmp_path, "birds.test.jsonl.gz", data[:length])
         assert damaged(path) == "Compressed file ended before the end-of-stream marker was reached"

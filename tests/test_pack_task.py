@@ -8,7 +8,8 @@ from artifact_files import EXTRAS, HEADER, ROWS, assert_holds
 from checkpoints import message
 from sparse_tensors import write_artifact
 
-from flexswitch.codecs.container import Artifact, PackedTensor, open_artifact, packed_tensor
+from flexswitch.codecs.artifact_writer import PackedTensor, packed_tensor
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.storage import store

@@ -11,7 +11,8 @@ from checkpoints import flip_bit, message
 from tiny_models import contents, make_artifact, pack, save_state, state_artifacts, tiny_state
 
 from flexswitch.codecs import zoo as zoo_module
-from flexswitch.codecs.container import ArtifactWriter, open_artifact
+from flexswitch.codecs.artifact_writer import ArtifactWriter
+from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
 from flexswitch.codecs.records import ArtifactHeader, ModelRecord
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo

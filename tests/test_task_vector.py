@@ -29,9 +29,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flexswitch.codecs import atomic
-from flexswitch.codecs.container import RawTensor
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, crc32
+from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, RawTensor, crc32
 from flexswitch.codecs.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair

@@ -248,7 +248,7 @@ def write_jsonl(path: Path, inputs: Sequence[str], labels: Sequence[int] | None)
     for record, label in zip(records, labels if labels is not None else (), strict=labels is not None):
         record["label"] = int(label)
     data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 

@@ -19,24 +19,20 @@ import numpy as np
 from decoders import BITS, CHOICES, check_again, check_tensor, scattered
 from outcomes import FindingError
 
-from flexswitch.codecs.container import (
-    BLOCKS,
-    TABLE,
-    Artifact,
-    ArtifactWriter,
-    RawTensor,
-    open_artifact,
-    packed_tensor,
-)
+from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.codecs.records import (
+    BLOCKS,
     CHECKSUM_KEY,
     EXTRA_PREFIX,
     METADATA_KEY,
+    TABLE,
     ArtifactHeader,
     BaseIdentity,
     MethodRecord,
     ModelRecord,
+    RawTensor,
     crc32,
 )
 from flexswitch.codecs.registry import CODECS, stored_codec

@@ -20,7 +20,8 @@ import zstandard
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexswitch.codecs.container import Artifact, ArtifactWriter, open_artifact, packed_tensor
+from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.merging.apply import Addend, add_task

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flexswitch.codecs.container import ArtifactWriter, open_artifact, packed_tensor
+from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import SparseStats, SparseTensor, shannon_bits

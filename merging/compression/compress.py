@@ -6,8 +6,8 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
+from flexswitch.codecs.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.atomic import atomic_file
-from flexswitch.codecs.container import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store

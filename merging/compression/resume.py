@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from flexswitch.codecs.container import PackedTensor
+from flexswitch.codecs.artifact_writer import PackedTensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.records import ArtifactHeader, Count, Crc32, Sha256, Strict, TensorRecord, crc32
 from flexswitch.merging.task_vector import TaskVector
