@@ -95,7 +95,9 @@ def take_level_plane(reader: PartReader, layout: SparseLayout) -> Levels:
 
 
 def check_block(layout: SparseLayout, error: type[Exception] = DecodeError) -> None:
-    """Raises: `error` where a tensor is larger than the block that such a codec codes at once."""
+    """Raises: `error` where a tensor is no block that such a codec codes at once."""
+    if layout.kept > layout.entries:
+        raise error(f"{layout.kept} of {layout.entries} entries are kept")
     if layout.entries > BLOCK_ENTRIES:
         raise error(f"{layout.entries} entries, expected {BLOCK_ENTRIES} at most")
 

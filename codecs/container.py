@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from flexswitch.codecs.records import (
     TABLE,
     ArtifactDocument,
     ArtifactHeader,
+    BlockRecord,
     RawTensor,
     TensorRecord,
     TensorTable,
@@ -46,10 +48,11 @@ _TABLE_GROWTH, _TABLE_FREE_BYTES = 1000, 1 << 20
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor's first block begins in the file, and the layouts of its stored blocks."""
+    """A tensor's stored blocks, the row flags first: their records, layouts and offsets in the file."""
 
-    offset: int
+    blocks: list[BlockRecord]
     layouts: list[SparseLayout]
+    offsets: list[int]
 
 
 class Artifact:
@@ -63,7 +66,16 @@ class Artifact:
         self._file = RangeReader(path, ArtifactError)
 
     def sparse(self, name: str) -> SparseTensor:
-        """Returns one compressed tensor. Raises: DecodeError naming the file and the tensor."""
+        """Returns one compressed tensor. Raises: DecodeError naming the file, the tensor and the block."""
+        try:
+            return self._whole(name)
+        except MemoryError as error:
+            raise DecodeError(
+                f"{self.path}: tensor '{name}' of shape {self.header.tensors[name].shape} does not fit into "
+                "memory"
+            ) from error
+
+    def _whole(self, name: str) -> SparseTensor:
         record = self.header.tensors[name]
         blocks = [self.block(name, index) for index in range(len(record.blocks))]
         mask = np.concatenate([np.empty(0, np.uint8), *(block.mask for block in blocks)])
@@ -75,7 +87,7 @@ class Artifact:
 
     def check(self, name: str) -> None:
         """Decodes every block of one compressed tensor, one at a time. Raises: DecodeError."""
-        for number in range(len(self.header.tensors[name].stored)):
+        for number in range(len(self._places[name].blocks)):
             self._decode(name, number, _decoded)
 
     def block(self, name: str, index: int) -> SparseTensor:
@@ -114,7 +126,8 @@ class Artifact:
         """Returns one compressed tensor as it is stored. Raises: DecodeError."""
         record = self.header.tensors[name]
         return PackedTensor(
-            record, b"".join(self._block_data(name, number) for number in range(len(record.stored)))
+            record,
+            b"".join(self._block_data(name, number) for number in range(len(self._places[name].blocks))),
         )
 
     def extra(self, name: str) -> RawTensor:
@@ -130,7 +143,7 @@ class Artifact:
     def _decode(
         self, name: str, number: int, read: Callable[[Codec, dict[str, bytes], SparseLayout], Read]
     ) -> Read:
-        block, layout = self.header.tensors[name].stored[number], self._places[name].layouts[number]
+        block, layout = self._places[name].blocks[number], self._places[name].layouts[number]
         data = self._block_data(name, number)
         try:
             return read(stored_codec(block.codec, block.settings), {"data": data}, layout)
@@ -138,11 +151,8 @@ class Artifact:
             raise DecodeError(f"{self.path}: {self._called(name, number)}: {error}") from error
 
     def _block_data(self, name: str, number: int) -> bytes:
-        blocks = self.header.tensors[name].stored
-        offset = self._places[name].offset + sum(block.size for block in blocks[:number])
-        return self._checked(
-            self._called(name, number) + ",", offset, blocks[number].size, blocks[number].crc32
-        )
+        block, offset = self._places[name].blocks[number], self._places[name].offsets[number]
+        return self._checked(self._called(name, number) + ",", offset, block.size, block.crc32)
 
     def _called(self, name: str, number: int) -> str:
         """Returns what a stored block is called in messages."""
@@ -191,7 +201,9 @@ def open_artifact(path: Path) -> Artifact:
                 f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
                 f"keeps {record.kept} entries; its header is damaged"
             )
-        places[name] = _Place(offsets[name], layouts(name, record))
+        blocks = record.stored
+        ends = accumulate((block.size for block in blocks), initial=offsets[name])
+        places[name] = _Place(blocks, layouts(name, record), list(ends))
     return Artifact(path, header, stored, places)
 
 
@@ -203,6 +215,12 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
         odd = sorted(expected ^ set(stored.tensors))[0]
         raise ArtifactError(f"{path}: payload '{odd}' stands in only one of its two headers; it is damaged")
     table, blocks = stored.tensors[TABLE], stored.tensors[BLOCKS]
+    for name, tensor in ((TABLE, table), (BLOCKS, blocks)):
+        if tensor.dtype != "U8" or len(tensor.shape) != 1:
+            raise ArtifactError(
+                f"{path}: its tensor '{name}' is {tensor.dtype} {list(tensor.shape)}, expected U8 of one "
+                "dimension"
+            )
     data = RangeReader(path, ArtifactError).read(table.offset, table.size).tobytes()
     if table.size != document.table.size or crc32(data) != document.table.crc32:
         raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")

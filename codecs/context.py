@@ -46,7 +46,7 @@ class Context:
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec with the number of patterns that takes the fewest bytes, found by trying."""
+        """Returns the codec with 1, 4 or 16 patterns, by trying which takes the fewest bytes."""
         choices = (1, 4, 16) if 1 <= stats.layout.bits <= _WIDEST_MODELLED else (1,)
         return min((cls(patterns) for patterns in choices), key=lambda codec: codec.estimate_bytes(stats))
 

@@ -18,13 +18,19 @@ def byte_counts(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     return total
 
 
-def frame_bytes(counts: NDArray[np.int64]) -> int:
-    """Returns about the bytes of a zstandard frame of symbols that occur so often, (256,)."""
+def frame_bytes(counts: NDArray[np.int64], repeats_below: float, lost: float) -> int:
+    """Returns about the bytes of a zstandard frame of symbols that occur so often, (256,).
+
+    In data of few bits a symbol zstandard finds chance repeats that cost more than they save: below
+    `repeats_below` bits a symbol it loses the share `lost` for each bit (both measured).
+    """
     total, used = int(counts.sum()), np.sort(counts[counts > 0])
     if total < 64 or len(used) < 2:
         return (_HEAD_BYTES if total >= 64 else total) + 2
     chunks = -(-total // _CHUNK_BYTES)
-    coded = -(-_code_bits(used) // 8) + chunks * (len(used) * _TABLE_BYTES // 100 + _HEAD_BYTES)
+    bits = _code_bits(used)
+    bits = round(bits * (1 + lost * max(0.0, repeats_below - bits / total)))
+    coded = -(-bits // 8) + chunks * (len(used) * _TABLE_BYTES // 100 + _HEAD_BYTES)
     return min(coded, total + 3 * chunks + 2)
 
 

@@ -42,9 +42,17 @@ class Rice:
     def fitted(cls, stats: SparseStats) -> Self:
         """Returns the codec with the remainder that takes the fewest bytes, the smaller one on a tie."""
         mean = stats.layout.entries / max(1, stats.layout.kept)
-        likely = max(0, int(mean).bit_length() - 1)
-        near = range(max(0, likely - 2), min(_WIDEST, likely + 1) + 1)
-        return min((cls(width) for width in near), key=lambda codec: codec.estimate_bytes(stats))
+        width = min(_WIDEST, max(0, int(mean).bit_length() - 1))
+        bits = cls(width)._gap_bits(stats)
+        # The bits are a convex function of the width: down while it pays, else up.
+        step = -1 if width and cls(width - 1)._gap_bits(stats) <= bits else 1
+        while 0 <= width + step <= _WIDEST:
+            found = cls(width + step)._gap_bits(stats)
+            if found > bits or (found == bits and step > 0):
+                break
+            width, bits = width + step, found
+        near = range(max(0, width - 2), min(_WIDEST, width + 2) + 1)  # planes end on whole bytes
+        return min((cls(each) for each in near), key=lambda codec: codec.estimate_bytes(stats))
 
     def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
         """Returns the levels, the remainders, then the unary parts."""
@@ -87,6 +95,11 @@ class Rice:
     def estimate_bytes(self, stats: SparseStats) -> int:
         """Returns the exact bytes."""
         kept = stats.layout.kept
-        unary = kept + int((stats.sparse.gaps >> np.uint32(self.remainder)).sum(dtype=np.int64))
+        unary = self._gap_bits(stats) - kept * self.remainder
         planes = packed_bytes(unary, 1) + packed_bytes(kept, self.remainder)
         return planes + packed_bytes(kept, stats.layout.bits)
+
+    def _gap_bits(self, stats: SparseStats) -> int:
+        """Returns the bits of all gaps."""
+        quotients = int((stats.sparse.gaps >> np.uint32(self.remainder)).sum(dtype=np.int64))
+        return quotients + stats.layout.kept * (1 + self.remainder)

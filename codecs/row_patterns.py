@@ -20,7 +20,7 @@ def assign_rows(rows: int, columns: int, places: NDArray[np.uint32], signs: Sign
     places, signs: (kept,), the rising flat positions of the kept entries, and 1 or -1 for each.
     """
     chosen = np.zeros(rows, np.int32)
-    if columns:
+    if rows and columns:
         starts = np.searchsorted(places, np.arange(rows + 1, dtype=np.int64) * columns)  # (rows + 1,)
         _assign(starts, (places % np.uint32(columns)).astype(np.int32), signs, columns, count, chosen)
     return chosen

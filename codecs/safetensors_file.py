@@ -33,6 +33,7 @@ DTYPE_BYTES = {
 _KNOWN = ", ".join(DTYPE_BYTES)
 _COPY_BYTES = 1 << 22
 _READ_BYTES = 1 << 30
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def read_header(path: Path, error: type[FlexswitchError]) -> Header:
 def _stored(entry: dict[str, Any], data_start: int) -> StoredTensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} sizes, expected {_MOST_DIMENSIONS} at most")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, end, *shape)):
         raise ValueError("a size or an offset is not a count below 2^63")
     return StoredTensor(str(entry["dtype"]), shape, data_start + start, end - start)

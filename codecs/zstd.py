@@ -38,6 +38,8 @@ def zstd_decompress(frame: bytes, limit: int) -> bytes:
         return b""
     try:
         parameters = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        if parameters.has_checksum or parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+            raise DecodeError("a zstandard frame with a checksum, or without its content size")
         if not 0 < parameters.content_size <= limit:
             raise DecodeError(f"a zstandard frame of {parameters.content_size} bytes, expected 1 to {limit}")
         reader = zstandard.ZstdDecompressor(

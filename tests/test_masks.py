@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_tensors import LAWS
+from sparse_tensors import LAWS, sparse_tensor
 
 from flexswitch.codecs.huffman import _code_bits, byte_counts, frame_bytes
 from flexswitch.codecs.masks import (
@@ -20,7 +20,9 @@ from flexswitch.codecs.masks import (
     positions_after_gaps,
     positions_after_steps,
 )
+from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.row_patterns import assign_rows
+from flexswitch.codecs.sparse import SparseStats
 from flexswitch.codecs.zstd import zstd_compress
 
 
@@ -166,8 +168,27 @@ def test_the_size_of_a_frame_is_close(content: str, size: int) -> None:
     draw = random.Random(0)
     symbols = {"one byte": b"\7", "any bytes": bytes(range(256)), "few bytes": bytes(range(20))}[content]
     data = np.frombuffer(bytes(draw.choices(symbols, k=size)), np.uint8)
-    found, expected = len(zstd_compress(data.tobytes())), frame_bytes(byte_counts(data))
+    found, expected = len(zstd_compress(data.tobytes())), frame_bytes(byte_counts(data), 0, 0)
     assert abs(found - expected) <= 0.02 * found + 64
+
+
+@pytest.mark.parametrize(
+    ("density", "codec"),
+    [
+        (0.5, "gaps-zstd"),
+        (0.4, "gaps-zstd"),
+        (0.3, "gaps-zstd"),
+        (0.1, "bitmask-zstd"),
+        (0.03, "bitmask-zstd"),
+    ],
+)
+def test_where_zstandard_finds_chance_repeats_their_cost_is_foretold(density: float, codec: str) -> None:
+    marked = np.random.default_rng(0).random((1024, 1024)) < density
+    kept = np.flatnonzero(marked)
+    sparse = sparse_tensor((1024, 1024), kept.tolist(), [0] * len(kept), 0)
+    found = get_codec(codec)()
+    size = len(found.encode(sparse)["data"])
+    assert abs(found.estimate_bytes(SparseStats(sparse)) - size) <= 0.06 * size
 
 
 # Patterns of signs
@@ -234,3 +255,7 @@ def test_the_assignment_is_the_same_on_any_thread() -> None:
     expected = run(0)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, range(12))) == [expected] * 12
+
+
+def test_no_rows_have_no_patterns() -> None:
+    assert len(assign_rows(0, 4, np.zeros(0, np.uint32), np.zeros(0, np.int32), 4)) == 0
