@@ -188,7 +188,7 @@ def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
         other, name = draw.choice(places)
         holder[key] = copy.deepcopy(other[name])
     elif action == 2:
-        holder[key] = draw.choice(OTHERS)
+        holder[key] = copy.deepcopy(draw.choice(OTHERS))
     elif isinstance(value, list):
         holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
     elif isinstance(value, dict):

@@ -109,7 +109,8 @@ def random_table(work: Path) -> str:
 
 def zoo_rows(models: Path, drop: float, work: Path) -> list[list[str]]:
     """Compresses every task at a drop rate, packs a zoo at each effort, and returns their rows."""
-    tasks = sorted(path.name for path in models.iterdir() if path.is_dir() and path.name != "base")
+    tasks = sorted(path.parent.name for path in models.glob("*/model.safetensors"))
+    tasks.remove("base")
     files = []
     for task in tasks:
         files.append(str(work / f"{task}.fsw"))
