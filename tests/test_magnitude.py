@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparse_tensors import LAWS
 
 from flexswitch.merging.compression import magnitude
-from flexswitch.merging.compression.magnitude import kept_blocks, square_sum, two_sided_thresholds
+from flexswitch.merging.compression.magnitude import kept_blocks, kept_count, square_sum
 
 Floats = NDArray[np.float32]
 
@@ -126,13 +126,23 @@ def test_a_long_sum_of_squares_loses_nothing_to_rounding() -> None:
 # --- the passes together ----------------------------------------------------------------------------------
 
 
+def plain_thresholds(values: Floats, drop: float) -> list[np.float32]:
+    """Returns the least magnitude kept of the positive and of the negative values, by sorting."""
+    found = []
+    for sign in (1, -1):
+        side = np.sort(sign * values[sign * values > 0])[::-1]
+        count = kept_count(drop, len(side))
+        found.append(side[count - 1] if count else np.float32(np.inf))
+    return found
+
+
 @MANY
 @given(values=FLOATS, drop=st.sampled_from([0.0, 0.3, 0.6, 0.97]), block=st.sampled_from([8, 24, 1 << 20]))
 def test_blocks_of_what_is_kept_are_those_at_the_thresholds(values: Floats, drop: float, block: int) -> None:
     def read() -> list[Floats]:
         return [values[start : start + block] for start in range(0, len(values), block)]
 
-    least = [np.float32(value) for value in two_sided_thresholds(read, drop)]
+    least = plain_thresholds(values, drop)
     found = list(kept_blocks(read, drop))
     assert len(found) == len(read())
     for (mask, content), part in zip(found, read(), strict=True):
@@ -141,18 +151,48 @@ def test_blocks_of_what_is_kept_are_those_at_the_thresholds(values: Floats, drop
         assert patterns(np.ascontiguousarray(content)).tolist() == patterns(part[marked]).tolist()
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
+def test_values_of_one_bin_are_told_apart(drop: float, spread: float) -> None:
+    generator = np.random.default_rng(7)
+    values = (1 + spread * generator.random(5003)).astype(np.float32) * generator.choice([-1, 1], 5003)
+    values = values.astype(np.float32)
+    least = plain_thresholds(values, drop)
+    ((mask, content),) = kept_blocks(lambda: [values], drop)
+    marked = kept(values, least[0], least[1])
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert np.array_equal(content, values[marked])
+
+
 @pytest.mark.parametrize(
-    ("values", "drop", "thresholds"),
+    ("values", "drop", "expected"),
     [
-        ([], 0.0, (INFINITY, INFINITY)),
-        ([0.0, -0.0], 0.0, (INFINITY, INFINITY)),
-        ([1.0, 2.0, 3.0], 0.5, (3.0, INFINITY)),
-        ([-1.0, -2.0, -3.0, 5.0], 0.5, (INFINITY, 3.0)),
-        ([TINY, -TINY], 0.0, (TINY, TINY)),
-        ([1.0, 1.0000001, 1.0000002, -3e38, -1e-38], 0.0, (1.0, float(np.float32(1e-38)))),
+        ([], 0.0, []),
+        ([0.0, -0.0], 0.0, []),
+        ([1.0, 2.0, 3.0], 0.5, [3.0]),
+        ([-1.0, -2.0, -3.0, 5.0], 0.5, [-3.0]),
+        ([TINY, -TINY, 0.0], 0.0, [TINY, -TINY]),
+        ([2.0, 2.0, 2.0, 1.0], 0.5, [2.0, 2.0, 2.0]),
     ],
 )
-def test_a_side_that_keeps_nothing_has_an_infinite_threshold(
-    values: list[float], drop: float, thresholds: tuple[float, float]
+def test_a_side_that_keeps_nothing_is_left_out_and_ties_are_kept(
+    values: list[float], drop: float, expected: list[float]
 ) -> None:
-    assert two_sided_thresholds(lambda: [np.array(values, np.float32)], drop) == thresholds
+    ((_, content),) = kept_blocks(lambda: [np.array(values, np.float32)], drop)
+    assert content.tolist() == expected
+
+
+@LAWS
+@given(data=st.data(), length=st.integers(0, 300))
+def test_marked_entries_are_taken_out_by_their_ranks(data: st.DataObject, length: int) -> None:
+    marked = np.random.default_rng(length).random(length) < 0.4
+    count = int(marked.sum())
+    ranks = np.array(sorted(data.draw(st.sets(st.integers(0, max(0, count - 1)), max_size=count))), np.int64)
+    values, mask = np.arange(count, dtype=np.float32), np.packbits(marked, bitorder="little")
+    magnitude._clear(mask, ranks)
+    magnitude._close_up(values, ranks)
+    left = np.delete(np.flatnonzero(marked), ranks)
+    marked[:] = False
+    marked[left] = True
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert values[: count - len(ranks)].tolist() == np.delete(np.arange(count), ranks).tolist()

@@ -41,10 +41,13 @@ def check_drop(drop: float) -> None:
         raise UsageError(f"drop={drop}: expected a share of at least 0 and below 1")
 
 
-def two_sided_thresholds(read: Callable[[], Iterable[FloatArray]], drop: float) -> tuple[float, float]:
-    """Returns the least magnitude kept among the positive and among the negative entries.
+def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
+    """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
 
-    `read` gives the delta's blocks anew; it is read twice. Infinity where a side keeps nothing.
+    `read` gives the delta's blocks anew; it is read twice: once for the histogram of the upper halves, once
+    to take out all that the threshold's bin and those above it hold. Of these alone the lower halves are
+    counted, and the few below the threshold are taken out again. Ties at a threshold are all kept. Each
+    array is the caller's own.
     """
     upper = np.zeros(_BINS, np.int64)  # by sign and upper 15 bits of the magnitude
     for block in read():
@@ -52,24 +55,23 @@ def two_sided_thresholds(read: Callable[[], Iterable[FloatArray]], drop: float) 
     sides = upper.reshape(2, -1)  # (sign, upper 15 bits)
     places = [_locate(side, kept_count(drop, int(side.sum()))) for side in sides]
     bins = [place.bin if place else _NONE for place in places]
+    edges = [_smallest_of(place.bin) if place else math.inf for place in places]
+    taken = []
     lower = np.zeros((2, _BINS), np.int64)
-    for block in read() if any(places) else ():
-        _count_lower(block.view(np.uint32), bins[0], bins[1], lower)
-    positive, negative = map(_threshold, places, lower)
-    return positive, negative
-
-
-def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
-    """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
-
-    Ties at a threshold are all kept. Each array is the caller's own.
-    """
-    least_positive, least_negative = map(np.float32, two_sided_thresholds(read, drop))
     for block in read():
         mask = np.empty(-(-len(block) // 8), np.uint8)
-        _pack(block, least_positive, least_negative, mask)
+        _pack(block, np.float32(edges[0]), np.float32(edges[1]), mask)
         values = np.empty(count_bits(mask) + 8, np.float32)
-        yield mask, values[: _gather(block, mask, values)]
+        values = values[: _gather(block, mask, values)]
+        _count_lower(values.view(np.uint32), bins[0], bins[1], lower)
+        taken.append((mask, values))
+    positive, negative = (np.float32(found) for found in map(_threshold, places, lower))
+    for mask, values in taken:
+        ranks = np.empty(len(values) + 1, np.int64)
+        ranks = ranks[: _rank_below(values, positive, negative, ranks)]
+        _clear(mask, ranks)
+        _close_up(values, ranks)
+        yield mask, values[: len(values) - len(ranks)]
 
 
 def square_sum(values: FloatArray) -> float:
@@ -99,6 +101,11 @@ def _threshold(place: _Place | None, lower: Integers) -> float:
     if place is None or inner is None:
         return math.inf
     return float(np.uint32(place.bin << 16 | inner.bin).view(np.float32))
+
+
+def _smallest_of(upper: int) -> float:
+    """Returns the least positive float32 whose pattern's upper half is `upper`; zero has no entry."""
+    return float(np.uint32(max(upper << 16, 1)).view(np.float32))
 
 
 @compiled
@@ -173,6 +180,39 @@ def _gather(block: FloatArray, mask: Bytes, values: FloatArray) -> int:
             values[used] = block[index]
             used += 1
     return used
+
+
+@compiled
+def _rank_below(values: FloatArray, positive: np.float32, negative: np.float32, ranks: Integers) -> int:
+    """Writes where values lie below both thresholds, into room for one more; returns their number."""
+    used = 0
+    for index in range(values.size):
+        ranks[used] = index  # without a branch: the next one overwrites it
+        used += not ((values[index] >= positive) | (values[index] <= -negative))
+    return used
+
+
+@compiled
+def _close_up(values: FloatArray, ranks: Integers) -> None:
+    """Moves values up over those at these rising ranks."""
+    for number in range(ranks.size):
+        stop = ranks[number + 1] if number + 1 < ranks.size else values.size
+        for index in range(ranks[number] + 1, stop):
+            values[index - number - 1] = values[index]
+
+
+@compiled
+def _clear(mask: Bytes, ranks: Integers) -> None:
+    """Clears those set bits that are at these rising ranks among all set bits, from 0."""
+    index, before = 0, 0  # `before` set bits lie in front of the byte `index`
+    for rank in ranks:
+        while before + COUNTS[mask[index]] <= rank:
+            before += COUNTS[mask[index]]
+            index += 1
+        # The bits of this byte that are cleared already still count.
+        place = PLACES[mask[index], rank - before]
+        mask[index] &= ~(np.uint8(1) << place)
+        before += 1
 
 
 @compiled
