@@ -187,12 +187,11 @@ def open_artifact(path: Path) -> Artifact:
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
         raise InputError(f"{path}: not a flexswitch artifact: its metadata lacks the key '{METADATA_KEY}'")
-    if document_version(path, text) == 1:
+    is_whole = document_version(path, text) == 1  # each tensor is one block
+    if is_whole:
         header, offsets = read_version_1(path, text, stored)
-        layouts: Callable[[str, TensorRecord], list[SparseLayout]] = _whole_layout
     else:
         header, offsets = _read_header(path, text, stored)
-        layouts = lambda name, record: _block_layouts(path, name, record)  # noqa: E731
     _check_extras(path, header, stored)
     places = {}
     for name, record in header.tensors.items():
@@ -203,7 +202,8 @@ def open_artifact(path: Path) -> Artifact:
             )
         blocks = record.stored
         ends = accumulate((block.size for block in blocks), initial=offsets[name])
-        places[name] = _Place(blocks, layouts(name, record), list(ends))
+        layouts = [record.layout] if is_whole else _block_layouts(path, name, record)
+        places[name] = _Place(blocks, layouts, list(ends))
     return Artifact(path, header, stored, places)
 
 
@@ -265,10 +265,6 @@ def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLa
                 "its header is damaged"
             )
     return layouts
-
-
-def _whole_layout(name: str, record: TensorRecord) -> list[SparseLayout]:
-    return [record.layout]
 
 
 def _check_extras(path: Path, header: ArtifactHeader, stored: Header) -> None:

@@ -14,7 +14,7 @@ from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import SparseStats, SparseTensor
 
 EFFORTS = ("fast", "small")
-# An estimate may be off by 2 %, so what is that near the smallest is tried.
+# An estimate may be off by some percent, so what is that near the smallest is tried.
 _NEARLY = 1.05
 
 

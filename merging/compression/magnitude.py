@@ -1,6 +1,6 @@
 """Finds the largest entries of a delta, separately among the positive and the negative ones.
 
-Exact for any size in bounded memory: the bit patterns of float32 numbers of one sign are ordered as
+Exact, with nothing held of the delta but what is kept: the bit patterns of float32 numbers of one sign are ordered as
 the numbers are, so two histograms, of the upper and then of the lower 16 bits, give the threshold.
 Source: methods, §2; Qi et al. 2025 (arXiv 2412.00054).
 """
@@ -23,7 +23,6 @@ Bytes = NDArray[np.uint8]
 
 _BINS = 1 << 16
 _NONE = -1  # a bin that no entry falls into
-_LANES = 16
 
 
 def kept_count(drop: float, count: int) -> int:
@@ -127,26 +126,12 @@ def _count_lower(patterns: NDArray[np.uint32], positive: int, negative: int, cou
     # No upper half of a float32 pattern is above 2^16.
     first = np.uint32(positive if positive >= 0 else _BINS)
     second = np.uint32(negative + _BINS // 2 if negative >= 0 else _BINS)
-    whole = patterns.size // _LANES
-    for stretch in range(whole):
-        found = np.uint32(0)  # most stretches hold none, which is told without a branch an entry
-        for lane in range(_LANES):
-            half = patterns[_LANES * stretch + lane] >> np.uint32(16)
-            found |= np.uint32(half == first) | np.uint32(half == second)
-        if found:
-            for lane in range(_LANES):
-                _count_half(patterns[_LANES * stretch + lane], first, second, counts)
-    for index in range(_LANES * whole, patterns.size):
-        _count_half(patterns[index], first, second, counts)
-
-
-@compiled
-def _count_half(pattern: np.uint32, first: np.uint32, second: np.uint32, counts: Integers) -> None:
-    half = pattern >> np.uint32(16)
-    if half == first:
-        counts[0, pattern & np.uint32(0xFFFF)] += 1
-    elif half == second:
-        counts[1, pattern & np.uint32(0xFFFF)] += 1
+    for pattern in patterns:
+        half = pattern >> np.uint32(16)
+        if half == first:
+            counts[0, pattern & np.uint32(0xFFFF)] += 1
+        elif half == second:
+            counts[1, pattern & np.uint32(0xFFFF)] += 1
 
 
 @compiled
