@@ -1,7 +1,8 @@
 """Finds the largest entries of a delta, separately among the positive and the negative ones.
 
-Exact, with nothing held of the delta but what is kept: the bit patterns of float32 numbers of one sign are ordered as
-the numbers are, so two histograms, of the upper and then of the lower 16 bits, give the threshold.
+Exact, with nothing held of the delta but what is kept: the bit patterns of float32 numbers of one sign
+are ordered as the numbers are, so two histograms, of the upper and then of the lower 16 bits, give the
+threshold.
 Source: methods, §2; Qi et al. 2025 (arXiv 2412.00054).
 """
 
