@@ -37,7 +37,7 @@ Adapter = Annotated[
     str | None,
     typer.Option(
         help="How the models are run, where config.json does not say: hf-sequence-classification, "
-        "hf-image-classification, hf-encoder, python:package.module:factory.",
+        "hf-image-classification, hf-encoder, hf-causal-lm, python:package.module:factory.",
         show_default=False,
     ),
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-ADAPTERS = ("hf-sequence-classification", "hf-image-classification", "hf-encoder")
+ADAPTERS = ("hf-sequence-classification", "hf-image-classification", "hf-encoder", "hf-causal-lm")
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 
 
@@ -18,4 +18,6 @@ def detect_adapter(config: Mapping[str, object], extras: Iterable[str]) -> str |
         return "hf-sequence-classification"
     if any(str(name).endswith("ForImageClassification") for name in names):
         return "hf-image-classification"
+    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return "hf-causal-lm"
     return "hf-encoder" if HEAD_WEIGHT in extras else None

@@ -31,7 +31,7 @@ from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.task_vector import restored_tensors
 
-TEXT, IMAGE, ENCODER = ADAPTERS
+TEXT, IMAGE, ENCODER, CAUSAL = ADAPTERS
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,10 @@ def change_config(folder, file="config.json", **entries):
         ({"architectures": ["BertModel"]}, ["head.bias", "head.weight"], ENCODER),
         ({}, ["head.weight"], ENCODER),
         ({"architectures": ["BertModel"]}, ["head.bias"], None),
+        ({"architectures": ["LlamaForCausalLM"]}, [], CAUSAL),
+        ({"architectures": ["GPT2LMHeadModel"]}, ["head.weight"], CAUSAL),
+        ({"architectures": ["GPT2Model"]}, [], None),
+        ({"architectures": ["T5ForConditionalGeneration"]}, [], None),
         ({"architectures": ["BertForMaskedLM"]}, [], None),
         ({"architectures": None}, [], None),
         ({"architectures": "BertForSequenceClassification"}, [], None),
@@ -95,14 +99,14 @@ def test_the_adapter_is_told_from_the_architecture_or_the_head(config, extras, a
 def test_an_unknown_adapter_is_told_with_the_nearest(bases):
     assert message(UsageError, lambda: adapter_of("hf-sequence-clasification", bases["text"])) == (
         "no adapter is named 'hf-sequence-clasification'; did you mean 'hf-sequence-classification'? "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder)"
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
     )
 
 
 def test_no_adapter_at_all_is_told_with_the_known_ones(bases):
     assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
         "nothing says how the models are run; give --adapter "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder)"
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
     )
 
 

@@ -101,7 +101,7 @@ def test_features_of_a_half_precision_base_are_computed_in_float32(text_base, tm
 
 
 def test_a_text_without_tokens_has_the_features_zero(text_base):
-    from flexswitch.merging.evaluation.adapters import mean_pool
+    from flexswitch.merging.evaluation.huggingface import mean_pool
 
     hidden = torch.ones(2, 3, WIDTH)
     pooled = mean_pool(hidden, torch.tensor([[0, 0, 0], [1, 1, 0]]))
@@ -147,7 +147,7 @@ def test_features_on_a_gpu_that_is_not_there_are_refused(monkeypatch):
 def test_features_without_an_adapter_say_how_to_give_one(text_base):
     assert message(UsageError, lambda: source_of("pooled", text_base, None)) == (
         "nothing says how the models are run; give --adapter "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder)"
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
     )
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
 
 Inputs = Sequence[str] | NDArray[Any]
+Batch = dict[str, Tensor]  # inputs as the tensors that a model takes, the first dimension over samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoint import Checkpoint
-from flexswitch.merging.evaluation.adapters import Adapter, Batch
-from flexswitch.merging.evaluation.data import Examples
+from flexswitch.merging.evaluation.adapters import Adapter
+from flexswitch.merging.evaluation.data import Batch, Examples
 from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.switching.mixture import Mixture

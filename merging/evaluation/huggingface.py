@@ -1,0 +1,89 @@
+"""What the transformers adapters share: a model directory and mean-pooled hidden states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.checkpoint import Checkpoint, read_config
+from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.loading import load_weights
+
+
+class HuggingFace:
+    """What the transformers adapters share: a base directory and mean-pooled hidden states."""
+
+    neighbours: int
+
+    def __init__(self, base: Checkpoint) -> None:
+        try:
+            import transformers
+        except ImportError as reason:
+            raise InputError("running models takes transformers; pip install 'flexswitch[eval]'") from reason
+        self.config = read_config(base)
+        if base.directory is None or "model_type" not in self.config:
+            raise InputError(f"{base.source}: has no config.json with a 'model_type'; give a model directory")
+        if self.config["model_type"] not in transformers.CONFIG_MAPPING:
+            raise InputError(
+                f"{base.source}: transformers {transformers.__version__} has no model type "
+                f"'{self.config['model_type']}'; give --adapter python:package.module:factory"
+            )
+        self.base = base
+        self.directory = base.directory
+        self.transformers = transformers
+
+    def encoder(self) -> nn.Module:
+        """Returns the base without its head."""
+        module = self.headless({})
+        state = {name: self.base.read(name).view(info.shape) for name, info in self.base.tensors.items()}
+        load_weights(module, state, self.base.source)
+        return module
+
+    def parameter_name(self, finetuned_name: str) -> str:
+        """Returns the name unchanged; `load_weights` knows under which names transformers saves."""
+        return finetuned_name
+
+    def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
+        """Returns the mean over the tokens that are not padding, (sample, width)."""
+        output = encoder(**batch, output_hidden_states=kind != "pooled")
+        hidden = output.last_hidden_state if kind == "pooled" else self._layer(output.hidden_states, kind)
+        return mean_pool(hidden, batch.get("attention_mask"))
+
+    def _layer(self, layers: Sequence[Tensor], kind: str) -> Tensor:
+        number = kind.removeprefix("layer:")
+        if not number.isdecimal() or int(number) >= len(layers):
+            raise UsageError(
+                f"features '{kind}': the base has layer:0 (embeddings) … layer:{len(layers) - 1}"
+            )
+        return layers[int(number)]
+
+    def headless(self, changes: Mapping[str, Any]) -> nn.Module:
+        """Returns the model without a head, and without a pooler: features are means over tokens."""
+        module = self.untrained("AutoModel", changes)
+        if isinstance(getattr(module, "pooler", None), nn.Module):
+            module.register_module("pooler", None)  # as transformers does with add_pooling_layer=False
+        return module
+
+    def untrained(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
+        """Returns a model of one of transformers' Auto classes. Raises: InputError where it makes none."""
+        entries = {**self.config, **changes}
+        try:
+            config = self.transformers.CONFIG_MAPPING[entries["model_type"]].from_dict(entries)
+            config.dtype = torch.float32
+            module: nn.Module = getattr(self.transformers, kind).from_config(config).float().eval()
+        except Exception as reason:  # a config may be wrong in any way
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(
+                f"{self.base.source}: transformers makes no {kind} of its config.json ({found})"
+            ) from reason
+        return module
+
+
+def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean over the tokens that `mask` (sample, token) marks, (sample, width)."""
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no tokens

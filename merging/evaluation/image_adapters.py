@@ -1,0 +1,63 @@
+"""The adapter of models that see images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoint import TensorInfo, read_json_object
+from flexswitch.merging.evaluation.data import Batch, Inputs
+from flexswitch.merging.evaluation.huggingface import HuggingFace
+
+
+class ImageClassification(HuggingFace):
+    """`hf-image-classification`: AutoModelForImageClassification on pixel arrays.
+
+    Floating arrays are taken as pixel_values as they are; uint8 ones are rescaled and normalised as the
+    base's preprocessor_config.json says.
+    """
+
+    neighbours = 10
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the classifier with the config's label count."""
+        return self.untrained("AutoModelForImageClassification", config)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Returns pixel_values, (sample, channel, height, width) float32."""
+        pixels = np.asarray(inputs)
+        if pixels.ndim != 4:
+            raise InputError(
+                f"images have the shape {pixels.shape}, expected (sample, channel, height, width)"
+            )
+        if pixels.dtype == np.uint8:
+            return {"pixel_values": self._normalised(torch.from_numpy(pixels).float())}
+        return {"pixel_values": torch.from_numpy(pixels.astype(np.float32))}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns (sample, class)."""
+        logits: Tensor = model(**batch).logits
+        return logits
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        path = self.directory / "preprocessor_config.json"
+        if not path.is_file():
+            raise InputError(
+                f"{path}: missing; it says how uint8 images are normalised, or give float images"
+            )
+        settings = read_json_object(path)
+        if settings.get("do_rescale", True):
+            pixels = pixels * settings.get("rescale_factor", 1 / 255)
+        if not settings.get("do_normalize", True):
+            return pixels
+        moments = [settings.get(key) for key in ("image_mean", "image_std")]
+        if any(not isinstance(each, list) or len(each) != pixels.shape[1] for each in moments):
+            raise InputError(
+                f"{path}: has the image_mean {moments[0]} and image_std {moments[1]}, "
+                f"expected a number for each of {pixels.shape[1]} channels"
+            )
+        mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in moments)
+        return (pixels - mean) / deviation

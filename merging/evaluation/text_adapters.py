@@ -1,0 +1,136 @@
+"""The adapters of models that read texts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.architecture import HEAD_BIAS, HEAD_WEIGHT
+from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.evaluation.data import Batch, Inputs
+from flexswitch.merging.evaluation.huggingface import HuggingFace, mean_pool
+
+
+class _Text(HuggingFace):
+    neighbours = 5
+
+    def __init__(self, base: Checkpoint) -> None:
+        super().__init__(base)
+        self._tokenizer = self._load_tokenizer()
+        positions = (self.config.get(key) for key in ("max_position_embeddings", "n_positions"))
+        longest = next((count for count in positions if count), 512)
+        if "roberta" in self.config["model_type"]:
+            longest -= self._tokenizer.pad_token_id + 1  # its positions start behind the padding's number
+        self._max_length = min(self._tokenizer.model_max_length, longest)
+
+    def _load_tokenizer(self) -> Any:
+        try:
+            tokenizer = self.transformers.AutoTokenizer.from_pretrained(
+                self.directory, trust_remote_code=False
+            )
+        except Exception as reason:  # its libraries raise what they like
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(f"{self.base.source}: its tokenizer does not load ({found})") from reason
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what it makes where there are no files
+            raise InputError(f"{self.base.source}: has no tokenizer; copy its tokenizer.json there")
+        self._make_padding(tokenizer)
+        return tokenizer
+
+    def _make_padding(self, tokenizer: Any) -> None:
+        """Sees to it that the tokenizer can pad. Raises: InputError where it can't."""
+        if tokenizer.pad_token is None:
+            raise InputError(
+                f"{self.base.source}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+            )
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Returns token tensors, padded to the longest text, cut at the tokenizer's model_max_length."""
+        if isinstance(inputs, np.ndarray):
+            raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
+        return dict(
+            self._tokenizer(
+                list(inputs), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+            )
+        )
+
+
+class SequenceClassification(_Text):
+    """`hf-sequence-classification`: AutoModelForSequenceClassification on texts."""
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the classifier with the config's label count."""
+        return self.untrained("AutoModelForSequenceClassification", config)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns (sample, class)."""
+        logits: Tensor = model(**batch).logits
+        return logits
+
+
+class EncoderWithHead(_Text):
+    """`hf-encoder`: mean-pooled features under a linear head kept among the extras."""
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the encoder and a head of the stored shape. Raises: InputError where there is no head."""
+        if HEAD_WEIGHT not in extras:
+            raise InputError(
+                f"adapter hf-encoder: the task has no '{HEAD_WEIGHT}' (it has: {', '.join(extras)})"
+            )
+        encoder = self.headless(config)
+        classes, width = extras[HEAD_WEIGHT].shape
+        return nn.ModuleDict(
+            {"encoder": encoder, "head": nn.Linear(width, classes, bias=HEAD_BIAS in extras)}
+        ).eval()
+
+    def parameter_name(self, finetuned_name: str) -> str:
+        """Returns the name inside the module of encoder and head."""
+        return finetuned_name if finetuned_name in (HEAD_WEIGHT, HEAD_BIAS) else f"encoder.{finetuned_name}"
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns (sample, class)."""
+        modules = dict(model.named_children())
+        hidden = modules["encoder"](**batch).last_hidden_state
+        logits: Tensor = modules["head"](mean_pool(hidden, batch.get("attention_mask")))
+        return logits
+
+
+class CausalLanguageModel(_Text):
+    """`hf-causal-lm`: AutoModelForCausalLM on texts, padded on the right.
+
+    No token sees those behind it, so padding there changes none of a text's own logits. Many tokenizers of
+    language models name no padding: the end of a text serves, and the attention mask tells the two apart.
+    """
+
+    def __init__(self, base: Checkpoint) -> None:
+        super().__init__(base)
+        self.config = {**self.config, "use_cache": False}  # nothing is generated
+
+    def _make_padding(self, tokenizer: Any) -> None:
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None and tokenizer.eos_token is None:
+            raise InputError(
+                f"{self.base.source}: its tokenizer has neither a pad_token nor an eos_token; "
+                "name one in its tokenizer_config.json"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the language model."""
+        return self.untrained("AutoModelForCausalLM", config)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Returns input_ids and attention_mask, (sample, token); at least one token, be it padding."""
+        found = super().batch(inputs)
+        ids, mask = found["input_ids"], found["attention_mask"]
+        if not ids.shape[1]:  # some tokenizers put nothing around an empty text
+            ids, mask = torch.full((len(ids), 1), self._tokenizer.pad_token_id), torch.zeros(len(ids), 1)
+        return {"input_ids": ids.long(), "attention_mask": mask.long()}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns (sample, token, vocabulary)."""
+        logits: Tensor = model(**batch).logits
+        return logits
