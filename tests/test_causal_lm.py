@@ -1,4 +1,4 @@
-"""Language models: from the checkpoint to the artifact and back, and padded texts."""
+"""Language models: from the checkpoint to the artifact and back, padded texts, and what `eval` says of them."""
 
 import json
 import shutil
@@ -14,11 +14,14 @@ from tiny_language_models import (
     save_language_model,
     write_language_tokenizer,
 )
-from tiny_models import WIDTH, make_artifact, save_state, texts
+from tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jsonl
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.outputs import output_kind
+from flexswitch.merging.evaluation.setup import Request, open_evaluation
 from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.model_directory import write_model_directory
 from flexswitch.merging.open_vector import open_finetuned
@@ -89,6 +92,7 @@ def test_a_restored_language_model_answers_as_transformers_does(bases, tmp_path,
             expected = whole(input_ids=tokens).logits[0]
             torch.testing.assert_close(found[row, : len(expected)], expected, rtol=0, atol=1e-4)
             assert (untouched(input_ids=tokens).logits[0] - expected).abs().max() > 0.1
+    assert output_kind(vector.model.config, found) == "tokens"
 
 
 def test_a_tied_head_follows_its_embedding_under_either_name(bases):
@@ -225,3 +229,41 @@ def test_a_half_precision_language_model_runs_in_float32(base):
     adapter = adapter_of(base)
     for module in (adapter.encoder(), adapter.model({"dtype": "bfloat16"}, {})):
         assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+
+
+# --- eval -------------------------------------------------------------------------------------------------
+
+
+def test_eval_refuses_a_language_model_before_it_reads_the_examples(bases, tmp_path):
+    finetuned = save_language_model(bases["gpt2"], tmp_path / "tuned", seed=1)
+    artifact = make_artifact(bases["gpt2"], finetuned, tmp_path / "birds.fsw", "t-switch")
+    pack(tmp_path / "zoo", [artifact.path])
+    request = Request(tmp_path / "zoo", str(bases["gpt2"]), tmp_path / "no data")
+    file = open_zoo(tmp_path / "zoo").task_file("birds")
+    assert message(InputError, lambda: open_evaluation(request)) == (
+        f"{file}: is a language model and eval scores classes; restore the model and measure it yourself: "
+        f"flexswitch merge {file} --base BASE -o OUT --task birds"
+    )
+
+
+OWN_ADAPTER = """
+from flexswitch.merging.evaluation.text_adapters import CausalLanguageModel
+
+class Mine(CausalLanguageModel):
+    pass
+"""
+
+
+def test_eval_refuses_the_language_model_of_a_python_adapter(bases, tmp_path, monkeypatch):
+    (tmp_path / "own_language_adapter.py").write_text(OWN_ADAPTER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finetuned = save_language_model(bases["gpt2"], tmp_path / "tuned", seed=1)
+    artifact = make_artifact(bases["gpt2"], finetuned, tmp_path / "birds.fsw", "t-switch")
+    pack(tmp_path / "zoo", [artifact.path])
+    data = tmp_path / "data"
+    data.mkdir()
+    write_jsonl(data / "birds.test.jsonl", TEXTS, [0] * len(TEXTS))
+    adapter = "python:own_language_adapter:Mine"
+    request = Request(tmp_path / "zoo", str(bases["gpt2"]), data, adapter=adapter)
+    found = message(InputError, lambda: open_evaluation(request))
+    assert found.startswith(f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: is a language model and ")

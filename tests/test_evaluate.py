@@ -19,6 +19,7 @@ from tiny_models import (
     pack,
     pack_finetuned,
     plain_predictions,
+    save_encoder_with_head,
     save_state,
     save_text_base,
     save_text_classifier,
@@ -541,6 +542,47 @@ def test_an_unknown_device_is_refused(toy):
     assert message(UsageError, lambda: open_evaluation(request(toy, device="gpu"))) == (
         "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"
     )
+
+
+def refusal(zoo, task):
+    file = open_zoo(zoo).task_file(task)
+    return (
+        f"{file}: answers with numbers, as a regression does, and eval scores classes; restore the model and "
+        f"measure it yourself: flexswitch merge {file} --base BASE -o OUT --task {task}"
+    )
+
+
+@pytest.mark.parametrize(("classes", "problem"), [(1, None), (2, "regression")])
+def test_a_regression_is_refused_before_its_examples_are_read(toy, tmp_path, classes, problem):
+    finetuned = save_text_classifier(toy.base, tmp_path / "tuned", classes, seed=1)
+    path = finetuned / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
+    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
+    asked = Request(zoo, str(toy.base), tmp_path / "no data")
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
+
+
+def test_an_encoder_with_a_head_of_one_row_is_refused(toy, tmp_path):
+    finetuned = save_encoder_with_head(toy.base, tmp_path / "tuned", 1, seed=1)
+    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
+    asked = Request(zoo, str(toy.base), toy.data)
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
+
+
+ONE_COLUMN = """
+from flexswitch.merging.evaluation.text_adapters import SequenceClassification
+
+class OneColumn(SequenceClassification):
+    def logits(self, model, batch):
+        return super().logits(model, batch)[:, :1]
+"""
+
+
+def test_a_python_adapter_of_one_column_is_refused(toy, tmp_path, monkeypatch):
+    (tmp_path / "one_column_adapter.py").write_text(ONE_COLUMN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = request(toy, adapter="python:one_column_adapter:OneColumn")
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(toy.zoo, "birds")
 
 
 def test_finetuned_checkpoints_are_read_in_the_zoos_order(toy):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import Checkpoint
+from flexswitch.merging.checkpoint import Checkpoint, read_config
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.evaluation.outputs import OutputKind, output_kind
 from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.switching.mixture import Mixture
@@ -68,11 +69,16 @@ class Bench:
             self.models[task].to(self.device)
 
     def warm_up(self) -> None:
-        """Runs one sample of each task, so that what is timed later is not the first call."""
+        """Runs one sample of each task, so that what is timed later is not the first call.
+
+        Raises: InputError where what a model answers is no class.
+        """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
             with torch.inference_mode():
-                self.adapter.logits(model, batch)
+                logits = self.adapter.logits(model, batch)
+            vector = self.vectors[task]
+            check_scored(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
 
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
         """Puts θ + λ·τ and the vector's own head into a task's model; λ = 0 is the base under that head."""
@@ -110,6 +116,17 @@ class Bench:
     def _load_state(self, task: str, state: Mapping[str, Tensor], source: str) -> None:
         named = {self.adapter.parameter_name(name): tensor for name, tensor in state.items()}
         load_weights(self.models[task], named, source)
+
+
+def check_scored(kind: OutputKind | None, task: str, vector: TaskVector) -> None:
+    """Raises: InputError where a task's outputs are no classes: the largest of them would be no answer."""
+    if kind not in ("tokens", "values"):
+        return
+    found = "is a language model" if kind == "tokens" else "answers with numbers, as a regression does,"
+    raise InputError(
+        f"{vector.source}: {found} and eval scores classes; restore the model and measure it yourself: "
+        f"flexswitch merge {vector.source} --base BASE -o OUT --task {task}"
+    )
 
 
 def score_fixed(bench: Bench, method: str, prepare: Callable[[str], None], bytes_per_task: float) -> Score:

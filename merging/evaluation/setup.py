@@ -1,6 +1,6 @@
 """Opens all that an evaluation needs, with every check before the first forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoint import Checkpoint, open_checkpoint, read_config
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import Adapter, get_adapter
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
-from flexswitch.merging.evaluation.evaluate import Bench, Router, score_fixed
+from flexswitch.merging.evaluation.evaluate import Bench, Router, check_scored, score_fixed
 from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
+from flexswitch.merging.evaluation.outputs import declared_kind
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.routing.features import FROM_FILE, FeatureSource, FileFeatures, model_features
@@ -51,11 +52,13 @@ def open_evaluation(request: Request) -> Evaluation:
     check_methods(request.methods, request.modes, zoo, bool(sources))
     base = open_checkpoint(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
+    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
+    adapter_name = request.adapter or zoo.record.adapter
+    _check_declared(adapter_name, base, vectors)
     available = {task: read_examples(task_file(request.data, task, "test"), labelled=True) for task in zoo}
     examples = {task: each.take(_scored_rows(request, each)) for task, each in available.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
-    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
-    adapter = get_adapter(request.adapter or zoo.record.adapter, base, trusted=request.adapter is not None)
+    adapter = get_adapter(adapter_name, base, trusted=request.adapter is not None)
     routed = any(method in ROUTED for method in request.methods)
     router = _router(request, zoo, adapter, available) if routed else None
     bench = Bench(base, adapter, vectors, examples, request.device)
@@ -81,6 +84,12 @@ def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
     if found and lacking:
         raise InputError(f"--finetuned: the task '{lacking[0]}' has no checkpoint; give one for every task")
     return {task: found[task] for task in zoo} if found else {}
+
+
+def _check_declared(adapter: str | None, base: Checkpoint, vectors: Mapping[str, TaskVector]) -> None:
+    for task, vector in vectors.items():
+        config = read_config(base) | vector.model.config
+        check_scored(declared_kind(adapter, config, vector.extras), task, vector)
 
 
 def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
