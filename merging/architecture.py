@@ -4,20 +4,24 @@ from collections.abc import Iterable, Mapping
 
 ADAPTERS = ("hf-sequence-classification", "hf-image-classification", "hf-encoder", "hf-causal-lm")
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+TASK_HEADS = ("classifier", "score", "qa_outputs")  # what transformers calls the heads of tasks
 
 
 def detect_adapter(config: Mapping[str, object], extras: Iterable[str]) -> str | None:
     """Returns the adapter's name, None where the checkpoint does not say.
 
     A model without a head of its own that carries the extras `head.weight` and `head.bias` is an
-    encoder with a linear head.
+    encoder with a linear head. A LoRA for a task on a language model has the base's config.json and
+    carries a head: it is no language model.
     """
+    own = set(extras)
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     if any(str(name).endswith("ForSequenceClassification") for name in names):
         return "hf-sequence-classification"
     if any(str(name).endswith("ForImageClassification") for name in names):
         return "hf-image-classification"
-    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+    has_task_head = any(part in TASK_HEADS for name in own for part in name.split("."))
+    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names) and not has_task_head:
         return "hf-causal-lm"
-    return "hf-encoder" if HEAD_WEIGHT in extras else None
+    return "hf-encoder" if HEAD_WEIGHT in own else None

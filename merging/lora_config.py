@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.architecture import TASK_HEADS
 from flexswitch.merging.checkpoint import ADAPTER_CONFIG, read_json_object
 
 MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
-# Tasks that use no language model's head, and the heads that old releases of peft save for them unsaid.
+# Tasks that use no language model's head; old releases of peft save their heads unsaid.
 _HEADLESS_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_TASK_HEADS = ("classifier", "score", "qa_outputs")
 # Settings that don't change what the stored weights mean. One that is not known here has to be empty.
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
@@ -72,7 +72,7 @@ class LoraConfig(BaseModel):
 
     def saves(self, name: str) -> bool:
         """Returns whether a tensor belongs to a module that is saved whole."""
-        modules = (*self.modules_to_save, *(() if self.uses_language_head else _TASK_HEADS))
+        modules = (*self.modules_to_save, *(() if self.uses_language_head else TASK_HEADS))
         return any(name[: dot.start()].endswith(modules) for dot in re.finditer(r"\.", name))
 
 
