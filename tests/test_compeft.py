@@ -2,6 +2,7 @@
 
 import math
 from decimal import ROUND_FLOOR, Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from sparse_tensors import LAWS
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.compression.compeft import compeft
-from flexswitch.merging.compression.plan import Job
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.compression.plan import Job, Plan
+from flexswitch.merging.compression.registry import PLANNED
+from flexswitch.merging.compression.t_switch import t_switch
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector, delta_tensor
 
 SHAPES = {"a": (30, 40), "b.weight": (17,), "c": (2, 3, 5), "d": (4, 4)}
 
@@ -119,3 +122,20 @@ def test_a_scale_beyond_float32_is_refused(tmp_path: Path) -> None:
     told = message(UsageError, lambda: compressed(pair, tmp_path / "t.fsw", "compeft", alpha=1e300))
     assert told.startswith("alpha=1e+300: times the deviation of ")
     assert told.endswith(" it is beyond float32")
+
+
+def test_a_plan_says_with_which_effort_its_tensors_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"w": torch.zeros(400, 300)}
+    pair = memory_pair(base, {"w": torch.from_numpy(normal((400, 300)) * (np.arange(300) % 9 == 0))})
+    sizes = {}
+    for effort in ("fast", "small"):
+
+        def planned(vector: TaskVector, job: Job, effort: str = effort) -> Plan:
+            assert (vector, job.task) == (pair, "task")
+            return Plan(partial(t_switch, drop=0.5), effort)
+
+        monkeypatch.setitem(PLANNED, "compeft", planned)
+        sizes[effort] = compressed(pair, tmp_path / "t.fsw", "compeft").header.tensors["w"].size
+    assert sizes["small"] < 0.9 * sizes["fast"]

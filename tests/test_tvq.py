@@ -1,13 +1,16 @@
 """TVQ against methods, §6.17, written anew entry by entry, and its bound on the error."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import message
+from commands import Runner
 from deltas import BLOCKS, DELTAS, TINY, Floats, delta, dense, marked, normal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from sparse_tensors import LAWS
 
 from flexswitch.codecs.errors import UsageError
@@ -108,3 +111,27 @@ def test_what_is_empty_or_zero_keeps_nothing(shape: tuple[int, ...]) -> None:
 def test_bits_outside_their_range_are_refused(bits: int) -> None:
     found = message(UsageError, lambda: tvq(delta(normal((3,))), bits=bits))
     assert found == f"bits={bits}: expected a whole number from 1 to 8"
+
+
+def test_the_commands_of_rtvq_give_the_shared_part_plus_an_offset(models: Path, flexswitch: Runner) -> None:
+    mean = ("merge", "red.safetensors", "blue.safetensors", "--base", "base.safetensors", "-o", "mean")
+    shared = ("compress", "mean", "--base", "base.safetensors", "-o", "shared.fsw")
+    steps = [
+        (*mean, "--method", "average"),
+        (*shared, "--method", "tvq", "--set", "bits=3"),
+        ("merge", "shared.fsw", "--base", "base.safetensors", "-o", "corrected", "--task", "shared"),
+        ("compress", "red.safetensors", "--base", "corrected", "-o", "red.fsw", "--method", "tvq"),
+        ("verify", "red.fsw", "--base", "corrected"),
+        ("merge", "red.fsw", "--base", "corrected", "-o", "restored", "--task", "red"),
+    ]
+    assert [flexswitch(*step).status for step in steps] == [0] * len(steps)
+    base, red, blue = (load_file(f"{stem}.safetensors") for stem in ("base", "red", "blue"))
+    found = load_file("restored/model.safetensors")
+    assert np.array_equal(found["head.weight"], red["head.weight"])
+    for name, weights in base.items():
+        mean_vector = ((red[name].astype(np.float64) + blue[name]) / 2 - weights).reshape(-1).tolist()
+        corrected = load_file("corrected/model.safetensors")[name]
+        step = reference_step(mean_vector, 3)
+        assert np.abs(corrected - weights - np.reshape(mean_vector, weights.shape)).max() < 0.501 * step
+        offset = red[name] - corrected
+        assert np.abs(found[name] - red[name]).max() < 0.501 * reference_step(offset.reshape(-1).tolist(), 2)
