@@ -27,7 +27,13 @@ def compress(
         str, typer.Argument(help="A TASK.tv.safetensors; or with --base a fine-tuned checkpoint or LoRA.")
     ],
     output: Output,
-    method: Annotated[str, typer.Option(help="How to compress: t-switch, p-discard.", show_default=False)],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How to compress: t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft.",
+            show_default=False,
+        ),
+    ],
     base: Annotated[
         str | None, typer.Option(help="The base of a fine-tuned checkpoint.", show_default=False)
     ] = None,

@@ -25,7 +25,10 @@ def evaluate(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="base, individual, average, task-arithmetic, t-switch, p-discard, auto-switch."),
+        typer.Option(
+            help="base, individual, average, task-arithmetic, auto-switch, and how the zoo was compressed: "
+            "t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft."
+        ),
     ] = "base,t-switch",
     routing: Annotated[
         str,

@@ -39,13 +39,16 @@ class PackedTensor:
     data: bytes
 
 
-def packed_tensor(sparse: SparseTensor, form: StoredForm, scale: float, dtype: str) -> PackedTensor:
-    """Returns a tensor's record and bytes; dtype is the fine-tuned checkpoint's."""
+def packed_tensor(
+    sparse: SparseTensor, form: StoredForm, scale: float, dtype: str, zero: int | None = None
+) -> PackedTensor:
+    """Returns a tensor's record and bytes; dtype is the fine-tuned checkpoint's, zero its zero point."""
     record = TensorRecord(
         shape=list(sparse.shape),
         dtype=dtype,
         bits=sparse.bits,  # type: ignore[arg-type]  # pydantic checks it
         scale=float32_scale(scale),
+        zero=zero,
         rows=_block_record(form.rows) if form.rows else None,
         blocks=[_block_record(block) for block in form.blocks],
     )
@@ -102,7 +105,10 @@ class ArtifactWriter:
             self._writer.add(TABLE, "U8", (len(stored),), [stored])
             described = self._header.model_dump(exclude={"tensors", "extras"})
             document = ArtifactDocument(
-                **described, extras=self._extras, table=TableRecord(size=len(stored), crc32=crc32(stored))
+                version=max((record.version for record in self._tensors.values()), default=2),
+                **described,
+                extras=self._extras,
+                table=TableRecord(size=len(stored), crc32=crc32(stored)),
             )
             identity = {"format": document.format, "version": document.version}
             text = _json(identity | document.model_dump(exclude_defaults=True))

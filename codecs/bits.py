@@ -88,7 +88,7 @@ def _unpack(packed: NDArray[np.uint8], width: int, values: Fields) -> None:
 
 
 def pack_levels(levels: Levels, bits: int) -> bytes:
-    """Returns levels of 0, 1, 2, 4, 8, 16 or 32 bits packed end to end, little-endian."""
+    """Returns levels of 0 to 8, 16 or 32 bits packed end to end, little-endian."""
     return pack_fields(levels, bits) if bits <= 8 else levels.tobytes()
 
 

@@ -87,8 +87,9 @@ class Artifact:
 
     def check(self, name: str) -> None:
         """Decodes every block of one compressed tensor, one at a time. Raises: DecodeError."""
-        for number in range(len(self._places[name].blocks)):
-            self._decode(name, number, _decoded)
+        self.row_flags(name)
+        for index in range(len(self.header.tensors[name].blocks)):
+            self.block(name, index)
 
     def block(self, name: str, index: int) -> SparseTensor:
         """Returns one block of a compressed tensor, without its empty rows; reads nothing else.
@@ -96,7 +97,9 @@ class Artifact:
         Raises: DecodeError naming the file, the tensor and the block.
         """
         number = index + (self.header.tensors[name].rows is not None)
-        return self._decode(name, number, _decoded)
+        block = self._decode(name, number, _decoded)
+        self._check_levels(name, number, block.levels)
+        return block
 
     def entries(self, name: str) -> Iterator[tuple[int, NDArray[Any], Levels]]:
         """Yields, block by block, a start, the kept entries' rising places behind it, and their levels.
@@ -109,6 +112,7 @@ class Artifact:
         columns, start = as_matrix(tuple(record.shape)).columns, 0
         for number in range(record.rows is not None, len(layouts)):
             positions, levels = self._decode(name, number, decoded_entries)
+            self._check_levels(name, number, levels)
             if full is None:
                 yield start, positions, levels
             else:
@@ -149,6 +153,12 @@ class Artifact:
             return read(stored_codec(block.codec, block.settings), {"data": data}, layout)
         except DecodeError as error:
             raise DecodeError(f"{self.path}: {self._called(name, number)}: {error}") from error
+
+    def _check_levels(self, name: str, number: int, levels: Levels) -> None:
+        """Raises: DecodeError where a kept entry is at the tensor's zero point."""
+        zero = self.header.tensors[name].zero
+        if zero is not None and (levels == zero).any():
+            raise DecodeError(f"{self.path}: {self._called(name, number)}: a kept value is zero")
 
     def _block_data(self, name: str, number: int) -> bytes:
         block, offset = self._places[name].blocks[number], self._places[name].offsets[number]
@@ -200,6 +210,11 @@ def open_artifact(path: Path) -> Artifact:
                 f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
                 f"keeps {record.kept} entries; its header is damaged"
             )
+        if record.zero is not None and record.bits > 8:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
+                "damaged"
+            )
         blocks = record.stored
         ends = accumulate((block.size for block in blocks), initial=offsets[name])
         layouts = [record.layout] if is_whole else _block_layouts(path, name, record)
@@ -208,7 +223,7 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader, dict[str, int]]:
-    """Returns the header of a file of version 2, and where each tensor begins."""
+    """Returns the header of a file of version 2 or 3, and where each tensor begins."""
     document = parse_document(ArtifactDocument, path, text, stored.metadata)
     expected = {BLOCKS, TABLE, *(EXTRA_PREFIX + name for name in document.extras)}
     if expected != set(stored.tensors):
@@ -231,6 +246,11 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
     tensors = validated(TensorTable, path, listed).tensors
     offsets, end = {}, blocks.offset
     for name, record in tensors.items():
+        if record.version > document.version:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has levels of {record.bits} bits and the zero point {record.zero}, "
+                f"which version {document.version} has not; its header is damaged"
+            )
         offsets[name] = end
         end += record.size
     if end != blocks.offset + blocks.size:

@@ -12,10 +12,7 @@ from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseLayout, SparseStats, Sp
 
 # Quantised levels are stored plus one, so 8 bits need the wider word.
 _WORDS: dict[int, np.dtype[Any]] = {
-    0: np.dtype(np.uint8),
-    1: np.dtype(np.uint8),
-    2: np.dtype(np.uint8),
-    4: np.dtype(np.uint8),
+    **dict.fromkeys(range(8), np.dtype(np.uint8)),
     8: np.dtype("<u2"),
     16: np.dtype("<u2"),
     32: np.dtype("<u4"),

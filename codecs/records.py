@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,12 +85,16 @@ class BlockRecord(Strict):
 
 
 class TensorRecord(Strict):
-    """One compressed tensor. rows, where there are any, marks the rows that are stored, a bit each."""
+    """One compressed tensor. rows, where there are any, marks the rows that are stored, a bit each.
+
+    zero is the level that stands for 0, or would, in a tensor with a zero point; no kept entry has it.
+    """
 
     shape: Annotated[list[Count], Field(max_length=64)]
     dtype: str = "F32"
-    bits: Literal[1, 2, 4, 8, 16, 32] = 1
+    bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 1
     scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]  # a float32
+    zero: Annotated[int, Field(gt=-(1 << 32), lt=1 << 32)] | None = None
     rows: BlockRecord | None = None
     blocks: list[BlockRecord]
 
@@ -103,6 +107,11 @@ class TensorRecord(Strict):
     def layout(self) -> SparseLayout:
         """Shape, kept count and bits."""
         return SparseLayout(tuple(self.shape), self.kept, self.bits)
+
+    @property
+    def version(self) -> Literal[2, 3]:
+        """The first version of the artifact that can hold it, as far as version 2."""
+        return 3 if self.zero is not None or self.bits in (3, 5, 6, 7) else 2
 
     @property
     def stored(self) -> list[BlockRecord]:
@@ -134,7 +143,7 @@ class ArtifactDocument(Strict):
     """The JSON document in an artifact's metadata. parameters counts all entries of the base's units."""
 
     format: Literal["flexswitch-artifact"] = "flexswitch-artifact"
-    version: Literal[2] = 2
+    version: Literal[2, 3] = 2
     name: TaskName
     base: BaseIdentity
     model: ModelRecord = ModelRecord()
@@ -213,7 +222,8 @@ def _parsed(path: Path, text: str) -> dict[str, object]:
 
 
 def _check_kind(kind: type[Document], path: Path, document: dict[str, object]) -> None:
-    expected, newest = kind.model_fields["format"].default, kind.model_fields["version"].default
+    expected = kind.model_fields["format"].default
+    newest = max(get_args(kind.model_fields["version"].annotation))
     version, found = document.get("version"), document.get("format")
     if isinstance(found, str) and found != expected:
         raise InputError(f"{path}: is a {found}, expected a {expected}")

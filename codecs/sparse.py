@@ -1,10 +1,11 @@
 """The form in which methods hand a compressed tensor to codecs: kept positions and their levels.
 
-With 0 bits there are no values, only the mask. A level of 1, 2, 4 or 8 bits is an index l into the
+With 0 bits there are no values, only the mask. A level of 1 to 8 bits is an index l into the
 2^bits evenly spaced values of [-scale, scale]:
 value = scale · (2l + 1 − 2^bits) / (2^bits − 1); there is no zero among them. With one bit, 0 stands
-for −scale and 1 for +scale. A level of 16 or 32 bits is the value's own bit pattern, bfloat16 or
-float32, never the pattern 0; scale is then 1.
+for −scale and 1 for +scale. Where a tensor has a zero point, value = scale · (l − zero) instead, and no
+entry is kept whose level is the zero point. A level of 16 or 32 bits is the value's own bit pattern,
+bfloat16 or float32, never the pattern 0; scale is then 1.
 """
 
 import math
@@ -22,11 +23,7 @@ Levels = NDArray[np.unsignedinteger[Any]]
 FloatArray = NDArray[np.float32]
 
 LEVEL_DTYPES: dict[int, np.dtype[Any]] = {
-    0: np.dtype(np.uint8),
-    1: np.dtype(np.uint8),
-    2: np.dtype(np.uint8),
-    4: np.dtype(np.uint8),
-    8: np.dtype(np.uint8),
+    **dict.fromkeys(range(9), np.dtype(np.uint8)),
     16: np.dtype("<u2"),
     32: np.dtype("<u4"),
 }
@@ -85,12 +82,14 @@ class SparseTensor:
         """Number of dropped entries in front of each kept one, since the last, (kept,)."""
         return mask_gaps(self.mask, len(self.levels))
 
-    def dense_blocks(self, scale: float, block_entries: int = BLOCK_ENTRIES) -> Iterator[FloatArray]:
+    def dense_blocks(
+        self, scale: float, block_entries: int = BLOCK_ENTRIES, zero: int | None = None
+    ) -> Iterator[FloatArray]:
         """Yields the reconstructed values as flat float32 blocks, dropped entries as zeros.
 
         `block_entries` is a multiple of 8. The blocks do not depend on it.
         """
-        values = level_values(self.levels, self.bits, scale)  # (kept,)
+        values = level_values(self.levels, self.bits, scale, zero)  # (kept,)
         entries, used = self.layout.entries, 0
         for start in range(0, entries, block_entries):
             count = min(block_entries, entries - start)
@@ -139,18 +138,21 @@ def binary_entropy(share: float) -> float:
     return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
-def level_values(levels: Levels, bits: int, scale: float) -> FloatArray:
+def level_values(levels: Levels, bits: int, scale: float, zero: int | None = None) -> FloatArray:
     """Returns the float32 values that levels stand for, rounded once from float64."""
     if bits == 32:
         return levels.view(np.float32)
     if bits == 16:
         return (levels.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return level_table(bits, scale)[levels]
+    return level_table(bits, scale, zero)[levels]
 
 
-def level_table(bits: int, scale: float) -> FloatArray:
+def level_table(bits: int, scale: float, zero: int | None = None) -> FloatArray:
     """Returns the float32 value of each level of up to 8 bits, rounded once from float64, (2^bits,)."""
     steps = (1 << bits) - 1
+    if zero is not None:
+        with np.errstate(over="ignore"):  # infinite where float32 ends, as floating levels may be
+            return (np.float64(scale) * (np.arange(steps + 1) - zero)).astype(np.float32)
     if not steps:
         return np.zeros(1, np.float32)
     return (np.float64(scale) * (2 * np.arange(steps + 1) - steps) / steps).astype(np.float32)

@@ -37,7 +37,7 @@ class Addend:
 
     def __init__(self, artifact: Artifact, name: str, lambda_: float) -> None:
         record = artifact.header.tensors[name]
-        self._values = _Values(record.bits, record.scale, lambda_)
+        self._values = _Values(record.bits, record.scale, lambda_, record.zero)
         self._blocks = artifact.entries(name)
         self._offset, self._places = 0, np.empty(0, np.int64)
         self._levels: Levels = np.empty(0, np.uint8)
@@ -62,18 +62,21 @@ class Addend:
 class _Values:
     """The float32 values λ·v of levels."""
 
-    def __init__(self, bits: int, scale: float, lambda_: float) -> None:
+    def __init__(self, bits: int, scale: float, lambda_: float, zero: int | None = None) -> None:
         self._bits = bits
         self._factor = np.float32(lambda_)
-        self._table = level_table(bits, scale) * self._factor if bits <= 8 else None
+        self._table = self._times(level_table(bits, scale, zero)) if bits <= 8 else None
 
     def of(self, levels: Levels) -> FloatArray:
         if self._table is None:
-            with np.errstate(over="ignore", invalid="ignore"):  # as in the weights' own dtype
-                return level_values(levels, self._bits, 1.0) * self._factor
+            return self._times(level_values(levels, self._bits, 1.0))
         values = np.empty(len(levels), np.float32)
         _look_up(self._table, levels, values)
         return values
+
+    def _times(self, values: FloatArray) -> FloatArray:
+        with np.errstate(over="ignore", invalid="ignore"):  # as in the weights' own dtype
+            return values * self._factor
 
 
 def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float = 1.0) -> None:
@@ -96,7 +99,7 @@ def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float =
             if flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
                 Addend(artifact, name, lambda_).add_to(flat)
             else:
-                values = _Values(record.bits, record.scale, lambda_)
+                values = _Values(record.bits, record.scale, lambda_, record.zero)
                 _add_torch(flat, artifact.sparse(name), values)
 
 

@@ -111,7 +111,8 @@ def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
 
     def work(name: str) -> PackedTensor:
         sparse, record = artifact.sparse(name), artifact.header.tensors[name]
-        return packed_tensor(sparse, store(sparse, form.codec, form.effort), record.scale, record.dtype)
+        stored = store(sparse, form.codec, form.effort)
+        return packed_tensor(sparse, stored, record.scale, record.dtype, record.zero)
 
     def cost(name: str) -> int:
         return artifact.header.tensors[name].layout.entries * WORKING_BYTES

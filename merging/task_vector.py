@@ -100,8 +100,8 @@ class ArtifactVector:
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
         """Yields a unit's reconstructed delta. Raises: DecodeError."""
-        scale = self.artifact.header.tensors[unit].scale
-        return self.artifact.sparse(unit).dense_blocks(scale, BLOCK_ENTRIES)
+        record = self.artifact.header.tensors[unit]
+        return self.artifact.sparse(unit).dense_blocks(record.scale, BLOCK_ENTRIES, record.zero)
 
     def addend(self, unit: str, lambda_: float) -> Addend:
         """Returns λ times a unit's reconstructed delta, to be added in place. Raises: DecodeError."""

@@ -16,8 +16,10 @@ from flexswitch.merging import checkpoint_pair, task_vector, task_vector_file
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.dtypes import DTYPE_NAMES
 from flexswitch.merging.pairing import Selection
+from flexswitch.merging.settings import parse_settings, setting_texts
 from flexswitch.merging.task_vector import TaskVector
 from flexswitch.merging.task_vector_file import TaskVectorFile, write_task_vector
 
@@ -105,7 +107,8 @@ def extracted(vector: TaskVector, path: Path, dtype: Any = "float32") -> TaskVec
 
 def compressed(vector: TaskVector, path: Path, method: str = "t-switch", **settings: Any) -> Artifact:
     """Returns a task vector's artifact, which it writes."""
-    compress(vector, path, "task", method, {"drop": 0.6} | settings, overwrite=True)
+    given = parse_settings(method, get_method(method), setting_texts(settings))
+    compress(vector, path, "task", method, given, overwrite=True)
     return open_artifact(path)
 
 

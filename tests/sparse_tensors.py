@@ -118,8 +118,11 @@ def write_artifact(
     tensors: Mapping[str, tuple[SparseTensor, float, Codec | StoredForm]],
     extras: Mapping[str, RawTensor] | None = None,
     wanted: ArtifactHeader | None = None,
+    zeros: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes an artifact of (tensor, scale, stored form) by name, all of dtype F32; returns its path.
+
+    zeros: the zero points of those tensors that have one.
 
     A codec in place of the form stands for one that leaves no rows out and takes this codec for each block.
     """
@@ -131,5 +134,5 @@ def write_artifact(
                 cuts = cut(sparse, as_matrix(sparse.shape))
                 stored = [StoredBlock(form, len(part.levels), form.encode(part)["data"]) for part in cuts]
                 form = StoredForm(None, tuple(stored))
-            writer.add_tensor(name, packed_tensor(sparse, form, scale, "F32"))
+            writer.add_tensor(name, packed_tensor(sparse, form, scale, "F32", (zeros or {}).get(name)))
     return path

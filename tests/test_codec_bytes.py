@@ -94,7 +94,7 @@ def reference_flag4(sparse: SparseTensor, kept: list[int]) -> bytes:
 
 
 def reference_raw(sparse: SparseTensor, kept: list[int]) -> bytes:
-    width = {0: 8, 1: 8, 2: 8, 4: 8, 8: 16, 16: 16, 32: 32}[sparse.bits]
+    width = {8: 16, 16: 16, 32: 32}.get(sparse.bits, 8)
     words = [0] * math.prod(sparse.shape)
     for position, level in zip(kept, sparse.levels.tolist(), strict=True):
         words[position] = level + 1 if sparse.bits <= 8 else level

@@ -156,7 +156,8 @@ def test_debug_adds_the_traceback(models, flexswitch):
     [
         (
             ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--method", "t-swich"),
-            "no compression method is named 't-swich'; did you mean 't-switch'? (known: t-switch, p-discard)",
+            "no compression method is named 't-swich'; did you mean 't-switch'? (known: t-switch, p-discard, "
+            "bin-discard, dare, tvq, bitdelta, compeft)",
         ),
         (
             ("compress", "red.safetensors", "-o", "o.fsw", "--method", "t-switch"),
@@ -200,11 +201,16 @@ def test_an_unknown_option_ends_with_status_2(flexswitch):
 def test_the_help_names_everything_that_is_registered(flexswitch):
     from flexswitch.codecs.registry import CODECS
     from flexswitch.merging.architecture import ADAPTERS
-    from flexswitch.merging.compression.registry import METHODS
+    from flexswitch.merging.compression.registry import METHODS, PLANNED
     from flexswitch.merging.evaluation.methods import KNOWN, MODES
     from flexswitch.merging.static.registry import MERGES
 
-    named = {"compress": METHODS, "pack": (*CODECS, *ADAPTERS), "merge": MERGES, "eval": (*KNOWN, *MODES)}
+    named = {
+        "compress": (*METHODS, *PLANNED),
+        "pack": (*CODECS, *ADAPTERS),
+        "merge": MERGES,
+        "eval": (*KNOWN, *MODES),
+    }
     for command, names in named.items():
         text = "".join(flexswitch(command, "--help").out.split())  # lines break inside names
         assert [name for name in names if name not in text] == []

@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from checkpoints import (
     save_model,
     use_small_blocks,
 )
+from deltas import TINY, Floats, delta, dense, normal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -35,16 +36,14 @@ from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.magnitude import kept_count
-from flexswitch.merging.compression.registry import METHODS, get_method
+from flexswitch.merging.compression.plan import Job
+from flexswitch.merging.compression.registry import METHODS, NAMES, get_method, plan
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
 
-Floats = NDArray[np.float32]
-
 DROPS = ["0", "0.4", "0.6", "0.7", "0.93", "0.97"]
-TINY = float(np.float32(1e-45))
 
 
 def reference_mask(values: Floats, drop: str) -> NDArray[np.bool_]:
@@ -68,11 +67,9 @@ def reference_scale(kept_values: Floats) -> np.float32:
 
 
 def run(method: str, values: Floats, drop: str, block: int = 1 << 20) -> Compressed:
-    flat = values.reshape(-1)
-    blocks = [flat[start : start + block] for start in range(0, len(flat), block)]
     before = values.copy()
     given_settings = parse_settings(method, METHODS[method], [f"drop={drop}"])
-    found = METHODS[method](Delta("w", values.shape, lambda: blocks), **given_settings)
+    found = METHODS[method](delta(values, block), **given_settings)
     np.testing.assert_array_equal(values, before)
     return found
 
@@ -93,15 +90,6 @@ def check(values: Floats, drop: str, block: int = 1 << 20) -> None:
     signs = np.where(kept, np.sign(flat), 0).astype(np.float32)
     np.testing.assert_array_equal(dense(switch), np.float32(switch.scale) * signs)
     np.testing.assert_array_equal(dense(discard), np.where(kept, flat, np.float32(0)))
-
-
-def dense(found: Compressed) -> Floats:
-    blocks: Sequence[Floats] = [np.empty(0, np.float32), *found.sparse.dense_blocks(found.scale)]
-    return np.concatenate(blocks)
-
-
-def normal(shape: tuple[int, ...], seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("drop", DROPS)
@@ -202,7 +190,7 @@ def test_a_binarised_delta_has_the_norm_of_what_was_kept() -> None:
     np.testing.assert_allclose(np.linalg.norm(switch), np.linalg.norm(discard), rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["t-switch", "p-discard", "bin-discard", "dare"])
 @pytest.mark.parametrize("drop", [1.0, -0.1, 1.5])
 def test_a_drop_rate_outside_its_range_is_refused(tmp_path: Path, method: str, drop: float) -> None:
     path = tmp_path / "t.fsw"
@@ -214,7 +202,7 @@ def test_a_drop_rate_outside_its_range_is_refused(tmp_path: Path, method: str, d
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
     assert message(UsageError, lambda: get_method("tswitch")) == (
-        f"no compression method is named 'tswitch'; did you mean 't-switch'? (known: {', '.join(METHODS)})"
+        f"no compression method is named 'tswitch'; did you mean 't-switch'? (known: {', '.join(NAMES)})"
     )
 
 
@@ -264,6 +252,19 @@ def test_an_artifact_gives_back_base_plus_the_reference(
     assert_same_state(restored, expected)
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_a_restored_model_is_the_base_plus_what_the_method_keeps(tmp_path: Path, method: str) -> None:
+    pair = file_pair(tmp_path, STATE, TUNED)
+    artifact = compressed(pair, tmp_path / "t.fsw", method)
+    chosen = plan(method, pair, Job("task"), artifact.header.method.settings)
+    expected = dict(TUNED)
+    for name in ("a.weight", "b.weight"):
+        change = (TUNED[name].float() - STATE[name].float()).numpy()
+        added = torch.from_numpy(dense(chosen.compress(delta(change, name=name)))).reshape(change.shape)
+        expected[name] = (STATE[name].float() + added).to(STATE[name].dtype)
+    assert_same_state(restore(str(tmp_path / "base.safetensors"), artifact), expected)
+
+
 def test_p_discard_that_drops_nothing_gives_bfloat16_weights_back(tmp_path: Path) -> None:
     state = {"w": STATE["b.weight"]}
     pair = file_pair(tmp_path, state, {"w": TUNED["b.weight"]})
@@ -280,7 +281,7 @@ def test_lambda_scales_what_an_artifact_decodes_to(tmp_path: Path) -> None:
     assert torch.equal(restored["head"], TUNED["head"])
 
 
-@pytest.mark.parametrize("method", ["t-switch", "p-discard"])
+@pytest.mark.parametrize("method", NAMES)
 def test_a_task_vector_file_and_two_checkpoints_give_the_same_bytes(tmp_path: Path, method: str) -> None:
     config = {"model_type": "bert", "limit": 1.0}
     base = save_model(tmp_path / "base", STATE, config)
@@ -294,7 +295,7 @@ def test_a_task_vector_file_and_two_checkpoints_give_the_same_bytes(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("method", ["t-switch", "p-discard"])
+@pytest.mark.parametrize("method", NAMES)
 def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -310,13 +311,14 @@ def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
 
 @pytest.mark.parametrize("memory", [0, 1000, 1 << 30])
 @pytest.mark.parametrize("jobs", [1, 2, 3])
-@pytest.mark.parametrize("method", ["t-switch", "p-discard"])
+@pytest.mark.parametrize("method", NAMES)
 def test_jobs_and_memory_do_not_change_the_bytes(tmp_path: Path, method: str, jobs: int, memory: int) -> None:
     base = {f"{place}.weight": torch.from_numpy(normal((20 * place, 7), place)) for place in range(1, 9)}
     tuned = {name: tensor * 1.5 for name, tensor in base.items()} | {"3.weight": base["3.weight"]}
     pair, heard = file_pair(tmp_path, base, tuned), []
     alone = compressed(pair, tmp_path / "alone.fsw", method)
-    compress(pair, tmp_path / "t.fsw", "task", method, {"drop": 0.6}, False, heard.append, jobs, memory)
+    given_settings = parse_settings(method, get_method(method), [])
+    compress(pair, tmp_path / "t.fsw", "task", method, given_settings, False, heard.append, jobs, memory)
     assert (tmp_path / "t.fsw").read_bytes() == alone.path.read_bytes()
     assert heard == sorted(base)
     assert list(alone.header.tensors) == [name for name in sorted(base) if name != "3.weight"]

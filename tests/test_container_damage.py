@@ -174,8 +174,8 @@ def test_a_document_that_is_no_json_object_is_refused(path: Path, text: str, kin
 
 
 def test_a_newer_format_asks_for_a_newer_flexswitch(path: Path) -> None:
-    damage(path, lambda document: document.update(version=3, unheard_of={}))
-    assert message(path) == "format version 3, this flexswitch reads 2; install a newer one"
+    damage(path, lambda document: document.update(version=4, unheard_of={}))
+    assert message(path) == "format version 4, this flexswitch reads 3; install a newer one"
 
 
 def test_a_document_of_version_1_does_not_fit_a_file_of_version_2(path: Path) -> None:
@@ -199,8 +199,8 @@ INTEGER = "Input should be a valid integer"
     ("change", "field", "told"),
     [
         (lambda d: d.update(format=7), "format", "Input should be 'flexswitch-artifact'"),
-        (lambda d: d.update(version=0), "version", "Input should be 2"),
-        (lambda d: d.update(version=-1), "version", "Input should be 2"),
+        (lambda d: d.update(version=0), "version", "Input should be 2 or 3"),
+        (lambda d: d.update(version=-1), "version", "Input should be 2 or 3"),
         (lambda d: d.pop("name"), "name", "Field required"),
         (lambda d: d.pop("table"), "table", "Field required"),
         (lambda d: d.update(name=7), "name", "Input should be a valid string"),

@@ -21,7 +21,7 @@ from flexswitch.codecs.sparse import (
 # Values
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @LAWS
 @given(scale=st.floats(0, 2.0**100, width=32))
 def test_quantised_levels_stand_for_evenly_spaced_values(bits: int, scale: float) -> None:
@@ -32,6 +32,21 @@ def test_quantised_levels_stand_for_evenly_spaced_values(bits: int, scale: float
     assert found.tolist() == [float(value) for value in expected]
     assert found[0] == -scale
     assert found[-1] == scale
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@LAWS
+@given(scale=st.floats(0, 2.0**90, width=32), zero=st.integers(1 - 2**32, 2**32 - 1))
+def test_levels_with_a_zero_point_count_steps_from_it(bits: int, scale: float, zero: int) -> None:
+    levels = np.arange(1 << bits, dtype=np.uint8)
+    expected = [np.float32(scale * (level - zero)) for level in range(1 << bits)]
+    assert level_values(levels, bits, scale, zero).tolist() == [float(value) for value in expected]
+
+
+def test_a_value_beyond_float32_is_infinite() -> None:
+    levels = np.arange(3, dtype=np.uint8)
+    assert level_values(levels, 2, 3e38, 1).tolist() == [-np.float32(3e38), 0, np.float32(3e38)]
+    assert level_values(levels, 2, 3e38, -1).tolist() == [np.float32(3e38), np.inf, np.inf]
 
 
 def test_a_mask_alone_has_no_values_but_zero() -> None:

@@ -16,7 +16,7 @@ from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.registry import METHODS
+from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.pairing import Selection
@@ -88,7 +88,7 @@ def make_artifact(
     """Compresses a fine-tune into an artifact named after the file's stem."""
     selection = Selection(exclude=tuple(exclude))
     vector = open_finetuned(str(finetuned), open_checkpoint(str(base)), selection)
-    parsed = parse_settings(method, METHODS[method], settings)
+    parsed = parse_settings(method, get_method(method), settings)
     compress(vector, path, path.stem, method, parsed, overwrite=True)
     return open_artifact(path)
 

@@ -69,6 +69,8 @@ def target(data: bytes, path: Path) -> None:
 def _check_whole(artifact: Artifact, name: str) -> None:
     sparse, record = artifact.sparse(name), artifact.header.tensors[name]
     check_tensor(sparse, record.layout)
+    if record.zero is not None and (sparse.levels == record.zero).any():
+        raise FindingError("a kept entry is at the zero point")
     places = np.concatenate([np.empty(0, np.int64), *(at + found for at, found, _ in artifact.entries(name))])
     if sparse.layout.entries <= _COMPARED_ENTRIES:
         marked = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
@@ -192,7 +194,7 @@ def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
     elif isinstance(value, list):
         holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
     elif isinstance(value, dict):
-        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "data", "dtype"))] = 1
+        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "data", "dtype", "zero"))] = 1
     elif isinstance(value, str):
         holder[key] = draw.choice((*CODECS, "BF16", "I64", value + "x"))
     elif isinstance(value, int) and action < 6:
@@ -255,14 +257,14 @@ def changed_bytes(data: bytes, draw: random.Random) -> bytes:
 
 
 def seeds(folder: Path) -> Iterator[bytes]:
-    """Yields valid artifacts of both versions, which hold blocks of every codec."""
+    """Yields valid artifacts of all versions, which hold blocks of every codec."""
     draw, path = random.Random(0), folder / "seed.fsw"
     for number, name in enumerate(CODECS):
         with ArtifactWriter(path, _header()) as writer:
             writer.add_extra("head", RawTensor("F32", (2, 1), draw.randbytes(8)))
             writer.add_extra("empty", RawTensor("I64", (0, 3), b""))
             for place, shape in enumerate([(5, 59), (400, 4, 5), (7,), (0, 3), ()]):
-                sparse = _scattered(shape, BITS[1 + (number + place) % 6], number)
+                sparse = _scattered(shape, BITS[1 + (number + place) % (len(BITS) - 1)], number)
                 codec = name if place < 3 else "auto"
                 writer.add_tensor(f"{place}", packed_tensor(sparse, store(sparse, codec), 0.5, "BF16"))
         yield path.read_bytes()
@@ -270,6 +272,10 @@ def seeds(folder: Path) -> Iterator[bytes]:
     with ArtifactWriter(path, _header()) as writer:  # two blocks, of 8 rows and of one
         sparse = scattered((9, 66_000), 1, 1e-4, 0)
         writer.add_tensor("long", packed_tensor(sparse, store(sparse, "rice"), 1.0, "F32"))
+    yield path.read_bytes()
+    with ArtifactWriter(path, _header()) as writer:
+        sparse = _with_zero(_scattered((400, 4, 5), 3, 0), 2)
+        writer.add_tensor("zero", packed_tensor(sparse, store(sparse), 0.5, "F32", 2))
     yield path.read_bytes()
 
 
@@ -282,6 +288,12 @@ def _scattered(shape: tuple[int, ...], bits: int, seed: int) -> SparseTensor:
     left = kept * (np.arange(shape[0]) % 20 == 3)[:, None]
     mask, full = np.packbits(left, bitorder="little"), int(left.sum())
     return SparseTensor(shape, mask, sparse.levels[:full], bits)
+
+
+def _with_zero(sparse: SparseTensor, zero: int) -> SparseTensor:
+    """Returns a tensor no level of which is the zero point."""
+    levels = np.where(sparse.levels == zero, zero + 1, sparse.levels).astype(sparse.levels.dtype)
+    return SparseTensor(sparse.shape, sparse.mask, levels, sparse.bits)
 
 
 def _header() -> ArtifactHeader:
@@ -301,7 +313,7 @@ def _version_1(name: str, draw: random.Random) -> Pieces:
     payloads: dict[str, Payload] = {}
     for place, shape in enumerate([(5, 59), (31,), (3, 0)]):
         codec = draw.choice([each for each in CHOICES if each.name == name])
-        sparse = scattered(shape, BITS[1 + draw.randrange(6)], 0.3, place)
+        sparse = scattered(shape, draw.choice((1, 2, 4, 8, 16, 32)), 0.3, place)
         data = codec.encode(sparse)["data"]
         payloads[f"{place}/data"] = ("U8", [len(data)], data)
         document["tensors"][f"{place}"] = {

@@ -84,7 +84,9 @@ def case_of(data: bytes) -> Case:
     for start in range(0, len(rest) - 3, 4):
         damage(payload, rest[start], int.from_bytes(rest[start + 1 : start + 3], "little"), rest[start + 3])
     return Case(
-        codec, SparseLayout(shape, kept, BITS[head[14] % 7] if head[14] > 250 else bits), bytes(payload)
+        codec,
+        SparseLayout(shape, kept, BITS[head[14] % len(BITS)] if head[14] > 250 else bits),
+        bytes(payload),
     )
 
 

@@ -12,7 +12,8 @@ from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compressed import Delta
-from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.compression.plan import Job
+from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile
 from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.task_vector import TaskVector
@@ -42,14 +43,16 @@ def compress(
     side file, `path` with `.resume` behind it, until the artifact is whole; tensors that it holds already
     are not made again. The bytes depend on none of the three. Raises: InputError, UsageError.
     """
-    compress_tensor = get_method(method)
+    chosen = plan(method, vector, Job(name, jobs), settings)
 
     def work(unit: str) -> PackedTensor | None:
         info = vector.units[unit]
-        compressed = compress_tensor(_delta(vector, unit), **settings)
-        if not len(compressed.sparse.levels):
+        compressed = chosen.compress(_delta(vector, unit, name))
+        sparse = compressed.sparse
+        if not len(sparse.levels):
             return None
-        return packed_tensor(compressed.sparse, store(compressed.sparse), compressed.scale, info.dtype)
+        form = store(sparse, effort=chosen.effort)
+        return packed_tensor(sparse, form, compressed.scale, info.dtype, compressed.zero)
 
     header = ArtifactHeader(
         name=name,
@@ -109,11 +112,11 @@ def _read_ahead(vector: TaskVector, units: list[str]) -> Iterable[str]:
         yield unit
 
 
-def _delta(vector: TaskVector, unit: str) -> Delta:
+def _delta(vector: TaskVector, unit: str, task: str) -> Delta:
     """Returns a unit's delta, held in memory where that is quicker than to compute it again."""
     info = vector.units[unit]
     read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, unit)
     if info.entries <= (_CACHED_ENTRIES if vector.is_cheap(unit) else _HELD_ENTRIES):
         blocks = list(read())
         read = bind(list, blocks)
-    return Delta(unit, info.shape, read)
+    return Delta(unit, info.shape, read, task)

@@ -13,20 +13,23 @@ from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, Levels, SparseTen
 class Delta:
     """The change of one tensor; `read` gives its flat float32 blocks in order, as often as needed.
 
-    Every block but the last has a multiple of 8 entries.
+    Every block but the last has a multiple of 8 entries. What a method draws for it by chance follows from
+    a seed, the task and the tensor's name alone.
     """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Iterable[FloatArray]]
+    task: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """The kept entries of a tensor and the float32 scale of their levels."""
+    """The kept entries of a tensor, the float32 scale of their levels, and its zero point, if it has one."""
 
     sparse: SparseTensor
     scale: float
+    zero: int | None = None
 
 
 def assemble(

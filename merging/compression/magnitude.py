@@ -1,4 +1,4 @@
-"""Finds the largest entries of a delta, separately among the positive and the negative ones.
+"""Finds the largest entries of a delta, separately among the positive and the negative ones or among all.
 
 Exact, with nothing held of the delta but what is kept: the bit patterns of float32 numbers of one sign
 are ordered as the numbers are, so two histograms, of the upper and then of the lower 16 bits, give the
@@ -7,7 +7,7 @@ Source: methods, §2; Qi et al. 2025 (arXiv 2412.00054).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -41,6 +41,54 @@ def check_drop(drop: float) -> None:
         raise UsageError(f"drop={drop}: expected a share of at least 0 and below 1")
 
 
+class Place(NamedTuple):
+    """A bin of a histogram and a rank counted from the bin's top, from 1."""
+
+    bin: int
+    rank: int
+
+
+def locate(histogram: Integers, wanted: int) -> Place | None:
+    """Returns where the `wanted`-th largest entry lies; None where none is wanted."""
+    if wanted == 0:
+        return None
+    above = np.cumsum(histogram[::-1])  # entries in the topmost 1, 2, … bins
+    step = int(np.searchsorted(above, wanted))
+    return Place(len(histogram) - 1 - step, wanted - int(above[step - 1] if step else 0))
+
+
+def threshold(place: Place | None, lower: Integers) -> float:
+    """Returns the magnitude at a place, given the histogram of the lower halves in its bin."""
+    inner = locate(lower, place.rank) if place else None
+    if place is None or inner is None:
+        return math.inf
+    return float(np.uint32(place.bin << 16 | inner.bin).view(np.float32))
+
+
+def upper_histogram(blocks: Iterable[FloatArray]) -> Integers:
+    """Returns the number of entries by sign and upper 15 bits of the magnitude, without zeros, (2, 2^15)."""
+    counts = np.zeros(_BINS, np.int64)
+    for block in blocks:
+        _count_upper(block.view(np.uint32), counts)
+    return counts.reshape(2, -1)
+
+
+def lower_histogram(blocks: Iterable[FloatArray], bins: Sequence[int]) -> Integers:
+    """Returns the number of entries by lower 16 bits in a positive and in a negative bin, (2, 2^16)."""
+    counts = np.zeros((2, _BINS), np.int64)
+    for block in blocks:
+        _count_lower(block.view(np.uint32), bins[0], bins[1], counts)
+    return counts
+
+
+def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes, FloatArray]:
+    """Returns the packed mask of the entries that reach the threshold of their sign, and their values."""
+    mask = np.empty(-(-len(block) // 8), np.uint8)
+    _pack(block, np.float32(positive), np.float32(negative), mask)
+    values = np.empty(count_bits(mask) + 8, np.float32)
+    return mask, values[: _gather(block, mask, values)]
+
+
 def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
     """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
 
@@ -49,23 +97,17 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
     counted, and the few below the threshold are taken out again. Ties at a threshold are all kept. Each
     array is the caller's own.
     """
-    upper = np.zeros(_BINS, np.int64)  # by sign and upper 15 bits of the magnitude
-    for block in read():
-        _count_upper(block.view(np.uint32), upper)
-    sides = upper.reshape(2, -1)  # (sign, upper 15 bits)
-    places = [_locate(side, kept_count(drop, int(side.sum()))) for side in sides]
+    sides = upper_histogram(read())
+    places = [locate(side, kept_count(drop, int(side.sum()))) for side in sides]
     bins = [place.bin if place else _NONE for place in places]
     edges = [_smallest_of(place.bin) if place else math.inf for place in places]
     taken = []
     lower = np.zeros((2, _BINS), np.int64)
     for block in read():
-        mask = np.empty(-(-len(block) // 8), np.uint8)
-        _pack(block, np.float32(edges[0]), np.float32(edges[1]), mask)
-        values = np.empty(count_bits(mask) + 8, np.float32)
-        values = values[: _gather(block, mask, values)]
+        mask, values = reaching(block, edges[0], edges[1])
         _count_lower(values.view(np.uint32), bins[0], bins[1], lower)
         taken.append((mask, values))
-    positive, negative = (np.float32(found) for found in map(_threshold, places, lower))
+    positive, negative = (np.float32(found) for found in map(threshold, places, lower))
     for mask, values in taken:
         ranks = np.empty(len(values) + 1, np.int64)
         ranks = ranks[: _rank_below(values, positive, negative, ranks)]
@@ -77,30 +119,6 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
 def square_sum(values: FloatArray) -> float:
     """Returns Σ values² in float64, added up in an order that depends on their number alone."""
     return float(_square_sum(values))
-
-
-class _Place(NamedTuple):
-    """A bin of a histogram and a rank counted from the bin's top, from 1."""
-
-    bin: int
-    rank: int
-
-
-def _locate(histogram: Integers, wanted: int) -> _Place | None:
-    """Returns where the `wanted`-th largest entry lies; None where none is wanted."""
-    if wanted == 0:
-        return None
-    above = np.cumsum(histogram[::-1])  # entries in the topmost 1, 2, … bins
-    step = int(np.searchsorted(above, wanted))
-    return _Place(len(histogram) - 1 - step, wanted - int(above[step - 1] if step else 0))
-
-
-def _threshold(place: _Place | None, lower: Integers) -> float:
-    """Returns the magnitude at a place, given the histogram of the lower halves in its bin."""
-    inner = _locate(lower, place.rank) if place else None
-    if place is None or inner is None:
-        return math.inf
-    return float(np.uint32(place.bin << 16 | inner.bin).view(np.float32))
 
 
 def _smallest_of(upper: int) -> float:

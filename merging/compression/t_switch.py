@@ -5,9 +5,12 @@ Source: Qi et al. 2025, "Less is More: Efficient Model Merging with Binary Task 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import check_drop, kept_blocks, square_sum
 
@@ -20,11 +23,16 @@ def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:
     Raises: UsageError on a drop rate outside its range.
     """
     check_drop(drop)
+    return binarised(delta.shape, kept_blocks(delta.read, drop))
+
+
+def binarised(shape: tuple[int, ...], blocks: Iterable[tuple[NDArray[np.uint8], FloatArray]]) -> Compressed:
+    """Returns the signs of kept entries under the switch knob; blocks: each one's packed mask and values."""
     masks, signs, total, kept = [], [], 0.0, 0
-    for mask, values in kept_blocks(delta.read, drop):
+    for mask, values in blocks:
         masks.append(mask)
         signs.append((values > 0).view(np.uint8))
         total += square_sum(values)
         kept += len(values)
     scale = math.sqrt(total / kept) if kept else 0.0
-    return Compressed(assemble(delta.shape, masks, signs, bits=1), float(np.float32(scale)))
+    return Compressed(assemble(shape, masks, signs, bits=1), float(np.float32(scale)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.zoo import Zoo
-from flexswitch.merging.compression.registry import METHODS
+from flexswitch.merging.compression.registry import NAMES
 from flexswitch.merging.evaluation.evaluate import Bench, Router, Score, score_fixed, score_switched
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.static.merge import merged_tensors
@@ -15,7 +15,7 @@ from flexswitch.merging.task_vector import TaskVector
 
 ROUTED = ("auto-switch",)
 MODES = ("per-sample", "batch-mean", "oracle")
-KNOWN = ("base", "individual", *MERGES, *METHODS, *ROUTED)
+KNOWN = ("base", "individual", *MERGES, *NAMES, *ROUTED)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
             raise InputError(
                 "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
             )
-        if method in METHODS and packed != [method]:
+        if method in NAMES and packed != [method]:
             raise InputError(f"--methods {method}: {zoo.path} holds tasks compressed by {', '.join(packed)}")
         if method in ROUTED:
             zoo.index_file()
@@ -71,7 +71,7 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
         merged = {name: output.whole() for name, output in outputs.items()}
         return [score_fixed(bench, method, lambda task: bench.set_merged(task, merged), head_bytes(bench))]
     stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in bench.vectors])
-    if method in METHODS:
+    if method in NAMES:
         return [score_fixed(bench, method, weights_of(bench, bench.vectors, 1.0), stored)]
     return [_switched(evaluation, method, mode, stored) for mode in modes]
 
