@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from flexswitch.codecs.records import (
     BLOCKS,
@@ -100,12 +100,14 @@ class ArtifactWriter:
     ) -> None:
         if kind is None:
             self._writer.extend(BLOCKS, b"")
-            table = TensorTable(tensors=self._tensors).model_dump(exclude_defaults=True)
+            table = TensorTable(tensors=self._tensors, learning=self._header.learning).model_dump(
+                exclude_defaults=True
+            )
             stored = zstd_compress(_json(table), _TABLE_LEVEL)
             self._writer.add(TABLE, "U8", (len(stored),), [stored])
-            described = self._header.model_dump(exclude={"tensors", "extras"})
+            described = self._header.model_dump(exclude={"tensors", "extras", "learning"})
             document = ArtifactDocument(
-                version=max((record.version for record in self._tensors.values()), default=2),
+                version=max([_version(self._header), *(record.version for record in self._tensors.values())]),
                 **described,
                 extras=self._extras,
                 table=TableRecord(size=len(stored), crc32=crc32(stored)),
@@ -114,6 +116,11 @@ class ArtifactWriter:
             text = _json(identity | document.model_dump(exclude_defaults=True))
             self._writer.metadata = {METADATA_KEY: text.decode(), CHECKSUM_KEY: crc32(text)}
         self._writer.__exit__(kind, error, trace)
+
+
+def _version(header: ArtifactHeader) -> Literal[2, 3]:
+    """Returns the least version of the format that has all that a header says."""
+    return 2 if header.learning is None else 3
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -243,7 +243,13 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
         listed = zstd_decompress(data, _TABLE_GROWTH * len(data) + _TABLE_FREE_BYTES).decode()
     except (DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
-    tensors = validated(TensorTable, path, listed).tensors
+    parsed = validated(TensorTable, path, listed)
+    tensors = parsed.tensors
+    if parsed.learning is not None and document.version < 3:
+        raise ArtifactError(
+            f"{path}: its table has a record of learning, which version {document.version} has not; it is "
+            "damaged"
+        )
     offsets, end = {}, blocks.offset
     for name, record in tensors.items():
         if record.version > document.version:
@@ -259,7 +265,9 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
             "it is damaged"
         )
     described = document.model_dump(exclude={"format", "version", "table"})
-    return ArtifactHeader(**described).model_copy(update={"tensors": tensors}), offsets
+    return ArtifactHeader(**described).model_copy(
+        update={"tensors": tensors, "learning": parsed.learning}
+    ), offsets
 
 
 def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:

@@ -153,10 +153,39 @@ class ArtifactDocument(Strict):
     table: TableRecord
 
 
+class QualityRecord(Strict):
+    """A compressed model beside the fine-tuned one, on the exemplars learned from and on those held out.
+
+    divergence: nats a sample or token, of features the mean squared difference. agreement: the share of
+    equal answers.
+    """
+
+    divergence: float
+    agreement: float
+    held_out_divergence: float | None = None
+    held_out_agreement: float | None = None
+
+
+class LearningRecord(Strict):
+    """What a learned compression started from and came to. Numbers have four significant digits.
+
+    before: at the start, the data-free allocation; after: of what is stored. curve: (steps done, mean loss,
+    mean estimated bits a parameter) of successive stretches of the steps.
+    """
+
+    exemplars: Count
+    exemplars_sha256: Sha256
+    held_out: Count
+    before: QualityRecord
+    after: QualityRecord
+    curve: list[tuple[Count, float, float]] = []
+
+
 class TensorTable(Strict):
     """The JSON document of the table: base name → record, in the order of their bytes in the file."""
 
     tensors: dict[str, TensorRecord]
+    learning: LearningRecord | None = None
 
 
 class ArtifactHeader(Strict):
@@ -169,6 +198,7 @@ class ArtifactHeader(Strict):
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
     extras: dict[str, ExtraRecord] = {}
+    learning: LearningRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compressed import Delta
-from flexswitch.merging.compression.plan import Job
+from flexswitch.merging.compression.plan import NO_GUIDANCE, Guidance, Job
 from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile
 from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
@@ -35,15 +35,25 @@ def compress(
     jobs: int = DEFAULT_JOBS,
     memory: int = DEFAULT_MEMORY,
     resume: bool = False,
+    guidance: Guidance = NO_GUIDANCE,
 ) -> None:
     """Writes a task vector's artifact; `on_unit` hears of each tensor once it is compressed.
 
     Tensors that keep nothing are left out; they decode to zeros. jobs: threads. memory: bytes that the
     tensors in the making may take; one is always let in. With `resume` each finished tensor is kept in a
     side file, `path` with `.resume` behind it, until the artifact is whole; tensors that it holds already
-    are not made again. The bytes depend on none of the three. Raises: InputError, UsageError.
+    are not made again. The bytes depend on none of the three. guidance: what a method takes that learns.
+    Raises: InputError, UsageError.
     """
-    chosen = plan(method, vector, Job(name, jobs), settings)
+    header = ArtifactHeader(
+        name=name,
+        base=_UNKNOWN_BASE,
+        model=vector.model,
+        method=MethodRecord(name=method, settings=_recorded(settings)),
+        parameters=vector.parameters,
+    )
+    chosen = plan(method, vector, Job(header, jobs, guidance), settings)
+    header = header.model_copy(update={"learning": chosen.learning})
 
     def work(unit: str) -> PackedTensor | None:
         info = vector.units[unit]
@@ -54,13 +64,6 @@ def compress(
         form = store(sparse, effort=chosen.effort)
         return packed_tensor(sparse, form, compressed.scale, info.dtype, compressed.zero)
 
-    header = ArtifactHeader(
-        name=name,
-        base=_UNKNOWN_BASE,
-        model=vector.model,
-        method=MethodRecord(name=method, settings=settings),
-        parameters=vector.parameters,
-    )
     side = SideFile(path, vector, header) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
@@ -77,6 +80,11 @@ def compress(
         writer.set_header(header.model_copy(update={"base": vector.identity()}))
     if side is not None:
         side.remove()
+
+
+def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as they are written on the command line; those that are not given are left out."""
+    return {key.rstrip("_"): value for key, value in settings.items() if value is not None}
 
 
 def _packed(

@@ -1,0 +1,122 @@
+"""FlexSwitch: thresholds, scales and bit-widths learned on a few exemplars, at the size asked for.
+
+Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; methods, §4.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.plan import Job, Plan
+from flexswitch.merging.learning.course import Course, Problem, data_free, learned, read_problem
+from flexswitch.merging.learning.lesson import open_lesson
+from flexswitch.merging.learning.saved import run_text
+from flexswitch.merging.learning.target import target_bytes
+from flexswitch.merging.learning.unit import Hardened, sparse_tensor
+from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.task_vector import TaskVector
+
+_DEFAULT_TARGET = "0.5%"
+_FLOAT_BITS = 32
+
+
+def flexswitch(
+    vector: TaskVector,
+    job: Job,
+    *,
+    objective: Literal["kl", "mse", "task", "none"] = "kl",
+    target_size: str | None = None,
+    lambda_: float | None = None,
+    steps: int = 500,
+    bits: str = "1,2,4,8",
+    granularity: Literal["tensor", "rows"] = "tensor",
+    gates: Literal["learned", "uniform"] = "learned",
+    batch: int = 16,
+    shards: int = 2,
+    refit: int = 20,
+    least: int = 32,
+    effort: Literal["fast", "small"] = "small",
+    seed: int = 0,
+) -> Plan:
+    """Returns what is kept of every tensor, learned so that the model's answers stay the fine-tuned one's.
+
+    objective: `kl` or `mse`, the divergence of answers or of pooled features from the fine-tuned model's;
+    `task`, the loss on labels; `none`, no data: the least squared error at the size. target_size: 400KB,
+    0.5% of float32, or 0.16bpp (bits a parameter), for the whole artifact; 0.5% without it and without
+    `lambda_`, which weighs the share of float32 instead. bits: candidates of a kept value's bit-width.
+    granularity: a threshold a tensor or a row. gates: `uniform` keeps the same share of every tensor and
+    learns the rest. batch: exemplars a step, worked on in so many shards, a thread each. refit: steps that
+    fit the scales anew at the end. least: exemplars without which nothing is learned. effort: how small the
+    blocks are stored. Raises: UsageError on a setting outside its range; InputError where the size can't be
+    met, exemplars are too few, or the divergence does not fall.
+    """
+    least_values = {"steps": steps, "batch": batch, "shards": shards, "least": least}
+    for name, value in least_values.items():
+        if value < 1:
+            raise UsageError(f"{name}={value}: expected at least 1")
+    if refit < 0 or seed < 0:
+        raise UsageError(f"refit={refit}, seed={seed}: expected numbers of at least 0")
+    if lambda_ is not None and (target_size is not None or objective == "none" or lambda_ <= 0):
+        raise UsageError(f"lambda={lambda_}: expected a number above 0, an objective, and no target size")
+    widths = _bit_widths(bits)
+    guidance = job.guidance
+    if objective != "none" and guidance.classroom is None:
+        raise UsageError(
+            "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
+        )
+    header = job.header.model_copy(update={"base": vector.identity()})
+    with workers(job.jobs) as each:
+        problem = read_problem(vector, header, widths, effort, each)
+        target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)
+        if objective == "none" or guidance.classroom is None:
+            if target is None:
+                raise ValueError("the data-free allocation takes a target")
+            return Plan(_compressor(problem, data_free(problem, target, guidance.on_note)), effort)
+        lesson = open_lesson(vector, job.task, guidance.classroom, objective, seed, least, each)
+        multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
+        course = Course(
+            target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed
+        )
+        run = run_text(header.method.settings, {"exemplars": lesson.digest, "base": header.base.fingerprint})
+        saving = None if guidance.saving is None else guidance.saving.of(run)
+        kept, record = learned(problem, lesson, course, saving, guidance.on_step, guidance.on_note)
+        return Plan(_compressor(problem, kept), effort, record)
+
+
+def _bit_widths(text: str) -> NDArray[np.int64]:
+    try:
+        widths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        widths = []
+    if not widths or not set(widths) <= set(range(1, 9)):
+        raise UsageError(f"bits={text}: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8")
+    return np.array(widths, np.int64)
+
+
+def _target(problem: Problem, text: str) -> int:
+    vector = problem.vector
+    target, empty = target_bytes(text, vector.parameters), problem.packer().empty_size()
+    if target <= empty:
+        raise InputError(
+            f"{vector.source}: target size {text} is {target:,} bytes, and the task's own tensors (its head) "
+            f"with the header take {empty:,} of them; ask for more than that"
+        )
+    return target
+
+
+def _compressor(problem: Problem, hardened: Sequence[Hardened]) -> Callable[[Delta], Compressed]:
+    by_name = {unit.name: (unit, kept) for unit, kept in zip(problem.units, hardened, strict=True)}
+
+    def compress(delta: Delta) -> Compressed:
+        if delta.name not in by_name:
+            empty = np.zeros(-(-math.prod(delta.shape) // 8), np.uint8)
+            return Compressed(assemble(delta.shape, [empty], [], bits=1), 0.0)
+        unit, kept = by_name[delta.name]
+        return Compressed(sparse_tensor(unit, kept), kept.scale)
+
+    return compress

@@ -1,0 +1,159 @@
+"""The whole of a learned compression: start, steps, the size met, scales fitted anew, a record of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.merging.learning.harden import fit_to_size, is_met
+from flexswitch.merging.learning.learn import Learner, Progress, Schedule, hard_gates, learn, set_gates
+from flexswitch.merging.learning.lesson import Lesson, batch_rows
+from flexswitch.merging.learning.packing import Packer
+from flexswitch.merging.learning.profile import Choices, choices_of
+from flexswitch.merging.learning.refit import refit_scales
+from flexswitch.merging.learning.report import learning_record, quality
+from flexswitch.merging.learning.saved import Saving
+from flexswitch.merging.learning.start import allocated, first_parameters, uniform
+from flexswitch.merging.learning.student import Loss, Student
+from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
+from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.task_vector import TaskVector
+
+# Bytes by which the record of the end, and the scales fitted anew, may be longer than those of the start.
+_SLACK = 192
+_UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A task vector to be compressed. bits: (candidate,). effort: how its blocks are stored."""
+
+    vector: TaskVector
+    header: ArtifactHeader
+    units: list[Unit]
+    choices: list[Choices]
+    bits: NDArray[np.int64]
+    effort: str
+    each: Each
+
+    def packer(self, learning: LearningRecord | None = None) -> Packer:
+        """Returns what packs the artifact, with that record in it."""
+        header = self.header.model_copy(update={"learning": learning})
+        return Packer(self.vector, header, self.units, self.effort, self.each)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How to learn. target: bytes of the artifact; without one `multiplier` weighs them, in loss a bit."""
+
+    target: int | None
+    multiplier: float
+    steps: int
+    by_rows: bool
+    uniform: bool
+    batch: int
+    shards: int
+    refit: int
+    seed: int
+
+
+def read_problem(
+    vector: TaskVector, header: ArtifactHeader, bits: NDArray[np.int64], effort: str, each: Each
+) -> Problem:
+    """Returns a problem, its deltas read and its choices of density and bit-width counted."""
+    units = [unit for unit in (read_unit(vector, name) for name in vector.units) if unit is not None]
+    choices = each(lambda number: choices_of(units[number].delta, bits), len(units))
+    return Problem(vector, header, units, choices, bits, effort, each)
+
+
+def data_free(problem: Problem, target: int, on_note: Callable[[str], None]) -> list[Hardened]:
+    """Returns what the data-free allocation keeps at a size in bytes. Source: methods, §4."""
+    packer = problem.packer()
+    kept, _ = _allocation(problem, packer, target)
+    return _fitted(kept, packer, target, target, on_note)
+
+
+def learned(
+    problem: Problem,
+    lesson: Lesson,
+    course: Course,
+    saving: Saving | None,
+    on_step: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+) -> tuple[list[Hardened], LearningRecord]:
+    """Returns what is kept, and the record of how it was learned.
+
+    Raises: InputError where the divergence from the fine-tuned model does not fall.
+    """
+    each, units = problem.each, problem.units
+    packer = problem.packer()
+    size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
+    kept, factors = _allocation(problem, packer, size)
+    if course.uniform:
+        kept = uniform(units, problem.choices, _payload_bits(packer, size), factors)
+    student = Student(lesson.model, units, lesson.names, course.shards)
+    set_gates(student, hard_gates(units, kept), each)
+    before = quality(lesson, each)
+    learner = Learner(first_parameters(units, problem.choices, kept, problem.bits, course.by_rows), factors)
+    schedule = Schedule(
+        course.steps,
+        None if course.target is None else _payload_bits(packer, size),
+        course.multiplier,
+        gates_move=not course.uniform,
+    )
+    if saving is not None:
+        saving.restore(learner)
+
+    def stepped(progress: Progress) -> None:
+        on_step(progress)
+        if saving is not None:
+            saving.save(learner)
+
+    batches = _batches(lesson, course)
+    learn(learner, units, student, batches, schedule, packer.factors, each, stepped)
+    found = learner.parameters.hardened(units)
+    record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
+    packer = problem.packer(record)
+    if course.target is not None:
+        found = _fitted(found, packer, course.target - _SLACK, course.target, on_note)
+    found = refit_scales(units, found, student, lambda step: batches(course.steps + step), course.refit, each)
+    set_gates(student, hard_gates(units, found), each)
+    after = quality(lesson, each)
+    if after.divergence >= before.divergence:
+        raise InputError(
+            f"{problem.vector.source}: learning did not help: the divergence from the fine-tuned model is "
+            f"{after.divergence:g}, and the data-free allocation's {before.divergence:g}; take more steps, "
+            "more exemplars or a larger size, or that allocation with --set objective=none"
+        )
+    return found, record.model_copy(update={"after": after})
+
+
+def _payload_bits(packer: Packer, target: int) -> float:
+    return 8.0 * (target - packer.empty_size())
+
+
+def _allocation(problem: Problem, packer: Packer, target: int) -> tuple[list[Hardened], NDArray[np.float64]]:
+    return allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
+
+
+def _fitted(
+    kept: Sequence[Hardened], packer: Packer, aim: int, target: int, on_note: Callable[[str], None]
+) -> list[Hardened]:
+    """Returns what is kept at the size aimed for, and says so where the target is missed."""
+    fitted, found = fit_to_size(kept, packer.size, aim)
+    if not is_met(found, target):
+        on_note(
+            f"the artifact takes {found:,} bytes, {found / target:.1%} of the {target:,} asked for: nothing "
+            "more has changed, or too many entries are equal"
+        )
+    return fitted
+
+
+def _batches(lesson: Lesson, course: Course) -> Callable[[int], Sequence[Loss]]:
+    def losses(step: int) -> Sequence[Loss]:
+        return lesson.losses(batch_rows(step, course.batch, len(lesson.taught), course.seed), course.shards)
+
+    return losses

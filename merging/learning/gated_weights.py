@@ -1,0 +1,168 @@
+"""One tensor's weights under its gates: written before a forward pass, asked for sums after a backward pass.
+
+On the CPU the passes are compiled; on another device they are torch operations over a few rows at a time.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.learning.gates import apply_gates, reduce_gradient
+from flexswitch.merging.learning.unit import Unit
+
+Doubles = NDArray[np.float64]
+
+_DEVICE_ENTRIES = 1 << 24  # worked on at once on a GPU
+
+
+class Gates(NamedTuple):
+    """What decides a unit's values. thresholds: (row,), width: both in the units of the weights.
+
+    bits, scales, shares: (candidate,), the bit-widths that are mixed.
+    """
+
+    thresholds: FloatArray
+    width: float
+    bits: NDArray[np.int64]
+    scales: FloatArray
+    shares: FloatArray
+
+
+class Kept(NamedTuple):
+    """Of each row (row,): the entries that pass the gates, and −Σ ∂gate/∂threshold."""
+
+    kept: NDArray[np.int64]
+    slopes: Doubles
+
+
+class Slopes(NamedTuple):
+    """Derivatives of a loss by thresholds (row,), scales and shares (candidate,)."""
+
+    by_threshold: Doubles
+    by_scale: Doubles
+    by_share: Doubles
+
+    def __add__(self, other: "Slopes") -> "Slopes":  # type: ignore[override]  # sums, not a longer tuple
+        return Slopes(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+class GatedWeights(Protocol):
+    """The weights of one unit."""
+
+    def apply(self, gates: Gates) -> Kept:
+        """Writes base + gated values into the weights, in place."""
+
+    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+        """Returns what the gradient by the weights says of the gates, as they were last applied."""
+
+
+def gated_weights(unit: Unit, weights: Tensor) -> GatedWeights:
+    """Returns a unit's weights under gates; `weights` is the model's own tensor and holds the base."""
+    return (_Compiled if weights.device.type == "cpu" else DeviceWeights)(unit, weights)
+
+
+class _Compiled:
+    """By compiled passes, float32 on the CPU."""
+
+    def __init__(self, unit: Unit, weights: Tensor) -> None:
+        self._unit = unit
+        self._weights = weights.detach().view(-1).numpy()
+        self._base = self._weights.reshape(-1, unit.columns)[unit.rows].reshape(-1)
+
+    def apply(self, gates: Gates) -> Kept:
+        unit = self._unit
+        kept, slopes = np.empty(len(unit.rows), np.int64), np.empty(len(unit.rows))
+        apply_gates(
+            self._base, unit.delta, unit.rows, unit.columns, gates.thresholds, np.float32(gates.width),
+            gates.bits, gates.scales, gates.shares, self._weights, kept, slopes,
+        )  # fmt: skip
+        return Kept(kept, slopes)
+
+    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+        unit, candidates = self._unit, len(gates.bits)
+        slopes = Slopes(np.zeros(len(unit.rows)), np.zeros(candidates), np.zeros(candidates))
+        reduce_gradient(
+            gradient.contiguous().view(-1).numpy(), unit.delta, unit.rows, unit.columns, gates.thresholds,
+            np.float32(gates.width), gates.bits, gates.scales, gates.shares, *slopes,
+        )  # fmt: skip
+        return slopes
+
+
+class DeviceWeights:
+    """By torch operations on the weights' own device; sums in float64."""
+
+    def __init__(self, unit: Unit, weights: Tensor) -> None:
+        self._weights = weights.detach().view(-1, unit.columns)
+        self._rows = torch.from_numpy(unit.rows).to(weights.device)
+        self._delta = torch.from_numpy(unit.delta).view(-1, unit.columns).to(weights.device)
+        self._base = self._weights[self._rows]
+        height = max(1, _DEVICE_ENTRIES // unit.columns)
+        self._parts = [slice(start, start + height) for start in range(0, len(unit.rows), height)]
+
+    def apply(self, gates: Gates) -> Kept:
+        kept, slopes = [], []
+        for part in self._parts:
+            delta, distances, passes = self._gated(gates, part)
+            values = sum(share * _quantised(delta, bits, scale) for bits, scale, share in _candidates(gates))
+            self._weights[self._rows[part]] = self._base[part] + torch.where(passes, values, 0)
+            kept.append(passes.sum(1))
+            slopes.append(_kernel(distances).sum(1, dtype=torch.float64) / gates.width)
+        return Kept(torch.cat(kept).cpu().numpy(), torch.cat(slopes).cpu().numpy())
+
+    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+        by_row = gradient.reshape(self._weights.shape)
+        by_threshold, by_scale, by_share = [], [], []
+        for part in self._parts:
+            delta, distances, passes = self._gated(gates, part)
+            slope = by_row[self._rows[part]]
+            quantised = [_quantised(delta, bits, scale) for bits, scale, _ in _candidates(gates)]
+            values = sum(share * each for each, share in zip(quantised, gates.shares.tolist(), strict=True))
+            weighted = (slope * values * _kernel(distances)).sum(1, dtype=torch.float64)
+            by_threshold.append(-weighted / gates.width)
+            passed = torch.where(passes, slope, 0)
+            by_share.append(torch.stack([(passed * each).sum(dtype=torch.float64) for each in quantised]))
+            turns = [
+                share * (passed * _by_scale(delta, each, bits, scale)).sum(dtype=torch.float64)
+                for each, (bits, scale, share) in zip(quantised, _candidates(gates), strict=True)
+            ]
+            by_scale.append(torch.stack(turns))
+        return Slopes(
+            torch.cat(by_threshold).cpu().numpy(),
+            torch.stack(by_scale).sum(0).cpu().numpy(),
+            torch.stack(by_share).sum(0).cpu().numpy(),
+        )
+
+    def _gated(self, gates: Gates, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns some rows' delta, their distances from the threshold in widths, and what passes."""
+        delta = self._delta[part]
+        thresholds = torch.from_numpy(gates.thresholds[part]).to(delta.device)[:, None]
+        return delta, (delta.abs() - thresholds).abs() / gates.width, delta.abs() > thresholds
+
+
+def _candidates(gates: Gates) -> list[tuple[int, float, float]]:
+    return list(zip(gates.bits.tolist(), gates.scales.tolist(), gates.shares.tolist(), strict=True))
+
+
+def _quantised(values: Tensor, bits: int, scale: float) -> Tensor:
+    if bits == 1:
+        return torch.where(values > 0, scale, -scale)
+    steps = (1 << bits) - 1
+    levels = (values * (steps / (2 * scale)) + (steps + 1) / 2).floor().clamp(0, steps)
+    return (2 * levels - steps) * (scale / steps)
+
+
+def _by_scale(values: Tensor, quantised: Tensor, bits: int, scale: float) -> Tensor:
+    turns = quantised / scale
+    if bits == 1:
+        return turns
+    return torch.where(values.abs() >= scale, turns, turns - values / scale)
+
+
+def _kernel(distances: Tensor) -> Tensor:
+    """Returns the slope of the sigmoid."""
+    e = torch.exp(-distances)
+    return e / (1 + e).square()

@@ -1,0 +1,68 @@
+"""Fits what is kept to the size that was asked for: at most that, and as near as the codecs' steps allow.
+
+All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from flexswitch.merging.learning.unit import Hardened
+
+_LEAST_SHARE = 0.97  # of the target: what is promised
+_ENOUGH = 0.99  # where the search stops
+_TRIES = 24
+_FIRST_STEP = 0.02
+_STEEPNESS = 5.0  # about how fast log bytes fall with the log of the thresholds, to begin with
+_LARGEST_STEP = 0.7
+
+Size = Callable[[Sequence[Hardened]], int]
+
+
+def scaled(hardened: Sequence[Hardened], by: float) -> list[Hardened]:
+    """Returns the same with all thresholds multiplied by e^by."""
+    factor = np.float32(math.exp(by))
+    return [replace(each, thresholds=each.thresholds * factor) for each in hardened]
+
+
+def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[list[Hardened], int]:
+    """Returns what is kept at the size nearest below the target, and that size.
+
+    size: the bytes of the artifact. The target is more than what the artifact takes with nothing kept.
+    """
+    below: tuple[float, int] | None = None  # (shift, bytes) of the nearest size at most the target
+    above: tuple[float, int] | None = None
+    shift = 0.0
+    for _ in range(_TRIES):
+        found = size(scaled(hardened, shift))
+        if found <= target:
+            below = (shift, found)
+            if found >= _ENOUGH * target or shift <= -20:
+                break
+        else:
+            above = (shift, found)
+        shift = _next_shift(shift, found, target, below, above)
+    if below is None:
+        raise ValueError(f"no thresholds bring the artifact below {target} bytes")
+    return scaled(hardened, below[0]), below[1]
+
+
+def is_met(found: int, target: int) -> bool:
+    """Returns whether a size is the target as it is promised: at most that, and at least 97 % of it."""
+    return _LEAST_SHARE * target <= found <= target
+
+
+def _next_shift(
+    shift: float, found: int, target: int, below: tuple[float, int] | None, above: tuple[float, int] | None
+) -> float:
+    aim = target * (1 + _ENOUGH) / 2
+    if below is None or above is None:
+        step = math.log(max(found, 1) / aim) / _STEEPNESS
+        least = math.copysign(_FIRST_STEP, step)
+        return shift + max(-_LARGEST_STEP, min(_LARGEST_STEP, step if abs(step) > _FIRST_STEP else least))
+    # Between the two, where a line through their logarithms meets the aim, but never near an end.
+    low, high = math.log(below[1]), math.log(above[1])
+    part = (math.log(aim) - low) / (high - low)
+    return below[0] + (above[0] - below[0]) * min(max(part, 0.1), 0.9)

@@ -1,0 +1,226 @@
+"""Learns thresholds, scales and bit-widths by gradient, at the size asked for.
+
+Each step writes the weights under their gates, runs a batch's shards forward and back, and moves the few
+learned numbers by Adam. The size is held in two ways. The rate's slope is added with the multiplier that
+leaves no part of the loss's slope along it (least squares over the thresholds), so that the loss can only
+fall by moving bits between units. What drifts all the same is taken back by one shift of all thresholds.
+Source: Gao et al. 2026 (arXiv 2604.28109); methods, §4.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.learning.gated_weights import Gates, Kept, Slopes
+from flexswitch.merging.learning.parameters import Adam, Parameters, clip_free
+from flexswitch.merging.learning.rate import Rate, rate_of
+from flexswitch.merging.learning.student import Loss, Student
+from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.learning.workers import Each
+
+Doubles = NDArray[np.float64]
+
+# The gate's width, in units of the RMS, and the bit-widths' temperature: from the first step to the last.
+_WIDTHS = (0.3, 0.05)
+_TEMPERATURES = (1.0, 0.1)
+_RATES = {"free": 0.05, "log_scales": 0.025, "logits": 0.1}
+_LAST_RATE = 0.02  # of the first, in the last step
+_HARD_FROM = 0.7  # share of the steps after which each unit keeps to its likeliest bit-width
+_FORGETTING = 0.9
+_GAIN, _LARGEST_SHIFT = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps: all there are. target: bits that the rate is held at, or None, and then `multiplier` weighs it.
+
+    multiplier: loss a bit. gates_move: whether thresholds are learned. measure_every: steps after which the
+    rate is fitted to what the codecs take.
+    """
+
+    steps: int
+    target: float | None
+    multiplier: float
+    gates_move: bool = True
+    measure_every: int = 50
+
+
+Batches = Callable[[int], Sequence[Loss]]  # a step → the loss of each shard; their sum is the batch's
+# What is kept, and the factors before → real over estimated bits of each unit, (unit,).
+Measure = Callable[[Sequence[Hardened], Doubles], Doubles]
+
+
+class Progress(NamedTuple):
+    """Where the learning is. bits: estimated, of all units."""
+
+    step: int
+    loss: float
+    bits: float
+
+
+@dataclass(eq=False)
+class Learner:
+    """The state that a step changes; saved, it goes on as if it had never stopped."""
+
+    parameters: Parameters
+    factors: Doubles  # (unit,), see rate.py
+    adam: Adam = field(default_factory=Adam)
+    step: int = 0
+    along: float = 0.0  # Σ of loss slope times rate slope, over steps, the older the less
+    rate_square: float = 0.0
+    history: list[Progress] = field(default_factory=list)
+
+
+def learn(
+    learner: Learner,
+    units: Sequence[Unit],
+    student: Student,
+    batches: Batches,
+    schedule: Schedule,
+    measure: Measure,
+    each: Each,
+    on_step: Callable[[Progress], None],
+) -> None:
+    """Runs the steps that are left. Raises: InputError where the loss is not finite."""
+    while learner.step < schedule.steps:
+        if learner.step and learner.step % schedule.measure_every == 0:
+            learner.factors[:] = measure(learner.parameters.hardened(units), learner.factors)
+        on_step(_step(learner, units, student, batches(learner.step), schedule, each))
+
+
+def set_gates(student: Student, gates: Sequence[Gates], each: Each) -> list[Kept | None]:
+    """Writes the weights under these gates; returns what each unit keeps, None where the model lacks it."""
+    student.gates = list(gates)
+
+    def apply(number: int) -> Kept | None:
+        weights = student.weights[number]
+        return None if weights is None else weights.apply(gates[number])
+
+    return each(apply, len(gates))
+
+
+def hard_gates(units: Sequence[Unit], hardened: Sequence[Hardened]) -> list[Gates]:
+    """Returns the gates that give exactly what is kept."""
+    one = np.ones(1, np.float32)
+    return [
+        Gates(
+            kept.thresholds,
+            _WIDTHS[1] * unit.rms,
+            np.array([kept.bits]),
+            np.array([kept.scale], np.float32),
+            one,
+        )
+        for unit, kept in zip(units, hardened, strict=True)
+    ]
+
+
+def _step(
+    learner: Learner,
+    units: Sequence[Unit],
+    student: Student,
+    losses: Sequence[Loss],
+    schedule: Schedule,
+    each: Each,
+) -> Progress:
+    parameters, share = learner.parameters, learner.step / schedule.steps
+    gates = [_gates(parameters, unit, number, share) for number, unit in enumerate(units)]
+    kept = set_gates(student, gates, each)
+    found = student.backward_all(losses, each)
+    loss = sum(value for value, _ in found)
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} in step {learner.step + 1}; the fine-tuned model's answers on the exemplars "
+            "are not finite, or its weights are huge"
+        )
+    slopes = [summed([of_units[number] for _, of_units in found]) for number in range(len(units))]
+    rates = [
+        _rate(parameters, gates[number], kept[number], unit, learner.factors[number])
+        for number, unit in enumerate(units)
+    ]
+    _move(learner, units, gates, slopes, rates, schedule)
+    bits = sum(rate.bits for rate in rates if rate is not None)
+    progress = Progress(learner.step, loss, bits)
+    learner.history.append(progress)
+    return progress
+
+
+def _gates(parameters: Parameters, unit: Unit, number: int, share: float) -> Gates:
+    """Returns a unit's gates when this share of the steps is done."""
+    thresholds, width = parameters.thresholds(unit, number), _annealed(_WIDTHS, share) * unit.rms
+    scales = np.exp(parameters.log_scales[number]).astype(np.float32)
+    if share >= _HARD_FROM:
+        likeliest = slice(best := int(parameters.logits[number].argmax()), best + 1)
+        return Gates(thresholds, width, parameters.bits[likeliest], scales[likeliest], np.ones(1, np.float32))
+    shares = parameters.shares(number, _annealed(_TEMPERATURES, share))
+    return Gates(thresholds, width, parameters.bits, scales, shares.astype(np.float32))
+
+
+def _annealed(ends: tuple[float, float], share: float) -> float:
+    return ends[0] * math.pow(ends[1] / ends[0], share)
+
+
+def summed(slopes: Sequence[Slopes | None]) -> Slopes | None:
+    """Returns the sum over shards, in their order."""
+    present = [each for each in slopes if each is not None]
+    return Slopes(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
+
+
+def _rate(parameters: Parameters, gates: Gates, kept: Kept | None, unit: Unit, factor: float) -> Rate | None:
+    if kept is None:
+        return None
+    shares = gates.shares.astype(np.float64)
+    return rate_of(kept.kept, kept.slopes, unit.columns, gates.bits, shares, factor)
+
+
+def _move(
+    learner: Learner,
+    units: Sequence[Unit],
+    gates: Sequence[Gates],
+    slopes: Sequence[Slopes | None],
+    rates: Sequence[Rate | None],
+    schedule: Schedule,
+) -> None:
+    """Moves the learned numbers by one step. A unit without a gradient stays as it is."""
+    parameters = learner.parameters
+    loss = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
+    bits = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
+    moved = np.zeros(len(parameters.free), np.bool_)
+    for number, (unit, slope, rate) in enumerate(zip(units, slopes, rates, strict=True)):
+        if slope is None or rate is None:
+            continue
+        own = slice(parameters.starts[number], parameters.starts[number + 1])
+        moved[own] = True
+        loss["free"][own] = parameters.by_free(unit, number, slope.by_threshold)
+        bits["free"][own] = parameters.by_free(unit, number, rate.by_threshold)
+        chosen = np.isin(parameters.bits, gates[number].bits)  # candidates that are mixed
+        loss["log_scales"][number, chosen] = slope.by_scale * gates[number].scales
+        shares = gates[number].shares.astype(np.float64)
+        for table, by_share in ((loss, slope.by_share), (bits, rate.by_share)):
+            table["logits"][number, chosen] = shares * (by_share - shares @ by_share)
+    multiplier = schedule.multiplier
+    if schedule.target is not None:
+        learner.along = _FORGETTING * learner.along + float(loss["free"] @ bits["free"])
+        learner.rate_square = _FORGETTING * learner.rate_square + float(bits["free"] @ bits["free"])
+        multiplier = max(0.0, -learner.along / max(learner.rate_square, 1e-300))
+    total = {name: loss[name] + multiplier * bits[name] for name in loss}
+    decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * learner.step / schedule.steps)) / 2
+    pace = {name: rate * decay for name, rate in _RATES.items()}
+    if not schedule.gates_move:
+        pace["free"] = 0.0
+    learner.adam.update(parameters.learned(), total, pace)
+    if schedule.target is not None and schedule.gates_move:
+        found = sum(rate.bits for rate in rates if rate is not None)
+        parameters.free[moved] += _shift(found, schedule.target, float(bits["free"].sum()))
+    clip_free(parameters.free)
+    learner.step += 1
+
+
+def _shift(bits: float, target: float, slope: float) -> float:
+    """Returns what is added to all free thresholds to bring the rate half way to the target."""
+    wanted = _GAIN * (target - bits) / min(slope, -1e-9)
+    return float(np.clip(wanted, -_LARGEST_SHIFT, _LARGEST_SHIFT))

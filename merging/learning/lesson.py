@@ -1,0 +1,189 @@
+"""Opens what learning takes: the model, the exemplars with the fine-tuned model's answers, the batches."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoint import Checkpoint, read_config
+from flexswitch.merging.device import check_device
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
+from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.learning.objective import Goal, Objective, Taught, answers_of
+from flexswitch.merging.learning.student import Loss
+from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.loading import load_weights, names_inside
+from flexswitch.merging.routing.build import draw
+from flexswitch.merging.task_vector import TaskVector, restored_tensors
+
+_ANSWERED_TOGETHER = 25
+_MOST_HELD_OUT = 100
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """Where a method learns. exemplars: folder of <task>.train.* files, of which `per_task` are learned from.
+
+    adapter: how the model is run, None where the checkpoint says it.
+    """
+
+    base: Checkpoint
+    exemplars: Path
+    per_task: int = 100
+    adapter: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """model: holds the base's weights. names: unit → the model's name. held_out: not learned from."""
+
+    objective: Objective
+    model: nn.Module
+    names: dict[str, str]
+    taught: Taught
+    held_out: Taught | None
+    digest: str
+
+    def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
+        """Returns the loss of each shard of a batch, weighted so that their sum is the batch's mean."""
+        ordered = list(self.taught.examples.by_length(np.asarray(sorted(rows), np.int64)))
+        parts = [ordered[shard::shards] for shard in range(shards)]
+        return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
+
+    def _loss(self, rows: list[int], weight: float) -> Loss:
+        def loss(model: nn.Module) -> Tensor:
+            batch = self.objective.batch(self.taught.examples, rows)
+            found = self.objective.outputs(model, batch)
+            return weight * self.objective.loss(found, self.taught, rows, batch)
+
+        return loss
+
+    def divergence(self, taught: Taught, each: Each) -> tuple[float, float]:
+        """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
+        parts = _parts(len(taught))
+
+        def score(number: int) -> tuple[float, int, int]:
+            rows = parts[number]
+            batch = self.objective.batch(taught.examples, rows)
+            with torch.inference_mode():
+                found = self.objective.outputs(self.model, batch)
+                value = float(self.objective.divergence(found, taught, rows, batch))
+                same, count = self.objective.agreement(found, taught, rows, batch)
+            return value * len(rows), same, count
+
+        scores = each(score, len(parts))
+        count = sum(score[2] for score in scores)
+        return (
+            sum(score[0] for score in scores) / len(taught),
+            sum(score[1] for score in scores) / count if count else 1.0,
+        )
+
+
+def open_lesson(
+    vector: TaskVector, task: str, classroom: Classroom, goal: Goal, seed: int, least: int, each: Each
+) -> Lesson:
+    """Returns all that learning a task takes, the fine-tuned model's answers among it.
+
+    Raises: InputError where there are fewer exemplars than `least`, or a file is missing; UsageError.
+    """
+    check_device(classroom.device)
+    check_base(classroom.base, vector.identity(), vector.source)
+    path = task_file(classroom.exemplars, task, "train")
+    available = read_examples(path, labelled=goal == "task")
+    if min(len(available), classroom.per_task) < least:
+        raise InputError(
+            f"{path}: {min(len(available), classroom.per_task)} exemplars, expected {least} or more to learn "
+            f"from; give more, or allow fewer with --set least={len(available)}, or learn from none with "
+            "--set objective=none"
+        )
+    adapter = get_adapter(
+        classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None
+    )
+    objective = Objective(goal, adapter, classroom.device)
+    model = _model(objective, vector)
+    names = _names(objective, vector, model)
+    _load(objective, model, classroom.base, vector, 1.0)
+    model.to(classroom.device)
+    config = read_config(classroom.base) | vector.model.config
+    drawn = _drawn(len(available), classroom.per_task, seed, task)
+    learned, held_out = drawn[: classroom.per_task], drawn[classroom.per_task :]
+    taught = _taught(objective, model, config, available.take(learned), each)
+    rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
+    _load(objective, model, classroom.base, vector, 0.0)
+    return Lesson(objective, model, names, taught, rest, _digest(taught.examples))
+
+
+def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
+    """Returns a step's rows, known from the step alone: passes over all, each shuffled anew."""
+    size = min(size, count)
+    places = range(step * size, (step + 1) * size)
+    shuffled = {
+        epoch: np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+        for epoch in {place // count for place in places}
+    }
+    return [int(shuffled[place // count][place % count]) for place in places]
+
+
+def _drawn(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
+    """Returns rows: those that `index` would draw, then others to hold out, as many at most."""
+    first = draw(available, wanted, seed, task)
+    more = draw(available, wanted + min(wanted, _MOST_HELD_OUT), seed, task)
+    return np.concatenate([first, np.setdiff1d(more, first)])
+
+
+def _model(objective: Objective, vector: TaskVector) -> nn.Module:
+    adapter = objective.adapter
+    if objective.goal == "mse":
+        return adapter.encoder()
+    return adapter.model(vector.model.config, vector.extras)
+
+
+def _inside(objective: Objective) -> Callable[[str], str]:
+    """Returns what gives a fine-tuned name the one it has in the model, as far as the adapter knows."""
+    return (lambda name: name) if objective.goal == "mse" else objective.adapter.parameter_name
+
+
+def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, str]:
+    inside = _inside(objective)
+    named = {unit: inside(vector.model.finetuned_name(unit)) for unit in vector.units}
+    found = names_inside(model, list(named.values()))
+    return {unit: found[name] for unit, name in named.items() if name in found}
+
+
+def _load(
+    objective: Objective, model: nn.Module, base: Checkpoint, vector: TaskVector, lambda_: float
+) -> None:
+    inside, outputs = _inside(objective), restored_tensors(base, vector, lambda_, torch.float32)
+    load_weights(model, {inside(name): output.whole() for name, output in outputs.items()}, vector.source)
+
+
+def _taught(
+    objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: Each
+) -> Taught:
+    parts = _parts(len(examples))
+    found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))
+    return Taught(examples, [answer for part in found for answer in part.answers], found[0].kind)
+
+
+def _parts(count: int) -> list[list[int]]:
+    return [
+        list(range(start, min(start + _ANSWERED_TOGETHER, count)))
+        for start in range(0, count, _ANSWERED_TOGETHER)
+    ]
+
+
+def _digest(examples: Examples) -> str:
+    """Returns the SHA-256 of the inputs."""
+    digest = hashlib.sha256()
+    for value in examples.inputs:
+        data = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

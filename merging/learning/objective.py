@@ -1,0 +1,107 @@
+"""What a compressed model is held to: the fine-tuned model's answers, its features, or the labels."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexswitch.merging.evaluation.adapters import Adapter
+from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.evaluation.outputs import OutputKind, agreement, divergence, output_kind, task_loss
+
+Goal = Literal["kl", "mse", "task"]
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """Examples with the fine-tuned model's answers.
+
+    answers: one tensor an example, (column,), or (token, vocabulary) of its own tokens in float16.
+    """
+
+    examples: Examples
+    answers: list[Tensor]
+    kind: OutputKind | Literal["features"]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """`kl`: the divergence of the answers; `mse`: of the pooled features; `task`: the loss on labels."""
+
+    goal: Goal
+    adapter: Adapter
+    device: str
+    # A tokenizer keeps its padding and its cut inside itself, so only one thread may call it at a time.
+    _alone: AbstractContextManager[Any] = field(default_factory=Lock)
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        """Returns some examples as the tensors that the model takes."""
+        inputs = examples.take(np.asarray(rows, np.int64)).inputs
+        with self._alone:
+            batch = self.adapter.batch(inputs)
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns the model's answers, or with `mse` its features, (sample, …)."""
+        if self.goal == "mse":
+            return self.adapter.features(model, batch, "pooled")
+        return self.adapter.logits(model, batch)
+
+    def loss(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> Tensor:
+        """Returns what is to fall, a scalar in float32. Raises: UsageError where it is not defined."""
+        if self.goal == "task" and taught.kind != "features":
+            labels = taught.examples.labels
+            chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
+            return task_loss(taught.kind, found, chosen, batch)
+        return self.divergence(found, taught, rows, batch)
+
+    def divergence(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> Tensor:
+        """Returns the mean divergence from the fine-tuned model."""
+        expected, mask = self._expected(found, taught, rows, batch)
+        if taught.kind == "features":
+            return (expected - found.float()).square().mean()
+        return divergence(taught.kind, expected, found, mask)
+
+    def agreement(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> tuple[int, int]:
+        """Returns how many answers are the fine-tuned model's, of how many; of features none are counted."""
+        if taught.kind == "features":
+            return 0, 0
+        expected, mask = self._expected(found, taught, rows, batch)
+        return agreement(taught.kind, expected, found, mask)
+
+    def _expected(
+        self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        answers = [taught.answers[row].to(self.device) for row in rows]
+        if taught.kind != "tokens":
+            return torch.stack(answers), None
+        mask = batch.get("attention_mask")
+        expected = torch.zeros(found.shape, dtype=torch.float32, device=self.device)
+        for place, answer in enumerate(answers):
+            expected[place, slice(None) if mask is None else mask[place] != 0] = answer.float()
+        return expected, mask
+
+
+def answers_of(
+    objective: Objective, model: nn.Module, config: Mapping[str, Any], examples: Examples, rows: Sequence[int]
+) -> Taught:
+    """Returns some examples with a model's answers."""
+    batch = objective.batch(examples, rows)
+    with torch.inference_mode():
+        found = objective.outputs(model, batch)
+    kind: OutputKind | Literal["features"] = "features"
+    if objective.goal != "mse":
+        kind = output_kind(config, found)
+    answers = [answer.float().cpu().clone() for answer in found]
+    if kind == "tokens":
+        marks = batch.get("attention_mask", torch.ones(found.shape[:2])).cpu() != 0
+        answers = [answer[mark].half() for answer, mark in zip(answers, marks, strict=True)]
+    return Taught(examples.take(np.asarray(rows, np.int64)), answers, kind)

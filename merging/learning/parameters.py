@@ -1,0 +1,98 @@
+"""The few numbers that are learned for each unit, and Adam over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.learning.unit import Hardened, Unit
+
+Doubles = NDArray[np.float64]
+
+_BETAS = (0.9, 0.98)
+_TINY = 1e-30
+_FREE_RANGE = (-12.0, 60.0)
+
+
+@dataclass(eq=False)
+class Parameters:
+    """free: (threshold,), softplus of it is a threshold in units of its tensor's RMS.
+
+    starts: (unit + 1,), where each unit's begin, one for the tensor or one a row. log_scales, logits: (unit,
+    candidate). bits: (candidate,).
+    """
+
+    bits: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    free: Doubles
+    log_scales: Doubles
+    logits: Doubles
+
+    def learned(self) -> dict[str, Doubles]:
+        """Returns the arrays that are learned, by name; they are changed in place."""
+        return {"free": self.free, "log_scales": self.log_scales, "logits": self.logits}
+
+    def of_rows(self, unit: Unit, number: int) -> Doubles:
+        """Returns a unit's free thresholds, (row,)."""
+        own = self.free[self.starts[number] : self.starts[number + 1]]
+        return own if len(own) == len(unit.rows) else np.broadcast_to(own, len(unit.rows))
+
+    def thresholds(self, unit: Unit, number: int) -> FloatArray:
+        """Returns a unit's thresholds in the units of its weights, (row,)."""
+        return (np.logaddexp(0, self.of_rows(unit, number)) * unit.rms).astype(np.float32)
+
+    def by_free(self, unit: Unit, number: int, by_threshold: Doubles) -> Doubles:
+        """Returns the derivatives by a unit's free thresholds, given those by its rows', (row,)."""
+        slope = unit.rms / (1 + np.exp(-self.of_rows(unit, number)))  # softplus' is the sigmoid
+        by_row = by_threshold * slope
+        one = self.starts[number + 1] - self.starts[number] == 1
+        return by_row.sum(keepdims=True) if one else by_row
+
+    def shares(self, number: int, temperature: float) -> Doubles:
+        """Returns π = softmax(logits / temperature) of a unit, (candidate,)."""
+        scaled = self.logits[number] / temperature
+        powers = np.exp(scaled - scaled.max())
+        return np.asarray(powers / powers.sum())
+
+    def hardened(self, units: Sequence[Unit]) -> list[Hardened]:
+        """Returns what each unit keeps: hard gates, and the bit-width of the largest share."""
+        chosen = self.logits.argmax(1)
+        return [
+            Hardened(
+                self.thresholds(unit, number),
+                int(self.bits[chosen[number]]),
+                float(np.float32(np.exp(self.log_scales[number, chosen[number]]))),
+            )
+            for number, unit in enumerate(units)
+        ]
+
+
+@dataclass(eq=False)
+class Adam:
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) in float64 over named arrays, its moments by name."""
+
+    count: int = 0
+    moments: dict[str, tuple[Doubles, Doubles]] = field(default_factory=dict)
+
+    def update(self, arrays: dict[str, Doubles], slopes: dict[str, Doubles], rates: dict[str, float]) -> None:
+        """Moves each array in place against its slope."""
+        self.count += 1
+        for name, array in arrays.items():
+            mean, square = self.moments.setdefault(name, (np.zeros_like(array), np.zeros_like(array)))
+            mean += (1 - _BETAS[0]) * (slopes[name] - mean)
+            square += (1 - _BETAS[1]) * (slopes[name] ** 2 - square)
+            ahead = mean / (1 - _BETAS[0] ** self.count)
+            spread = np.sqrt(square / (1 - _BETAS[1] ** self.count))
+            array -= rates[name] * ahead / (spread + _TINY)
+
+
+def clip_free(free: Doubles) -> None:
+    """Keeps free thresholds, in place, where softplus and its slope are numbers that can still move."""
+    np.clip(free, *_FREE_RANGE, out=free)
+
+
+def free_of(threshold: float) -> float:
+    """Returns the free number whose softplus is a positive threshold."""
+    return float(threshold + np.log(-np.expm1(-threshold)))

@@ -1,0 +1,44 @@
+"""Fits scales anew once it is settled what is kept; the masks, and so the size, stay as they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.merging.learning.learn import hard_gates, set_gates, summed
+from flexswitch.merging.learning.parameters import Adam
+from flexswitch.merging.learning.student import Loss, Student
+from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.learning.workers import Each
+
+_RATE = 0.01
+
+
+def refit_scales(
+    units: Sequence[Unit],
+    hardened: Sequence[Hardened],
+    student: Student,
+    batches: Callable[[int], Sequence[Loss]],
+    steps: int,
+    each: Each,
+) -> list[Hardened]:
+    """Returns the same with scales moved by some steps of Adam, at a rate that falls to nothing."""
+    log_scales, adam = np.log([kept.scale for kept in hardened]), Adam()
+    for step in range(steps):
+        gates = hard_gates(units, _with_scales(hardened, np.exp(log_scales)))
+        set_gates(student, gates, each)
+        found = student.backward_all(batches(step), each)
+        slopes = np.zeros(len(units))
+        for number in range(len(units)):
+            slope = summed([of_units[number] for _, of_units in found])
+            if slope is not None:
+                slopes[number] = slope.by_scale[0] * gates[number].scales[0]
+        adam.update({"scales": log_scales}, {"scales": slopes}, {"scales": _RATE * (1 - step / steps)})
+    return _with_scales(hardened, np.exp(log_scales))
+
+
+def _with_scales(hardened: Sequence[Hardened], scales: NDArray[np.float64]) -> list[Hardened]:
+    return [
+        replace(kept, scale=float(np.float32(scale))) for kept, scale in zip(hardened, scales, strict=True)
+    ]

@@ -1,0 +1,58 @@
+"""What is recorded of a learned compression: how far the model was from the fine-tuned one, and is."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flexswitch.codecs.records import LearningRecord, QualityRecord
+from flexswitch.merging.learning.learn import Progress
+from flexswitch.merging.learning.lesson import Lesson
+from flexswitch.merging.learning.workers import Each
+
+_CURVE_POINTS = 20
+_DIGITS = 4
+
+
+def quality(lesson: Lesson, each: Each) -> QualityRecord:
+    """Returns how the model, as it is now, compares with the fine-tuned one."""
+    learned = lesson.divergence(lesson.taught, each)
+    held_out = lesson.divergence(lesson.held_out, each) if lesson.held_out is not None else (None, None)
+    return QualityRecord(
+        divergence=_short(learned[0]),
+        agreement=_short(learned[1]),
+        held_out_divergence=None if held_out[0] is None else _short(held_out[0]),
+        held_out_agreement=None if held_out[1] is None else _short(held_out[1]),
+    )
+
+
+def learning_record(
+    lesson: Lesson,
+    before: QualityRecord,
+    after: QualityRecord,
+    history: Sequence[Progress],
+    parameters: int,
+) -> LearningRecord:
+    """Returns the record of a learning; the curve is the mean over as many stretches of the steps."""
+    stretches = np.array_split(np.arange(len(history)), min(_CURVE_POINTS, max(1, len(history))))
+    curve = [
+        (
+            history[stretch[-1]].step + 1,
+            _short(float(np.mean([history[step].loss for step in stretch]))),
+            _short(float(np.mean([history[step].bits for step in stretch])) / parameters),
+        )
+        for stretch in stretches
+        if len(stretch)
+    ]
+    return LearningRecord(
+        exemplars=len(lesson.taught),
+        exemplars_sha256=lesson.digest,
+        held_out=0 if lesson.held_out is None else len(lesson.held_out),
+        before=before,
+        after=after,
+        curve=curve,
+    )
+
+
+def _short(value: float) -> float:
+    """Returns a number to four significant digits."""
+    return float(f"{value:.{_DIGITS}g}")

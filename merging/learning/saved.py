@@ -1,0 +1,90 @@
+"""The state of a learning on disk, so that one that was interrupted goes on where it stopped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.learning.learn import Learner, Progress
+
+_SUFFIX = ".learning"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a learner's state is kept, and after how many steps each."""
+
+    path: Path
+    every: int
+    run: str = ""
+
+    def of(self, run: str) -> Self:
+        """Returns the same for one run; `run` says what a state belongs to."""
+        return replace(self, run=run)
+
+    def restore(self, learner: Learner) -> None:
+        """Puts the saved state into a learner, where there is one.
+
+        Raises: InputError where it is another run's, or damaged.
+        """
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                saved = {name: arrays[name] for name in arrays.files}
+            found = str(saved["run"])
+        except Exception as reason:  # numpy raises a dozen kinds on a damaged file
+            raise InputError(f"{self.path}: is damaged ({reason}); delete it to start anew") from reason
+        if found != self.run:
+            raise InputError(
+                f"{self.path}: belongs to a learning of other inputs or with other settings; repeat that "
+                "one, or delete the file"
+            )
+        _put(learner, saved)
+
+    def save(self, learner: Learner) -> None:
+        """Writes the state, whole or not at all, if it is time to."""
+        if learner.step % self.every:
+            return
+        with atomic_file(self.path, overwrite=True) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, run=np.array(self.run), **_arrays(learner))
+
+    def remove(self) -> None:
+        """Deletes the file, once the learning is over."""
+        self.path.unlink(missing_ok=True)
+
+
+def learning_file(output: Path) -> Path:
+    """Returns where the state of an output's learning is kept."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
+    arrays = {**learner.parameters.learned(), "factors": learner.factors}
+    for name, (mean, square) in learner.adam.moments.items():
+        arrays |= {f"{name}.mean": mean, f"{name}.square": square}
+    arrays["counts"] = np.array([learner.step, learner.adam.count], np.float64)
+    arrays["sums"] = np.array([learner.along, learner.rate_square])
+    arrays["history"] = np.array(learner.history, np.float64).reshape(-1, len(Progress._fields))
+    return arrays
+
+
+def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
+    for name, array in learner.parameters.learned().items():
+        array[:] = saved[name]
+        learner.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
+    learner.factors[:] = saved["factors"]
+    learner.step, learner.adam.count = map(int, saved["counts"])
+    learner.along, learner.rate_square = map(float, saved["sums"])
+    learner.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
+
+
+def run_text(settings: Mapping[str, object], inputs: Mapping[str, object]) -> str:
+    """Returns what a state belongs to: any difference would lead elsewhere."""
+    return json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, sort_keys=True)

@@ -1,0 +1,113 @@
+"""Where learning starts: the data-free allocation at the size asked for, fitted to the real codecs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.merging.learning.allocation import allocate, choice_bits
+from flexswitch.merging.learning.packing import Packer
+from flexswitch.merging.learning.parameters import Parameters, free_of
+from flexswitch.merging.learning.profile import Choices, choices_of
+from flexswitch.merging.learning.rate import FIRST_FACTOR
+from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.learning.workers import Each
+
+Doubles = NDArray[np.float64]
+
+_ROUNDS = 3
+# A unit that the allocation drops starts by keeping this share, so that its gates have a slope.
+_LEAST_DENSITY = 1e-4
+_FIRST_LOGIT = 2.0
+
+
+def all_choices(units: Sequence[Unit], bits: NDArray[np.int64], each: Each) -> list[Choices]:
+    """Returns every unit's choices of density and bit-width."""
+    return each(lambda number: choices_of(units[number].delta, bits), len(units))
+
+
+def allocated(
+    units: Sequence[Unit], choices: Sequence[Choices], target: float, packer: Packer
+) -> tuple[list[Hardened], Doubles]:
+    """Returns what the allocation keeps in about `target` bits, and each unit's factor (rate.py).
+
+    The factors come from storing what is kept, a few times over.
+    """
+    factors = np.full(len(units), FIRST_FACTOR)
+    for _ in range(_ROUNDS):
+        kept = _keep(units, choices, target, factors)
+        factors = packer.factors(kept, factors)
+    return kept, factors
+
+
+def uniform(
+    units: Sequence[Unit], choices: Sequence[Choices], target: float, factors: Doubles
+) -> list[Hardened]:
+    """Returns the same share kept of every unit, signs alone, in about `target` bits."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        share = (low + high) / 2
+        costs = [_at_share(unit, each, share) for unit, each in zip(units, choices, strict=True)]
+        bits = sum(
+            float(choice_bits(each, unit.entries, factor)[row])
+            for unit, each, factor, row in zip(units, choices, factors, costs, strict=True)
+        )
+        low, high = (share, high) if bits <= target else (low, share)
+    rows = [_at_share(unit, each, low) for unit, each in zip(units, choices, strict=True)]
+    return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
+
+
+def first_parameters(
+    units: Sequence[Unit],
+    choices: Sequence[Choices],
+    kept: Sequence[Hardened],
+    bits: NDArray[np.int64],
+    by_rows: bool,
+) -> Parameters:
+    """Returns the parameters that keep about what is kept, each candidate with its own best scale."""
+    counts = [len(unit.rows) if by_rows else 1 for unit in units]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    free = np.empty(int(starts[-1]))
+    log_scales, logits = np.empty((len(units), len(bits))), np.zeros((len(units), len(bits)))
+    for number, (unit, each, own) in enumerate(zip(units, choices, kept, strict=True)):
+        threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
+        free[starts[number] : starts[number + 1]] = free_of(max(threshold / unit.rms, 1e-3))
+        for candidate, width in enumerate(bits.tolist()):
+            log_scales[number, candidate] = np.log(_scale_at(each, threshold, width))
+            logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
+    return Parameters(bits, starts, free, log_scales, logits)
+
+
+def _keep(
+    units: Sequence[Unit], choices: Sequence[Choices], target: float, factors: Doubles
+) -> list[Hardened]:
+    costs = [
+        choice_bits(each, unit.entries, factor)
+        for unit, each, factor in zip(units, choices, factors, strict=True)
+    ]
+    rows = allocate(choices, costs, target)
+    return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
+
+
+def _hardened(unit: Unit, choices: Choices, row: int) -> Hardened:
+    thresholds = np.full(len(unit.rows), choices.thresholds[row], np.float32)
+    scale = float(np.float32(choices.scales[row])) or unit.rms  # of one that keeps nothing yet
+    return Hardened(thresholds, int(choices.bits[row]), scale)
+
+
+def _at_share(unit: Unit, choices: Choices, share: float) -> int:
+    """Returns the row of the choice of signs alone that keeps no more than a share of the entries."""
+    signs = np.flatnonzero((choices.bits == choices.bits[1:].min()) & (choices.kept <= share * unit.entries))
+    return int(signs[choices.kept[signs].argmax()])
+
+
+def _least_row(unit: Unit, choices: Choices) -> int:
+    """Returns the row of the first choice that keeps something, and the least share."""
+    rows = np.flatnonzero(choices.kept >= max(1.0, _LEAST_DENSITY * unit.entries))
+    return int(rows[choices.kept[rows].argmin()])
+
+
+def _scale_at(choices: Choices, threshold: float, width: int) -> float:
+    """Returns the best scale of a bit-width where about this threshold is kept."""
+    rows = np.flatnonzero((choices.bits == width) & (choices.kept > 0))
+    return float(choices.scales[rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()]])

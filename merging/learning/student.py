@@ -1,0 +1,80 @@
+"""The model whose weights pass their gates, once for each shard of a batch.
+
+All replicas share one storage of weights, so these are written once a step. A replica's gradients are
+turned into the few sums that are learned from as soon as autograd has them, and dropped: no more than one
+tensor's gradient is held a shard, and of the graph nothing an entry of the delta.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flexswitch.merging.learning.gated_weights import GatedWeights, Gates, Slopes, gated_weights
+from flexswitch.merging.learning.unit import Unit
+from flexswitch.merging.learning.workers import Each
+
+Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
+
+
+class Student:
+    """A model and its units; the gates that were set last are those that slopes are by.
+
+    weights: of each unit, None where the model lacks it.
+    """
+
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], names: Mapping[str, str], shards: int
+    ) -> None:
+        """Takes a model that holds the base's weights; names: unit → the model's name, where it has it."""
+        self.model = model.requires_grad_(False)
+        state = model.state_dict(keep_vars=True)
+        tensors = [state[names[unit.name]] if unit.name in names else None for unit in units]
+        self.weights: list[GatedWeights | None] = [
+            None if tensor is None else gated_weights(unit, tensor)
+            for unit, tensor in zip(units, tensors, strict=True)
+        ]
+        self.gates: list[Gates] = []
+        learned = {
+            number: tensor for number, tensor in enumerate(tensors) if isinstance(tensor, nn.Parameter)
+        }
+        self._replicas = [_Replica(self, model, learned) for _ in range(shards)]
+
+    def backward_all(self, losses: Sequence[Loss], each: Each) -> list[tuple[float, list[Slopes | None]]]:
+        """Runs shards forward and back; returns each one's loss, and by unit the slopes, None without any."""
+        return each(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
+
+
+class _Replica:
+    """The model again: every tensor shared, the units' as leaves of this replica's own graph."""
+
+    def __init__(self, student: Student, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
+        self._student = student
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._model: nn.Module = copy.deepcopy(model, dict(shared))
+        leaves = {id(tensor): nn.Parameter(tensor.data) for tensor in learned.values()}
+        for module in list(self._model.modules()):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if id(parameter) in leaves:
+                    setattr(module, name, leaves[id(parameter)])
+        for number, tensor in learned.items():
+            hook = self._reducer(number)
+            leaves[id(tensor)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._slopes: list[Slopes | None] = []
+
+    def backward(self, loss: Loss) -> tuple[float, list[Slopes | None]]:
+        self._slopes = [None] * len(self._student.weights)
+        with torch.enable_grad():
+            found = loss(self._model)
+            found.backward()  # type: ignore[no-untyped-call]
+        return float(found.detach()), self._slopes
+
+    def _reducer(self, number: int) -> Callable[[Tensor], None]:
+        def reduce(leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            weights = self._student.weights[number]
+            if gradient is not None and weights is not None:
+                self._slopes[number] = weights.reduce(self._student.gates[number], gradient)
+
+        return reduce

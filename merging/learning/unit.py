@@ -1,0 +1,76 @@
+"""A tensor whose compression is learned: the rows of its delta that changed, and what it keeps of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.blocks import as_matrix
+from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, SparseTensor
+from flexswitch.merging.compression.magnitude import square_sum
+from flexswitch.merging.task_vector import TaskVector, delta_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The rows of one tensor that changed at all; the others keep nothing.
+
+    rows: (row,) int64, where they lie in the tensor, taken as a matrix (codecs/blocks.py). delta:
+    (row · columns,) float32. rms: the root mean square of delta, the unit of thresholds. The mean is over
+    the rows that changed: how many others there are says nothing of their size.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: NDArray[np.int64]
+    columns: int
+    delta: FloatArray
+    rms: float
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of the rows that changed."""
+        return len(self.delta)
+
+
+@dataclass(frozen=True, eq=False)
+class Hardened:
+    """What is kept of a unit: entries above their row's threshold, (row,) float32, as levels of `bits`."""
+
+    thresholds: FloatArray
+    bits: int
+    scale: float
+
+
+def read_unit(vector: TaskVector, name: str) -> Unit | None:
+    """Returns a tensor of a task vector, None where it did not change."""
+    info = vector.units[name]
+    grid = as_matrix(info.shape)
+    whole = delta_tensor(vector, name).numpy().reshape(grid.rows, grid.columns)
+    rows = np.flatnonzero(whole.any(axis=1))
+    if not len(rows):
+        return None
+    delta = whole[rows].reshape(-1)
+    rms = float(np.sqrt(square_sum(delta) / len(delta)))
+    return Unit(name, info.shape, info.dtype, rows, grid.columns, delta, rms)
+
+
+def sparse_tensor(unit: Unit, hardened: Hardened) -> SparseTensor:
+    """Returns the entries that a unit keeps, each as its nearest level."""
+    by_row = unit.delta.reshape(-1, unit.columns)  # (row, column)
+    kept = np.abs(by_row) > hardened.thresholds[:, None]
+    grid = as_matrix(unit.shape)
+    marked = np.zeros((grid.rows, grid.columns), np.bool_)
+    marked[unit.rows] = kept
+    mask = np.packbits(marked.reshape(-1), bitorder="little")
+    return SparseTensor(unit.shape, mask, levels_of(by_row[kept], hardened), hardened.bits)
+
+
+def levels_of(values: FloatArray, hardened: Hardened) -> NDArray[np.uint8]:
+    """Returns the nearest level of each value, (kept,); see codecs/sparse.py for what a level stands for."""
+    if hardened.bits == 1:
+        return (values > 0).view(np.uint8)
+    steps = (1 << hardened.bits) - 1
+    levels = np.floor((values.astype(np.float64) / hardened.scale * steps + steps) / 2 + 0.5)
+    return np.clip(levels, 0, steps).astype(LEVEL_DTYPES[hardened.bits])
