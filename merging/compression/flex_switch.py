@@ -40,6 +40,8 @@ def flexswitch(
     shards: int = 2,
     refit: int = 20,
     least: int = 32,
+    crossings: int = 3,
+    precision: Literal["float32", "bfloat16"] = "float32",
     effort: Literal["fast", "small"] = "small",
     seed: int = 0,
 ) -> Plan:
@@ -51,7 +53,9 @@ def flexswitch(
     `lambda_`, which weighs the share of float32 instead. bits: candidates of a kept value's bit-width.
     granularity: a threshold a tensor or a row. gates: `uniform` keeps the same share of every tensor and
     learns the rest. batch: exemplars a step, worked on in so many shards, a thread each. refit: steps that
-    fit the scales anew at the end. least: exemplars without which nothing is learned. effort: how small the
+    fit the scales anew at the end. crossings: inputs made of two exemplars, for each one (not for `task`).
+    least: exemplars without which nothing is learned. precision: of the products of a step; bfloat16 is
+    several times as fast where the processor has it. effort: how small the
     blocks are stored. Raises: UsageError on a setting outside its range; InputError where the size can't be
     met, exemplars are too few, or the divergence does not fall.
     """
@@ -59,8 +63,8 @@ def flexswitch(
     for name, value in least_values.items():
         if value < 1:
             raise UsageError(f"{name}={value}: expected at least 1")
-    if refit < 0 or seed < 0:
-        raise UsageError(f"refit={refit}, seed={seed}: expected numbers of at least 0")
+    if min(refit, crossings, seed) < 0:
+        raise UsageError(f"refit={refit}, crossings={crossings}, seed={seed}: expected numbers of at least 0")
     if lambda_ is not None and (target_size is not None or objective == "none" or lambda_ <= 0):
         raise UsageError(f"lambda={lambda_}: expected a number above 0, an objective, and no target size")
     widths = _bit_widths(bits)
@@ -77,7 +81,9 @@ def flexswitch(
             if target is None:
                 raise ValueError("the data-free allocation takes a target")
             return Plan(_compressor(problem, data_free(problem, target, guidance.on_note)), effort)
-        lesson = open_lesson(vector, job.task, guidance.classroom, objective, seed, least, each)
+        lesson = open_lesson(
+            vector, job.task, guidance.classroom, objective, seed, least, crossings, precision, each
+        )
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
         course = Course(
             target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed

@@ -7,20 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.records import ArtifactHeader, LearningRecord, QualityRecord
 from flexswitch.merging.learning.harden import fit_to_size, is_met
 from flexswitch.merging.learning.learn import Learner, Progress, Schedule, hard_gates, learn, set_gates
 from flexswitch.merging.learning.lesson import Lesson, batch_rows
 from flexswitch.merging.learning.packing import Packer
+from flexswitch.merging.learning.parameters import Adam
 from flexswitch.merging.learning.profile import Choices, choices_of
 from flexswitch.merging.learning.refit import refit_scales
 from flexswitch.merging.learning.report import learning_record, quality
 from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.start import allocated, first_parameters, uniform
+from flexswitch.merging.learning.start import allocated, first_parameters, relative, uniform
 from flexswitch.merging.learning.student import Loss, Student
 from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
 from flexswitch.merging.learning.workers import Each
 from flexswitch.merging.task_vector import TaskVector
+
+Doubles = NDArray[np.float64]
 
 # Bytes by which the record of the end, and the scales fitted anew, may be longer than those of the start.
 _SLACK = 192
@@ -91,13 +94,10 @@ def learned(
     each, units = problem.each, problem.units
     packer = problem.packer()
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
-    kept, factors = _allocation(problem, packer, size)
-    if course.uniform:
-        kept = uniform(units, problem.choices, _payload_bits(packer, size), factors)
     student = Student(lesson.model, units, lesson.names, course.shards)
-    set_gates(student, hard_gates(units, kept), each)
-    before = quality(lesson, each)
-    learner = Learner(first_parameters(units, problem.choices, kept, problem.bits, course.by_rows), factors)
+    kept, factors, before = _best_start(problem, lesson, student, course, packer, size)
+    first = first_parameters(units, problem.choices, kept, problem.bits, course.by_rows)
+    learner = Learner(first, factors, Adam(groups={"rows": first.starts}))
     schedule = Schedule(
         course.steps,
         None if course.target is None else _payload_bits(packer, size),
@@ -131,6 +131,29 @@ def learned(
     return found, record.model_copy(update={"after": after})
 
 
+def _best_start(
+    problem: Problem, lesson: Lesson, student: Student, course: Course, packer: Packer, size: int
+) -> tuple[list[Hardened], Doubles, QualityRecord]:
+    """Returns the allocation nearest to the fine-tuned model, its factors, and how near it is.
+
+    The errors are those of the weights, or these relative to each tensor's mean square: which tells more of
+    the answers differs by model and size. With uniform gates there is nothing to choose.
+    """
+    bits, units = _payload_bits(packer, size), problem.units
+    starts = [
+        allocated(units, choices, bits, packer)
+        for choices in (problem.choices, relative(units, problem.choices))
+    ]
+    if course.uniform:
+        factors = starts[1][1]
+        starts = [(uniform(units, problem.choices, bits, factors), factors)]
+    found = []
+    for kept, factors in starts:
+        set_gates(student, hard_gates(units, kept), problem.each)
+        found.append((kept, factors, quality(lesson, problem.each)))
+    return min(found, key=lambda start: start[2].divergence)
+
+
 def _payload_bits(packer: Packer, target: int) -> float:
     return 8.0 * (target - packer.empty_size())
 
@@ -154,6 +177,6 @@ def _fitted(
 
 def _batches(lesson: Lesson, course: Course) -> Callable[[int], Sequence[Loss]]:
     def losses(step: int) -> Sequence[Loss]:
-        return lesson.losses(batch_rows(step, course.batch, len(lesson.taught), course.seed), course.shards)
+        return lesson.losses(batch_rows(step, course.batch, len(lesson.lessons), course.seed), course.shards)
 
     return losses

@@ -85,11 +85,30 @@ class _Compiled:
     def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
         unit, candidates = self._unit, len(gates.bits)
         slopes = Slopes(np.zeros(len(unit.rows)), np.zeros(candidates), np.zeros(candidates))
-        reduce_gradient(
-            gradient.contiguous().view(-1).numpy(), unit.delta, unit.rows, unit.columns, gates.thresholds,
-            np.float32(gates.width), gates.bits, gates.scales, gates.shares, *slopes,
-        )  # fmt: skip
+        if not gradient.is_sparse:
+            flat = gradient.contiguous().view(-1).numpy()
+            self._reduce(gates, flat, unit.delta, unit.rows, gates.thresholds, slopes)
+            return slopes
+        values, places, own = _touched_rows(gradient, unit)
+        delta = unit.delta.reshape(-1, unit.columns)[own].reshape(-1)
+        of_own = slopes._replace(by_threshold=np.zeros(len(own)))
+        self._reduce(gates, values, delta, places, gates.thresholds[own], of_own)
+        slopes.by_threshold[own] = of_own.by_threshold
         return slopes
+
+    def _reduce(
+        self,
+        gates: Gates,
+        gradient: FloatArray,
+        delta: FloatArray,
+        rows: NDArray[np.int64],
+        thresholds: FloatArray,
+        slopes: Slopes,
+    ) -> None:
+        reduce_gradient(
+            gradient, delta, rows, self._unit.columns, thresholds, np.float32(gates.width), gates.bits,
+            gates.scales, gates.shares, *slopes,
+        )  # fmt: skip
 
 
 class DeviceWeights:
@@ -114,7 +133,7 @@ class DeviceWeights:
         return Kept(torch.cat(kept).cpu().numpy(), torch.cat(slopes).cpu().numpy())
 
     def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
-        by_row = gradient.reshape(self._weights.shape)
+        by_row = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(self._weights.shape)
         by_threshold, by_scale, by_share = [], [], []
         for part in self._parts:
             delta, distances, passes = self._gated(gates, part)
@@ -141,6 +160,16 @@ class DeviceWeights:
         delta = self._delta[part]
         thresholds = torch.from_numpy(gates.thresholds[part]).to(delta.device)[:, None]
         return delta, (delta.abs() - thresholds).abs() / gates.width, delta.abs() > thresholds
+
+
+def _touched_rows(gradient: Tensor, unit: Unit) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
+    """Returns a sparse gradient's rows, flat; of those the unit has, their places there and in the unit."""
+    whole = gradient.coalesce()
+    touched = whole.indices()[0].numpy()
+    own = np.searchsorted(unit.rows, touched)
+    known = (own < len(unit.rows)) & (unit.rows[np.minimum(own, len(unit.rows) - 1)] == touched)
+    values: FloatArray = whole.values().contiguous().view(-1).numpy()
+    return values, np.flatnonzero(known), own[known]
 
 
 def _candidates(gates: Gates) -> list[tuple[int, float, float]]:

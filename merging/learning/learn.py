@@ -28,7 +28,7 @@ Doubles = NDArray[np.float64]
 # The gate's width, in units of the RMS, and the bit-widths' temperature: from the first step to the last.
 _WIDTHS = (0.3, 0.05)
 _TEMPERATURES = (1.0, 0.1)
-_RATES = {"free": 0.05, "log_scales": 0.025, "logits": 0.1}
+_RATES = {"free": 0.1, "rows": 0.02, "log_scales": 0.05, "logits": 0.1}
 _LAST_RATE = 0.02  # of the first, in the last step
 _HARD_FROM = 0.7  # share of the steps after which each unit keeps to its likeliest bit-width
 _FORGETTING = 0.9
@@ -189,14 +189,16 @@ def _move(
     parameters = learner.parameters
     loss = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
     bits = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
-    moved = np.zeros(len(parameters.free), np.bool_)
+    moved = np.zeros(len(units), np.bool_)
     for number, (unit, slope, rate) in enumerate(zip(units, slopes, rates, strict=True)):
         if slope is None or rate is None:
             continue
-        own = slice(parameters.starts[number], parameters.starts[number + 1])
-        moved[own] = True
-        loss["free"][own] = parameters.by_free(unit, number, slope.by_threshold)
-        bits["free"][own] = parameters.by_free(unit, number, rate.by_threshold)
+        moved[number] = True
+        for table, by_threshold in ((loss, slope.by_threshold), (bits, rate.by_threshold)):
+            by_row = parameters.by_free(unit, number, by_threshold)
+            table["free"][number] = by_row.sum()
+            if len(parameters.rows):
+                table["rows"][parameters.rows_of(number)] = by_row
         chosen = np.isin(parameters.bits, gates[number].bits)  # candidates that are mixed
         loss["log_scales"][number, chosen] = slope.by_scale * gates[number].scales
         shares = gates[number].shares.astype(np.float64)
@@ -211,7 +213,7 @@ def _move(
     decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * learner.step / schedule.steps)) / 2
     pace = {name: rate * decay for name, rate in _RATES.items()}
     if not schedule.gates_move:
-        pace["free"] = 0.0
+        pace["free"] = pace["rows"] = 0.0
     learner.adam.update(parameters.learned(), total, pace)
     if schedule.target is not None and schedule.gates_move:
         found = sum(rate.bits for rate in rates if rate is not None)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
 from flexswitch.merging.fingerprint import check_base
-from flexswitch.merging.learning.objective import Goal, Objective, Taught, answers_of
+from flexswitch.merging.learning.crossing import crossed
+from flexswitch.merging.learning.objective import (
+    Goal,
+    Inside,
+    Objective,
+    Precision,
+    Taught,
+    answers_of,
+    joined,
+)
 from flexswitch.merging.learning.student import Loss
 from flexswitch.merging.learning.workers import Each
 from flexswitch.merging.loading import load_weights, names_inside
@@ -49,20 +59,27 @@ class Lesson:
     model: nn.Module
     names: dict[str, str]
     taught: Taught
+    crossed: Taught | None
     held_out: Taught | None
     digest: str
 
     def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
         """Returns the loss of each shard of a batch, weighted so that their sum is the batch's mean."""
-        ordered = list(self.taught.examples.by_length(np.asarray(sorted(rows), np.int64)))
+        ordered = list(self.lessons.examples.by_length(np.asarray(sorted(rows), np.int64)))
         parts = [ordered[shard::shards] for shard in range(shards)]
         return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
 
+    @cached_property
+    def lessons(self) -> Taught:
+        """All that is learned from: the exemplars, then those crossed from them."""
+        return self.taught if self.crossed is None else joined(self.taught, self.crossed)
+
     def _loss(self, rows: list[int], weight: float) -> Loss:
         def loss(model: nn.Module) -> Tensor:
-            batch = self.objective.batch(self.taught.examples, rows)
-            found = self.objective.outputs(model, batch)
-            return weight * self.objective.loss(found, self.taught, rows, batch)
+            batch = self.objective.batch(self.lessons.examples, rows)
+            with self.objective.precise():
+                found = self.objective.outputs(model, batch)
+            return weight * self.objective.loss(found, self.lessons, rows, batch)
 
         return loss
 
@@ -88,7 +105,15 @@ class Lesson:
 
 
 def open_lesson(
-    vector: TaskVector, task: str, classroom: Classroom, goal: Goal, seed: int, least: int, each: Each
+    vector: TaskVector,
+    task: str,
+    classroom: Classroom,
+    goal: Goal,
+    seed: int,
+    least: int,
+    crossings: int,
+    precision: Precision,
+    each: Each,
 ) -> Lesson:
     """Returns all that learning a task takes, the fine-tuned model's answers among it.
 
@@ -107,7 +132,7 @@ def open_lesson(
     adapter = get_adapter(
         classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None
     )
-    objective = Objective(goal, adapter, classroom.device)
+    objective = Objective(goal, adapter, classroom.device, precision)
     model = _model(objective, vector)
     names = _names(objective, vector, model)
     _load(objective, model, classroom.base, vector, 1.0)
@@ -115,10 +140,15 @@ def open_lesson(
     config = read_config(classroom.base) | vector.model.config
     drawn = _drawn(len(available), classroom.per_task, seed, task)
     learned, held_out = drawn[: classroom.per_task], drawn[classroom.per_task :]
-    taught = _taught(objective, model, config, available.take(learned), each)
+    exemplars = available.take(learned)
+    taught = _taught(objective, model, config, exemplars, each)
+    more = None
+    if crossings and goal != "task":
+        made = Examples(crossed(exemplars.inputs, crossings * len(exemplars), seed), None)
+        more = _taught(objective, model, config, made, each)
     rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
     _load(objective, model, classroom.base, vector, 0.0)
-    return Lesson(objective, model, names, taught, rest, _digest(taught.examples))
+    return Lesson(objective, model, names, taught, more, rest, _digest(taught.examples))
 
 
 def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
@@ -170,7 +200,8 @@ def _taught(
 ) -> Taught:
     parts = _parts(len(examples))
     found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))
-    return Taught(examples, [answer for part in found for answer in part.answers], found[0].kind)
+    answers = [answer for part in found for answer in part.answers]
+    return Taught(examples, answers, found[0].kind)
 
 
 def _parts(count: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """What a compressed model is held to: the fine-tuned model's answers, its features, or the labels."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
 from flexswitch.merging.evaluation.outputs import OutputKind, agreement, divergence, output_kind, task_loss
 
 Goal = Literal["kl", "mse", "task"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Objective:
     goal: Goal
     adapter: Adapter
     device: str
+    precision: Precision = "float32"
     # A tokenizer keeps its padding and its cut inside itself, so only one thread may call it at a time.
     _alone: AbstractContextManager[Any] = field(default_factory=Lock)
 
@@ -48,6 +50,12 @@ class Objective:
         with self._alone:
             batch = self.adapter.batch(inputs)
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def precise(self) -> AbstractContextManager[Any]:
+        """Returns the context of a step's forward pass: products in the precision that was asked for."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the model's answers, or with `mse` its features, (sample, …)."""
@@ -88,6 +96,15 @@ class Objective:
         for place, answer in enumerate(answers):
             expected[place, slice(None) if mask is None else mask[place] != 0] = answer.float()
         return expected, mask
+
+
+def joined(one: Taught, two: Taught) -> Taught:
+    """Returns the examples of both, without labels."""
+    if isinstance(one.examples.inputs, np.ndarray):
+        inputs: Inputs = np.concatenate([one.examples.inputs, two.examples.inputs])
+    else:
+        inputs = [*one.examples.inputs, *two.examples.inputs]
+    return Taught(Examples(inputs, None), one.answers + two.answers, one.kind)
 
 
 def answers_of(

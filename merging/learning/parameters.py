@@ -18,26 +18,32 @@ _FREE_RANGE = (-12.0, 60.0)
 
 @dataclass(eq=False)
 class Parameters:
-    """free: (threshold,), softplus of it is a threshold in units of its tensor's RMS.
+    """free: (unit,), softplus of it is a unit's threshold in units of its RMS.
 
-    starts: (unit + 1,), where each unit's begin, one for the tensor or one a row. log_scales, logits: (unit,
-    candidate). bits: (candidate,).
+    rows: what each row adds to its unit's, all units' rows in a line, or empty where a unit has but one
+    threshold; starts: (unit + 1,), where each unit's rows begin. log_scales, logits: (unit, candidate). bits:
+    (candidate,).
     """
 
     bits: NDArray[np.int64]
     starts: NDArray[np.int64]
     free: Doubles
+    rows: Doubles
     log_scales: Doubles
     logits: Doubles
 
     def learned(self) -> dict[str, Doubles]:
         """Returns the arrays that are learned, by name; they are changed in place."""
-        return {"free": self.free, "log_scales": self.log_scales, "logits": self.logits}
+        return {"free": self.free, "rows": self.rows, "log_scales": self.log_scales, "logits": self.logits}
+
+    def rows_of(self, number: int) -> slice:
+        """Returns where a unit's rows lie in `rows`."""
+        return slice(int(self.starts[number]), int(self.starts[number + 1]))
 
     def of_rows(self, unit: Unit, number: int) -> Doubles:
         """Returns a unit's free thresholds, (row,)."""
-        own = self.free[self.starts[number] : self.starts[number + 1]]
-        return own if len(own) == len(unit.rows) else np.broadcast_to(own, len(unit.rows))
+        own = np.full(len(unit.rows), self.free[number])
+        return own + self.rows[self.rows_of(number)] if len(self.rows) else own
 
     def thresholds(self, unit: Unit, number: int) -> FloatArray:
         """Returns a unit's thresholds in the units of its weights, (row,)."""
@@ -46,9 +52,7 @@ class Parameters:
     def by_free(self, unit: Unit, number: int, by_threshold: Doubles) -> Doubles:
         """Returns the derivatives by a unit's free thresholds, given those by its rows', (row,)."""
         slope = unit.rms / (1 + np.exp(-self.of_rows(unit, number)))  # softplus' is the sigmoid
-        by_row = by_threshold * slope
-        one = self.starts[number + 1] - self.starts[number] == 1
-        return by_row.sum(keepdims=True) if one else by_row
+        return np.asarray(by_threshold * slope)
 
     def shares(self, number: int, temperature: float) -> Doubles:
         """Returns π = softmax(logits / temperature) of a unit, (candidate,)."""
@@ -71,10 +75,15 @@ class Parameters:
 
 @dataclass(eq=False)
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980) in float64 over named arrays, its moments by name."""
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) in float64 over named arrays, its moments by name.
+
+    Entries of a group, its starts given by the array's name, share the mean of their squared slopes: what is
+    small beside the others of its group is taken for noise, and moves little.
+    """
 
     count: int = 0
     moments: dict[str, tuple[Doubles, Doubles]] = field(default_factory=dict)
+    groups: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def update(self, arrays: dict[str, Doubles], slopes: dict[str, Doubles], rates: dict[str, float]) -> None:
         """Moves each array in place against its slope."""
@@ -82,10 +91,18 @@ class Adam:
         for name, array in arrays.items():
             mean, square = self.moments.setdefault(name, (np.zeros_like(array), np.zeros_like(array)))
             mean += (1 - _BETAS[0]) * (slopes[name] - mean)
-            square += (1 - _BETAS[1]) * (slopes[name] ** 2 - square)
+            square += (1 - _BETAS[1]) * (self._squares(name, slopes[name]) - square)
             ahead = mean / (1 - _BETAS[0] ** self.count)
             spread = np.sqrt(square / (1 - _BETAS[1] ** self.count))
             array -= rates[name] * ahead / (spread + _TINY)
+
+    def _squares(self, name: str, slopes: Doubles) -> Doubles:
+        if name not in self.groups or not len(slopes):
+            return slopes**2
+        starts = self.groups[name]
+        counts = np.diff(starts)
+        means = np.add.reduceat(slopes**2, starts[:-1]) / counts
+        return np.repeat(means, counts)
 
 
 def clip_free(free: Doubles) -> None:

@@ -1,6 +1,7 @@
 """Where learning starts: the data-free allocation at the size asked for, fitted to the real codecs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,13 @@ def allocated(
     return kept, factors
 
 
+def relative(units: Sequence[Unit], choices: Sequence[Choices]) -> list[Choices]:
+    """Returns the choices with errors in units of each tensor's mean square."""
+    return [
+        replace(each, errors=each.errors / unit.rms**2) for unit, each in zip(units, choices, strict=True)
+    ]
+
+
 def uniform(
     units: Sequence[Unit], choices: Sequence[Choices], target: float, factors: Doubles
 ) -> list[Hardened]:
@@ -65,17 +73,16 @@ def first_parameters(
     by_rows: bool,
 ) -> Parameters:
     """Returns the parameters that keep about what is kept, each candidate with its own best scale."""
-    counts = [len(unit.rows) if by_rows else 1 for unit in units]
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    free = np.empty(int(starts[-1]))
+    starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])]).astype(np.int64)
+    free, rows = np.empty(len(units)), np.zeros(int(starts[-1]) if by_rows else 0)
     log_scales, logits = np.empty((len(units), len(bits))), np.zeros((len(units), len(bits)))
     for number, (unit, each, own) in enumerate(zip(units, choices, kept, strict=True)):
         threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
-        free[starts[number] : starts[number + 1]] = free_of(max(threshold / unit.rms, 1e-3))
+        free[number] = free_of(max(threshold / unit.rms, 1e-3))
         for candidate, width in enumerate(bits.tolist()):
             log_scales[number, candidate] = np.log(_scale_at(each, threshold, width))
             logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
-    return Parameters(bits, starts, free, log_scales, logits)
+    return Parameters(bits, starts, free, rows, log_scales, logits)
 
 
 def _keep(

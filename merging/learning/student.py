@@ -6,6 +6,7 @@ tensor's gradient is held a shard, and of the graph nothing an entry of the delt
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -61,6 +62,7 @@ class _Replica:
         for number, tensor in learned.items():
             hook = self._reducer(number)
             leaves[id(tensor)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        _make_embeddings_sparse(self._model)
         self._slopes: list[Slopes | None] = []
 
     def backward(self, loss: Loss) -> tuple[float, list[Slopes | None]]:
@@ -78,3 +80,11 @@ class _Replica:
                 self._slopes[number] = weights.reduce(self._student.gates[number], gradient)
 
         return reduce
+
+
+def _make_embeddings_sparse(model: nn.Module) -> None:
+    """Lets tables of embeddings that nothing else uses have gradients of the rows in the batch alone."""
+    uses = Counter(id(tensor) for module in model.modules() for tensor in module.parameters(recurse=False))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and uses[id(module.weight)] == 1:
+            module.sparse = True
