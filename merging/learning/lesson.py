@@ -20,7 +20,6 @@ from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.learning.crossing import crossed
 from flexswitch.merging.learning.objective import (
     Goal,
-    Inside,
     Objective,
     Precision,
     Taught,
