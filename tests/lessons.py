@@ -22,11 +22,12 @@ from flexswitch.merging.learning.saved import Saving
 from flexswitch.merging.learning.workers import workers
 from flexswitch.merging.loading import load_weights
 from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.task_vector import TaskVector, restore
 from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
 
-FEW = ("target_size=4KB", "steps=30", "refit=4", "batch=8", "least=8")
+FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")
 
 
 @dataclass
@@ -46,12 +47,14 @@ class School:
     data: Path
     per_task: int = 24
     adapter: str | None = None
+    exclude: tuple[str, ...] = ()
 
     def vector(self) -> TaskVector:
         """Returns the task vector, opened anew."""
         if self.finetuned.name.endswith(SUFFIX):
             return TaskVectorFile(self.finetuned)
-        return open_finetuned(str(self.finetuned), open_checkpoint(str(self.base)))
+        selection = Selection(exclude=self.exclude)
+        return open_finetuned(str(self.finetuned), open_checkpoint(str(self.base)), selection)
 
     def classroom(self) -> Classroom:
         """Returns where the task is learned."""
