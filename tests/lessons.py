@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import tiny_models
 from tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
 
 from flexswitch.codecs.container import Artifact, open_artifact
@@ -81,9 +83,11 @@ class School:
 def text_school(
     folder: Path, task: str = "birds", classes: int = 3, count: int = 40, seed: int = 1
 ) -> School:
-    """Makes a text classifier's."""
-    base = save_text_base(folder / "base")
-    finetuned = save_text_classifier(base, folder / "model", classes, seed)
+    """Makes a text classifier's, so wide that most of an artifact's bytes are for entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_models, "WIDTH", 64)
+        base = save_text_base(folder / "base")
+        finetuned = save_text_classifier(base, folder / "model", classes, seed)
     data = folder / "data"
     data.mkdir()
     labels = np.random.default_rng(seed).integers(0, classes, count).tolist()
