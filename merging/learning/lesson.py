@@ -101,8 +101,8 @@ def open_lesson(
     count = min(len(available), classroom.per_task)
     if count < least:
         raise InputError(
-            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer with "
-            f"--set least={count}, or learn from none with --set objective=none"
+            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
+            f"with --set least={count}, or learn from none with --set objective=none"
         )
     adapter = get_adapter(
         classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None
