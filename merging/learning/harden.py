@@ -16,6 +16,7 @@ _ENOUGH = 0.99  # where the search stops
 _TRIES = 24
 _FIRST_STEP = 0.02
 _STEEPNESS = 5.0  # about how fast log bytes fall with the log of the thresholds, to begin with
+_GROWTH = 1.4
 _LARGEST_STEP = 0.7
 
 Size = Callable[[Sequence[Hardened]], int]
@@ -35,7 +36,7 @@ def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[
     below: tuple[float, int] | None = None  # (shift, bytes) of the nearest size at most the target
     above: tuple[float, int] | None = None
     shift = 0.0
-    for _ in range(_TRIES):
+    for tried in range(_TRIES):
         found = size(scaled(hardened, shift))
         if found <= target:
             below = (shift, found)
@@ -43,9 +44,10 @@ def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[
                 break
         else:
             above = (shift, found)
-        shift = _next_shift(shift, found, target, below, above)
-    if below is None:
-        raise ValueError(f"no thresholds bring the artifact below {target} bytes")
+        shift = _next_shift(shift, found, target, below, above, tried)
+    if below is None:  # the file's own parts take nearly all
+        nothing = [replace(each, thresholds=np.full_like(each.thresholds, np.inf)) for each in hardened]
+        return nothing, size(nothing)
     return scaled(hardened, below[0]), below[1]
 
 
@@ -55,11 +57,17 @@ def is_met(found: int, target: int) -> bool:
 
 
 def _next_shift(
-    shift: float, found: int, target: int, below: tuple[float, int] | None, above: tuple[float, int] | None
+    shift: float,
+    found: int,
+    target: int,
+    below: tuple[float, int] | None,
+    above: tuple[float, int] | None,
+    tried: int,
 ) -> float:
     aim = target * (1 + _ENOUGH) / 2
     if below is None or above is None:
-        step = math.log(max(found, 1) / aim) / _STEEPNESS
+        # Ever longer steps: a file's own parts may take most of it, and then its size falls slowly.
+        step = math.log(max(found, 1) / aim) / _STEEPNESS * _GROWTH**tried
         least = math.copysign(_FIRST_STEP, step)
         return shift + max(-_LARGEST_STEP, min(_LARGEST_STEP, step if abs(step) > _FIRST_STEP else least))
     # Between the two, where a line through their logarithms meets the aim, but never near an end.

@@ -122,11 +122,11 @@ def open_lesson(
     check_base(classroom.base, vector.identity(), vector.source)
     path = task_file(classroom.exemplars, task, "train")
     available = read_examples(path, labelled=goal == "task")
-    if min(len(available), classroom.per_task) < least:
+    count = min(len(available), classroom.per_task)
+    if count < least:
         raise InputError(
-            f"{path}: {min(len(available), classroom.per_task)} exemplars, expected {least} or more to learn "
-            f"from; give more, or allow fewer with --set least={len(available)}, or learn from none with "
-            "--set objective=none"
+            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
+            f"with --set least={count}, or learn from none with --set objective=none"
         )
     adapter = get_adapter(
         classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None

@@ -39,6 +39,7 @@ class Saving:
             with np.load(self.path, allow_pickle=False) as arrays:
                 saved = {name: arrays[name] for name in arrays.files}
             found = str(saved["run"])
+            _check_names(learner, saved)
         except Exception as reason:  # numpy raises a dozen kinds on a damaged file
             raise InputError(f"{self.path}: is damaged ({reason}); delete it to start anew") from reason
         if found != self.run:
@@ -73,6 +74,14 @@ def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
     arrays["sums"] = np.array([learner.along, learner.rate_square])
     arrays["history"] = np.array(learner.history, np.float64).reshape(-1, len(Progress._fields))
     return arrays
+
+
+def _check_names(learner: Learner, saved: Mapping[str, object]) -> None:
+    """Raises: ValueError where an array is missing, as when the end of a file, its directory, is damaged."""
+    learned = [name + part for name in learner.parameters.learned() for part in ("", ".mean", ".square")]
+    missing = {*learned, "factors", "counts", "sums", "history"} - set(saved)
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
 
 
 def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:

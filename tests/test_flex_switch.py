@@ -1,0 +1,260 @@
+"""FlexSwitch on every kind of model and with every setting, and that nothing but its inputs decides the bytes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_language_models
+import tiny_models
+import torch
+from lessons import Heard, School, measured, text_school
+from peft import LoraConfig, get_peft_model
+from tiny_language_models import save_language_base, save_language_model
+from tiny_models import (
+    bert_config,
+    plain_predictions,
+    save_encoder_with_head,
+    save_image_base,
+    save_image_classifier,
+    save_text_base,
+    save_text_classifier,
+    texts,
+    write_jsonl,
+)
+
+from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.task_vector_file import write_task_vector
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wider_models() -> Iterator[None]:
+    """Makes the tiny models wide enough that most of an artifact's bytes are for entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tiny_models, tiny_language_models):
+            patch.setattr(module, "WIDTH", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    return text_school(tmp_path_factory.mktemp("school"))
+
+
+@pytest.fixture(scope="module")
+def learned(school: School, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return school.learn(tmp_path_factory.mktemp("learned") / "birds.fsw")
+
+
+# --- nothing but the inputs decides -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 2), (2, 1), (3, 1)])
+def test_the_bytes_depend_on_no_number_of_threads(
+    jobs: int, threads: int, school: School, learned: Artifact, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = school.learn(tmp_path / "birds.fsw", jobs=jobs)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found.path.read_bytes() == learned.path.read_bytes()
+
+
+def test_another_seed_learns_something_else_and_the_same_one_the_same(
+    school: School, learned: Artifact, tmp_path: Path
+) -> None:
+    again = school.learn(tmp_path / "birds.fsw")
+    assert again.path.read_bytes() == learned.path.read_bytes()
+    other = school.learn(tmp_path / "birds.fsw", "seed=1")
+    assert other.header.learning.exemplars_sha256 != learned.header.learning.exemplars_sha256
+    assert other.header.tensors != learned.header.tensors
+
+
+def test_a_task_vector_file_learns_the_same_as_its_checkpoints(
+    school: School, learned: Artifact, tmp_path: Path
+) -> None:
+    file = tmp_path / "birds.tv.safetensors"
+    write_task_vector(school.vector(), file, "birds", "float32", overwrite=True)
+    found = School(school.base, file, school.data, school.per_task).learn(tmp_path / "birds.fsw")
+    assert found.path.read_bytes() == learned.path.read_bytes()
+
+
+# --- what is written and recorded -------------------------------------------------------------------------
+
+
+def test_what_was_learned_is_recorded(school: School, learned: Artifact) -> None:
+    record = learned.header.learning
+    assert (record.exemplars, record.held_out) == (24, 16)
+    assert record.after.divergence < record.before.divergence
+    assert record.after.held_out_divergence < record.before.held_out_divergence
+    steps = [point[0] for point in record.curve]
+    assert (steps[-1], steps) == (30, sorted(steps))
+    settings = learned.header.method.settings
+    assert (learned.header.method.name, settings["objective"], settings["target_size"]) == (
+        "flexswitch",
+        "kl",
+        "5KB",
+    )
+    found = measured(school, learned)
+    assert found.divergence == pytest.approx(record.after.divergence, rel=2e-3)
+    assert learned.path.stat().st_size <= 5000
+
+
+def test_every_step_is_told(school: School, tmp_path: Path) -> None:
+    heard = Heard()
+    school.learn(tmp_path / "birds.fsw", heard=heard)
+    assert [progress.step for progress in heard.steps] == list(range(1, 31))
+    assert all(np.isfinite([progress.loss, progress.bits]).all() for progress in heard.steps)
+
+
+def test_packing_it_as_small_as_it_was_made_keeps_the_record_and_the_size(
+    learned: Artifact, tmp_path: Path
+) -> None:
+    create_zoo(tmp_path / "zoo", [learned.path], Form(effort="small"), None, False, lambda task: None)
+    packed = open_zoo(tmp_path / "zoo")["birds"]
+    assert packed.header.learning == learned.header.learning
+    assert packed.path.stat().st_size <= 5000
+
+
+def test_only_the_bit_widths_that_are_asked_for_are_stored(school: School, tmp_path: Path) -> None:
+    for bits, allowed in (("1", {1}), ("3,2", {2, 3})):
+        found = school.learn(tmp_path / "birds.fsw", f"bits={bits}", "steps=40")
+        assert {record.bits for record in found.header.tensors.values()} <= allowed
+        assert found.header.learning.after.divergence < found.header.learning.before.divergence
+
+
+def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path) -> None:
+    sizes = []
+    for lambda_ in ("0.01", "30"):
+        found = school.learn(tmp_path / "birds.fsw", f"lambda={lambda_}", "steps=60")
+        assert found.header.method.settings["lambda"] == float(lambda_)
+        assert "target_size" not in found.header.method.settings
+        sizes.append(found.path.stat().st_size)
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+    "setting", ["granularity=rows", "gates=uniform", "shards=1", "refit=0", "effort=fast"]
+)
+def test_other_settings_learn_too(setting: str, school: School, tmp_path: Path) -> None:
+    found = school.learn(tmp_path / "birds.fsw", setting)
+    assert found.header.learning.after.divergence < found.header.learning.before.divergence
+    assert found.path.stat().st_size <= 5000
+    name, value = setting.split("=")
+    assert str(found.header.method.settings[name]) == value
+
+
+def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(
+    school: School, tmp_path: Path
+) -> None:
+    found = school.learn(tmp_path / "birds.fsw", "gates=uniform", "bits=1")
+    records = [
+        each
+        for name, each in found.header.tensors.items()
+        if each.layout.entries > 1000 and "embed" not in name
+    ]
+    shares = [record.kept / record.layout.entries for record in records]
+    assert len(shares) > 8
+    assert max(shares) < 1.5 * min(shares)
+
+
+# --- every kind of model ----------------------------------------------------------------------------------
+
+
+def image_school(folder: Path) -> School:
+    base = save_image_base(folder / "base")
+    finetuned = save_image_classifier(base, folder / "model", 3, seed=1)
+    pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    (folder / "data").mkdir()
+    np.savez(folder / "data" / "birds.train.npz", x=pixels)
+    return School(base, finetuned, folder / "data")
+
+
+def encoder_school(folder: Path) -> School:
+    base = save_text_base(folder / "base")
+    finetuned = save_encoder_with_head(base, folder / "model", 3, seed=1)
+    return with_texts(folder, base, finetuned)
+
+
+def language_school(kind: str) -> Callable[[Path], School]:
+    def make(folder: Path) -> School:
+        base = save_language_base(folder / "base", kind)
+        return with_texts(folder, base, save_language_model(base, folder / "model", seed=1, size=0.1))
+
+    return make
+
+
+def regression_school(folder: Path) -> School:
+    base = save_text_base(folder / "base")
+    return with_texts(folder, base, save_text_classifier(base, folder / "model", classes=1, seed=1))
+
+
+def lora_school(folder: Path) -> School:
+    from transformers import AutoModelForSequenceClassification
+
+    base = save_text_base(folder / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=bert_config(num_labels=2))
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value", "dense"])
+    )
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.2)
+    adapted.save_pretrained(folder / "model")
+    return replace(with_texts(folder, base, folder / "model"), adapter="hf-sequence-classification")
+
+
+def with_texts(folder: Path, base: Path, finetuned: Path) -> School:
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 40, 1), None)
+    return School(base, finetuned, folder / "data")
+
+
+SCHOOLS = {
+    "image": image_school,
+    "encoder": encoder_school,
+    "gpt2": language_school("gpt2"),
+    "llama": language_school("llama"),
+    "regression": regression_school,
+    "lora": lora_school,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", SCHOOLS)
+def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
+    school = SCHOOLS[kind](tmp_path)
+    found = school.learn(tmp_path / "out" / "birds.fsw")
+    record = found.header.learning
+    assert record.after.divergence < record.before.divergence
+    assert record.exemplars == 24
+    assert found.path.stat().st_size <= 5000
+    assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
+
+
+def test_the_features_can_be_held_to_instead(school: School, tmp_path: Path) -> None:
+    found = school.learn(tmp_path / "birds.fsw", "objective=mse")
+    record = found.header.learning
+    assert record.after.divergence < record.before.divergence
+    assert record.after.agreement == 1
+    assert measured(school, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
+
+
+def test_labels_can_be_learned_from_instead(school: School, tmp_path: Path) -> None:
+    heard, data = Heard(), tmp_path / "data"
+    data.mkdir()
+    inputs = texts("birds", 40, 1)
+    write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(school.finetuned, school.base, inputs))
+    labelled = replace(school, data=data)
+    found = labelled.learn(tmp_path / "birds.fsw", "objective=task", "steps=60", heard=heard)
+    losses = [progress.loss for progress in heard.steps]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert found.header.method.settings["objective"] == "task"

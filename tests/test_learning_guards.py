@@ -1,0 +1,177 @@
+"""What a learned compression refuses, each by its message, and that nothing is written then."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from checkpoints import file_pair, message
+from lessons import School, text_school
+from safetensors.torch import load_file, save_file
+from tiny_models import changed_state, texts, tiny_state, write_jsonl
+
+from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.learning import course
+from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.settings import parse_settings
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    return text_school(tmp_path_factory.mktemp("school"))
+
+
+def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings: str) -> str:
+    """Returns why a learning is refused, and checks that it left nothing behind."""
+    told = message(kind, lambda: school.learn(folder / "out" / "birds.fsw", *settings))
+    assert list((folder / "out").iterdir()) == []
+    return told
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["steps=0"], "steps=0: expected at least 1"),
+        (["batch=0"], "batch=0: expected at least 1"),
+        (["shards=-1"], "shards=-1: expected at least 1"),
+        (["least=0"], "least=0: expected at least 1"),
+        (["refit=-1"], "refit=-1, seed=0: expected numbers of at least 0"),
+        (["seed=-2"], "refit=4, seed=-2: expected numbers of at least 0"),
+        (["lambda=0"], "lambda=0.0: expected a number above 0, an objective, and no target size"),
+        (["lambda=-1"], "lambda=-1.0: expected a number above 0, an objective, and no target size"),
+        (
+            ["lambda=1", "objective=none"],
+            "lambda=1.0: expected a number above 0, an objective, and no target size",
+        ),
+        (["bits="], "bits=: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
+        (["bits=0,1"], "bits=0,1: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
+        (["bits=9"], "bits=9: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
+        (["bits=two"], "bits=two: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
+        (["objective=best"], "--set objective=best: Input should be 'kl', 'mse', 'task' or 'none'"),
+        (["gates=none"], "--set gates=none: Input should be 'learned' or 'uniform'"),
+        (["granularity=row"], "--set granularity=row: Input should be 'tensor' or 'rows'"),
+        (["lambda=inf"], "--set lambda=inf: expected a finite number"),
+        (
+            ["target_size=half"],
+            "target size 'half': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)",
+        ),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(
+    settings: Sequence[str], expected: str, school: School, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert refusal(UsageError, school, tmp_path, *settings) == expected
+
+
+def test_a_size_and_a_lambda_exclude_each_other(tmp_path: Path) -> None:
+    vector = file_pair(tmp_path, tiny_state(), changed_state(tiny_state(), 1))
+    texts = ["lambda=1", "target_size=1KB"]
+    parsed = parse_settings("flexswitch", get_method("flexswitch"), texts)
+    told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", parsed, False))
+    assert told == "lambda=1.0: expected a number above 0, an objective, and no target size"
+
+
+def test_without_exemplars_nothing_is_learned(tmp_path: Path) -> None:
+    vector = file_pair(tmp_path, tiny_state(), changed_state(tiny_state(), 1))
+    parsed = parse_settings("flexswitch", get_method("flexswitch"), [])
+    told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", parsed, False))
+    assert told == (
+        "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
+    )
+    assert not (tmp_path / "a.fsw").exists()
+
+
+@pytest.mark.parametrize(("per_task", "found"), [(100, 40), (20, 20)])
+def test_fewer_exemplars_than_the_least_are_refused(
+    per_task: int, found: int, school: School, tmp_path: Path
+) -> None:
+    told = refusal(InputError, replace(school, per_task=per_task), tmp_path, "least=41")
+    assert told == (
+        f"{school.data / 'birds.train.jsonl'}: {found} exemplars, expected 41 or more to learn from; give more, or "
+        f"allow fewer with --set least={found}, or learn from none with --set objective=none"
+    )
+
+
+def test_as_many_exemplars_as_are_allowed_suffice(school: School, tmp_path: Path) -> None:
+    found = school.learn(tmp_path / "birds.fsw", "least=24")
+    assert found.header.learning.exemplars == 24
+
+
+def test_a_task_without_a_file_of_exemplars_is_refused(school: School, tmp_path: Path) -> None:
+    told = message(InputError, lambda: school.learn(tmp_path / "cities.fsw"))
+    assert told.startswith(
+        f"{school.data}: has no train file of the task 'cities'; expected cities.train with one of "
+    )
+
+
+def test_labels_are_asked_for_where_they_are_learned_from(school: School, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", 40, 1), None)
+    told = refusal(InputError, replace(school, data=tmp_path), tmp_path, "objective=task")
+    assert told == f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
+
+
+def test_another_base_is_refused(school: School, tmp_path: Path) -> None:
+    from flexswitch.merging.task_vector_file import write_task_vector
+
+    file = tmp_path / "birds.tv.safetensors"
+    write_task_vector(school.vector(), file, "birds", "float32", overwrite=True)
+    other = text_school(tmp_path / "other", seed=3)
+    state = {name: tensor + 1 for name, tensor in load_file(other.base / "model.safetensors").items()}
+    save_file(state, other.base / "model.safetensors", {"format": "pt"})
+    told = refusal(InputError, replace(other, finetuned=file), tmp_path)
+    assert str(file) in told
+
+
+def test_a_divergence_that_does_not_fall_is_refused(
+    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(units: object, hardened: Sequence[Hardened], *rest: object) -> list[Hardened]:
+        return [replace(kept, scale=50 * kept.scale) for kept in hardened]
+
+    monkeypatch.setattr(course, "refit_scales", spoiled)
+    told = refusal(InputError, school, tmp_path)
+    number = r"[0-9.e-]+"
+    assert re.fullmatch(
+        rf"{re.escape(str(school.finetuned))}: learning did not help: the divergence from the fine-tuned model is "
+        rf"{number}, and the data-free allocation's {number}; take more steps, more exemplars or a larger size, or "
+        r"that allocation with --set objective=none",
+        told,
+    )
+
+
+def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: Path) -> None:
+    spoiled = text_school(tmp_path / "spoiled")
+    path = spoiled.finetuned / "model.safetensors"
+    state = load_file(path)
+    state["classifier.weight"] = 3e38 * state["classifier.weight"].sign()
+    save_file(state, path, {"format": "pt"})
+    told = refusal(InputError, spoiled, tmp_path)
+    assert told == (
+        "the loss is nan in step 1; the fine-tuned model's answers on the exemplars are not finite, or its weights "
+        "are huge"
+    )
+
+
+@pytest.mark.parametrize("above", [1, 100, 400])
+def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
+    above: int, school: School, tmp_path: Path
+) -> None:
+    told = refusal(InputError, school, tmp_path, "target_size=300")
+    found = re.fullmatch(
+        rf"{re.escape(str(school.finetuned))}: target size 300 is 300 bytes, and the task's own tensors \(its head\) "
+        r"with the header take ([0-9,]+) of them; ask for more than that",
+        told,
+    )
+    assert found is not None
+    target = int(found[1].replace(",", "")) + 1 + above
+    settings = (f"target_size={target}", "steps=5")
+    with suppress(InputError):
+        school.learn(tmp_path / "out" / "birds.fsw", *settings)
+        assert (tmp_path / "out" / "birds.fsw").stat().st_size <= target
+        return
+    assert "learning did not help" in refusal(InputError, school, tmp_path, *settings)
