@@ -36,7 +36,7 @@ def learning_record(
     stretches = np.array_split(np.arange(len(history)), min(_CURVE_POINTS, max(1, len(history))))
     curve = [
         (
-            history[stretch[-1]].step + 1,
+            history[stretch[-1]].step,
             _short(float(np.mean([history[step].loss for step in stretch]))),
             _short(float(np.mean([history[step].bits for step in stretch])) / parameters),
         )
