@@ -1,12 +1,26 @@
 """`flexswitch compress`: a task vector, or two checkpoints, into a tiny artifact."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flexswitch.cli.console import Console, size
+from flexswitch.cli.learning_options import (
+    CheckpointEvery,
+    Device,
+    Exemplars,
+    LearningOptions,
+    PerTask,
+    TargetSize,
+    check_learning,
+    hearer,
+    read_settings,
+)
 from flexswitch.cli.options import (
+    Adapter,
     Debug,
     Exclude,
     Include,
@@ -21,6 +35,11 @@ from flexswitch.cli.options import (
     Set,
 )
 
+if TYPE_CHECKING:
+    from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.pairing import Selection
+    from flexswitch.merging.task_vector import TaskVector
+
 
 def compress(
     task_vector: Annotated[
@@ -30,14 +49,24 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            help="How to compress: t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft.",
+            help="How to compress: t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, "
+            "flexswitch.",
             show_default=False,
         ),
     ],
     base: Annotated[
-        str | None, typer.Option(help="The base of a fine-tuned checkpoint.", show_default=False)
+        str | None,
+        typer.Option(
+            help="The base of a fine-tuned checkpoint; a method that learns runs it.", show_default=False
+        ),
     ] = None,
     set_: Set = None,
+    target_size: TargetSize = None,
+    exemplars: Exemplars = None,
+    per_task: PerTask = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    checkpoint_every: CheckpointEvery = None,
     include: Include = None,
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
@@ -56,68 +85,118 @@ def compress(
     """Compress a task vector, or a fine-tuned checkpoint against its base, into an artifact.
 
     Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
+
+    Example: flexswitch compress sst2 --base base -o sst2.fsw --method flexswitch --exemplars data
     """
     from flexswitch.cli.arguments import new_task_name, selection
     from flexswitch.codecs.atomic import check_output
-    from flexswitch.codecs.container import open_artifact
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.compression.compress import compress as compress_vector
-    from flexswitch.merging.compression.registry import get_method
-    from flexswitch.merging.compression.resume import side_file
+    from flexswitch.merging.compression.plan import Guidance
     from flexswitch.merging.model_directory import parse_size
-    from flexswitch.merging.open_vector import open_finetuned
     from flexswitch.merging.parallel import DEFAULT_JOBS
-    from flexswitch.merging.settings import parse_settings
-    from flexswitch.merging.task_vector import TaskVector
-    from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
 
     console = Console(quiet, json)
     if output.suffix != ".fsw":
         raise UsageError(f"-o {output}: expected a file name that ends in .fsw")
-    settings = parse_settings(method, get_method(method), set_ or [])
+    settings = read_settings(method, set_ or [], target_size)
+    learning = LearningOptions(exemplars, per_task, adapter, device, checkpoint_every)
+    has_lesson = check_learning(learning, method, settings, base is not None)
     check_output(output, overwrite)
-    budget = parse_size(memory)
-    chosen = selection(include, exclude, on_resize)
-    vector: TaskVector
-    if base is not None:
-        vector = open_finetuned(task_vector, open_checkpoint(base), chosen)
-        for note in vector.notes:
-            console.note(note)
-    elif not task_vector.endswith(SUFFIX):
-        raise UsageError(f"{task_vector}: expected a task vector (*{SUFFIX}); a checkpoint needs --base BASE")
-    elif include or exclude or on_resize != "refuse":
-        raise UsageError("--include, --exclude and --on-resize need --base; give them to `extract` instead")
-    else:
-        vector = TaskVectorFile(Path(task_vector))
-    task = new_task_name(name, output)
-    with console.progress(
-        f"compressing {len(vector.units)} tensors of {task_vector}", len(vector.units)
-    ) as step:
-        try:
-            compress_vector(
-                vector, output, task, method, settings, overwrite, step,
-                jobs or DEFAULT_JOBS, budget, resume,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            if resume:
-                console.note(f"finished tensors are kept in {side_file(output)}; the same command goes on")
-            raise
+    budget, task = parse_size(memory), new_task_name(name, output)
+    vector, checkpoint = _opened(task_vector, base, selection(include, exclude, on_resize), console)
+    classroom = learning.classroom(checkpoint, vector, task) if has_lesson and checkpoint else None
+    saving = learning.saving(output)
+    with (
+        console.progress(
+            f"compressing {len(vector.units)} tensors of {task_vector}", len(vector.units)
+        ) as on_unit,
+        console.steps(f"learning {task}", settings.get("steps", 0)) as on_step,
+        _told_what_is_kept(console, output, resume),
+    ):
+        guidance = Guidance(classroom, saving, hearer(on_step, vector.parameters), console.note)
+        compress_vector(
+            vector, output, task, method, settings, overwrite, on_unit, jobs or DEFAULT_JOBS, budget, resume,
+            guidance,
+        )  # fmt: skip
+    if saving is not None:
+        saving.remove()
+    return _said(console, output, settings)
+
+
+def _opened(
+    source: str, base: str | None, chosen: "Selection", console: Console
+) -> "tuple[TaskVector, Checkpoint | None]":
+    """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
+    from flexswitch.codecs.errors import UsageError
+    from flexswitch.merging.checkpoint import open_checkpoint
+    from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.open_vector import open_finetuned
+    from flexswitch.merging.pairing import EVERYTHING
+    from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+
+    if source.endswith(SUFFIX):
+        if chosen != EVERYTHING:
+            raise UsageError(
+                "--include, --exclude and --on-resize need a checkpoint and --base; give them to `extract` "
+                "instead"
+            )
+        vector = TaskVectorFile(Path(source))
+        checkpoint = None if base is None else open_checkpoint(base)
+        if checkpoint is not None:
+            check_base(checkpoint, vector.identity(), source)
+        return vector, checkpoint
+    if base is None:
+        raise UsageError(f"{source}: expected a task vector (*{SUFFIX}); a checkpoint needs --base BASE")
+    checkpoint = open_checkpoint(base)
+    pair = open_finetuned(source, checkpoint, chosen)
+    for note in pair.notes:
+        console.note(note)
+    return pair, checkpoint
+
+
+@contextmanager
+def _told_what_is_kept(console: Console, output: Path, resume: bool) -> Iterator[None]:
+    """Says on Ctrl-C what the same command goes on from."""
+    from flexswitch.merging.compression.resume import side_file
+    from flexswitch.merging.learning.saved import learning_file
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resume and side_file(output).exists():
+            console.note(f"finished tensors are kept in {side_file(output)}; the same command goes on")
+        if learning_file(output).exists():
+            console.note(
+                f"the learning is kept in {learning_file(output)}; the same command goes on from there"
+            )
+        raise
+
+
+def _said(console: Console, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Prints what the artifact is and how small; returns the JSON document."""
+    from flexswitch.cli.learning_report import learning_line
+    from flexswitch.codecs.container import open_artifact
+
     header, stored = open_artifact(output).header, output.stat().st_size
+    parameters = max(1, header.parameters)
     kept = sum(record.kept for record in header.tensors.values())
     document = {
         "output": str(output),
-        "task": task,
-        "method": method,
+        "task": header.name,
+        "method": header.method.name,
         "settings": settings,
         "parameters": header.parameters,
         "kept": kept,
         "bytes": stored,
-        "bits_per_parameter": 8 * stored / max(1, header.parameters),
+        "bits_per_parameter": 8 * stored / parameters,
     }
-    return console.result(
-        document,
-        f"{output}: task '{task}' by {method}, kept {kept / max(1, header.parameters):.1%} of "
+    lines = [
+        f"{output}: task '{header.name}' by {header.method.name}, kept {kept / parameters:.1%} of "
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
-        f"parameter (1/{4 * header.parameters / stored:.0f} of float32)",
-    )
+        f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
+    ]
+    if header.learning is not None:
+        document["learning"] = header.learning.model_dump(exclude={"curve"})
+        lines.append(learning_line(header, header.learning))
+    return console.result(document, *lines)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 
 # Wider than any table: fitted to a narrow terminal, figures would be cut off.
 _WIDTH = 1000
+_STEPS_A_LINE = 50
 
 
 class Console:
@@ -20,6 +22,7 @@ class Console:
     def __init__(self, quiet: bool, as_json: bool) -> None:
         self._quiet = quiet
         self._json = as_json
+        self._live: Progress | None = None
 
     def note(self, text: str) -> None:
         """Prints a line on stderr, unless quiet."""
@@ -30,16 +33,53 @@ class Console:
     def progress(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
         """Says what is done; gives a function to call with each item's name, which moves a terminal's bar."""
         self.note(what)
-        if self._quiet or not sys.stderr.isatty():
-            yield lambda item: None
+        with self._bars() as bars:
+            if bars is None:
+                yield lambda item: None
+                return
+            bar = bars.add_task(what.split()[0], total=total, item="")
+            yield lambda item: bars.update(bar, advance=1, item=item)
+
+    @contextmanager
+    def steps(self, what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Gives a function to call after each step, with how many are done and how it stands.
+
+        It moves a terminal's bar, or else says so every 50 steps, with the time left. The steps may begin
+        where an earlier run stopped.
+        """
+        clock = _Clock(total)
+        with self._bars() as bars:
+            bar = None if bars is None else bars.add_task(what, total=total, item="", visible=False)
+
+            def stepped(done: int, stands: str) -> None:
+                left = clock.left(done)
+                if bars is None or bar is None:
+                    if done % _STEPS_A_LINE == 0 or done == total:
+                        ending = "" if left is None or done == total else f", {duration(left)} left"
+                        self.note(f"step {done} of {total}: {stands}{ending}")
+                elif clock.first == done:
+                    bars.reset(bar, completed=done, item=stands, visible=True)
+                else:
+                    bars.update(bar, completed=done, item=stands)
+
+            yield stepped
+
+    @contextmanager
+    def _bars(self) -> Iterator[Progress | None]:
+        """Gives a terminal's bars, None where there is none to see them; one inside another is below it."""
+        if self._quiet or not sys.stderr.isatty() or self._live is not None:
+            yield self._live
             return
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[item]}", style="dim"),
         )  # fmt: skip
-        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-            task = bar.add_task(what.split()[0], total=total, item="")
-            yield lambda item: bar.update(task, advance=1, item=item)
+        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
+            self._live = bars
+            try:
+                yield bars
+            finally:
+                self._live = None
 
     def result(self, document: dict[str, Any], *parts: Table | str) -> dict[str, Any]:
         """Prints the document with --json, else its tables and lines; returns the document."""
@@ -50,6 +90,23 @@ class Console:
         for part in parts:
             rich.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
         return document
+
+
+class _Clock:
+    """Tells how long steps will still take, by those that were heard of."""
+
+    def __init__(self, total: int) -> None:
+        self.first: int | None = None
+        self._total = total
+        self._began = 0.0
+
+    def left(self, done: int) -> float | None:
+        """Returns seconds; None after the first step, whose beginning is not known."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self._began = done, now
+            return None
+        return (now - self._began) / max(1, done - self.first) * (self._total - done)
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
@@ -70,3 +127,15 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people read it.
+
+    >>> duration(80), duration(7.4), duration(2 * 3600 + 59)
+    ('1 min 20 s', '7 s', '2 h 0 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

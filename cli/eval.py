@@ -27,7 +27,7 @@ def evaluate(
         str,
         typer.Option(
             help="base, individual, average, task-arithmetic, auto-switch, and how the zoo was compressed: "
-            "t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft."
+            "t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch."
         ),
     ] = "base,t-switch",
     routing: Annotated[

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Debug, Jobs, Json, Quiet
+from flexswitch.cli.options import Debug, Jobs, Json, Overwrite, Quiet
 
 if TYPE_CHECKING:
     from flexswitch.codecs.records import TensorRecord
@@ -22,6 +22,14 @@ def inspect(
         ),
     ] = False,
     jobs: Jobs = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an artifact that was learned: draw loss and size against steps into this PNG.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -31,11 +39,20 @@ def inspect(
     Example: flexswitch inspect sst2.fsw
 
     Example: flexswitch inspect zoo --storage
+
+    Example: flexswitch inspect sst2.fsw --plot learning.png
     """
+    from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.zoo import ZOO_FILE
     from flexswitch.merging.task_vector_file import SUFFIX
 
     console = Console(quiet, json)
+    if overwrite and plot is None:
+        raise UsageError("--overwrite replaces the PNG of --plot; give that too")
+    if plot is not None:
+        if storage:
+            raise UsageError("give one of --storage and --plot")
+        _draw(path, plot, overwrite)
     if storage:
         from flexswitch.cli.storage_table import storage_report
 
@@ -49,7 +66,22 @@ def inspect(
     return console.result(*_checkpoint(path))
 
 
-def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, str]:
+def _draw(path: str, plot: Path, overwrite: bool) -> None:
+    """Draws how an artifact was learned. Raises: UsageError where it was not; InputError."""
+    from flexswitch.codecs.atomic import check_output
+    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.errors import UsageError
+    from flexswitch.merging.evaluation.learning_chart import draw_learning
+
+    check_output(plot, overwrite)
+    header = open_artifact(Path(path)).header if path.endswith(".fsw") else None
+    if header is None or header.learning is None or not header.learning.curve:
+        raise UsageError(f"--plot: {path} has no record of learning; artifacts by a method that learns have")
+    draw_learning(header, header.learning, plot, overwrite)
+
+
+def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
+    from flexswitch.cli.learning_report import learning_table
     from flexswitch.codecs.container import open_artifact
 
     artifact = open_artifact(path)
@@ -80,7 +112,10 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, str]:
         f"{path}: task '{header.name}' by {header.method.name} ({settings}), base {_base(header.base)}, "
         f"adapter {header.model.adapter or 'unknown'}"
     )
-    return document, head, rows, _totals(stored, payloads, extras, header.parameters)
+    totals = _totals(stored, payloads, extras, header.parameters)
+    if header.learning is None:
+        return document, head, rows, totals
+    return document, head, rows, totals, learning_table(header, header.learning)
 
 
 def _codecs(record: "TensorRecord") -> str:

@@ -26,8 +26,13 @@ def pack(
         ),
     ] = "auto",
     effort: Annotated[
-        str, typer.Option(help="fast: the smallest form that decodes fast; small: the smallest of all.")
-    ] = "fast",
+        str | None,
+        typer.Option(
+            help="fast: the smallest form that decodes fast; small: the smallest of all. Without it each "
+            "artifact's as it was compressed, which is fast unless its settings say small.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
     memory: Memory = "1GB",
     adapter: Adapter = None,
@@ -56,7 +61,8 @@ def pack(
     files, removed = artifacts or [], remove or []
     if codec != "auto":
         get_codec(codec)
-    check_effort(effort)
+    if effort is not None:
+        check_effort(effort)
     form = Form(codec, effort, jobs or DEFAULT_JOBS, parse_size(memory))
     with console.progress(f"packing {len(files)} artifacts into {output}", len(files)) as step:
         if add or removed:

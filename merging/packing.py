@@ -10,7 +10,7 @@ from flexswitch.codecs.atomic import atomic_directory, check_output
 from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.records import BaseIdentity
-from flexswitch.codecs.storage import store
+from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.zoo import (
     ZOO_FILE,
     TaskRecord,
@@ -27,10 +27,13 @@ from flexswitch.merging.routing.query_set import without_tasks
 
 @dataclass(frozen=True)
 class Form:
-    """How tensors are stored: by a codec or `auto`, with an effort (see `store`), on so many threads."""
+    """How tensors are stored: by a codec or `auto`, with an effort (see `store`), on so many threads.
+
+    Without an effort each artifact's own is taken, so that one made to a size keeps it.
+    """
 
     codec: str = "auto"
-    effort: str = "fast"
+    effort: str | None = None
     jobs: int = DEFAULT_JOBS
     memory: int = DEFAULT_MEMORY
 
@@ -108,16 +111,23 @@ def change_zoo(
 
 def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
     """Stores an artifact in the zoo's folder, each tensor in its new form."""
+    effort = form.effort or _own_effort(artifact)
 
     def work(name: str) -> PackedTensor:
         sparse, record = artifact.sparse(name), artifact.header.tensors[name]
-        stored = store(sparse, form.codec, form.effort)
+        stored = store(sparse, form.codec, effort)
         return packed_tensor(sparse, stored, record.scale, record.dtype, record.zero)
 
     def cost(name: str) -> int:
         return artifact.header.tensors[name].layout.entries * WORKING_BYTES
 
     return pack_task(artifact, zoo, in_order(work, artifact.header.tensors, form.jobs, cost, form.memory))
+
+
+def _own_effort(artifact: Artifact) -> str:
+    """Returns the effort with which an artifact was compressed."""
+    found = artifact.header.method.settings.get("effort")
+    return found if isinstance(found, str) and found in EFFORTS else "fast"
 
 
 def _open_all(files: Sequence[Path]) -> list[Artifact]:

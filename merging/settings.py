@@ -39,6 +39,11 @@ def setting_texts(arguments: dict[str, Any]) -> list[str]:
     return [f"{key.rstrip('_')}={value}" for key, value in arguments.items()]
 
 
+def setting_names(method: Callable[..., Any]) -> list[str]:
+    """Returns the names of a method's settings, as Python writes them."""
+    return list(_settings(method))
+
+
 def _settings(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(method).parameters
     return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -19,6 +19,7 @@ from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.compression.tvq import tvq
+from flexswitch.merging.settings import setting_names
 from flexswitch.merging.task_vector import TaskVector
 
 METHODS: dict[str, Callable[..., Compressed]] = {
@@ -41,6 +42,16 @@ def get_method(name: str) -> Callable[..., Compressed | Plan]:
     if name not in NAMES:
         raise UsageError(unknown_name("compression method", name, NAMES))
     return METHODS[name] if name in METHODS else PLANNED[name]
+
+
+def methods_with(setting: str) -> list[str]:
+    """Returns the names of the methods that have a setting."""
+    return [name for name in NAMES if setting in setting_names(get_method(name))]
+
+
+def learns(settings: dict[str, Any]) -> bool:
+    """Returns whether a method with these settings learns from examples: those that do have an objective."""
+    return bool(settings.get("objective", "none") != "none")
 
 
 def plan(name: str, vector: TaskVector, job: Job, settings: dict[str, Any]) -> Plan:

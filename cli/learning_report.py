@@ -1,0 +1,53 @@
+"""What `compress` and `inspect` say of a learned compression."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from flexswitch.cli.console import table
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+
+
+def learning_line(header: "ArtifactHeader", learning: "LearningRecord") -> str:
+    """Returns one line on how near the compressed model came to the fine-tuned one."""
+    before, after = learning.before, learning.after
+    line = (
+        f"learned from {learning.exemplars} exemplars: divergence from the fine-tuned model "
+        f"{before.divergence:g} → {after.divergence:g}"
+    )
+    if _has_answers(header):
+        line += f", the same answer to {after.agreement:.1%}"
+    if after.held_out_divergence is not None and after.held_out_agreement is not None:
+        line += f"; of {learning.held_out} held out: {after.held_out_divergence:g}"
+        if _has_answers(header):
+            line += f", {after.held_out_agreement:.1%}"
+    return line
+
+
+def learning_table(header: "ArtifactHeader", learning: "LearningRecord") -> Table:
+    """Returns divergence and agreement, before and after, on the exemplars and on those held out."""
+    before, after = learning.before, learning.after
+    rows = table(
+        "against the fine-tuned model", "on", "examples", "divergence before", "after", "agreement before",
+        "after",
+    )  # fmt: skip
+
+    def add(name: str, count: int, divergences: list[float], agreements: list[float]) -> None:
+        shares = [f"{share:.1%}" if _has_answers(header) else "–" for share in agreements]
+        rows.add_row(name, str(count), *(f"{value:g}" for value in divergences), *shares)
+
+    add("exemplars", learning.exemplars, [before.divergence, after.divergence],
+        [before.agreement, after.agreement])  # fmt: skip
+    divergences = [before.held_out_divergence, after.held_out_divergence]
+    agreements = [before.held_out_agreement, after.held_out_agreement]
+    if learning.held_out:
+        add("held out", learning.held_out, [value for value in divergences if value is not None],
+            [share for share in agreements if share is not None])  # fmt: skip
+    return rows
+
+
+def _has_answers(header: "ArtifactHeader") -> bool:
+    """Returns whether answers were compared: learning by features compares none."""
+    return header.method.settings.get("objective") != "mse"

@@ -1,0 +1,40 @@
+"""Draws how a compression was learned: loss and size against steps."""
+
+from pathlib import Path
+
+from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+
+
+def draw_learning(header: ArtifactHeader, learning: LearningRecord, path: Path, overwrite: bool) -> None:
+    """Writes a PNG: the loss (logarithmic) above, the estimated bits a parameter below.
+
+    Raises: InputError where matplotlib is not installed, or the output may not be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as reason:
+        raise InputError(f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'") from reason
+    steps, losses, bits = zip(*learning.curve, strict=True)
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    above.plot(steps, losses, marker="o", markersize=4, label="mean loss of the steps before", zorder=3)
+    if header.method.settings.get("objective") != "task":  # there the loss is no divergence
+        before, after = learning.before.divergence, learning.after.divergence
+        for value, name, marker in ((before, "at the start", "s"), (after, "as stored", "*")):
+            step = 0 if marker == "s" else steps[-1]
+            above.scatter(step, value, s=70, marker=marker, label=f"all exemplars, {name}", zorder=4)
+        losses = (*losses, before, after)
+    above.set_yscale("log" if min(losses) > 0 else "linear")
+    above.set_ylabel("loss")
+    above.legend(frameon=False)
+    above.set_title(f"{header.name}: learned from {learning.exemplars} exemplars by {header.method.name}")
+    below.plot(steps, bits, marker="o", markersize=4, color="tab:green", zorder=3)
+    below.set_ylim(0, 1.1 * max(bits) or 1)
+    below.set_ylabel("bits a parameter")
+    below.set_xlabel("steps")
+    for axes in (above, below):
+        axes.grid(color="0.9", zorder=0)
+    with atomic_file(path, overwrite) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
