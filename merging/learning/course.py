@@ -25,7 +25,7 @@ from flexswitch.merging.task_vector import TaskVector
 
 Doubles = NDArray[np.float64]
 
-# Bytes by which the record of the end, and the scales fitted anew, may be longer than those of the start.
+# Bytes that are kept free: the record of the end may be longer than that of the start, by half of them.
 _SLACK = 192
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
 
@@ -114,12 +114,14 @@ def learned(
 
     batches = _batches(lesson, course)
     learn(learner, units, student, batches, schedule, packer.factors, each, stepped)
-    found = learner.parameters.hardened(units)
     record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
-    packer = problem.packer(record)
+    found = learner.parameters.hardened(units)
     if course.target is not None:
-        found = _fitted(found, packer, course.target - _SLACK, course.target, on_note)
+        found = _fitted(found, problem.packer(record), course.target - _SLACK, course.target, on_note)
     found = refit_scales(units, found, student, lambda step: batches(course.steps + step), course.refit, each)
+    if course.target is not None and problem.packer(record).size(found) > course.target - _SLACK // 2:
+        # New scales may be longer numbers than those before.
+        found = _fitted(found, problem.packer(record), course.target - _SLACK, course.target, on_note)
     set_gates(student, hard_gates(units, found), each)
     after = quality(lesson, each)
     if after.divergence >= before.divergence:

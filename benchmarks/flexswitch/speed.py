@@ -1,0 +1,214 @@
+"""Times a step of learning against the same step in plain torch autograd, and writes docs/benchmarks.md.
+
+    python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
+
+Both run the same batch through the same model, with all four bit-widths mixed. The plain one builds every weight
+by torch operations under autograd, gates and quantisers as methods of straight-through estimation are usually
+written. Peak memory is of the whole process of each, after the same start.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.learning.course import read_problem
+from flexswitch.merging.learning.gated_weights import Gates
+from flexswitch.merging.learning.learn import set_gates
+from flexswitch.merging.learning.lesson import Classroom, Lesson, batch_rows, open_lesson
+from flexswitch.merging.learning.student import Student
+from flexswitch.merging.learning.unit import Unit
+from flexswitch.merging.learning.workers import Each, workers
+from flexswitch.merging.open_vector import open_finetuned
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+
+BITS = np.array([1, 2, 4, 8])
+BATCH, THRESHOLD, WIDTH = 16, 2.0, 0.15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.train.jsonl.gz files")
+    parser.add_argument("--models", type=Path, default=HERE.parent / "text8" / "cache")
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("plain", "float32", "bfloat16"), help="one of them, as JSON")
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measured(options, options.only)))
+        return
+    found: dict[str, list[dict[str, float]]] = {"plain": [], "float32": [], "bfloat16": []}
+    for _ in range(options.rounds):  # in turn, so that a busy moment does not fall on one alone
+        for name, results in found.items():
+            command = [sys.executable, *sys.argv, "--only", name]
+            results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    best = {name: min(each["seconds"] for each in results) for name, results in found.items()}
+    names = {
+        "plain": "plain torch autograd, float32",
+        "float32": "flexswitch, float32",
+        "bfloat16": "flexswitch, bfloat16 products",
+    }
+    rows = [
+        [
+            title,
+            f"{best[name]:.2f} s",
+            f"{best['plain'] / best[name]:.1f}×",
+            f"{found[name][0]['forward'] / best[name]:.0%}",
+            f"{found[name][0]['peak'] / 1e9:.2f} GB",
+        ]
+        for name, title in names.items()
+    ]
+    section = f"""## A step of learning
+
+    python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
+
+One step on {options.task}: {BATCH} texts, MiniLM-L6 (22.7 M parameters), four bit-widths mixed, {options.jobs}
+threads; the best of {options.rounds} processes in turn. *Model alone* is the share of the step that the same forward
+and backward pass takes without gates. Measured on {machine()}.
+
+{table(["", "a step", "", "model alone", "peak memory"], rows)}"""
+    write_section("flexswitch-speed", section)
+    print(section)
+
+
+def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
+    """Returns seconds of a step and of the model alone, and the process's peak memory in bytes."""
+    base = open_checkpoint(str(options.models / "base"))
+    vector = open_finetuned(str(options.models / options.task), base)
+    header = ArtifactHeader(
+        name=options.task,
+        base=BaseIdentity(fingerprint="0" * 64, sample="0" * 64),
+        method=MethodRecord(name="flexswitch"),
+        parameters=vector.parameters,
+    )
+    precision: Any = "bfloat16" if kind == "bfloat16" else "float32"
+    with workers(options.jobs) as each:
+        problem = read_problem(vector, header, BITS, "fast", each)
+        classroom = Classroom(base, options.data)
+        lesson = open_lesson(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
+        rows = batch_rows(0, BATCH, len(lesson.taught), 0)
+        forward = seconds_of(lambda: model_alone(lesson, rows, each, options.jobs))
+        if kind == "plain":
+            torch.set_num_threads(options.jobs)
+            plain = Plain(problem.units, lesson)
+            seconds = seconds_of(lambda: plain.step(rows))
+        else:
+            student = Student(lesson.model, problem.units, lesson.names, options.jobs)
+            seconds = seconds_of(lambda: fused_step(problem.units, student, lesson, rows, each, options.jobs))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "forward": forward, "peak": float(peak)}
+
+
+def seconds_of(work: Any, times: int = 5) -> float:
+    """Returns the best of a few calls, after one that compiles and allocates."""
+    work()
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def model_alone(lesson: Lesson, rows: list[int], each: Each, shards: int) -> None:
+    """Runs a batch forward and back by the weights of linear layers, without gates."""
+    losses = lesson.losses(rows, shards)
+    wanted = [module.weight for module in lesson.model.modules() if isinstance(module, nn.Linear)]
+    for weight in wanted:
+        weight.requires_grad_(True)
+
+    def run(shard: int) -> None:
+        with torch.enable_grad():
+            torch.autograd.grad(losses[shard](lesson.model), wanted)
+
+    each(run, len(losses))
+    lesson.model.requires_grad_(False)
+
+
+def fused_step(
+    units: list[Unit], student: Student, lesson: Lesson, rows: list[int], each: Each, shards: int
+) -> None:
+    """Runs a step's passes; what Adam does to a few hundred numbers is left out on both sides."""
+    share = np.full(len(BITS), 1 / len(BITS), np.float32)
+    gates = [
+        Gates(
+            np.full(len(unit.rows), THRESHOLD * unit.rms, np.float32), WIDTH * unit.rms, BITS,
+            np.full(len(BITS), THRESHOLD * unit.rms, np.float32), share,
+        )
+        for unit in units
+    ]  # fmt: skip
+    set_gates(student, gates, each)
+    student.backward_all(lesson.losses(rows, shards), each)
+
+
+class Plain:
+    """The same in torch operations under autograd: a graph over every entry of every tensor."""
+
+    def __init__(self, units: list[Unit], lesson: Lesson) -> None:
+        self._lesson = lesson
+        parameters = dict(lesson.model.named_parameters())
+        self._parts = []
+        for unit in units:
+            base = parameters[lesson.names[unit.name]].detach().clone()
+            delta = torch.zeros(base.shape)
+            delta.view(-1, unit.columns)[torch.from_numpy(unit.rows)] = torch.from_numpy(unit.delta).view(
+                -1, unit.columns
+            )
+            learned = [torch.tensor(THRESHOLD), torch.full((len(BITS),), THRESHOLD), torch.zeros(len(BITS))]
+            self._parts.append((lesson.names[unit.name], base, delta / unit.rms, unit.rms, learned))
+
+    def step(self, rows: list[int]) -> None:
+        weights = {}
+        for name, base, ratio, rms, learned in self._parts:
+            for each in learned:
+                each.requires_grad_(True)
+                each.grad = None
+            weights[f"model.{name}"] = base + rms * _gated(ratio, *learned)
+        found = functional_call(_Losses(self._lesson), weights, (rows,))
+        found.backward()
+
+
+class _Losses(nn.Module):
+    def __init__(self, lesson: Lesson) -> None:
+        super().__init__()
+        self.model = lesson.model
+        self._lesson = lesson
+
+    def forward(self, rows: list[int]) -> Tensor:
+        return self._lesson.losses(rows, 1)[0](self.model)
+
+
+def _gated(ratio: Tensor, threshold: Tensor, scales: Tensor, logits: Tensor) -> Tensor:
+    soft = torch.sigmoid((ratio.abs() - threshold) / WIDTH)
+    gate = (ratio.abs() > threshold).float() + soft - soft.detach()
+    values = torch.zeros_like(ratio)
+    for number, share in enumerate(torch.softmax(logits, 0)):
+        steps = 2 ** int(BITS[number]) - 1
+        if steps == 1:
+            values = values + share * scales[number] * ratio.sign()
+            continue
+        inside = (ratio / scales[number]).clamp(-1, 1)
+        level = (inside * steps + steps) / 2
+        level = level + (level.round() - level).detach()
+        values = values + share * scales[number] * (2 * level - steps) / steps
+    return gate * values
+
+
+if __name__ == "__main__":
+    main()
