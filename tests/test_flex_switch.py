@@ -124,7 +124,7 @@ def test_packing_it_as_small_as_it_was_made_keeps_the_record_and_the_size(
 
 def test_only_the_bit_widths_that_are_asked_for_are_stored(school: School, tmp_path: Path) -> None:
     for bits, allowed in (("1", {1}), ("3,2", {2, 3})):
-        found = school.learn(tmp_path / "birds.fsw", f"bits={bits}", "steps=40")
+        found = school.learn(tmp_path / "birds.fsw", f"bits={bits}")
         assert {record.bits for record in found.header.tensors.values()} <= allowed
         assert found.header.learning.after.divergence < found.header.learning.before.divergence
 
@@ -132,7 +132,7 @@ def test_only_the_bit_widths_that_are_asked_for_are_stored(school: School, tmp_p
 def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path) -> None:
     sizes = []
     for lambda_ in ("0.01", "30"):
-        found = school.learn(tmp_path / "birds.fsw", f"lambda={lambda_}", "steps=60")
+        found = school.learn(tmp_path / "birds.fsw", f"lambda={lambda_}")
         assert found.header.method.settings["lambda"] == float(lambda_)
         assert "target_size" not in found.header.method.settings
         sizes.append(found.path.stat().st_size)
@@ -254,7 +254,7 @@ def test_labels_can_be_learned_from_instead(school: School, tmp_path: Path) -> N
     inputs = texts("birds", 40, 1)
     write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(school.finetuned, school.base, inputs))
     labelled = replace(school, data=data)
-    found = labelled.learn(tmp_path / "birds.fsw", "objective=task", "steps=60", heard=heard)
+    found = labelled.learn(tmp_path / "birds.fsw", "objective=task", "steps=40", heard=heard)
     losses = [progress.loss for progress in heard.steps]
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert found.header.method.settings["objective"] == "task"

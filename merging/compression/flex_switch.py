@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.records import ArtifactHeader
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.learning.course import Course, Problem, data_free, learned, read_problem
-from flexswitch.merging.learning.lesson import open_lesson
+from flexswitch.merging.learning.lesson import Lesson, open_lesson
 from flexswitch.merging.learning.saved import run_text
 from flexswitch.merging.learning.target import target_bytes
 from flexswitch.merging.learning.unit import Hardened, sparse_tensor
@@ -88,10 +89,22 @@ def flexswitch(
         course = Course(
             target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed
         )
-        run = run_text(header.method.settings, {"exemplars": lesson.digest, "base": header.base.fingerprint})
+        run = run_text(header.method.settings, _inputs(vector, header, lesson))
         saving = None if guidance.saving is None else guidance.saving.of(run)
         kept, record = learned(problem, lesson, course, saving, guidance.on_step, guidance.on_note)
         return Plan(_compressor(problem, kept), effort, record)
+
+
+def _inputs(vector: TaskVector, header: ArtifactHeader, lesson: Lesson) -> dict[str, object]:
+    """Returns what a learning depends on beside its settings; of a fine-tune's files, sizes and times."""
+    labels, stats = lesson.taught.examples.labels, [file.stat() for file in vector.files]
+    return {
+        "task": header.name,
+        "base": header.base.fingerprint,
+        "finetuned": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
+        "exemplars": lesson.digest,
+        "labels": None if labels is None else labels.tolist(),
+    }
 
 
 def _bit_widths(text: str) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ class Saving:
         if not self.path.exists():
             return
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 saved = {name: arrays[name] for name in arrays.files}
             found = str(saved["run"])
             _check_names(learner, saved)
