@@ -37,6 +37,7 @@ from flexswitch.cli.options import (
 
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.learning.saved import Saving
     from flexswitch.merging.pairing import Selection
     from flexswitch.merging.task_vector import TaskVector
 
@@ -84,9 +85,9 @@ def compress(
 ) -> dict[str, Any]:
     """Compress a task vector, or a fine-tuned checkpoint against its base, into an artifact.
 
-    Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
+    flexswitch learns what to keep: it takes --base and --exemplars, and meets a --target-size.
 
-    Example: flexswitch compress sst2 --base base -o sst2.fsw --method flexswitch --exemplars data
+    Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
     """
     from flexswitch.cli.arguments import new_task_name, selection
     from flexswitch.codecs.atomic import check_output
@@ -112,7 +113,7 @@ def compress(
             f"compressing {len(vector.units)} tensors of {task_vector}", len(vector.units)
         ) as on_unit,
         console.steps(f"learning {task}", settings.get("steps", 0)) as on_step,
-        _told_what_is_kept(console, output, resume),
+        _told_what_is_kept(console, output, resume, saving),
     ):
         guidance = Guidance(classroom, saving, hearer(on_step, vector.parameters), console.note)
         compress_vector(
@@ -156,20 +157,19 @@ def _opened(
 
 
 @contextmanager
-def _told_what_is_kept(console: Console, output: Path, resume: bool) -> Iterator[None]:
+def _told_what_is_kept(
+    console: Console, output: Path, resume: bool, saving: "Saving | None"
+) -> Iterator[None]:
     """Says on Ctrl-C what the same command goes on from."""
     from flexswitch.merging.compression.resume import side_file
-    from flexswitch.merging.learning.saved import learning_file
 
     try:
         yield
     except KeyboardInterrupt:
         if resume and side_file(output).exists():
             console.note(f"finished tensors are kept in {side_file(output)}; the same command goes on")
-        if learning_file(output).exists():
-            console.note(
-                f"the learning is kept in {learning_file(output)}; the same command goes on from there"
-            )
+        if saving is not None and saving.path.exists():
+            console.note(f"the learning is kept in {saving.path}; the same command goes on from there")
         raise
 
 

@@ -28,7 +28,7 @@ Exemplars = Annotated[
     typer.Option(
         metavar="DIR",
         help="Of a method that learns: folder of <task>.train.* files, named as the task is; labels are "
-        "not used.",
+        "read for objective=task alone.",
         show_default=False,
     ),
 ]

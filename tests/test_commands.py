@@ -157,7 +157,7 @@ def test_debug_adds_the_traceback(models, flexswitch):
         (
             ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--method", "t-swich"),
             "no compression method is named 't-swich'; did you mean 't-switch'? (known: t-switch, p-discard, "
-            "bin-discard, dare, tvq, bitdelta, compeft)",
+            "bin-discard, dare, tvq, bitdelta, compeft, flexswitch)",
         ),
         (
             ("compress", "red.safetensors", "-o", "o.fsw", "--method", "t-switch"),

@@ -454,7 +454,7 @@ def unindexed(toy, tmp_path):
 def test_an_unknown_method_is_told_with_the_nearest(toy):
     assert message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"]))) == (
         "--methods: no method is named 't-swich'; did you mean 't-switch'? (known: base, individual, average, "
-        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, auto-switch)"
+        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch)"
     )
 
 

@@ -1,10 +1,14 @@
 """Zoos in every form: by any codec, with any effort, on any number of threads."""
 
+import numpy as np
 import pytest
 from artifact_files import GOLDEN, HEADER, TENSORS, assert_holds
-from sparse_tensors import assert_same
+from sparse_tensors import assert_same, sparse_tensor
 from tiny_models import contents, state_artifacts
 
+from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.records import MethodRecord
+from flexswitch.codecs.storage import store
 from flexswitch.codecs.zoo import open_zoo
 from flexswitch.merging.packing import Form, create_zoo
 
@@ -51,3 +55,33 @@ def test_artifacts_of_version_1_are_packed(tmp_path):
     artifact = open_zoo(tmp_path / "zoo")["sst2"]
     assert_holds(artifact, TENSORS)
     assert artifact.header.method == HEADER.method
+
+
+def striped_artifact(path, settings):
+    """Writes an artifact whose one tensor `small` stores in fewer bytes than `fast`."""
+    marked = np.random.default_rng(0).random((256, 64)) < np.linspace(0.001, 0.5, 64)
+    kept = np.flatnonzero(marked).tolist()
+    sparse = sparse_tensor((256, 64), kept, [1] * len(kept), 1)
+    header = HEADER.model_copy(update={"method": MethodRecord(name="flexswitch", settings=settings)})
+    with ArtifactWriter(path, header) as writer:
+        writer.add_tensor("w", packed_tensor(sparse, store(sparse, effort="small"), 1.0, "F32"))
+    return path
+
+
+def tensor_bytes(zoo, file, form):
+    create(zoo, [file], form)
+    return open_zoo(zoo)["sst2"].header.tensors["w"].size
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [({}, "fast"), ({"effort": "fast"}, "fast"), ({"effort": "small"}, "small"),
+     ({"effort": "huge"}, "fast"), ({"effort": 3}, "fast")],
+)  # fmt: skip
+def test_an_artifact_is_packed_with_the_effort_it_was_compressed_with(tmp_path, settings, own):
+    file = striped_artifact(tmp_path / "sst2.fsw", settings)
+    sizes = {
+        effort: tensor_bytes(tmp_path / effort, file, Form(effort=effort)) for effort in ("fast", "small")
+    }
+    assert sizes["small"] < sizes["fast"]
+    assert tensor_bytes(tmp_path / "own", file, Form()) == sizes[own]

@@ -19,12 +19,20 @@ def draw_learning(header: ArtifactHeader, learning: LearningRecord, path: Path, 
     steps, losses, bits = zip(*learning.curve, strict=True)
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    above.plot(steps, losses, marker="o", markersize=4, label="mean loss of the steps before", zorder=3)
+    above.plot(
+        steps,
+        losses,
+        marker="o",
+        markersize=4,
+        label="batches, mean of the steps since the point before",
+        zorder=3,
+    )
     if header.method.settings.get("objective") != "task":  # there the loss is no divergence
         before, after = learning.before.divergence, learning.after.divergence
-        for value, name, marker in ((before, "at the start", "s"), (after, "as stored", "*")):
-            step = 0 if marker == "s" else steps[-1]
-            above.scatter(step, value, s=70, marker=marker, label=f"all exemplars, {name}", zorder=4)
+        above.scatter(0, before, s=50, marker="s", color="0.4", label="all exemplars, at the start", zorder=4)
+        above.scatter(
+            steps[-1], after, s=90, marker="*", color="tab:red", label="all exemplars, as stored", zorder=4
+        )
         losses = (*losses, before, after)
     above.set_yscale("log" if min(losses) > 0 else "linear")
     above.set_ylabel("loss")
