@@ -22,15 +22,16 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def parse_size(text: str) -> int:
-    """Returns the bytes of a size such as 5GB, 400KB or 12345. Raises: UsageError.
+    """Returns the bytes of a size such as 5GB, 2.5KB or 12345. Raises: UsageError.
 
     >>> parse_size("5GB")
     5000000000
     """
-    match = re.fullmatch(r"(\d+)(|KB|MB|GB)", text.upper())
-    if not match or int(match[1]) == 0:
-        raise UsageError(f"size '{text}': expected a whole number of bytes, or one with KB, MB or GB")
-    return int(match[1]) * _UNITS[match[2]]
+    match = re.fullmatch(r"(\d+|\d+\.\d+(?=[KMG]))(|KB|MB|GB)", text.upper())
+    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not size:
+        raise UsageError(f"size '{text}': expected a whole number of bytes, or a number with KB, MB or GB")
+    return size
 
 
 def write_model_directory(

@@ -92,7 +92,7 @@ def test_an_unknown_effort_is_refused(zoo: Path, flexswitch: Runner) -> None:
 @pytest.mark.parametrize("memory", ["0", "much", "1TB"])
 def test_a_memory_that_is_no_size_is_refused(zoo: Path, flexswitch: Runner, memory: str) -> None:
     found = flexswitch("pack", "red.fsw", "-o", "other", "--memory", memory)
-    expected = f"size '{memory}': expected a whole number of bytes, or one with KB, MB or GB"
+    expected = f"size '{memory}': expected a whole number of bytes, or a number with KB, MB or GB"
     assert (found.status, found.error) == (2, expected)
 
 

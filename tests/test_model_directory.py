@@ -203,7 +203,7 @@ def test_sizes_are_read_in_decimal_units(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "0", "0GB", "5 GB", "1.5GB", "5TB", "-1", "GB"])
 def test_a_size_of_another_form_is_refused(text: str) -> None:
     assert message(UsageError, lambda: parse_size(text)) == (
-        f"size '{text}': expected a whole number of bytes, or one with KB, MB or GB"
+        f"size '{text}': expected a whole number of bytes, or a number with KB, MB or GB"
     )
 
 

@@ -15,7 +15,7 @@ from flexswitch.codecs.records import ArtifactHeader
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.learning.course import Course, Problem, data_free, learned, read_problem
-from flexswitch.merging.learning.lesson import Lesson, open_lesson
+from flexswitch.merging.learning.lesson import Lesson, open_lesson, read_exemplars
 from flexswitch.merging.learning.saved import run_text
 from flexswitch.merging.learning.target import target_bytes
 from flexswitch.merging.learning.unit import Hardened, sparse_tensor
@@ -74,6 +74,8 @@ def flexswitch(
         raise UsageError(
             "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
         )
+    if objective != "none" and guidance.classroom is not None:
+        read_exemplars(job.task, guidance.classroom, objective, least)  # to hear of too few before long work
     header = job.header.model_copy(update={"base": vector.identity()})
     with workers(job.jobs) as each:
         problem = read_problem(vector, header, widths, effort, each)

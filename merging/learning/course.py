@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import ArtifactHeader, LearningRecord, QualityRecord
+from flexswitch.codecs.records import ArtifactHeader, LearningRecord
 from flexswitch.merging.learning.harden import fit_to_size, is_met
 from flexswitch.merging.learning.learn import Learner, Progress, Schedule, hard_gates, learn, set_gates
 from flexswitch.merging.learning.lesson import Lesson, batch_rows
@@ -25,8 +25,8 @@ from flexswitch.merging.task_vector import TaskVector
 
 Doubles = NDArray[np.float64]
 
-# Bytes that are kept free: the record of the end may be longer than that of the start, by half of them.
-_SLACK = 192
+_SETTLING = 8  # tries to meet the target with the record of the end
+_SPARE = 16  # bytes by which to aim lower, beyond what was too much
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
 
 
@@ -75,8 +75,10 @@ def read_problem(
 def data_free(problem: Problem, target: int, on_note: Callable[[str], None]) -> list[Hardened]:
     """Returns what the data-free allocation keeps at a size in bytes. Source: methods, §4."""
     packer = problem.packer()
-    kept, _ = _allocation(problem, packer, target)
-    return _fitted(kept, packer, target, target, on_note)
+    kept, _ = allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
+    fitted, found = fit_to_size(kept, packer.size, target)
+    _note_missed(found, target, on_note)
+    return fitted
 
 
 def learned(
@@ -89,13 +91,15 @@ def learned(
 ) -> tuple[list[Hardened], LearningRecord]:
     """Returns what is kept, and the record of how it was learned.
 
-    Raises: InputError where the divergence from the fine-tuned model does not fall.
+    Raises: InputError where the loss on the exemplars does not fall.
     """
     each, units = problem.each, problem.units
     packer = problem.packer()
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     student = Student(lesson.model, units, lesson.names, course.shards)
-    kept, factors, before = _best_start(problem, lesson, student, course, packer, size)
+    kept, factors = _best_start(problem, lesson, student, course, packer, size)
+    set_gates(student, hard_gates(units, fit_to_size(kept, packer.size, size)[0]), each)
+    before, loss_before = quality(lesson, each), lesson.loss(each)
     first = first_parameters(units, problem.choices, kept, problem.bits, course.by_rows)
     learner = Learner(first, factors, Adam(groups={"rows": first.starts}))
     schedule = Schedule(
@@ -117,26 +121,54 @@ def learned(
     record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
     found = learner.parameters.hardened(units)
     if course.target is not None:
-        found = _fitted(found, problem.packer(record), course.target - _SLACK, course.target, on_note)
+        found = fit_to_size(found, problem.packer(record).size, course.target)[0]
     found = refit_scales(units, found, student, lambda step: batches(course.steps + step), course.refit, each)
-    if course.target is not None and problem.packer(record).size(found) > course.target - _SLACK // 2:
-        # New scales may be longer numbers than those before.
-        found = _fitted(found, problem.packer(record), course.target - _SLACK, course.target, on_note)
-    set_gates(student, hard_gates(units, found), each)
-    after = quality(lesson, each)
-    if after.divergence >= before.divergence:
+    found, after = _settled(problem, lesson, student, found, record, course.target)
+    loss = lesson.loss(each)
+    if loss >= loss_before:
+        if saving is not None:
+            saving.remove()  # the same steps would lead here again
         raise InputError(
-            f"{problem.vector.source}: learning did not help: the divergence from the fine-tuned model is "
-            f"{after.divergence:g}, and the data-free allocation's {before.divergence:g}; take more steps, "
-            "more exemplars or a larger size, or that allocation with --set objective=none"
+            f"{problem.vector.source}: learning did not help: the loss on the exemplars is {loss:.4g}, and "
+            f"the data-free allocation's of that size {loss_before:.4g}; take more steps or exemplars, or "
+            "that allocation with --set objective=none"
         )
-    return found, record.model_copy(update={"after": after})
+    if course.target is not None:
+        _note_missed(problem.packer(after).size(found), course.target, on_note)
+    return found, after
+
+
+def _settled(
+    problem: Problem,
+    lesson: Lesson,
+    student: Student,
+    hardened: list[Hardened],
+    record: LearningRecord,
+    target: int | None,
+) -> tuple[list[Hardened], LearningRecord]:
+    """Returns what is kept with the record of it, in at most the target together; the student holds it.
+
+    The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
+    the file may have grown by some bytes.
+    """
+    aim = target or 0
+    for _ in range(_SETTLING):
+        set_gates(student, hard_gates(problem.units, hardened), problem.each)
+        settled = record.model_copy(update={"after": quality(lesson, problem.each)})
+        excess = 0 if target is None else problem.packer(settled).size(hardened) - target
+        if excess <= 0:
+            return hardened, settled
+        aim -= excess + _SPARE
+        hardened = fit_to_size(hardened, problem.packer(settled).size, aim)[0]
+    raise InputError(
+        f"{problem.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
+    )
 
 
 def _best_start(
     problem: Problem, lesson: Lesson, student: Student, course: Course, packer: Packer, size: int
-) -> tuple[list[Hardened], Doubles, QualityRecord]:
-    """Returns the allocation nearest to the fine-tuned model, its factors, and how near it is.
+) -> tuple[list[Hardened], Doubles]:
+    """Returns the allocation nearest to the fine-tuned model, and its factors.
 
     The errors are those of the weights, or these relative to each tensor's mean square: which tells more of
     the answers differs by model and size. With uniform gates there is nothing to choose.
@@ -148,33 +180,25 @@ def _best_start(
     ]
     if course.uniform:
         factors = starts[1][1]
-        starts = [(uniform(units, problem.choices, bits, factors), factors)]
-    found = []
-    for kept, factors in starts:
+        return uniform(units, problem.choices, bits, factors), factors
+    losses = []
+    for kept, _ in starts:
         set_gates(student, hard_gates(units, kept), problem.each)
-        found.append((kept, factors, quality(lesson, problem.each)))
-    return min(found, key=lambda start: start[2].divergence)
+        losses.append(lesson.loss(problem.each))
+    return starts[int(np.argmin(losses))]
 
 
 def _payload_bits(packer: Packer, target: int) -> float:
     return 8.0 * (target - packer.empty_size())
 
 
-def _allocation(problem: Problem, packer: Packer, target: int) -> tuple[list[Hardened], NDArray[np.float64]]:
-    return allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
-
-
-def _fitted(
-    kept: Sequence[Hardened], packer: Packer, aim: int, target: int, on_note: Callable[[str], None]
-) -> list[Hardened]:
-    """Returns what is kept at the size aimed for, and says so where the target is missed."""
-    fitted, found = fit_to_size(kept, packer.size, aim)
+def _note_missed(found: int, target: int, on_note: Callable[[str], None]) -> None:
+    """Says so where a size is not the target as it is promised."""
     if not is_met(found, target):
         on_note(
             f"the artifact takes {found:,} bytes, {found / target:.1%} of the {target:,} asked for: nothing "
             "more has changed, or too many entries are equal"
         )
-    return fitted
 
 
 def _batches(lesson: Lesson, course: Course) -> Callable[[int], Sequence[Loss]]:

@@ -159,7 +159,8 @@ class DeviceWeights:
         """Returns some rows' delta, their distances from the threshold in widths, and what passes."""
         delta = self._delta[part]
         thresholds = torch.from_numpy(gates.thresholds[part]).to(delta.device)[:, None]
-        return delta, (delta.abs() - thresholds).abs() / gates.width, delta.abs() > thresholds
+        distances = torch.where(delta == 0, torch.inf, (delta.abs() - thresholds).abs() / gates.width)
+        return delta, distances, delta.abs() > thresholds
 
 
 def _touched_rows(gradient: Tensor, unit: Unit) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:

@@ -55,7 +55,8 @@ def apply_gates(
             place = start + offset
             for index in range(size):
                 value = delta[start + index]
-                distances[index] = abs((abs(value) - threshold) * inverse)
+                # An entry that did not change passes no gate, whatever the threshold.
+                distances[index] = abs((abs(value) - threshold) * inverse) if value != 0 else _FAR
                 weights[place + index] = base[start + index]
             for index in range(size):
                 value = delta[start + index]
@@ -101,7 +102,8 @@ def reduce_gradient(
             size = min(_CHUNK, (row + 1) * columns - start)
             place = start + offset
             for index in range(size):
-                distances[index] = abs((abs(delta[start + index]) - threshold) * inverse)
+                value = delta[start + index]
+                distances[index] = abs((abs(value) - threshold) * inverse) if value != 0 else _FAR
             products[:size] = 0
             for candidate in range(bits.size):
                 _add_quantised(

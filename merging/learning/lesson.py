@@ -82,6 +82,19 @@ class Lesson:
 
         return loss
 
+    def loss(self, each: Each) -> float:
+        """Returns the model's mean loss on the exemplars."""
+        parts = _parts(len(self.taught))
+
+        def score(number: int) -> float:
+            rows = parts[number]
+            batch = self.objective.batch(self.taught.examples, rows)
+            with torch.inference_mode():
+                found = self.objective.outputs(self.model, batch)
+                return len(rows) * float(self.objective.loss(found, self.taught, rows, batch))
+
+        return sum(each(score, len(parts))) / len(self.taught)
+
     def divergence(self, taught: Taught, each: Each) -> tuple[float, float]:
         """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
         parts = _parts(len(taught))
@@ -103,6 +116,20 @@ class Lesson:
         )
 
 
+def read_exemplars(task: str, classroom: Classroom, goal: Goal, least: int) -> Examples:
+    """Returns a task's examples. Raises: InputError where there are fewer than `least`; UsageError."""
+    check_device(classroom.device)
+    path = task_file(classroom.exemplars, task, "train")
+    available = read_examples(path, labelled=goal == "task")
+    count = min(len(available), classroom.per_task)
+    if count < least:
+        raise InputError(
+            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
+            f"with --set least={count}, or learn from none with --set objective=none"
+        )
+    return available
+
+
 def open_lesson(
     vector: TaskVector,
     task: str,
@@ -118,16 +145,8 @@ def open_lesson(
 
     Raises: InputError where there are fewer exemplars than `least`, or a file is missing; UsageError.
     """
-    check_device(classroom.device)
     check_base(classroom.base, vector.identity(), vector.source)
-    path = task_file(classroom.exemplars, task, "train")
-    available = read_examples(path, labelled=goal == "task")
-    count = min(len(available), classroom.per_task)
-    if count < least:
-        raise InputError(
-            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
-            f"with --set least={count}, or learn from none with --set objective=none"
-        )
+    available = read_exemplars(task, classroom, goal, least)
     adapter = get_adapter(
         classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None
     )
