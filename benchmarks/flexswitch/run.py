@@ -46,8 +46,8 @@ sys.path.insert(0, str(HERE))
 from curve import draw_curve  # noqa: E402  # siblings, found by the lines above
 from report import machine, table, write_section  # noqa: E402
 
-# kB of compressed tensors → steps of learning and seeds; with the heads, 19 kB on average, 265 are 0.10 and 435
-# are 0.16 bits a parameter.
+# kB of compressed tensors → steps of learning and seeds; with the heads, 19 kB on average, 265 are 0.10 and
+# 435 are 0.16 bits a parameter.
 LEARNED = {435: (200, 2), 265: (100, 2), 50: (100, 1), 2000: (60, 1), 1000: (60, 1)}
 RIVAL_SIZES = (435, 50, 2000)
 ABLATED = 265
@@ -189,7 +189,7 @@ def payload_of(shop: Workshop, task: str, method: str, texts: Sequence[str]) -> 
 
 
 def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
-    """Returns accuracy, bytes of tensors and seconds of every task; compressed and packed where they are not."""
+    """Returns accuracy, bytes of tensors and seconds of every task; made where they are not there yet."""
     sizes = [f"{len(shop.tasks)}tasks"] if shop.only else []
     key = (
         "-".join([method, *texts, *sorted(set(by_task.values()))[:1], *sizes])
@@ -314,21 +314,23 @@ def report(
 
     python benchmarks/flexswitch/run.py --data DIR --models benchmarks/text8/cache
 
-MiniLM-L6, {parameters / 1e6:.1f} M parameters; accuracy in %, whole test files. kB and bits a parameter are those of
-all of a file but its head (19 kB a task on average, raw, the same for all methods); *file* is with it. FlexSwitch
-learns from 100 unlabelled texts a task and texts crossed from them, in bfloat16 products, otherwise by its
-defaults. Measured on {machine()}; seconds are of the whole compression of one task on {shop.jobs} threads.
+MiniLM-L6, {parameters / 1e6:.1f} M parameters; accuracy in %, whole test files. kB and bits a parameter are
+those of all of a file but its head (19 kB a task on average, raw, the same for all methods); *file* is with
+it. FlexSwitch learns from 100 unlabelled texts a task and texts crossed from them, in bfloat16 products,
+otherwise by its defaults. Seconds are of the whole compression of one task, {shop.jobs} threads, on a machine
+that was not quiet. Measured on {machine()}.
 
 {table(["FlexSwitch", *shop.tasks, "average", "lost", "file, bits", "time"], by_task)}
 
-At equal bytes, all stored by `--effort small`; a rival's setting is searched on one task and used for all, where
-several seeds were learned their mean is given:
+At equal bytes, all stored by `--effort small`; a rival's setting is searched on one task and used for all.
+Where several seeds were learned their mean is given:
 
 {table(["method", "setting", "kB", "bits", "average", "lost"], curve)}
 
 ![accuracy against bytes](flexswitch.png)
 
-What the parts bring, on {", ".join(ABLATED_TASKS)} at {ABLATED} kB; the divergence is that from the fine-tuned model on exemplars held out:
+What the parts bring, on {", ".join(ABLATED_TASKS)} at {ABLATED} kB; the
+divergence is that from the fine-tuned model on exemplars held out:
 
 {table(["FlexSwitch", "kB", "average", "divergence"], ablated)}"""
 

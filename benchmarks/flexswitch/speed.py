@@ -2,9 +2,9 @@
 
     python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
 
-Both run the same batch through the same model, with all four bit-widths mixed. The plain one builds every weight
-by torch operations under autograd, gates and quantisers as methods of straight-through estimation are usually
-written. Peak memory is of the whole process of each, after the same start.
+Both run the same batch through the same model, with all four bit-widths mixed. The plain one builds every
+weight by torch operations under autograd, as straight-through estimation is usually written. Peak memory is
+of the whole process of each, after the same start.
 """
 
 import argparse
@@ -78,9 +78,9 @@ def main() -> None:
 
     python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
 
-One step on {options.task}: {BATCH} texts, MiniLM-L6 (22.7 M parameters), four bit-widths mixed, {options.jobs}
-threads; the best of {options.rounds} processes in turn. *Model alone* is the share of the step that the same forward
-and backward pass takes without gates. Measured on {machine()}.
+One step on {options.task}: {BATCH} texts, MiniLM-L6 (22.7 M parameters), four bit-widths mixed, threads:
+{options.jobs}; the best of {options.rounds} processes in turn. *Model alone* is the share of the step that
+the same forward and backward pass takes without gates. Measured on {machine()}.
 
 {table(["", "a step", "", "model alone", "peak memory"], rows)}"""
     write_section("flexswitch-speed", section)
