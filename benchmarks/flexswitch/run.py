@@ -59,6 +59,7 @@ SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "compeft": ("density", ()),
     "dare": ("drop", ("bits=16",)),
 }
+FORMS = {"bitmask": "masks and signs", "flag4": "the 2025 form", "grouped-coo": "the paper's grouped COO"}
 PROBE = "cola"  # the task that a rival's setting is searched on
 FIXED = {
     "bitdelta": [()],
@@ -190,12 +191,7 @@ def payload_of(shop: Workshop, task: str, method: str, texts: Sequence[str]) -> 
 
 def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
     """Returns accuracy, bytes of tensors and seconds of every task; made where they are not there yet."""
-    sizes = [f"{len(shop.tasks)}tasks"] if shop.only else []
-    key = (
-        "-".join([method, *texts, *sorted(set(by_task.values()))[:1], *sizes])
-        .replace("=", "")
-        .replace(",", "")
-    )
+    key = key_of(shop, method, texts, by_task)
     kept, zoo = shop.cache / f"{key}.json", shop.cache / f"{key}.zoo"
     if kept.exists():
         return load(kept)
@@ -223,6 +219,24 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
     kept.write_text(json.dumps(result, indent=1))
     print(key, f"{mean(result['accuracy']):.2f} at {mean(result['payload']) / 1e3:.0f} kB", flush=True)
     return load(kept)
+
+
+def key_of(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
+    """Returns the name under which scores are kept."""
+    parts = [method, *texts, *sorted(set(by_task.values()))[:1]]
+    if shop.only:
+        parts.append(f"{len(shop.tasks)}tasks")
+    return "-".join(parts).replace("=", "").replace(",", "")
+
+
+def one_form(shop: Workshop, texts: Sequence[str], by_task: dict[str, str], codec: str) -> float:
+    """Returns the bytes a task that FlexSwitch's tensors take where every block is stored by one codec."""
+    zoo = open_zoo(shop.cache / f"{key_of(shop, 'flexswitch', texts, by_task)}.zoo")
+    total = 0
+    for task in ABLATED_TASKS:
+        for name in zoo[task].header.tensors:
+            total += sum(len(block.data) for block in store(zoo[task].sparse(name), codec).blocks)
+    return total / len(ABLATED_TASKS)
 
 
 def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
@@ -310,6 +324,10 @@ def report(
          f"{statistics.mean(each['after']['held_out_divergence'] for each in row['learning'].values()):.4f}"]
         for name, row in ablations.items()
     ]  # fmt: skip
+    whole = next(row for row in rows["flexswitch"] if f"steps={LEARNED[ABLATED][0]}" in row["settings"])
+    for codec, title in FORMS.items():
+        size = one_form(shop, whole["settings"], at_size(shop, ABLATED), codec)
+        ablated.append([f"SASS off: {title}", f"{size / 1e3:,.0f}", *ablated[0][2:]])
     return f"""## FlexSwitch on eight text tasks
 
     python benchmarks/flexswitch/run.py --data DIR --models benchmarks/text8/cache
