@@ -119,7 +119,7 @@ def test_the_bytes_depend_on_neither_the_process_nor_the_threads(compress: Compr
 
 
 def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: Toy) -> None:
-    assert compress.learn("--name", "tools").status == 0
+    assert compress.learn("--name", "tools", "--set", "steps=30").status == 0
     assert open_artifact(compress.output).header.name == "tools"
     outcome = compress.learn("--name", "rivers", "--overwrite")
     assert (outcome.status, outcome.error) == (
