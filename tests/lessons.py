@@ -99,7 +99,7 @@ def measured(school: School, artifact: Artifact, goal: Goal = "kl") -> QualityRe
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
     with workers(1) as each:
         vector = school.vector()
-        lesson = open_lesson(vector, artifact.header.name, school.classroom(), goal, 0, 1, each)
+        lesson = open_lesson(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
         inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
         state = restore(open_checkpoint(str(school.base)), artifact)
         load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")

@@ -40,12 +40,13 @@ def plain_leaves(gates: Gates) -> Plain:
 def plain_values(delta: Tensor, gates: Gates, plain: Plain) -> Tensor:
     """Returns the gated values of a unit's changed rows, (row, column), in float64.
 
-    The hard gate forward and the sigmoid's slope backward; rounding as if it were not there backward.
+    The hard gate forward and the sigmoid's slope backward; rounding as if it were not there backward. What
+    did not change passes no gate, whatever the threshold.
     """
     delta = delta.double()
     soft = torch.sigmoid((delta.abs() - plain.thresholds[:, None]) / gates.width)
     hard = (delta.abs() > plain.thresholds[:, None]).double()
-    gate = soft + (hard - soft).detach()
+    gate = (soft + (hard - soft).detach()) * (delta != 0)
     mixed = sum(
         share * plain_quantised(delta, bits, scale)
         for bits, scale, share in zip(gates.bits.tolist(), plain.scales, plain.shares, strict=True)

@@ -1,8 +1,9 @@
 """FlexSwitch on every kind of model and with every setting, and that nothing but its inputs decides the bytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,18 @@ from tiny_models import (
 
 from flexswitch.codecs.container import Artifact
 from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
+from flexswitch.merging.learning import course
+from flexswitch.merging.learning import lesson as lesson_module
+from flexswitch.merging.learning.objective import Objective
+from flexswitch.merging.learning.profile import Choices
+from flexswitch.merging.learning.unit import Hardened, Unit
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.task_vector_file import write_task_vector
+
+
+class StopError(Exception):
+    """Ends a learning once all that is looked at has been seen."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,6 +159,103 @@ def test_other_settings_learn_too(setting: str, school: School, tmp_path: Path) 
     assert found.path.stat().st_size <= 5000
     name, value = setting.split("=")
     assert str(found.header.method.settings[name]) == value
+
+
+@pytest.mark.parametrize("target", [5000, 9000])
+@pytest.mark.parametrize("granularity", ["tensor", "rows"])
+def test_a_small_size_is_met_with_the_record_in_the_file(
+    target: int, granularity: str, school: School, tmp_path: Path
+) -> None:
+    heard = Heard()
+    settings = (f"target_size={target}", f"granularity={granularity}")
+    found = school.learn(tmp_path / "birds.fsw", *settings, heard=heard)
+    assert 0.97 * target <= found.path.stat().st_size <= target
+    assert heard.notes == []
+    record = found.header.learning
+    assert record.after.divergence == pytest.approx(measured(school, found).divergence, rel=2e-3)
+
+
+def test_steps_in_bfloat16_learn_too(school: School, learned: Artifact, tmp_path: Path) -> None:
+    found = school.learn(tmp_path / "birds.fsw", "precision=bfloat16")
+    record, exact = found.header.learning, learned.header.learning
+    assert record.before == exact.before  # what is judged is in float32
+    assert record.after.divergence < 0.8 * record.before.divergence
+    assert record.curve != exact.curve
+    assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=2e-3)
+
+
+def test_without_crossings_only_the_exemplars_are_learned_from(
+    school: School, learned: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    plain = Objective.batch
+
+    def batch(objective: Objective, examples: Examples, rows: Sequence[int]) -> Batch:
+        seen.extend(examples.inputs[row] for row in rows)
+        return plain(objective, examples, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "batch", batch)
+        found = school.learn(tmp_path / "birds.fsw", "crossings=0", "steps=60")
+    assert set(seen) <= set(texts("birds", 40, 1))
+    record = found.header.learning
+    assert (record.exemplars, record.exemplars_sha256) == (24, learned.header.learning.exemplars_sha256)
+    assert record.after.divergence < record.before.divergence
+    assert found.header.tensors != learned.header.tensors
+
+
+def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
+    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    plain = lesson_module.crossed
+
+    def crossed(inputs: Inputs, count: int, seed: int) -> Inputs:
+        counts.append(count)
+        return plain(inputs, count, seed)
+
+    monkeypatch.setattr(lesson_module, "crossed", crossed)
+    found = school.learn(tmp_path / "birds.fsw", "crossings=5", "steps=15")
+    assert counts == [5 * 24]
+    assert found.header.learning.exemplars == 24
+    assert found.header.learning.after.divergence == pytest.approx(
+        measured(school, found).divergence, rel=2e-3
+    )
+
+
+@pytest.mark.parametrize("nearer", [0, 1])
+def test_learning_starts_from_the_allocation_of_the_smaller_loss(
+    nearer: int, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The errors of the first are the weights', those of the second in units of each tensor's mean square."""
+    starts: list[list[Hardened]] = []
+    given: list[list[Choices]] = []
+    firsts: list[list[Hardened]] = []
+    losses = iter([2.0, 1.0] if nearer else [1.0, 2.0])
+    plain = course.allocated
+
+    def allocated(units: list[Unit], choices: list[Choices], *rest: Any) -> Any:
+        found = plain(units, choices, *rest)
+        given.append(choices)
+        starts.append(found[0])
+        return found
+
+    def first_parameters(units: list[Unit], choices: list[Choices], kept: list[Hardened], *rest: Any) -> None:
+        for one, two, unit in zip(*given, units, strict=True):
+            np.testing.assert_allclose(two.errors * unit.rms**2, one.errors, rtol=1e-12)
+            assert one.kept.tolist() == two.kept.tolist()
+        assert choices == given[0]
+        firsts.append(kept)
+        raise StopError
+
+    monkeypatch.setattr(course, "allocated", allocated)
+    monkeypatch.setattr(course, "first_parameters", first_parameters)
+    monkeypatch.setattr(lesson_module.Lesson, "loss", lambda lesson, each: next(losses, 1.0))
+    with pytest.raises(StopError):
+        school.learn(tmp_path / "birds.fsw")
+    assert firsts[0] is starts[nearer]
+    kept = [[each.thresholds[0] for each in start] for start in starts]
+    assert kept[0] != kept[1]
 
 
 def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(

@@ -119,7 +119,7 @@ def test_the_bytes_depend_on_neither_the_process_nor_the_threads(compress: Compr
 
 
 def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: Toy) -> None:
-    assert compress.learn("--name", "tools").status == 0
+    assert compress.learn("--name", "tools", "--set", "steps=30").status == 0
     assert open_artifact(compress.output).header.name == "tools"
     outcome = compress.learn("--name", "rivers", "--overwrite")
     assert (outcome.status, outcome.error) == (
@@ -363,16 +363,13 @@ def test_too_few_exemplars_are_refused(compress: Compress, text: Toy) -> None:
 def test_a_learning_that_does_not_help_is_refused(
     compress: Compress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexswitch.codecs.records import QualityRecord
-
-    same = QualityRecord(divergence=0.25, agreement=0.5)
-    monkeypatch.setattr("flexswitch.merging.learning.course.quality", lambda lesson, each: same)
+    monkeypatch.setattr("flexswitch.merging.learning.lesson.Lesson.loss", lambda lesson, each: 0.25)
     outcome = compress.learn()
     assert (outcome.status, outcome.error) == (
         1,
-        f"{compress._toy.finetuned['birds']}: learning did not help: the divergence from the fine-tuned model is "
-        "0.25, and the data-free allocation's 0.25; take more steps, more exemplars or a larger size, or that "
-        "allocation with --set objective=none",
+        f"{compress._toy.finetuned['birds']}: learning did not help: the loss on the exemplars is 0.25, "
+        "and the data-free allocation's of that size 0.25; take more steps or exemplars, or that allocation with "
+        "--set objective=none",
     )
     assert compress.left() == []
 

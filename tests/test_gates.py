@@ -1,5 +1,6 @@
 """The compiled passes over gated weights, and torch's, against methods, §4, in float64 under autograd."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from straight_through import Floats, away_from_edges, plain_leaves, plain_weight
 from torch import Tensor
 
 from flexswitch.codecs.blocks import as_matrix
-from flexswitch.merging.learning.gated_weights import DeviceWeights, Gates, gated_weights
+from flexswitch.merging.learning.gated_weights import DeviceWeights, GatedWeights, Gates, gated_weights
 from flexswitch.merging.learning.unit import Hardened, Unit, levels_of, sparse_tensor
 
 SHAPES = [(1,), (7,), (1030,), (1, 1), (5, 1), (9, 8), (6, 13), (3, 1024), (2, 1025), (2, 2051), (4, 3, 5)]
@@ -26,15 +27,18 @@ class Problem(NamedTuple):
     gradient: Tensor
 
 
-def problem(shape: tuple[int, ...], bits: list[int], seed: int, by_rows: bool, left_out: float) -> Problem:
-    """Returns a random one, some rows without change; no value of the others lies where rounding jumps."""
+def problem(
+    shape: tuple[int, ...], bits: list[int], seed: int, by_rows: bool, left_out: float, zeros: float = 0.0
+) -> Problem:
+    """Returns a random one, some rows and a share of entries without change; none lies where rounding jumps."""
     generator = np.random.default_rng(seed)
     scales = generator.uniform(0.3, 2.5, len(bits)).astype(np.float32)
     grid = as_matrix(shape)
     delta = generator.normal(size=(grid.rows, grid.columns)).astype(np.float32)
     delta = away_from_edges(delta, bits, scales.tolist())
     delta[generator.random(grid.rows) < left_out] = 0
-    delta[generator.integers(grid.rows)] = 1.625 * scales.max()
+    delta[generator.random(delta.shape) < zeros] = 0
+    delta[generator.integers(grid.rows), 0] = 1.625 * scales.max()
     unit = unit_of(delta.reshape(shape))
     thresholds = generator.uniform(0.1, 2, len(unit.rows) if by_rows else 1)
     shares = generator.dirichlet(np.ones(len(bits)))
@@ -56,6 +60,7 @@ PROBLEMS = st.builds(
     seed=st.integers(0, 999),
     by_rows=st.booleans(),
     left_out=st.sampled_from([0.0, 0.5]),
+    zeros=st.sampled_from([0.0, 0.3]),
 )
 
 
@@ -89,10 +94,9 @@ def test_slopes_are_those_of_the_number_that_pass_when_gates_are_soft(given_one:
     unit, gates, base, _ = given_one
     kept = gated_weights(unit, base.clone()).apply(gates)
     thresholds = plain_leaves(gates).thresholds
-    soft = torch.sigmoid(
-        (torch.from_numpy(delta_of(unit)).double().abs() - thresholds[:, None]) / gates.width
-    )
-    soft.sum().backward()
+    magnitudes = torch.from_numpy(delta_of(unit)).double().abs()
+    soft = torch.sigmoid((magnitudes - thresholds[:, None]) / gates.width)
+    soft[magnitudes != 0].sum().backward()
     assert thresholds.grad is not None
     np.testing.assert_allclose(kept.slopes, -thresholds.grad.numpy(), rtol=1e-4, atol=2e-6 * unit.columns)
 
@@ -151,6 +155,58 @@ def test_far_from_its_threshold_an_entry_has_no_slope_and_nothing_overflows() ->
     assert (found.apply(gates).slopes == 0).all()
     assert weights.flatten().tolist() == [1, -1, 0]
     assert (found.reduce(gates, torch.ones(3, 1)).by_threshold == 0).all()
+
+
+@pytest.mark.parametrize("kind", [gated_weights, DeviceWeights])
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05, 0.2])
+def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
+    kind: Callable[[Unit, Tensor], GatedWeights], threshold: float
+) -> None:
+    delta = np.array([[0, 0.25, 0, -0.125], [0.5, 0, -0.0, 0], [0, 0, 0, 0]], np.float32)
+    unit, base = unit_of(delta), torch.arange(12.0).reshape(3, 4)
+    gates = Gates(
+        np.full(2, threshold, np.float32),
+        0.1,
+        np.array([1]),
+        np.full(1, 0.75, np.float32),
+        np.ones(1, np.float32),
+    )
+    weights, changed = base.clone(), torch.from_numpy(delta) != 0
+    found = kind(unit, weights)
+    kept = found.apply(gates)
+    passes = np.abs(delta[:2].astype(np.float64)) > gates.thresholds[:, None]
+    assert kept.kept.tolist() == passes.sum(1).tolist()
+    assert torch.equal(weights[~changed], base[~changed])
+    distances = (np.abs(delta[:2].astype(np.float64)) - gates.thresholds[:, None]) / gates.width
+    kernel = np.where(delta[:2] != 0, 1 / (2 + np.exp(distances) + np.exp(-distances)) / gates.width, 0)
+    np.testing.assert_allclose(kept.slopes, kernel.sum(1), rtol=1e-5)
+    gradient = torch.linspace(-1, 2, 12).reshape(3, 4)
+    slopes = found.reduce(gates, gradient)
+    expected = -(gradient[:2].numpy() * 0.75 * np.sign(delta[:2]) * kernel).sum(1)
+    np.testing.assert_allclose(slopes.by_threshold, expected, rtol=1e-5)
+    elsewhere = found.reduce(gates, torch.where(changed, gradient, 1e6))
+    for one, two in zip(slopes, elsewhere, strict=True):
+        assert one.tolist() == two.tolist()
+
+
+@LAWS
+@given(given_one=PROBLEMS, touched=st.lists(st.integers(0, 99), max_size=12), seed=st.integers(0, 99))
+def test_a_sparse_gradient_says_what_the_dense_one_says(
+    given_one: Problem, touched: list[int], seed: int
+) -> None:
+    """Rows in any order, some twice, some of them rows that did not change."""
+    unit, gates, base, _ = given_one
+    grid = as_matrix(unit.shape)
+    rows = torch.tensor([row % grid.rows for row in touched], dtype=torch.int64)
+    values = torch.randn(len(rows), grid.columns, generator=torch.Generator().manual_seed(seed))
+    sparse = torch.sparse_coo_tensor(rows[None], values, (grid.rows, grid.columns), check_invariants=True)
+    dense = sparse.to_dense()
+    size = float(dense.abs().sum()) * float(gates.scales.max()) / gates.width
+    for kind in (gated_weights, DeviceWeights):
+        found = kind(unit, base.clone().reshape(grid.rows, grid.columns))
+        expected = found.reduce(gates, dense)
+        for one, two in zip(found.reduce(gates, sparse), expected, strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7 * size)
 
 
 def test_gates_are_applied_to_the_base_each_time_anew() -> None:

@@ -15,8 +15,10 @@ from tiny_models import changed_state, texts, tiny_state, write_jsonl
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.learning import course
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.learning.learn import Progress
+from flexswitch.merging.learning.lesson import Lesson
+from flexswitch.merging.learning.saved import Saving
+from flexswitch.merging.learning.workers import Each
 from flexswitch.merging.settings import parse_settings
 
 
@@ -39,8 +41,9 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
         (["batch=0"], "batch=0: expected at least 1"),
         (["shards=-1"], "shards=-1: expected at least 1"),
         (["least=0"], "least=0: expected at least 1"),
-        (["refit=-1"], "refit=-1, seed=0: expected numbers of at least 0"),
-        (["seed=-2"], "refit=4, seed=-2: expected numbers of at least 0"),
+        (["refit=-1"], "refit=-1, crossings=3, seed=0: expected numbers of at least 0"),
+        (["crossings=-1"], "refit=4, crossings=-1, seed=0: expected numbers of at least 0"),
+        (["seed=-2"], "refit=4, crossings=3, seed=-2: expected numbers of at least 0"),
         (["lambda=0"], "lambda=0.0: expected a number above 0, an objective, and no target size"),
         (["lambda=-1"], "lambda=-1.0: expected a number above 0, an objective, and no target size"),
         (
@@ -54,6 +57,7 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
         (["objective=best"], "--set objective=best: Input should be 'kl', 'mse', 'task' or 'none'"),
         (["gates=none"], "--set gates=none: Input should be 'learned' or 'uniform'"),
         (["granularity=row"], "--set granularity=row: Input should be 'tensor' or 'rows'"),
+        (["precision=half"], "--set precision=half: Input should be 'float32' or 'bfloat16'"),
         (["lambda=inf"], "--set lambda=inf: expected a finite number"),
         (
             ["target_size=half"],
@@ -127,21 +131,37 @@ def test_another_base_is_refused(school: School, tmp_path: Path) -> None:
     assert str(file) in told
 
 
-def test_a_divergence_that_does_not_fall_is_refused(
+def test_a_loss_that_is_not_below_that_of_the_allocation_is_refused(
     school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(units: object, hardened: Sequence[Hardened], *rest: object) -> list[Hardened]:
-        return [replace(kept, scale=50 * kept.scale) for kept in hardened]
+    saving, saved = Saving(tmp_path / "out" / "birds.fsw.learning", 1), []
 
-    monkeypatch.setattr(course, "refit_scales", spoiled)
-    told = refusal(InputError, school, tmp_path)
+    losses: list[float] = []
+    plain = Lesson.loss
+
+    def loss(lesson: Lesson, each: Each) -> float:
+        """Returns the loss, ten times that of the allocation once all is learned."""
+        losses.append(plain(lesson, each) if len(losses) < 3 else 10 * losses[2])
+        return losses[-1]
+
+    def on_step(progress: Progress) -> None:
+        saved.append(saving.path.exists())
+
+    monkeypatch.setattr(Lesson, "loss", loss)
+    output = tmp_path / "out" / "birds.fsw"
+    told = message(InputError, lambda: school.learn(output, saving=saving, on_step=on_step))
+    assert list((tmp_path / "out").iterdir()) == []  # the saved learning would only lead here again
+    assert saved == [False, *[True] * 29]
     number = r"[0-9.e-]+"
-    assert re.fullmatch(
-        rf"{re.escape(str(school.finetuned))}: learning did not help: the divergence from the fine-tuned model is "
-        rf"{number}, and the data-free allocation's {number}; take more steps, more exemplars or a larger size, or "
+    found = re.fullmatch(
+        rf"{re.escape(str(school.finetuned))}: learning did not help: the loss on the exemplars is "
+        rf"({number}), and the data-free allocation's of that size ({number}); take more steps or exemplars, or "
         r"that allocation with --set objective=none",
         told,
     )
+    assert found is not None
+    assert [found[1], found[2]] == [f"{losses[3]:.4g}", f"{losses[2]:.4g}"]
+    assert losses[2] == min(losses)  # of the two allocations the nearer
 
 
 def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: Path) -> None:
@@ -174,4 +194,7 @@ def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
         school.learn(tmp_path / "out" / "birds.fsw", *settings)
         assert (tmp_path / "out" / "birds.fsw").stat().st_size <= target
         return
-    assert "learning did not help" in refusal(InputError, school, tmp_path, *settings)
+    told = refusal(InputError, school, tmp_path, *settings)
+    assert "learning did not help" in told or told == (
+        f"{school.finetuned}: no thresholds bring the artifact to {target:,} bytes; ask for more"
+    )

@@ -27,10 +27,10 @@ def two_units() -> list[Unit]:
 
 def random_parameters(units: list[Unit], by_rows: bool, seed: int) -> Parameters:
     generator = np.random.default_rng(seed)
-    counts = [len(unit.rows) if by_rows else 1 for unit in units]
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])])
     tables = [generator.normal(size=(len(units), len(BITS))) for _ in range(2)]
-    return Parameters(BITS, starts, generator.normal(size=int(starts[-1])), *tables)
+    rows = generator.normal(size=int(starts[-1]) if by_rows else 0)
+    return Parameters(BITS, starts, generator.normal(size=len(units)), rows, *tables)
 
 
 def test_a_unit_holds_the_rows_that_changed_and_their_root_mean_square() -> None:
@@ -47,15 +47,17 @@ def test_thresholds_are_softplus_of_free_numbers_and_so_are_their_derivatives(
     units = two_units()
     parameters = random_parameters(units, by_rows, seed)
     for number, unit in enumerate(units):
-        own = parameters.free[parameters.starts[number] : parameters.starts[number + 1]]
-        free = torch.from_numpy(own.copy()).requires_grad_()
-        thresholds = torch.nn.functional.softplus(free).expand(len(unit.rows)) * unit.rms
+        free = torch.tensor(parameters.free[number]).requires_grad_()
+        own = parameters.rows[parameters.starts[number] : parameters.starts[number + 1]]
+        assert len(own) == (len(unit.rows) if by_rows else 0)
+        rows = torch.from_numpy(own.copy() if by_rows else np.zeros(len(unit.rows))).requires_grad_()
+        thresholds = torch.nn.functional.softplus(free + rows) * unit.rms
         given_slopes = np.random.default_rng(seed + 1).normal(size=len(unit.rows))
         (thresholds * torch.from_numpy(given_slopes)).sum().backward()
         np.testing.assert_allclose(parameters.thresholds(unit, number), thresholds.detach(), rtol=1e-6)
-        np.testing.assert_allclose(
-            parameters.by_free(unit, number, given_slopes), free.grad, rtol=1e-9, atol=1e-12
-        )
+        by_row = parameters.by_free(unit, number, given_slopes)
+        np.testing.assert_allclose(by_row, rows.grad, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(by_row.sum(), free.grad, rtol=1e-9, atol=1e-12)
 
 
 @LAWS
@@ -104,6 +106,43 @@ def test_adam_moves_as_torchs_does() -> None:
         np.testing.assert_allclose(arrays[name], leaf.detach(), rtol=1e-9)
 
 
+def test_adam_shares_the_mean_square_of_a_group() -> None:
+    generator = np.random.default_rng(0)
+    first, second = module._BETAS
+    starts = np.array([0, 3, 4])
+    arrays = {"rows": generator.normal(size=4), "free": generator.normal(size=4)}
+    expected, adam = {name: array.copy() for name, array in arrays.items()}, Adam(groups={"rows": starts})
+    means, squares = {name: np.zeros(4) for name in arrays}, {name: np.zeros(4) for name in arrays}
+    for step in range(1, 11):
+        slopes = {name: generator.normal(size=4) for name in arrays}
+        adam.update(arrays, slopes, {"rows": 0.1, "free": 0.3})
+        for name, rate in (("rows", 0.1), ("free", 0.3)):
+            found = slopes[name] ** 2
+            if name == "rows":
+                found[:3] = (slopes[name][:3] @ slopes[name][:3]) / 3
+            means[name] = first * means[name] + (1 - first) * slopes[name]
+            squares[name] = second * squares[name] + (1 - second) * found
+            ahead, spread = means[name] / (1 - first**step), np.sqrt(squares[name] / (1 - second**step))
+            expected[name] -= rate * ahead / spread
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-9)
+
+
+def test_what_is_small_beside_the_others_of_its_group_moves_little() -> None:
+    slopes = {"rows": np.array([1.0, 1e-3, 1e-3])}
+    alone, grouped = {"rows": np.zeros(3)}, {"rows": np.zeros(3)}
+    Adam().update(alone, slopes, {"rows": 0.1})
+    Adam(groups={"rows": np.array([0, 2, 3])}).update(grouped, slopes, {"rows": 0.1})
+    assert alone["rows"] == pytest.approx([-0.1, -0.1, -0.1])
+    assert grouped["rows"] == pytest.approx([-0.1 * 2**0.5, -1e-4 * 2**0.5, -0.1], rel=1e-4)
+
+
+def test_a_group_of_an_array_that_is_empty_changes_nothing() -> None:
+    arrays, adam = {"rows": np.empty(0)}, Adam(groups={"rows": np.array([0, 4, 5])})
+    adam.update(arrays, {"rows": np.empty(0)}, {"rows": 0.1})
+    assert len(arrays["rows"]) == 0
+
+
 def test_adam_leaves_what_never_had_a_slope() -> None:
     arrays, adam = {"one": np.ones(3)}, Adam()
     for _ in range(3):
@@ -121,7 +160,9 @@ def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
         thresholds = np.full(len(unit.rows), each.thresholds[row])
         kept.append(Hardened(thresholds, bits, float(np.float32(each.scales[row]))))
     parameters = first_parameters(units, choices, kept, BITS, by_rows)
-    assert len(parameters.free) == (5 if by_rows else 2)
+    assert len(parameters.free) == 2
+    assert parameters.rows.tolist() == ([0] * 5 if by_rows else [])
+    assert parameters.starts.tolist() == [0, 4, 5]
     for unit, found, expected in zip(units, parameters.hardened(units), kept, strict=True):
         assert found.bits == expected.bits
         assert found.scale == pytest.approx(expected.scale, rel=1e-5)

@@ -128,6 +128,7 @@ def learner(seed: int) -> Learner:
     parameters = Parameters(
         np.array([1, 2]),
         np.array([0, 1, 4]),
+        generator.normal(size=2),
         generator.normal(size=4),
         generator.normal(size=(2, 2)),
         generator.normal(size=(2, 2)),

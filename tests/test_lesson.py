@@ -6,6 +6,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from checkpoints import message
 from hypothesis import given
 from hypothesis import strategies as st
 from lessons import School, text_school
@@ -14,16 +15,28 @@ from sparse_tensors import LAWS
 from tiny_language_models import save_language_base, save_language_model
 from tiny_models import MAX_TOKENS, texts, write_jsonl
 
-from flexswitch.merging.learning.lesson import Lesson, batch_rows, open_lesson
-from flexswitch.merging.learning.objective import Goal
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.learning.crossing import crossed
+from flexswitch.merging.learning.lesson import Lesson, batch_rows, open_lesson, read_exemplars
+from flexswitch.merging.learning.objective import Goal, Precision
 from flexswitch.merging.learning.report import quality
 from flexswitch.merging.learning.workers import workers
 from flexswitch.merging.routing.build import draw
 
 
-def opened(school: School, task: str = "birds", goal: Goal = "kl", seed: int = 0, jobs: int = 1) -> Lesson:
+def opened(
+    school: School,
+    task: str = "birds",
+    goal: Goal = "kl",
+    seed: int = 0,
+    jobs: int = 1,
+    crossings: int = 0,
+    precision: Precision = "float32",
+) -> Lesson:
     with workers(jobs) as each:
-        return open_lesson(school.vector(), task, school.classroom(), goal, seed, 1, each)
+        return open_lesson(
+            school.vector(), task, school.classroom(), goal, seed, 1, crossings, precision, each
+        )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +119,83 @@ def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(school: School, tmp
     fewer = opened(School(school.base, school.finetuned, school.data, 10))
     assert set(fewer.taught.examples.inputs) <= set(alone.taught.examples.inputs)
     assert opened(school, seed=1).digest != alone.digest
+
+
+def test_exemplars_are_read_whole_and_too_few_are_refused(school: School) -> None:
+    found = read_exemplars("birds", school.classroom(), "kl", school.per_task)
+    assert list(found.inputs) == texts("birds", 70, 1)
+    assert found.labels is None
+    labelled = read_exemplars("birds", school.classroom(), "task", 1).labels
+    assert labelled is not None
+    assert len(labelled) == 70
+    told = message(InputError, lambda: read_exemplars("birds", school.classroom(), "kl", 25))
+    assert told == (
+        f"{school.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more to learn from; give more, or "
+        "allow fewer with --set least=24, or learn from none with --set objective=none"
+    )
+
+
+def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
+    school: School, lesson: Lesson
+) -> None:
+    found = opened(school, crossings=2, seed=0)
+    assert found.crossed is not None
+    assert found.taught.examples.inputs == lesson.taught.examples.inputs
+    inputs = list(found.crossed.examples.inputs)
+    assert inputs == crossed(found.taught.examples.inputs, 2 * school.per_task, 0)
+    assert (found.crossed.kind, found.digest) == ("classes", lesson.digest)
+    expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
+    torch.testing.assert_close(
+        torch.stack(found.crossed.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
+    )
+    assert len(found.lessons) == 3 * school.per_task
+    assert list(found.lessons.examples.inputs) == [*found.taught.examples.inputs, *inputs]
+    both = [*found.taught.answers, *found.crossed.answers]
+    assert all(torch.equal(one, two) for one, two in zip(found.lessons.answers, both, strict=True))
+    with torch.no_grad():
+        last = float(found.losses([3 * school.per_task - 1], 1)[0](found.model))
+    alone = torch.stack(
+        plain_logits(school.finetuned, school.base, inputs[-1:], "AutoModelForSequenceClassification")
+    )
+    batch = found.objective.batch(found.crossed.examples, [len(inputs) - 1])
+    with torch.no_grad():
+        student = found.objective.outputs(found.model, batch).double().log_softmax(-1)
+    teacher = alone.double().log_softmax(-1)
+    assert last == pytest.approx(float((teacher.exp() * (teacher - student)).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("goal", "crossings"), [("kl", 0), ("task", 3)])
+def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
+    goal: Goal, crossings: int, school: School
+) -> None:
+    found = opened(school, goal=goal, crossings=crossings)
+    assert found.crossed is None
+    assert found.lessons is found.taught
+
+
+@pytest.mark.parametrize("goal", ["kl", "mse", "task"])
+def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: Goal, school: School) -> None:
+    found = opened(school, goal=goal, crossings=2, precision="bfloat16")
+    exact = opened(school, goal=goal)
+    with workers(2) as each, torch.no_grad():
+        value = found.loss(each)
+        alone = [float(exact.losses([row], 1)[0](exact.model)) for row in range(school.per_task)]
+        assert exact.loss(each) == value
+        if goal != "task":
+            assert found.divergence(found.taught, each)[0] == pytest.approx(value, rel=1e-6)
+    assert value == pytest.approx(np.mean(alone), rel=1e-4)
+
+
+def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(school: School, lesson: Lesson) -> None:
+    found = opened(school, precision="bfloat16")
+    for one, two in zip(found.taught.answers, lesson.taught.answers, strict=True):
+        assert torch.equal(one, two)
+    rows = list(range(school.per_task))
+    with torch.no_grad():
+        coarse, fine = (each.losses(rows, 1)[0](each.model) for each in (found, lesson))
+    assert coarse.dtype == torch.float32
+    assert coarse != fine
+    assert float(coarse) == pytest.approx(float(fine), rel=0.1)
 
 
 # --- the model and its answers ----------------------------------------------------------------------------

@@ -194,13 +194,25 @@ def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5 * 10**9), ("400kb", 400_000), ("12345", 12345), ("3Mb", 3_000_000)]
+    ("text", "size"),
+    [
+        ("5GB", 5 * 10**9),
+        ("400kb", 400_000),
+        ("12345", 12345),
+        ("3Mb", 3_000_000),
+        ("2.5KB", 2500),
+        ("1.5gb", 1_500_000_000),
+        ("0.25MB", 250_000),
+        ("0.0016KB", 2),
+    ],
 )
 def test_sizes_are_read_in_decimal_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0GB", "5 GB", "1.5GB", "5TB", "-1", "GB"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0GB", "5 GB", "1.5", ".5KB", "1.KB", "1.5TB", "0.0001KB", "1.5.2MB", "5TB", "-1", "GB"]
+)
 def test_a_size_of_another_form_is_refused(text: str) -> None:
     assert message(UsageError, lambda: parse_size(text)) == (
         f"size '{text}': expected a whole number of bytes, or a number with KB, MB or GB"

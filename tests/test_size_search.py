@@ -92,6 +92,7 @@ def test_only_thresholds_are_scaled_and_each_by_the_same_factor() -> None:
     [
         ("400KB", 400_000),
         ("1MB", 1_000_000),
+        ("2.5KB", 2500),
         ("700", 700),
         ("0.5%", 20_000),
         (".5%", 20_000),

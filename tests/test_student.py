@@ -13,6 +13,7 @@ from tiny_models import bert_config, changed_state
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flexswitch.merging.learning import student as student_module
 from flexswitch.merging.learning.gated_weights import Gates, Slopes
 from flexswitch.merging.learning.learn import set_gates, summed
 from flexswitch.merging.learning.student import Student
@@ -123,6 +124,62 @@ def test_gradients_through_a_model_are_those_of_weights_built_from_the_delta(
     assert found == pytest.approx(value, rel=1e-4)
     assert all(one is not None for one in kept)
     check_slopes(slopes, plain, units)
+
+
+def embedding_slopes(
+    model: nn.Module, units: Sequence[Unit], tokens: Tensor
+) -> tuple[list[bool], list[Slopes]]:
+    """Returns of two steps whether each gradient was sparse, and the slopes."""
+    student = Student(model, units, {unit.name: unit.name for unit in units}, 1)
+    seen: list[bool] = []
+    for weights in student.weights:
+        assert weights is not None
+        weights.reduce = watched(weights.reduce, seen)  # type: ignore[method-assign]
+    found = []
+    with only_worker() as each:
+        for seed in range(2):
+            set_gates(student, gates_of(units, seed), each)
+            ((_, slopes),) = student.backward_all([lambda model: logits(model, tokens).square().mean()], each)
+            found += [each for each in slopes if each is not None]
+    return seen, found
+
+
+def watched(reduce: Callable[[Gates, Tensor], Slopes], seen: list[bool]) -> Callable[[Gates, Tensor], Slopes]:
+    def reduced(gates: Gates, gradient: Tensor) -> Slopes:
+        seen.append(gradient.is_sparse)
+        return reduce(gates, gradient)
+
+    return reduced
+
+
+def test_a_table_of_embeddings_has_a_sparse_gradient_that_says_what_a_dense_one_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units = [unit for unit in units_of(bert()) if "word_embeddings" in unit.name]
+    tokens = torch.tensor([[4, 9, 9, 5, 4, 33], [12, 4, 7, 9, 10, 6]])
+    touched = set(tokens.flatten().tolist())
+    changed = set(units[0].rows.tolist())
+    assert touched - changed
+    assert touched & changed
+    sparse, found = embedding_slopes(bert(), units, tokens)
+    assert sparse == [True, True]
+    monkeypatch.setattr(student_module, "_make_embeddings_sparse", lambda model: None)
+    sparse, expected = embedding_slopes(bert(), units, tokens)
+    assert sparse == [False, False]
+    for one, two in zip(found, expected, strict=True):
+        for part, wanted in zip(one, two, strict=True):
+            assert np.abs(wanted).max() > 0
+            np.testing.assert_allclose(part, wanted, rtol=1e-5, atol=1e-7 * np.abs(wanted).max())
+    untouched = [place for place, row in enumerate(units[0].rows.tolist()) if row not in touched]
+    assert (found[0].by_threshold[untouched] == 0).all()
+
+
+def test_a_table_that_a_head_shares_has_a_dense_gradient_and_the_given_model_stays_as_it_is() -> None:
+    units = [unit for unit in units_of(gpt2()) if "wte" in unit.name or "wpe" in unit.name]
+    model = gpt2()
+    sparse, _ = embedding_slopes(model, units, torch.arange(4, 13)[None])
+    assert sorted(sparse) == [False, False, True, True]  # of tokens, of positions
+    assert not any(each.sparse for each in model.modules() if isinstance(each, nn.Embedding))
 
 
 def test_a_tied_tensors_gradient_differs_from_that_of_one_use_alone() -> None:
