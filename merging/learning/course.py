@@ -159,6 +159,8 @@ def _settled(
         if excess <= 0:
             return hardened, settled
         aim -= excess + _SPARE
+        if aim <= problem.packer(settled).empty_size():
+            break
         hardened = fit_to_size(hardened, problem.packer(settled).size, aim)[0]
     raise InputError(
         f"{problem.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
