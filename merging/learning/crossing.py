@@ -20,9 +20,7 @@ def crossed(inputs: Inputs, count: int, seed: int) -> Inputs:
     Texts: the first words of one and the last words of another. Arrays: a mean of two, weighted at random.
     """
     generator = np.random.Generator(np.random.PCG64([seed, len(inputs)]))
-    first = generator.integers(len(inputs), size=count)
-    others = generator.integers(1, max(2, len(inputs)), count)  # how far on from the first: never itself
-    pairs = np.stack([first, (first + others) % len(inputs)], axis=1)  # (count, 2)
+    pairs = generator.integers(len(inputs), size=(count, 2))  # sometimes one with itself
     shares = generator.uniform(_LEAST_PART, 1 - _LEAST_PART, count)
     if isinstance(inputs, np.ndarray):
         return _blended(inputs, pairs, shares)
