@@ -12,10 +12,12 @@ from torch import Tensor
 
 from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.errors import FlexswitchError
+from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging import checkpoint_pair, task_vector, task_vector_file
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.dtypes import DTYPE_NAMES
 from flexswitch.merging.pairing import Selection
@@ -105,9 +107,21 @@ def extracted(vector: TaskVector, path: Path, dtype: Any = "float32") -> TaskVec
     return TaskVectorFile(path)
 
 
+def job(name: str = "task", jobs: int = 1) -> Job:
+    """Returns a job without guidance, for a task of that name."""
+    base = BaseIdentity(fingerprint="0" * 64, sample="0" * 64)
+    return Job(ArtifactHeader(name=name, base=base, method=MethodRecord(name="any"), parameters=1), jobs)
+
+
+def law_settings(method: str, **settings: Any) -> dict[str, Any]:
+    """Returns a method's settings, those that take no examples where it would learn by default."""
+    learns_nothing = {"objective": "none", "target_size": "100KB"} if method == "flexswitch" else {}
+    return parse_settings(method, get_method(method), setting_texts(learns_nothing | settings))
+
+
 def compressed(vector: TaskVector, path: Path, method: str = "t-switch", **settings: Any) -> Artifact:
     """Returns a task vector's artifact, which it writes."""
-    given = parse_settings(method, get_method(method), setting_texts(settings))
+    given = law_settings(method, **settings)
     compress(vector, path, "task", method, given, overwrite=True)
     return open_artifact(path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import State, compressed, extracted, file_pair, memory_pair, message, use_small_blocks
+from checkpoints import State, compressed, extracted, file_pair, job, memory_pair, message, use_small_blocks
 from deltas import Floats, delta, marked, normal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +70,7 @@ def test_the_flat_vector_is_cut_at_one_threshold(tmp_path: Path, density: str, a
 def test_the_histograms_find_what_sorting_finds(seed: int, density: str) -> None:
     base, tuned = states(seed)
     pair = memory_pair(base, tuned)
-    plan = compeft(pair, Job("task"), density=float(density))
+    plan = compeft(pair, job(), density=float(density))
     for name, expected in reference(tuned, density, 1.0).items():
         flat = tuned[name].numpy().reshape(-1)
         assert marked(plan.compress(delta(flat))).tolist() == (expected.reshape(-1) != 0).tolist()
@@ -84,9 +84,9 @@ def test_neither_threads_nor_blocks_change_the_plan(
     use_small_blocks(monkeypatch, block)
     base = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     tuned = {name: torch.from_numpy(normal(shape)) for name, shape in SHAPES.items()}
-    keywords = compeft(memory_pair(base, tuned), Job("task", jobs)).compress.args  # type: ignore[attr-defined]
+    keywords = compeft(memory_pair(base, tuned), job(jobs=jobs)).compress.args  # type: ignore[attr-defined]
     monkeypatch.undo()
-    assert keywords == compeft(memory_pair(base, tuned), Job("task")).compress.args  # type: ignore[attr-defined]
+    assert keywords == compeft(memory_pair(base, tuned), job()).compress.args  # type: ignore[attr-defined]
 
 
 def test_unchanged_tensors_count_whether_they_are_listed_or_not(tmp_path: Path) -> None:

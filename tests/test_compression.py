@@ -17,6 +17,8 @@ from checkpoints import (
     compressed,
     extracted,
     file_pair,
+    job,
+    law_settings,
     memory_pair,
     message,
     save_model,
@@ -38,7 +40,6 @@ from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.magnitude import kept_count
-from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.compression.registry import METHODS, NAMES, get_method, plan
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
@@ -256,7 +257,7 @@ def test_an_artifact_gives_back_base_plus_the_reference(
 def test_a_restored_model_is_the_base_plus_what_the_method_keeps(tmp_path: Path, method: str) -> None:
     pair = file_pair(tmp_path, STATE, TUNED)
     artifact = compressed(pair, tmp_path / "t.fsw", method)
-    chosen = plan(method, pair, Job("task"), artifact.header.method.settings)
+    chosen = plan(method, pair, job(), artifact.header.method.settings)
     expected = dict(TUNED)
     for name in ("a.weight", "b.weight"):
         change = (TUNED[name].float() - STATE[name].float()).numpy()
@@ -317,7 +318,7 @@ def test_jobs_and_memory_do_not_change_the_bytes(tmp_path: Path, method: str, jo
     tuned = {name: tensor * 1.5 for name, tensor in base.items()} | {"3.weight": base["3.weight"]}
     pair, heard = file_pair(tmp_path, base, tuned), []
     alone = compressed(pair, tmp_path / "alone.fsw", method)
-    given_settings = parse_settings(method, get_method(method), [])
+    given_settings = law_settings(method)
     compress(pair, tmp_path / "t.fsw", "task", method, given_settings, False, heard.append, jobs, memory)
     assert (tmp_path / "t.fsw").read_bytes() == alone.path.read_bytes()
     assert heard == sorted(base)
