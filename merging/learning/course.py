@@ -1,7 +1,7 @@
 """The whole of a learned compression: start, steps, the size met, scales fitted anew, a record of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from flexswitch.merging.learning.profile import Choices, choices_of
 from flexswitch.merging.learning.refit import refit_scales
 from flexswitch.merging.learning.report import learning_record, quality
 from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.start import allocated, first_parameters, relative, uniform
+from flexswitch.merging.learning.start import allocated, first_parameters, relative, scale_at, uniform
 from flexswitch.merging.learning.student import Loss, Student
 from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
 from flexswitch.merging.learning.workers import Each
@@ -25,6 +25,7 @@ from flexswitch.merging.task_vector import TaskVector
 
 Doubles = NDArray[np.float64]
 
+_SURELY_FILLED = 0.4  # of the plain bits of all that changed: coded levels never take less
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
@@ -121,6 +122,7 @@ def learned(
     record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
     found = learner.parameters.hardened(units)
     if course.target is not None:
+        found = _wide_enough(problem, found, course.target)
         found = fit_to_size(found, problem.packer(record).size, course.target)[0]
     found = refit_scales(units, found, student, lambda step: batches(course.steps + step), course.refit, each)
     found, after = _settled(problem, lesson, student, found, record, course.target)
@@ -136,6 +138,27 @@ def learned(
     if course.target is not None:
         _note_missed(problem.packer(after).size(found), course.target, on_note)
     return found, after
+
+
+def _wide_enough(problem: Problem, hardened: list[Hardened], target: int) -> list[Hardened]:
+    """Returns the same, in wider levels where all that changed would not fill the size in those learned.
+
+    Each unit then takes the next bit-width, with its best scale at the threshold it has.
+    """
+    for width in problem.bits.tolist()[1:]:
+        bits = sum(unit.entries * kept.bits for unit, kept in zip(problem.units, hardened, strict=True))
+        if target < _SURELY_FILLED * bits / 8:
+            break
+        everything = [replace(kept, thresholds=np.zeros_like(kept.thresholds)) for kept in hardened]
+        if problem.packer().size(everything) >= target:
+            break
+        hardened = [
+            kept
+            if kept.bits >= width
+            else replace(kept, bits=width, scale=scale_at(choices, float(np.median(kept.thresholds)), width))
+            for choices, kept in zip(problem.choices, hardened, strict=True)
+        ]
+    return hardened
 
 
 def _settled(

@@ -80,7 +80,7 @@ def first_parameters(
         threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
         free[number] = free_of(max(threshold / unit.rms, 1e-3))
         for candidate, width in enumerate(bits.tolist()):
-            log_scales[number, candidate] = np.log(_scale_at(each, threshold, width))
+            log_scales[number, candidate] = np.log(scale_at(each, threshold, width))
             logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
     return Parameters(bits, starts, free, rows, log_scales, logits)
 
@@ -114,7 +114,7 @@ def _least_row(unit: Unit, choices: Choices) -> int:
     return int(rows[choices.kept[rows].argmin()])
 
 
-def _scale_at(choices: Choices, threshold: float, width: int) -> float:
+def scale_at(choices: Choices, threshold: float, width: int) -> float:
     """Returns the best scale of a bit-width where about this threshold is kept."""
     rows = np.flatnonzero((choices.bits == width) & (choices.kept > 0))
     return float(choices.scales[rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()]])
