@@ -209,6 +209,17 @@ def test_a_size_that_the_tasks_own_tensors_take_is_refused(tmp_path: Path) -> No
     assert not (tmp_path / "a.fsw").exists()
 
 
+@pytest.mark.parametrize("target", [2000, 3000, 4000])
+def test_a_size_is_met_where_all_entries_are_equal(target: int, tmp_path: Path) -> None:
+    signs = np.sign(np.random.default_rng(0).normal(size=(300, 100))).astype(np.float32)
+    base, finetuned = {"w": torch.zeros(300, 100)}, {"w": torch.from_numpy(signs)}
+    notes: list[str] = []
+    settings = (f"target_size={target}", "bits=1")
+    found = allocated(base, finetuned, tmp_path / "a.fsw", *settings, on_note=notes.append)
+    assert 0.97 * target <= found <= target
+    assert notes == []
+
+
 def test_a_size_above_all_that_changed_is_said_to_be_missed(tmp_path: Path) -> None:
     base = {"w": torch.zeros(40, 30), "v": torch.zeros(9)}
     finetuned = {"w": torch.zeros(40, 30), "v": torch.zeros(9)}
@@ -218,7 +229,7 @@ def test_a_size_above_all_that_changed_is_said_to_be_missed(tmp_path: Path) -> N
     assert found < 2000
     (note,) = notes
     assert note.startswith(f"the artifact takes {found:,} bytes, ")
-    assert "of the 20,000 asked for: nothing more has changed, or too many entries are equal" in note
+    assert "of the 20,000 asked for: nothing more has changed, or whole rows of it are equal" in note
     assert open_artifact(tmp_path / "a.fsw").header.tensors["w"].kept == 15
 
 

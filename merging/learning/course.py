@@ -222,7 +222,7 @@ def _note_missed(found: int, target: int, on_note: Callable[[str], None]) -> Non
     if not is_met(found, target):
         on_note(
             f"the artifact takes {found:,} bytes, {found / target:.1%} of the {target:,} asked for: nothing "
-            "more has changed, or too many entries are equal"
+            "more has changed, or whole rows of it are equal"
         )
 
 

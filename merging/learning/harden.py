@@ -1,6 +1,8 @@
 """Fits what is kept to the size that was asked for: at most that, and as near as the codecs' steps allow.
 
-All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved.
+All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved. Where
+many entries are equal (rows of an embedding that one step of Adam changed), the size jumps at their
+threshold: then some rows take the threshold above, and the others the one below.
 """
 
 import math
@@ -18,6 +20,7 @@ _FIRST_STEP = 0.02
 _STEEPNESS = 5.0  # about how fast log bytes fall with the log of the thresholds, to begin with
 _GROWTH = 1.4
 _LARGEST_STEP = 0.7
+_SAME = 1e-4  # shifts that are nearer than this part only what is equal
 
 Size = Callable[[Sequence[Hardened]], int]
 
@@ -44,11 +47,43 @@ def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[
                 break
         else:
             above = (shift, found)
+        if below is not None and above is not None and below[0] - above[0] < _SAME:
+            break
         shift = _next_shift(shift, found, target, below, above, tried)
     if below is None:  # the file's own parts take nearly all
         nothing = [replace(each, thresholds=np.full_like(each.thresholds, np.inf)) for each in hardened]
         return nothing, size(nothing)
-    return scaled(hardened, below[0]), below[1]
+    fitted = scaled(hardened, below[0])
+    if above is None or below[1] >= _ENOUGH * target:
+        return fitted, below[1]
+    return _between(fitted, below[1], scaled(hardened, above[0]), size, target)
+
+
+def _between(
+    less: list[Hardened], found: int, more: list[Hardened], size: Size, target: int
+) -> tuple[list[Hardened], int]:
+    """Returns the first rows by the thresholds that keep more, as many as the target takes; and the size."""
+    best, rows, beyond = (less, found), 0, 1 + sum(len(each.thresholds) for each in less)
+    while beyond - rows > 1 and best[1] < _ENOUGH * target:
+        middle = (rows + beyond) // 2
+        mixed = _mixed(less, more, middle)
+        found = size(mixed)
+        if found <= target:
+            best, rows = (mixed, found), middle
+        else:
+            beyond = middle
+    return best
+
+
+def _mixed(less: Sequence[Hardened], more: Sequence[Hardened], rows: int) -> list[Hardened]:
+    """Returns `more` for the first rows, counted over all units, and `less` for the others."""
+    mixed = []
+    for one, two in zip(less, more, strict=True):
+        taken = min(max(rows, 0), len(one.thresholds))
+        thresholds = np.concatenate([two.thresholds[:taken], one.thresholds[taken:]])
+        mixed.append(replace(one, thresholds=thresholds))
+        rows -= len(one.thresholds)
+    return mixed
 
 
 def is_met(found: int, target: int) -> bool:

@@ -46,7 +46,8 @@ def choices_of(delta: FloatArray, bits: NDArray[np.int64]) -> Choices:
     left = total - np.cumsum(squares)  # the error of what is dropped
     wanted = np.geomspace(1, kept[-1], _DENSITIES)
     cuts = np.unique(np.minimum(np.searchsorted(kept, wanted), len(kept) - 1))
-    rows = [(np.float32(np.inf), 0, 1, 0.0, total)]
+    # The threshold that keeps nothing is the largest magnitude, so that a lower one keeps something.
+    rows = [(np.abs(delta).max(), 0, int(bits[0]), 0.0, total)]
     for width in bits.tolist():
         for cut in cuts.tolist():
             taken = slice(0, cut + 1)
