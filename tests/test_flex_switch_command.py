@@ -150,7 +150,7 @@ def test_without_a_terminal_every_50_steps_are_told(compress: Compress) -> None:
 
 
 def test_features_are_compared_without_answers(compress: Compress, flexswitch: Runner) -> None:
-    outcome = compress.learn("--set", "objective=mse", "--set", "steps=40")
+    outcome = compress.learn("--set", "objective=mse", "--set", "steps=200")
     assert outcome.status == 0
     assert "%" not in outcome.out.splitlines()[1]
     assert flexswitch("inspect", compress.output).out.splitlines()[-1].split()[-2:] == ["–", "–"]
