@@ -50,7 +50,7 @@ from report import machine, table, write_section  # noqa: E402
 # 435 are 0.16 bits a parameter.
 LEARNED = {435: (200, 2), 265: (100, 2), 50: (100, 1), 1000: (60, 1)}
 SEARCHED_SIZES = {"t-switch": (435, 50), "compeft": (435, 50), "dare": (435, 50)}
-DATA_FREE_SIZES = (435, 50, 2000)
+DATA_FREE_SIZES = (435, 50)
 ABLATED = 265
 ABLATED_TASKS = ("banking77", "cola", "trec6")  # those with short texts
 FLEXSWITCH = ("precision=bfloat16", "crossings=5")

@@ -77,7 +77,7 @@ def data_free(problem: Problem, target: int, on_note: Callable[[str], None]) -> 
     """Returns what the data-free allocation keeps at a size in bytes. Source: methods, §4."""
     packer = problem.packer()
     kept, _ = allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
-    fitted, found = fit_to_size(kept, packer.size, target)
+    fitted, found = fit_to_size(_wide_enough(problem, kept, target), packer.size, target)
     _note_missed(found, target, on_note)
     return fitted
 
