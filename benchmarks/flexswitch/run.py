@@ -117,6 +117,7 @@ def main() -> None:
     rows["flexswitch"] = [
         learned(shop, size, seed) for size, (_, seeds) in LEARNED.items() for seed in range(seeds)
     ]
+    rows["flexswitch, gates=uniform"] = [learned(shop, ABLATED, 0, ("gates=uniform",))]
     whole = next(row for row in rows["flexswitch"] if f"steps={LEARNED[ABLATED][0]}" in row["settings"])
     ablations = {"all of it": subset(whole, ABLATED_TASKS)} | ablations
     draw_curve(rows, HERE.parent.parent / "docs" / "flexswitch.png")
@@ -295,9 +296,9 @@ def report(
     best = rows["individual"][0]
     by_task = [["individual", *(f"{best['accuracy'][task]:.1f}" for task in shop.tasks),
                 f"{mean(best['accuracy']):.2f}", "–", "–", "–"]]  # fmt: skip
-    for row in rows["flexswitch"]:
+    for row in rows["flexswitch"] + rows["flexswitch, gates=uniform"]:
         told = ", ".join(
-            text.replace("=", " ") for text in row["settings"] if text.startswith(("steps", "seed"))
+            text.replace("=", " ") for text in row["settings"] if text.startswith(("steps", "seed", "gates"))
         )
         by_task.append(
             [
