@@ -46,9 +46,6 @@ class Slopes(NamedTuple):
     by_scale: Doubles
     by_share: Doubles
 
-    def __add__(self, other: "Slopes") -> "Slopes":  # type: ignore[override]  # sums, not a longer tuple
-        return Slopes(*(one + two for one, two in zip(self, other, strict=True)))
-
 
 class GatedWeights(Protocol):
     """The weights of one unit."""
