@@ -5,7 +5,6 @@ turned into the few sums that are learned from as soon as autograd has them, and
 tensor's gradient is held a shard, and of the graph nothing an entry of the delta.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from flexswitch.merging.learning.gated_weights import GatedWeights, Gates, Slopes, gated_weights
 from flexswitch.merging.learning.unit import Unit
 from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
 
@@ -52,8 +52,7 @@ class _Replica:
 
     def __init__(self, student: Student, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
         self._student = student
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        self._model: nn.Module = copy.deepcopy(model, dict(shared))
+        self._model = replica(model)
         leaves = {id(tensor): nn.Parameter(tensor.data) for tensor in learned.values()}
         for module in list(self._model.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):

@@ -3,27 +3,55 @@
 Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flexswitch.codecs.container import Artifact
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.zoo import Zoo, open_zoo
 from flexswitch.merging.loading import names_inside
-from flexswitch.merging.switching.mixture import Mixture
+from flexswitch.merging.switching.costs import Chooser, Costs
+from flexswitch.merging.switching.fused import Fused
+from flexswitch.merging.switching.grouped import Grouped
+from flexswitch.merging.switching.heads import read_heads
+from flexswitch.merging.switching.row_plan import RowPlan, row_plan
+from flexswitch.merging.switching.sparse_rows import Ids
+from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 Router = Callable[[Any], Tensor]
+Engine = Literal["auto", "fused", "grouped"]
+
+ENGINES = ("auto", "fused", "grouped")
+_CACHE_BYTES = 4 << 30
+
+
+class _Loaded(NamedTuple):
+    """A zoo as it was read: replaced as a whole, so that a batch never sees half of another."""
+
+    zoo: Mapping[str, Artifact | TaskVector]
+    tasks: list[str]
+    units: TaskUnits
+    fused: Fused
+    grouped: Grouped
+    chooser: Chooser
+    has_heads: bool
 
 
 class SwitchedModel(nn.Module):
-    """Wraps a module that holds the base's weights; rows of equal weights are answered together.
+    """Wraps a module that holds the base's weights; the module itself is left as it is.
 
     Row i of the output equals the forward pass of θ + λ Σ_k w_k(x_i) τ̂_k on row i alone, within the
-    dtype's tolerance, whatever else is in the batch. tasks names the columns of the weights.
+    dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has a
+    layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a head
+    with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask" (row, token),
+    nothing is promised. For inference: no gradients pass. It may be called from several
+    threads. Move the module to its device and dtype before it is wrapped.
     """
 
     def __init__(
@@ -32,36 +60,84 @@ class SwitchedModel(nn.Module):
         zoo: Mapping[str, Artifact | TaskVector],
         router: Router | None = None,
         lambda_: float = 1.0,
+        engine: Engine = "auto",
+        heads: bool = True,
+        cache_bytes: int = _CACHE_BYTES,
+        costs: Costs = Costs(),  # noqa: B008  # frozen
     ) -> None:
-        super().__init__()
-        self.module = module
-        self.tasks = list(zoo)
-        self._router = router
-        vectors: list[TaskVector] = [
-            ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
-        ]
-        shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
-        own = module.state_dict()
-        self._names = names_inside(module, list(shapes))
-        for name, shape in shapes.items():
-            if name not in self._names:
-                raise InputError(f"the module has no parameter '{name}', which the zoo's tasks change")
-            if own[self._names[name]].shape != shape:
-                raise InputError(
-                    f"the module's parameter '{self._names[name]}' has the shape "
-                    f"{list(own[self._names[name]].shape)}, the zoo's tasks change one of shape {list(shape)}"
-                )
-        base = {name: own[own_name] for name, own_name in self._names.items()}
-        self._dtypes = {name: tensor.dtype for name, tensor in base.items()}
-        self._mixture = Mixture(base, vectors, lambda_)
+        """engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights together
+        by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the tasks' decoded
+        parts, and again of the grouped engine's modules.
 
-    def forward(self, batch: Any, weights: Tensor | None = None) -> Any:
+        Raises: InputError where the module lacks what the tasks change, or a head does not fit.
+        """
+        super().__init__()
+        if engine not in ENGINES:
+            raise UsageError(unknown_name("engine", engine, ENGINES))
+        self.module = module
+        self._router, self._lambda, self._engine = router, lambda_, engine
+        self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs
+        self._loaded = self._load(zoo)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the weights' columns."""
+        return list(self._loaded.tasks)
+
+    def refresh(self) -> None:
+        """Reads the zoo's directory again, and takes over tasks that were added, changed or removed.
+
+        Batches that are being answered meanwhile see the zoo as it was. Raises: InputError where the tasks did not
+        come from a directory, ArtifactError.
+        """
+        zoo = self._loaded.zoo
+        if not isinstance(zoo, Zoo):
+            raise InputError("refresh() reads a zoo's directory again, and this model was made without one")
+        self._loaded = self._load(open_zoo(zoo.path))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def forward(self, batch: Any, weights: Tensor | None = None, heads: Any = None) -> Any:
         """Returns the module's output; `weights` (sample, task) overrides the router's.
 
         batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
-        samples, in the output too. Raises: InputError without weights and router, or on weights of
-        another shape.
+        samples, in the output too. heads: a task's name for each sample. Raises: InputError without weights and
+        router, or on weights of another shape.
         """
+        loaded = self._loaded
+        plan = self._plan(loaded, batch, weights, heads)
+        if not plan.count or self._is_fused(loaded, batch, plan):
+            return loaded.fused.answer(batch, plan)
+        return loaded.grouped.answer(batch, plan)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def generate(self, batch: Mapping[str, Tensor], weights: Tensor | None = None, **options: Any) -> Any:
+        """Returns what the module's `generate` does; each sequence keeps the weights of its prompt throughout.
+
+        batch: its prompts, as `generate` takes them by name; options: its other arguments.
+        """
+        loaded = self._loaded
+        return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None), **options)
+
+    def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
+        tasks = list(zoo)
+        vectors: list[TaskVector] = [
+            ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
+        ]
+        names = _names(self.module, vectors)
+        heads = read_heads(self.module, vectors) if self._heads else {}
+        fused = Fused(self.module, names, heads)
+        state = self.module.state_dict()
+        sizes = {
+            unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()
+        }
+        units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes)
+        grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
+        chooser = Chooser(fused.products, fused.product_entries, grouped.most, self._costs)
+        return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads))
+
+    def _plan(self, loaded: _Loaded, batch: Any, weights: Tensor | None, heads: Any) -> RowPlan:
         if weights is None:
             if self._router is None:
                 raise InputError(
@@ -69,41 +145,55 @@ class SwitchedModel(nn.Module):
                 )
             weights = self._router(batch)
         count = len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
-        if weights.shape != (count, len(self.tasks)):
+        if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
                 f"the weights have the shape {list(weights.shape)}, expected (sample, task) = "
-                f"{[count, len(self.tasks)]}"
+                f"{[count, len(loaded.tasks)]}"
             )
-        if not count:
-            return self._answer(batch, [0.0] * len(self.tasks))
-        shares, group_of = torch.unique(weights, dim=0, return_inverse=True)  # (group, task), (sample,)
-        outputs = []
-        rows = [torch.nonzero(group_of == group).view(-1) for group in range(len(shares))]
-        for share, members in zip(shares, rows, strict=True):
-            outputs.append(self._answer(_take(batch, members), share.tolist()))
-        return _join(outputs, torch.argsort(torch.cat(rows)))
+        shares = weights.detach().to("cpu", torch.float32).numpy()
+        numbers = None
+        if loaded.has_heads:
+            numbers = shares.argmax(1) if heads is None else _numbers(heads, loaded.tasks, count)
+        elif heads is not None:
+            raise InputError("heads were named, but the module has no layer for heads of the tasks' own")
+        return row_plan(np.float32(self._lambda) * shares, loaded.units, numbers, _marks(batch))
 
-    def _answer(self, batch: Any, shares: Sequence[float]) -> Any:
-        mixed = self._mixture.weights(shares)
-        state = {self._names[name]: tensor.to(self._dtypes[name]) for name, tensor in mixed.items()}
-        if isinstance(batch, Tensor):
-            return functional_call(self.module, state, (batch,))
-        return functional_call(self.module, state, (), dict(batch))
+    def _is_fused(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> bool:
+        if self._engine != "auto":
+            return self._engine == "fused"
+        first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+        return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
 
 
-def _take(batch: Any, rows: Tensor) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    return {name: tensor[rows] for name, tensor in batch.items()}
-
-
-def _join(outputs: list[Any], order: Tensor) -> Any:
-    """Returns the groups' outputs as one, rows in the batch's order; tuples and mappings by their parts."""
-    first = outputs[0]
-    if first is None:
+def _marks(batch: Any) -> NDArray[np.bool_] | None:
+    """Returns which tokens are no padding, (row, token), where the batch tells."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2:
         return None
-    if isinstance(first, Tensor):
-        return torch.cat(outputs)[order]
-    if isinstance(first, tuple):
-        return tuple(_join(list(parts), order) for parts in zip(*outputs, strict=True))
-    return type(first)(**{name: _join([output[name] for output in outputs], order) for name in first})
+    return mask.cpu().numpy() != 0  # type: ignore[no-any-return]
+
+
+def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
+    """Returns the tasks' numbers. Raises: InputError on an unknown one, or where there is not one a sample."""
+    for task in heads:
+        if task not in tasks:
+            raise InputError(f"heads: {unknown_name('task', task, tasks)}")
+    if len(heads) != count:
+        raise InputError(f"heads names {len(heads)} tasks, expected {count}, one a sample")
+    return np.array([tasks.index(task) for task in heads], np.int64)
+
+
+def _names(module: nn.Module, vectors: list[TaskVector]) -> dict[str, str]:
+    """Returns the module's name of each unit. Raises: InputError where it has none, or one of another shape."""
+    shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
+    own, names = module.state_dict(), names_inside(module, list(shapes))
+    for name, shape in shapes.items():
+        if name not in names:
+            raise InputError(f"the module has no parameter '{name}', which the zoo's tasks change")
+        found = list(own[names[name]].shape)
+        if found != list(shape):
+            raise InputError(
+                f"the module's parameter '{names[name]}' has the shape {found}, the zoo's tasks change one "
+                f"of shape {list(shape)}"
+            )
+    return names

@@ -1,0 +1,64 @@
+"""The fused engine: one pass for the whole batch, the tasks' parts added layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexswitch.merging.replica import replica
+from flexswitch.merging.switching.heads import Head, install_heads
+from flexswitch.merging.switching.layers import Switch, is_linear, is_turned, switched_forward
+from flexswitch.merging.switching.row_plan import Plans, RowPlan
+
+
+class Fused:
+    """A module that answers each row of a batch under its own weights; the base's are never changed.
+
+    products: the units that inputs are multiplied by, product_entries: how many entries they have; turned: those
+    of them whose layers multiply by the transpose. Serves several threads at a time.
+    """
+
+    def __init__(
+        self, module: nn.Module, names: Mapping[str, str], heads: Mapping[str, Sequence[Head]]
+    ) -> None:
+        """names: unit → the module's name for it; heads: the module's name of a layer → its heads, one a task."""
+        self._plans = Plans()
+        self.module = replica(module)
+        state = self.module.state_dict(keep_vars=True)
+        unit_of = {id(state[inside]): unit for unit, inside in names.items()}  # a tied tensor has several names
+        switches = [
+            Switch(name, owner, _units(owner, unit_of), self._plans)
+            for name, owner in self.module.named_modules()
+            if any(id(tensor) in unit_of for tensor in _tensors(owner, recurse=False).values())
+        ]
+        matrices = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.units]
+        self.products = {switch.units["weight"] for switch in matrices}
+        self.turned = {switch.units["weight"] for switch in matrices if is_turned(switch.module)}
+        self.product_entries = sum(switch.module.weight.numel() for switch in matrices)
+        for switch in switches:
+            switch.module.forward = switched_forward(switch)
+        install_heads(self.module, heads, self._plans)
+
+    def answer(self, batch: Any, plan: RowPlan) -> Any:
+        """Returns the module's output for a batch, each row under its weights and head."""
+        with self._plans.following(plan if plan.count else None):
+            return self.module(batch) if isinstance(batch, Tensor) else self.module(**batch)
+
+    def generate(self, batch: Mapping[str, Tensor], plan: RowPlan, **options: Any) -> Any:
+        """Returns what the module's own `generate` does, each sequence under its row's weights throughout."""
+        module: Any = self.module
+        with self._plans.following(plan):
+            return module.generate(**batch, **options)
+
+
+def _units(owner: nn.Module, unit_of: Mapping[int, str]) -> dict[str, str]:
+    """Returns the unit of each tensor in a module and below it that has one."""
+    tensors = _tensors(owner, recurse=True)
+    return {name: unit_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in unit_of}
+
+
+def _tensors(owner: nn.Module, recurse: bool) -> dict[str, Tensor]:
+    return {
+        **dict(owner.named_parameters(recurse=recurse, remove_duplicate=False)),
+        **dict(owner.named_buffers(recurse=recurse, remove_duplicate=False)),
+    }

@@ -1,0 +1,83 @@
+"""Heads that differ from row to row: the tasks' own linear layers, stored raw beside their vectors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.loading import names_inside
+from flexswitch.merging.switching.row_plan import Plans
+from flexswitch.merging.task_vector import TaskVector, to_torch
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """One task's linear layer. weight: (class, in), bias: (class,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def read_heads(module: nn.Module, vectors: Sequence[TaskVector]) -> dict[str, list[Head]]:
+    """Returns the heads that tasks keep for themselves, by the module's name of the layer, one a task.
+
+    Tensors that the module lacks are left out. Raises: InputError where a layer is not linear, or a task has none.
+    """
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    for number, vector in enumerate(vectors):
+        for name, inside in names_inside(module, [*vector.units, *vector.extras]).items():
+            if name not in vector.extras:
+                continue
+            layer, _, parameter = inside.rpartition(".")
+            owner = module.get_submodule(layer)
+            if type(owner) is not nn.Linear:
+                raise InputError(
+                    f"{vector.source}: its own tensor '{name}' belongs to the module's '{layer}', a "
+                    f"{type(owner).__name__}; only linear heads can differ from row to row: give heads=False"
+                )
+            own = found.setdefault(layer, [{} for _ in vectors])
+            tensor = to_torch(vector.extra(name))
+            own[number][parameter] = tensor.to(owner.weight.device, owner.weight.dtype)
+    for layer, tensors in found.items():
+        for vector, own in zip(vectors, tensors, strict=True):
+            if "weight" not in own:
+                raise InputError(
+                    f"{vector.source}: has no head '{layer}' of its own, as other tasks have; give heads=False"
+                )
+    return {
+        layer: [Head(own["weight"], own.get("bias")) for own in tensors] for layer, tensors in found.items()
+    }
+
+
+def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans: Plans) -> None:
+    """Makes a module's layers answer each row under its plan's head.
+
+    Where heads have different numbers of classes, rows of the smaller ones end in -inf.
+    """
+    for layer, tasks in heads.items():
+        owner: Any = module.get_submodule(layer)
+        owner.forward = _head_forward(owner.forward, tasks, plans, layer)
+
+
+def _head_forward(original: Any, tasks: Sequence[Head], plans: Plans, name: str) -> Any:
+    width = max(len(head.weight) for head in tasks)
+
+    def forward(inputs: Tensor) -> Tensor:
+        plan = plans.current
+        if plan is None or plan.heads is None:
+            return original(inputs)
+        plan.each(len(inputs), name)
+        rows = inputs.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, in)
+        out = rows.new_full((*rows.shape[:2], width), -torch.inf)
+        for task in np.unique(plan.heads):
+            own = torch.from_numpy(np.flatnonzero(plan.heads == task)).to(rows.device)
+            head = tasks[task]
+            out[own, :, : len(head.weight)] = functional.linear(rows[own], head.weight, head.bias)
+        return out.view(*inputs.shape[:-1], width)
+
+    return forward

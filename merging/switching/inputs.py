@@ -1,0 +1,81 @@
+"""A layer's inputs as the tasks' products take them; what is made of them once serves all tasks."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.switching.threads import in_parts
+
+Digits = NDArray[np.int8]
+
+
+class Inputs:
+    """values: (token, column) float32, contiguous."""
+
+    def __init__(self, values: FloatArray) -> None:
+        self.values = values
+        self._digits: dict[int, tuple[Digits, FloatArray]] = {}
+
+    def digits(self, count: int) -> tuple[Digits, FloatArray]:
+        """Returns values as whole numbers of `count` bytes, (byte, token, column), the highest byte first.
+
+        Beside them what one counts, (token,): a token's largest magnitude over the largest such number.
+        """
+        if count not in self._digits:
+            digits = np.empty((count, *self.values.shape), np.int8)
+            units = np.empty(len(self.values), np.float32)
+            patterns = self.values.view(np.int32)
+            split = _split_in_two if count == 2 else _split_in_three
+            in_parts(
+                lambda start, stop: split(self.values, patterns, digits, units, start, stop),
+                len(self.values),
+                digits.size,
+            )
+            self._digits[count] = digits, units
+        return self._digits[count]
+
+
+@compiled
+def _split_in_two(
+    values: FloatArray, patterns: NDArray[np.int32], digits: Digits, units: FloatArray, first: int, last: int
+) -> None:
+    for token in range(first, last):
+        peak = _peak(patterns[token])
+        units[token] = peak / np.float32(127 << 8)
+        turns = np.float32(127 << 8) / peak if peak > 0 else np.float32(0)
+        line, high, low = values[token], digits[0, token], digits[1, token]
+        for column in range(line.size):
+            whole = np.int32(np.rint(line[column] * turns))
+            upper = (whole + np.int32(128)) >> np.int32(8)
+            high[column] = np.int8(upper)
+            low[column] = np.int8(whole - (upper << np.int32(8)))
+
+
+@compiled
+def _split_in_three(
+    values: FloatArray, patterns: NDArray[np.int32], digits: Digits, units: FloatArray, first: int, last: int
+) -> None:
+    for token in range(first, last):
+        peak = _peak(patterns[token])
+        units[token] = peak / np.float32(127 << 16)
+        turns = np.float32(127 << 16) / peak if peak > 0 else np.float32(0)
+        line, high, middle, low = values[token], digits[0, token], digits[1, token], digits[2, token]
+        for column in range(line.size):
+            whole = np.int32(np.rint(line[column] * turns))
+            rest = (whole + np.int32(128)) >> np.int32(8)
+            low[column] = np.int8(whole - (rest << np.int32(8)))
+            upper = (rest + np.int32(128)) >> np.int32(8)
+            middle[column] = np.int8(rest - (upper << np.int32(8)))
+            high[column] = np.int8(upper)
+
+
+@compiled
+def _peak(patterns: NDArray[np.int32]) -> Any:
+    """Returns the largest magnitude: of patterns without their signs, the largest is that of the largest float."""
+    largest = np.int32(0)
+    for index in range(patterns.size):
+        largest = max(largest, patterns[index] & np.int32(0x7FFFFFFF))
+    return np.int32(largest).view(np.float32)

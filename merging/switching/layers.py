@@ -1,0 +1,145 @@
+"""The layers of a switched module: each answers every row of a batch under that row's own weights.
+
+A layer's base product is computed once for the whole batch, and the tasks' parts are added to it. A module of
+none of the known kinds runs once for each different weight vector of the batch, on its rows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from flexswitch.merging.switching.additions import add_embeddings, add_products
+from flexswitch.merging.switching.row_plan import Plans, RowPlan
+from flexswitch.merging.switching.rows import join_rows, take_rows
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A module whose weights tasks change. units: its parameter → unit; name: for messages."""
+
+    name: str
+    module: Any
+    units: Mapping[str, str]
+    plans: Plans
+
+    def plan(self) -> RowPlan | None:
+        """Returns the plan of the batch at hand where one of its tasks changes this module."""
+        plan = self.plans.current
+        if plan is None or not any(unit in task.units for task in plan.tasks for unit in self.units.values()):
+            return None
+        return plan
+
+
+def switched_forward(switch: Switch) -> Forward:
+    """Returns what answers for a module, chosen by its very type: a subclass may compute anything."""
+    kind = type(switch.module)
+    if is_linear(switch.module):
+        return _linear(switch)
+    if kind is nn.Embedding and switch.module.max_norm is None:  # with one it changes its own weights
+        return _embedding(switch)
+    if kind is nn.LayerNorm and len(switch.module.normalized_shape) == 1:
+        return _norm(switch)
+    return _other(switch)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Returns whether a module multiplies by a matrix, or its transpose, and adds a bias."""
+    return type(module) is nn.Linear or is_turned(module)
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Returns whether a module multiplies by its weight's rows, (in, out), as transformers' Conv1D does."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _linear(switch: Switch) -> Forward:
+    original = switch.module.forward
+
+    def forward(inputs: Tensor) -> Tensor:
+        plan = switch.plan()
+        if plan is None:
+            return original(inputs)
+        plan.each(len(inputs), switch.name)
+        out = original(inputs)
+        flat = out.view(-1, out.shape[-1])  # (token, out)
+        weight, bias = switch.units.get("weight"), switch.units.get("bias")
+        add_products(plan, weight, bias, inputs, flat, len(flat) // plan.count)
+        return out
+
+    return forward
+
+
+def _embedding(switch: Switch) -> Forward:
+    original = switch.module.forward
+
+    def forward(ids: Tensor) -> Tensor:
+        plan, out = switch.plan(), original(ids)
+        if plan is None:
+            return out
+        if len(ids) == 1 < plan.count:  # the same for all rows, as positions are
+            ids, out = (part.expand(plan.count, *part.shape[1:]).contiguous() for part in (ids, out))
+        plan.each(len(ids), switch.name)
+        flat = ids.reshape(-1)  # (token,)
+        table = out.view(len(flat), -1)
+        add_embeddings(plan, switch.units["weight"], flat, table, len(flat) // plan.count)
+        return out
+
+    return forward
+
+
+def _norm(switch: Switch) -> Forward:
+    module, original = switch.module, switch.module.forward
+
+    def forward(inputs: Tensor) -> Tensor:
+        plan = switch.plan()
+        if plan is None:
+            return original(inputs)
+        plan.each(len(inputs), switch.name)
+        normal = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
+        normal = normal.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, entry)
+        gain, shift = _of_rows(switch, plan, "weight"), _of_rows(switch, plan, "bias")
+        out = normal * gain if shift is None else torch.addcmul(shift, normal, gain)
+        return out.view(inputs.shape)
+
+    return forward
+
+
+def _of_rows(switch: Switch, plan: RowPlan, name: str) -> Tensor | None:
+    """Returns a vector of parameters for each row, (row, 1, entry), or one for all, (entry,)."""
+    own: Tensor | None = getattr(switch.module, name)
+    return plan.mixed(switch.units[name], own)[:, None] if name in switch.units and own is not None else own
+
+
+def _other(switch: Switch) -> Forward:
+    """Its parameters are swapped while it runs, so only one thread at a time is in there."""
+    module, original, lock = switch.module, switch.module.forward, RLock()
+    base = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        plan = switch.plan()
+        with lock:
+            if plan is None:
+                return original(*inputs, **options)
+            tensors = [part for part in (*inputs, *options.values()) if isinstance(part, Tensor) and part.dim()]
+            length = max((len(part) for part in tensors), default=0)
+            each = plan.each(length, switch.name)
+            outputs, rows = [], []
+            with switch.plans.following(None):
+                for number in range(len(plan.vectors)):
+                    own = np.flatnonzero(plan.vector_of == number)
+                    rows.append(torch.from_numpy((own[:, None] * each + np.arange(each)).reshape(-1)))
+                    state = {name: plan.weights(number, unit, base[name]) for name, unit in switch.units.items()}
+                    given = take_rows((inputs, options), rows[-1], length)
+                    outputs.append(functional_call(module, state, *given))
+        return join_rows(outputs, torch.argsort(torch.cat(rows)))
+
+    return forward

@@ -1,0 +1,132 @@
+"""Which tasks answer which rows of a batch, as the layers of a switched module see it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import local
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.sparse_rows import Ids
+from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.unit_forms import TaskUnit
+
+
+@dataclass(eq=False)
+class TaskRows:
+    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32.
+
+    marks: (row, token) of the whole batch, False for padding, or None.
+    """
+
+    units: Mapping[str, TaskUnit]
+    rows: Ids
+    factors: FloatArray
+    marks: NDArray[np.bool_] | None = None
+    _tokens: tuple[int, Ids, FloatArray] | None = None
+
+    def tokens(self, each: int) -> tuple[Ids, FloatArray]:
+        """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out."""
+        if self._tokens is None or self._tokens[0] != each:
+            places = self.rows[:, None] * each + np.arange(each)  # (row, token)
+            factors = np.broadcast_to(self.factors[:, None], places.shape)
+            if self.marks is not None and self.marks.shape[1] == each:
+                own = self.marks[self.rows]
+                places, factors = places[own], factors[own]
+            self._tokens = each, places.reshape(-1), np.ascontiguousarray(factors.reshape(-1))
+        return self._tokens[1:]
+
+
+@dataclass(eq=False)
+class RowPlan:
+    """A batch's rows: how many, the tasks in play, and whose head answers each.
+
+    vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which of
+    them a row has; heads: (row,), a task's number, or None where the module keeps its own.
+    """
+
+    count: int
+    tasks: Sequence[TaskRows]
+    vectors: FloatArray
+    vector_of: Ids
+    heads: Ids | None = None
+    _inputs: tuple[Tensor, int, Inputs] | None = None
+
+    def inputs(self, given: Tensor) -> Inputs:
+        """Returns a layer's inputs, (token, column), as products take them.
+
+        What was made of them is used again where the next layer is given the same tensor, unchanged.
+        """
+        if self._inputs is None or self._inputs[0] is not given or self._inputs[1] != given._version:
+            flat = given.reshape(-1, given.shape[-1]).to(torch.float32).contiguous()
+            self._inputs = given, given._version, Inputs(flat.numpy())
+        return self._inputs[2]
+
+    def each(self, length: int, name: str) -> int:
+        """Returns how many entries of a first dimension each row has. Raises: InputError where they don't fit."""
+        if length % self.count:
+            raise InputError(
+                f"the module '{name}' is given a first dimension of {length}, which is no multiple of the "
+                f"batch's {self.count} rows; rows can't be told apart there: use engine='grouped'"
+            )
+        return length // self.count
+
+    def mixed(self, unit: str, base: Tensor) -> Tensor:
+        """Returns base + λ Σ w τ of a one-dimensional unit for each row, (row, entry), in the base's dtype."""
+        total = np.zeros((self.count, base.numel()), np.float32)
+        for task in self.tasks:
+            if unit in task.units:
+                total[task.rows] += task.factors[:, None] * task.units[unit].dense().view(-1).numpy()
+        return _rounded_sum(base, torch.from_numpy(total))
+
+    def weights(self, number: int, unit: str, base: Tensor) -> Tensor:
+        """Returns base + λ Σ w τ of a unit under one of the weight vectors, in the base's shape and dtype."""
+        total = torch.zeros(base.numel())
+        row = int(np.flatnonzero(self.vector_of == number)[0])
+        for task in self.tasks:
+            if unit in task.units and row in task.rows:
+                factor = float(task.factors[np.searchsorted(task.rows, row)])
+                total.add_(task.units[unit].dense().view(-1), alpha=factor)
+        return _rounded_sum(base, total.view(base.shape))
+
+
+def _rounded_sum(base: Tensor, delta: Tensor) -> Tensor:
+    """Returns base + delta, computed in float32 or wider and rounded once to the base's dtype."""
+    return (base.to(torch.promote_types(base.dtype, torch.float32)) + delta.to(base.device)).to(base.dtype)
+
+
+class Plans(local):
+    """The plan of the batch that this thread's module is answering, if any."""
+
+    current: RowPlan | None = None
+
+    @contextmanager
+    def following(self, plan: RowPlan | None) -> Iterator[None]:
+        """Makes the module's layers follow a plan in this thread for as long as it lasts."""
+        before, self.current = self.current, plan
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+def row_plan(
+    weights: FloatArray, units: TaskUnits, heads: Ids | None, marks: NDArray[np.bool_] | None
+) -> RowPlan:
+    """Returns the plan of a batch.
+
+    weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; marks: (row, token), False for
+    padding, or None.
+    """
+    vectors, vector_of = np.unique(weights, axis=0, return_inverse=True)
+    tasks = []
+    for task in np.flatnonzero((weights != 0).any(0)):
+        rows = np.flatnonzero(weights[:, task])
+        tasks.append(TaskRows(units[int(task)], rows, np.ascontiguousarray(weights[rows, task]), marks))
+    return RowPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads)

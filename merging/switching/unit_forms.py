@@ -1,0 +1,187 @@
+"""The forms of a unit's delta in memory, and which one a unit gets.
+
+Few entries a row are kept as such; many as one byte each where their levels are small whole numbers; what is
+left as float32. Density and levels alone decide, never a clock.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.sparse import FloatArray, level_table, level_values
+from flexswitch.merging.switching.dense_codes import LARGEST_CODE, Codes, DenseCodes, digits_for
+from flexswitch.merging.switching.dense_values import DenseValues
+from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+
+# Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse one,
+# at the second a product of all values.
+_SPARSE_BESIDE_CODES = 0.08
+_SPARSE_BESIDE_VALUES = 0.3
+
+
+class TaskUnit(Protocol):
+    """One unit's delta τ as a matrix: the first dimension by all others."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+
+    def dense(self) -> Tensor:
+        """Returns the delta, (row, column) float32."""
+
+    def add_to(self, weights: FloatArray, factor: float) -> None:
+        """Adds factor · τ to (row, column) weights in place."""
+
+    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
+        """Puts the base's values wherever `add_to` may have changed one."""
+
+    def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
+        """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column).
+
+        places: (entry,), each once; factors: (entry,) float32.
+        """
+
+    def add_product(
+        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+    ) -> None:
+        """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
+
+        inputs: (token, column), shift: (row,), out: (token, row).
+        """
+
+
+class _Entries(NamedTuple):
+    """A unit's kept entries. places: (kept,), rising; values: (kept,); codes: (kept,), or None without.
+
+    table: (256,), the value of code c at c + 128.
+    """
+
+    places: Ids
+    values: FloatArray
+    codes: Codes | None = None
+    table: FloatArray | None = None
+    step: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """A unit whose layer multiplies by its transpose, (in, out): kept as (out, in)."""
+
+    inner: TaskUnit
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        columns, rows = self.inner.shape
+        return rows, columns
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.inner.nbytes
+
+    def dense(self) -> Tensor:
+        """Returns the delta, (row, column) float32."""
+        return self.inner.dense().t()
+
+    def add_to(self, weights: FloatArray, factor: float) -> None:
+        """Adds factor · τ to (row, column) weights in place."""
+        self.inner.add_to(weights.T, factor)
+
+    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
+        """Puts the base's values wherever `add_to` may have changed one."""
+        self.inner.take_back(weights.T, base.T)
+
+    def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
+        """Raises: TypeError: no table of embeddings is kept transposed."""
+        raise TypeError("a transposed unit has no rows to look up")
+
+    def add_product(
+        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+    ) -> None:
+        """Adds factors[i] · (τᵀ·x + shift) to out[places[i]] for x = inputs[places[i]]."""
+        self.inner.add_product(inputs, places, factors, shift, out)
+
+
+def unit_form(vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0) -> TaskUnit:
+    """Returns a unit's delta in its form; `turned` says that its layer multiplies by the transpose.
+
+    base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector is
+    kept as values: there is little to save. Raises: DecodeError.
+    """
+    shape = vector.units[unit].shape
+    rows = shape[0] if len(shape) > 1 else 1
+    matrix = (rows, vector.units[unit].entries // max(1, rows))
+    entries = _coded(vector, unit) if isinstance(vector, ArtifactVector) else _plain(vector, unit)
+    if len(shape) < 2:
+        return DenseValues(_spread(entries.places, entries.values, matrix, False))
+    made = _matrix_form(entries, matrix, turned, base_size)
+    return Turned(made) if turned else made
+
+
+def _matrix_form(entries: "_Entries", matrix: tuple[int, int], turned: bool, base_size: float) -> TaskUnit:
+    density = len(entries.places) / max(1, matrix[0] * matrix[1])
+    if density <= (_SPARSE_BESIDE_VALUES if entries.codes is None else _SPARSE_BESIDE_CODES):
+        return _sparse_rows(entries, matrix, turned)
+    if entries.codes is None or entries.table is None:
+        return DenseValues(_spread(entries.places, entries.values, matrix, turned))
+    codes = _spread(entries.places, entries.codes, matrix, turned)
+    size = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
+    return DenseCodes(codes, entries.table, entries.step, digits_for(size, base_size))
+
+
+def _plain(vector: TaskVector, unit: str) -> _Entries:
+    whole = np.concatenate([np.empty(0, np.float32), *vector.blocks(unit)])
+    places = np.flatnonzero(whole)
+    return _Entries(places, whole[places])
+
+
+def _coded(vector: ArtifactVector, unit: str) -> _Entries:
+    record = vector.artifact.header.tensors[unit]
+    blocks = list(vector.artifact.entries(unit))
+    places = [start + each.astype(np.int64) for start, each, _ in blocks]
+    levels = np.concatenate([each for _, _, each in blocks]) if blocks else np.empty(0, np.uint8)
+    values = level_values(levels, record.bits, record.scale, record.zero)
+    flat = np.concatenate([np.empty(0, np.int64), *places])
+    codes = _codes_of_levels(record.bits, record.zero)
+    if codes is None:
+        return _Entries(flat, values)
+    table = np.zeros(256, np.float32)
+    table[codes.astype(np.int64) + 128] = level_table(record.bits, record.scale, record.zero)
+    table[128] = 0
+    step = record.scale if record.zero is not None else record.scale / max(1, (1 << record.bits) - 1)
+    return _Entries(flat, values, codes[levels], table, step)
+
+
+def _codes_of_levels(bits: int, zero: int | None) -> Codes | None:
+    """Returns each level's value over the step, a whole number, (2^bits,); None where one takes no byte."""
+    if bits > 8:
+        return None
+    steps = (1 << bits) - 1
+    codes = 2 * np.arange(steps + 1) - steps if zero is None else np.arange(steps + 1) - zero
+    return codes.astype(np.int8) if np.abs(codes).max() <= LARGEST_CODE else None
+
+
+def _sparse_rows(entries: _Entries, matrix: tuple[int, int], turned: bool) -> SparseRows:
+    rows, columns = np.divmod(entries.places, max(1, matrix[1]))
+    values = entries.values
+    if turned:
+        order = np.argsort(columns, kind="stable")
+        rows, columns, values, matrix = columns[order], rows[order], values[order], matrix[::-1]
+    starts = np.searchsorted(rows, np.arange(matrix[0] + 1))
+    return SparseRows(matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values)
+
+
+def _spread(places: Ids, found: NDArray[Any], matrix: tuple[int, int], turned: bool) -> NDArray[Any]:
+    whole = np.zeros(matrix, found.dtype)
+    whole.reshape(-1)[places] = found
+    return np.ascontiguousarray(whole.T) if turned else whole
