@@ -12,8 +12,8 @@ from torch import nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import open_zoo
-from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vector import restore
+from flexswitch.merging.switching.switched_model import ENGINES, SwitchedModel
+from flexswitch.merging.task_vector import delta_tensor, restore
 
 VOCABULARY, HIDDEN, OUT = 7, 5, 3
 
@@ -83,16 +83,24 @@ def cases(draw):
     some = draw(st.lists(share_row, min_size=1, max_size=3))  # rows draw from these, so that some are equal
     picked = [draw(st.sampled_from(some)) for _ in range(rows)]
     seed, lambda_ = draw(st.integers(0, 1000)), draw(st.sampled_from([1.0, 0.3, -0.5]))
-    return seed, torch.tensor(picked), lambda_, draw(st.booleans()), draw(st.permutations(range(rows)))
+    engine = draw(st.sampled_from(ENGINES))
+    return (
+        seed,
+        torch.tensor(picked),
+        lambda_,
+        draw(st.booleans()),
+        draw(st.permutations(range(rows))),
+        engine,
+    )
 
 
 @settings(deadline=None, max_examples=60)
 @given(case=cases())
 def test_each_row_is_answered_under_its_own_weights_whatever_else_is_in_the_batch(case):
-    seed, weights, lambda_, as_dict, order = case
+    seed, weights, lambda_, as_dict, order, engine = case
     net = make_net(seed)
     states, vectors = make_tasks(net, weights.shape[1])
-    model = SwitchedModel(net, vectors, lambda_=lambda_)
+    model = SwitchedModel(net, vectors, lambda_=lambda_, engine=engine)
     inputs = {"tokens": tokens_for(seed, len(weights))}
     if as_dict:
         inputs["gain"] = torch.linspace(0.5, 2, len(weights))[:, None].expand(-1, HIDDEN)
@@ -248,30 +256,37 @@ def test_one_task_of_weight_one_answers_as_the_restored_model(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_a_half_precision_module_answers_in_its_own_type(dtype, atol):
+@pytest.mark.parametrize("engine", ["fused", "grouped"])
+def test_a_half_precision_module_answers_in_its_own_type(dtype, atol, engine):
     net = make_net(0, dtype)
     states, vectors = make_tasks(net, 3)
     weights, tokens = torch.rand(5, 3), tokens_for(0, 5)
-    model = SwitchedModel(net, vectors)
+    model = SwitchedModel(net, vectors, engine=engine)
     found = model(tokens, weights=weights)
     assert found.dtype == dtype
     assert_row_contract(net, states, found, weights, atol=atol, tokens=tokens)
-    mixed = model._mixture.weights(weights[0].tolist())
+    wide = net.state_dict()
+    for share, vector in zip(weights[0].tolist(), vectors.values(), strict=True):
+        wide = {
+            name: tensor.float() + share * delta_tensor(vector, name) if name in vector.units else tensor
+            for name, tensor in wide.items()
+        }
     alone = TinyNet().to(dtype)
-    alone.load_state_dict({name: tensor.to(dtype) for name, tensor in mixed.items()}, strict=False)
+    alone.load_state_dict({name: tensor.to(net.state_dict()[name].dtype) for name, tensor in wide.items()})
     torch.testing.assert_close(found[0], alone(tokens[:1])[0], rtol=0, atol=atol)
 
 
-def test_a_tiny_cache_gives_the_same_answers():
+@pytest.mark.parametrize("engine", ["fused", "grouped"])
+def test_a_tiny_cache_gives_the_same_answers(engine):
     net = make_net(0)
     states, vectors = make_tasks(net, 4)
     weights, tokens = torch.rand(6, 4).round(decimals=1), tokens_for(0, 6)
-    model = SwitchedModel(net, vectors)
-    expected = model(tokens, weights=weights)
-    model._mixture._cache_bytes = 1
-    model._mixture._deltas.clear()
-    assert torch.equal(model(tokens, weights=weights), expected)
-    assert len(model._mixture._deltas) == 1
+    expected = SwitchedModel(net, vectors, engine=engine)(tokens, weights=weights)
+    tight = SwitchedModel(net, vectors, engine=engine, cache_bytes=1)
+    assert torch.equal(tight(tokens, weights=weights), expected)
+    assert torch.equal(tight(tokens, weights=weights), expected)
+    assert len(tight._loaded.units._kept) == 1
+    assert len(tight._loaded.grouped._holders) == (engine == "grouped")
     assert_row_contract(net, states, expected, weights, tokens=tokens)
 
 
@@ -341,8 +356,9 @@ def test_a_transformers_model_answers_with_its_own_kind_of_output(toy):
         alone.load_state_dict({name: state[name] for name in alone.state_dict()})
         with torch.no_grad():
             expected = alone(**{name: tensor[row : row + 1] for name, tensor in batch.items()})
+        real = batch["attention_mask"][row] == 1
         torch.testing.assert_close(
-            found.last_hidden_state[row], expected.last_hidden_state[0], rtol=1e-4, atol=1e-4
+            found.last_hidden_state[row, real], expected.last_hidden_state[0, real], rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(found.pooler_output[row], expected.pooler_output[0], rtol=1e-4, atol=1e-4)
 
@@ -373,4 +389,5 @@ def test_the_units_of_an_encoder_are_found_inside_a_classifier(toy):
     zoo = open_zoo(toy.zoo)
     module = BertForSequenceClassification.from_pretrained(toy.finetuned["birds"]).eval()
     model = SwitchedModel(module, {"birds": zoo["birds"]})
-    assert model._names == {name: f"bert.{name}" for name in zoo["birds"].header.tensors}
+    batch = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    assert not torch.allclose(model(batch, weights=torch.ones(2, 1)).logits, module(**batch).logits)

@@ -6,7 +6,6 @@ Sums are those of float32, or float64, whatever the module's dtype; the output i
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,27 +17,28 @@ _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 def add_products(
     plan: RowPlan, weight: str | None, bias: str | None, inputs: Tensor, out: Tensor, each: int
 ) -> None:
-    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, where it has them.
+    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, where it has
+    them.
 
     inputs: (…, in), out: (token, out) and contiguous, `each` tokens a row.
     """
     with _summed(out) as total:
         for task in plan.tasks:
-            shift = np.zeros(out.shape[1], np.float32)
-            if bias in task.units:
-                shift = task.units[bias].dense().view(-1).numpy()
+            matrix, vector = (task.units.get(unit or "") for unit in (weight, bias))
+            if matrix is None and vector is None:
+                continue
+            shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
             places, factors = task.tokens(each)
-            if weight in task.units and _is_compiled(out):
-                given = plan.inputs(inputs)
-                task.units[weight].add_product(given, places, factors, shift, total.numpy())
-            elif weight in task.units or bias in task.units:
-                parts = (torch.from_numpy(part).to(out.device) for part in (places, factors, shift))
-                where, shares, added = parts
-                if weight in task.units:
-                    delta = task.units[weight].dense().to(out.device, inputs.dtype)
-                    product = torch.nn.functional.linear(inputs.reshape(-1, inputs.shape[-1])[where], delta)
-                    added = product.to(total.dtype) + added
-                total.index_add_(0, where, added * shares[:, None])
+            if matrix is not None and _is_compiled(out):
+                matrix.add_product(plan.inputs(inputs), places, factors, shift.numpy(), total.numpy())
+                continue
+            where, shares = (torch.from_numpy(part).to(out.device) for part in (places, factors))
+            added = shift.to(total)
+            if matrix is not None:
+                delta = matrix.dense().to(out.device, inputs.dtype)
+                product = torch.nn.functional.linear(inputs.reshape(-1, inputs.shape[-1])[where], delta)
+                added = product.to(total.dtype) + added
+            total.index_add_(0, where, added * shares[:, None])
 
 
 def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int) -> None:

@@ -20,8 +20,8 @@ class Costs:
     """Times over that of one weight's product with one more token of a large batch.
 
     kept: of a kept entry of sparse rows; code, value: of an entry kept as a byte, as a value; task: of what a
-    weight costs for a task in play, however few its rows; group: the same for a group of equal weights; turn: of a
-    weight that is changed from one mixture to the next.
+    weight costs for a task in play, however few its rows; group: the same for a group of equal weights; turn:
+    of a weight that is changed from one mixture to the next.
     """
 
     kept: float = 5.0
@@ -36,7 +36,7 @@ class Chooser:
     """Weighs the engines against each other. Weights that came up lately are taken to be held still."""
 
     def __init__(self, products: Set[str], weights: int, held: int, costs: Costs) -> None:
-        """products: the units that inputs are multiplied by; weights: their entries; held: mixtures that are kept."""
+        """products: the units that inputs are multiplied by; weights: their entries; held: mixtures kept."""
         self._products, self._weights, self._held, self._costs = products, weights, held, costs
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._lock = Lock()

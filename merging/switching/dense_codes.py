@@ -1,8 +1,8 @@
 """A unit's delta as one signed byte an entry times a step: for high densities.
 
 Products run in whole numbers: inputs are split into two or three bytes (inputs.py), and the products of bytes
-are summed exactly in 32 bits. So the error is that of rounding an input to 16 or 24 bits, and a token's result
-depends on nothing else in the batch.
+are summed exactly in 32 bits. So the error is that of rounding an input to 16 or 24 bits, and a token's
+result depends on nothing else in the batch.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SMALL = 1 / 16
 
 
 def digits_for(delta_size: float, base_size: float) -> int:
-    """Returns how many bytes inputs need, given the root mean squares of a delta and of the base's weights."""
+    """Returns how many bytes inputs need, by the root mean squares of a delta and of the base's weights."""
     return 2 if delta_size <= _SMALL * base_size else 3
 
 
@@ -90,7 +90,9 @@ class DenseCodes:
         flat = torch.from_numpy(taken).view(-1, self.shape[1])
         sums = torch._int_mm(flat, torch.from_numpy(self.codes).t()).view(self.digits, count, -1).numpy()
         steps = units[places] * np.float32(self.step)
-        in_parts(lambda start, stop: _join(sums, places, factors, steps, shift, out, start, stop), count, sums.size)
+        in_parts(
+            lambda start, stop: _join(sums, places, factors, steps, shift, out, start, stop), count, sums.size
+        )
 
 
 @compiled

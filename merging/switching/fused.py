@@ -14,18 +14,20 @@ from flexswitch.merging.switching.row_plan import Plans, RowPlan
 class Fused:
     """A module that answers each row of a batch under its own weights; the base's are never changed.
 
-    products: the units that inputs are multiplied by, product_entries: how many entries they have; turned: those
-    of them whose layers multiply by the transpose. Serves several threads at a time.
+    products: the units that inputs are multiplied by, product_entries: how many entries they have; turned:
+    those of them whose layers multiply by the transpose. Serves several threads at a time.
     """
 
     def __init__(
         self, module: nn.Module, names: Mapping[str, str], heads: Mapping[str, Sequence[Head]]
     ) -> None:
-        """names: unit → the module's name for it; heads: the module's name of a layer → its heads, one a task."""
+        """names: unit → the module's name for it; heads: a layer's name → its heads, one a task."""
         self._plans = Plans()
         self.module = replica(module)
         state = self.module.state_dict(keep_vars=True)
-        unit_of = {id(state[inside]): unit for unit, inside in names.items()}  # a tied tensor has several names
+        unit_of = {
+            id(state[inside]): unit for unit, inside in names.items()
+        }  # a tied tensor has several names
         switches = [
             Switch(name, owner, _units(owner, unit_of), self._plans)
             for name, owner in self.module.named_modules()

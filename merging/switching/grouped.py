@@ -1,8 +1,8 @@
 """The grouped engine: rows of equal weights are answered together, by a module that holds those weights.
 
-Such modules are kept, the least recently used being turned into the next: in place, what its tasks had changed
-is put back to the base's values and the new tasks' parts are added. So a weight is always the base's plus the
-same additions in the same order, whatever the module held before.
+Such modules are kept, the least recently used being turned into the next: in place, what its tasks had
+changed is put back to the base's values and the new tasks' parts are added. So a weight is always the base's
+plus the same additions in the same order, whatever the module held before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +99,10 @@ class Grouped:
 
     def _new_holder(self) -> _Holder:
         plans, module = Plans(), replica(self._module)
-        own = {id(tensor): tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in self._base.values()}
+        own = {
+            id(tensor): tensor.detach().clone(memory_format=torch.contiguous_format)
+            for tensor in self._base.values()
+        }
         for owner in module.modules():
             for name, parameter in list(owner.named_parameters(recurse=False)):
                 if id(parameter) in own:

@@ -1,6 +1,6 @@
 """Heads that differ from row to row: the tasks' own linear layers, stored raw beside their vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,12 @@ class Head:
 def read_heads(module: nn.Module, vectors: Sequence[TaskVector]) -> dict[str, list[Head]]:
     """Returns the heads that tasks keep for themselves, by the module's name of the layer, one a task.
 
-    Tensors that the module lacks are left out. Raises: InputError where a layer is not linear, or a task has none.
+    Tensors that the module lacks are left out. Raises: InputError where a layer is not linear, or a task has
+    none.
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
-        for name, inside in names_inside(module, [*vector.units, *vector.extras]).items():
-            if name not in vector.extras:
-                continue
+        for name, inside in names_inside(module, list(vector.extras)).items():
             layer, _, parameter = inside.rpartition(".")
             owner = module.get_submodule(layer)
             if type(owner) is not nn.Linear:
@@ -44,10 +43,11 @@ def read_heads(module: nn.Module, vectors: Sequence[TaskVector]) -> dict[str, li
             tensor = to_torch(vector.extra(name))
             own[number][parameter] = tensor.to(owner.weight.device, owner.weight.dtype)
     for layer, tensors in found.items():
-        for vector, own in zip(vectors, tensors, strict=True):
-            if "weight" not in own:
+        for vector, stored in zip(vectors, tensors, strict=True):
+            if "weight" not in stored:
                 raise InputError(
-                    f"{vector.source}: has no head '{layer}' of its own, as other tasks have; give heads=False"
+                    f"{vector.source}: has no head '{layer}' of its own, as other tasks have; "
+                    "give heads=False"
                 )
     return {
         layer: [Head(own["weight"], own.get("bias")) for own in tensors] for layer, tensors in found.items()
@@ -64,7 +64,7 @@ def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans:
         owner.forward = _head_forward(owner.forward, tasks, plans, layer)
 
 
-def _head_forward(original: Any, tasks: Sequence[Head], plans: Plans, name: str) -> Any:
+def _head_forward(original: Callable[..., Tensor], tasks: Sequence[Head], plans: Plans, name: str) -> Any:
     width = max(len(head.weight) for head in tasks)
 
     def forward(inputs: Tensor) -> Tensor:

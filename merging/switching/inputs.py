@@ -74,7 +74,7 @@ def _split_in_three(
 
 @compiled
 def _peak(patterns: NDArray[np.int32]) -> Any:
-    """Returns the largest magnitude: of patterns without their signs, the largest is that of the largest float."""
+    """Returns the largest magnitude: without signs, patterns are ordered as their floats are."""
     largest = np.int32(0)
     for index in range(patterns.size):
         largest = max(largest, patterns[index] & np.int32(0x7FFFFFFF))

@@ -62,7 +62,7 @@ def is_turned(module: nn.Module) -> bool:
 
 
 def _linear(switch: Switch) -> Forward:
-    original = switch.module.forward
+    original: Callable[..., Tensor] = switch.module.forward
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
@@ -79,7 +79,7 @@ def _linear(switch: Switch) -> Forward:
 
 
 def _embedding(switch: Switch) -> Forward:
-    original = switch.module.forward
+    original: Callable[..., Tensor] = switch.module.forward
 
     def forward(ids: Tensor) -> Tensor:
         plan, out = switch.plan(), original(ids)
@@ -97,7 +97,8 @@ def _embedding(switch: Switch) -> Forward:
 
 
 def _norm(switch: Switch) -> Forward:
-    module, original = switch.module, switch.module.forward
+    module: nn.LayerNorm = switch.module
+    original: Callable[..., Tensor] = module.forward
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
@@ -106,17 +107,18 @@ def _norm(switch: Switch) -> Forward:
         plan.each(len(inputs), switch.name)
         normal = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
         normal = normal.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, entry)
-        gain, shift = _of_rows(switch, plan, "weight"), _of_rows(switch, plan, "bias")
-        out = normal * gain if shift is None else torch.addcmul(shift, normal, gain)
-        return out.view(inputs.shape)
+        gain = _of_rows(switch, plan, "weight", module.weight)
+        if module.bias is None:
+            return (normal * gain).view(inputs.shape)
+        shift = _of_rows(switch, plan, "bias", module.bias)
+        return torch.addcmul(shift, normal, gain).view(inputs.shape)
 
     return forward
 
 
-def _of_rows(switch: Switch, plan: RowPlan, name: str) -> Tensor | None:
+def _of_rows(switch: Switch, plan: RowPlan, name: str, own: Tensor) -> Tensor:
     """Returns a vector of parameters for each row, (row, 1, entry), or one for all, (entry,)."""
-    own: Tensor | None = getattr(switch.module, name)
-    return plan.mixed(switch.units[name], own)[:, None] if name in switch.units and own is not None else own
+    return plan.mixed(switch.units[name], own)[:, None] if name in switch.units else own
 
 
 def _other(switch: Switch) -> Forward:
@@ -129,7 +131,9 @@ def _other(switch: Switch) -> Forward:
         with lock:
             if plan is None:
                 return original(*inputs, **options)
-            tensors = [part for part in (*inputs, *options.values()) if isinstance(part, Tensor) and part.dim()]
+            tensors = [
+                part for part in (*inputs, *options.values()) if isinstance(part, Tensor) and part.dim()
+            ]
             length = max((len(part) for part in tensors), default=0)
             each = plan.each(length, switch.name)
             outputs, rows = [], []
@@ -137,7 +141,9 @@ def _other(switch: Switch) -> Forward:
                 for number in range(len(plan.vectors)):
                     own = np.flatnonzero(plan.vector_of == number)
                     rows.append(torch.from_numpy((own[:, None] * each + np.arange(each)).reshape(-1)))
-                    state = {name: plan.weights(number, unit, base[name]) for name, unit in switch.units.items()}
+                    state = {
+                        name: plan.weights(number, unit, base[name]) for name, unit in switch.units.items()
+                    }
                     given = take_rows((inputs, options), rows[-1], length)
                     outputs.append(functional_call(module, state, *given))
         return join_rows(outputs, torch.argsort(torch.cat(rows)))

@@ -47,8 +47,8 @@ class TaskRows:
 class RowPlan:
     """A batch's rows: how many, the tasks in play, and whose head answers each.
 
-    vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which of
-    them a row has; heads: (row,), a task's number, or None where the module keeps its own.
+    vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which
+    of them a row has; heads: (row,), a task's number, or None where the module keeps its own.
     """
 
     count: int
@@ -69,7 +69,7 @@ class RowPlan:
         return self._inputs[2]
 
     def each(self, length: int, name: str) -> int:
-        """Returns how many entries of a first dimension each row has. Raises: InputError where they don't fit."""
+        """Returns how many of a first dimension belong to a row. Raises: InputError where that is no whole."""
         if length % self.count:
             raise InputError(
                 f"the module '{name}' is given a first dimension of {length}, which is no multiple of the "
@@ -78,7 +78,7 @@ class RowPlan:
         return length // self.count
 
     def mixed(self, unit: str, base: Tensor) -> Tensor:
-        """Returns base + λ Σ w τ of a one-dimensional unit for each row, (row, entry), in the base's dtype."""
+        """Returns base + λ Σ w τ of a vector for each row, (row, entry), in the base's dtype."""
         total = np.zeros((self.count, base.numel()), np.float32)
         for task in self.tasks:
             if unit in task.units:

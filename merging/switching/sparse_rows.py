@@ -67,18 +67,15 @@ class SparseRows:
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 
-        inputs: (token, column), shift: (row,), out: (token, row). Each token's sums run in the order of the columns.
+        inputs: (token, column), shift: (row,), out: (token, row). Each token's sums run in the order of the
+        columns.
         """
         blocks, work = -(-len(places) // _LANES), len(self.values) * len(places)
         arrays = (self.starts, self.columns, self.values, inputs.values, places, factors, shift, out)
         if blocks >= 2 * torch.get_num_threads():
-            in_parts(
-                lambda start, stop: _add_product(*arrays, 0, self.shape[0], start, stop), blocks, work
-            )
+            in_parts(lambda start, stop: _add_product(*arrays, 0, self.shape[0], start, stop), blocks, work)
         else:
-            in_parts(
-                lambda start, stop: _add_product(*arrays, start, stop, 0, blocks), self.shape[0], work
-            )
+            in_parts(lambda start, stop: _add_product(*arrays, start, stop, 0, blocks), self.shape[0], work)
 
 
 @compiled

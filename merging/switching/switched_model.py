@@ -47,10 +47,10 @@ class SwitchedModel(nn.Module):
     """Wraps a module that holds the base's weights; the module itself is left as it is.
 
     Row i of the output equals the forward pass of θ + λ Σ_k w_k(x_i) τ̂_k on row i alone, within the
-    dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has a
-    layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a head
-    with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask" (row, token),
-    nothing is promised. For inference: no gradients pass. It may be called from several
+    dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has
+    a layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a
+    head with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask"
+    (row, token), nothing is promised. For inference: no gradients pass. It may be called from several
     threads. Move the module to its device and dtype before it is wrapped.
     """
 
@@ -65,9 +65,9 @@ class SwitchedModel(nn.Module):
         cache_bytes: int = _CACHE_BYTES,
         costs: Costs = Costs(),  # noqa: B008  # frozen
     ) -> None:
-        """engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights together
-        by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the tasks' decoded
-        parts, and again of the grouped engine's modules.
+        """engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
+        together by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the
+        tasks' decoded parts, and again of the grouped engine's modules.
 
         Raises: InputError where the module lacks what the tasks change, or a head does not fit.
         """
@@ -87,8 +87,8 @@ class SwitchedModel(nn.Module):
     def refresh(self) -> None:
         """Reads the zoo's directory again, and takes over tasks that were added, changed or removed.
 
-        Batches that are being answered meanwhile see the zoo as it was. Raises: InputError where the tasks did not
-        come from a directory, ArtifactError.
+        Batches that are being answered meanwhile see the zoo as it was. Raises: InputError where the tasks
+        did not come from a directory, ArtifactError.
         """
         zoo = self._loaded.zoo
         if not isinstance(zoo, Zoo):
@@ -101,8 +101,8 @@ class SwitchedModel(nn.Module):
         """Returns the module's output; `weights` (sample, task) overrides the router's.
 
         batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
-        samples, in the output too. heads: a task's name for each sample. Raises: InputError without weights and
-        router, or on weights of another shape.
+        samples, in the output too. heads: a task's name for each sample. Raises: InputError without weights
+        and router, or on weights of another shape.
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads)
@@ -113,7 +113,8 @@ class SwitchedModel(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], weights: Tensor | None = None, **options: Any) -> Any:
-        """Returns what the module's `generate` does; each sequence keeps the weights of its prompt throughout.
+        """Returns what the module's `generate` does; each sequence keeps the weights of its prompt
+        throughout.
 
         batch: its prompts, as `generate` takes them by name; options: its other arguments.
         """
@@ -129,9 +130,7 @@ class SwitchedModel(nn.Module):
         heads = read_heads(self.module, vectors) if self._heads else {}
         fused = Fused(self.module, names, heads)
         state = self.module.state_dict()
-        sizes = {
-            unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()
-        }
+        sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
         units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes)
         grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
         chooser = Chooser(fused.products, fused.product_entries, grouped.most, self._costs)
@@ -174,7 +173,7 @@ def _marks(batch: Any) -> NDArray[np.bool_] | None:
 
 
 def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
-    """Returns the tasks' numbers. Raises: InputError on an unknown one, or where there is not one a sample."""
+    """Returns the tasks' numbers. Raises: InputError on an unknown one, or where it is not one a sample."""
     for task in heads:
         if task not in tasks:
             raise InputError(f"heads: {unknown_name('task', task, tasks)}")
@@ -184,7 +183,7 @@ def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
 
 
 def _names(module: nn.Module, vectors: list[TaskVector]) -> dict[str, str]:
-    """Returns the module's name of each unit. Raises: InputError where it has none, or one of another shape."""
+    """Returns the module's name of each unit. Raises: InputError where it has none of that shape."""
     shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
     own, names = module.state_dict(), names_inside(module, list(shapes))
     for name, shape in shapes.items():

@@ -11,8 +11,8 @@ from flexswitch.merging.task_vector import TaskVector
 class TaskUnits:
     """All tasks' units, decoded when they are first needed; the tasks used last stay while they fit.
 
-    base_sizes: the root mean square of the base's weights in each unit; turned: the units whose layers multiply by
-    the transpose. One task is kept whatever its size. May be asked from several threads.
+    base_sizes: the root mean square of the base's weights in each unit; turned: the units whose layers
+    multiply by the transpose. One task is kept whatever its size. May be asked from several threads.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
-# Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse one,
-# at the second a product of all values.
+# Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
+# one, at the second a product of all values.
 _SPARSE_BESIDE_CODES = 0.08
 _SPARSE_BESIDE_VALUES = 0.3
 
@@ -115,8 +115,8 @@ class Turned:
 def unit_form(vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0) -> TaskUnit:
     """Returns a unit's delta in its form; `turned` says that its layer multiplies by the transpose.
 
-    base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector is
-    kept as values: there is little to save. Raises: DecodeError.
+    base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector
+    is kept as values: there is little to save. Raises: DecodeError.
     """
     shape = vector.units[unit].shape
     rows = shape[0] if len(shape) > 1 else 1
@@ -132,7 +132,8 @@ def _matrix_form(entries: "_Entries", matrix: tuple[int, int], turned: bool, bas
     density = len(entries.places) / max(1, matrix[0] * matrix[1])
     if density <= (_SPARSE_BESIDE_VALUES if entries.codes is None else _SPARSE_BESIDE_CODES):
         return _sparse_rows(entries, matrix, turned)
-    if entries.codes is None or entries.table is None:
+    narrow = 1 in matrix  # torch's product of bytes is wrong over a single column (seen in 2.13)
+    if entries.codes is None or entries.table is None or narrow:
         return DenseValues(_spread(entries.places, entries.values, matrix, turned))
     codes = _spread(entries.places, entries.codes, matrix, turned)
     size = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
@@ -178,7 +179,9 @@ def _sparse_rows(entries: _Entries, matrix: tuple[int, int], turned: bool) -> Sp
         order = np.argsort(columns, kind="stable")
         rows, columns, values, matrix = columns[order], rows[order], values[order], matrix[::-1]
     starts = np.searchsorted(rows, np.arange(matrix[0] + 1))
-    return SparseRows(matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values)
+    return SparseRows(
+        matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values
+    )
 
 
 def _spread(places: Ids, found: NDArray[Any], matrix: tuple[int, int], turned: bool) -> NDArray[Any]:

@@ -1,0 +1,190 @@
+"""Layers of every kind inside a switched module against the module that holds the mixed weights."""
+
+import pytest
+import torch
+from checkpoints import memory_pair, message
+from tiny_models import changed_state
+from torch import nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.switching.switched_model import SwitchedModel
+
+ROWS, TASKS = 5, 3
+
+
+def switched(module, engine="fused", size=0.3):
+    """Returns the module wrapped with three tasks that change all of its weights, and their states."""
+    base = {
+        name: tensor.detach() for name, tensor in module.state_dict().items() if tensor.is_floating_point()
+    }
+    states = [changed_state(base, 10 + number, size) for number in range(TASKS)]
+    vectors = {f"task{number}": memory_pair(base, state) for number, state in enumerate(states)}
+    return SwitchedModel(module.eval(), vectors, engine=engine), base, states
+
+
+def weights_of(rows=ROWS):
+    weights = torch.tensor([[1.0, 0, 0], [0, 0.6, 0.4], [1, 0, 0], [0, 0, 0], [0.2, 0.3, 0.5]])
+    return weights[torch.arange(rows) % len(weights)]
+
+
+def mixed_answer(module, base, states, row, call):
+    """Returns what a call gives on the module that holds one row's mixed weights."""
+    own = {
+        name: tensor
+        + sum(share * (state[name] - tensor) for share, state in zip(row.tolist(), states, strict=True))
+        for name, tensor in base.items()
+    }
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict({**before, **own})
+    with torch.no_grad():
+        found = call(module)
+    module.load_state_dict(before)
+    return found
+
+
+def assert_rows(module, inputs, engine="fused", pick=lambda out: out):
+    model, base, states = switched(module, engine)
+    weights = weights_of(len(inputs))
+    found = pick(model(inputs, weights=weights))
+    for row in range(len(inputs)):
+        expected = pick(
+            mixed_answer(module, base, states, weights[row], lambda one, r=row: one(inputs[r : r + 1]))
+        )
+        torch.testing.assert_close(found[row], expected[0], rtol=1e-4, atol=1e-5)
+
+
+class Positions(nn.Module):
+    """A table that is asked once for all rows, and a parameter of the module itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+        self.positions = nn.Embedding(6, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        places = torch.arange(tokens.shape[1])[None]
+        return self.out(torch.tanh(self.table(tokens) + self.positions(places)))
+
+
+class OwnParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, 1, 4))
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, rows):
+        return self.inner(torch.cat([self.start.expand(len(rows), -1, -1), rows], 1))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, rows):
+        return self.attention(rows, rows, rows, need_weights=False)[0]
+
+
+def transformers_conv1d():
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    return nn.Sequential(Conv1D(7, 4), nn.GELU(), Conv1D(3, 7))
+
+
+MODULES = {
+    "linear": (lambda: nn.Linear(4, 3), torch.randn(ROWS, 4)),
+    "linear without bias, tokens": (lambda: nn.Linear(4, 3, bias=False), torch.randn(ROWS, 6, 4)),
+    "norm": (lambda: nn.LayerNorm(4), torch.randn(ROWS, 3, 4)),
+    "norm without bias": (lambda: nn.LayerNorm(4, bias=False), torch.randn(ROWS, 4)),
+    "norm over two dimensions": (lambda: nn.LayerNorm([3, 4]), torch.randn(ROWS, 3, 4)),
+    "embedding": (lambda: nn.Embedding(6, 4), torch.randint(6, (ROWS, 3))),
+    "embedding that rescales itself": (lambda: nn.Embedding(6, 4, max_norm=1.0), torch.randint(6, (ROWS, 3))),
+    "positions": (Positions, torch.randint(6, (ROWS, 3))),
+    "root mean square norm": (lambda: nn.RMSNorm(4), torch.randn(ROWS, 3, 4)),
+    "batch norm with its buffers": (lambda: nn.BatchNorm1d(4), torch.randn(ROWS, 4)),
+    "convolution": (lambda: nn.Conv2d(3, 2, 2), torch.randn(ROWS, 3, 4, 4)),
+    "parameter of its own": (OwnParameter, torch.randn(ROWS, 3, 4)),
+    "attention": (Attention, torch.randn(ROWS, 3, 4)),
+    "flattened between": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Flatten(0, 1), nn.Linear(4, 4), nn.Unflatten(0, (-1, 3))),
+        torch.randn(ROWS, 3, 4),
+    ),
+    "transformers' Conv1D": (transformers_conv1d, torch.randn(ROWS, 3, 4)),
+    "float64": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).double(),
+        torch.randn(ROWS, 3, 4).double(),
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["fused", "grouped"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_each_row_passes_a_layer_of_its_own(kind, engine):
+    torch.manual_seed(1)
+    make, inputs = MODULES[kind]
+    assert_rows(make(), inputs, engine)
+
+
+def test_rows_that_a_layer_does_not_see_first_are_refused_with_the_way_out():
+    module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
+    model, _, _ = switched(module)
+    assert message(InputError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
+        "the module '1' is given a first dimension of 3, which is no multiple of the batch's 2 rows; rows can't "
+        "be told apart there: use engine='grouped'"
+    )
+
+
+class OrderedTokens(nn.Module):
+    """Puts tokens before rows."""
+
+    def forward(self, rows):
+        return rows.transpose(0, 1)
+
+
+def test_an_input_that_is_changed_in_place_between_two_layers_is_read_again():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, rows):
+            rows = rows.clone()
+            first = self.one(rows)
+            rows += 1
+            return first + self.two(rows)
+
+    assert_rows(InPlace(), torch.randn(ROWS, 4))
+
+
+def test_padding_is_left_out_of_the_tasks_parts_and_all_else_is_as_without_it():
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 3))
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, tokens, attention_mask):
+            return self.inner(tokens)
+
+    model, _, _ = switched(Masked())
+    tokens, mask = torch.randint(6, (ROWS, 4)), torch.ones(ROWS, 4, dtype=torch.long)
+    mask[1:, 2:] = 0
+    whole = model({"tokens": tokens, "attention_mask": torch.ones_like(mask)}, weights=weights_of())
+    found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
+    assert torch.equal(found[mask == 1], whole[mask == 1])
+    assert torch.equal(found[0], whole[0])
+    with torch.no_grad():
+        assert torch.equal(found[1, 2:], module(tokens)[1, 2:])
+
+
+def test_it_runs_under_inference_mode_and_passes_no_gradients():
+    model, _, _ = switched(nn.Linear(4, 3))
+    rows = torch.randn(ROWS, 4)
+    plain = model(rows, weights=weights_of())
+    assert not plain.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(model(rows, weights=weights_of()), plain)
