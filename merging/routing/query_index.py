@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.routing.neighbour_search import NeighbourSearch
+from flexswitch.merging.routing.neighbour_search import Neighbours, NeighbourSearch
 from flexswitch.merging.routing.query_set import QuerySet
 from flexswitch.merging.routing.vote import check_vote, leading_tasks, votes
 
@@ -45,8 +45,8 @@ class QueryIndex:
     ) -> None:
         check_vote(vote)
         self.tasks = query_set.header.tasks
-        self._task_ids = query_set.task_ids
-        self._neighbours = neighbours
+        self.task_ids = query_set.task_ids
+        self.neighbours = neighbours
         self._vote = vote
         self._search = NeighbourSearch(query_set.features, device)
         self.far_from = _usual_distance(self._search)
@@ -62,8 +62,8 @@ class QueryIndex:
         queries = features.detach().float().cpu().numpy()
         if not np.isfinite(queries).all():
             raise InputError("the features of a sample are not finite; it has no nearest exemplar")
-        distances, positions = self._search.search(queries, self._neighbours)
-        nearest = self._task_ids[positions]  # (sample, neighbour)
+        distances, positions = self._search.search(queries, self.neighbours)
+        nearest = self.task_ids[positions]  # (sample, neighbour)
         weights = votes(distances, nearest, len(self.tasks), self._vote)
         return Routed(
             torch.from_numpy(weights.astype(np.float32)),
@@ -72,11 +72,33 @@ class QueryIndex:
             torch.from_numpy(distances[:, 0] > self.far_from),
         )
 
+    def leave_one_out(self) -> NDArray[np.int64]:
+        """Returns the task that leads for each exemplar by the other ones, (exemplar,).
 
-def nearest_others(search: NeighbourSearch, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the distance of vectors that are searched to the nearest other one, (position,)."""
-    distances, found = search.search(search.vectors[positions], 2)
-    return np.where(found[:, 0] == positions, distances[:, 1], distances[:, 0])
+        Raises: InputError where there is one exemplar alone.
+        """
+        if len(self._search) < 2:
+            raise InputError("the query index holds one exemplar, and no other one to compare it with")
+        leading = []
+        for start in range(0, len(self._search), _MEASURED):
+            positions = np.arange(start, min(start + _MEASURED, len(self._search)))
+            distances, found = nearest_others(self._search, positions, self.neighbours)
+            nearest = self.task_ids[found]  # (exemplar, neighbour)
+            leading.append(leading_tasks(votes(distances, nearest, len(self.tasks), self._vote), nearest))
+        return np.concatenate(leading)
+
+
+def nearest_others(search: NeighbourSearch, positions: NDArray[np.int64], count: int) -> Neighbours:
+    """Returns the nearest of the other vectors for some of those that are searched, (position, count).
+
+    Of at least two vectors; where there are no more than `count` others, all of them.
+    """
+    count = min(count, len(search) - 1)
+    distances, found = search.search(search.vectors[positions], count + 1)
+    other = found != positions[:, None]  # (position, count + 1)
+    other[other.all(1), -1] = False  # behind so many equal ones that the vector itself was not found
+    shape = (len(positions), count)
+    return Neighbours(distances[other].reshape(shape), found[other].reshape(shape))
 
 
 def _usual_distance(search: NeighbourSearch) -> float:
@@ -87,4 +109,4 @@ def _usual_distance(search: NeighbourSearch) -> float:
     if len(search) > _MEASURED:
         generator = np.random.Generator(np.random.PCG64(0))
         positions = np.sort(generator.choice(len(search), _MEASURED, replace=False))
-    return float(np.quantile(nearest_others(search, positions), _FAR))
+    return float(np.quantile(nearest_others(search, positions, 1).distances, _FAR))
