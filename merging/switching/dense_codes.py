@@ -59,16 +59,12 @@ class DenseCodes:
 
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
-        values = np.float32(factor) * self.table
+        step = np.float32(factor * self.step)
         in_parts(
-            lambda start, stop: _add(weights[start:stop], self.codes[start:stop], values),
+            lambda start, stop: _add(weights[start:stop], self.codes[start:stop], step),
             self.shape[0],
             self.codes.size,
         )
-
-    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
-        """Puts the base's values where entries are kept, and everywhere else."""
-        torch.from_numpy(weights).copy_(torch.from_numpy(base))
 
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column)."""
@@ -96,12 +92,10 @@ class DenseCodes:
 
 
 @compiled
-def _add(weights: FloatArray, codes: Codes, values: FloatArray) -> None:
+def _add(weights: FloatArray, codes: Codes, step: np.float32) -> None:
     for row in range(codes.shape[0]):
         for column in range(codes.shape[1]):
-            code = codes[row, column]
-            if code != 0:
-                weights[row, column] += values[np.int64(code) + 128]
+            weights[row, column] += step * np.float32(codes[row, column])
 
 
 @compiled

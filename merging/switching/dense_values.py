@@ -38,10 +38,6 @@ class DenseValues:
         """Adds factor · τ to (row, column) weights in place."""
         torch.from_numpy(weights).add_(torch.from_numpy(self.values), alpha=factor)
 
-    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
-        """Puts the base's values everywhere."""
-        torch.from_numpy(weights).copy_(torch.from_numpy(base))
-
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column)."""
         out[places] += factors[:, None] * self.values[ids[places]]

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.replica import replica
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.row_plan import Plans, RowPlan
 from flexswitch.merging.switching.rows import join_rows, take_rows
-from flexswitch.merging.switching.sparse_rows import Ids
+from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
 from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.unit_forms import TaskUnit
 
 Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture, by their numbers
 
@@ -122,9 +124,7 @@ class Grouped:
             rows = weights.shape[0] if weights.dim() > 1 else 1
             if weights.device.type == "cpu" and weights.dtype == torch.float32:
                 target, source = (part.reshape(rows, -1).numpy() for part in (weights, base))
-                for units in old:
-                    if unit in units:
-                        units[unit].take_back(target, source)
+                _take_back([units[unit] for units in old if unit in units], target, source)
                 for units, factor in new:
                     if unit in units:
                         units[unit].add_to(target, factor)
@@ -135,6 +135,16 @@ class Grouped:
                     wide.add_(units[unit].dense().to(wide.device), alpha=factor)
             weights.copy_(wide.view(weights.shape))
         holder.factors = factors
+
+
+def _take_back(added: Sequence[TaskUnit], weights: FloatArray, base: FloatArray) -> None:
+    """Puts the base's values wherever these units may have changed a weight."""
+    few = [unit for unit in added if isinstance(unit, SparseRows)]
+    if len(few) < len(added):
+        np.copyto(weights, base)
+        return
+    for unit in few:
+        unit.take_back(weights, base)
 
 
 def _heads_alone(count: int, heads: Ids | None) -> RowPlan:

@@ -69,7 +69,7 @@ class RowPlan:
         return self._inputs[2]
 
     def each(self, length: int, name: str) -> int:
-        """Returns how many of a first dimension belong to a row. Raises: InputError where that is no whole."""
+        """Returns how many of a first dimension a row has. Raises: InputError where that is no whole."""
         if length % self.count:
             raise InputError(
                 f"the module '{name}' is given a first dimension of {length}, which is no multiple of the "

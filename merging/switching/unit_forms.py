@@ -41,9 +41,6 @@ class TaskUnit(Protocol):
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
 
-    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
-        """Puts the base's values wherever `add_to` may have changed one."""
-
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column).
 
@@ -96,10 +93,6 @@ class Turned:
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
         self.inner.add_to(weights.T, factor)
-
-    def take_back(self, weights: FloatArray, base: FloatArray) -> None:
-        """Puts the base's values wherever `add_to` may have changed one."""
-        self.inner.take_back(weights.T, base.T)
 
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Raises: TypeError: no table of embeddings is kept transposed."""

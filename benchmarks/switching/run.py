@@ -1,0 +1,190 @@
+"""Times a batch that is answered under each sample's own task vectors, and writes docs/benchmarks.md.
+
+    python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo "t-switch, drop
+    0.6=ZOO" ...
+
+DIR holds the eight text tasks and --models the fine-tuned models, both of benchmarks/text8/run.py, which says
+where such data comes from; each --zoo is a zoo of theirs under a name for the table. Of more than eight tasks
+the others are the same vectors again, decoded and kept apart, so their time and memory is that of other
+tasks.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.data import read_examples, task_file
+from flexswitch.merging.loading import names_inside
+from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+
+BATCHES = (1, 16, 64, 256)
+TASKS = (8, 64, 256)
+CACHE_BYTES = 6 << 30
+LENGTH = 48  # tokens at most, as in training
+MIXED = 0.3  # share of the samples that two tasks answer
+
+Batch = dict[str, Tensor]
+
+
+def samples(data: Path, adapter: Any, tasks: list[str], count: int) -> Batch:
+    """Returns a mixed batch of test texts."""
+    generator = np.random.default_rng(0)
+    texts: list[str] = []
+    for task in tasks:
+        inputs = read_examples(task_file(data, task, "test"), labelled=False).inputs
+        texts += [str(text) for text in inputs[: -(-count // len(tasks))]]
+    chosen = [texts[index] for index in generator.permutation(len(texts))[:count]]
+    batch = adapter.batch(chosen)
+    longest = int(batch["attention_mask"][:, :LENGTH].sum(1).max())
+    return {name: tensor[:, :longest] for name, tensor in batch.items()}
+
+
+def weights(count: int, tasks: int) -> Tensor:
+    """Returns each sample's weights: of seven in ten one task's, of the others two tasks'."""
+    generator = np.random.default_rng(count * 1000 + tasks)
+    found = np.zeros((count, tasks), np.float32)
+    for row in found:
+        first, second = generator.choice(tasks, 2, replace=False)
+        share = generator.integers(6, 10) / 10 if generator.random() < MIXED else 1.0
+        row[first], row[second] = share, 1 - share
+    return torch.from_numpy(found)
+
+
+class Naive:
+    """Rebuilds the weights of every weight vector in a batch from dense deltas."""
+
+    def __init__(self, module: nn.Module, zoo: dict[str, Artifact]) -> None:
+        self.module = module
+        vectors = [ArtifactVector(artifact) for artifact in zoo.values()]
+        names = names_inside(module, sorted(vectors[0].units))
+        state = module.state_dict()
+        self.base = {inside: state[inside] for inside in names.values()}
+        self.deltas = [
+            {names[unit]: delta_tensor(vector, unit) for unit in vector.units} for vector in vectors
+        ]
+
+    def __call__(self, batch: Batch, shares: Tensor) -> Tensor:
+        vectors, group_of = torch.unique(shares, dim=0, return_inverse=True)
+        parts, rows = [], []
+        for number, vector in enumerate(vectors):
+            own = torch.nonzero(group_of == number).view(-1)
+            state = {name: tensor.clone() for name, tensor in self.base.items()}
+            for task in torch.nonzero(vector).view(-1):
+                for name, delta in self.deltas[int(task)].items():
+                    state[name].add_(delta, alpha=float(vector[task]))
+            given = {name: tensor[own] for name, tensor in batch.items()}
+            parts.append(functional_call(self.module, state, (), given).last_hidden_state)
+            rows.append(own)
+        return torch.cat(parts)[torch.argsort(torch.cat(rows))]
+
+
+def medians(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, float]:
+    """Returns the median seconds of each call; all take turns in every round, and are given its number."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call(turn)
+            if turn:  # the first compiles and decodes
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def measure(
+    module: nn.Module, artifacts: dict[str, Artifact], batch: Batch, tasks: int, rounds: int, naive: bool
+) -> dict[str, float]:
+    """Returns the seconds of each way to answer a batch; every round brings other weights."""
+    names = list(artifacts)
+    zoo = {
+        f"{names[number % len(names)]} {number}": artifacts[names[number % len(names)]]
+        for number in range(tasks)
+    }
+    count = len(batch["input_ids"])
+    asked = [
+        weights(count, tasks)[:, torch.randperm(tasks, generator=torch.Generator().manual_seed(turn))]
+        for turn in range(rounds + 1)
+    ]
+    models = {
+        engine: SwitchedModel(module, zoo, engine=engine, cache_bytes=CACHE_BYTES)
+        for engine in ("auto", "fused", "grouped")
+    }
+    if tasks <= CACHE_BYTES // (16 << 20):
+        for number in range(tasks):  # served for a while: all tasks are decoded
+            models["fused"]._loaded.units[number]
+    calls: dict[str, Callable[[int], Any]] = {"base": lambda turn: module(**batch)}
+    for engine, model in models.items():
+        model._loaded = model._loaded._replace(units=models["fused"]._loaded.units)
+        model._loaded.grouped._units = models["fused"]._loaded.units
+        calls[engine] = lambda turn, model=model: model(batch, weights=asked[turn])
+    if naive:
+        rebuilt = Naive(module, artifacts)
+        calls["naive"] = lambda turn: rebuilt(batch, asked[turn])
+    return medians(calls, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
+    parser.add_argument("--models", type=Path, required=True, help="folder with the model directory base")
+    parser.add_argument("--zoo", action="append", required=True, metavar="NAME=ZOO", help="may be repeated")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
+    parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
+    options = parser.parse_args()
+    base = open_checkpoint(str(options.models / "base"))
+    adapter = get_adapter("hf-encoder", base, trusted=True)
+    module = adapter.encoder()
+    body = []
+    with torch.inference_mode():
+        for text in options.zoo:
+            name, _, path = text.partition("=")
+            zoo = open_zoo(path)
+            artifacts = {task: zoo[task] for task in zoo}
+            for tasks in options.tasks:
+                for count in options.batches:
+                    batch = samples(options.data, adapter, list(zoo), count)
+                    found = measure(
+                        module, artifacts, batch, tasks, options.rounds, tasks == 8 and count <= 64
+                    )
+                    ratios = [
+                        f"{found[way] / found['base']:.2f}×" if way in found else "–"
+                        for way in ("auto", "fused", "grouped", "naive")
+                    ]
+                    body.append([name, str(tasks), str(count), f"{1e3 * found['base']:.0f} ms", *ratios])
+                    print(body[-1], flush=True)
+    header = ["task vectors", "tasks", "batch", "base", "auto", "fused", "grouped", "naive"]
+    section = f"""## Switching: time of a batch over one forward pass of the base
+
+    python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
+
+MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
+median of {options.rounds} rounds, all ways in turn, other weights in every round. Seven samples in ten have
+one task, the others two. The weights are given: finding them is measured under *routing*. *naive* rebuilds
+the weights of each weight vector from dense deltas. Measured on {machine()}.
+
+{table(header, body)}"""
+    write_section("switching", section)
+    print(section)
+
+
+if __name__ == "__main__":
+    main()
