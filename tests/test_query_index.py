@@ -41,7 +41,7 @@ def random_queries(seed: int, count: int = 40, width: int = 6) -> torch.Tensor:
 
 def plain_neighbours(query_set: QuerySet, query: np.ndarray, count: int) -> np.ndarray:
     """Returns the nearest exemplars of one query by Euclidean distance, the earlier ones first among equals."""
-    differences = query_set.features.astype(np.float64) - query.astype(np.float64)
+    differences = query_set.points.astype(np.float64) - query.astype(np.float64)
     distances = np.sqrt(np.square(differences).sum(1))
     return np.argsort(distances, kind="stable")[:count]
 
@@ -118,7 +118,7 @@ def test_a_task_without_exemplars_has_no_weight():
 @pytest.mark.parametrize("shift", [0.0, 100.0, 10_000.0], ids=lambda shift: f"shift {shift:g}")
 def test_a_sample_has_the_same_weights_alone_and_in_any_batch(shift):
     query_set = random_query_set(1, exemplars=300, width=24)
-    query_set = QuerySet(query_set.header, query_set.features + np.float32(shift), query_set.task_ids)
+    query_set = QuerySet(query_set.header, query_set.points + np.float32(shift), query_set.task_ids)
     queries = random_queries(2, count=128, width=24) + shift
     index = QueryIndex(query_set, 10)
     weights, leading = index.weights(queries)

@@ -19,7 +19,7 @@ from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_meth
 from flexswitch.merging.evaluation.outputs import declared_kind
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.routing.features import FROM_FILE, FeatureSource, FileFeatures, model_features
+from flexswitch.merging.routing.features import Runner, stored_source
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import check_covers, read_query_set
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
@@ -100,15 +100,8 @@ def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Ex
     """Returns what gives each task's samples their weights, by the features the zoo was indexed with."""
     query_set = read_query_set(zoo)
     check_covers(query_set, list(zoo), zoo.path)
-    kind = query_set.header.features
-    if (kind == FROM_FILE) != (request.features is not None):
-        wanted = "give that file with --features" if kind == FROM_FILE else "leave out --features"
-        raise InputError(f"{zoo.path}: was indexed with the features '{kind}'; {wanted}")
-    source: FeatureSource
-    if request.features is not None:
-        source = FileFeatures(request.features)
-    else:
-        source = model_features(kind, adapter, request.device)
+    runner = Runner(adapter, request.device)
+    source = stored_source(query_set.header, runner, zoo, request.features)
     index = QueryIndex(query_set, request.neighbours or adapter.neighbours, request.device)
 
     def features(task: str) -> Tensor:

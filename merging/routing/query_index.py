@@ -29,9 +29,10 @@ class QueryIndex:
         self.tasks = query_set.header.tasks
         self._task_ids = query_set.task_ids
         self._neighbours = min(neighbours, len(self._task_ids))
-        self._width = query_set.features.shape[1]
+        self._projection = query_set.projection
+        self._width = query_set.points.shape[1]
         make_search = _faiss_search if device == "cpu" or _has_gpu_faiss() else _torch_search
-        self._search = make_search(query_set.features, device)
+        self._search = make_search(query_set.points, device)
 
     def weights(self, features: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
         """Returns each task's share of the neighbours, (sample, task) float32, and the leading task's id.
@@ -39,11 +40,14 @@ class QueryIndex:
         features: (sample, width). Of tasks with the same share the one with the nearer neighbour leads.
         Raises: InputError on another width than the exemplars'.
         """
+        features = (
+            features.detach().float() if self._projection is None else self._projection(features.detach())
+        )
         if features.shape[1] != self._width:
             raise InputError(
                 f"features of width {features.shape[1]}, the query index holds width {self._width}"
             )
-        queries = np.ascontiguousarray(features.detach().float().cpu().numpy())
+        queries = np.ascontiguousarray(features.cpu().numpy())
         nearest = self._task_ids[self._search(queries, self._neighbours)]  # (sample, neighbour)
         votes = (nearest[:, :, None] == np.arange(len(self.tasks))).sum(1)  # (sample, task)
         winners = votes[np.arange(len(votes))[:, None], nearest] == votes.max(1, keepdims=True)
