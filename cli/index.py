@@ -108,7 +108,8 @@ def _lines(zoo: Path, count: int, record: "IndexRecord", added: list[str]) -> li
     """Returns what is said of an index, a line each."""
     rank = "" if record.rank is None else f" of rank {record.rank}"
     lines = [
-        f"{zoo}: query index of {count} tasks, features {record.features} ({record.dtype}, {record.normalise}), "
+        f"{zoo}: query index of {count} tasks, features {record.features} "
+        f"({record.dtype}, {record.normalise}), "
         f"{record.metric} metric{rank}, {size(record.size)}"
     ]
     if added:
