@@ -15,6 +15,7 @@ from flexswitch.cli.index import index
 from flexswitch.cli.inspect import inspect
 from flexswitch.cli.merge import merge
 from flexswitch.cli.pack import pack
+from flexswitch.cli.route import route
 from flexswitch.cli.run import run
 from flexswitch.cli.verify import verify
 from flexswitch.codecs.errors import ExitStatus, FlexswitchError
@@ -50,6 +51,7 @@ app.command("compress")(compress)
 app.command("pack")(pack)
 app.command("index")(index)
 app.command("merge")(merge)
+app.command("route")(route)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("verify")(verify)

@@ -29,6 +29,12 @@ OnResize = Annotated[
         help="A tensor of another shape: 'refuse', store it whole as an 'extra', take the overlapping 'rows'."
     ),
 ]
+Neighbours = Annotated[
+    int | None, typer.Option(min=1, help="Exemplars that vote; 5 for text and 10 for images without it.")
+]
+Vote = Annotated[
+    str, typer.Option(help="uniform: each neighbour has the same vote; kernel: nearer ones have more of it.")
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; all cores without it.", show_default=False)]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What the tensors in the making may take: 1GB, 500MB.")

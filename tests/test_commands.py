@@ -10,7 +10,7 @@ import pytest
 from commands import files_below
 from safetensors.numpy import load_file
 
-SUBCOMMANDS = ("extract", "compress", "pack", "index", "merge", "eval", "inspect", "verify", "run")
+SUBCOMMANDS = ("extract", "compress", "pack", "index", "route", "merge", "eval", "inspect", "verify", "run")
 
 
 @pytest.mark.parametrize("command", SUBCOMMANDS)

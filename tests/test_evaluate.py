@@ -369,8 +369,8 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     given = scores_of(toy, methods, modes, neighbours=NEIGHBOURS)
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
     one = open_evaluation(request(toy, methods=methods, neighbours=1))
-    weights, _ = one.router.index.weights(one.router.features("birds"))
-    assert set(weights.unique().tolist()) == {0.0, 1.0}
+    routed = one.router.index.weights(one.router.features("birds"))
+    assert set(routed.weights.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.fixture

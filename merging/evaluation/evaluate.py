@@ -232,9 +232,9 @@ def _route(
     columns = [index.tasks.index(task) for task in tasks]
     shares, leading = {}, {}
     for task in tasks:
-        weights, first = index.weights(router.features(task))
-        shares[task] = weights.numpy()[:, columns]
-        leading[task] = np.array(index.tasks)[first]
+        routed = index.weights(router.features(task))
+        shares[task] = routed.weights.numpy()[:, columns]
+        leading[task] = np.array(index.tasks)[routed.leading.numpy()]
     return shares, leading
 
 

@@ -19,9 +19,7 @@ from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_meth
 from flexswitch.merging.evaluation.outputs import declared_kind
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.routing.features import Runner, stored_source
-from flexswitch.merging.routing.query_index import QueryIndex
-from flexswitch.merging.routing.query_set import check_covers, read_query_set
+from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 
@@ -98,13 +96,9 @@ def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
 
 def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> Router:
     """Returns what gives each task's samples their weights, by the features the zoo was indexed with."""
-    query_set = read_query_set(zoo)
-    check_covers(query_set, list(zoo), zoo.path)
-    runner = Runner(adapter, request.device)
-    source = stored_source(query_set.header, runner, zoo, request.features)
-    index = QueryIndex(query_set, request.neighbours or adapter.neighbours, request.device)
+    opened = open_router(zoo, adapter, request.features, request.neighbours, "uniform", request.device)
 
     def features(task: str) -> Tensor:
-        return source.rows(task, "test", examples[task], _scored_rows(request, examples[task]))
+        return opened.source.rows(task, "test", examples[task], _scored_rows(request, examples[task]))
 
-    return Router(index, features)
+    return Router(opened.index, features)

@@ -52,7 +52,7 @@ class Projection:
         """
         if features.shape[1] != self.width:
             raise InputError(
-                f"features of width {features.shape[1]}, the query index was built from width {self.width}"
+                f"features of width {features.shape[1]}, the query index holds width {self.width}"
             )
         points = self.normalised(features.double())
         if self.metric is not None:

@@ -3,8 +3,7 @@
 Source: Qi et al. 2025 (arXiv 2412.00054), Auto-Switch; methods, §3.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,80 +11,106 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.routing.neighbour_search import Neighbours, NeighbourSearch
 from flexswitch.merging.routing.query_set import QuerySet
+from flexswitch.merging.routing.vote import check_vote, leading_tasks, votes
 
-# (queries, count) -> (query, neighbour) positions of the nearest exemplars, the nearest first
-Search = Callable[[FloatArray, int], NDArray[np.int64]]
+_FAR = 0.99  # share of the exemplars that are not far from the others
+_MEASURED = 4096  # exemplars that tell how far they are from each other, where there are more
+
+
+class Routed(NamedTuple):
+    """What a batch of samples gets.
+
+    weights: (sample, task) float32, each row sums to 1; leading: (sample,) int64, the task of the largest
+    weight, of equal ones that with the nearer exemplar; distance: (sample,) float32 to the nearest exemplar;
+    far: (sample,) bool, farther from it than 99 % of the exemplars are from the nearest other one.
+    """
+
+    weights: Tensor
+    leading: Tensor
+    distance: Tensor
+    far: Tensor
 
 
 class QueryIndex:
     """Searches a query set by Euclidean distance: FAISS on the CPU; on CUDA its GPU build, else torch.
 
-    neighbours: K, the exemplars that vote; no more than there are.
+    neighbours: K, the exemplars that vote; no more than there are. vote: "uniform" or "kernel".
+    A sample's answer depends on nothing but the sample. Several threads may ask at once.
     """
 
-    def __init__(self, query_set: QuerySet, neighbours: int, device: str = "cpu") -> None:
+    def __init__(
+        self, query_set: QuerySet, neighbours: int, device: str = "cpu", vote: str = "uniform"
+    ) -> None:
+        check_vote(vote)
         self.tasks = query_set.header.tasks
-        self._task_ids = query_set.task_ids
-        self._neighbours = min(neighbours, len(self._task_ids))
+        self.task_ids = query_set.task_ids
+        self.neighbours = neighbours
+        self._vote = vote
+        self._search = NeighbourSearch(query_set.points, device)
         self._projection = query_set.projection
-        self._width = query_set.points.shape[1]
-        make_search = _faiss_search if device == "cpu" or _has_gpu_faiss() else _torch_search
-        self._search = make_search(query_set.points, device)
+        self.far_from = _usual_distance(self._search)
 
-    def weights(self, features: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
-        """Returns each task's share of the neighbours, (sample, task) float32, and the leading task's id.
+    def weights(self, features: Tensor) -> Routed:
+        """Returns the tasks' weights for features (sample, width), on the CPU.
 
-        features: (sample, width). Of tasks with the same share the one with the nearer neighbour leads.
-        Raises: InputError on another width than the exemplars'.
+        Raises: InputError on another width than the exemplars', or on features that are not finite.
         """
-        features = (
-            features.detach().float() if self._projection is None else self._projection(features.detach())
+        points = features.detach().float()
+        if self._projection is not None:
+            points = self._projection(points)
+        width = self._search.vectors.shape[1]
+        if points.shape[1] != width:
+            raise InputError(f"features of width {points.shape[1]}, the query index holds width {width}")
+        queries = points.cpu().numpy()
+        if not np.isfinite(queries).all():
+            raise InputError("the features of a sample are not finite; it has no nearest exemplar")
+        distances, positions = self._search.search(queries, self.neighbours)
+        nearest = self.task_ids[positions]  # (sample, neighbour)
+        weights = votes(distances, nearest, len(self.tasks), self._vote)
+        return Routed(
+            torch.from_numpy(weights.astype(np.float32)),
+            torch.from_numpy(leading_tasks(weights, nearest)),
+            torch.from_numpy(distances[:, 0].astype(np.float32)),
+            torch.from_numpy(distances[:, 0] > self.far_from),
         )
-        if features.shape[1] != self._width:
-            raise InputError(
-                f"features of width {features.shape[1]}, the query index holds width {self._width}"
-            )
-        queries = np.ascontiguousarray(features.cpu().numpy())
-        nearest = self._task_ids[self._search(queries, self._neighbours)]  # (sample, neighbour)
-        votes = (nearest[:, :, None] == np.arange(len(self.tasks))).sum(1)  # (sample, task)
-        winners = votes[np.arange(len(votes))[:, None], nearest] == votes.max(1, keepdims=True)
-        leading = nearest[np.arange(len(votes)), winners.argmax(1)].astype(np.int64)
-        return torch.from_numpy((votes / self._neighbours).astype(np.float32)), leading
+
+    def leave_one_out(self) -> NDArray[np.int64]:
+        """Returns the task that leads for each exemplar by the other ones, (exemplar,).
+
+        Raises: InputError where there is one exemplar alone.
+        """
+        if len(self._search) < 2:
+            raise InputError("the query index holds one exemplar, and no other one to compare it with")
+        leading = []
+        for start in range(0, len(self._search), _MEASURED):
+            positions = np.arange(start, min(start + _MEASURED, len(self._search)))
+            distances, found = nearest_others(self._search, positions, self.neighbours)
+            nearest = self.task_ids[found]  # (exemplar, neighbour)
+            leading.append(leading_tasks(votes(distances, nearest, len(self.tasks), self._vote), nearest))
+        return np.concatenate(leading)
 
 
-def _has_gpu_faiss() -> bool:
-    import faiss
+def nearest_others(search: NeighbourSearch, positions: NDArray[np.int64], count: int) -> Neighbours:
+    """Returns the nearest of the other vectors for some of those that are searched, (position, count).
 
-    return hasattr(faiss, "StandardGpuResources")
-
-
-def _faiss_search(features: FloatArray, device: str) -> Search:
-    """Returns a search by FAISS."""
-    import faiss
-
-    index: Any = faiss.IndexFlatL2(features.shape[1])
-    if device != "cpu":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(np.ascontiguousarray(features))
-
-    def search(queries: FloatArray, count: int) -> NDArray[np.int64]:
-        positions: NDArray[np.int64] = index.search(queries, count)[1]
-        return positions
-
-    return search
+    Of at least two vectors; where there are no more than `count` others, all of them.
+    """
+    count = min(count, len(search) - 1)
+    distances, found = search.search(search.vectors[positions], count + 1)
+    other = found != positions[:, None]  # (position, count + 1)
+    other[other.all(1), -1] = False  # behind so many equal ones that the vector itself was not found
+    shape = (len(positions), count)
+    return Neighbours(distances[other].reshape(shape), found[other].reshape(shape))
 
 
-def _torch_search(features: FloatArray, device: str) -> Search:
-    """Returns a search by all distances on a torch device."""
-    exemplars = torch.from_numpy(features.copy()).to(device)
-
-    def search(queries: FloatArray, count: int) -> NDArray[np.int64]:
-        # pair by pair: by way of a matrix product a distance would depend on the other queries
-        distances = torch.cdist(
-            torch.from_numpy(queries).to(device), exemplars, compute_mode="donot_use_mm_for_euclid_dist"
-        )  # (sample, exemplar)
-        return distances.sort(dim=1, stable=True).indices[:, :count].cpu().numpy()
-
-    return search
+def _usual_distance(search: NeighbourSearch) -> float:
+    """Returns the distance to the nearest other exemplar that 99 % of them keep; infinite for one alone."""
+    if len(search) < 2:
+        return float("inf")
+    positions = np.arange(len(search))
+    if len(search) > _MEASURED:
+        generator = np.random.Generator(np.random.PCG64(0))
+        positions = np.sort(generator.choice(len(search), _MEASURED, replace=False))
+    return float(np.quantile(nearest_others(search, positions, 1).distances, _FAR))
