@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
+from flexswitch.cli.options import Adapter, Debug, Json, Neighbours, Overwrite, Quiet, Snap, Vote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,17 +26,20 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="base, individual, average, task-arithmetic, auto-switch, and how the zoo was compressed: "
-            "t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch."
+            help="base, individual, average, task-arithmetic, auto-switch, auto-flexswitch, and how the zoo "
+            "was compressed: t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch."
         ),
     ] = "base,t-switch",
     routing: Annotated[
         str,
-        typer.Option(help="How auto-switch is scored: per-sample, batch-mean, oracle; several by commas."),
+        typer.Option(help="How these two are scored: per-sample, batch-mean, oracle; several by commas."),
     ] = "per-sample",
-    neighbours: Annotated[
-        int | None, typer.Option(min=1, help="Exemplars that vote; 5 for text and 10 for images without it.")
-    ] = None,
+    neighbours: Neighbours = None,
+    vote: Vote = "uniform",
+    snap: Snap = 0.0,
+    engine: Annotated[
+        str, typer.Option(help="How samples of different weights are answered: auto, fused, grouped.")
+    ] = "auto",
     features: Annotated[
         Path | None,
         typer.Option(help="The feature file, where the zoo was indexed with one.", show_default=False),
@@ -56,17 +59,19 @@ def evaluate(
 
     Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
+    from flexswitch.cli.arguments import choice
     from flexswitch.codecs.atomic import check_output
     from flexswitch.merging.evaluation.chart import draw_chart
     from flexswitch.merging.evaluation.methods import score
     from flexswitch.merging.evaluation.setup import Request, open_evaluation
+    from flexswitch.merging.switching.switched_model import ENGINES
 
     console = Console(quiet, json)
     if plot is not None:
         check_output(plot, overwrite)
     request = Request(
         zoo, base, data, finetuned or (), methods.split(","), routing.split(","), neighbours, features, limit,
-        adapter, device,
+        adapter, device, vote, snap, choice("--engine", engine, ENGINES),
     )  # fmt: skip
     evaluation = open_evaluation(request)
     scores = []
@@ -78,9 +83,10 @@ def evaluate(
         draw_chart(scores, plot, overwrite)
     document = _document(scores, evaluation.base_score.seconds)
     note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
-    if any(row["routing_accuracy"] is not None for row in document["methods"].values()):
-        note += "; routed methods answer one mixed stream under the head of each sample's own task"
-    return console.result(document, _table(document), note)
+    if any(score.routing is not None for score in scores):
+        note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
+        note += "their time is over the base's forward pass of the same batches"
+    return console.result(document, _table(document), note, *_confusions(scores))
 
 
 def _document(scores: "Sequence[Score]", forward_seconds: float) -> dict[str, Any]:
@@ -91,12 +97,38 @@ def _document(scores: "Sequence[Score]", forward_seconds: float) -> dict[str, An
             "average": score.average,
             "share_of_individual": score.average / individual if individual else None,
             "bytes_per_task": score.bytes_per_task,
-            "routing_accuracy": score.routing_accuracy,
-            "time_over_base": score.seconds / forward_seconds,
+            **_routing(score),
+            "time_over_base": score.time_over_base or score.seconds / forward_seconds,
         }
         for score in scores
     }
     return {"tasks": list(scores[0].accuracy), "methods": methods}
+
+
+def _routing(score: "Score") -> dict[str, Any]:
+    if score.routing is None:
+        return {"routing_accuracy": None}
+    return {
+        "routing_accuracy": score.routing.accuracy,
+        "weight_entropy": score.routing.entropy,
+        "confusion": score.routing.counts.tolist(),
+    }
+
+
+def _confusions(scores: "Sequence[Score]") -> list[str]:
+    """Returns a line on the largest confusions and the entropy of each routed row."""
+    from flexswitch.merging.routing.confusion import mistakes
+
+    lines = []
+    for score in scores:
+        if score.routing is not None:
+            found = mistakes(score.routing.counts, list(score.accuracy), 3)
+            parts = [f"{each.task} → {each.routed} {each.share:.0%}" for each in found]
+            lines.append(
+                f"{score.method}: weights of {score.routing.entropy:.2f} bits; "
+                f"largest confusions: {', '.join(parts) or 'none'}"
+            )
+    return lines
 
 
 def _table(document: dict[str, Any]) -> Table:

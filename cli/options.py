@@ -35,6 +35,9 @@ Neighbours = Annotated[
 Vote = Annotated[
     str, typer.Option(help="uniform: each neighbour has the same vote; kernel: nearer ones have more of it.")
 ]
+Snap = Annotated[
+    float, typer.Option(help="Drop shares of at most this, and scale the others; 0.05: 0.96 becomes 1.")
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; all cores without it.", show_default=False)]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What the tensors in the making may take: 1GB, 500MB.")

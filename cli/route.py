@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flexswitch.cli.console import Console
-from flexswitch.cli.options import Adapter, Debug, Json, Neighbours, Quiet, Vote
+from flexswitch.cli.options import Adapter, Debug, Json, Neighbours, Quiet, Snap, Vote
 
 if TYPE_CHECKING:
     from flexswitch.merging.routing.query_index import Routed
@@ -25,9 +25,7 @@ def route(
     ],
     neighbours: Neighbours = None,
     vote: Vote = "uniform",
-    snap: Annotated[
-        float, typer.Option(help="Drop shares of at most this, and scale the others; 0.05: 0.96 becomes 1.")
-    ] = 0.0,
+    snap: Snap = 0.0,
     features: Annotated[
         Path | None,
         typer.Option(

@@ -41,7 +41,7 @@ def test_index_and_eval_print_a_table_and_draw_a_chart(toy, flexswitch, tmp_path
         "base", "individual", "average", "task-arithmetic", "t-switch",
         "auto-switch (per-sample)", "auto-switch (oracle)",
     ]  # fmt: skip
-    assert "routed methods answer one mixed stream under the head of each sample's own task" in outcome.out
+    assert "routed methods answer one mixed stream, each sample under the head of its own task" in outcome.out
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 

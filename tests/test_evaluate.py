@@ -31,9 +31,11 @@ from tiny_models import (
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.evaluation.evaluate import Score, _batch_means
+from flexswitch.merging.evaluation.evaluate import Score
 from flexswitch.merging.evaluation.methods import check_methods, score
+from flexswitch.merging.evaluation.routed import _batch_of
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
+from flexswitch.merging.evaluation.stream_weights import batch_means, mixed_stream
 from flexswitch.merging.packing import Form, change_zoo
 from flexswitch.merging.routing.build import Settings
 from flexswitch.merging.routing.indexing import Request as IndexRequest
@@ -241,11 +243,14 @@ def test_batch_mean_answers_each_task_under_the_mean_of_its_samples_weights(
 
 
 def test_batches_of_256_samples_of_one_task_are_averaged():
-    weights = np.random.default_rng(0).dirichlet([1, 1, 1], 600).astype(np.float32)
-    found = _batch_means(weights)
-    for start, stop in ((0, 256), (256, 512), (512, 600)):
-        expected = np.tile(weights[start:stop].mean(0), (stop - start, 1))
-        np.testing.assert_allclose(found[start:stop], expected, atol=1e-6)
+    weights = np.random.default_rng(0).dirichlet([1, 1, 1], 700).astype(np.float32)
+    stream = mixed_stream([600, 100])
+    assert sorted(stream.tolist()) == [[0, row] for row in range(600)] + [[1, row] for row in range(100)]
+    found = batch_means(stream, weights)
+    for task, start, stop in ((0, 0, 256), (0, 256, 512), (0, 512, 600), (1, 0, 100)):
+        own = (stream[:, 0] == task) & (stream[:, 1] >= start) & (stream[:, 1] < stop)
+        expected = np.tile(weights[own].mean(0), (stop - start, 1))
+        np.testing.assert_allclose(found[own], expected, atol=1e-6)
 
 
 def test_the_oracle_is_t_switch(rows):
@@ -256,9 +261,11 @@ def test_routing_accuracy_is_how_often_the_samples_task_leads(rows, plain_routes
     right = [leading == task for task, routes in plain_routes.items() for _, leading in routes]
     for mode in ("per-sample", "batch-mean"):
         row = rows[f"auto-switch ({mode})"]
-        assert row.routing_accuracy == pytest.approx(100 * np.mean(right))
+        assert row.routing.accuracy == pytest.approx(100 * np.mean(right))
+        assert row.routing.counts.sum(1).tolist() == [30] * len(TASKS)
+        assert row.routing.entropy >= 0
     others = [row for name, row in rows.items() if "auto" not in name or "oracle" in name]
-    assert {row.routing_accuracy for row in others} == {None}
+    assert {row.routing for row in others} == {None}
 
 
 def test_bytes_are_what_a_task_takes_beside_the_base(toy, rows):
@@ -369,8 +376,9 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     given = scores_of(toy, methods, modes, neighbours=NEIGHBOURS)
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
     one = open_evaluation(request(toy, methods=methods, neighbours=1))
-    routed = one.router.index.weights(one.router.features("birds"))
-    assert set(routed.weights.unique().tolist()) == {0.0, 1.0}
+    samples = mixed_stream([30, 30, 30])
+    routed = one.router.choose(samples, _batch_of(one.bench, samples))
+    assert set(np.unique(routed.weights).tolist()) == {0.0, 1.0}
 
 
 @pytest.fixture
@@ -392,7 +400,7 @@ def test_features_of_a_file_route_by_test_rows_also_under_a_limit(with_file, lim
     methods = ["t-switch", "auto-switch"]
     found = scores_of(toy, methods, ["per-sample"], features=path, limit=limit)
     routed = found["auto-switch (per-sample)"]
-    assert routed.routing_accuracy == 100
+    assert routed.routing.accuracy == 100
     assert routed.accuracy == found["t-switch"].accuracy
 
 
@@ -454,7 +462,7 @@ def unindexed(toy, tmp_path):
 def test_an_unknown_method_is_told_with_the_nearest(toy):
     assert message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"]))) == (
         "--methods: no method is named 't-swich'; did you mean 't-switch'? (known: base, individual, average, "
-        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch)"
+        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch, auto-flexswitch)"
     )
 
 

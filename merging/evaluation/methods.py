@@ -7,14 +7,16 @@ from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.compression.registry import NAMES
-from flexswitch.merging.evaluation.evaluate import Bench, Router, Score, score_fixed, score_switched
+from flexswitch.merging.evaluation.evaluate import Bench, Score, score_fixed
+from flexswitch.merging.evaluation.routed import MODES, score_routed
+from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.registry import MERGES
+from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vector import TaskVector
 
-ROUTED = ("auto-switch",)
-MODES = ("per-sample", "batch-mean", "oracle")
+ROUTED = ("auto-switch", "auto-flexswitch")  # both by the zoo's index; the second's metric is learned
 KNOWN = ("base", "individual", *MERGES, *NAMES, *ROUTED)
 
 
@@ -29,8 +31,9 @@ class Evaluation:
     bench: Bench
     zoo: Zoo
     finetuned: Mapping[str, TaskVector]
-    router: Router | None
+    router: StreamRouter | None
     base_score: Score
+    engine: Engine = "auto"
 
 
 def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_finetuned: bool) -> None:
@@ -50,6 +53,8 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
             raise InputError(f"--methods {method}: {zoo.path} holds tasks compressed by {', '.join(packed)}")
         if method in ROUTED:
             zoo.index_file()
+        if method == "auto-flexswitch":
+            _check_learned(zoo)
     for mode in modes:
         if mode not in MODES:
             raise UsageError(f"--routing: {unknown_name('mode', mode, MODES)}")
@@ -80,7 +85,17 @@ def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> 
     if evaluation.router is None or evaluation.zoo.record.index is None:
         raise ValueError("a routed method is scored with its query index")
     share = evaluation.zoo.record.index.size / len(evaluation.bench.vectors)
-    return score_switched(evaluation.bench, f"{method} ({mode})", evaluation.router, mode, stored + share)
+    return score_routed(evaluation.bench, method, evaluation.router, mode, evaluation.engine, stored + share)
+
+
+def _check_learned(zoo: Zoo) -> None:
+    """Raises: InputError where no metric was learned for the query index, even if it did not help."""
+    index = zoo.record.index
+    if index is not None and index.metric != "learned" and index.accuracy is None:
+        raise InputError(
+            f"--methods auto-flexswitch: no metric was learned when {zoo.path} was indexed; "
+            "index it again with --metric learned --overwrite"
+        )
 
 
 def mean_bytes(sizes: Sequence[int]) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.zoo import Zoo, open_zoo
@@ -14,12 +13,15 @@ from flexswitch.merging.checkpoint import Checkpoint, open_checkpoint, read_conf
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import Adapter, get_adapter
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
-from flexswitch.merging.evaluation.evaluate import Bench, Router, check_scored, score_fixed
+from flexswitch.merging.evaluation.evaluate import Bench, check_scored, score_fixed
 from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.outputs import declared_kind
+from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.routing.router import open_router
+from flexswitch.merging.routing.vote import check_snap, check_vote
+from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 
@@ -38,11 +40,16 @@ class Request:
     limit: int | None = None
     adapter: str | None = None
     device: str = "cpu"
+    vote: str = "uniform"
+    snap: float = 0.0
+    engine: Engine = "auto"
 
 
 def open_evaluation(request: Request) -> Evaluation:
     """Returns an evaluation ready to score. Raises: InputError, UsageError, ArtifactError."""
     check_device(request.device)
+    check_vote(request.vote)
+    check_snap(request.snap)
     zoo = open_zoo(request.zoo)
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
@@ -62,7 +69,7 @@ def open_evaluation(request: Request) -> Evaluation:
     bench = Bench(base, adapter, vectors, examples, request.device)
     bench.warm_up()
     base_score = score_fixed(bench, "base", weights_of(bench, vectors, 0.0), head_bytes(bench))
-    return Evaluation(bench, zoo, finetuned, router, base_score)
+    return Evaluation(bench, zoo, finetuned, router, base_score, request.engine)
 
 
 def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
@@ -94,11 +101,7 @@ def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
     return np.arange(len(examples))[: request.limit]
 
 
-def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> Router:
-    """Returns what gives each task's samples their weights, by the features the zoo was indexed with."""
-    opened = open_router(zoo, adapter, request.features, request.neighbours, "uniform", request.device)
-
-    def features(task: str) -> Tensor:
-        return opened.source.rows(task, "test", examples[task], _scored_rows(request, examples[task]))
-
-    return Router(opened.index, features)
+def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> StreamRouter:
+    """Returns what gives samples their weights, by the features the zoo was indexed with."""
+    opened = open_router(zoo, adapter, request.features, request.neighbours, request.vote, request.device)
+    return StreamRouter(opened, examples, request.snap)

@@ -14,7 +14,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Examples
+from flexswitch.merging.evaluation.data import Batch, Examples
 from flexswitch.merging.routing.averaged import averaged_encoder
 from flexswitch.merging.routing.hidden import layer_count
 from flexswitch.merging.routing.kinds import AUTO, FROM_FILE, layers_kind, parse_kind
@@ -106,9 +106,12 @@ class ModelFeatures:
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def _batch(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        kind = self.kind.removeprefix("average:")
         inputs = self.adapter.batch(examples.take(rows).inputs)
-        batch = {name: value.to(self.device) for name, value in inputs.items()}
+        return self.of({name: value.to(self.device) for name, value in inputs.items()})
+
+    def of(self, batch: Batch) -> Tensor:
+        """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU."""
+        kind = self.kind.removeprefix("average:")
         with torch.inference_mode(), computing_in(self.dtype, self.device):
             return self.adapter.features(self.encoder, batch, kind).float().cpu()
 

@@ -23,7 +23,9 @@ class Head:
     bias: Tensor | None
 
 
-def read_heads(module: nn.Module, vectors: Sequence[TaskVector]) -> dict[str, list[Head]]:
+def read_heads(
+    module: nn.Module, vectors: Sequence[TaskVector], rename: Callable[[str], str]
+) -> dict[str, list[Head]]:
     """Returns the heads that tasks keep for themselves, by the module's name of the layer, one a task.
 
     Tensors that the module lacks are left out. Raises: InputError where a layer is not linear, or a task has
@@ -31,7 +33,9 @@ def read_heads(module: nn.Module, vectors: Sequence[TaskVector]) -> dict[str, li
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
-        for name, inside in names_inside(module, list(vector.extras)).items():
+        named = {rename(name): name for name in vector.extras}
+        for other, inside in names_inside(module, list(named)).items():
+            name = named[other]
             layer, _, parameter = inside.rpartition(".")
             owner = module.get_submodule(layer)
             if type(owner) is not nn.Linear:

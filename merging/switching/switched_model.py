@@ -64,10 +64,14 @@ class SwitchedModel(nn.Module):
         heads: bool = True,
         cache_bytes: int = _CACHE_BYTES,
         costs: Costs = Costs(),  # noqa: B008  # frozen
+        rename: Callable[[str], str] = str,
+        strict: bool = True,
     ) -> None:
         """engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
         together by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the
         tasks' decoded parts, and again of the grouped engine's modules.
+        rename: the module's name for a tensor of a fine-tuned checkpoint,
+        but for a prefix; strict: whether it must have all that the tasks change.
 
         Raises: InputError where the module lacks what the tasks change, or a head does not fit.
         """
@@ -77,6 +81,7 @@ class SwitchedModel(nn.Module):
         self.module = module
         self._router, self._lambda, self._engine = router, lambda_, engine
         self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs
+        self._rename, self._strict = rename, strict
         self._loaded = self._load(zoo)
 
     @property
@@ -126,8 +131,8 @@ class SwitchedModel(nn.Module):
         vectors: list[TaskVector] = [
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
-        names = _names(self.module, vectors)
-        heads = read_heads(self.module, vectors) if self._heads else {}
+        names = _names(self.module, vectors, self._rename, self._strict)
+        heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
         fused = Fused(self.module, names, heads)
         state = self.module.state_dict()
         sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
@@ -182,11 +187,20 @@ def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
     return np.array([tasks.index(task) for task in heads], np.int64)
 
 
-def _names(module: nn.Module, vectors: list[TaskVector]) -> dict[str, str]:
+def _names(
+    module: nn.Module, vectors: list[TaskVector], rename: Callable[[str], str], strict: bool
+) -> dict[str, str]:
     """Returns the module's name of each unit. Raises: InputError where it has none of that shape."""
     shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
-    own, names = module.state_dict(), names_inside(module, list(shapes))
+    own = module.state_dict()
+    names: dict[str, str] = {}
+    for vector in vectors:
+        named = {name: rename(vector.model.finetuned_name(name)) for name in vector.units}
+        inside = names_inside(module, list(named.values()))
+        names |= {name: inside[other] for name, other in named.items() if other in inside}
     for name, shape in shapes.items():
+        if name not in names and not strict:
+            continue
         if name not in names:
             raise InputError(f"the module has no parameter '{name}', which the zoo's tasks change")
         found = list(own[names[name]].shape)

@@ -11,8 +11,9 @@ from flexswitch.merging.task_vector import TaskVector
 class TaskUnits:
     """All tasks' units, decoded when they are first needed; the tasks used last stay while they fit.
 
-    base_sizes: the root mean square of the base's weights in each unit; turned: the units whose layers
-    multiply by the transpose. One task is kept whatever its size. May be asked from several threads.
+    base_sizes: the root mean square of the base's weights in each unit, of those that are kept; turned: the
+    units whose layers multiply by the transpose. One task is kept whatever its size. May be asked from
+    several threads.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class TaskUnits:
                 units = {
                     unit: unit_form(vector, unit, unit in self._turned, self._base_sizes[unit])
                     for unit in vector.units
+                    if unit in self._base_sizes
                 }
                 self._kept[task] = units
                 self._sizes[task] = sum(each.nbytes for each in units.values())

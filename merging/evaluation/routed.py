@@ -1,0 +1,124 @@
+"""Scores methods that choose task vectors for each sample, on one mixed, shuffled stream of all tasks.
+
+Each sample is answered under its own weights and the head of its own task, in batches as the stream brings
+them.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.evaluation.evaluate import Bench, RoutingScore, Score, labels_of
+from flexswitch.merging.evaluation.families import Family, families
+from flexswitch.merging.evaluation.stream_weights import (
+    Chosen,
+    Stream,
+    StreamRouter,
+    batch_means,
+    mixed_stream,
+)
+from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
+from flexswitch.merging.switching.switched_model import Engine
+
+MODES = ("per-sample", "batch-mean", "oracle")
+
+_BATCH = 64
+_COMPARED = 4  # every so many batches are answered by the base too, to compare times
+
+
+@dataclass
+class _Times:
+    """Seconds of the method on all batches, and on some of them beside the base's own."""
+
+    all: float = 0.0
+    compared: float = 0.0
+    base: float = 0.0
+
+
+def score_routed(
+    bench: Bench, method: str, router: StreamRouter, mode: str, engine: Engine, bytes_per_task: float
+) -> Score:
+    """Scores a routed method.
+
+    mode "per-sample": each sample under its own weights; "batch-mean": the weights averaged over 256 samples
+    of one task, as the published evaluation does; "oracle": the true task's. Timed are features, search and
+    answers, against the base's forward pass of every fourth of the same batches.
+    """
+    tasks = list(bench.vectors)
+    stream = mixed_stream([len(bench.examples[task]) for task in tasks])
+    chosen = Chosen(np.zeros((len(stream), len(tasks)), np.float32), np.zeros(len(stream), np.int64))
+    times, correct = _Times(), np.zeros(len(stream), np.bool_)
+    if mode == "batch-mean":
+        _choose_means(bench, router, stream, chosen, times)
+    for family in families(bench, engine):
+        own = np.flatnonzero(np.isin(stream[:, 0], family.tasks))
+        for number, start in enumerate(range(0, len(own), _BATCH)):
+            chunk = own[start : start + _BATCH]
+            batch = _batch_of(bench, stream[chunk])
+            started = time.perf_counter()
+            if mode == "per-sample":
+                found = router.choose(stream[chunk], batch)
+                chosen.weights[chunk], chosen.leading[chunk] = found.weights, found.leading
+            elif mode == "oracle":
+                chosen.weights[chunk] = np.eye(len(tasks), dtype=np.float32)[stream[chunk, 0]]
+            answers = _answers(family, tasks, batch, chosen.weights[chunk], stream[chunk])
+            taken = time.perf_counter() - started
+            correct[chunk] = answers == _true_classes(bench, stream[chunk])
+            times.all += taken
+            if number % _COMPARED == 0:
+                times.compared += taken
+                times.base += _base_seconds(family, batch)
+    scores = {task: 100 * float(correct[stream[:, 0] == number].mean()) for number, task in enumerate(tasks)}
+    name, seconds = f"{method} ({mode})", times.all / len(stream)
+    ratio = times.compared / times.base
+    routing = None if mode == "oracle" else _routing(stream, chosen)
+    return Score(name, scores, bytes_per_task, seconds, routing, ratio)
+
+
+def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
+    counts = confusion(stream[:, 0], chosen.leading, chosen.weights.shape[1])
+    return RoutingScore(accuracy(counts), counts, float(entropy(chosen.weights).mean()))
+
+
+def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times) -> None:
+    for start in range(0, len(stream), _BATCH):
+        part = slice(start, start + _BATCH)
+        batch = _batch_of(bench, stream[part])
+        started = time.perf_counter()
+        found = router.choose(stream[part], batch)
+        chosen.weights[part], chosen.leading[part] = found.weights, found.leading
+        times.all += time.perf_counter() - started
+    chosen.weights[:] = batch_means(stream, chosen.weights)
+
+
+def _batch_of(bench: Bench, samples: Stream) -> Batch:
+    """Returns samples of several tasks as one batch, in their order."""
+    tasks = list(bench.examples)
+    taken = [bench.examples[tasks[task]].inputs[row] for task, row in samples]
+    batch = bench.adapter.batch(taken if isinstance(taken[0], str) else np.stack(taken))
+    return {name: value.to(bench.device) for name, value in batch.items()}
+
+
+def _answers(
+    family: Family, tasks: list[str], batch: Batch, weights: NDArray[np.float32], samples: Stream
+) -> NDArray[np.int64]:
+    heads = [tasks[task] for task in samples[:, 0]] if family.has_heads else None
+    logits = family.model(batch, weights=torch.from_numpy(weights), heads=heads)
+    answers: NDArray[np.int64] = logits.argmax(-1).cpu().numpy()
+    return answers
+
+
+def _base_seconds(family: Family, batch: Batch) -> float:
+    started = time.perf_counter()
+    with torch.inference_mode():
+        family.plain(**batch).argmax(-1).cpu()
+    return time.perf_counter() - started
+
+
+def _true_classes(bench: Bench, samples: Stream) -> NDArray[np.int64]:
+    labels = [labels_of(each) for each in bench.examples.values()]
+    return np.array([labels[task][row] for task, row in samples])

@@ -1,0 +1,75 @@
+"""The weights that samples of a mixed stream get, by a zoo's query index or by their true tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.routing.features import ModelFeatures
+from flexswitch.merging.routing.router import Router
+from flexswitch.merging.routing.vote import snap
+
+Stream = NDArray[np.int64]  # (sample, 2): a task's number and the row of its file
+
+_PUBLISHED_BATCH = 256  # samples of one task over which the published evaluation averages weights
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """weights: (sample, task) float32; leading: (sample,), the task that was chosen first."""
+
+    weights: FloatArray
+    leading: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StreamRouter:
+    """A zoo's router for the samples of several files. snap: shares of at most this are dropped."""
+
+    router: Router
+    examples: Mapping[str, Examples]
+    snap: float = 0.0
+
+    def choose(self, samples: Stream, batch: Batch) -> Chosen:
+        """Returns the weights of a batch's samples; tasks are numbered in the order of `examples`."""
+        found = self.router.index.weights(self._features(samples, batch))
+        columns = [self.router.index.tasks.index(task) for task in self.examples]
+        weights = snap(found.weights.numpy(), self.snap)[:, columns]
+        return Chosen(weights, np.argsort(columns)[found.leading.numpy()])
+
+    def _features(self, samples: Stream, batch: Batch) -> Tensor:
+        source = self.router.source
+        if isinstance(source, ModelFeatures):
+            return source.of(batch)
+        found, names = [], list(self.examples)
+        for task, row in samples:
+            name = names[task]
+            found.append(source.rows(name, "test", self.examples[name], np.array([row])))
+        return torch.cat(found)
+
+
+def mixed_stream(counts: Sequence[int]) -> Stream:
+    """Returns all samples of all tasks in one shuffled order, the same for the same counts."""
+    parts = [np.stack([np.full(count, task), np.arange(count)], 1) for task, count in enumerate(counts)]
+    stream = np.concatenate(parts).astype(np.int64)
+    return stream[np.random.Generator(np.random.PCG64(0)).permutation(len(stream))]
+
+
+def batch_means(samples: Stream, weights: FloatArray) -> FloatArray:
+    """Returns weights averaged over each 256 samples of one task, in the order of its file.
+
+    So does the published evaluation (methods, §6.18). samples: of a whole stream; weights: (sample, task).
+    """
+    means = np.empty_like(weights)
+    for task in np.unique(samples[:, 0]):
+        own = np.flatnonzero(samples[:, 0] == task)
+        own = own[np.argsort(samples[own, 1], kind="stable")]
+        for start in range(0, len(own), _PUBLISHED_BATCH):
+            part = own[start : start + _PUBLISHED_BATCH]
+            means[part] = weights[part].mean(0)
+    return means
