@@ -1,12 +1,15 @@
 """`flexswitch index`: the query set that chooses tasks per sample."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.zoo import IndexRecord
 
 
 def index(
@@ -15,12 +18,37 @@ def index(
     exemplars: Annotated[
         Path, typer.Option(help="Folder of <task>.train.* files; labels are not used.", show_default=False)
     ],
-    per_task: Annotated[int, typer.Option(min=1, help="Exemplars a task.")] = 100,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add the tasks that the index lacks, all else as it is.")
+    ] = False,
+    per_task: Annotated[
+        int | None, typer.Option(min=1, help="Exemplars a task; 100 without it.", show_default=False)
+    ] = None,
     features: Annotated[
-        str, typer.Option(help="pooled, layer:N, or a .safetensors file of <task>.train and <task>.test.")
-    ] = "pooled",
-    metric: Annotated[str, typer.Option(help="euclidean.")] = "euclidean",
-    seed: Annotated[int, typer.Option(help="Draws the exemplars.")] = 0,
+        str | None,
+        typer.Option(
+            help="auto (the default: the earliest layer within a point of the best), pooled, input, layer:N, "
+            "layers:A+B, average:KIND (of the tasks' average), or a .safetensors file of <task>.train and "
+            "<task>.test.",
+            show_default=False,
+        ),
+    ] = None,
+    feature_dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 (the default) or bfloat16, of inputs too.", show_default=False),
+    ] = None,
+    normalise: Annotated[
+        str | None, typer.Option(help="centred (the default), standardised or none.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="learned (the default) or euclidean.", show_default=False)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of the learned metric; 32 without it.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the exemplars; 0 without it.", show_default=False)
+    ] = None,
     adapter: Adapter = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
@@ -28,34 +56,71 @@ def index(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Store features of a few exemplars of every task in the zoo.
+    """Store a few exemplars of every task in the zoo, to choose tasks for each input.
 
     Example: flexswitch index zoo --base models/base --exemplars data
+
+    Example: flexswitch index zoo --base models/base --exemplars data --add
     """
     from flexswitch.cli.arguments import choice
-    from flexswitch.codecs.errors import InputError
+    from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.zoo import open_zoo
-    from flexswitch.merging.checkpoint import open_checkpoint
-    from flexswitch.merging.fingerprint import check_base
-    from flexswitch.merging.routing.build import build_index, read_exemplars
-    from flexswitch.merging.routing.features import feature_source
+    from flexswitch.merging.routing.build import Settings
+    from flexswitch.merging.routing.features import FEATURE_DTYPES
+    from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
+    from flexswitch.merging.routing.kinds import is_file
+    from flexswitch.merging.routing.projection import NORMALISATIONS
 
     console = Console(quiet, json)
-    choice("--metric", metric, ("euclidean",))
-    opened = open_zoo(zoo)
-    if opened.record.index is not None and not overwrite:
-        raise InputError(f"{zoo}: has a query index already; --overwrite replaces it")
-    examples = read_exemplars(opened, exemplars)
-    checkpoint = open_checkpoint(base)
-    check_base(checkpoint, opened.record.base, str(zoo))
-    source = feature_source(
-        features, checkpoint, adapter or opened.record.adapter, adapter is not None, device
+    own = {"--per-task": per_task, "--feature-dtype": feature_dtype, "--normalise": normalise,
+           "--metric": metric, "--rank": rank, "--seed": seed, "--overwrite": overwrite or None}  # fmt: skip
+    if features is not None and not is_file(features):
+        own["--features"] = features
+    given = [option for option, value in own.items() if value is not None]
+    if add and given:
+        raise UsageError(
+            f"{given[0]} beside --add: tasks are added under the index's own settings; leave it out"
+        )
+    learned = choice("--metric", metric or "learned", ("learned", "euclidean")) == "learned"
+    if rank is not None and not learned:
+        raise UsageError("--rank: is the learned metric's, and --metric euclidean has none; leave one out")
+    settings = Settings(
+        per_task=per_task or 100,
+        seed=seed or 0,
+        normalise=choice("--normalise", normalise or "centred", NORMALISATIONS),
+        rank=(rank or 32) if learned else None,
     )
-    with console.progress(f"indexing {len(examples)} tasks of {zoo}", len(examples)) as step:
-        record, notes = build_index(opened, examples, per_task, seed, source, step)
+    dtype = choice("--feature-dtype", feature_dtype or "float32", FEATURE_DTYPES)
+    request = Request(zoo, base, exemplars, features or "auto", dtype, settings, adapter, device)
+    count = len(open_zoo(zoo))
+    with console.progress(f"{'adding to' if add else 'making'} the index of {zoo}", count) as step:
+        if add:
+            record, added, notes = add_to_index(request, Path(features) if features else None, step)
+        else:
+            (record, notes), added = index_zoo(request, overwrite, step), []
     for note in notes:
         console.note(note)
-    document = {"zoo": str(zoo), **record.model_dump()}
-    return console.result(
-        document, f"{zoo}: query index of {len(examples)} tasks, features {source.kind}, {size(record.size)}"
-    )
+    document = {"zoo": str(zoo), **record.model_dump(), "added": added, "notes": notes}
+    return console.result(document, *_lines(zoo, count, record, added))
+
+
+def _lines(zoo: Path, count: int, record: "IndexRecord", added: list[str]) -> list[str]:
+    """Returns what is said of an index, a line each."""
+    rank = "" if record.rank is None else f" of rank {record.rank}"
+    lines = [
+        f"{zoo}: query index of {count} tasks, features {record.features} "
+        f"({record.dtype}, {record.normalise}), "
+        f"{record.metric} metric{rank}, {size(record.size)}"
+    ]
+    if added:
+        lines.append(f"added: {', '.join(added)}")
+    if (found := record.accuracy) is not None and not added:
+        lines.append(
+            "exemplars routed to their own task, a fifth held out from the metric and the search: "
+            f"Euclidean {found.euclidean_held_out:.1f} %, learned {found.learned_held_out:.1f} %"
+        )
+        lines.append(
+            "the same, one left out from the search alone (too good for the learned one, which saw it): "
+            f"Euclidean {found.euclidean_loo:.1f} %, learned {found.learned_loo:.1f} %"
+        )
+    return lines

@@ -33,14 +33,34 @@ class TaskRecord(Strict):
     parameters: Count
 
 
+class RoutingAccuracy(Strict):
+    """How often an exemplar's neighbours lead to its own task, in %.
+
+    *_loo: one exemplar left out, the metric learned from all of them, so that the learned one's is too good;
+    *_held_out: a fifth left out, the metric learned from the others.
+    """
+
+    euclidean_loo: float
+    euclidean_held_out: float
+    learned_loo: float
+    learned_held_out: float
+
+
 class IndexRecord(Strict):
-    """The query index's file and the settings it was built with."""
+    """The query index's file and the settings it was built with.
+
+    rank: the points' width under a learned metric; accuracy: where one was tried.
+    """
 
     file: Literal["index/exemplars.safetensors"] = "index/exemplars.safetensors"
     size: Count
     sha256: Sha256
     features: str
-    metric: Literal["euclidean"] = "euclidean"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    normalise: Literal["none", "centred", "standardised"] = "none"
+    metric: Literal["euclidean", "learned"] = "euclidean"
+    rank: Annotated[int, Field(ge=1)] | None = None
+    accuracy: RoutingAccuracy | None = None
     per_task: Annotated[int, Field(ge=1)]
     seed: int
 

@@ -102,9 +102,13 @@ def change_zoo(
             (Path(partial) / tasks[name].file).replace(path / tasks[name].file)
         write_zoo(path, record)
     remove_unlisted(path, record)
+    if index is None and zoo.record.index is not None and tasks:
+        notes.append(
+            f"the query index went with the tasks it was made of; run `flexswitch index {path}` again"
+        )
     if index is not None and replaced:
         notes.append(
-            f"the query index lacks {', '.join(sorted(replaced))}; run `flexswitch index {path}` again"
+            f"the query index lacks {', '.join(sorted(replaced))}; run `flexswitch index {path} --add`"
         )
     return notes
 

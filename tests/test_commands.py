@@ -182,8 +182,8 @@ def test_debug_adds_the_traceback(models, flexswitch):
             "no merge method is named 'ties' (known: average, task-arithmetic)",
         ),
         (
-            ("index", "zoo", "--base", "base.safetensors", "--exemplars", "d", "--metric", "learned"),
-            "--metric: no choice is named 'learned' (known: euclidean)",
+            ("index", "zoo", "--base", "base.safetensors", "--exemplars", "d", "--metric", "learnt"),
+            "--metric: no choice is named 'learnt'; did you mean 'learned'? (known: learned, euclidean)",
         ),
     ],
 )  # fmt: skip

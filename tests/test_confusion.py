@@ -80,8 +80,8 @@ def test_leaving_one_out_is_asking_an_index_without_it(vote, neighbours, duplica
     assert leading.shape == (40,)
     for row in range(40):
         kept = np.arange(40) != row
-        others = QuerySet(query_set.header, query_set.features[kept], query_set.task_ids[kept])
-        query = torch.from_numpy(query_set.features[row : row + 1])
+        others = QuerySet(query_set.header, query_set.points[kept], query_set.task_ids[kept])
+        query = torch.from_numpy(query_set.points[row : row + 1])
         assert leading[row] == QueryIndex(others, neighbours, vote=vote).weights(query).leading[0]
 
 

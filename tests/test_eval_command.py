@@ -15,7 +15,7 @@ def test_index_and_eval_print_a_table_and_draw_a_chart(toy, flexswitch, tmp_path
     index = ("index", toy.zoo, "--base", toy.base, "--exemplars", toy.data, "--per-task", "10", "--overwrite")
     outcome = flexswitch(*index)
     assert outcome.status == 0
-    assert outcome.out.startswith(f"{toy.zoo}: query index of {len(toy.finetuned)} tasks, features pooled, ")
+    assert outcome.out.startswith(f"{toy.zoo}: query index of {len(toy.finetuned)} tasks, features ")
 
     finetuned = [word for task, path in toy.finetuned.items() for word in ("--finetuned", f"{task}={path}")]
     methods = "base,individual,average,task-arithmetic,t-switch,auto-switch"
@@ -63,4 +63,7 @@ def test_a_second_index_is_refused_unless_overwritten(toy, flexswitch):
     flexswitch(*index, "--overwrite")
     outcome = flexswitch(*index)
     assert outcome.status == 1
-    assert outcome.error == f"{toy.zoo}: has a query index already; --overwrite replaces it"
+    assert (
+        outcome.error
+        == f"{toy.zoo}: has a query index already; --overwrite replaces it, --add adds the tasks it lacks"
+    )

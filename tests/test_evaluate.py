@@ -31,13 +31,13 @@ from tiny_models import (
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.evaluate import Score, _batch_means
 from flexswitch.merging.evaluation.methods import check_methods, score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
 from flexswitch.merging.packing import Form, change_zoo
-from flexswitch.merging.routing.build import build_index, read_exemplars
-from flexswitch.merging.routing.features import feature_source
+from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.indexing import Request as IndexRequest
+from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vector import restore
 
@@ -47,9 +47,9 @@ NEIGHBOURS = 5
 
 
 def index(toy, kind="pooled", per_task=12):
-    zoo, base = open_zoo(toy.zoo), open_checkpoint(str(toy.base))
-    source = feature_source(str(kind), base, zoo.record.adapter, False, "cpu")
-    build_index(zoo, read_exemplars(zoo, toy.data), per_task, 0, source, lambda task: None)
+    settings = Settings(per_task, normalise="none")
+    request = IndexRequest(toy.zoo, str(toy.base), toy.data, str(kind), settings=settings)
+    index_zoo(request, True, lambda task: None)
 
 
 def request(toy, **changes):
@@ -160,7 +160,7 @@ def plain_routes(toy):
         for text in examples_of(toy, task)[0]:
             with torch.no_grad():
                 hidden = encoder(**tokenize(text, truncation=True, return_tensors="pt")).last_hidden_state
-            distances = np.linalg.norm(query_set.features - hidden[0].mean(0).numpy(), axis=1)
+            distances = np.linalg.norm(query_set.points - hidden[0].mean(0).numpy(), axis=1)
             nearest = names[np.argsort(distances)[:NEIGHBOURS]]
             shares = {other: float(np.mean(nearest == other)) for other in TASKS}
             leading = next(each for each in nearest if shares[each] == max(shares.values()))
@@ -505,8 +505,8 @@ def test_a_task_that_the_index_lacks_is_told(copied, tmp_path):
     change_zoo(copied.zoo, [artifact.path], [], Form(), None, False, lambda task: None)
     write_jsonl(copied.data / "planets.test.jsonl", texts("birds", 2, seed=0), [0, 1])
     assert message(InputError, lambda: open_evaluation(request(copied, methods=["auto-switch"]))) == (
-        f"{copied.zoo}: the query index has no exemplars of the task 'planets'; build it again: "
-        f"flexswitch index {copied.zoo} --base BASE --exemplars DIR"
+        f"{copied.zoo}: the query index has no exemplars of the task 'planets'; add them: "
+        f"flexswitch index {copied.zoo} --add --base BASE --exemplars DIR"
     )
 
 

@@ -1,5 +1,7 @@
 """Features of examples against transformers alone, and features that the user brings in a file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from tiny_models import WIDTH, save_image_base, save_state, save_text_base, text
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Examples
-from flexswitch.merging.routing.features import FileFeatures, feature_source
+from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
+from flexswitch.merging.routing.indexing import Request, index_zoo
 
 CLASSIFIER = "hf-sequence-classification"
 TEXTS = texts("birds", 90, seed=0)
@@ -27,11 +31,17 @@ def image_base(tmp_path_factory):
 
 
 def source_of(kind, base, adapter=CLASSIFIER):
-    return feature_source(str(kind), open_checkpoint(str(base)), adapter, False, "cpu")
+    return feature_source(str(kind), Runner(get_adapter(adapter, open_checkpoint(str(base)), False)), {})
 
 
 def from_file(path):
-    return feature_source(str(path), None, None, False, "cpu")
+    return FileFeatures(path)
+
+
+def indexed(**changes):
+    """Indexes a zoo that is not there."""
+    folder = Path("missing")
+    return index_zoo(Request(folder, "missing", folder, **changes), False, lambda task: None)
 
 
 def rows_of(source, inputs, rows=None):
@@ -101,7 +111,7 @@ def test_features_of_a_half_precision_base_are_computed_in_float32(text_base, tm
 
 
 def test_a_text_without_tokens_has_the_features_zero(text_base):
-    from flexswitch.merging.evaluation.huggingface import mean_pool
+    from flexswitch.merging.routing.hidden import mean_pool
 
     hidden = torch.ones(2, 3, WIDTH)
     pooled = mean_pool(hidden, torch.tensor([[0, 0, 0], [1, 1, 0]]))
@@ -127,19 +137,19 @@ def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
 )
 def test_features_of_an_unknown_kind_are_told_with_the_known_ones(text_base, kind, nearest):
     assert message(UsageError, lambda: source_of(kind, text_base)) == (
-        f"--features: no kind is named '{kind}'{nearest} (known: pooled, layer:N, FILE.safetensors)"
+        f"--features: no kind is named '{kind}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:KIND, auto, FILE.safetensors)"
     )
 
 
 def test_features_on_an_unknown_device_are_refused_before_anything_is_read():
-    assert message(UsageError, lambda: feature_source("pooled", None, None, False, "gpu")) == (
+    assert message(UsageError, lambda: indexed(device="gpu")) == (
         "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"
     )
 
 
 def test_features_on_a_gpu_that_is_not_there_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message(InputError, lambda: feature_source("pooled", None, None, False, "cuda")) == (
+    assert message(InputError, lambda: indexed(device="cuda")) == (
         "--device cuda: torch finds no CUDA device here; use --device cpu"
     )
 

@@ -15,10 +15,11 @@ from tiny_models import contents, pack, save_state, state_artifacts, text_toy, t
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples
 from flexswitch.merging.packing import Form, change_zoo
-from flexswitch.merging.routing.build import build_index, draw, read_exemplars
-from flexswitch.merging.routing.features import FileFeatures, feature_source
+from flexswitch.merging.routing.build import Settings, build_index, draw, read_exemplars
+from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
 from flexswitch.merging.routing.query_set import read_query_set
 
 COUNTS = {"birds": 12, "cities": 9, "tools": 30}
@@ -27,7 +28,8 @@ COUNTS = {"birds": 12, "cities": 9, "tools": 30}
 class CountedFeatures:
     """The features (seed of the task, row) of every example; remembers what it was asked for."""
 
-    kind = "counted"
+    kind = "pooled"
+    dtype = "float32"
 
     def __init__(self):
         self.asked = {}
@@ -62,7 +64,11 @@ def data(tmp_path):
 def build(zoo, data, per_task=10, seed=0, source=None):
     heard = []
     record, notes = build_index(
-        zoo, read_exemplars(zoo, data), per_task, seed, source or CountedFeatures(), heard.append
+        zoo,
+        read_exemplars(zoo, data),
+        Settings(per_task, seed, normalise="none"),
+        source or CountedFeatures(),
+        heard.append,
     )
     assert heard == list(zoo)
     return record, notes
@@ -106,14 +112,14 @@ def test_the_index_holds_the_features_of_the_drawn_exemplars_by_task(zoo, data):
     assert notes == []
     reopened = open_zoo(zoo.path)
     assert reopened.record.index == record
-    assert (record.features, record.per_task, record.seed) == ("counted", 5, 3)
+    assert (record.features, record.per_task, record.seed) == ("pooled", 5, 3)
     query_set = read_query_set(reopened)
     assert query_set.header.tasks == ["birds", "cities", "tools"]
     assert query_set.task_ids.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     for number, (task, count) in enumerate(COUNTS.items()):
         rows = draw(count, 5, 3, task)
         expected = [[len(task), row] for row in rows]
-        assert query_set.features[query_set.task_ids == number].tolist() == expected
+        assert query_set.points[query_set.task_ids == number].tolist() == expected
         assert source.asked[task] == [texts(task, count, seed=0)[row] for row in rows]
 
 
@@ -125,8 +131,8 @@ def test_a_tasks_exemplars_do_not_depend_on_the_other_tasks(zoo, data, tmp_path)
     for task in ("birds", "cities"):
         (data / f"{task}.train.jsonl.gz").unlink()
     build(alone, data, per_task=4)
-    rows = together.features[together.task_ids == 2]
-    np.testing.assert_array_equal(read_query_set(open_zoo(zoo.path)).features, rows)
+    rows = together.points[together.task_ids == 2]
+    np.testing.assert_array_equal(read_query_set(open_zoo(zoo.path)).points, rows)
 
 
 def test_building_again_gives_the_same_bytes_and_touches_no_task(zoo, data):
@@ -145,7 +151,7 @@ def test_a_task_with_fewer_exemplars_than_asked_for_gives_all_and_a_note(zoo, da
     assert record.per_task == 12
     query_set = read_query_set(open_zoo(zoo.path))
     assert np.bincount(query_set.task_ids).tolist() == [12, 9, 12]
-    assert query_set.features[query_set.task_ids == 1][:, 1].tolist() == list(range(9))
+    assert query_set.points[query_set.task_ids == 1][:, 1].tolist() == list(range(9))
 
 
 def test_the_labels_of_exemplars_are_not_read(zoo, data):
@@ -153,19 +159,19 @@ def test_the_labels_of_exemplars_are_not_read(zoo, data):
     lines = '{"text": "a", "label": "good"}\n{"text": "b", "label": 1.5}\n{"text": "c"}\n'
     (data / "tools.train.jsonl").write_text(lines)
     build(zoo, data, per_task=3)
-    assert len(read_query_set(open_zoo(zoo.path)).features) == 9
+    assert len(read_query_set(open_zoo(zoo.path)).points) == 9
 
 
 def test_the_index_of_a_real_base_is_that_of_its_features(tmp_path):
     toy = text_toy(tmp_path, test_count=1)
     zoo, base = open_zoo(toy.zoo), open_checkpoint(str(toy.base))
-    source = feature_source("layer:1", base, zoo.record.adapter, False, "cpu")
+    source = feature_source("layer:1", Runner(get_adapter(zoo.record.adapter, base, False)), zoo)
     record, _ = build(zoo, toy.data, per_task=4, source=source)
     assert record.features == "layer:1"
     query_set = read_query_set(open_zoo(toy.zoo))
     examples = Examples(texts("birds", 20, seed=1), None)
     expected = source.rows("birds", "train", examples, draw(20, 4, 0, "birds"))
-    np.testing.assert_allclose(query_set.features[:4], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(query_set.points[:4], expected, rtol=0, atol=1e-5)
 
 
 # --- what is refused, and that the zoo then stays as it was ------------------------------------------------
@@ -249,7 +255,7 @@ def test_a_failing_source_of_features_leaves_the_old_index(zoo, data):
     def fail(task, split, examples, rows):
         raise UsageError("features 'layer:9': no")
 
-    source = SimpleNamespace(kind="layer:9", rows=fail)
+    source = SimpleNamespace(kind="layer:9", dtype="float32", rows=fail)
     assert refused(open_zoo(zoo.path), data, UsageError, source) == "features 'layer:9': no"
     read_query_set(open_zoo(zoo.path))
 

@@ -320,7 +320,7 @@ def test_a_folder_that_is_no_zoo_is_not_changed(tmp_path, made):
 def test_adding_a_task_says_that_the_index_lacks_it(indexed, made):
     before = contents(indexed)
     assert change(indexed, add=[made["planets"]]) == [
-        f"the query index lacks planets; run `flexswitch index {indexed}` again"
+        f"the query index lacks planets; run `flexswitch index {indexed} --add`"
     ]
     assert changed_files(before, indexed) == {"tasks/planets.fsw", ZOO_FILE}
     assert read_query_set(open_zoo(indexed)).header.tasks == TASKS
@@ -332,20 +332,22 @@ def test_removing_a_task_drops_its_exemplars(indexed):
     assert changed_files(before, indexed) == {"tasks/cities.fsw", INDEX_FILE, ZOO_FILE}
     query_set = read_query_set(open_zoo(indexed))
     assert query_set.header.tasks == ["birds", "tools"]
-    assert query_set.features.tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
+    assert query_set.points.tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
     assert query_set.task_ids.tolist() == [0, 0, 1, 1]
 
 
 def test_replacing_a_task_drops_its_exemplars_and_says_so(tmp_path, indexed, made):
     again = newer(made, tmp_path, "birds")
     assert change(indexed, add=[again, made["planets"]], overwrite=True) == [
-        f"the query index lacks birds, planets; run `flexswitch index {indexed}` again"
+        f"the query index lacks birds, planets; run `flexswitch index {indexed} --add`"
     ]
     assert read_query_set(open_zoo(indexed)).header.tasks == ["cities", "tools"]
 
 
 def test_the_index_goes_with_the_last_of_its_tasks(indexed, made):
-    assert change(indexed, add=[made["planets"]], remove=TASKS) == []
+    assert change(indexed, add=[made["planets"]], remove=TASKS) == [
+        f"the query index went with the tasks it was made of; run `flexswitch index {indexed}` again"
+    ]
     assert set(contents(indexed)) == {ZOO_FILE, "tasks/planets.fsw"}
     assert open_zoo(indexed).record.index is None
 

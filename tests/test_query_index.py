@@ -42,7 +42,7 @@ def random_queries(seed: int, count: int = 40, width: int = 6) -> torch.Tensor:
 
 def plain_neighbours(query_set: QuerySet, query: np.ndarray, count: int) -> np.ndarray:
     """Returns the nearest exemplars of one query by Euclidean distance, the earlier ones first among equals."""
-    differences = query_set.features.astype(np.float64) - query.astype(np.float64)
+    differences = query_set.points.astype(np.float64) - query.astype(np.float64)
     distances = np.sqrt(np.square(differences).sum(1))
     return np.argsort(distances, kind="stable")[:count]
 
@@ -65,7 +65,7 @@ def test_weights_are_the_shares_of_the_nearest_exemplars(seed, neighbours):
     np.testing.assert_allclose(weights, plain_weights(query_set, queries, neighbours), rtol=0, atol=1e-7)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=0, atol=1e-6)
     assert (weights[torch.arange(40), leading] == weights.max(1).values).all()
-    nearest = [query_set.features[plain_neighbours(query_set, query, 1)[0]] for query in queries.numpy()]
+    nearest = [query_set.points[plain_neighbours(query_set, query, 1)[0]] for query in queries.numpy()]
     np.testing.assert_allclose(distance, np.linalg.norm(nearest - queries.numpy(), axis=1), rtol=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_a_task_without_exemplars_has_no_weight():
 @pytest.mark.parametrize("vote", ["uniform", "kernel"])
 def test_a_sample_has_the_same_answer_alone_and_in_any_batch(shift, vote):
     query_set = random_query_set(1, exemplars=300, width=24)
-    query_set = QuerySet(query_set.header, query_set.features + np.float32(shift), query_set.task_ids)
+    query_set = QuerySet(query_set.header, query_set.points + np.float32(shift), query_set.task_ids)
     queries = random_queries(2, count=128, width=24) + shift
     index = QueryIndex(query_set, 10, vote=vote)
     whole = index.weights(queries)
@@ -185,7 +185,7 @@ def plain_usual_distance(features: np.ndarray) -> float:
 def test_far_samples_are_those_beyond_what_99_in_100_exemplars_keep(seed):
     query_set, queries = random_query_set(seed, exemplars=200), 1.5 * random_queries(seed)
     index = QueryIndex(query_set, 5)
-    limit = plain_usual_distance(query_set.features)
+    limit = plain_usual_distance(query_set.points)
     assert index.far_from == pytest.approx(limit, rel=1e-12)
     routed = index.weights(queries)
     assert 0 < routed.far.sum() < 40

@@ -21,7 +21,7 @@ from flexswitch.merging.routing.query_set import (
 )
 
 TASKS = ["birds", "cities", "tools"]
-UNFIT = "its features and task ids do not fit together; index the zoo again"
+UNFIT = "its points and task ids do not fit together; index the zoo again"
 
 
 def make_query_set(per_task: int = 4, width: int = 5, tasks: list[str] = TASKS) -> QuerySet:
@@ -62,7 +62,7 @@ def write_by_hand(path: Path, tensors: dict[str, tuple[str, np.ndarray]], docume
 
 
 def plain_tensors(query_set: QuerySet) -> dict[str, tuple[str, np.ndarray]]:
-    return {"features": ("F32", query_set.features), "task_ids": ("I32", query_set.task_ids)}
+    return {"points": ("F32", query_set.points), "task_ids": ("I32", query_set.task_ids)}
 
 
 @pytest.mark.parametrize(("per_task", "width"), [(1, 1), (4, 5), (30, 16)])
@@ -73,14 +73,18 @@ def test_a_query_set_reads_back_as_it_was_written(tmp_path, per_task, width):
     assert zoo.record.index.model_dump(exclude={"size", "sha256"}) == {
         "file": "index/exemplars.safetensors",
         "features": "layer:1",
+        "dtype": "float32",
+        "normalise": "none",
         "metric": "euclidean",
+        "rank": None,
+        "accuracy": None,
         "per_task": per_task,
         "seed": 7,
     }
     read = read_query_set(zoo)
     assert read.header == written.header
-    assert (read.features.dtype, read.task_ids.dtype) == (np.float32, np.int32)
-    np.testing.assert_array_equal(read.features, written.features)
+    assert (read.points.dtype, read.task_ids.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(read.points, written.points)
     np.testing.assert_array_equal(read.task_ids, written.task_ids)
 
 
@@ -145,7 +149,7 @@ def test_a_header_with_a_flipped_bit_is_told_by_its_own_checksum(tmp_path):
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ('{"version": 2}', "format version 2, this flexswitch reads 1; install a newer one"),
+        ('{"version": 3}', "format version 3, this flexswitch reads 2; install a newer one"),
         ("{}", "its field 'tasks' is wrong: Field required"),
         ("[]", "its JSON document is a list, expected an object"),
         (
@@ -161,7 +165,7 @@ def test_a_header_of_another_kind_is_told(tmp_path, document, reason):
 
 def broken(**changes: np.ndarray) -> QuerySet:
     whole = make_query_set()
-    return QuerySet(whole.header, **({"features": whole.features, "task_ids": whole.task_ids} | changes))
+    return QuerySet(whole.header, **({"points": whole.points, "task_ids": whole.task_ids} | changes))
 
 
 @pytest.mark.parametrize(
@@ -170,10 +174,10 @@ def broken(**changes: np.ndarray) -> QuerySet:
         broken(task_ids=np.full(12, 3, np.int32)),
         broken(task_ids=np.full(12, -1, np.int32)),
         broken(task_ids=np.zeros(11, np.int32)),
-        broken(features=np.zeros((11, 5), np.float32)),
-        broken(features=np.full((12, 5), np.nan, np.float32)),
-        broken(features=np.full((12, 5), np.inf, np.float32)),
-        broken(features=np.zeros((0, 5), np.float32), task_ids=np.zeros(0, np.int32)),
+        broken(points=np.zeros((11, 5), np.float32)),
+        broken(points=np.full((12, 5), np.nan, np.float32)),
+        broken(points=np.full((12, 5), np.inf, np.float32)),
+        broken(points=np.zeros((0, 5), np.float32), task_ids=np.zeros(0, np.int32)),
     ],
     ids=["id too large", "id negative", "too few ids", "too few rows", "NaN", "infinite", "no exemplars"],
 )
@@ -185,10 +189,10 @@ def test_features_and_ids_that_do_not_fit_together_are_told(tmp_path, query_set)
 @pytest.mark.parametrize(
     "tensors",
     [
-        {"features": ("F32", np.zeros((12, 5), "<f4"))},
-        {"features": ("F64", np.zeros((12, 5), "<f8")), "task_ids": ("I32", np.zeros(12, "<i4"))},
-        {"features": ("F32", np.zeros(12, "<f4")), "task_ids": ("I32", np.zeros(12, "<i4"))},
-        {"features": ("F32", np.zeros((12, 5), "<f4")), "task_ids": ("I64", np.zeros(12, "<i8"))},
+        {"points": ("F32", np.zeros((12, 5), "<f4"))},
+        {"points": ("F64", np.zeros((12, 5), "<f8")), "task_ids": ("I32", np.zeros(12, "<i4"))},
+        {"points": ("F32", np.zeros(12, "<f4")), "task_ids": ("I32", np.zeros(12, "<i4"))},
+        {"points": ("F32", np.zeros((12, 5), "<f4")), "task_ids": ("I64", np.zeros(12, "<i8"))},
         plain_tensors(make_query_set()) | {"more": ("U8", np.zeros(1, np.uint8))},
     ],
     ids=["no ids", "float64", "one dimension", "int64 ids", "a third tensor"],
@@ -197,7 +201,7 @@ def test_other_tensors_than_features_and_ids_are_told(tmp_path, tensors):
     zoo = write_by_hand(tmp_path, tensors)
     layouts = {name: (dtype, array.ndim) for name, (dtype, array) in tensors.items()}
     assert message(ArtifactError, lambda: read_query_set(zoo)) == (
-        f"{tmp_path / INDEX_FILE}: holds the tensors {layouts}, expected features and task_ids"
+        f"{tmp_path / INDEX_FILE}: holds the tensors {layouts}, expected points and task_ids"
     )
 
 
@@ -211,10 +215,10 @@ def test_removing_tasks_drops_their_exemplars_and_no_others(tmp_path, removed):
     kept = [task for task in TASKS if task not in removed]
     assert after.header == before.header.model_copy(update={"tasks": kept})
     for task in kept:
-        rows_before = before.features[before.task_ids == TASKS.index(task)]
-        rows_after = after.features[after.task_ids == kept.index(task)]
+        rows_before = before.points[before.task_ids == TASKS.index(task)]
+        rows_after = after.points[after.task_ids == kept.index(task)]
         np.testing.assert_array_equal(rows_after, rows_before)
-    assert len(after.features) == 4 * len(kept)
+    assert len(after.points) == 4 * len(kept)
 
 
 def test_removing_tasks_that_have_no_exemplars_changes_nothing(tmp_path):
@@ -238,5 +242,5 @@ def test_a_task_without_exemplars_is_named_with_the_way_to_index_again(tmp_path)
     check_covers(query_set, ["tools", "birds"], Path("zoo"))
     assert message(InputError, lambda: check_covers(query_set, [*TASKS, "planets"], Path("zoo"))) == (
         "zoo: the query index has no exemplars of the task 'planets'; "
-        "build it again: flexswitch index zoo --base BASE --exemplars DIR"
+        "add them: flexswitch index zoo --add --base BASE --exemplars DIR"
     )

@@ -22,7 +22,17 @@ def toy(tmp_path_factory):
     from flexswitch.cli.main import app
 
     toy = text_toy(tmp_path_factory.mktemp("toy"))
-    arguments = ["index", str(toy.zoo), "--base", str(toy.base), "--exemplars", str(toy.data), "-q"]
+    arguments = [
+        "index",
+        str(toy.zoo),
+        "--base",
+        str(toy.base),
+        "--exemplars",
+        str(toy.data),
+        "-q",
+        "--features",
+        "pooled",
+    ]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     return toy
 

@@ -45,7 +45,9 @@ class Adapter(Protocol):
         """Returns (sample, class), or (sample, token, vocabulary) of a language model."""
 
     def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
-        """Returns (sample, width): "pooled" is the mean of the last layer's tokens, "layer:N" of layer N."""
+        """Returns (sample, width): "pooled" is the mean of the last hidden state's tokens, "input" of the
+        embeddings, "layer:N" of layer N, "layers:A+B" those of several, one behind the other.
+        """
 
 
 def get_adapter(name: str | None, base: Checkpoint, trusted: bool) -> Adapter:

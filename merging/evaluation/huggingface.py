@@ -1,15 +1,17 @@
 """What the transformers adapters share: a model directory and mean-pooled hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoint import Checkpoint, read_config
 from flexswitch.merging.evaluation.data import Batch
 from flexswitch.merging.loading import load_weights
+from flexswitch.merging.routing.hidden import layer_means, pooled_mean
+from flexswitch.merging.routing.kinds import parse_kind
 
 
 class HuggingFace:
@@ -46,18 +48,9 @@ class HuggingFace:
         return finetuned_name
 
     def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
-        """Returns the mean over the tokens that are not padding, (sample, width)."""
-        output = encoder(**batch, output_hidden_states=kind != "pooled")
-        hidden = output.last_hidden_state if kind == "pooled" else self._layer(output.hidden_states, kind)
-        return mean_pool(hidden, batch.get("attention_mask"))
-
-    def _layer(self, layers: Sequence[Tensor], kind: str) -> Tensor:
-        number = kind.removeprefix("layer:")
-        if not number.isdecimal() or int(number) >= len(layers):
-            raise UsageError(
-                f"features '{kind}': the base has layer:0 (embeddings) … layer:{len(layers) - 1}"
-            )
-        return layers[int(number)]
+        """Returns means over the tokens that are not padding, (sample, width · layers) float32."""
+        layers = parse_kind(kind).layers
+        return layer_means(encoder, batch, layers) if layers else pooled_mean(encoder, batch)
 
     def headless(self, changes: Mapping[str, Any]) -> nn.Module:
         """Returns the model without a head, and without a pooler: features are means over tokens."""
@@ -79,11 +72,3 @@ class HuggingFace:
                 f"{self.base.source}: transformers makes no {kind} of its config.json ({found})"
             ) from reason
         return module
-
-
-def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the mean over the tokens that `mask` (sample, token) marks, (sample, width)."""
-    if mask is None:
-        return hidden.mean(1)
-    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no tokens

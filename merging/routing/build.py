@@ -1,22 +1,48 @@
-"""Builds a zoo's query index from exemplars."""
+"""Builds a zoo's query index from exemplars, and adds tasks to it."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.zoo import IndexRecord, Zoo, write_zoo
+from flexswitch.codecs.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file, tasks_with
 from flexswitch.merging.routing.features import FeatureSource
+from flexswitch.merging.routing.kinds import FROM_FILE, layers_kind, parse_kind
+from flexswitch.merging.routing.layer_choice import choose_layers
+from flexswitch.merging.routing.leave_out import FOLDS
+from flexswitch.merging.routing.metric import learn_metric
+from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 
 
-def read_exemplars(zoo: Zoo, folder: Path) -> dict[str, Examples]:
-    """Returns each task's training examples.
+@dataclass(frozen=True)
+class Settings:
+    """How an index is built; rank: of the learned metric, None for the Euclidean one."""
+
+    per_task: int = 100
+    seed: int = 0
+    normalise: Normalisation = "centred"
+    rank: int | None = None
+
+
+class Exemplars(NamedTuple):
+    """Features (exemplar, width) float32 of tasks' exemplars, and task_ids (exemplar,)."""
+
+    tasks: list[str]
+    features: Tensor
+    task_ids: NDArray[np.int32]
+
+
+def read_exemplars(zoo: Zoo, folder: Path, tasks: Collection[str] | None = None) -> dict[str, Examples]:
+    """Returns each task's training examples, or those of some tasks.
 
     Raises: InputError where a file is missing or empty, or belongs to a task that the zoo has not.
     """
@@ -27,23 +53,95 @@ def read_exemplars(zoo: Zoo, folder: Path) -> dict[str, Examples]:
             raise InputError(
                 f"{path}: in {zoo.path} {unknown_name('task', task, zoo)}; pack it, or move the file away"
             )
-    files = {task: task_file(folder, task, "train") for task in zoo}
+    files = {task: task_file(folder, task, "train") for task in zoo if tasks is None or task in tasks}
     return {task: read_examples(path, labelled=False) for task, path in files.items()}
 
 
 def build_index(
     zoo: Zoo,
     examples: Mapping[str, Examples],
+    settings: Settings,
+    source: FeatureSource,
+    on_task: Callable[[str], None],
+    choose: bool = False,
+) -> tuple[IndexRecord, list[str]]:
+    """Stores the points of `per_task` exemplars a task; returns the record and what the user should know.
+
+    A task with fewer examples gives them all. choose: the source gives all layers, one behind the other, and
+    those that route best are taken. Raises: InputError.
+    """
+    exemplars, notes = exemplar_features(examples, settings.per_task, settings.seed, source, on_task)
+    kind = source.kind
+    if choose:
+        kind, exemplars, note = _chosen(exemplars, kind, settings)
+        notes.append(note)
+    parts = 1 if kind == FROM_FILE else max(1, len(parse_kind(kind).layers))
+    projection, accuracy, learned = _projection(exemplars, parts, settings)
+    notes += learned
+    header = QuerySetHeader(
+        tasks=exemplars.tasks,
+        features=kind,
+        dtype=source.dtype,
+        parts=parts,
+        averaged=list(zoo) if kind.startswith("average:") else None,
+        accuracy=accuracy,
+        per_task=settings.per_task,
+        seed=settings.seed,
+    )
+    points = (exemplars.features if projection is None else projection(exemplars.features)).numpy()
+    record = write_query_set(zoo.path, QuerySet(header, points, exemplars.task_ids, projection))
+    write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
+    return record, notes
+
+
+def extend_index(
+    zoo: Zoo,
+    query_set: QuerySet,
+    examples: Mapping[str, Examples],
+    source: FeatureSource,
+    on_task: Callable[[str], None],
+) -> tuple[IndexRecord, list[str]]:
+    """Adds the exemplars of tasks that an index lacks; all else in it stays.
+
+    Returns the record and what the user should know. Raises: InputError.
+    """
+    header, projection = query_set.header, query_set.projection
+    found, notes = exemplar_features(examples, header.per_task, header.seed, source, on_task)
+    if projection is None and found.features.shape[1] != query_set.points.shape[1]:
+        raise InputError(
+            f"the features have the width {found.features.shape[1]}, the query index has points of width "
+            f"{query_set.points.shape[1]}"
+        )
+    points = (found.features if projection is None else projection(found.features)).numpy()
+    if projection is not None and projection.metric is not None:
+        notes.append(
+            f"the metric was learned without {', '.join(found.tasks)}; `flexswitch index {zoo.path} "
+            "--overwrite` learns it from all tasks"
+        )
+    grown = QuerySet(
+        header.model_copy(update={"version": 2, "tasks": [*header.tasks, *found.tasks]}),
+        np.concatenate([query_set.points, points]),
+        np.concatenate([query_set.task_ids, found.task_ids + np.int32(len(header.tasks))]),
+        projection,
+    )
+    record = write_query_set(zoo.path, grown)
+    write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
+    return record, notes
+
+
+def exemplar_features(
+    examples: Mapping[str, Examples],
     per_task: int,
     seed: int,
     source: FeatureSource,
     on_task: Callable[[str], None],
-) -> tuple[IndexRecord, list[str]]:
-    """Stores the features of `per_task` exemplars a task; returns the record and what the user should know.
+) -> tuple[Exemplars, list[str]]:
+    """Returns the exemplars drawn from tasks' examples, and notes on tasks that have too few.
 
-    A task with fewer examples gives them all. Raises: InputError.
+    Raises: InputError where features differ in width or are not finite.
     """
-    features, task_ids, notes = [], [], []
+    features: list[Tensor] = []
+    task_ids, notes = [], []
     for number, (task, each) in enumerate(examples.items()):
         on_task(task)
         rows = draw(len(each), per_task, seed, task)
@@ -51,24 +149,55 @@ def build_index(
             notes.append(
                 f"task '{task}' has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
             )
-        features.append(source.rows(task, "train", each, rows).numpy())
+        features.append(source.rows(task, "train", each, rows))
         _check_features(task, features)
         task_ids.append(np.full(len(rows), number, np.int32))
-    header = QuerySetHeader(tasks=list(examples), features=source.kind, per_task=per_task, seed=seed)
-    query_set = QuerySet(header, np.concatenate(features), np.concatenate(task_ids))
-    record = write_query_set(zoo.path, query_set)
-    write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
-    return record, notes
+    return Exemplars(list(examples), torch.cat(features), np.concatenate(task_ids)), notes
 
 
-def _check_features(task: str, features: Sequence[FloatArray]) -> None:
+def _chosen(exemplars: Exemplars, kind: str, settings: Settings) -> tuple[str, Exemplars, str]:
+    """Returns the kind of the layers that route best, the exemplars' features of that kind, and a note."""
+    counts = np.bincount(exemplars.task_ids)
+    if counts.min() < FOLDS:
+        raise InputError(
+            f"--features auto: task '{exemplars.tasks[int(counts.argmin())]}' has {counts.min()} exemplars, "
+            f"and choosing takes {FOLDS} a task; give more, or name a layer: --features layer:N"
+        )
+    states = exemplars.features.reshape(
+        len(exemplars.features), len(parse_kind(kind).layers), -1
+    )  # (exemplar, layer, width)
+    layers, shares = choose_layers(states, exemplars.task_ids, settings.normalise, settings.rank)
+    best = max(shares, key=lambda each: shares[each])
+    note = (
+        f"--features auto takes {layers_kind(layers)}, which routes {shares[layers]:.1f} % of held-out "
+        f"exemplars to their task; the best is {layers_kind(best)}, {shares[best]:.1f} %"
+    )
+    return layers_kind(layers), exemplars._replace(features=states[:, list(layers)].flatten(1)), note
+
+
+def _projection(
+    exemplars: Exemplars, parts: int, settings: Settings
+) -> tuple[Projection | None, RoutingAccuracy | None, list[str]]:
+    """Returns what makes points of features, how well it routes where a metric is learned, and notes."""
+    features = exemplars.features.double()
+    fitted = fit_normalisation(features, settings.normalise, parts)
+    if settings.rank is None:
+        return fitted, None, []
+    normalised = features if fitted is None else fitted.normalised(features)
+    learned = learn_metric(normalised, exemplars.task_ids, settings.rank)
+    if learned.metric is None:
+        return fitted, learned.accuracy, [f"the Euclidean metric is kept: {learned.reason}"]
+    return replace(fitted or Projection(parts), metric=learned.metric), learned.accuracy, []
+
+
+def _check_features(task: str, features: Sequence[Tensor]) -> None:
     """Checks the features of the task added last. Raises: InputError."""
     width, expected = features[-1].shape[1], features[0].shape[1]
     if width != expected:
         raise InputError(
             f"the features of '{task}' have the width {width}, those of the first task {expected}"
         )
-    if not np.isfinite(features[-1]).all():
+    if not features[-1].isfinite().all():
         raise InputError(
             f"the features of '{task}' are not finite; its exemplars can't be searched by distance"
         )

@@ -1,81 +1,139 @@
-"""Features of examples: computed by the base model, or read from the user's file."""
+"""Features of examples: computed by a model, or read from the user's file."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.merging.checkpoint import Checkpoint, SafetensorsCheckpoint
-from flexswitch.merging.device import check_device
-from flexswitch.merging.evaluation.adapters import Adapter, get_adapter
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.zoo import Zoo
+from flexswitch.merging.checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Examples
+from flexswitch.merging.routing.averaged import averaged_encoder
+from flexswitch.merging.routing.hidden import layer_count
+from flexswitch.merging.routing.kinds import AUTO, FROM_FILE, layers_kind, parse_kind
+from flexswitch.merging.routing.query_set import QuerySetHeader
 
-FROM_FILE = "file"
 _BATCH = 64
+FeatureDtype = Literal["float32", "bfloat16"]
+FEATURE_DTYPES: tuple[FeatureDtype, ...] = get_args(FeatureDtype)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class FeatureSource(Protocol):
-    """Where features come from; `kind` is recorded with a query set and asked for again at use."""
+    """Where features come from; a query set records `kind` and `dtype`, which are asked for again at use."""
 
     @property
     def kind(self) -> str:
         """The features' name."""
 
+    @property
+    def dtype(self) -> FeatureDtype:
+        """The type that the model computes in."""
+
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of some examples of one file, (row, width) float32 on the CPU."""
 
 
-def feature_source(
-    features: str, base: Checkpoint, adapter: str | None, trusted: bool, device: str
-) -> FeatureSource:
-    """Returns the source that `--features` names.
+@dataclass(frozen=True)
+class Runner:
+    """How a base is run for features: its adapter, where, and in which type its products are computed."""
 
-    Raises: UsageError on an unknown kind or adapter; InputError on a missing file or device.
+    adapter: Adapter
+    device: str = "cpu"
+    dtype: FeatureDtype = "float32"
+
+
+def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
+    """Returns the model that `--features` names; for "auto" one that gives all layers, one behind the other.
+
+    Raises: UsageError on an unknown kind; InputError where layers are asked for of a model that has none.
     """
-    check_device(device)
-    if features.endswith(".safetensors"):
-        return FileFeatures(Path(features))
-    if features != "pooled" and not (features.startswith("layer:") and features[6:].isdecimal()):
-        raise UsageError(
-            f"--features: {unknown_name('kind', features, ('pooled', 'layer:N', 'FILE.safetensors'))}"
-        )
-    return model_features(features, get_adapter(adapter, base, trusted), device)
+    if features != AUTO:
+        return model_features(features, runner, zoo, list(zoo))
+    encoder = runner.adapter.encoder()
+    kind = layers_kind(tuple(range(layer_count(encoder) + 1)))
+    return ModelFeatures(kind, runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
 
 
-def model_features(kind: str, adapter: Adapter, device: str) -> FeatureSource:
-    """Returns the base model as a source of features."""
-    return ModelFeatures(kind, adapter, adapter.encoder().to(device), device)
+def stored_source(header: QuerySetHeader, runner: Runner, zoo: Zoo, file: str | Path | None) -> FeatureSource:
+    """Returns the source of the features that a zoo was indexed with; file: where they came from one.
+
+    Raises: InputError where a file is needed and not given, or the other way round.
+    """
+    if (header.features == FROM_FILE) != (file is not None):
+        wanted = "give that file with --features" if file is None else "leave out --features"
+        raise InputError(f"{zoo.path}: was indexed with the features '{header.features}'; {wanted}")
+    if file is not None:
+        return FileFeatures(Path(file))
+    return model_features(header.features, replace(runner, dtype=header.dtype), zoo, header.averaged or ())
+
+
+def model_features(kind: str, runner: Runner, zoo: Zoo, averaged: Sequence[str]) -> "ModelFeatures":
+    """Returns the base as a source of features, or for `average:` the average over some of a zoo's tasks.
+
+    Raises: UsageError on an unknown kind.
+    """
+    adapter = runner.adapter
+    is_averaged = parse_kind(kind).averaged
+    encoder = averaged_encoder(adapter, zoo, averaged) if is_averaged else adapter.encoder()
+    return ModelFeatures(kind, adapter, encoder.to(runner.device), runner.device, runner.dtype)
 
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """The base model's pooled embedding, or the mean of a layer's tokens. Source: methods, §3."""
+    """Means of a model's hidden states. Source: methods, §3.
+
+    dtype: "bfloat16" runs the products in that type; the means are float32 in any case.
+    """
 
     kind: str
     adapter: Adapter
     encoder: nn.Module
     device: str
+    dtype: FeatureDtype = "float32"
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of some examples, (row, width) float32 on the CPU."""
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(rows), _BATCH):
-                inputs = examples.take(rows[start : start + _BATCH]).inputs
-                batch = {name: value.to(self.device) for name, value in self.adapter.batch(inputs).items()}
-                found.append(self.adapter.features(self.encoder, batch, self.kind).float().cpu())
-        return torch.cat(found)
+        order = np.argsort(lengths(examples, rows), kind="stable")
+        found = [self._batch(examples, rows[part]) for part in _chunks(order)]
+        return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+    def _batch(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        kind = self.kind.removeprefix("average:")
+        inputs = self.adapter.batch(examples.take(rows).inputs)
+        batch = {name: value.to(self.device) for name, value in inputs.items()}
+        with torch.inference_mode(), computing_in(self.dtype, self.device):
+            return self.adapter.features(self.encoder, batch, kind).float().cpu()
+
+
+def computing_in(dtype: str, device: str) -> torch.autocast:
+    """Returns a context in which a device's products are computed in that type."""
+    return torch.autocast(torch.device(device).type, _DTYPES[dtype], enabled=dtype != "float32")
+
+
+def lengths(examples: Examples, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns what of each row decides on padding: the length of its text, 0 for arrays."""
+    if isinstance(examples.inputs, np.ndarray):
+        return np.zeros(len(rows), np.int64)
+    return np.array([len(examples.inputs[row]) for row in rows], np.int64)
+
+
+def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
 class FileFeatures:
     """A safetensors file with one tensor `<task>.<split>` (example, width) for each examples file."""
 
     kind = FROM_FILE
+    dtype: FeatureDtype = "float32"
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

@@ -63,7 +63,7 @@ class ListedSearch:
         return len(self._exact)
 
     def search(self, queries: FloatArray, count: int) -> Neighbours:
-        """Returns about the `count` nearest vectors of each query (query, width), all where there are fewer."""
+        """Returns about the `count` nearest vectors of each query (query, width), or all that there are."""
         queries = np.ascontiguousarray(queries, np.float32)
         count = min(count, len(self))
         squares = np.empty((len(queries), count))

@@ -49,7 +49,8 @@ class QueryIndex:
         self.task_ids = query_set.task_ids
         self.neighbours = neighbours
         self._vote = vote
-        self._search = open_search(query_set.features, device)
+        self._search = open_search(query_set.points, device)
+        self._projection = query_set.projection
         self.far_from = _usual_distance(self._search)
 
     @property
@@ -62,10 +63,13 @@ class QueryIndex:
 
         Raises: InputError on another width than the exemplars', or on features that are not finite.
         """
+        points = features.detach().float()
+        if self._projection is not None:
+            points = self._projection(points)
         width = self._search.vectors.shape[1]
-        if features.shape[1] != width:
-            raise InputError(f"features of width {features.shape[1]}, the query index holds width {width}")
-        queries = features.detach().float().cpu().numpy()
+        if points.shape[1] != width:
+            raise InputError(f"features of width {points.shape[1]}, the query index holds width {width}")
+        queries = points.cpu().numpy()
         if not np.isfinite(queries).all():
             raise InputError("the features of a sample are not finite; it has no nearest exemplar")
         distances, positions = self._search.search(queries, self.neighbours)

@@ -1,9 +1,9 @@
-"""The query set: features of a few exemplars a task, stored beside a zoo's tasks."""
+"""The query set: a few exemplars a task as the points that are searched, stored beside a zoo's tasks."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,44 +13,98 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
 from flexswitch.codecs.safetensors_file import RangeReader, SafetensorsWriter, read_header
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, Zoo, file_sha256
+from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, RoutingAccuracy, Zoo, file_sha256
+from flexswitch.merging.routing.projection import Projection
+
+_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4"}
 
 
 class QuerySetHeader(Strict):
-    """The JSON document of a query set: its tasks, in the order of their ids, and how it was made."""
+    """The JSON document of a query set: its tasks, in the order of their ids, and how it was made.
+
+    parts: how many layers the features are of; averaged: the tasks whose average computes them, where one
+    does. Version 1 had no projections: its points were the features.
+    """
 
     format: Literal["flexswitch-query-set"] = "flexswitch-query-set"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     tasks: list[str]
     features: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    parts: int = 1
+    averaged: list[str] | None = None
+    accuracy: RoutingAccuracy | None = None
     per_task: int
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
-    """features: (exemplar, width) float32; task_ids: (exemplar,) int32, indices into header.tasks."""
+    """points: (exemplar, rank) float32; task_ids: (exemplar,) int32, indices into header.tasks.
+
+    projection makes points of features; None where the points are the features.
+    """
 
     header: QuerySetHeader
-    features: FloatArray
+    points: FloatArray
     task_ids: NDArray[np.int32]
+    projection: Projection | None = None
 
 
 def write_query_set(zoo: Path, query_set: QuerySet) -> IndexRecord:
-    """Writes a zoo's query set and returns its record for `zoo.json`."""
+    """Writes a zoo's query set and returns its record for `zoo.json`.
+
+    Projected points are stored as float16. Raises: InputError where they are too large for it.
+    """
+    tensors = _tensors(query_set)
     path = zoo / INDEX_FILE
     path.parent.mkdir(exist_ok=True)
-    text = query_set.header.model_dump_json()
+    text = query_set.header.model_dump_json(exclude_none=True)
     metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
-    features, task_ids = query_set.features, query_set.task_ids
     with atomic_file(path, overwrite=True) as partial:
         with SafetensorsWriter(partial, metadata) as writer:
-            writer.add("features", "F32", features.shape, [features.astype("<f4").tobytes()])
-            writer.add("task_ids", "I32", task_ids.shape, [task_ids.astype("<i4").tobytes()])
+            for name, (dtype, array) in tensors.items():
+                writer.add(name, dtype, array.shape, [array.astype(_DTYPES[dtype]).tobytes()])
         size, digest = partial.stat().st_size, file_sha256(partial)
-    header = query_set.header
+    return _record(query_set, size, digest)
+
+
+def _tensors(query_set: QuerySet) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Returns what is stored: name → safetensors dtype and array."""
+    projection = query_set.projection
+    found: dict[str, tuple[str, NDArray[Any]]] = {"points": ("F32", query_set.points)}
+    if projection is not None:
+        found["points"] = ("F16", as_stored(query_set.points))
+        arrays = {"mean": projection.mean, "deviation": projection.deviation, "metric": projection.metric}
+        found |= {name: ("F32", array) for name, array in arrays.items() if array is not None}
+    return found | {"task_ids": ("I32", query_set.task_ids)}
+
+
+def as_stored(points: FloatArray) -> NDArray[np.float16]:
+    """Returns points as float16, (exemplar, rank). Raises: InputError where they are too large for it."""
+    largest = np.finfo(np.float16).max
+    if len(points) and np.abs(points).max() > largest:
+        raise InputError(
+            f"the exemplars' points reach {np.abs(points).max():.3g}, and float16 holds up to {largest}; "
+            "take --normalise centred"
+        )
+    return points.astype(np.float16)
+
+
+def _record(query_set: QuerySet, size: int, digest: str) -> IndexRecord:
+    header, projection = query_set.header, query_set.projection
+    learned = projection is not None and projection.metric is not None
     return IndexRecord(
-        size=size, sha256=digest, features=header.features, per_task=header.per_task, seed=header.seed
+        size=size,
+        sha256=digest,
+        features=header.features,
+        dtype=header.dtype,
+        normalise="none" if projection is None else projection.normalise,
+        metric="learned" if learned else "euclidean",
+        rank=query_set.points.shape[1] if learned else None,
+        accuracy=header.accuracy,
+        per_task=header.per_task,
+        seed=header.seed,
     )
 
 
@@ -60,27 +114,75 @@ def read_query_set(zoo: Zoo) -> QuerySet:
     stored = read_header(path, ArtifactError)
     header = parse_document(QuerySetHeader, path, stored.metadata.get(METADATA_KEY, ""), stored.metadata)
     layouts = {name: (tensor.dtype, len(tensor.shape)) for name, tensor in stored.tensors.items()}
-    if layouts != {"features": ("F32", 2), "task_ids": ("I32", 1)}:
-        raise ArtifactError(f"{path}: holds the tensors {layouts}, expected features and task_ids")
+    points = "features" if header.version == 1 else "points"
+    if layouts not in _layouts(header.version):
+        raise ArtifactError(f"{path}: holds the tensors {layouts}, expected {points} and task_ids")
     file = RangeReader(path, ArtifactError)
     arrays = {
-        name: file.read(tensor.offset, tensor.size).view(np.dtype(code))
-        for (name, tensor), code in zip(sorted(stored.tensors.items()), ("<f4", "<i4"), strict=True)
+        name: file.read(tensor.offset, tensor.size).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
+        for name, tensor in stored.tensors.items()
     }
-    features = arrays["features"].reshape(stored.tensors["features"].shape)
-    task_ids = arrays["task_ids"]
-    known = (task_ids >= 0) & (task_ids < len(header.tasks))
-    if not 0 < len(features) == len(task_ids) or not known.all() or not np.isfinite(features).all():
-        raise ArtifactError(f"{path}: its features and task ids do not fit together; index the zoo again")
-    return QuerySet(header, features, task_ids)
+    found = QuerySet(
+        header, arrays[points].astype(np.float32), arrays["task_ids"], _projection(header, arrays)
+    )
+    if not _fits(found, arrays):
+        raise ArtifactError(f"{path}: its {points} and task ids do not fit together; index the zoo again")
+    return found
+
+
+def _layouts(version: int) -> list[dict[str, tuple[str, int]]]:
+    """Returns the sets of tensors that a version may hold: name → dtype and dimensions."""
+    ids = {"task_ids": ("I32", 1)}
+    if version == 1:
+        return [ids | {"features": ("F32", 2)}]
+    mean, deviation, metric = ({name: ("F32", 1 + (name == "metric"))} for name in _MATRICES)
+    projected = ids | {"points": ("F16", 2)}
+    normalised = [projected | mean, projected | mean | deviation]
+    return [ids | {"points": ("F32", 2)}, projected | metric, *normalised, *(n | metric for n in normalised)]
+
+
+_MATRICES = ("mean", "deviation", "metric")
+
+
+def _projection(header: QuerySetHeader, arrays: Mapping[str, NDArray[Any]]) -> Projection | None:
+    found = {name: arrays[name] for name in _MATRICES if name in arrays}
+    return Projection(header.parts, **found) if found else None
+
+
+def _fits(query_set: QuerySet, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Returns whether ids, points and the projection belong together and all numbers are finite."""
+    ids, projection = query_set.task_ids, query_set.projection
+    known = (ids >= 0) & (ids < len(query_set.header.tasks))
+    if not 0 < len(query_set.points) == len(ids) or not known.all():
+        return False
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        return False
+    if projection is None:
+        return True
+    widths = {
+        each.shape[-1]
+        for each in (projection.mean, projection.deviation, projection.metric)
+        if each is not None
+    }
+    rank = projection.width if projection.metric is None else len(projection.metric)
+    parts = query_set.header.parts
+    divides = parts > 0 and projection.width % parts == 0
+    positive = projection.deviation is None or (projection.deviation > 0).all()
+    return len(widths) == 1 and rank == query_set.points.shape[1] and divides and bool(positive)
 
 
 def without_tasks(zoo: Zoo, removed: Collection[str]) -> IndexRecord | None:
-    """Drops tasks from a zoo's query set, where it has one; returns its new record."""
+    """Drops tasks from a zoo's query set, where it has one; returns its new record.
+
+    The projection stays. None where no exemplars are left, or the features were those of an average over a
+    task that goes: then they can't be computed any more.
+    """
     if zoo.record.index is None:
         return None
     old = read_query_set(zoo)
     gone = [task for task in old.header.tasks if task in removed]
+    if set(old.header.averaged or ()) & set(removed):
+        return None
     if not gone:
         return zoo.record.index
     kept = [task for task in old.header.tasks if task not in removed]
@@ -95,7 +197,7 @@ def check_covers(query_set: QuerySet, tasks: Sequence[str], source: Path) -> Non
     if lacking:
         raise InputError(
             f"{source}: the query index has no exemplars of the task '{lacking[0]}'; "
-            f"build it again: flexswitch index {source} --base BASE --exemplars DIR"
+            f"add them: flexswitch index {source} --add --base BASE --exemplars DIR"
         )
 
 
@@ -103,5 +205,5 @@ def _subset(query_set: QuerySet, tasks: list[str]) -> QuerySet:
     names = np.array(query_set.header.tasks)[query_set.task_ids]
     rows = np.isin(names, tasks)
     ids = np.array([tasks.index(name) for name in names[rows]], np.int32)
-    header = query_set.header.model_copy(update={"tasks": tasks})
-    return QuerySet(header, query_set.features[rows], ids)
+    header = query_set.header.model_copy(update={"tasks": tasks, "version": 2})
+    return QuerySet(header, query_set.points[rows], ids, query_set.projection)

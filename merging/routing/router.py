@@ -11,9 +11,9 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples
-from flexswitch.merging.routing.features import FROM_FILE, FeatureSource, FileFeatures, model_features
+from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source
 from flexswitch.merging.routing.query_index import QueryIndex, Routed
-from flexswitch.merging.routing.query_set import QuerySet, check_covers, read_query_set
+from flexswitch.merging.routing.query_set import check_covers, read_query_set
 from flexswitch.merging.routing.vote import snap
 
 _CHUNK = 1024  # samples between two steps of progress
@@ -37,18 +37,8 @@ def open_router(
     """
     query_set = read_query_set(zoo)
     check_covers(query_set, list(zoo), zoo.path)
-    source = _source(zoo, query_set, adapter, features, device)
+    source = stored_source(query_set.header, Runner(adapter, device), zoo, features)
     return Router(QueryIndex(query_set, neighbours or adapter.neighbours, device, vote), source)
-
-
-def _source(
-    zoo: Zoo, query_set: QuerySet, adapter: Adapter, features: Path | None, device: str
-) -> FeatureSource:
-    kind = query_set.header.features
-    if (kind == FROM_FILE) != (features is not None):
-        wanted = "give that file with --features" if kind == FROM_FILE else "leave out --features"
-        raise InputError(f"{zoo.path}: was indexed with the features '{kind}'; {wanted}")
-    return model_features(kind, adapter, device) if features is None else FileFeatures(features)
 
 
 def route_file(

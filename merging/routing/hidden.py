@@ -1,0 +1,119 @@
+"""Means of the tokens' hidden states, running no more of a transformers model than they take."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.evaluation.data import Batch
+
+
+def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tensor:
+    """Returns the layers' means over the tokens that are not padding, (sample, width · layers) float32.
+
+    Layer N is transformers' `hidden_states[N]`: 0 the embeddings, N the output of the N-th layer. Only the
+    embeddings and the first max(layers) layers run, of a module with a head too; a model without one list
+    of its layers runs whole. Nothing is left on the module, so that other threads may use it meanwhile.
+    Raises: UsageError on a layer that the model lacks; InputError where no transformers model is inside.
+    """
+    body = _body(module)
+    path = _path_of_layers(body)
+    last = max(layers)
+    if path is not None and last < len(body.get_submodule(path)):
+        states = _first_states(body, path, batch, last)
+    else:
+        states = body(**batch, output_hidden_states=True).hidden_states
+    if last >= len(states):
+        raise UsageError(
+            f"features 'layer:{last}': the base has layer:0 (embeddings) … layer:{len(states) - 1}"
+        )
+    mask = batch.get("attention_mask")
+    return torch.cat([mean_pool(states[layer].float(), mask) for layer in layers], 1)
+
+
+def pooled_mean(module: nn.Module, batch: Batch) -> Tensor:
+    """Returns the mean of the last hidden state's tokens, (sample, width) float32; padding does not count."""
+    hidden: Tensor = _body(module)(**batch).last_hidden_state
+    return mean_pool(hidden.float(), batch.get("attention_mask"))
+
+
+def layer_count(module: nn.Module) -> int:
+    """Returns the number of a model's layers: the largest N of `layer_means`."""
+    return int(_body(module).config.get_text_config().num_hidden_layers)
+
+
+def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean over the tokens that `mask` (sample, token) marks, (sample, width)."""
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no tokens
+
+
+def _body(module: nn.Module) -> Any:
+    """Returns the headless model of the first transformers model inside. Raises: InputError."""
+    from transformers import PreTrainedModel
+
+    for each in module.modules():
+        if isinstance(each, PreTrainedModel):
+            return each.base_model
+    raise InputError(
+        f"features of layers take a transformers model, and there is none inside {type(module).__name__}; "
+        "give --features pooled"
+    )
+
+
+def _path_of_layers(body: Any) -> str | None:
+    """Returns where the list of a model's layers is, None where there is no such list, or more than one."""
+    count = getattr(body.config, "num_hidden_layers", None)
+    found = [
+        path for path, each in body.named_modules() if isinstance(each, nn.ModuleList) and len(each) == count
+    ]
+    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    return outermost[0] if len(outermost) == 1 else None
+
+
+class _ReachedError(Exception):
+    """The last layer that is needed has its input."""
+
+
+def _first_states(body: Any, path: str, batch: Batch, last: int) -> list[Tensor]:
+    """Returns the inputs of layers 0 … last, (sample, token, width) each; layer `last` does not run."""
+    states: list[Tensor] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        states.append(args[0] if args else keywords["hidden_states"])
+        if len(states) > last:
+            raise _ReachedError
+
+    try:
+        _with_hooks(body, path, last, note)(**batch)
+    except _ReachedError:
+        return states
+    raise RuntimeError(f"{type(body).__name__} ran without reaching the {last}-th of '{path}'")
+
+
+def _with_hooks(body: Any, path: str, last: int, note: Any) -> Any:
+    """Returns a model of the same parameters that calls `note` with the input of each layer up to `last`.
+
+    Modules from the model down to its layers are shallow copies: the model itself gets no hooks.
+    """
+    layers = body.get_submodule(path)
+    hooked = []
+    for layer in layers[: last + 1]:
+        twin = copy(layer)
+        twin._forward_pre_hooks = OrderedDict(layer._forward_pre_hooks)
+        twin._forward_pre_hooks_with_kwargs = OrderedDict(layer._forward_pre_hooks_with_kwargs)
+        twin.register_forward_pre_hook(note, with_kwargs=True)
+        hooked.append(twin)
+    made: nn.Module = nn.ModuleList([*hooked, *layers[last + 1 :]])
+    names = path.split(".")
+    for depth in reversed(range(len(names))):
+        outer = copy(body.get_submodule(".".join(names[:depth])))
+        outer._modules = {**outer._modules, names[depth]: made}
+        made = outer
+    return made

@@ -1,0 +1,125 @@
+"""A low-rank metric learned from the exemplars' tasks, and whether it routes better than the Euclidean one.
+
+Source: Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.zoo import RoutingAccuracy
+from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
+from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
+from flexswitch.merging.routing.neighbour_components import neighbour_components
+
+SHRINKAGES = (0.6, 0.4, 0.2, 0.1)  # the safest first
+STEPS = (0, 5, 10, 20, 40)
+_PAIRED = 2000  # exemplars that all pairs are made of, where there are more
+_MEASURED = 8000  # exemplars that accuracy is measured on, where there are more
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What learning came to.
+
+    metric: (rank, width) float32, None where the Euclidean one is kept; accuracy: None where nothing could
+    be learned; reason: why the Euclidean one is kept; steps of neighbourhood components, shrinkage.
+    """
+
+    metric: FloatArray | None
+    accuracy: RoutingAccuracy | None
+    reason: str = ""
+    steps: int = 0
+    shrinkage: float = 0.0
+
+
+def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Learned:
+    """Returns the metric learned from normalised features (exemplar, width) float64.
+
+    It starts from linear discriminants and goes on with neighbourhood components; the shrinkage and how many
+    steps is chosen by held-out exemplars, and kept is what then routes better. The same for any thread count.
+    """
+    ids = torch.from_numpy(task_ids.astype(np.int64))
+    counts = ids.bincount()
+    if (counts > 0).sum() < 2:
+        return Learned(None, None, "there is one task")
+    if int(counts[counts > 0].min()) < FOLDS:
+        return Learned(None, None, f"a task has fewer than {FOLDS} exemplars")
+    with one_thread():
+        scatter = scatter_of(features, ids)
+        if scatter.is_flat:
+            return Learned(None, None, "each task's exemplars have all the same features")
+        return _learned(features, ids, scatter, rank)
+
+
+def _learned(features: Tensor, ids: Tensor, scatter: Scatter, rank: int) -> Learned:
+    rows = spread_rows(len(ids), _MEASURED)
+    shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank)
+
+    def tried(some: Tensor, of: Tensor, whole: Scatter | None = None) -> list[Tensor]:
+        start = discriminants(whole or scatter_of(some, of), rank, shrinkage)
+        paired = spread_rows(len(of), _PAIRED)
+        return neighbour_components(some[paired], of[paired], start, STEPS)
+
+    def all_tried(some: Tensor, of: Tensor) -> list[Tensor]:
+        return [torch.eye(some.shape[1], dtype=some.dtype), *tried(some, of)]
+
+    euclidean, *by_steps = held_out(features[rows], ids[rows], all_tried)
+    chosen = first_as_good(by_steps, len(rows))
+    metric = tried(features, ids, scatter)[chosen]
+    accuracy = RoutingAccuracy(
+        euclidean_loo=leave_one_out(features[rows], ids[rows]),
+        euclidean_held_out=euclidean,
+        learned_loo=leave_one_out(features[rows] @ metric.T, ids[rows]),
+        learned_held_out=by_steps[chosen],
+    )
+    if by_steps[chosen] <= euclidean:
+        return Learned(None, accuracy, "the learned one is no better on held-out exemplars")
+    return Learned(metric.float().numpy(), accuracy, "", STEPS[chosen], shrinkage)
+
+
+def best_shrinkage(features: Tensor, task_ids: Tensor, rank: int) -> tuple[float, float]:
+    """Returns the most shrinkage that routes held-out exemplars as well as any, and the share (%) of them."""
+
+    def tried(some: Tensor, of: Tensor) -> list[Tensor]:
+        scatter = scatter_of(some, of)
+        if scatter.is_flat:
+            return [torch.eye(some.shape[1], dtype=some.dtype)] * len(SHRINKAGES)
+        return [discriminants(scatter, rank, each, fill=False) for each in SHRINKAGES]
+
+    found = held_out(features, task_ids, tried)
+    chosen = first_as_good(found, len(task_ids))
+    return SHRINKAGES[chosen], found[chosen]
+
+
+def first_as_good(shares: Sequence[float], count: int) -> int:
+    """Returns the first of some shares (%) of `count` exemplars within a standard error of the best.
+
+    >>> first_as_good([80.0, 81.0, 82.0], 800)
+    1
+    """
+    best = max(shares) / 100
+    margin = 100 * (best * (1 - best) / count) ** 0.5
+    return next(n for n, each in enumerate(shares) if each >= 100 * best - margin)
+
+
+def spread_rows(count: int, most: int) -> Tensor:
+    """Returns up to `most` rows, evenly spread: of exemplars in the order of their tasks a share of each."""
+    return torch.arange(count) if count <= most else torch.arange(most) * count // most
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread inside, so that sums are added up in the same order whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,46 @@
+"""Neighbourhood component analysis: a metric under which an exemplar's neighbours are of its own task.
+
+Source: Goldberger et al. 2004; Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_RATE = 0.02  # of the mean entry
+
+
+def neighbour_components(
+    features: Tensor, task_ids: Tensor, start: Tensor, checkpoints: Sequence[int]
+) -> list[Tensor]:
+    """Returns the metric (rank, width) float64 after so many steps of Adam from `start`, for each checkpoint.
+
+    The steps raise Σ_i log Σ_{j: task j = task i} p_ij with p_ij ∝ exp(-‖L x_i - L x_j‖²), j ≠ i, over all
+    exemplars at once. features: (exemplar, width); task_ids: (exemplar,); checkpoints: rising.
+    """
+    points = features.float()
+    same = task_ids.unsqueeze(0) == task_ids.unsqueeze(1)  # (exemplar, exemplar)
+    metric = start.float().clone().requires_grad_()
+    optimiser = torch.optim.Adam([metric], lr=_RATE * float(start.abs().mean()))
+    found, done = [], 0
+    for checkpoint in checkpoints:
+        for _ in range(checkpoint - done):
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                _loss(points @ metric.T, same).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        done = checkpoint
+        found.append(metric.detach().double())
+    return found
+
+
+def _loss(points: Tensor, same: Tensor) -> Tensor:
+    """Returns the mean of -log Σ p_ij over exemplars that have another of their task; (exemplar, rank)."""
+    squares = points.square().sum(1)
+    nearness = 2 * points @ points.T - squares.unsqueeze(0) - squares.unsqueeze(1)  # -‖x_i - x_j‖²
+    itself = torch.eye(len(points), dtype=torch.bool)
+    others = nearness.masked_fill(itself, -torch.inf)
+    own = others.masked_fill(~same, -torch.inf)
+    paired = (same & ~itself).any(1)
+    return (others[paired].logsumexp(1) - own[paired].logsumexp(1)).mean()

@@ -1,0 +1,85 @@
+"""From features to the points that are searched: normalisation, then a learned low-rank metric.
+
+Source: Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.sparse import FloatArray
+
+Normalisation = Literal["none", "centred", "standardised"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+_SMALLEST = 1e-12
+_FLATTEST = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """What is done to features before they are searched.
+
+    mean (width,): taken off the features. deviation (width,): then they are divided by it; without it each of
+    `parts`, the columns of one layer, gets the length 1. metric (rank, width): multiplied by that. A matrix
+    that is None leaves its step out; without a mean there is no normalisation at all.
+    """
+
+    parts: int = 1
+    mean: FloatArray | None = None
+    deviation: FloatArray | None = None
+    metric: FloatArray | None = None
+
+    @property
+    def normalise(self) -> Normalisation:
+        """The normalisation's name."""
+        if self.mean is None:
+            return "none"
+        return "centred" if self.deviation is None else "standardised"
+
+    @property
+    def width(self) -> int:
+        """The width of the features that it takes."""
+        return int(next(each.shape[-1] for each in (self.mean, self.metric) if each is not None))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Returns the points of features (sample, width), (sample, rank or width) float32, on their device.
+
+        In float64 inside: a sample's point does not change with those beside it. Raises: InputError on
+        another width than the exemplars'.
+        """
+        if features.shape[1] != self.width:
+            raise InputError(
+                f"features of width {features.shape[1]}, the query index holds width {self.width}"
+            )
+        points = self.normalised(features.double())
+        if self.metric is not None:
+            points = points @ torch.tensor(self.metric).to(points).T  # (sample, rank)
+        return points.float()
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Returns features (sample, width) float64 before the metric, of the same shape."""
+        if self.mean is None:
+            return features
+        centred = features - torch.tensor(self.mean).to(features)
+        if self.deviation is not None:
+            return centred / torch.tensor(self.deviation).to(features)
+        parts = centred.reshape(len(centred), self.parts, -1)  # (sample, part, column)
+        lengths = torch.linalg.vector_norm(parts, dim=2, keepdim=True)
+        unit: Tensor = parts / lengths.clamp(min=_SMALLEST)
+        return unit.flatten(1)
+
+
+def fit_normalisation(features: Tensor, normalise: Normalisation, parts: int) -> Projection | None:
+    """Returns the normalisation of exemplars' features (exemplar, width) float64, None for "none"."""
+    if normalise == "none":
+        return None
+    mean = features.mean(0)
+    if normalise == "centred":
+        return Projection(parts, mean.float().numpy())
+    variance = (features - mean).square().mean(0)
+    floor = _FLATTEST * variance.mean()  # a column that hardly varies would drown the others
+    deviation = torch.where(floor > 0, variance.maximum(floor), torch.ones_like(variance)).sqrt()
+    return Projection(parts, mean.float().numpy(), deviation.float().numpy())
