@@ -1,20 +1,38 @@
 """A switched model that serves: heads by row, several threads, generation, and a zoo that changes meanwhile."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import memory_pair, message
 from tiny_language_models import language_model
-from tiny_models import TASKS, changed_state, pack, state_artifacts, text_toy, tiny_state
+from tiny_models import (
+    TASKS,
+    changed_state,
+    make_artifact,
+    pack,
+    save_state,
+    state_artifacts,
+    text_toy,
+    tiny_state,
+)
 from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.data import read_examples, task_file
 from flexswitch.merging.packing import Form, change_zoo
+from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.indexing import Request, index_zoo
+from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.switching.costs import Chooser, Costs
 from flexswitch.merging.switching.row_plan import row_plan
 from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vector import restore
 
 
@@ -219,3 +237,52 @@ def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_on
     assert prefers_fused(one_each)  # their weights would have to be made first
     assert not prefers_fused(one_each)
     assert prefers_fused(torch.rand(6, 3, generator=torch.Generator().manual_seed(0)))
+
+
+# --- routing by the zoo itself ----------------------------------------------------------------------------
+
+
+def indexed(toy, folder, features, **settings):
+    """Returns a copy of the toy's zoo, indexed."""
+    zoo = shutil.copytree(toy.zoo, folder / "zoo")
+    chosen = Settings(per_task=12, seed=0, normalise="centred", rank=None)
+    index_zoo(
+        Request(zoo, str(toy.base), toy.data, features, "float32", chosen, None, "cpu"),
+        True,
+        lambda task: None,
+    )
+    return open_zoo(zoo)
+
+
+@pytest.mark.parametrize("features", ["input", "layer:1", "pooled", "average:layer:1"])
+def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_states(toy, tmp_path, features):
+
+    zoo = indexed(toy, tmp_path, features)
+    adapter = get_adapter("hf-sequence-classification", open_checkpoint(str(toy.base)), True)
+    samples = read_examples(task_file(toy.data, "birds", "train"), labelled=False).take(np.arange(9))
+    batch = adapter.batch(samples.inputs)
+    expected = open_router(zoo, adapter, None, 3, "kernel", "cpu")
+    asked = expected.index.weights(expected.source.of(batch)).weights
+    columns = [expected.index.tasks.index(task) for task in zoo]
+    model = SwitchedModel(base_classifier(toy), zoo, routing=Routing(3, "kernel"))
+    found = model(batch).logits
+    torch.testing.assert_close(found, model(batch, weights=asked[:, columns]).logits, rtol=1e-4, atol=1e-4)
+    assert len(asked.unique(dim=0)) > 1
+
+
+def test_an_index_that_lacks_a_task_is_refused_only_where_it_is_asked(toy, tmp_path):
+    zoo = indexed(toy, tmp_path, "input")
+    artifact = make_artifact(toy.base, toy.finetuned["birds"], tmp_path / "more.fsw")
+    change_zoo(zoo.path, [artifact.path], [], Form(), None, False, lambda task: None)
+    model = SwitchedModel(base_classifier(toy), open_zoo(zoo.path))
+    assert model(BATCH, weights=torch.eye(4)[[0] * 6]).logits.shape[0] == 6
+    assert "has no exemplars of the task 'more'" in message(InputError, lambda: model(BATCH))
+
+
+def test_an_index_of_a_files_features_can_not_be_asked_for_a_batch(toy, tmp_path):
+    path = tmp_path / "features.safetensors"
+    files = {task: task_file(toy.data, task, "train") for task in TASKS}
+    counts = {task: len(read_examples(file, labelled=False)) for task, file in files.items()}
+    save_state(path, {f"{task}.train": torch.randn(count, 3) for task, count in counts.items()})
+    model = SwitchedModel(base_classifier(toy), indexed(toy, tmp_path, str(path)))
+    assert "give weights=, or a router" in message(InputError, lambda: model(BATCH))

@@ -165,7 +165,7 @@ def test_without_router_and_weights_nothing_is_answered():
     net = make_net(0)
     model = SwitchedModel(net, make_tasks(net, 2)[1])
     assert message(InputError, lambda: model(tokens_for(0, 2))) == (
-        "nothing chooses the tasks: give weights=, or a router when wrapping the module"
+        "nothing chooses the tasks: give weights=, or wrap the module with a zoo that `flexswitch index` has indexed, or with a router"
     )
 
 

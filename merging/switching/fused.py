@@ -1,6 +1,6 @@
 """The fused engine: one pass for the whole batch, the tasks' parts added layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class Fused:
         """Returns the module's output for a batch, each row under its weights and head."""
         with self._plans.following(plan if plan.count else None):
             return self.module(batch) if isinstance(batch, Tensor) else self.module(**batch)
+
+    def follow(self, plan: RowPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Returns what a call gives on the module, each row under its weights."""
+        with self._plans.following(plan):
+            return call(self.module)
 
     def generate(self, batch: Mapping[str, Tensor], plan: RowPlan, **options: Any) -> Any:
         """Returns what the module's own `generate` does, each sequence under its row's weights throughout."""

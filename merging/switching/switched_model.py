@@ -4,6 +4,7 @@ Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from flexswitch.merging.switching.heads import read_heads
 from flexswitch.merging.switching.row_plan import RowPlan, row_plan
 from flexswitch.merging.switching.sparse_rows import Ids
 from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 Router = Callable[[Any], Tensor]
@@ -41,6 +43,7 @@ class _Loaded(NamedTuple):
     grouped: Grouped
     chooser: Chooser
     has_heads: bool
+    router: Router | None
 
 
 class SwitchedModel(nn.Module):
@@ -59,6 +62,7 @@ class SwitchedModel(nn.Module):
         module: nn.Module,
         zoo: Mapping[str, Artifact | TaskVector],
         router: Router | None = None,
+        routing: Routing = Routing(),  # noqa: B008  # frozen
         lambda_: float = 1.0,
         engine: Engine = "auto",
         heads: bool = True,
@@ -67,7 +71,9 @@ class SwitchedModel(nn.Module):
         rename: Callable[[str], str] = str,
         strict: bool = True,
     ) -> None:
-        """engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
+        """router: gives a batch its weights, (row, task); without one a zoo's query index does, by `routing`.
+
+        engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
         together by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the
         tasks' decoded parts, and again of the grouped engine's modules.
         rename: the module's name for a tensor of a fine-tuned checkpoint,
@@ -79,7 +85,7 @@ class SwitchedModel(nn.Module):
         if engine not in ENGINES:
             raise UsageError(unknown_name("engine", engine, ENGINES))
         self.module = module
-        self._router, self._lambda, self._engine = router, lambda_, engine
+        self._router, self._routing, self._lambda, self._engine = router, routing, lambda_, engine
         self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs
         self._rename, self._strict = rename, strict
         self._loaded = self._load(zoo)
@@ -139,16 +145,21 @@ class SwitchedModel(nn.Module):
         units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes)
         grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
         chooser = Chooser(fused.products, fused.product_entries, grouped.most, self._costs)
-        return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads))
+        router = self._router
+        if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
+            average = _Average(tasks, units, fused)
+            router = Lazy(lambda: ZooRouter(self.module, zoo, self._routing, average))
+        return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads), router)
 
     def _plan(self, loaded: _Loaded, batch: Any, weights: Tensor | None, heads: Any) -> RowPlan:
         if weights is None:
-            if self._router is None:
+            if loaded.router is None:
                 raise InputError(
-                    "nothing chooses the tasks: give weights=, or a router when wrapping the module"
+                    "nothing chooses the tasks: give weights=, or wrap the module with a zoo that "
+                    "`flexswitch index` has indexed, or with a router"
                 )
-            weights = self._router(batch)
-        count = len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+            weights = loaded.router(batch)
+        count = _row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
                 f"the weights have the shape {list(weights.shape)}, expected (sample, task) = "
@@ -167,6 +178,25 @@ class SwitchedModel(nn.Module):
             return self._engine == "fused"
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Average:
+    """What a call gives on the module under the average of some tasks."""
+
+    tasks: list[str]
+    units: TaskUnits
+    fused: Fused
+
+    def __call__(self, batch: Any, names: list[str], call: Callable[[nn.Module], Tensor]) -> Tensor:
+        count = _row_count(batch)
+        shares = np.zeros((count, len(self.tasks)), np.float32)
+        shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
+        return self.fused.follow(row_plan(shares, self.units, None, _marks(batch)), call)
+
+
+def _row_count(batch: Any) -> int:
+    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
 
 
 def _marks(batch: Any) -> NDArray[np.bool_] | None:

@@ -1,0 +1,96 @@
+"""Chooses a batch's tasks by the query index in a zoo, with features of the wrapped module itself."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.zoo import Zoo
+from flexswitch.merging.routing.features import computing_in
+from flexswitch.merging.routing.hidden import layer_means, pooled_mean
+from flexswitch.merging.routing.kinds import FROM_FILE, Kind, parse_kind
+from flexswitch.merging.routing.query_index import QueryIndex
+from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
+from flexswitch.merging.routing.vote import snap
+
+_NEIGHBOURS = {"hf-image-classification": 10}  # of all other adapters 5 (methods, §3)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a zoo's query index is asked. neighbours: K, None for the adapter's own; vote: "uniform" or
+    "kernel"; snap: shares of at most this are dropped, and the others scaled.
+    """
+
+    neighbours: int | None = None
+    vote: str = "uniform"
+    snap: float = 0.0
+
+
+# A module's hidden states of a batch under the average of some tasks, by their names.
+Averaged = Callable[[Any, list[str], Callable[[nn.Module], Tensor]], Tensor]
+
+
+class ZooRouter:
+    """Gives each row of a batch its weights, (row, task) in the order of the zoo's tasks.
+
+    Features of layer N run N layers of the base, once for the whole batch.
+    """
+
+    def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing, averaged: Averaged) -> None:
+        """Raises: InputError where the zoo has no index of all its tasks, or one of a file's features."""
+        query_set = read_query_set(zoo)
+        check_covers(query_set, list(zoo), zoo.path)
+        self._header: QuerySetHeader = query_set.header
+        if self._header.features == FROM_FILE:
+            raise InputError(
+                f"{zoo.path}: was indexed with features of a file, which a batch does not bring; "
+                "give weights=, or a router when wrapping the module"
+            )
+        neighbours = routing.neighbours or _NEIGHBOURS.get(zoo.record.adapter or "", 5)
+        self._index = QueryIndex(query_set, neighbours, "cpu", routing.vote)
+        self._columns = [self._index.tasks.index(task) for task in zoo]
+        self._module, self._snap, self._averaged = module, routing.snap, averaged
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Returns weights (row, task) float32 on the CPU."""
+        kind = parse_kind(self._header.features)
+        given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
+        device = next(iter(given.values())).device
+        with torch.no_grad(), computing_in(self._header.dtype, str(device)):
+            if kind.averaged:
+                tasks = self._header.averaged or []
+                features = self._averaged(batch, tasks, lambda module: _means(module, given, kind))
+            else:
+                features = _means(self._module, given, kind)
+        found = self._index.weights(features.float())
+        return torch.from_numpy(snap(np.asarray(found.weights), self._snap)[:, self._columns])
+
+
+class Lazy:
+    """A router that is made when it is first asked: a caller's own weights take no query index."""
+
+    def __init__(self, make: Callable[[], ZooRouter]) -> None:
+        self._make, self._lock = make, Lock()
+        self._made: ZooRouter | None = None
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Returns weights (row, task). Raises: InputError where the zoo's index can't be used."""
+        with self._lock:
+            made = self._made = self._made or self._make()
+        return made(batch)
+
+
+def _means(module: nn.Module, batch: Mapping[str, Tensor], kind: Kind) -> Tensor:
+    given = dict(batch)
+    return layer_means(module, given, kind.layers) if kind.layers else pooled_mean(module, given)
+
+
+def _main_input(module: nn.Module) -> str:
+    """Returns the name of the tensor that a transformers model takes first."""
+    return str(getattr(module, "main_input_name", "input_ids"))
