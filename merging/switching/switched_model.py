@@ -106,6 +106,10 @@ class SwitchedModel(nn.Module):
             raise InputError("refresh() reads a zoo's directory again, and this model was made without one")
         self._loaded = self._load(open_zoo(zoo.path))
 
+    def route(self, batch: Any) -> Tensor:
+        """Returns the weights that a batch gets of itself, (sample, task). Raises: InputError without router."""
+        return _route(self._loaded, batch)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def forward(self, batch: Any, weights: Tensor | None = None, heads: Any = None) -> Any:
@@ -152,13 +156,7 @@ class SwitchedModel(nn.Module):
         return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads), router)
 
     def _plan(self, loaded: _Loaded, batch: Any, weights: Tensor | None, heads: Any) -> RowPlan:
-        if weights is None:
-            if loaded.router is None:
-                raise InputError(
-                    "nothing chooses the tasks: give weights=, or wrap the module with a zoo that "
-                    "`flexswitch index` has indexed, or with a router"
-                )
-            weights = loaded.router(batch)
+        weights = _route(loaded, batch) if weights is None else weights
         count = _row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
@@ -178,6 +176,15 @@ class SwitchedModel(nn.Module):
             return self._engine == "fused"
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+
+
+def _route(loaded: _Loaded, batch: Any) -> Tensor:
+    if loaded.router is None:
+        raise InputError(
+            "nothing chooses the tasks: give weights=, or wrap the module with a zoo that `flexswitch index` "
+            "has indexed, or with a router"
+        )
+    return loaded.router(batch)
 
 
 @dataclass(frozen=True, eq=False)
