@@ -228,7 +228,9 @@ def test_an_unknown_engine_is_named():
 def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_once(toy):
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo))
     units, fused = model._loaded.units, model._loaded.fused
-    chooser = Chooser(fused.products, fused.product_entries, 8, Costs())
+    chooser = Chooser(
+        fused.products, fused.product_entries, 8, Costs(turn=150.0, task_calls=0.0, group_calls=0.0)
+    )
 
     def prefers_fused(weights):
         return chooser.prefers_fused(row_plan(weights.numpy(), units, None, None), tokens=30)

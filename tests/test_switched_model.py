@@ -118,6 +118,38 @@ def test_each_row_is_answered_under_its_own_weights_whatever_else_is_in_the_batc
         torch.testing.assert_close(answer([row])[0], together[row], rtol=1e-5, atol=1e-5)
 
 
+METHODS = st.sampled_from(
+    [
+        ("t-switch", {"drop": 0.6}),
+        ("t-switch", {"drop": 0.97}),
+        ("tvq", {"bits": 3}),
+        ("p-discard", {"drop": 0.9}),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(case=cases(), method=METHODS, size=st.sampled_from([0.02, 0.5]))
+def test_compressed_tasks_answer_as_what_they_are_restored_to(tmp_path_factory, case, method, size):
+    seed, weights, lambda_, _, order, engine = case
+    net, folder = make_net(seed), tmp_path_factory.mktemp("law")
+    states, artifacts = {}, {}
+    for number in range(weights.shape[1]):
+        pair = file_pair(folder, net.state_dict(), changed_state(net.state_dict(), number, size))
+        artifact = compressed(pair, folder / f"task{number}.fsw", method[0], **method[1])
+        artifacts[f"task{number}"] = artifact
+        states[f"task{number}"] = dict(restore(str(folder / "base.safetensors"), artifact))
+    model, tokens = (
+        SwitchedModel(net, artifacts, lambda_=lambda_, engine=engine),
+        tokens_for(seed, len(weights)),
+    )
+    found = model(tokens, weights=weights)
+    assert_row_contract(net, states, found, weights, lambda_, tokens=tokens)
+    torch.testing.assert_close(
+        model(tokens[order], weights=weights[order]), found[order], rtol=1e-5, atol=1e-5
+    )
+
+
 def test_the_wrapped_module_keeps_its_weights_and_answers_as_before():
     net = make_net(0)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

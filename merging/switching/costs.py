@@ -19,17 +19,19 @@ from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
 class Costs:
     """Times over that of one weight's product with one more token of a large batch.
 
-    kept: of a kept entry of sparse rows; code, value: of an entry kept as a byte, as a value; task: of what a
-    weight costs for a task in play, however few its rows; group: the same for a group of equal weights; turn:
-    of a weight that is changed from one mixture to the next.
+    kept: of a kept entry of sparse rows; code, value: of an entry kept as a byte, as a value; task, group: of
+    each weight for a task in play, for a group of equal weights, however few their rows; turn: of a weight
+    that is changed from one mixture to the next. Whatever the model's size: task_calls, group_calls.
     """
 
-    kept: float = 5.0
+    kept: float = 6.5
     code: float = 0.35
-    value: float = 1.2
-    task: float = 3.0
-    group: float = 20.0
-    turn: float = 150.0
+    value: float = 1.8
+    task: float = 8.0
+    group: float = 10.0
+    turn: float = 20.0
+    task_calls: float = 2e8
+    group_calls: float = 4e8
 
 
 class Chooser:
@@ -43,12 +45,12 @@ class Chooser:
 
     def prefers_fused(self, plan: RowPlan, tokens: int) -> bool:
         """Returns whether the fused engine takes less time; tokens: of a row."""
-        fused = 0.0
+        costs, weights = self._costs, self._weights
+        fused = (costs.task * weights + costs.task_calls) * len(plan.tasks)
         for task in plan.tasks:
-            fused += self._costs.task * self._weights + self._product(task.units) * len(task.rows) * tokens
-        new = self._count_new(plan)
-        grouped = self._weights * (self._costs.group * len(plan.vectors) + self._costs.turn * new)
-        return fused < grouped
+            fused += self._product(task.units) * len(task.rows) * tokens
+        grouped = (costs.group * weights + costs.group_calls) * len(plan.vectors)
+        return fused < grouped + costs.turn * weights * self._count_new(plan)
 
     def _product(self, units: Mapping[str, TaskUnit]) -> float:
         total = 0.0

@@ -107,7 +107,7 @@ class SwitchedModel(nn.Module):
         self._loaded = self._load(open_zoo(zoo.path))
 
     def route(self, batch: Any) -> Tensor:
-        """Returns the weights that a batch gets of itself, (sample, task). Raises: InputError without router."""
+        """Returns the weights that a batch gets of itself, (sample, task). Raises: InputError."""
         return _route(self._loaded, batch)
 
     @torch.inference_mode(False)

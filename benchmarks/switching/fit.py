@@ -1,0 +1,135 @@
+"""Fits the constants of merging/switching/costs.py to this machine, and prints them.
+
+    python benchmarks/switching/fit.py --models benchmarks/text8/cache --zoo ZOO
+
+Each is a time over that of a large float32 product, per weight and token, of the shapes that a small encoder
+has; those of calls are of that encoder, answering one token. ZOO is any zoo of it.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.switching.dense_codes import DenseCodes
+from flexswitch.merging.switching.dense_values import DenseValues
+from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.sparse_rows import SparseRows
+from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.unit_forms import TaskUnit
+
+SHAPES = ((384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536))
+TOKENS, FEW = 1024, 16
+DENSITY = 0.03
+
+
+def unit_of(kind: str, shape: tuple[int, int]) -> TaskUnit:
+    """Returns a random unit in one of the forms."""
+    generator = np.random.default_rng(0)
+    codes = generator.choice(np.array([-1, 1], np.int8), shape)
+    kept = generator.random(shape) < (DENSITY if kind == "kept" else 0.4)
+    if kind == "kept":
+        columns = np.nonzero(kept)[1].astype(np.uint16)
+        starts = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int64)
+        return SparseRows(shape, starts, columns, codes[kept].astype(np.float32))
+    if kind == "code":
+        table = (np.arange(256) - 128).astype(np.float32)
+        return DenseCodes(codes * kept, table, 1.0, digits=2)
+    return DenseValues((codes * kept).astype(np.float32))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Returns the median time of a call."""
+    call()
+    found = []
+    for _ in range(15):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def product_seconds(kind: str, tokens: int) -> float:
+    """Returns the time of all shapes' products of one task."""
+    total = 0.0
+    for shape in SHAPES:
+        unit, out = unit_of(kind, shape), np.zeros((tokens, shape[0]), np.float32)
+        values = np.random.default_rng(1).normal(size=(tokens, shape[1])).astype(np.float32)
+        places, ones, shift = np.arange(tokens), np.ones(tokens, np.float32), np.zeros(shape[0], np.float32)
+        total += seconds(
+            lambda unit=unit, values=values, places=places, ones=ones, shift=shift, out=out: unit.add_product(
+                Inputs(values), places, ones, shift, out
+            )
+        )
+    return total
+
+
+def linear_seconds(tokens: int) -> float:
+    """Returns the time of the base's products."""
+    pairs = [(torch.randn(tokens, shape[1]), torch.randn(shape)) for shape in SHAPES]
+    return sum(
+        seconds(lambda x=x, weight=weight: torch.nn.functional.linear(x, weight)) for x, weight in pairs
+    )
+
+
+def turn_seconds() -> float:
+    """Returns the time in which weights are put back to the base and changed by another task."""
+    total = 0.0
+    for shape in SHAPES:
+        unit, base = unit_of("code", shape), np.ones(shape, np.float32)
+        # as many as a model has: its weights do not stay in the processor's caches
+        held = [base.copy() for _ in range(64)]
+
+        def turn(unit: TaskUnit = unit, base: np.ndarray = base, held: list[np.ndarray] = held) -> None:
+            for weights in held:
+                np.copyto(weights, base)
+                unit.add_to(weights, 1.0)
+
+        total += seconds(turn) / len(held)
+    return total
+
+
+def call_seconds(models: Path, zoo: Path) -> tuple[float, float]:
+    """Returns what a forward pass takes for one token, and what a task adds to it."""
+    module = get_adapter("hf-encoder", open_checkpoint(str(models / "base")), trusted=True).encoder()
+    token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
+    opened = open_zoo(zoo)
+    model = SwitchedModel(module, opened, engine="fused")
+    one, two = torch.zeros(1, len(opened)), torch.full((1, len(opened)), 0.5)
+    one[0, 0] = two[0, 0] = 1
+    with torch.inference_mode():
+        alone = seconds(lambda: module(**token))
+        found = [seconds(lambda weights=weights: model(token, weights=weights)) for weights in (one, two)]
+    return alone, (found[1] - found[0]) / (len(opened) - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="folder with the model directory base")
+    parser.add_argument("--zoo", type=Path, required=True, help="a zoo of that base")
+    options = parser.parse_args()
+    weights = sum(rows * columns for rows, columns in SHAPES)
+    one = linear_seconds(TOKENS) / (weights * TOKENS)  # seconds a weight and token
+    many, few = linear_seconds(TOKENS), linear_seconds(FEW)
+    print(f"float32 product: {2e-9 / one:.0f} Gflop/s on {torch.get_num_threads()} threads")
+    for kind in ("kept", "code", "value"):
+        share = DENSITY if kind == "kept" else 1.0
+        print(f"{kind}: {product_seconds(kind, TOKENS) / (one * weights * share * TOKENS):.2f}")
+    slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
+    print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
+    slope = (many - few) / (TOKENS - FEW)
+    print(f"group: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
+    print(f"turn: {turn_seconds() / (one * weights):.0f}")
+    group, task = call_seconds(options.models, options.zoo)
+    print(f"task_calls: {task / one:.0e}\ngroup_calls: {group / one:.0e}")
+
+
+if __name__ == "__main__":
+    main()
