@@ -57,7 +57,10 @@ def score_routed(
         _choose_means(bench, router, stream, chosen, times)
     for family in families(bench, engine):
         own = np.flatnonzero(np.isin(stream[:, 0], family.tasks))
-        _warm_up(bench, family, tasks, stream[own[:1]])
+        first = _batch_of(bench, stream[own[:1]])
+        family.model.warm_up(first)
+        if mode == "per-sample":
+            router.choose(stream[own[:1]], first)
         for number, start in enumerate(range(0, len(own), _BATCH)):
             chunk = own[start : start + _BATCH]
             batch = _batch_of(bench, stream[chunk])
@@ -79,11 +82,6 @@ def score_routed(
     ratio = times.compared / times.base
     routing = None if mode == "oracle" else _routing(stream, chosen)
     return Score(name, scores, bytes_per_task, seconds, routing, ratio)
-
-
-def _warm_up(bench: Bench, family: Family, tasks: list[str], samples: Stream) -> None:
-    """Answers a sample by all tasks at once, so that they are decoded before the clock runs."""
-    _answers(family, tasks, _batch_of(bench, samples), np.full((1, len(tasks)), 0.5, np.float32), samples)
 
 
 def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:

@@ -127,6 +127,17 @@ class SwitchedModel(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    def warm_up(self, batch: Any) -> None:
+        """Answers a batch by all tasks and every engine, so that nothing is decoded or compiled later on."""
+        loaded = self._loaded
+        shares = torch.full((_row_count(batch), len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
+        plan = self._plan(loaded, batch, shares, None)
+        for engine in (loaded.fused, loaded.grouped) if self._engine == "auto" else ():
+            engine.answer(batch, plan)
+        self(batch, weights=shares)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], weights: Tensor | None = None, **options: Any) -> Any:
         """Returns what the module's `generate` does; each sequence keeps the weights of its prompt
         throughout.
