@@ -1,0 +1,167 @@
+"""Scores per-sample switching on a mixed stream of eight text tasks, and writes docs/benchmarks.md.
+
+    python benchmarks/routed/run.py --data DIR --models benchmarks/text8/cache --zoo "NAME=ZOO" ...
+
+DIR holds the eight text tasks and --models the fine-tuned models, both of benchmarks/text8/run.py, which says
+where such data comes from; each --zoo is a zoo of theirs under a name for the table. Two of the tasks, sst2
+and subj, share source sentences, so that no router tells them apart: all is measured again without subj.
+Zoos, indexes and results stay in --cache; what is done is not done again.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+
+SHARED = "subj"
+NEIGHBOURS = 10
+
+
+class Index(NamedTuple):
+    """A way to index. options: of `flexswitch index`; modes: of `flexswitch eval --routing`."""
+
+    name: str
+    options: tuple[str, ...]
+    method: str
+    modes: tuple[str, ...] = ("per-sample",)
+
+
+INDEXES = (
+    Index(
+        "published: last layer, Euclidean",
+        ("--features", "pooled", "--normalise", "none", "--metric", "euclidean"),
+        "auto-switch",
+        ("per-sample", "batch-mean"),
+    ),
+    Index("ours", ("--feature-dtype", "bfloat16"), "auto-flexswitch", ("per-sample", "oracle")),
+    Index("ours, 400 exemplars", ("--feature-dtype", "bfloat16", "--per-task", "400"), "auto-flexswitch"),
+)
+
+
+def flexswitch(*arguments: str) -> dict[str, Any]:
+    """Runs one command as a user would type it and returns its JSON document."""
+    print("$ flexswitch " + " ".join(arguments), flush=True)
+    run = subprocess.run(["flexswitch", *arguments, "--json"], check=True, stdout=subprocess.PIPE, text=True)
+    document: dict[str, Any] = json.loads(run.stdout)
+    return document
+
+
+def scene(cache: Path, data: Path, zoo: Path, key: str, without: str | None) -> tuple[Path, Path]:
+    """Returns a copy of a zoo and a folder of its tasks' examples, both without a task where one is named."""
+    own, examples = cache / f"{key}.zoo", cache / ("data" if without is None else f"data-without-{without}")
+    if not examples.exists():
+        examples.mkdir(parents=True)
+        for path in sorted(data.glob("*.jsonl.gz")):
+            if path.name.split(".")[0] != without:
+                (examples / path.name).symlink_to(path.resolve())
+    if not own.exists():
+        shutil.copytree(zoo, own)
+        if without is not None:
+            flexswitch("pack", "-o", str(own), "--remove", without)
+    return own, examples
+
+
+def score(
+    cache: Path, models: Path, zoo: Path, data: Path, key: str, index: Index, limit: int | None
+) -> dict[str, Any]:
+    """Returns what `eval` and `index` tell of a zoo under one index, kept under `key`."""
+    kept = cache / f"{key}.json"
+    if not kept.exists():
+        base = ("--base", str(models / "base"))
+        made = flexswitch("index", str(zoo), *base, "--exemplars", str(data), *index.options, "--overwrite")
+        few = () if limit is None else ("--limit", str(limit))
+        found = flexswitch(
+            "eval", str(zoo), *base, "--data", str(data), "--methods", index.method, "--routing",
+            ",".join(index.modes), "--neighbours", str(NEIGHBOURS), *few,
+        )  # fmt: skip
+        kept.write_text(json.dumps({"index": made, **found}, indent=1))
+    document: dict[str, Any] = json.loads(kept.read_text())
+    return document
+
+
+def confused(tasks: list[str], counts: list[list[int]]) -> str:
+    """Returns the two largest confusions of a routed row."""
+    wrong = [
+        (count / sum(row), f"{tasks[true]} → {tasks[routed]} {count / sum(row):.0%}")
+        for true, row in enumerate(counts)
+        for routed, count in enumerate(row)
+        if true != routed
+    ]
+    return ", ".join(text for _, text in sorted(wrong, reverse=True)[:2])
+
+
+def rows_of(name: str, tasks: int, index: Index, document: dict[str, Any], oracle: float) -> list[list[str]]:
+    """Returns the table's rows of one index."""
+    found = []
+    for method, row in document["methods"].items():
+        mode = method.partition("(")[2].removesuffix(")")
+        routed = row["routing_accuracy"] is not None
+        found.append(
+            [
+                name,
+                str(tasks),
+                index.name if routed else "the true task",
+                mode,
+                f"{row['routing_accuracy']:.1f}" if routed else "–",
+                f"{row['average']:.2f}",
+                f"{row['average'] - oracle:+.2f}" if routed else "–",
+                f"{row['weight_entropy']:.2f}" if routed else "–",
+                f"{row['time_over_base']:.2f}×",
+                confused(document["tasks"], row["confusion"]) if routed else "–",
+            ]
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
+    parser.add_argument("--models", type=Path, required=True, help="folder with the model directory base")
+    parser.add_argument("--zoo", action="append", required=True, metavar="NAME=ZOO", help="may be repeated")
+    parser.add_argument("--cache", type=Path, default=HERE / "cache", help="where zoos and results are kept")
+    parser.add_argument("--limit", type=int, help="the first N test texts of a task")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    body, features = [], set()
+    for number, text in enumerate(options.zoo):
+        name, _, path = text.partition("=")
+        for without in (None, SHARED):
+            key = f"{number}-{'all' if without is None else f'without-{without}'}"
+            zoo, data = scene(options.cache, options.data, Path(path), key, without)
+            documents = [
+                score(options.cache, options.models, zoo, data, f"{key}-{place}", index, options.limit)
+                for place, index in enumerate(INDEXES)
+            ]
+            oracle = documents[1]["methods"][f"{INDEXES[1].method} (oracle)"]["average"]
+            for index, document in zip(INDEXES, documents, strict=True):
+                body += rows_of(name, len(document["tasks"]), index, document, oracle)
+            features |= {document["index"]["features"] for document in documents[1:]}
+    whole = "whole test files" if options.limit is None else f"the first {options.limit} test texts of a task"
+    header = ["task vectors", "tasks", "index", "weights", "routing", "average", "to the oracle",
+              "bits", "time", "largest confusions"]  # fmt: skip
+    section = f"""## Per-sample switching on eight text tasks
+
+    python benchmarks/routed/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
+
+MiniLM-L6, {whole}, one mixed, shuffled stream in batches of 64, {NEIGHBOURS} neighbours, 100 exemplars a task
+where nothing else is said, each sample under the head of its own task. *ours* is `flexswitch index` by its
+defaults with `--feature-dtype bfloat16`: it took the features {", ".join(sorted(features))}. *Routing* is the
+share of samples whose own task leads, *bits* the mean entropy of the weights; *time* is features, search and
+answer over one float32 forward pass of the base on the same batches. sst2 and subj share source sentences.
+Measured on {machine()}.
+
+{table(header, body)}"""
+    write_section("routed", section)
+    print(section)
+
+
+if __name__ == "__main__":
+    main()
