@@ -67,6 +67,11 @@ def route(
     router = open_router(opened, model, features, neighbours, vote, device)
     with console.progress(f"routing {len(examples):,} samples of {input_}", chunk_count(examples)) as step:
         routed = route_file(router, input_, examples, snap, step)
+    if router.index.recall < 1:
+        console.note(
+            f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "
+            "measured on the exemplars"
+        )
     samples = _samples(routed, router.index.tasks)
     document = {
         "zoo": str(zoo),
@@ -75,6 +80,7 @@ def route(
         "vote": vote,
         "snap": snap,
         "far_from": router.index.far_from,
+        "recall": router.index.recall,
         "out_of_scope": int(routed.far.sum()),
         "samples": samples,
     }
