@@ -73,6 +73,7 @@ def route(
             "measured on the exemplars"
         )
     samples = _samples(routed, router.index.tasks)
+    far = int(routed.far.sum())
     document = {
         "zoo": str(zoo),
         "input": str(input_),
@@ -81,10 +82,10 @@ def route(
         "snap": snap,
         "far_from": router.index.far_from,
         "recall": router.index.recall,
-        "out_of_scope": int(routed.far.sum()),
+        "out_of_scope": far,
         "samples": samples,
     }
-    return console.result(document, "\n".join(_lines(samples)), _note(document["out_of_scope"], len(samples)))
+    return console.result(document, "\n".join(_lines(samples)), _note(far, len(samples)))
 
 
 def _samples(routed: "Routed", tasks: list[str]) -> list[dict[str, Any]]:
