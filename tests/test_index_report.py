@@ -49,6 +49,7 @@ def test_a_report_alone_tells_of_the_index_that_there_is(toy, index, flexswitch,
     assert report["tasks"] == ["birds", "cities", "tools"]
     assert report["confusion"] == counts.tolist()
     assert report["accuracy"] == pytest.approx(100 * np.trace(counts) / counts.sum())
+    assert report["held_out_accuracy"] is None
     assert report["picture"] == str(tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert (toy.zoo / "zoo.json").read_bytes() == before
@@ -74,9 +75,13 @@ def test_a_new_index_is_reported_when_it_is_made(index, tmp_path):
 
 def test_a_learned_metrics_report_says_that_it_is_too_good(toy, index, flexswitch, tmp_path):
     assert index("--overwrite", "--features", "layer:1", "--metric", "learned").status == 0
-    learned = open_zoo(toy.zoo).record.index.metric == "learned"
-    last = flexswitch("index", toy.zoo, "--report", tmp_path / "c.png").out.splitlines()[-1]
-    assert ("too good, since the learned metric has seen all of them" in last) == learned
+    record = open_zoo(toy.zoo).record.index
+    assert record.metric == "learned"
+    lines = flexswitch("index", toy.zoo, "--report", tmp_path / "c.png").out.splitlines()
+    assert lines[-1] == (
+        "too good, since the metric was learned from all of them: of those held out from learning "
+        f"{record.accuracy.learned_held_out:.1f} % lead to their own task"
+    )
 
 
 def test_an_existing_picture_is_refused_before_anything_is_built(toy, index, tmp_path):
