@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
 def index(
     zoo: Annotated[Path, typer.Argument(help="The zoo to index.")],
-    base: Annotated[str, typer.Option(help="Its base.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Its base.", show_default=False)] = None,
     exemplars: Annotated[
-        Path, typer.Option(help="Folder of <task>.train.* files; labels are not used.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(help="Folder of <task>.train.* files; labels are not used.", show_default=False),
+    ] = None,
     add: Annotated[
         bool, typer.Option("--add", help="Add the tasks that the index lacks, all else as it is.")
     ] = False,
@@ -49,6 +51,14 @@ def index(
     seed: Annotated[
         int | None, typer.Option(help="Draws the exemplars; 0 without it.", show_default=False)
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Tell which tasks are taken for which, and draw it; alone, of the index that there is.",
+            show_default=False,
+        ),
+    ] = None,
     adapter: Adapter = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
@@ -61,8 +71,12 @@ def index(
     Example: flexswitch index zoo --base models/base --exemplars data
 
     Example: flexswitch index zoo --base models/base --exemplars data --add
+
+    Example: flexswitch index zoo --report confusion.png
     """
     from flexswitch.cli.arguments import choice
+    from flexswitch.cli.index_report import index_report
+    from flexswitch.codecs.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.zoo import open_zoo
     from flexswitch.merging.routing.build import Settings
@@ -72,11 +86,19 @@ def index(
     from flexswitch.merging.routing.projection import NORMALISATIONS
 
     console = Console(quiet, json)
+    if report is not None:
+        check_output(report, overwrite)
     own = {"--per-task": per_task, "--feature-dtype": feature_dtype, "--normalise": normalise,
            "--metric": metric, "--rank": rank, "--seed": seed, "--overwrite": overwrite or None}  # fmt: skip
     if features is not None and not is_file(features):
         own["--features"] = features
     given = [option for option, value in own.items() if value is not None]
+    if base is None or exemplars is None:
+        others = {"--base": base, "--exemplars": exemplars, "--features": features, "--add": add or None}
+        building = [*given, *(option for option, value in others.items() if value is not None)]
+        return _report_alone(
+            console, zoo, report, [each for each in building if each != "--overwrite"], overwrite, device
+        )
     if add and given:
         raise UsageError(
             f"{given[0]} beside --add: tasks are added under the index's own settings; leave it out"
@@ -101,7 +123,29 @@ def index(
     for note in notes:
         console.note(note)
     document = {"zoo": str(zoo), **record.model_dump(), "added": added, "notes": notes}
-    return console.result(document, *_lines(zoo, count, record, added))
+    parts: list[Table | str] = [*_lines(zoo, count, record, added)]
+    if report is not None:
+        document["report"], shown = index_report(zoo, report, overwrite, device)
+        parts += shown
+    return console.result(document, *parts)
+
+
+def _report_alone(
+    console: Console, zoo: Path, report: Path | None, building: list[str], overwrite: bool, device: str
+) -> dict[str, Any]:
+    """Prints the report of the index that there is. Raises: UsageError where an index is to be built."""
+    from flexswitch.cli.index_report import index_report
+    from flexswitch.codecs.errors import UsageError
+    from flexswitch.merging.device import check_device
+
+    if report is None or building:
+        what = f"{building[0]}: building an index takes" if building else "building an index takes"
+        raise UsageError(
+            f"{what} --base BASE and --exemplars DIR; --report FILE.png alone tells of the one there is"
+        )
+    check_device(device)
+    document, parts = index_report(zoo, report, overwrite, device)
+    return console.result({"zoo": str(zoo), "report": document}, *parts)
 
 
 def _lines(zoo: Path, count: int, record: "IndexRecord", added: list[str]) -> list[str]:

@@ -42,6 +42,30 @@ def rank_all(
 
 
 @compiled
+def rank_lists(
+    vectors: FloatArray,
+    original: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    queries: FloatArray,
+    probed: NDArray[np.int64],
+    squares: NDArray[np.float64],
+    positions: NDArray[np.int64],
+) -> None:
+    """Fills (query, count) squared distances and positions with the nearest of the lists probed.
+
+    List l holds vectors[starts[l]:starts[l + 1]], whose positions are `original`; probed: (query, probe).
+    Where they hold too few vectors, the last positions are -1.
+    """
+    for query in range(queries.shape[0]):
+        squares[query] = np.inf
+        positions[query] = -1
+        for chosen in probed[query]:
+            for index in range(starts[chosen], starts[chosen + 1]):
+                square = _squared_distance(vectors[index], queries[query])
+                _insert(squares[query], positions[query], square, original[index])
+
+
+@compiled
 def _squared_distance(one: FloatArray, other: FloatArray) -> float:
     # four sums: one alone would wait for each addition before the next
     a, b, c, d = 0.0, 0.0, 0.0, 0.0

@@ -5,7 +5,7 @@ bound on the rounding says for each query whether one that matters may have been
 query is compared with all vectors. So an answer depends neither on the other queries nor on threads.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from flexswitch.merging.routing.candidates import candidate_source
 from flexswitch.merging.routing.nearest import rank_all, rank_candidates
 
 _SAMPLED = 1024  # vectors that tell where all of them are
-_MARGIN = 8  # candidates beyond those that are wanted
+_MARGIN = 4  # candidates beyond those that are wanted
 _UNIT = 2.0**-24  # relative rounding of one float32 operation
 _SMALLEST, _LARGEST = 2.0**-124, 2.0**124  # squares between them neither vanish nor overflow in float32
 
@@ -27,11 +27,32 @@ class Neighbours(NamedTuple):
     positions: NDArray[np.int64]
 
 
+class Search(Protocol):
+    """Vectors that are searched. recall: the share of the nearest that it finds."""
+
+    vectors: FloatArray
+    recall: float
+
+    def __len__(self) -> int:
+        """Returns how many vectors there are."""
+
+    def search(self, queries: FloatArray, count: int) -> Neighbours:
+        """Returns the `count` nearest vectors of each query (query, width), or all where there are fewer."""
+
+    def add(self, vectors: FloatArray) -> None:
+        """Appends vectors; their positions follow those there are."""
+
+    def remove(self, positions: NDArray[np.int64]) -> None:
+        """Drops the vectors at some positions; those behind them move up."""
+
+
 class NeighbourSearch:
     """Vectors (vector, width) float32, searched on a device; of equal distances the smaller position first.
 
     Searches may run in several threads, but not while vectors are added or removed.
     """
+
+    recall = 1.0
 
     def __init__(self, vectors: FloatArray, device: str = "cpu") -> None:
         self.vectors: FloatArray = np.empty((0, vectors.shape[1]), np.float32)
@@ -93,6 +114,25 @@ class NeighbourSearch:
     def _centred(self, vectors: FloatArray) -> FloatArray:
         with np.errstate(over="ignore"):  # what becomes infinite is found to be out of reach
             return (vectors - self._centre).astype(np.float32)
+
+
+def nearest_others(search: Search, positions: NDArray[np.int64], count: int) -> Neighbours:
+    """Returns the nearest of the other vectors for some of those that are searched, (position, count).
+
+    Of at least two vectors; where there are no more than `count` others, all of them.
+    """
+    count = min(count, len(search) - 1)
+    distances, found = search.search(search.vectors[positions], count + 1)
+    other = found != positions[:, None]  # (position, count + 1)
+    other[other.all(1), -1] = False  # behind so many equal ones that the vector itself was not found
+    shape = (len(positions), count)
+    return Neighbours(distances[other].reshape(shape), found[other].reshape(shape))
+
+
+def drawn(vectors: FloatArray, count: int) -> NDArray[np.int64]:
+    """Returns sorted positions of some vectors, the same again; all of them where there are no more."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    return np.sort(generator.permutation(len(vectors))[:count])
 
 
 def _centre(vectors: FloatArray) -> NDArray[np.float64]:

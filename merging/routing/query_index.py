@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.routing.neighbour_search import Neighbours, NeighbourSearch
+from flexswitch.merging.routing.listed_search import open_search
+from flexswitch.merging.routing.neighbour_search import Search, drawn, nearest_others
 from flexswitch.merging.routing.query_set import QuerySet
 from flexswitch.merging.routing.vote import check_vote, leading_tasks, votes
 
@@ -48,9 +49,14 @@ class QueryIndex:
         self.task_ids = query_set.task_ids
         self.neighbours = neighbours
         self._vote = vote
-        self._search = NeighbourSearch(query_set.points, device)
+        self._search = open_search(query_set.points, device)
         self._projection = query_set.projection
         self.far_from = _usual_distance(self._search)
+
+    @property
+    def recall(self) -> float:
+        """The share of the nearest exemplars that are found: 1 where the search is exact."""
+        return self._search.recall
 
     def weights(self, features: Tensor) -> Routed:
         """Returns the tasks' weights for features (sample, width), on the CPU.
@@ -92,25 +98,9 @@ class QueryIndex:
         return np.concatenate(leading)
 
 
-def nearest_others(search: NeighbourSearch, positions: NDArray[np.int64], count: int) -> Neighbours:
-    """Returns the nearest of the other vectors for some of those that are searched, (position, count).
-
-    Of at least two vectors; where there are no more than `count` others, all of them.
-    """
-    count = min(count, len(search) - 1)
-    distances, found = search.search(search.vectors[positions], count + 1)
-    other = found != positions[:, None]  # (position, count + 1)
-    other[other.all(1), -1] = False  # behind so many equal ones that the vector itself was not found
-    shape = (len(positions), count)
-    return Neighbours(distances[other].reshape(shape), found[other].reshape(shape))
-
-
-def _usual_distance(search: NeighbourSearch) -> float:
+def _usual_distance(search: Search) -> float:
     """Returns the distance to the nearest other exemplar that 99 % of them keep; infinite for one alone."""
     if len(search) < 2:
         return float("inf")
-    positions = np.arange(len(search))
-    if len(search) > _MEASURED:
-        generator = np.random.Generator(np.random.PCG64(0))
-        positions = np.sort(generator.choice(len(search), _MEASURED, replace=False))
-    return float(np.quantile(nearest_others(search, positions, 1).distances, _FAR))
+    nearest = nearest_others(search, drawn(search.vectors, _MEASURED), 1)
+    return float(np.quantile(nearest.distances, _FAR))
