@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_FLATTEST, _NOTHING = 1e-9, 1e-30
 _FILL = 0.4  # a principal component's weight beside a discriminant's: it says less about tasks
 _SPREAD = 20 / 3  # mean squared distance to the centre, so that exp(-d²) suits as a neighbour's vote
 
@@ -27,11 +28,6 @@ class Scatter:
     shares: Tensor
     variances: Tensor
     vectors: Tensor
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether nothing varies within tasks, so that no discriminants are defined."""
-        return not bool(self.variances.sum() > 0)
 
 
 def scatter_of(features: Tensor, task_ids: Tensor) -> Scatter:
@@ -55,7 +51,8 @@ def discriminants(scatter: Scatter, rank: int, shrinkage: float, fill: bool = Tr
     1 as the same in all directions.
     """
     shrunk = (1 - shrinkage) * scatter.variances + shrinkage * scatter.variances.mean()
-    whiten = scatter.vectors / shrunk.sqrt()  # (dimension, dimension)
+    floor = _FLATTEST * scatter.points.square().mean() + _NOTHING  # where nothing varies within tasks
+    whiten = scatter.vectors / shrunk.maximum(floor).sqrt()  # (dimension, dimension)
     between = scatter.shares.sqrt().unsqueeze(1) * (scatter.means @ whiten)
     rank = min(rank, len(whiten))
     found = torch.linalg.svd(between, full_matrices=False).Vh[: min(rank, len(between) - 1)]
@@ -66,7 +63,7 @@ def discriminants(scatter: Scatter, rank: int, shrinkage: float, fill: bool = Tr
         found = torch.cat([found, _FILL * components[: rank - len(found)]])
     matrix = found @ whiten.T  # (rank, dimension)
     spread = (scatter.points @ matrix.T).square().sum(1).mean()
-    scaled: Tensor = matrix * torch.sqrt(_SPREAD / spread)
+    scaled: Tensor = matrix * torch.sqrt(_SPREAD / (spread + _NOTHING))
     return scaled @ scatter.span.T
 
 

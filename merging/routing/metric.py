@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.zoo import RoutingAccuracy
-from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
+from flexswitch.merging.routing.discriminant import discriminants, scatter_of
 from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
 from flexswitch.merging.routing.neighbour_components import neighbour_components
 
@@ -51,19 +51,18 @@ def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Le
         return Learned(None, None, "there is one task")
     if int(counts[counts > 0].min()) < FOLDS:
         return Learned(None, None, f"a task has fewer than {FOLDS} exemplars")
+    if bool((features == features[0]).all()):
+        return Learned(None, None, "all exemplars have the same features")
     with one_thread():
-        scatter = scatter_of(features, ids)
-        if scatter.is_flat:
-            return Learned(None, None, "each task's exemplars have all the same features")
-        return _learned(features, ids, scatter, rank)
+        return _learned(features, ids, rank)
 
 
-def _learned(features: Tensor, ids: Tensor, scatter: Scatter, rank: int) -> Learned:
+def _learned(features: Tensor, ids: Tensor, rank: int) -> Learned:
     rows = spread_rows(len(ids), _MEASURED)
     shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank)
 
-    def tried(some: Tensor, of: Tensor, whole: Scatter | None = None) -> list[Tensor]:
-        start = discriminants(whole or scatter_of(some, of), rank, shrinkage)
+    def tried(some: Tensor, of: Tensor) -> list[Tensor]:
+        start = discriminants(scatter_of(some, of), rank, shrinkage)
         paired = spread_rows(len(of), _PAIRED)
         return neighbour_components(some[paired], of[paired], start, STEPS)
 
@@ -72,7 +71,7 @@ def _learned(features: Tensor, ids: Tensor, scatter: Scatter, rank: int) -> Lear
 
     euclidean, *by_steps = held_out(features[rows], ids[rows], all_tried)
     chosen = first_as_good(by_steps, len(rows))
-    metric = tried(features, ids, scatter)[chosen]
+    metric = tried(features, ids)[chosen]
     accuracy = RoutingAccuracy(
         euclidean_loo=leave_one_out(features[rows], ids[rows]),
         euclidean_held_out=euclidean,
@@ -89,8 +88,6 @@ def best_shrinkage(features: Tensor, task_ids: Tensor, rank: int) -> tuple[float
 
     def tried(some: Tensor, of: Tensor) -> list[Tensor]:
         scatter = scatter_of(some, of)
-        if scatter.is_flat:
-            return [torch.eye(some.shape[1], dtype=some.dtype)] * len(SHRINKAGES)
         return [discriminants(scatter, rank, each, fill=False) for each in SHRINKAGES]
 
     found = held_out(features, task_ids, tried)
