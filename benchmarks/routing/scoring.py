@@ -1,0 +1,119 @@
+"""Routes test samples by exemplars, under any combination of the ingredients."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flexswitch.codecs.zoo import RoutingAccuracy
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
+from flexswitch.merging.routing.build import draw
+from flexswitch.merging.routing.confusion import confusion
+from flexswitch.merging.routing.features import FeatureDtype, ModelFeatures
+from flexswitch.merging.routing.hidden import layer_count
+from flexswitch.merging.routing.kinds import layers_kind
+from flexswitch.merging.routing.metric import learn_metric
+from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
+from flexswitch.merging.routing.query_index import QueryIndex
+from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, as_stored
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """Means of every layer, (sample, layer, width) float32, the embeddings first; ids: (sample,) tasks."""
+
+    states: Tensor
+    ids: NDArray[np.int32]
+
+    def without(self, task: int | None) -> "States":
+        """Returns the samples of the other tasks."""
+        rows = np.flatnonzero(self.ids != task)
+        return States(self.states[torch.from_numpy(rows)], self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One combination of ingredients; rank: of the learned metric, None for the Euclidean one."""
+
+    layers: tuple[int, ...]
+    normalise: Normalisation = "centred"
+    rank: int | None = 32
+    vote: str = "uniform"
+    neighbours: int = 10
+
+
+class Model:
+    """The base as a source of every layer's features, kept in files of `cache`."""
+
+    def __init__(self, base: Path, data: Path, tasks: list[str], cache: Path) -> None:
+        self.adapter = get_adapter("hf-encoder", open_checkpoint(str(base)), False)
+        self.encoder = self.adapter.encoder()
+        self.last = layer_count(self.encoder)
+        self._data, self._tasks, self._cache = data, tasks, cache
+
+    def source(self, kind: str, dtype: FeatureDtype = "float32") -> ModelFeatures:
+        """Returns the base's features of a kind."""
+        return ModelFeatures(kind, self.adapter, self.encoder, "cpu", dtype)
+
+    def examples(self, task: str, split: str) -> Examples:
+        """Returns a task's texts."""
+        return read_examples(task_file(self._data, task, split), labelled=False)
+
+    def test(self, dtype: FeatureDtype = "float32") -> States:
+        """Returns the states of all test texts."""
+        return self._states(f"test-{dtype}", "test", lambda task, count: np.arange(count), dtype)
+
+    def exemplars(self, per_task: int, seed: int, dtype: FeatureDtype = "float32") -> States:
+        """Returns the states of the exemplars that `flexswitch index` draws."""
+        name = f"train-{per_task}-{seed}-{dtype}"
+        return self._states(name, "train", lambda task, count: draw(count, per_task, seed, task), dtype)
+
+    def _states(self, name: str, split: str, rows_of, dtype: FeatureDtype) -> States:  # type: ignore[no-untyped-def]
+        kept = self._cache / f"{name}.npz"
+        if not kept.exists():
+            source = self.source(layers_kind(tuple(range(self.last + 1))), dtype)
+            found, ids = [], []
+            for number, task in enumerate(self._tasks):
+                print(f"features of {task}, {name}", flush=True)
+                examples = self.examples(task, split)
+                rows = rows_of(task, len(examples))
+                features = source.rows(task, split, examples, rows)
+                found.append(features.reshape(len(rows), self.last + 1, -1).numpy())
+                ids.append(np.full(len(rows), number, np.int32))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, states=np.concatenate(found), ids=np.concatenate(ids))
+        arrays = np.load(kept)
+        return States(torch.from_numpy(arrays["states"]), arrays["ids"])
+
+
+def route(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -> NDArray[np.int64]:
+    """Returns how many test samples of each task were routed to each, (task, routed task)."""
+    query_set, _ = query_set_of(recipe, exemplars, tasks)
+    index = QueryIndex(query_set, recipe.neighbours, vote=recipe.vote)
+    routed = index.weights(test.states[:, list(recipe.layers)].flatten(1))
+    return confusion(test.ids, routed.leading.numpy(), len(tasks))
+
+
+def query_set_of(
+    recipe: Recipe, exemplars: States, tasks: list[str]
+) -> tuple[QuerySet, RoutingAccuracy | None]:
+    """Returns the query set that `flexswitch index` stores, and how well exemplars are routed by others."""
+    features = exemplars.states[:, list(recipe.layers)].flatten(1)
+    parts = len(recipe.layers)
+    projection = fit_normalisation(features.double(), recipe.normalise, parts)
+    accuracy = None
+    if recipe.rank is not None:
+        normalised = features.double() if projection is None else projection.normalised(features.double())
+        learned = learn_metric(normalised, exemplars.ids, recipe.rank)
+        accuracy = learned.accuracy
+        projection = replace(projection or Projection(parts), metric=learned.metric)
+    header = QuerySetHeader(tasks=tasks, features=layers_kind(recipe.layers), per_task=1, seed=0)
+    if projection is None:
+        return QuerySet(header, features.numpy(), exemplars.ids), accuracy
+    points = as_stored(projection(features).numpy()).astype(np.float32)
+    return QuerySet(header, points, exemplars.ids, projection), accuracy

@@ -1,0 +1,45 @@
+"""Which texts of two tasks are the same, or nearly."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+_WORDS = 4  # a run of so many words is compared
+_ALIKE = 0.5  # share of the runs of both that are in both
+
+
+def shared_count(texts: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
+    """Returns how many texts stand among the others word for word, and how many more nearly do.
+
+    Words are runs of letters and digits in lower case. Two texts are nearly the same where half of the
+    four-word runs in either are in both.
+    """
+    whole = {words_of(other) for other in others}
+    runs_of_others = [_runs(words_of(other)) for other in others]
+    where: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, runs in enumerate(runs_of_others):
+        for run in runs:
+            where[run].append(number)
+    exact = near = 0
+    for text in texts:
+        words = words_of(text)
+        if words in whole:
+            exact += 1
+            continue
+        runs = _runs(words)
+        candidates = {number for run in runs for number in where.get(run, ())}
+        near += any(_overlap(runs, runs_of_others[number]) >= _ALIKE for number in candidates)
+    return exact, near
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Returns a text's words."""
+    return tuple(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _runs(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    return {words[start : start + _WORDS] for start in range(len(words) - _WORDS + 1)}
+
+
+def _overlap(runs: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> float:
+    return len(runs & others) / len(runs | others)
