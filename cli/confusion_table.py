@@ -24,7 +24,7 @@ def confusion_parts(counts: "NDArray[np.int64]", tasks: Sequence[str]) -> list[T
     if len(tasks) > _MOST_ROWS:
         lines[0] += f"; shown are the {_MOST_ROWS} worst of {len(tasks):,} tasks"
     named = [
-        f"{each.task} taken for {each.routed} {each.count} times ({each.share:.0%})"
+        f"{each.task} taken for {each.routed} {each.times} times ({each.share:.0%})"
         for each in mistakes(counts, tasks, _NAMED)
     ]
     if named:

@@ -18,7 +18,12 @@ def index_report(
 
     found = report_index(open_zoo(zoo), device)
     draw_confusion(found.counts, found.tasks, picture, overwrite)
-    optimistic = "; too good, since the learned metric has seen all of them" if found.learned else ""
-    origin = f"each exemplar led by its 10 nearest others, one vote each{optimistic}; drawn in {picture}"
-    document = {**confusion_document(found.counts, found.tasks), "picture": str(picture)}
-    return document, [*confusion_parts(found.counts, found.tasks), origin]
+    lines = [f"each exemplar led by its 10 nearest others, one vote each; drawn in {picture}"]
+    if found.held_out is not None:
+        lines.append(
+            "too good, since the metric was learned from all of them: "
+            f"of those held out from learning {found.held_out:.1f} % lead to their own task"
+        )
+    document = confusion_document(found.counts, found.tasks)
+    document |= {"held_out_accuracy": found.held_out, "picture": str(picture)}
+    return document, [*confusion_parts(found.counts, found.tasks), *lines]

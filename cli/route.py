@@ -67,7 +67,13 @@ def route(
     router = open_router(opened, model, features, neighbours, vote, device)
     with console.progress(f"routing {len(examples):,} samples of {input_}", chunk_count(examples)) as step:
         routed = route_file(router, input_, examples, snap, step)
+    if router.index.recall < 1:
+        console.note(
+            f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "
+            "measured on the exemplars"
+        )
     samples = _samples(routed, router.index.tasks)
+    far = int(routed.far.sum())
     document = {
         "zoo": str(zoo),
         "input": str(input_),
@@ -75,10 +81,11 @@ def route(
         "vote": vote,
         "snap": snap,
         "far_from": router.index.far_from,
-        "out_of_scope": int(routed.far.sum()),
+        "recall": router.index.recall,
+        "out_of_scope": far,
         "samples": samples,
     }
-    return console.result(document, "\n".join(_lines(samples)), _note(document["out_of_scope"], len(samples)))
+    return console.result(document, "\n".join(_lines(samples)), _note(far, len(samples)))
 
 
 def _samples(routed: "Routed", tasks: list[str]) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def test_accuracies_are_by_task_and_0_without_samples():
 
 def test_the_largest_mistakes_come_first_and_right_ones_are_none():
     assert mistakes(COUNTS, NAMES, 2) == [("tools", "birds", 5, 0.5), ("birds", "cities", 2, 0.2)]
-    assert [each.count for each in mistakes(COUNTS, NAMES, 9)] == [5, 2, 1]
+    assert [each.times for each in mistakes(COUNTS, NAMES, 9)] == [5, 2, 1]
     assert mistakes(np.diag([3, 4]), NAMES[:2], 9) == []
 
 

@@ -151,6 +151,14 @@ def test_more_than_there_are_is_all_there_are():
     assert NeighbourSearch(vectors).search(normal(1, 2, 3), 100).positions.shape == (2, 6)
 
 
+def test_more_than_a_source_finds_at_once_are_compared_with_all(monkeypatch, compared_with_all):
+    vectors, queries = normal(0, 100, 3), normal(1, 4, 3)
+    search = NeighbourSearch(vectors)
+    monkeypatch.setattr(type(search._source), "most", 20)
+    assert_nearest(search, vectors, queries, 30)
+    assert len(compared_with_all) == 4
+
+
 def test_nothing_is_found_of_no_queries_and_among_no_vectors():
     search = NeighbourSearch(normal(0, 40, 3))
     assert search.search(np.empty((0, 3), np.float32), 5).positions.shape == (0, 5)

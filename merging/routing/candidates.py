@@ -3,6 +3,7 @@
 A few more than are wanted, and how far the last one is: whoever asks compares them exactly.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +30,9 @@ class Candidates(NamedTuple):
 
 
 class CandidateSource(Protocol):
-    """Holds vectors in the order they were added and finds about the nearest."""
+    """Holds vectors in the order they were added and finds about the nearest, `most` of them at once."""
+
+    most: int
 
     def nearest(self, queries: FloatArray, count: int) -> Candidates:
         """Returns `count` candidates a query, no more than there are vectors."""
@@ -58,6 +61,8 @@ def has_gpu_faiss() -> bool:
 class FaissFlat:
     """All distances, by FAISS on the CPU."""
 
+    most = sys.maxsize
+
     def __init__(self, width: int) -> None:
         import faiss
 
@@ -80,6 +85,8 @@ class FaissFlat:
 
 class FaissGpuFlat:
     """All distances, by FAISS on CUDA. It removes nothing by itself: what is left is moved there again."""
+
+    most = 2048  # its own limit
 
     def __init__(self, width: int) -> None:
         import faiss
@@ -106,6 +113,8 @@ class FaissGpuFlat:
 
 class TorchFlat:
     """All distances, by torch on any device; pair by pair, since a device may round products to 10 bits."""
+
+    most = sys.maxsize
 
     def __init__(self, width: int, device: str) -> None:
         import torch

@@ -19,7 +19,7 @@ class Mistake(NamedTuple):
 
     task: str
     routed: str
-    count: int
+    times: int
     share: float
 
 
@@ -39,7 +39,8 @@ def accuracy(counts: NDArray[np.int64]) -> float:
 
 def accuracies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns each task's share that was routed to it, in percent, (task,); 0 of no samples."""
-    return 100 * np.diagonal(counts) / np.maximum(1, counts.sum(1))
+    right: NDArray[np.float64] = 100 * np.diagonal(counts) / np.maximum(1, counts.sum(1))
+    return right
 
 
 def mistakes(counts: NDArray[np.int64], tasks: Sequence[str], most: int) -> list[Mistake]:

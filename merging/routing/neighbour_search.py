@@ -28,10 +28,15 @@ class Neighbours(NamedTuple):
 
 
 class Search(Protocol):
-    """Vectors that are searched. recall: the share of the nearest that it finds."""
+    """Vectors that are searched."""
 
-    vectors: FloatArray
-    recall: float
+    @property
+    def vectors(self) -> FloatArray:
+        """All vectors, (vector, width) float32."""
+
+    @property
+    def recall(self) -> float:
+        """The share of the nearest that it finds."""
 
     def __len__(self) -> int:
         """Returns how many vectors there are."""
@@ -92,7 +97,7 @@ class NeighbourSearch:
     ) -> NDArray[np.bool_]:
         """Fills in the nearest among candidates; returns for which queries no other one can be as near."""
         wanted = squares.shape[1] + _MARGIN
-        if wanted >= len(self):
+        if wanted >= len(self) or wanted > self._source.most:
             return np.zeros(len(queries), np.bool_)
         centred = self._centred(queries)
         candidates, farthest = self._source.nearest(centred, wanted)
@@ -101,7 +106,8 @@ class NeighbourSearch:
         lengths = np.linalg.norm(centred.astype(np.float64), axis=1)
         reach = np.square(2 * lengths + np.sqrt(squares[:, -1]))  # (‖q‖ + ‖x‖)² of an x as near as the last
         rounding = self._roundings * (_UNIT * reach + _SMALLEST)
-        return found & (farthest > squares[:, -1] + rounding) & (reach < _LARGEST)
+        proved: NDArray[np.bool_] = found & (farthest > squares[:, -1] + rounding) & (reach < _LARGEST)
+        return proved
 
     @property
     def _roundings(self) -> float:
@@ -109,7 +115,7 @@ class NeighbourSearch:
 
         It is ‖x‖² + ‖q‖² - 2xq in any order of additions, of vectors rounded when they were centred.
         """
-        return 1.01 * self.vectors.shape[1] + 16
+        return 1.01 * float(self.vectors.shape[1]) + 16
 
     def _centred(self, vectors: FloatArray) -> FloatArray:
         with np.errstate(over="ignore"):  # what becomes infinite is found to be out of reach

@@ -13,11 +13,15 @@ from flexswitch.merging.routing.query_set import read_query_set
 
 
 class Report(NamedTuple):
-    """counts: (task, routed task), each exemplar left out in turn; learned: the metric has seen them all."""
+    """counts: (task, routed task), each exemplar left out in turn.
+
+    held_out: the share (%) that leads to its own task while held out from learning the metric too, None where
+    none was learned; then the counts are too good.
+    """
 
     tasks: list[str]
     counts: NDArray[np.int64]
-    learned: bool
+    held_out: float | None
 
 
 def report_index(zoo: Zoo, device: str) -> Report:
@@ -28,5 +32,8 @@ def report_index(zoo: Zoo, device: str) -> Report:
     query_set = read_query_set(zoo)
     index = QueryIndex(query_set, NEIGHBOURS, device)
     counts = confusion(index.task_ids, index.leave_one_out(), len(index.tasks))
-    projection = query_set.projection
-    return Report(index.tasks, counts, projection is not None and projection.metric is not None)
+    record = zoo.record.index
+    held_out = None
+    if record is not None and record.metric == "learned" and record.accuracy is not None:
+        held_out = record.accuracy.learned_held_out
+    return Report(index.tasks, counts, held_out)

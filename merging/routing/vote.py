@@ -39,7 +39,8 @@ def votes(
     weights = np.zeros((len(distances), tasks))
     for neighbour in range(distances.shape[1]):
         weights[np.arange(len(weights)), task_ids[:, neighbour]] += shares[:, neighbour]
-    return weights / weights.sum(1, keepdims=True)
+    weights /= weights.sum(1, keepdims=True)
+    return weights
 
 
 def leading_tasks(weights: NDArray[np.float64], task_ids: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -49,7 +50,8 @@ def leading_tasks(weights: NDArray[np.float64], task_ids: NDArray[np.int32]) -> 
     """
     rows = np.arange(len(weights))
     winners = weights[rows[:, None], task_ids] == weights.max(1, keepdims=True)  # (sample, neighbour)
-    return task_ids[rows, winners.argmax(1)].astype(np.int64)
+    leading: NDArray[np.int64] = task_ids[rows, winners.argmax(1)].astype(np.int64)
+    return leading
 
 
 def snap(weights: NDArray[np.float32], within: float) -> NDArray[np.float32]:
