@@ -62,6 +62,7 @@ class SwitchedModel(nn.Module):
         module: nn.Module,
         zoo: Mapping[str, Artifact | TaskVector],
         router: Router | None = None,
+        *,
         routing: Routing = Routing(),  # noqa: B008  # frozen
         lambda_: float = 1.0,
         engine: Engine = "auto",
@@ -75,9 +76,9 @@ class SwitchedModel(nn.Module):
 
         engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
         together by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the
-        tasks' decoded parts, and again of the grouped engine's modules.
-        rename: the module's name for a tensor of a fine-tuned checkpoint,
-        but for a prefix; strict: whether it must have all that the tasks change.
+        tasks' decoded parts, and again of the grouped engine's modules. rename: the module's name for a
+        tensor of a fine-tuned checkpoint, but for a prefix; strict: whether it must have all that the tasks
+        change.
 
         Raises: InputError where the module lacks what the tasks change, or a head does not fit.
         """
@@ -139,10 +140,9 @@ class SwitchedModel(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], weights: Tensor | None = None, **options: Any) -> Any:
-        """Returns what the module's `generate` does; each sequence keeps the weights of its prompt
-        throughout.
+        """Returns what the module's `generate` does; a sequence keeps the weights of its prompt throughout.
 
-        batch: its prompts, as `generate` takes them by name; options: its other arguments.
+        batch: prompts, as `generate` takes them by name; options: its other arguments. Always fused.
         """
         loaded = self._loaded
         return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None), **options)
