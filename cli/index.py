@@ -75,15 +75,13 @@ def index(
     Example: flexswitch index zoo --report confusion.png
     """
     from flexswitch.cli.arguments import choice
+    from flexswitch.cli.index_options import index_settings, refuse_beside_add
     from flexswitch.cli.index_report import index_report
     from flexswitch.codecs.atomic import check_output
-    from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.zoo import open_zoo
-    from flexswitch.merging.routing.build import Settings
     from flexswitch.merging.routing.features import FEATURE_DTYPES
     from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
     from flexswitch.merging.routing.kinds import is_file
-    from flexswitch.merging.routing.projection import NORMALISATIONS
 
     console = Console(quiet, json)
     if report is not None:
@@ -99,19 +97,9 @@ def index(
         return _report_alone(
             console, zoo, report, [each for each in building if each != "--overwrite"], overwrite, device
         )
-    if add and given:
-        raise UsageError(
-            f"{given[0]} beside --add: tasks are added under the index's own settings; leave it out"
-        )
-    learned = choice("--metric", metric or "learned", ("learned", "euclidean")) == "learned"
-    if rank is not None and not learned:
-        raise UsageError("--rank: is the learned metric's, and --metric euclidean has none; leave one out")
-    settings = Settings(
-        per_task=per_task or 100,
-        seed=seed or 0,
-        normalise=choice("--normalise", normalise or "centred", NORMALISATIONS),
-        rank=(rank or 32) if learned else None,
-    )
+    if add:
+        refuse_beside_add(given)
+    settings = index_settings(per_task, seed, normalise, metric, rank)
     dtype = choice("--feature-dtype", feature_dtype or "float32", FEATURE_DTYPES)
     request = Request(zoo, base, exemplars, features or "auto", dtype, settings, adapter, device)
     count = len(open_zoo(zoo))

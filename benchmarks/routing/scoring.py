@@ -102,7 +102,20 @@ def route(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -> 
 def query_set_of(
     recipe: Recipe, exemplars: States, tasks: list[str]
 ) -> tuple[QuerySet, RoutingAccuracy | None]:
-    """Returns the query set that `flexswitch index` stores, and how well exemplars are routed by others."""
+    """Returns the query set that `flexswitch index` stores, and how well exemplars are routed by others.
+
+    What was learned is remembered: votes need no other metric.
+    """
+    key = (recipe.layers, recipe.normalise, recipe.rank, float(exemplars.states.sum()))
+    if key not in _KNOWN:
+        _KNOWN[key] = _made(recipe, exemplars, tasks)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[tuple[object, ...], tuple[QuerySet, RoutingAccuracy | None]] = {}
+
+
+def _made(recipe: Recipe, exemplars: States, tasks: list[str]) -> tuple[QuerySet, RoutingAccuracy | None]:
     features = exemplars.states[:, list(recipe.layers)].flatten(1)
     parts = len(recipe.layers)
     projection = fit_normalisation(features.double(), recipe.normalise, parts)

@@ -35,12 +35,12 @@ def scatter_of(features: Tensor, task_ids: Tensor) -> Scatter:
     centred = features - features.mean(0)
     span = _span(centred)
     points = centred @ span
-    _, numbers = torch.unique(task_ids, return_inverse=True)
-    one_hot = torch.nn.functional.one_hot(numbers).to(points)  # (exemplar, task)
-    means = (one_hot / one_hot.sum(0)).T @ points
+    _, numbers, counts = torch.unique(task_ids, return_inverse=True, return_counts=True)
+    sums = points.new_zeros(len(counts), points.shape[1]).index_add_(0, numbers, points)
+    means = sums / counts.unsqueeze(1)
     within = points - means[numbers]
     variances, vectors = torch.linalg.eigh(within.T @ within / len(points))
-    return Scatter(span, points, means, one_hot.mean(0), variances.clamp(min=0), vectors)
+    return Scatter(span, points, means, counts.to(points) / len(points), variances.clamp(min=0), vectors)
 
 
 def discriminants(scatter: Scatter, rank: int, shrinkage: float, fill: bool = True) -> Tensor:

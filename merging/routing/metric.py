@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.zoo import RoutingAccuracy
-from flexswitch.merging.routing.discriminant import discriminants, scatter_of
+from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
 from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
 from flexswitch.merging.routing.neighbour_components import neighbour_components
 
@@ -59,10 +59,12 @@ def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Le
 
 def _learned(features: Tensor, ids: Tensor, rank: int) -> Learned:
     rows = spread_rows(len(ids), _MEASURED)
-    shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank)
+    scatters: list[Scatter] = []  # of each fold, which the steps start from again
+    shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank, scatters)
+    scatters.append(scatter_of(features, ids))
 
     def tried(some: Tensor, of: Tensor) -> list[Tensor]:
-        start = discriminants(scatter_of(some, of), rank, shrinkage)
+        start = discriminants(scatters.pop(0), rank, shrinkage)
         paired = spread_rows(len(of), _PAIRED)
         return neighbour_components(some[paired], of[paired], start, STEPS)
 
@@ -83,11 +85,18 @@ def _learned(features: Tensor, ids: Tensor, rank: int) -> Learned:
     return Learned(metric.float().numpy(), accuracy, "", STEPS[chosen], shrinkage)
 
 
-def best_shrinkage(features: Tensor, task_ids: Tensor, rank: int) -> tuple[float, float]:
-    """Returns the most shrinkage that routes held-out exemplars as well as any, and the share (%) of them."""
+def best_shrinkage(
+    features: Tensor, task_ids: Tensor, rank: int, scatters: list[Scatter] | None = None
+) -> tuple[float, float]:
+    """Returns the most shrinkage that routes held-out exemplars as well as any, and the share (%) of them.
+
+    scatters: takes up those of the folds, in their order.
+    """
 
     def tried(some: Tensor, of: Tensor) -> list[Tensor]:
         scatter = scatter_of(some, of)
+        if scatters is not None:
+            scatters.append(scatter)
         return [discriminants(scatter, rank, each, fill=False) for each in SHRINKAGES]
 
     found = held_out(features, task_ids, tried)
