@@ -54,6 +54,7 @@ bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/speed.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/routing/run.py --data $(DATA) --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/storage/run.py --models benchmarks/text8/cache
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/search/run.py
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/speed/run.py
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/scale/run.py --work $(WORK)
 

@@ -93,7 +93,7 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
             "command: pack",
             "command: pakc",
             ": step 'pack': no subcommand is named 'pakc'; did you mean 'pack'? "
-            "(known: extract, compress, pack, index, merge, eval, inspect, verify)",
+            "(known: extract, compress, pack, index, merge, route, eval, inspect, verify)",
         ),
         (
             "options: {output: zoo}",
