@@ -81,8 +81,13 @@ def ingredient_table(bench: Bench) -> str:
         rows.append(_row(name, [bench.both(recipe, bench.model.exemplars(100, seed)) for seed in SEEDS]))
     test = bench.model.test("bfloat16")
     found = [bench.both(BEST, bench.model.exemplars(100, seed, "bfloat16"), test) for seed in SEEDS]
-    rows.append(_row("the same, features computed in bfloat16", found))
-    rows.append(_row("the same, 400 exemplars a task", [bench.both(BEST, bench.model.exemplars(400, 0))]))
+    rows.append(_row("that with features computed in bfloat16", found))
+    rows.append(
+        _row(
+            "that with 400 exemplars a task (features in float32)",
+            [bench.both(BEST, bench.model.exemplars(400, 0))],
+        )
+    )
     return table(["ingredient", "all 8, seed 0", "mean", "without subj, seed 0", "mean"], rows)
 
 

@@ -76,7 +76,7 @@ def collect(cache: Path, data: Path, tasks: list[str]) -> dict[str, Any]:
         if not (cache / f"result-{key}.json").exists():
             flexswitch(
                 "index", str(zoo), "--base", str(cache / "base"), "--exemplars", str(data),
-                "--features", features, "--overwrite",
+                "--features", features, "--normalise", "none", "--metric", "euclidean", "--overwrite",
             )  # fmt: skip
         modes = ("--routing", "per-sample,batch-mean", "--neighbours", "10")
         document = score(cache, data, zoo, key, "--methods", "auto-switch", *modes)
