@@ -10,7 +10,7 @@ from tiny_models import WIDTH, bert_config, vit_config
 from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.routing.hidden import layer_count, layer_means, mean_pool, pooled_mean
+from flexswitch.merging.routing.hidden import in_short_parts, layer_count, layer_means, mean_pool, pooled_mean
 
 LAYERS = 3
 SIZES = {"vocab_size": 40, "num_hidden_layers": LAYERS, "max_position_embeddings": 16}
@@ -260,3 +260,26 @@ def test_means_of_bfloat16_layers_are_float32():
 def test_a_text_without_tokens_has_the_mean_zero():
     pooled = mean_pool(torch.ones(2, 3, WIDTH), torch.tensor([[0, 0, 0], [1, 1, 0]]))
     assert pooled.tolist() == [[0.0] * WIDTH, [1.0] * WIDTH]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_samples_of_like_length_are_taken_together_and_stay_in_their_order(side):
+    from transformers import BertModel
+
+    model = BertModel(bert_config(**SIZES)).eval()
+    batch = text_batch(samples=70, tokens=12)
+    lengths = torch.randint(1, 13, (70,), generator=torch.Generator().manual_seed(0))
+    inside = torch.arange(12) < lengths[:, None]
+    batch["attention_mask"] = (inside if side == "right" else inside.flip(1)).long()
+    seen = []
+
+    def means(part):
+        seen.append(tuple(part["input_ids"].shape))
+        return layer_means(model, part, [1])
+
+    with torch.no_grad():
+        found = in_short_parts(batch, means)
+        torch.testing.assert_close(found, layer_means(model, batch, [1]), rtol=1e-4, atol=1e-5)
+    assert sum(rows for rows, _ in seen) == 70
+    longest = [int(each[-1]) for each in torch.split(lengths.sort().values, 16)]
+    assert [tokens for _, tokens in seen] == (longest if side == "right" else [12])

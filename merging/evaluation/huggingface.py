@@ -10,7 +10,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoint import Checkpoint, read_config
 from flexswitch.merging.evaluation.data import Batch
 from flexswitch.merging.loading import load_weights
-from flexswitch.merging.routing.hidden import layer_means, pooled_mean
+from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.kinds import parse_kind
 
 
@@ -50,7 +50,9 @@ class HuggingFace:
     def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
         """Returns means over the tokens that are not padding, (sample, width · layers) float32."""
         layers = parse_kind(kind).layers
-        return layer_means(encoder, batch, layers) if layers else pooled_mean(encoder, batch)
+        if layers:
+            return in_short_parts(batch, lambda part: layer_means(encoder, part, layers))
+        return in_short_parts(batch, lambda part: pooled_mean(encoder, part))
 
     def headless(self, changes: Mapping[str, Any]) -> nn.Module:
         """Returns the model without a head, and without a pooler: features are means over tokens."""

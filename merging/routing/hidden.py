@@ -1,7 +1,7 @@
 """Means of the tokens' hidden states, running no more of a transformers model than they take."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.evaluation.data import Batch
+
+_TOGETHER = 16  # samples that are padded to the longest of them
 
 
 def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tensor:
@@ -39,6 +41,28 @@ def pooled_mean(module: nn.Module, batch: Batch) -> Tensor:
     """Returns the mean of the last hidden state's tokens, (sample, width) float32; padding does not count."""
     hidden: Tensor = _body(module)(**batch).last_hidden_state
     return mean_pool(hidden.float(), batch.get("attention_mask"))
+
+
+def in_short_parts(batch: Batch, means: Callable[[Batch], Tensor]) -> Tensor:
+    """Returns what `means` gives for a batch, (sample, width), with little computed for padding.
+
+    Samples of like length are taken together, and cut behind the longest of them. A batch that is padded on
+    the left, or not at all, is taken whole.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2 or len(mask) <= _TOGETHER or bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return means(batch)
+    lengths = mask.sum(1)
+    order = torch.argsort(lengths, stable=True)
+    found = []
+    for rows in torch.split(order, _TOGETHER):
+        longest = max(1, int(lengths[rows[-1]]))
+        found.append(means({name: _cut(part[rows], mask.shape[1], longest) for name, part in batch.items()}))
+    return torch.cat(found)[torch.argsort(order)]
+
+
+def _cut(part: Tensor, tokens: int, longest: int) -> Tensor:
+    return part[:, :longest] if part.dim() > 1 and part.shape[1] == tokens else part
 
 
 def layer_count(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.routing.features import computing_in
-from flexswitch.merging.routing.hidden import layer_means, pooled_mean
+from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.kinds import FROM_FILE, Kind, parse_kind
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
@@ -67,7 +67,7 @@ class ZooRouter:
                 tasks = self._header.averaged or []
                 features = self._averaged(batch, tasks, lambda module: _means(module, given, kind))
             else:
-                features = _means(self._module, given, kind)
+                features = in_short_parts(dict(given), lambda part: _means(self._module, part, kind))
         found = self._index.weights(features.float())
         return torch.from_numpy(snap(np.asarray(found.weights), self._snap)[:, self._columns])
 
