@@ -1,5 +1,6 @@
 """Features of examples against transformers alone, and features that the user brings in a file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_features_of_a_half_precision_base_are_computed_in_float32(text_base, tm
     found = rows_of(source_of("pooled", half), TEXTS[:4])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, rows_of(source_of("pooled", text_base), TEXTS[:4]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("input", [0]), ("layers:2+0", [2, 0]), ("auto", [0, 1, 2])])
+def test_features_of_several_layers_stand_one_behind_the_other(text_base, kind, layers):
+    source = source_of(kind, text_base)
+    found = rows_of(source, TEXTS[:8])
+    assert found.shape == (8, WIDTH * len(layers))
+    for row, text in enumerate(TEXTS[:8]):
+        states = plain_hidden_states(text_base, text).hidden_states
+        expected = torch.cat([states[layer][0].mean(0) for layer in layers])
+        torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-5)
+    assert source.kind == {"auto": "layers:0+1+2"}.get(kind, kind)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "layers:0+1"])
+def test_features_in_bfloat16_are_near_those_in_float32(text_base, kind):
+    exact = source_of(kind, text_base)
+    rough = replace(exact, dtype="bfloat16")
+    found, expected = rows_of(rough, TEXTS[:8]), rows_of(exact, TEXTS[:8])
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.1
 
 
 def test_a_text_without_tokens_has_the_features_zero(text_base):

@@ -26,8 +26,8 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
-from scoring import Model, Recipe, States, query_set_of, route  # noqa: E402
-from shared import shared_count  # noqa: E402
+from scoring import Model, Recipe, States, leading, query_set_of, route  # noqa: E402
+from shared import shared_rows  # noqa: E402
 
 SEEDS = (0, 1, 2)
 BEST = Recipe((0, 4), neighbours=30, vote="kernel")
@@ -154,16 +154,20 @@ def lost_text(bench: Bench) -> str:
     ]
     texts = {task: list(bench.model.examples(task, "test").inputs) for task in SAME_SOURCE}
     pools = {task: [*texts[task], *bench.model.examples(task, "train").inputs] for task in SAME_SOURCE}
-    lines = []
+    routed = leading(BEST, bench.model.exemplars(100, 0), bench.test, bench.tasks)  # (sample,)
+    lines, shared = [], 0
     for task, other in (SAME_SOURCE, SAME_SOURCE[::-1]):
-        exact, near = shared_count(texts[task], pools[other])
+        exact, near = shared_rows(texts[task], pools[other])
+        taken = routed[bench.test.ids == bench.tasks.index(task)] == bench.tasks.index(other)  # (text,)
+        shared += int(taken[exact].sum())
         lines.append(
-            f"Of {len(texts[task]):,} test texts of {task}, {exact} stand word for word in {other}'s files, "
-            f"and {near} more nearly do (half of the four-word runs are shared)."
+            f"Of {len(texts[task]):,} test texts of {task}, {len(exact)} stand word for word in {other}'s "
+            f"files, and {len(near)} more nearly do (half of the four-word runs are shared)."
         )
     text = f"""Of {int(counts.sum()):,} test texts {wrong:,} are routed to another task, {between:,} of them
         ({100 * between / wrong:.0f} %) between {SAME_SOURCE[0]} and {SAME_SOURCE[1]}; all others are
-        {100 * (wrong - between) / counts.sum():.1f} % of the texts. {" ".join(lines)}"""
+        {100 * (wrong - between) / counts.sum():.1f} % of the texts. {" ".join(lines)}
+        Of the {between:,} texts routed to the other of the two, {shared} stand there word for word."""
     return f"{_filled(text)}\n\n{table(['from, to', *bench.tasks, 'right, %'], rows)}"
 
 

@@ -93,10 +93,16 @@ class Model:
 
 def route(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -> NDArray[np.int64]:
     """Returns how many test samples of each task were routed to each, (task, routed task)."""
+    return confusion(test.ids, leading(recipe, exemplars, test, tasks), len(tasks))
+
+
+def leading(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -> NDArray[np.int64]:
+    """Returns the task that each test sample is routed to, (sample,)."""
     query_set, _ = query_set_of(recipe, exemplars, tasks)
     index = QueryIndex(query_set, recipe.neighbours, vote=recipe.vote)
     routed = index.weights(test.states[:, list(recipe.layers)].flatten(1))
-    return confusion(test.ids, routed.leading.numpy(), len(tasks))
+    found: NDArray[np.int64] = routed.leading.numpy()
+    return found
 
 
 def query_set_of(

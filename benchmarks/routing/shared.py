@@ -8,8 +8,8 @@ _WORDS = 4  # a run of so many words is compared
 _ALIKE = 0.5  # share of the runs of both that are in both
 
 
-def shared_count(texts: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
-    """Returns how many texts stand among the others word for word, and how many more nearly do.
+def shared_rows(texts: Sequence[str], others: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Returns the rows of texts that stand among the others word for word, and of more that nearly do.
 
     Words are runs of letters and digits in lower case. Two texts are nearly the same where half of the
     four-word runs in either are in both.
@@ -20,15 +20,16 @@ def shared_count(texts: Sequence[str], others: Sequence[str]) -> tuple[int, int]
     for number, runs in enumerate(runs_of_others):
         for run in runs:
             where[run].append(number)
-    exact = near = 0
-    for text in texts:
+    exact, near = [], []
+    for row, text in enumerate(texts):
         words = words_of(text)
         if words in whole:
-            exact += 1
+            exact.append(row)
             continue
         runs = _runs(words)
         candidates = {number for run in runs for number in where.get(run, ())}
-        near += any(_overlap(runs, runs_of_others[number]) >= _ALIKE for number in candidates)
+        if any(_overlap(runs, runs_of_others[number]) >= _ALIKE for number in candidates):
+            near.append(row)
     return exact, near
 
 
