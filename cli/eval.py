@@ -81,7 +81,8 @@ def evaluate(
             step(method)
     if plot is not None:
         draw_chart(scores, plot, overwrite)
-    document = _document(scores, evaluation.base_score.seconds)
+    index = evaluation.zoo.record.index
+    document = _document(scores, evaluation.base_score.seconds, None if index is None else index.size)
     note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
@@ -89,7 +90,7 @@ def evaluate(
     return console.result(document, _table(document), note, *_confusions(scores))
 
 
-def _document(scores: "Sequence[Score]", forward_seconds: float) -> dict[str, Any]:
+def _document(scores: "Sequence[Score]", forward_seconds: float, index_bytes: int | None) -> dict[str, Any]:
     individual = next((score.average for score in scores if score.method == "individual"), None)
     methods = {
         score.method: {
@@ -102,7 +103,7 @@ def _document(scores: "Sequence[Score]", forward_seconds: float) -> dict[str, An
         }
         for score in scores
     }
-    return {"tasks": list(scores[0].accuracy), "methods": methods}
+    return {"tasks": list(scores[0].accuracy), "index_bytes": index_bytes, "methods": methods}
 
 
 def _routing(score: "Score") -> dict[str, Any]:
@@ -111,6 +112,7 @@ def _routing(score: "Score") -> dict[str, Any]:
     return {
         "routing_accuracy": score.routing.accuracy,
         "weight_entropy": score.routing.entropy,
+        "snapped": score.routing.snapped,
         "confusion": score.routing.counts.tolist(),
     }
 
@@ -124,8 +126,9 @@ def _confusions(scores: "Sequence[Score]") -> list[str]:
         if score.routing is not None:
             found = mistakes(score.routing.counts, list(score.accuracy), 3)
             parts = [f"{each.task} → {each.routed} {each.share:.0%}" for each in found]
+            snapped = f", {score.routing.snapped:.1f} % of them snapped" if score.routing.snapped else ""
             lines.append(
-                f"{score.method}: weights of {score.routing.entropy:.2f} bits; "
+                f"{score.method}: weights of {score.routing.entropy:.2f} bits{snapped}; "
                 f"largest confusions: {', '.join(parts) or 'none'}"
             )
     return lines

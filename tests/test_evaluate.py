@@ -623,3 +623,35 @@ def test_finetuned_checkpoints_that_fit_no_task_are_told(toy, pairs, kind, expec
 
 def test_scores_average_over_tasks_whatever_their_sizes():
     assert Score("base", {"birds": 50.0, "cities": 100.0}, 10.0, 0.1).average == 75.0
+
+
+# --- engines and weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["fused", "grouped"])
+def test_every_engine_gives_the_same_answers(toy, rows, engine):
+    found = scores_of(toy, ["auto-switch"], MODES, engine=engine)
+    assert accuracies(found) == {name: rows[name].accuracy for name in found}
+
+
+def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
+    snapped = scores_of(toy, ["auto-switch"], ["per-sample"], snap=0.45)["auto-switch (per-sample)"].routing
+    plain = rows["auto-switch (per-sample)"].routing
+    assert plain.snapped == 0 < snapped.snapped
+    assert snapped.entropy < plain.entropy
+    assert np.array_equal(snapped.counts, plain.counts)
+
+
+def test_a_kernel_vote_gives_other_weights(toy, rows):
+    found = scores_of(toy, ["auto-switch"], ["per-sample"], vote="kernel")["auto-switch (per-sample)"].routing
+    assert found.entropy != rows["auto-switch (per-sample)"].routing.entropy
+
+
+def test_auto_flexswitch_asks_for_a_learned_metric(toy):
+    zoo = open_zoo(toy.zoo)
+    assert zoo.record.index.metric == "euclidean"
+    expected = (
+        f"--methods auto-flexswitch: no metric was learned when {toy.zoo} was indexed; index it again with "
+        "--metric learned --overwrite"
+    )
+    assert message(InputError, lambda: check_methods(["auto-flexswitch"], MODES, zoo, False)) == expected

@@ -22,11 +22,15 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class RoutingScore:
-    """How samples were routed: right ones in %, counts (task, routed task), mean entropy in bits."""
+    """How samples were routed: right ones in %, counts (task, routed task), mean entropy in bits.
+
+    snapped: % of the samples some of whose shares were dropped.
+    """
 
     accuracy: float
     counts: NDArray[np.int64]
     entropy: float
+    snapped: float
 
 
 @dataclass(frozen=True)

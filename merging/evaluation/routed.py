@@ -51,7 +51,7 @@ def score_routed(
     """
     tasks = list(bench.vectors)
     stream = mixed_stream([len(bench.examples[task]) for task in tasks])
-    chosen = Chosen(np.zeros((len(stream), len(tasks)), np.float32), np.zeros(len(stream), np.int64))
+    chosen = Chosen.nothing(len(stream), len(tasks))
     times, correct = _Times(), np.zeros(len(stream), np.bool_)
     if mode == "batch-mean":
         _choose_means(bench, router, stream, chosen, times)
@@ -66,8 +66,7 @@ def score_routed(
             batch = _batch_of(bench, stream[chunk])
             started = time.perf_counter()
             if mode == "per-sample":
-                found = router.choose(stream[chunk], batch)
-                chosen.weights[chunk], chosen.leading[chunk] = found.weights, found.leading
+                chosen.put(chunk, router.choose(stream[chunk], batch))
             elif mode == "oracle":
                 chosen.weights[chunk] = np.eye(len(tasks), dtype=np.float32)[stream[chunk, 0]]
             answers = _answers(family, tasks, batch, chosen.weights[chunk], stream[chunk])
@@ -86,16 +85,16 @@ def score_routed(
 
 def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
     counts = confusion(stream[:, 0], chosen.leading, chosen.weights.shape[1])
-    return RoutingScore(accuracy(counts), counts, float(entropy(chosen.weights).mean()))
+    snapped = 100 * float(chosen.snapped.mean())
+    return RoutingScore(accuracy(counts), counts, float(entropy(chosen.weights).mean()), snapped)
 
 
 def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times) -> None:
     for start in range(0, len(stream), _BATCH):
-        part = slice(start, start + _BATCH)
+        part = np.arange(start, min(start + _BATCH, len(stream)))
         batch = _batch_of(bench, stream[part])
         started = time.perf_counter()
-        found = router.choose(stream[part], batch)
-        chosen.weights[part], chosen.leading[part] = found.weights, found.leading
+        chosen.put(part, router.choose(stream[part], batch))
         times.all += time.perf_counter() - started
     chosen.weights[:] = batch_means(stream, chosen.weights)
 

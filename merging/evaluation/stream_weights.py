@@ -21,10 +21,26 @@ _PUBLISHED_BATCH = 256  # samples of one task over which the published evaluatio
 
 @dataclass(frozen=True)
 class Chosen:
-    """weights: (sample, task) float32; leading: (sample,), the task that was chosen first."""
+    """weights: (sample, task) float32; leading: (sample,), the task chosen first; snapped: (sample,)."""
 
     weights: FloatArray
     leading: NDArray[np.int64]
+    snapped: NDArray[np.bool_]
+
+    def put(self, rows: NDArray[np.int64], other: "Chosen") -> None:
+        """Takes over what was chosen for some of the samples."""
+        self.weights[rows], self.leading[rows], self.snapped[rows] = (
+            other.weights,
+            other.leading,
+            other.snapped,
+        )
+
+    @classmethod
+    def nothing(cls, samples: int, tasks: int) -> "Chosen":
+        """Returns what is there before anything is chosen."""
+        return cls(
+            np.zeros((samples, tasks), np.float32), np.zeros(samples, np.int64), np.zeros(samples, np.bool_)
+        )
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,9 @@ class StreamRouter:
         """Returns the weights of a batch's samples; tasks are numbered in the order of `examples`."""
         found = self.router.index.weights(self._features(samples, batch))
         columns = [self.router.index.tasks.index(task) for task in self.examples]
-        weights = snap(found.weights.numpy(), self.snap)[:, columns]
-        return Chosen(weights, np.argsort(columns)[found.leading.numpy()])
+        weights = snap(found.weights.numpy(), self.snap)
+        snapped = (weights != found.weights.numpy()).any(1)
+        return Chosen(weights[:, columns], np.argsort(columns)[found.leading.numpy()], snapped)
 
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
         source = self.router.source
