@@ -38,7 +38,7 @@ class Index(NamedTuple):
     modes: tuple[str, ...] = ("per-sample",)
 
 
-# The first gives the oracle; the vectors named first are routed in all of these ways, others by the first two.
+# The first gives the oracle. The vectors named first are routed in all these ways, others by the first two.
 INDEXES = (
     Index("ours", OURS, "auto-flexswitch", VOTES, ("per-sample", "oracle")),
     Index("ours, snapped", OURS, "auto-flexswitch", (*VOTES, "--snap", "0.1")),
@@ -105,7 +105,9 @@ def confused(tasks: list[str], counts: list[list[int]]) -> str:
     return ", ".join(text for _, text in sorted(wrong, reverse=True)[:2])
 
 
-def rows_of(name: str, tasks: int, index: Index, document: dict[str, Any], oracle: float) -> list[list[str]]:
+def rows_of(
+    name: str, tasks: int, index: Index, document: dict[str, Any], oracle: float | None
+) -> list[list[str]]:
     """Returns the table's rows of one index."""
     found = []
     for method, row in document["methods"].items():
