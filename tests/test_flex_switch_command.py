@@ -368,7 +368,7 @@ def test_a_learning_that_does_not_help_is_refused(
     assert (outcome.status, outcome.error) == (
         1,
         f"{compress._toy.finetuned['birds']}: learning did not help: the loss on the exemplars is 0.25, "
-        "and the data-free allocation's of that size 0.25; take more steps or exemplars, or that allocation with "
+        "and was 0.25 before; take more steps or exemplars, or the data-free allocation with "
         "--set objective=none",
     )
     assert compress.left() == []
