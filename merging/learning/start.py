@@ -89,10 +89,14 @@ def made_up(choices: Sequence[Choices], kept: Sequence[Hardened], power: float) 
     """Returns the same with larger scales, to make up for what is left out.
 
     Each grows by a power of Σ |τ| over that of what is kept: by its first, both sums would be equal, as DARE
-    has it for entries kept at random; by 0, the squared error is the least.
+    has it for entries kept at random; by 0, the squared error is the least. What keeps nothing stands for
+    nothing, and has the scale that it would begin with.
     """
     grown = []
     for each, own in zip(choices, kept, strict=True):
+        if own.thresholds[0] >= each.thresholds[0]:
+            grown.append(own)
+            continue
         mass = each.masses[_nearest(each, float(own.thresholds[0]), own.bits)]
         grown.append(replace(own, scale=float(np.float32(own.scale * (each.masses.max() / mass) ** power))))
     return grown
