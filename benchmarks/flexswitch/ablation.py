@@ -27,7 +27,6 @@ TASKS = ("banking77", "cola", "trec6")
 PARTS = {
     "no LGS: the same share of every tensor": ("gates=uniform",),
     "no BAS: signs alone": ("bits=1",),
-    "neither": ("gates=uniform", "bits=1"),
 }
 FORMS = {"bitmask": "masks and signs", "flag4": "the 2025 form", "grouped-coo": "the paper's grouped COO"}
 
