@@ -51,6 +51,7 @@ build/types:
 bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/text8/run.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/run.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/ablation.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/speed.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/routing/run.py --data $(DATA) --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/storage/run.py --models benchmarks/text8/cache

@@ -1,9 +1,13 @@
 """Fixtures that several test files share."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import Runner, write_base, write_finetuned
+from compressing import LEARN, Compress
+from tiny_models import Toy, image_toy, text_toy
 
 
 @pytest.fixture
@@ -29,3 +33,29 @@ def zoo(models: Path, flexswitch: Runner) -> Path:
         assert flexswitch(*command, "--method", "t-switch").status == 0
     assert flexswitch("pack", "red.fsw", "blue.fsw", "-o", "zoo").status == 0
     return models
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return text_toy(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return image_toy(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def compress(flexswitch: Runner, text: Toy, tmp_path: Path) -> Compress:
+    return Compress(flexswitch, text, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def learned(text: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact that was learned without a break."""
+    output = tmp_path_factory.mktemp("learned") / "birds.fsw"
+    words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", output, *LEARN, "-q"]
+    words += ["--exemplars", text.data, "--per-task", "12"]
+    command = [sys.executable, "-m", "flexswitch.cli", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return output

@@ -103,7 +103,7 @@ def random_choices(seed: int, count: int) -> tuple[Choices, Doubles]:
     bits = generator.exponential(1000, count)
     bits[0] = 0
     zeros = np.zeros(count, np.int64)
-    return Choices(zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors), bits
+    return Choices(zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors, np.zeros(count)), bits
 
 
 def multipliers(errors: Doubles, bits: Doubles, chosen: int) -> tuple[float, float]:

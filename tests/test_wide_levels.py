@@ -6,8 +6,8 @@ import torch
 from checkpoints import job, memory_pair
 from deltas import normal
 
-from flexswitch.merging.learning.course import Problem, _wide_enough, read_problem
-from flexswitch.merging.learning.harden import fit_to_size, is_met
+from flexswitch.merging.learning.course import Problem, _fitted, read_problem
+from flexswitch.merging.learning.harden import is_met
 from flexswitch.merging.learning.unit import Hardened
 from flexswitch.merging.learning.workers import workers
 
@@ -22,14 +22,13 @@ def signs_of(problem: Problem) -> list[Hardened]:
     ]
 
 
-@pytest.mark.parametrize(("target", "bits"), [(1_500, 1), (2_500, 2), (4_000, 4), (8_000, 8)])
+@pytest.mark.parametrize(("target", "bits"), [(1_500, 1), (1_850, 1), (2_800, 2), (4_000, 4), (8_000, 8)])
 def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: int) -> None:
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 32)}  # 9,728 entries: 1,216 bytes a bit
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with workers(1) as each:
         problem = read_problem(memory_pair(base, tuned), job().header, BITS, "small", each)
-        found = _wide_enough(problem, signs_of(problem), target)
-        assert [kept.bits for kept in found] == [bits, bits]
-        fitted, size = fit_to_size(found, problem.packer().size, target)
-        assert is_met(size, target)
-        assert all(kept.scale > 0 for kept in fitted)
+        fitted, size = _fitted(problem, signs_of(problem), problem.packer(), target)
+    assert [kept.bits for kept in fitted] == [bits, bits]
+    assert is_met(size, target)
+    assert all(kept.scale > 0 for kept in fitted)

@@ -17,7 +17,14 @@ from flexswitch.merging.learning.profile import Choices, choices_of
 from flexswitch.merging.learning.refit import refit_scales
 from flexswitch.merging.learning.report import learning_record, quality
 from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.start import allocated, first_parameters, relative, scale_at, uniform
+from flexswitch.merging.learning.start import (
+    allocated,
+    best_growth,
+    first_parameters,
+    relative,
+    scale_at,
+    uniform,
+)
 from flexswitch.merging.learning.student import Loss, Student
 from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
 from flexswitch.merging.learning.workers import Each
@@ -25,7 +32,6 @@ from flexswitch.merging.task_vector import TaskVector
 
 Doubles = NDArray[np.float64]
 
-_SURELY_FILLED = 0.4  # of the plain bits of all that changed: coded levels never take less
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
@@ -77,7 +83,7 @@ def data_free(problem: Problem, target: int, on_note: Callable[[str], None]) -> 
     """Returns what the data-free allocation keeps at a size in bytes. Source: methods, §4."""
     packer = problem.packer()
     kept, _ = allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
-    fitted, found = fit_to_size(_wide_enough(problem, kept, target), packer.size, target)
+    fitted, found = _fitted(problem, kept, packer, target)
     _note_missed(found, target, on_note)
     return fitted
 
@@ -117,40 +123,65 @@ def learned(
         if saving is not None:
             saving.save(learner)
 
-    batches = _batches(lesson, course)
-    learn(learner, units, student, batches, schedule, packer.factors, each, stepped)
+    learn(learner, units, student, _batches(lesson, course), schedule, packer.factors, each, stepped)
     record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
-    found = learner.parameters.hardened(units)
-    if course.target is not None:
-        found = _wide_enough(problem, found, course.target)
-        found = fit_to_size(found, problem.packer(record).size, course.target)[0]
-    found = refit_scales(units, found, student, lambda step: batches(course.steps + step), course.refit, each)
-    found, after = _settled(problem, lesson, student, found, record, course.target)
-    loss = lesson.loss(each)
+    loss, found, after = _finished(
+        problem, lesson, student, course, learner.parameters.hardened(units), record
+    )
+    if loss >= loss_before:
+        on_note(
+            f"{course.steps} steps lead to a loss of {loss:.4g} on the exemplars, from {loss_before:.4g}: "
+            "what is kept is that of the start, and scales alone are learned; take more steps"
+        )
+        loss, found, after = _finished(problem, lesson, student, course, kept, record)
     if loss >= loss_before:
         if saving is not None:
             saving.remove()  # the same steps would lead here again
         raise InputError(
             f"{problem.vector.source}: learning did not help: the loss on the exemplars is {loss:.4g}, and "
-            f"the data-free allocation's of that size {loss_before:.4g}; take more steps or exemplars, or "
-            "that allocation with --set objective=none"
+            f"was {loss_before:.4g} before; take more steps or exemplars, or the data-free allocation with "
+            "--set objective=none"
         )
     if course.target is not None:
         _note_missed(problem.packer(after).size(found), course.target, on_note)
     return found, after
 
 
-def _wide_enough(problem: Problem, hardened: list[Hardened], target: int) -> list[Hardened]:
-    """Returns the same, in wider levels where all that changed would not fill the size in those learned.
+def _finished(
+    problem: Problem,
+    lesson: Lesson,
+    student: Student,
+    course: Course,
+    hardened: list[Hardened],
+    record: LearningRecord,
+) -> tuple[float, list[Hardened], LearningRecord]:
+    """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
+    if course.target is not None:
+        hardened = _fitted(problem, hardened, problem.packer(record), course.target)[0]
+    batches = _batches(lesson, course)
+    found = refit_scales(
+        problem.units,
+        hardened,
+        student,
+        lambda step: batches(course.steps + step),
+        course.refit,
+        problem.each,
+    )
+    found, after = _settled(problem, lesson, student, found, record, course.target)
+    return lesson.loss(problem.each), found, after
+
+
+def _fitted(
+    problem: Problem, hardened: list[Hardened], packer: Packer, target: int
+) -> tuple[list[Hardened], int]:
+    """Returns what is kept at a size, and that size; in wider levels where those given do not fill it.
 
     Each unit then takes the next bit-width, with its best scale at the threshold it has.
     """
+    fitted, found = fit_to_size(hardened, packer.size, target)
     for width in problem.bits.tolist()[1:]:
-        bits = sum(unit.entries * kept.bits for unit, kept in zip(problem.units, hardened, strict=True))
-        if target < _SURELY_FILLED * bits / 8:
-            break
-        everything = [replace(kept, thresholds=np.zeros_like(kept.thresholds)) for kept in hardened]
-        if problem.packer().size(everything) >= target:
+        everything = [replace(kept, thresholds=np.zeros_like(kept.thresholds)) for kept in fitted]
+        if is_met(found, target) or packer.size(everything) >= target:
             break
         hardened = [
             kept
@@ -158,7 +189,8 @@ def _wide_enough(problem: Problem, hardened: list[Hardened], target: int) -> lis
             else replace(kept, bits=width, scale=scale_at(choices, float(np.median(kept.thresholds)), width))
             for choices, kept in zip(problem.choices, hardened, strict=True)
         ]
-    return hardened
+        fitted, found = fit_to_size(hardened, packer.size, target)
+    return fitted, found
 
 
 def _settled(
@@ -193,24 +225,21 @@ def _settled(
 def _best_start(
     problem: Problem, lesson: Lesson, student: Student, course: Course, packer: Packer, size: int
 ) -> tuple[list[Hardened], Doubles]:
-    """Returns the allocation nearest to the fine-tuned model, and its factors.
+    """Returns the start nearest to the fine-tuned model on the exemplars, and its factors.
 
-    The errors are those of the weights, or these relative to each tensor's mean square: which tells more of
-    the answers differs by model and size. With uniform gates there is nothing to choose.
+    Starts are the same share of every unit, or the allocation by errors in units of each one's mean square.
     """
     bits, units = _payload_bits(packer, size), problem.units
-    starts = [
-        allocated(units, choices, bits, packer)
-        for choices in (problem.choices, relative(units, problem.choices))
-    ]
-    if course.uniform:
-        factors = starts[1][1]
-        return uniform(units, problem.choices, bits, factors), factors
-    losses = []
-    for kept, _ in starts:
-        set_gates(student, hard_gates(units, kept), problem.each)
-        losses.append(lesson.loss(problem.each))
-    return starts[int(np.argmin(losses))]
+    choices = relative(units, problem.choices)
+    kept, factors = allocated(units, choices, bits, packer)
+    starts = [uniform(units, choices, bits, factors), *([] if course.uniform else [kept])]
+
+    def loss(hardened: Sequence[Hardened]) -> float:
+        set_gates(student, hard_gates(units, hardened), problem.each)
+        return lesson.loss(problem.each)
+
+    found = [best_growth(choices, start, loss) for start in starts]
+    return min(found, key=lambda each: each[0])[1], factors
 
 
 def _payload_bits(packer: Packer, target: int) -> float:

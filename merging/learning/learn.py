@@ -30,6 +30,7 @@ _WIDTHS = (0.3, 0.05)
 _TEMPERATURES = (1.0, 0.1)
 _RATES = {"free": 0.1, "rows": 0.02, "log_scales": 0.05, "logits": 0.1}
 _LAST_RATE = 0.02  # of the first, in the last step
+_FULL_STEPS = 50  # fewer are smaller steps, as many times
 _HARD_FROM = 0.7  # share of the steps after which each unit keeps to its likeliest bit-width
 _FORGETTING = 0.9
 _GAIN, _LARGEST_SHIFT = 0.5, 0.1
@@ -211,6 +212,7 @@ def _move(
         multiplier = max(0.0, -learner.along / max(learner.rate_square, 1e-300))
     total = {name: loss[name] + multiplier * bits[name] for name in loss}
     decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * learner.step / schedule.steps)) / 2
+    decay *= min(1.0, schedule.steps / _FULL_STEPS)
     pace = {name: rate * decay for name, rate in _RATES.items()}
     if not schedule.gates_move:
         pace["free"] = pace["rows"] = 0.0

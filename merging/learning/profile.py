@@ -25,7 +25,8 @@ _SCALES = 12  # candidates of a scale at two bits or more
 class Choices:
     """What a unit can keep, a row for each choice; the first keeps nothing.
 
-    thresholds: entries above are kept. kept, bits, scales: what that gives. errors: ‖τ − τ̂‖².
+    thresholds: entries above are kept. kept, bits, scales: what that gives. errors: ‖τ − τ̂‖². masses: Σ |τ|
+    of what is kept.
     """
 
     thresholds: FloatArray
@@ -33,6 +34,7 @@ class Choices:
     bits: Integers
     scales: Doubles
     errors: Doubles
+    masses: Doubles
 
 
 def choices_of(delta: FloatArray, bits: NDArray[np.int64]) -> Choices:
@@ -42,19 +44,19 @@ def choices_of(delta: FloatArray, bits: NDArray[np.int64]) -> Choices:
     found = np.flatnonzero(counts)[::-1]  # the largest magnitudes first
     edges = np.nextafter((found.astype(np.uint32) << _SHIFT).view(np.float32), np.float32(0))
     counts, sums, squares = counts[found], sums[found], squares[found]
-    kept, total = np.cumsum(counts), float(squares.sum())
+    kept, total, masses = np.cumsum(counts), float(squares.sum()), np.cumsum(sums)
     left = total - np.cumsum(squares)  # the error of what is dropped
     wanted = np.geomspace(1, kept[-1], _DENSITIES)
     cuts = np.unique(np.minimum(np.searchsorted(kept, wanted), len(kept) - 1))
     # The threshold that keeps nothing is the largest magnitude, so that a lower one keeps something.
-    rows = [(np.abs(delta).max(), 0, int(bits[0]), 0.0, total)]
+    rows = [(np.abs(delta).max(), 0, int(bits[0]), 0.0, total, 0.0)]
     for width in bits.tolist():
         for cut in cuts.tolist():
             taken = slice(0, cut + 1)
             scale, error = _best_scale(width, counts[taken], sums[taken], squares[taken])
-            rows.append((edges[cut], int(kept[cut]), width, scale, float(left[cut]) + error))
-    thresholds, numbers, widths, scales, errors = (np.array(column) for column in zip(*rows, strict=True))
-    return Choices(thresholds.astype(np.float32), numbers, widths, scales, errors)
+            rows.append((edges[cut], int(kept[cut]), width, scale, float(left[cut]) + error, masses[cut]))
+    thresholds, numbers, widths, scales, errors, masses = map(np.array, zip(*rows, strict=True))
+    return Choices(thresholds.astype(np.float32), numbers, widths, scales, errors, masses)
 
 
 def _best_scale(bits: int, counts: Integers, sums: Doubles, squares: Doubles) -> tuple[float, float]:

@@ -1,6 +1,9 @@
-"""Where learning starts: the data-free allocation at the size asked for, fitted to the real codecs."""
+"""Where learning starts: a share of every unit at the size asked for, fitted to the real codecs.
 
-from collections.abc import Sequence
+What is kept of a unit stands for all of it: its scale is larger than that of least squared error.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +22,9 @@ Doubles = NDArray[np.float64]
 _ROUNDS = 3
 # A unit that the allocation drops starts by keeping this share, so that its gates have a slope.
 _LEAST_DENSITY = 1e-4
-_FIRST_LOGIT = 2.0
+_FIRST_LOGIT = 4.0
+_POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_FIRST_POWER = 5  # place of the one that is tried first
 
 
 def all_choices(units: Sequence[Unit], bits: NDArray[np.int64], each: Each) -> list[Choices]:
@@ -65,6 +70,38 @@ def uniform(
     return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
 
 
+def best_growth(
+    choices: Sequence[Choices], kept: Sequence[Hardened], loss: Callable[[Sequence[Hardened]], float]
+) -> tuple[float, list[Hardened]]:
+    """Returns the least loss that `made_up` gives by any power tried, and what is kept with those scales.
+
+    Powers are tried up and down from one that is near the best at most sizes, while the loss falls.
+    """
+    grown = [made_up(choices, kept, power) for power in _POWERS]
+    best, least = _FIRST_POWER, loss(grown[_FIRST_POWER])
+    for step in (1, -1):
+        while 0 <= best + step < len(grown) and (found := loss(grown[best + step])) < least:
+            best, least = best + step, found
+    return least, grown[best]
+
+
+def made_up(choices: Sequence[Choices], kept: Sequence[Hardened], power: float) -> list[Hardened]:
+    """Returns the same with larger scales, to make up for what is left out.
+
+    Each grows by a power of Σ |τ| over that of what is kept: by its first, both sums would be equal, as DARE
+    has it for entries kept at random; by 0, the squared error is the least. What keeps nothing stands for
+    nothing, and has the scale that it would begin with.
+    """
+    grown = []
+    for each, own in zip(choices, kept, strict=True):
+        if own.thresholds[0] >= each.thresholds[0]:
+            grown.append(own)
+            continue
+        mass = each.masses[_nearest(each, float(own.thresholds[0]), own.bits)]
+        grown.append(replace(own, scale=float(np.float32(own.scale * (each.masses.max() / mass) ** power))))
+    return grown
+
+
 def first_parameters(
     units: Sequence[Unit],
     choices: Sequence[Choices],
@@ -72,15 +109,19 @@ def first_parameters(
     bits: NDArray[np.int64],
     by_rows: bool,
 ) -> Parameters:
-    """Returns the parameters that keep about what is kept, each candidate with its own best scale."""
+    """Returns the parameters that keep about what is kept, each candidate with its own best scale.
+
+    That scale is as many times larger as the one of what is kept is than its own best.
+    """
     starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])]).astype(np.int64)
     free, rows = np.empty(len(units)), np.zeros(int(starts[-1]) if by_rows else 0)
     log_scales, logits = np.empty((len(units), len(bits))), np.zeros((len(units), len(bits)))
     for number, (unit, each, own) in enumerate(zip(units, choices, kept, strict=True)):
         threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
         free[number] = free_of(max(threshold / unit.rms, 1e-3))
+        growth = np.log(own.scale / scale_at(each, float(own.thresholds[0]), own.bits))
         for candidate, width in enumerate(bits.tolist()):
-            log_scales[number, candidate] = np.log(scale_at(each, threshold, width))
+            log_scales[number, candidate] = np.log(scale_at(each, threshold, width)) + growth
             logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
     return Parameters(bits, starts, free, rows, log_scales, logits)
 
@@ -98,8 +139,8 @@ def _keep(
 
 def _hardened(unit: Unit, choices: Choices, row: int) -> Hardened:
     thresholds = np.full(len(unit.rows), choices.thresholds[row], np.float32)
-    scale = float(np.float32(choices.scales[row])) or unit.rms  # of one that keeps nothing yet
-    return Hardened(thresholds, int(choices.bits[row]), scale)
+    width = int(choices.bits[row])
+    return Hardened(thresholds, width, scale_at(choices, float(thresholds[0]), width))
 
 
 def _at_share(unit: Unit, choices: Choices, share: float) -> int:
@@ -116,5 +157,10 @@ def _least_row(unit: Unit, choices: Choices) -> int:
 
 def scale_at(choices: Choices, threshold: float, width: int) -> float:
     """Returns the best scale of a bit-width where about this threshold is kept."""
+    return float(np.float32(choices.scales[_nearest(choices, threshold, width)]))
+
+
+def _nearest(choices: Choices, threshold: float, width: int) -> int:
+    """Returns the row of the choice of that bit-width that keeps something, at about this threshold."""
     rows = np.flatnonzero((choices.bits == width) & (choices.kept > 0))
-    return float(choices.scales[rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()]])
+    return int(rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()])

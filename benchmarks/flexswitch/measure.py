@@ -1,0 +1,222 @@
+"""Measures a compressed model on the eight text tasks; what is done is kept, and not done again."""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.storage import store
+from flexswitch.codecs.zoo import open_zoo
+from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.plan import Guidance
+from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.evaluation.data import read_examples, task_file
+from flexswitch.merging.learning.lesson import Classroom
+from flexswitch.merging.loading import load_weights
+from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.task_vector import ArtifactVector, TaskVector, restored_tensors
+
+HERE = Path(__file__).resolve().parent
+FLEXSWITCH = ("precision=bfloat16", "crossings=5")
+# Method → the setting that its size follows from, and its others.
+SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "t-switch": ("drop", ()),
+    "compeft": ("density", ()),
+    "dare": ("drop", ("bits=16",)),
+}
+PROBE = "cola"  # the task that a rival's setting is searched on
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where everything lies, and how much of it is used."""
+
+    data: Path
+    models: Path
+    cache: Path
+    jobs: int
+    only: tuple[str, ...] = ()
+
+    @cached_property
+    def base(self) -> Any:
+        return open_checkpoint(str(self.models / "base"))
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        suffix = ".train.jsonl.gz"
+        found = sorted(path.name.removesuffix(suffix) for path in self.data.glob(f"*{suffix}"))
+        return [task for task in found if not self.only or task in self.only]
+
+    def vector(self, task: str) -> TaskVector:
+        return open_finetuned(str(self.models / task), self.base)
+
+
+def workshop(text: str) -> Workshop:
+    """Returns where everything lies, as the command line says it; text: the command's own."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
+    parser.add_argument("--models", type=Path, default=HERE.parent / "text8" / "cache")
+    parser.add_argument("--cache", type=Path, default=HERE / "cache")
+    parser.add_argument("--jobs", type=int, default=2)
+    shop = Workshop(**vars(parser.parse_args()))
+    shop.cache.mkdir(exist_ok=True)
+    return shop
+
+
+def individual(shop: Workshop) -> dict[str, Any]:
+    """Returns the scores of the fine-tuned models themselves."""
+    kept = shop.cache / "individual.json"
+    if not kept.exists():
+        accuracy = {task: score(shop, task, shop.vector(task)) for task in shop.tasks}
+        sizes = {task: 4 * shop.vector(task).parameters for task in shop.tasks}
+        kept.write_text(json.dumps({"accuracy": accuracy, "payload": sizes, "seconds": {}}))
+    return load(kept)
+
+
+def learned(shop: Workshop, size: int, steps: int, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns FlexSwitch's scores at a size in kB."""
+    texts = (*FLEXSWITCH, f"steps={steps}", f"seed={seed}", *settings)
+    return scored(shop, "flexswitch", texts, at_size(shop, size))
+
+
+def data_free(shop: Workshop, size: int) -> dict[str, Any]:
+    """Returns the scores of the allocation without exemplars."""
+    return scored(shop, "flexswitch", ("objective=none",), at_size(shop, size))
+
+
+def at_size(shop: Workshop, size: int) -> dict[str, str]:
+    """Returns each task's target size: that of its tensors, its head and the file's identity beside it."""
+    beside = {task: head_bytes(shop.vector(task)) for task in shop.tasks}
+    return {task: f"target_size={1000 * size + beside[task]}" for task in shop.tasks}
+
+
+def head_bytes(vector: TaskVector) -> int:
+    """Returns the bytes of a task's own tensors, in float32."""
+    return sum(4 * info.entries for info in vector.extras.values())
+
+
+def searched(shop: Workshop, method: str, size: int) -> dict[str, Any]:
+    """Returns a rival's scores at the setting that brings the probe to a size in kB."""
+    name, others = SEARCHED[method]
+    kept = shop.cache / f"setting-{method}-{size}.json"
+    if not kept.exists():
+        text, share, steepness = "", 0.05, 0.75  # log bytes over the log of the share that is kept
+        before: tuple[float, float] | None = None
+        for _ in range(4):
+            text = f"{name}={1 - share if name == 'drop' else share:.6f}"
+            here = (math.log(share), math.log(payload_of(shop, PROBE, method, (text, *others))))
+            if before is not None and abs(here[0] - before[0]) > 1e-3:
+                steepness = min(max((here[1] - before[1]) / (here[0] - before[0]), 0.3), 1.2)
+            if abs(here[1] - math.log(1000 * size)) < 0.01:
+                break
+            before = here
+            share = min(math.exp(here[0] + (math.log(1000 * size) - here[1]) / steepness), 0.95)
+        kept.write_text(json.dumps(text))
+    return scored(shop, method, (json.loads(kept.read_text()), *others), {})
+
+
+def payload_of(shop: Workshop, task: str, method: str, texts: Sequence[str]) -> int:
+    """Returns the bytes that one task's tensors take."""
+    path = shop.cache / "probe.fsw"
+    squeeze(shop, task, method, texts, path)
+    artifact = open_artifact(path)
+    names = list(artifact.header.tensors)
+    with ThreadPoolExecutor(shop.jobs) as pool:
+        forms = list(pool.map(lambda name: store(artifact.sparse(name), effort="small"), names))
+    return sum(
+        len(block.data) for form in forms for block in (*form.blocks, *([form.rows] if form.rows else []))
+    )
+
+
+def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
+    """Returns accuracy, bytes of tensors and seconds of every task; made where they are not there yet."""
+    key = key_of(shop, method, texts, by_task)
+    kept, zoo = shop.cache / f"{key}.json", shop.cache / f"{key}.zoo"
+    if kept.exists():
+        return load(kept)
+    result: dict[str, Any] = {
+        "settings": list(texts),
+        "accuracy": {},
+        "payload": {},
+        "seconds": {},
+        "learning": {},
+    }
+    files = []
+    for task in shop.tasks:
+        path = shop.cache / f"{task}.fsw"
+        started = time.perf_counter()
+        squeeze(shop, task, method, [*texts, *([by_task[task]] if by_task else [])], path)
+        result["seconds"][task] = time.perf_counter() - started
+        files.append(path)
+    create_zoo(zoo, files, Form(effort="small", jobs=shop.jobs), None, True, lambda task: None)
+    for task, artifact in open_zoo(zoo).items():
+        result["accuracy"][task] = score(shop, task, ArtifactVector(artifact))
+        result["payload"][task] = artifact.path.stat().st_size - artifact.extra_bytes()
+        result["file"] = {**result.get("file", {}), task: artifact.path.stat().st_size}
+        learning = artifact.header.learning
+        result["learning"][task] = None if learning is None else learning.model_dump(exclude={"curve"})
+    kept.write_text(json.dumps(result, indent=1))
+    print(key, f"{mean(result['accuracy']):.2f} at {mean(result['payload']) / 1e3:.0f} kB", flush=True)
+    return load(kept)
+
+
+def key_of(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
+    """Returns the name under which scores are kept."""
+    parts = [method, *texts, *sorted(set(by_task.values()))[:1]]
+    if shop.only:
+        parts.append(f"{len(shop.tasks)}tasks")
+    return "-".join(parts).replace("=", "").replace(",", "")
+
+
+def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
+    """Compresses one task."""
+    settings = parse_settings(method, get_method(method), texts)
+    guidance = Guidance(Classroom(shop.base, shop.data), on_note=lambda note: print(task, note, flush=True))
+    compress(shop.vector(task), path, task, method, settings, True, jobs=shop.jobs, guidance=guidance)
+    return open_artifact(path)
+
+
+def score(shop: Workshop, task: str, vector: TaskVector) -> float:
+    """Returns the accuracy in percent on the whole test file; each thread answers batches of its own."""
+    adapter = get_adapter("hf-encoder", shop.base, trusted=True)
+    model = adapter.model(vector.model.config, vector.extras)
+    outputs = restored_tensors(shop.base, vector, 1.0, torch.float32)
+    load_weights(model, {adapter.parameter_name(name): each.whole() for name, each in outputs.items()}, task)
+    examples = read_examples(task_file(shop.data, task, "test"), labelled=True)
+    rows = examples.by_length(np.arange(len(examples)))
+    batches = [
+        adapter.batch(examples.take(chunk).inputs) for chunk in np.split(rows, range(64, len(rows), 64))
+    ]
+
+    def answers(batch: Any) -> Any:
+        with torch.inference_mode():
+            return adapter.logits(model, batch).argmax(-1).numpy()
+
+    with ThreadPoolExecutor(shop.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = np.concatenate(list(pool.map(answers, batches)))
+    assert examples.labels is not None
+    return 100 * float((found == examples.labels[rows]).mean())
+
+
+def load(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def mean(values: dict[str, float]) -> float:
+    return statistics.mean(values.values())

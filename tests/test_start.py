@@ -1,0 +1,59 @@
+"""What a start keeps stands for all that changed: how its scales grow."""
+
+import numpy as np
+import pytest
+from deltas import normal
+
+from flexswitch.merging.learning.profile import Choices, choices_of
+from flexswitch.merging.learning.start import best_growth, first_parameters, made_up
+from flexswitch.merging.learning.unit import Hardened, Unit
+
+BITS = np.array([1, 2, 4, 8])
+
+
+def kept_of(width: int, share: float) -> tuple[Unit, Choices, Hardened]:
+    """Returns a unit, its choices, and the one of a bit-width that keeps about a share."""
+    delta = normal((40, 30)).reshape(-1)
+    unit = Unit("w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean())))
+    choices = choices_of(delta, BITS)
+    rows = np.flatnonzero(choices.bits == width)
+    row = rows[np.abs(choices.kept[rows] - share * len(delta)).argmin()]
+    thresholds = np.full(40, choices.thresholds[row])
+    return unit, choices, Hardened(thresholds, width, float(np.float32(choices.scales[row])))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
+def test_the_first_power_gives_signs_the_sum_of_all_magnitudes(share: float) -> None:
+    unit, choices, kept = kept_of(1, share)
+    magnitudes = np.abs(unit.delta.astype(np.float64))
+    count = np.count_nonzero(magnitudes > kept.thresholds[0])
+    (grown,) = made_up([choices], [kept], 1.0)
+    assert grown.scale * count == pytest.approx(magnitudes.sum(), rel=1e-6)
+    assert (grown.thresholds.tolist(), grown.bits) == (kept.thresholds.tolist(), 1)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
+    _, choices, kept = kept_of(width, 0.05)
+    none, half, whole = (made_up([choices], [kept], power)[0].scale for power in (0.0, 0.5, 1.0))
+    assert none == kept.scale
+    assert whole > 3 * kept.scale
+    assert half == pytest.approx(np.sqrt(none * whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.4, 0.7, 0.8, 1.0])
+def test_the_growth_of_least_loss_is_found_on_either_side(power: float) -> None:
+    _, choices, kept = kept_of(1, 0.02)
+    (wanted,) = made_up([choices], [kept], power)
+    least, found = best_growth([choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale)))
+    assert (least, found[0].scale) == (0, wanted.scale)
+
+
+def test_every_candidate_starts_with_the_growth_of_the_one_that_is_kept() -> None:
+    unit, choices, kept = kept_of(1, 0.05)
+    (grown,) = made_up([choices], [kept], 0.7)
+    plain, found = (first_parameters([unit], [choices], [each], BITS, False) for each in (kept, grown))
+    np.testing.assert_allclose(
+        found.log_scales - plain.log_scales, np.full((1, 4), np.log(grown.scale / kept.scale)), rtol=1e-6
+    )
+    assert np.exp(found.log_scales[0, 0]) == pytest.approx(grown.scale, rel=1e-6)
