@@ -75,7 +75,7 @@ class Naive:
     def __init__(self, module: nn.Module, zoo: dict[str, Artifact]) -> None:
         self.module = module
         vectors = [ArtifactVector(artifact) for artifact in zoo.values()]
-        names = names_inside(module, sorted(vectors[0].units))
+        names = names_inside(module, sorted(set().union(*(vector.units for vector in vectors))))
         state = module.state_dict()
         self.base = {inside: state[inside] for inside in names.values()}
         self.deltas = [
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
     parser.add_argument("--models", type=Path, required=True, help="folder with the model directory base")
     parser.add_argument("--zoo", action="append", required=True, metavar="NAME=ZOO", help="may be repeated")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
     options = parser.parse_args()
