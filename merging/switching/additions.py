@@ -3,13 +3,19 @@
 Sums are those of float32, or float64, whatever the module's dtype; the output is rounded to it once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.row_plan import RowPlan
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.row_plan import RowPlan, TaskRows
+from flexswitch.merging.switching.sparse_rows import SparseRows
+from flexswitch.merging.switching.threads import in_parts
+from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
 
 _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,28 +23,53 @@ _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 def add_products(
     plan: RowPlan, weight: str | None, bias: str | None, inputs: Tensor, out: Tensor, each: int
 ) -> None:
-    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, where it has
-    them.
+    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, if any.
 
-    inputs: (…, in), out: (token, out) and contiguous, `each` tokens a row.
+    inputs: (…, in), out: (token, out) and contiguous, `each` tokens a row. Sparse products come last.
     """
+    sparse: list[tuple[TaskRows, SparseRows, Tensor]] = []
     with _summed(out) as total:
         for task in plan.tasks:
             matrix, vector = (task.units.get(unit or "") for unit in (weight, bias))
             if matrix is None and vector is None:
                 continue
             shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
+            inner = matrix.inner if isinstance(matrix, Turned) else matrix
+            if inner is None or not _is_compiled(out):
+                _add_by_torch(task, matrix, shift, inputs, total, each)
+            elif isinstance(inner, SparseRows):
+                sparse.append((task, inner, shift))
+            else:
+                places, factors = task.tokens(each)
+                inner.add_product(plan.inputs(inputs), places, factors, shift.numpy(), total.numpy())
+        if sparse:
+            _add_sparse(sparse, plan.inputs(inputs), total.numpy(), each)
+
+
+def _add_by_torch(
+    task: TaskRows, matrix: TaskUnit | None, shift: Tensor, inputs: Tensor, total: Tensor, each: int
+) -> None:
+    where, shares = (torch.from_numpy(part).to(total.device) for part in task.tokens(each))
+    added = shift.to(total)
+    if matrix is not None:
+        delta = matrix.dense().to(total.device, inputs.dtype)
+        product = torch.nn.functional.linear(inputs.reshape(-1, inputs.shape[-1])[where], delta)
+        added = product.to(total.dtype) + added
+    total.index_add_(0, where, added * shares[:, None])
+
+
+def _add_sparse(
+    tasks: Sequence[tuple[TaskRows, SparseRows, Tensor]], inputs: Inputs, total: FloatArray, each: int
+) -> None:
+    """Deals the batch's tokens out to threads: each takes the same tokens through all tasks."""
+
+    def work(start: int, stop: int) -> None:
+        for task, matrix, shift in tasks:
             places, factors = task.tokens(each)
-            if matrix is not None and _is_compiled(out):
-                matrix.add_product(plan.inputs(inputs), places, factors, shift.numpy(), total.numpy())
-                continue
-            where, shares = (torch.from_numpy(part).to(out.device) for part in (places, factors))
-            added = shift.to(total)
-            if matrix is not None:
-                delta = matrix.dense().to(out.device, inputs.dtype)
-                product = torch.nn.functional.linear(inputs.reshape(-1, inputs.shape[-1])[where], delta)
-                added = product.to(total.dtype) + added
-            total.index_add_(0, where, added * shares[:, None])
+            own = slice(*np.searchsorted(places, (start, stop)))
+            matrix.add_product(inputs, places[own], factors[own], shift.numpy(), total)
+
+    in_parts(work, len(total), total.size + inputs.values.size)
 
 
 def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int) -> None:

@@ -17,6 +17,7 @@ Ids = NDArray[np.int64]
 Columns = NDArray[np.unsignedinteger[Any]]
 
 _LANES = 64  # tokens that are worked on together
+_TILE = 16  # columns that are turned together: more would drive each other out of the nearest cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +68,10 @@ class SparseRows:
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 
-        inputs: (token, column), shift: (row,), out: (token, row). Each token's sums run in the order of the
-        columns.
+        inputs: (token, column), shift: (row,), out: (token, row). On one thread: tokens are dealt out to
+        several by the caller. Each token's sums run in the order of the columns.
         """
-        blocks, work = -(-len(places) // _LANES), len(self.values) * len(places)
-        arrays = (self.starts, self.columns, self.values, inputs.values, places, factors, shift, out)
-        if blocks >= 2 * torch.get_num_threads():
-            in_parts(lambda start, stop: _add_product(*arrays, 0, self.shape[0], start, stop), blocks, work)
-        else:
-            in_parts(lambda start, stop: _add_product(*arrays, start, stop, 0, blocks), self.shape[0], work)
+        _add_product(self.starts, self.columns, self.values, inputs.values, places, factors, shift, out)
 
 
 @compiled
@@ -130,23 +126,20 @@ def _add_product(
     factors: FloatArray,
     shift: FloatArray,
     out: FloatArray,
-    first: int,
-    last: int,
-    first_block: int,
-    last_block: int,
 ) -> None:
-    """Adds the rows first … last for some blocks of tokens, side by side in the processor's lanes."""
+    """Adds all rows for one block of tokens after the other, a token in each of the processor's lanes."""
     block = np.zeros((inputs.shape[1], _LANES), np.float32)
-    sums = np.empty((last - first, _LANES), np.float32)
-    for number in range(first_block, last_block):
+    sums = np.empty((shift.size, _LANES), np.float32)
+    for number in range((places.size + _LANES - 1) // _LANES):
         begin = number * _LANES
         size = min(_LANES, places.size - begin)
-        for token in range(size):
-            line = inputs[places[begin + token]]
-            for column in range(line.size):
-                block[column, token] = line[column]
-        for row in range(first, last):
-            total = sums[row - first]
+        for tile in range(0, inputs.shape[1], _TILE):
+            for token in range(size):
+                line = inputs[places[begin + token]]
+                for column in range(tile, min(tile + _TILE, line.size)):
+                    block[column, token] = line[column]
+        for row in range(shift.size):
+            total = sums[row]
             for token in range(_LANES):
                 total[token] = np.float32(0)
             index, end = starts[row], starts[row + 1]
@@ -170,5 +163,5 @@ def _add_product(
                 index += 1
         for token in range(size):
             target, factor = out[places[begin + token]], factors[begin + token]
-            for row in range(first, last):
-                target[row] += factor * (sums[row - first, token] + shift[row])
+            for row in range(shift.size):
+                target[row] += factor * (sums[row, token] + shift[row])
