@@ -24,14 +24,14 @@ class Costs:
     that is changed from one mixture to the next. Whatever the model's size: task_calls, group_calls.
     """
 
-    kept: float = 6.5
-    code: float = 0.35
-    value: float = 1.8
-    task: float = 8.0
-    group: float = 10.0
-    turn: float = 20.0
-    task_calls: float = 2e8
-    group_calls: float = 4e8
+    kept: float = 4.9
+    code: float = 0.27
+    value: float = 1.3
+    task: float = 3.5
+    group: float = 4.2
+    turn: float = 11.0
+    task_calls: float = 1e8
+    group_calls: float = 2e8
 
 
 class Chooser:

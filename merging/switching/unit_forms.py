@@ -20,7 +20,7 @@ from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 # Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
 # one, at the second a product of all values.
-_SPARSE_BESIDE_CODES = 0.08
+_SPARSE_BESIDE_CODES = 0.055
 _SPARSE_BESIDE_VALUES = 0.3
 
 
