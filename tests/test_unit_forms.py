@@ -165,7 +165,7 @@ def test_a_zero_point_shifts_the_codes(folder):
 
 @pytest.mark.parametrize(
     ("bits", "density", "kind"),
-    [(1, 0.05, SparseRows), (1, 0.2, DenseCodes), (7, 0.2, DenseCodes), (8, 0.2, SparseRows), (8, 0.5, DenseValues),
+    [(1, 0.03, SparseRows), (1, 0.2, DenseCodes), (7, 0.2, DenseCodes), (8, 0.2, SparseRows), (8, 0.5, DenseValues),
      (16, 0.05, SparseRows), (32, 0.5, DenseValues)],
 )  # fmt: skip
 def test_density_and_bits_decide_on_the_form(folder, bits, density, kind):
