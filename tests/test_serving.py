@@ -232,12 +232,15 @@ def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_on
         fused.products, fused.product_entries, 8, Costs(turn=150.0, task_calls=0.0, group_calls=0.0)
     )
 
-    def prefers_fused(weights):
-        return chooser.prefers_fused(row_plan(weights.numpy(), units, None, None), tokens=30)
+    def prefers_fused(weights, marks=None):
+        return chooser.prefers_fused(row_plan(weights.numpy(), units, None, marks), tokens=30)
 
     one_each = torch.eye(3)[torch.arange(30) % 3]
     assert prefers_fused(one_each)  # their weights would have to be made first
     assert not prefers_fused(one_each)
+    assert prefers_fused(
+        one_each, marks=np.arange(30)[None] < np.ones((30, 1))
+    )  # of padding nothing is computed
     assert prefers_fused(torch.rand(6, 3, generator=torch.Generator().manual_seed(0)))
 
 

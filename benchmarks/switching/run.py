@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flexswitch.codecs.container import Artifact
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import read_examples, task_file
 from flexswitch.merging.loading import names_inside
 from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
 
 HERE = Path(__file__).resolve().parent
@@ -40,6 +41,7 @@ BATCHES = (1, 16, 64, 256)
 TASKS = (8, 64, 256)
 CACHE_BYTES = 6 << 30
 LENGTH = 48  # tokens at most, as in training
+_REBUILT = 64  # samples, up to which the naive way is measured too
 MIXED = 0.3  # share of the samples that two tasks answer
 
 Batch = dict[str, Tensor]
@@ -109,35 +111,31 @@ def medians(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, fl
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def measure(
-    module: nn.Module, artifacts: dict[str, Artifact], batch: Batch, tasks: int, rounds: int, naive: bool
-) -> dict[str, float]:
+def measure(module: nn.Module, zoo: Zoo, batch: Batch, tasks: int, rounds: int) -> dict[str, float]:
     """Returns the seconds of each way to answer a batch; every round brings other weights."""
-    names = list(artifacts)
-    zoo = {
-        f"{names[number % len(names)]} {number}": artifacts[names[number % len(names)]]
-        for number in range(tasks)
+    names, count = list(zoo), len(batch["input_ids"])
+    numbered = {
+        f"{names[number % len(names)]} {number}": zoo[names[number % len(names)]] for number in range(tasks)
     }
-    count = len(batch["input_ids"])
-    asked = [
-        weights(count, tasks)[:, torch.randperm(tasks, generator=torch.Generator().manual_seed(turn))]
-        for turn in range(rounds + 1)
+    shuffled = [
+        torch.randperm(tasks, generator=torch.Generator().manual_seed(turn)) for turn in range(rounds + 1)
     ]
-    models = {
-        engine: SwitchedModel(module, zoo, engine=engine, cache_bytes=CACHE_BYTES)
-        for engine in ("auto", "fused", "grouped")
+    asked = [weights(count, tasks)[:, order] for order in shuffled]
+    model = SwitchedModel(module, numbered, cache_bytes=CACHE_BYTES)
+    calls: dict[str, Callable[[int], Any]] = {
+        "base": lambda turn: module(**batch),
+        "switched": lambda turn: model(batch, weights=asked[turn]),
     }
-    if tasks <= CACHE_BYTES // (16 << 20):
-        for number in range(tasks):  # served for a while: all tasks are decoded
-            models["fused"]._loaded.units[number]
-    calls: dict[str, Callable[[int], Any]] = {"base": lambda turn: module(**batch)}
-    for engine, model in models.items():
-        model._loaded = model._loaded._replace(units=models["fused"]._loaded.units)
-        model._loaded.grouped._units = models["fused"]._loaded.units
-        calls[engine] = lambda turn, model=model: model(batch, weights=asked[turn])
-    if naive:
-        rebuilt = Naive(module, artifacts)
+    models = [model]
+    if tasks == len(zoo) and zoo.record.index is not None:
+        routed = SwitchedModel(module, zoo, routing=Routing(30, "kernel"), cache_bytes=CACHE_BYTES)
+        calls["routed"] = lambda turn: routed(batch)
+        models.append(routed)
+    if tasks == len(zoo) and count <= _REBUILT:
+        rebuilt = Naive(module, {task: zoo[task] for task in zoo})
         calls["naive"] = lambda turn: rebuilt(batch, asked[turn])
+    for each in models:
+        each.warm_up({name: tensor[:1] for name, tensor in batch.items()})
     return medians(calls, rounds)
 
 
@@ -158,28 +156,26 @@ def main() -> None:
         for text in options.zoo:
             name, _, path = text.partition("=")
             zoo = open_zoo(path)
-            artifacts = {task: zoo[task] for task in zoo}
             for tasks in options.tasks:
                 for count in options.batches:
                     batch = samples(options.data, adapter, list(zoo), count)
-                    found = measure(
-                        module, artifacts, batch, tasks, options.rounds, tasks == 8 and count <= 64
-                    )
+                    found = measure(module, zoo, batch, tasks, options.rounds)
                     ratios = [
                         f"{found[way] / found['base']:.2f}×" if way in found else "–"
-                        for way in ("auto", "fused", "grouped", "naive")
+                        for way in ("switched", "routed", "naive")
                     ]
                     body.append([name, str(tasks), str(count), f"{1e3 * found['base']:.0f} ms", *ratios])
                     print(body[-1], flush=True)
-    header = ["task vectors", "tasks", "batch", "base", "auto", "fused", "grouped", "naive"]
+    header = ["task vectors", "tasks", "batch", "base", "switched", "routed too", "naive"]
     section = f"""## Switching: time of a batch over one forward pass of the base
 
     python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
 
 MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
-median of {options.rounds} rounds, all ways in turn, other weights in every round. Seven samples in ten have
-one task, the others two. The weights are given: finding them is measured under *routing*. *naive* rebuilds
-the weights of each weight vector from dense deltas. Measured on {machine()}.
+median of {options.rounds} rounds, all ways in turn. *Switched*: the weights are given, other ones in every
+round; seven samples in ten have one task, the others two. *Routed too*: features, search and answer, of zoos
+indexed as under *per-sample switching*. *Naive* rebuilds the weights of each weight vector from dense
+deltas. {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(header, body)}"""
     write_section("switching", section)

@@ -44,11 +44,11 @@ class Chooser:
         self._lock = Lock()
 
     def prefers_fused(self, plan: RowPlan, tokens: int) -> bool:
-        """Returns whether the fused engine takes less time; tokens: of a row."""
+        """Returns whether the fused engine takes less time; tokens: of a row, padding among them."""
         costs, weights = self._costs, self._weights
         fused = (costs.task * weights + costs.task_calls) * len(plan.tasks)
         for task in plan.tasks:
-            fused += self._product(task.units) * len(task.rows) * tokens
+            fused += self._product(task.units) * task.count(tokens)
         grouped = (costs.group * weights + costs.group_calls) * len(plan.vectors)
         return fused < grouped + costs.turn * weights * self._count_new(plan)
 

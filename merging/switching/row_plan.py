@@ -31,6 +31,12 @@ class TaskRows:
     marks: NDArray[np.bool_] | None = None
     _tokens: tuple[int, Ids, FloatArray] | None = None
 
+    def count(self, each: int) -> int:
+        """Returns how many tokens these rows have, `each` a row; padding is left out."""
+        if self.marks is None or self.marks.shape[1] != each:
+            return len(self.rows) * each
+        return int(self.marks[self.rows].sum())
+
     def tokens(self, each: int) -> tuple[Ids, FloatArray]:
         """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out."""
         if self._tokens is None or self._tokens[0] != each:
