@@ -229,7 +229,10 @@ def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_on
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo))
     units, fused = model._loaded.units, model._loaded.fused
     chooser = Chooser(
-        fused.products, fused.product_entries, 8, Costs(turn=150.0, task_calls=0.0, group_calls=0.0)
+        fused.products,
+        fused.product_entries,
+        8,
+        Costs(turn=150.0, group=20.0, task_calls=0.0, group_calls=0.0),
     )
 
     def prefers_fused(weights, marks=None):

@@ -7,6 +7,7 @@ has; those of calls are of that encoder, answering one token. ZOO is any zoo of 
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from flexswitch.merging.switching.unit_forms import TaskUnit
 SHAPES = ((384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536))
 TOKENS, FEW = 1024, 16
 DENSITY = 0.03
+MODEL_WEIGHTS = 6 * sum(rows * columns for rows, columns in SHAPES)  # of MiniLM-L6's linear layers
 
 
 def unit_of(kind: str, shape: tuple[int, int]) -> TaskUnit:
@@ -79,35 +81,25 @@ def linear_seconds(tokens: int) -> float:
     )
 
 
-def turn_seconds() -> float:
-    """Returns the time in which weights are put back to the base and changed by another task."""
-    total = 0.0
-    for shape in SHAPES:
-        unit, base = unit_of("code", shape), np.ones(shape, np.float32)
-        # as many as a model has: its weights do not stay in the processor's caches
-        held = [base.copy() for _ in range(64)]
-
-        def turn(unit: TaskUnit = unit, base: np.ndarray = base, held: list[np.ndarray] = held) -> None:
-            for weights in held:
-                np.copyto(weights, base)
-                unit.add_to(weights, 1.0)
-
-        total += seconds(turn) / len(held)
-    return total
-
-
-def call_seconds(models: Path, zoo: Path) -> tuple[float, float]:
-    """Returns what a forward pass takes for one token, and what a task adds to it."""
+def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
+    """Returns what a pass takes for one token, what a task adds to it, and what turning weights does."""
     module = get_adapter("hf-encoder", open_checkpoint(str(models / "base")), trusted=True).encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
-    model = SwitchedModel(module, opened, engine="fused")
-    one, two = torch.zeros(1, len(opened)), torch.full((1, len(opened)), 0.5)
-    one[0, 0] = two[0, 0] = 1
+    fused = SwitchedModel(module, opened, engine="fused")
+    grouped = SwitchedModel(
+        module, opened, engine="grouped", cache_bytes=150 << 20
+    )  # one module, turned each time
+    one_hot, shared = torch.eye(len(opened)), torch.full((1, len(opened)), 0.5)
+    turns = itertools.cycle(range(len(opened)))
+    for number in range(len(opened)):
+        fused(token, weights=one_hot[number : number + 1])
     with torch.inference_mode():
-        alone = seconds(lambda: module(**token))
-        found = [seconds(lambda weights=weights: model(token, weights=weights)) for weights in (one, two)]
-    return alone, (found[1] - found[0]) / (len(opened) - 1)
+        one = seconds(lambda: fused(token, weights=one_hot[:1]))
+        all_tasks = seconds(lambda: fused(token, weights=shared))
+        held = seconds(lambda: grouped(token, weights=one_hot[:1]))
+        turned = seconds(lambda: grouped(token, weights=one_hot[(turn := next(turns)) : turn + 1]))
+    return {"group": held, "task": (all_tasks - one) / (len(opened) - 1), "turn": turned - held}
 
 
 def main() -> None:
@@ -127,9 +119,9 @@ def main() -> None:
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
     slope = (many - few) / (TOKENS - FEW)
     print(f"group: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
-    print(f"turn: {turn_seconds() / (one * weights):.0f}")
-    group, task = call_seconds(options.models, options.zoo)
-    print(f"task_calls: {task / one:.0e}\ngroup_calls: {group / one:.0e}")
+    calls = call_seconds(options.models, options.zoo)
+    print(f"turn: {calls['turn'] / (one * MODEL_WEIGHTS):.0f}")
+    print(f"task_calls: {calls['task'] / one:.0e}\ngroup_calls: {calls['group'] / one:.0e}")
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ class Costs:
     that is changed from one mixture to the next. Whatever the model's size: task_calls, group_calls.
     """
 
-    kept: float = 4.9
-    code: float = 0.27
-    value: float = 1.3
-    task: float = 3.5
-    group: float = 4.2
-    turn: float = 11.0
+    kept: float = 4.7
+    code: float = 0.28
+    value: float = 1.2
+    task: float = 3.0
+    group: float = 4.0
+    turn: float = 250.0
     task_calls: float = 1e8
-    group_calls: float = 2e8
+    group_calls: float = 3e8
 
 
 class Chooser:
