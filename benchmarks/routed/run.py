@@ -48,6 +48,7 @@ INDEXES = (
         "auto-switch",
         ("--neighbours", "10"),
     ),
+    Index("ours, shares up to 0.1 dropped", OURS, "auto-flexswitch", (*VOTES, "--snap", "0.1")),
 )
 
 
