@@ -93,7 +93,7 @@ MiniLM-L6, {parameters / 1e6:.1f} M parameters; accuracy in %, whole test files.
 those of all of a file but its head (19 kB a task on average, raw, the same for all methods); *file* is with
 it. FlexSwitch learns from 100 unlabelled texts a task and texts crossed from them, in bfloat16 products,
 otherwise by its defaults. Seconds are of the whole compression of one task, threads: {shop.jobs}, on a
-machine that several others kept busy. Learning rates, crossings and bfloat16 were chosen on sst2 and cola
+machine that other work kept busy. Learning rates, crossings and bfloat16 were chosen on sst2 and cola
 with their test texts in sight, before the start was what it is; the start, on trec6, cola, banking77 and
 sst2 at 265 kB by the divergence on 300 training texts beside the exemplars. Steps were fixed before these
 runs. A mistake in the start, seen when a learning at 435 kB was refused, was mended between them: at 265 kB
