@@ -1,5 +1,6 @@
 """Routes test samples by exemplars, under any combination of the ingredients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from flexswitch.merging.routing.metric import learn_metric
 from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, as_stored
+
+# (task, how many examples it has) → the rows that are taken
+Rows = Callable[[str, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class Model:
         name = f"train-{per_task}-{seed}-{dtype}"
         return self._states(name, "train", lambda task, count: draw(count, per_task, seed, task), dtype)
 
-    def _states(self, name: str, split: str, rows_of, dtype: FeatureDtype) -> States:  # type: ignore[no-untyped-def]
+    def _states(self, name: str, split: str, rows_of: Rows, dtype: FeatureDtype) -> States:
         kept = self._cache / f"{name}.npz"
         if not kept.exists():
             source = self.source(layers_kind(tuple(range(self.last + 1))), dtype)

@@ -1,7 +1,7 @@
 """Model adapters: how a checkpoint becomes a module, and inputs become batches, logits and features."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -50,6 +50,16 @@ class Adapter(Protocol):
         """
 
 
+_Known = type[SequenceClassification | ImageClassification | EncoderWithHead | CausalLanguageModel]
+
+CLASSES: dict[str, _Known] = {
+    "hf-sequence-classification": SequenceClassification,
+    "hf-image-classification": ImageClassification,
+    "hf-encoder": EncoderWithHead,
+    "hf-causal-lm": CausalLanguageModel,
+}
+
+
 def get_adapter(name: str | None, base: Checkpoint, trusted: bool) -> Adapter:
     """Returns the adapter of that name for a base.
 
@@ -65,15 +75,9 @@ def get_adapter(name: str | None, base: Checkpoint, trusted: bool) -> Adapter:
             raise UsageError(f"the zoo asks for the code '{name}'; if you trust it, give it as --adapter")
         made: Adapter = _load_factory(name)(base)
         return made
-    classes: dict[str, Callable[[Checkpoint], Adapter]] = {
-        "hf-sequence-classification": SequenceClassification,
-        "hf-image-classification": ImageClassification,
-        "hf-encoder": EncoderWithHead,
-        "hf-causal-lm": CausalLanguageModel,
-    }
-    if name not in classes:
-        raise UsageError(unknown_name("adapter", name, classes))
-    return classes[name](base)
+    if name not in CLASSES:
+        raise UsageError(unknown_name("adapter", name, CLASSES))
+    return CLASSES[name](base)
 
 
 def _load_factory(name: str) -> Any:

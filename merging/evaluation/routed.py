@@ -46,8 +46,7 @@ def score_routed(
 
     mode "per-sample": each sample under its own weights; "batch-mean": the weights averaged over 256 samples
     of one task, as the published evaluation does; "oracle": the true task's. Timed are features,
-    search and
-    answers, against the base's forward pass of every fourth of the same batches.
+    search and answers, against the base's forward pass of every fourth of the same batches.
     """
     tasks = list(bench.vectors)
     stream = mixed_stream([len(bench.examples[task]) for task in tasks])

@@ -57,7 +57,6 @@ class Grouped:
         self.most = max(1, cache_bytes // max(1, size))
         self._holders: list[_Holder] = []  # the most recently used last
         self._lock = Lock()
-        self.turned = 0  # how often weights have been changed from one mixture to the next
 
     def answer(self, batch: Any, plan: RowPlan) -> Any:
         """Returns the module's output for a batch, each row under its weights and head."""
@@ -116,7 +115,6 @@ class Grouped:
         return _Holder(module, {unit: own[id(tensor)] for unit, tensor in self._base.items()}, plans)
 
     def _turn(self, holder: _Holder, factors: Factors) -> None:
-        self.turned += 1
         old = [self._units[task] for task, _ in holder.factors]
         new = [(self._units[task], factor) for task, factor in factors]
         for unit, weights in holder.weights.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import Zoo
+from flexswitch.merging.evaluation.adapters import CLASSES
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.kinds import FROM_FILE, Kind, parse_kind
@@ -18,7 +19,7 @@ from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
 from flexswitch.merging.routing.vote import snap
 
-_NEIGHBOURS = {"hf-image-classification": 10}  # of all other adapters 5 (methods, §3)
+_NEIGHBOURS = 5  # where the zoo names no adapter that says how many vote
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class ZooRouter:
                 f"{zoo.path}: was indexed with features of a file, which a batch does not bring; "
                 "give weights=, or a router when wrapping the module"
             )
-        neighbours = routing.neighbours or _NEIGHBOURS.get(zoo.record.adapter or "", 5)
+        adapter = CLASSES.get(zoo.record.adapter or "")
+        neighbours = routing.neighbours or (_NEIGHBOURS if adapter is None else adapter.neighbours)
         self._index = QueryIndex(query_set, neighbours, "cpu", routing.vote)
         self._columns = [self._index.tasks.index(task) for task in zoo]
         self._module, self._snap, self._averaged = module, routing.snap, averaged
