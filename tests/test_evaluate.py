@@ -1,12 +1,23 @@
 """Evaluation against loops by hand: one sample at a time, with transformers and arithmetic on state dicts."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import message
+from evaluations import (
+    ALL,
+    MODES,
+    NEIGHBOURS,
+    accuracies,
+    copy_of,
+    examples_of,
+    index,
+    indexed_toy,
+    percent,
+    request,
+    scores_of,
+)
 from safetensors.torch import load_file
 from tiny_models import (
     TASKS,
@@ -19,86 +30,33 @@ from tiny_models import (
     pack,
     pack_finetuned,
     plain_predictions,
-    save_encoder_with_head,
     save_state,
-    save_text_base,
     save_text_classifier,
     text_predictions,
-    text_toy,
-    texts,
-    write_jsonl,
 )
 
-from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
-from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.codecs.zoo import INDEX_FILE, open_zoo
 from flexswitch.merging.evaluation.evaluate import Score
-from flexswitch.merging.evaluation.methods import check_methods, score
-from flexswitch.merging.evaluation.routed import _batch_of
-from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
+from flexswitch.merging.evaluation.methods import score
+from flexswitch.merging.evaluation.setup import open_evaluation
 from flexswitch.merging.evaluation.stream_weights import batch_means, mixed_stream
-from flexswitch.merging.packing import Form, change_zoo
-from flexswitch.merging.routing.build import Settings
-from flexswitch.merging.routing.indexing import Request as IndexRequest
-from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vector import restore
-
-ALL = ("base", "individual", "average", "task-arithmetic", "t-switch", "auto-switch")
-MODES = ("per-sample", "batch-mean", "oracle")
-NEIGHBOURS = 5
-
-
-def index(toy, kind="pooled", per_task=12):
-    settings = Settings(per_task, normalise="none")
-    request = IndexRequest(toy.zoo, str(toy.base), toy.data, str(kind), settings=settings)
-    index_zoo(request, True, lambda task: None)
-
-
-def request(toy, **changes):
-    return Request(toy.zoo, str(toy.base), toy.data, **changes)
-
-
-def scores_of(toy, methods, modes=MODES, **changes):
-    """Returns the rows by name."""
-    evaluation = open_evaluation(request(toy, methods=methods, modes=modes, **changes))
-    rows = [row for method in methods for row in score(evaluation, method, modes)]
-    return {row.method: row for row in rows}
-
-
-def accuracies(rows):
-    return {name: row.accuracy for name, row in rows.items()}
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    toy = text_toy(tmp_path_factory.mktemp("toy"))
-    index(toy)
-    return toy
+    return indexed_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
 def copied(toy, tmp_path):
-    """The toy, its zoo and data copied, so that a test may change them."""
-    zoo = shutil.copytree(toy.zoo, tmp_path / "zoo")
-    return Toy(toy.base, toy.finetuned, zoo, shutil.copytree(toy.data, tmp_path / "data"))
+    return copy_of(toy, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def rows(toy):
     return scores_of(toy, ALL, finetuned=toy.pairs())
-
-
-# --- the loops by hand ------------------------------------------------------------------------------------
-
-
-def examples_of(toy, task):
-    lines = (toy.data / f"{task}.test.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["text"] for record in records], [record["label"] for record in records]
-
-
-def percent(answers, labels):
-    return 100 * sum(one == two for one, two in zip(answers, labels, strict=True)) / len(labels)
 
 
 def classifier(task, state):
@@ -359,299 +317,5 @@ def test_a_checkpoint_whose_names_carry_a_prefix_is_scored_as_without_it(toy, tm
     assert accuracies(found) == accuracies(expected)
 
 
-# --- options ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("limit", [1, 7, 1000])
-def test_a_limit_takes_the_first_examples_of_each_task(toy, limit):
-    found = scores_of(toy, ["individual", "auto-switch"], ["per-sample"], finetuned=toy.pairs(), limit=limit)
-    for task, path in toy.finetuned.items():
-        inputs, labels = (each[:limit] for each in examples_of(toy, task))
-        expected = percent(plain_predictions(path, toy.base, inputs), labels)
-        assert found["individual"].accuracy[task] == expected
-
-
-def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
-    methods, modes = ["auto-switch"], ["per-sample"]
-    given = scores_of(toy, methods, modes, neighbours=NEIGHBOURS)
-    assert accuracies(given) == {name: rows[name].accuracy for name in given}
-    one = open_evaluation(request(toy, methods=methods, neighbours=1))
-    samples = mixed_stream([30, 30, 30])
-    routed = one.router.choose(samples, _batch_of(one.bench, samples))
-    assert set(np.unique(routed.weights).tolist()) == {0.0, 1.0}
-
-
-@pytest.fixture
-def with_file(copied, tmp_path):
-    """The toy indexed with features from a file: one-hot of the task, but for noise; and that file."""
-    tensors = {}
-    for number, task in enumerate(TASKS):
-        for split, count in (("train", 20), ("test", 30)):
-            noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(number))
-            tensors[f"{task}.{split}"] = torch.eye(3)[number] + 0.01 * noise
-    path = save_state(tmp_path / "features.safetensors", tensors)
-    index(copied, kind=path)
-    return copied, path
-
-
-@pytest.mark.parametrize("limit", [None, 4])
-def test_features_of_a_file_route_by_test_rows_also_under_a_limit(with_file, limit):
-    toy, path = with_file
-    methods = ["t-switch", "auto-switch"]
-    found = scores_of(toy, methods, ["per-sample"], features=path, limit=limit)
-    routed = found["auto-switch (per-sample)"]
-    assert routed.routing.accuracy == 100
-    assert routed.accuracy == found["t-switch"].accuracy
-
-
-def test_a_zoo_indexed_with_a_file_asks_for_it_and_one_without_takes_none(with_file, toy):
-    indexed, path = with_file
-    methods = ["auto-switch"]
-    assert message(InputError, lambda: open_evaluation(request(indexed, methods=methods))) == (
-        f"{indexed.zoo}: was indexed with the features 'file'; give that file with --features"
-    )
-    assert message(InputError, lambda: open_evaluation(request(toy, methods=methods, features=path))) == (
-        f"{toy.zoo}: was indexed with the features 'pooled'; leave out --features"
-    )
-
-
-def test_features_of_another_width_than_the_index_are_told(with_file, tmp_path):
-    toy, path = with_file
-    wide = {name: torch.cat([tensor, tensor], 1) for name, tensor in load_file(path).items()}
-    other = save_state(tmp_path / "wide.safetensors", wide)
-    evaluation = open_evaluation(request(toy, methods=["auto-switch"], features=other))
-    assert message(InputError, lambda: score(evaluation, "auto-switch", ["per-sample"])) == (
-        "features of width 6, the query index holds width 3"
-    )
-
-
-OWN_ADAPTER = """
-from flexswitch.merging.evaluation.text_adapters import SequenceClassification
-
-class Flipped(SequenceClassification):
-    neighbours = 2
-    def logits(self, model, batch):
-        return -super().logits(model, batch)
-"""
-
-
-def test_the_adapter_given_is_used_before_the_zoos(toy, rows, tmp_path, monkeypatch):
-    (tmp_path / "flipped_adapter.py").write_text(OWN_ADAPTER)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = scores_of(toy, ["t-switch"], adapter="python:flipped_adapter:Flipped")
-    assert found["t-switch"].accuracy["birds"] == pytest.approx(100 - rows["t-switch"].accuracy["birds"])
-
-
-def test_code_that_the_zoo_names_is_not_run(copied):
-    document = json.loads((copied.zoo / ZOO_FILE).read_text()) | {"adapter": "python:os:getcwd"}
-    (copied.zoo / ZOO_FILE).write_text(json.dumps(document))
-    assert message(UsageError, lambda: open_evaluation(request(copied))) == (
-        "the zoo asks for the code 'python:os:getcwd'; if you trust it, give it as --adapter"
-    )
-
-
-# --- what is refused --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unindexed(toy, tmp_path):
-    zoo = pack(tmp_path / "bare", [open_zoo(toy.zoo).task_file(task) for task in TASKS])
-    return Toy(toy.base, toy.finetuned, zoo.path, toy.data)
-
-
-def test_an_unknown_method_is_told_with_the_nearest(toy):
-    assert message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"]))) == (
-        "--methods: no method is named 't-swich'; did you mean 't-switch'? (known: base, individual, average, "
-        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch, auto-flexswitch)"
-    )
-
-
-def test_an_unknown_mode_is_told(toy):
-    assert message(UsageError, lambda: open_evaluation(request(toy, modes=["per-batch"]))) == (
-        "--routing: no mode is named 'per-batch' (known: per-sample, batch-mean, oracle)"
-    )
-
-
-def test_individual_asks_for_the_checkpoints(toy):
-    assert message(InputError, lambda: open_evaluation(request(toy, methods=["individual"]))) == (
-        "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
-    )
-
-
-def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
-    assert message(InputError, lambda: open_evaluation(request(toy, methods=["p-discard"]))) == (
-        f"--methods p-discard: {toy.zoo} holds tasks compressed by t-switch"
-    )
-    finetuned = dict(toy.finetuned)
-    files = [open_zoo(toy.zoo).task_file(task) for task in ("birds", "cities")]
-    other = make_artifact(toy.base, finetuned["tools"], tmp_path / "tools.fsw", "p-discard")
-    mixed = pack(tmp_path / "mixed", [*files, other.path])
-    for method in ("t-switch", "p-discard"):
-        found = message(InputError, lambda method=method: check_methods([method], [], mixed, False))
-        assert found == f"--methods {method}: {mixed.path} holds tasks compressed by p-discard, t-switch"
-    check_methods(["base", "average"], ["oracle"], mixed, False)
-
-
-def test_auto_switch_asks_for_an_index(unindexed):
-    assert message(InputError, lambda: open_evaluation(request(unindexed, methods=["auto-switch"]))) == (
-        f"{unindexed.zoo}: the zoo has no query index; build one: "
-        f"flexswitch index {unindexed.zoo} --base BASE --exemplars DIR"
-    )
-
-
-def test_a_damaged_index_is_told_where_it_is_needed(copied):
-    (copied.zoo / INDEX_FILE).write_bytes(b"")
-    found = message(ArtifactError, lambda: open_evaluation(request(copied, methods=["auto-switch"])))
-    assert found.startswith(
-        f"{copied.zoo / INDEX_FILE}: is not the file that was packed as the query index: "
-    )
-    open_evaluation(request(copied, limit=1))
-
-
-def test_a_task_that_the_index_lacks_is_told(copied, tmp_path):
-    artifact = make_artifact(copied.base, copied.finetuned["birds"], tmp_path / "planets.fsw")
-    change_zoo(copied.zoo, [artifact.path], [], Form(), None, False, lambda task: None)
-    write_jsonl(copied.data / "planets.test.jsonl", texts("birds", 2, seed=0), [0, 1])
-    assert message(InputError, lambda: open_evaluation(request(copied, methods=["auto-switch"]))) == (
-        f"{copied.zoo}: the query index has no exemplars of the task 'planets'; add them: "
-        f"flexswitch index {copied.zoo} --add --base BASE --exemplars DIR"
-    )
-
-
-def test_another_base_is_refused(toy, tmp_path):
-    other = save_text_base(tmp_path / "other", seed=1)
-    found = message(InputError, lambda: open_evaluation(Request(toy.zoo, str(other), toy.data)))
-    assert found.startswith(f"{other}: is not the base of {toy.zoo}: its sampled fingerprint is ")
-
-
-def test_a_missing_test_file_is_told(copied):
-    (copied.data / "cities.test.jsonl").unlink()
-    assert message(InputError, lambda: open_evaluation(request(copied))) == (
-        f"{copied.data}: has no test file of the task 'cities'; expected cities.test with one of "
-        ".jsonl.gz, .jsonl, .csv, .parquet, .npz (it has: birds, tools)"
-    )
-
-
-def test_test_examples_without_labels_are_told(copied):
-    path = write_jsonl(copied.data / "cities.test.jsonl", ["word1"], None)
-    assert message(InputError, lambda: open_evaluation(request(copied))) == (
-        f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
-    )
-
-
-def test_a_zoo_without_tasks_has_nothing_to_score(copied):
-    change_zoo(copied.zoo, [], list(TASKS), Form(), None, False, lambda task: None)
-    assert message(InputError, lambda: open_evaluation(request(copied))) == (
-        f"{copied.zoo}: holds no tasks; add some: flexswitch pack -o {copied.zoo} --add A.fsw"
-    )
-
-
-def test_an_unknown_device_is_refused(toy):
-    assert message(UsageError, lambda: open_evaluation(request(toy, device="gpu"))) == (
-        "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"
-    )
-
-
-def refusal(zoo, task):
-    file = open_zoo(zoo).task_file(task)
-    return (
-        f"{file}: answers with numbers, as a regression does, and eval scores classes; restore the model and "
-        f"measure it yourself: flexswitch merge {file} --base BASE -o OUT --task {task}"
-    )
-
-
-@pytest.mark.parametrize(("classes", "problem"), [(1, None), (2, "regression")])
-def test_a_regression_is_refused_before_its_examples_are_read(toy, tmp_path, classes, problem):
-    finetuned = save_text_classifier(toy.base, tmp_path / "tuned", classes, seed=1)
-    path = finetuned / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
-    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
-    asked = Request(zoo, str(toy.base), tmp_path / "no data")
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
-
-
-def test_an_encoder_with_a_head_of_one_row_is_refused(toy, tmp_path):
-    finetuned = save_encoder_with_head(toy.base, tmp_path / "tuned", 1, seed=1)
-    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
-    asked = Request(zoo, str(toy.base), toy.data)
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
-
-
-ONE_COLUMN = """
-from flexswitch.merging.evaluation.text_adapters import SequenceClassification
-
-class OneColumn(SequenceClassification):
-    def logits(self, model, batch):
-        return super().logits(model, batch)[:, :1]
-"""
-
-
-def test_a_python_adapter_of_one_column_is_refused(toy, tmp_path, monkeypatch):
-    (tmp_path / "one_column_adapter.py").write_text(ONE_COLUMN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    asked = request(toy, adapter="python:one_column_adapter:OneColumn")
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(toy.zoo, "birds")
-
-
-def test_finetuned_checkpoints_are_read_in_the_zoos_order(toy):
-    zoo = open_zoo(toy.zoo)
-    assert read_finetuned([], zoo) == {}
-    pairs = ["tools=a", "birds=b=c", "cities=d", "tools=e"]
-    assert list(read_finetuned(pairs, zoo).items()) == [("birds", "b=c"), ("cities", "d"), ("tools", "e")]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "kind", "expected"),
-    [
-        (["birds"], UsageError, "--finetuned birds: expected TASK=CHECKPOINT"),
-        (["birds="], UsageError, "--finetuned birds=: expected TASK=CHECKPOINT"),
-        (
-            ["bird=a"],
-            InputError,
-            "--finetuned bird=a: no task is named 'bird'; did you mean 'birds'? (known: birds, cities, tools)",
-        ),
-        (
-            ["birds=a", "tools=b"],
-            InputError,
-            "--finetuned: the task 'cities' has no checkpoint; give one for every task",
-        ),
-    ],
-)
-def test_finetuned_checkpoints_that_fit_no_task_are_told(toy, pairs, kind, expected):
-    assert message(kind, lambda: read_finetuned(pairs, open_zoo(toy.zoo))) == expected
-
-
 def test_scores_average_over_tasks_whatever_their_sizes():
     assert Score("base", {"birds": 50.0, "cities": 100.0}, 10.0, 0.1).average == 75.0
-
-
-# --- engines and weights ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("engine", ["fused", "grouped"])
-def test_every_engine_gives_the_same_answers(toy, rows, engine):
-    found = scores_of(toy, ["auto-switch"], MODES, engine=engine)
-    assert accuracies(found) == {name: rows[name].accuracy for name in found}
-
-
-def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
-    snapped = scores_of(toy, ["auto-switch"], ["per-sample"], snap=0.45)["auto-switch (per-sample)"].routing
-    plain = rows["auto-switch (per-sample)"].routing
-    assert plain.snapped == 0 < snapped.snapped
-    assert snapped.entropy < plain.entropy
-    assert np.array_equal(snapped.counts, plain.counts)
-
-
-def test_a_kernel_vote_gives_other_weights(toy, rows):
-    found = scores_of(toy, ["auto-switch"], ["per-sample"], vote="kernel")["auto-switch (per-sample)"].routing
-    assert found.entropy != rows["auto-switch (per-sample)"].routing.entropy
-
-
-def test_auto_flexswitch_asks_for_a_learned_metric(toy):
-    zoo = open_zoo(toy.zoo)
-    assert zoo.record.index.metric == "euclidean"
-    expected = (
-        f"--methods auto-flexswitch: no metric was learned when {toy.zoo} was indexed; index it again with "
-        "--metric learned --overwrite"
-    )
-    assert message(InputError, lambda: check_methods(["auto-flexswitch"], MODES, zoo, False)) == expected
