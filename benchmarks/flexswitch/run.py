@@ -82,7 +82,7 @@ def report(shop: Workshop, rows: dict[str, list[dict[str, Any]]], short: list[di
             curve.append([method, told_settings(row), f"{mean(row['payload']) / 1e3:,.0f}",
                           f"{8 * mean(row['payload']) / parameters:.3f}", f"{mean(row['accuracy']):.2f}",
                           f"{mean(row['accuracy']) - mean(best['accuracy']):+.2f}"])  # fmt: skip
-    others = [[method, *of_few(row)] for method, scores in rows.items() for row in scores]
+    others = [[method, *of_few(row)] for method, scores in rows.items() for row in merged(scores)]
     others += [["flexswitch", *of_few(row)] for row in short]
     others.sort(key=lambda line: int(line[2].replace(",", "")))
     return f"""## FlexSwitch on eight text tasks
