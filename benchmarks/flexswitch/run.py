@@ -82,7 +82,7 @@ def report(shop: Workshop, rows: dict[str, list[dict[str, Any]]], short: list[di
             curve.append([method, told_settings(row), f"{mean(row['payload']) / 1e3:,.0f}",
                           f"{8 * mean(row['payload']) / parameters:.3f}", f"{mean(row['accuracy']):.2f}",
                           f"{mean(row['accuracy']) - mean(best['accuracy']):+.2f}"])  # fmt: skip
-    others = [[method, *of_few(row)] for method, scores in rows.items() for row in merged(scores)]
+    others = [[method, *of_few(row)] for method, scores in rows.items() for row in scores]
     others += [["flexswitch", *of_few(row)] for row in short]
     others.sort(key=lambda line: int(line[2].replace(",", "")))
     return f"""## FlexSwitch on eight text tasks
@@ -119,16 +119,15 @@ def of_few(row: dict[str, Any]) -> list[str]:
     """Returns a line of the table of few tasks, from its second column on."""
     scores = [row["accuracy"][task] for task in FEW]
     return [
-        told_settings(row),
+        told_settings(row, same=("precision", "crossings")),
         f"{statistics.mean(row['payload'][task] for task in FEW) / 1e3:,.0f}",
         *(f"{score:.1f}" for score in scores),
         f"{statistics.mean(scores):.2f}",
     ]
 
 
-def told_settings(row: dict[str, Any]) -> str:
+def told_settings(row: dict[str, Any], same: tuple[str, ...] = ("precision", "crossings", "seed")) -> str:
     """Returns the settings that rows differ in."""
-    same = ("precision", "crossings", "seed")
     return ", ".join(text for text in row.get("settings", []) if not text.startswith(same))
 
 
