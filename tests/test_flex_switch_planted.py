@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    """A text classifier that is its base, large changes of 3 % of six matrices, and noise everywhere."""
+    """A text classifier that is its base, large changes of 3 % of six matrices, and weak noise everywhere."""
     from transformers import BertForSequenceClassification, BertModel
 
     folder = tmp_path_factory.mktemp("planted")
@@ -37,7 +37,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     finetuned = BertForSequenceClassification(bert_config(num_labels=3, **sizes))
     marks, state = {}, {}
     for name, tensor in base.state_dict().items():
-        change = 0.02 * torch.randn(tensor.shape)
+        change = 0.005 * torch.randn(tensor.shape)
         if name.endswith(PLANTED):
             marks[name] = torch.rand(tensor.shape) < 0.03
             change += marks[name] * (0.3 + 0.6 * torch.rand(tensor.shape)) * torch.randn(tensor.shape).sign()
@@ -57,7 +57,7 @@ def kept_entries(artifact: Artifact, name: str) -> Tensor:
     return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
 
 
-def test_nearly_all_that_was_planted_is_kept_and_less_than_half_as_much_noise(problem: Problem) -> None:
+def test_what_was_planted_is_kept_and_hardly_any_noise(problem: Problem) -> None:
     found = sum(
         int((kept_entries(problem.learned, name) & marks).sum())
         for name, marks in problem.marks.items()
@@ -65,8 +65,8 @@ def test_nearly_all_that_was_planted_is_kept_and_less_than_half_as_much_noise(pr
     )
     planted = sum(int(marks.sum()) for marks in problem.marks.values())
     kept = sum(record.kept for record in problem.learned.header.tensors.values())
-    assert found >= 0.9 * planted
-    assert kept - found < 0.5 * found
+    assert found >= 0.98 * planted
+    assert kept - found < 0.03 * found
     assert problem.learned.path.stat().st_size <= SIZE
 
 

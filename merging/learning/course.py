@@ -227,12 +227,15 @@ def _best_start(
 ) -> tuple[list[Hardened], Doubles]:
     """Returns the start nearest to the fine-tuned model on the exemplars, and its factors.
 
-    Starts are the same share of every unit, or the allocation by errors in units of each one's mean square.
+    Starts are the same share of every unit, or the allocation by errors, in units of each one's mean square
+    or as they are.
     """
     bits, units = _payload_bits(packer, size), problem.units
     choices = relative(units, problem.choices)
     kept, factors = allocated(units, choices, bits, packer)
-    starts = [uniform(units, choices, bits, factors), *([] if course.uniform else [kept])]
+    starts = [uniform(units, choices, bits, factors)]
+    if not course.uniform:
+        starts += [kept, allocated(units, problem.choices, bits, packer)[0]]
 
     def loss(hardened: Sequence[Hardened]) -> float:
         set_gates(student, hard_gates(units, hardened), problem.each)
