@@ -158,27 +158,43 @@ def test_an_input_that_is_changed_in_place_between_two_layers_is_read_again():
     assert_rows(InPlace(), torch.randn(ROWS, 4))
 
 
-def test_padding_is_left_out_of_the_tasks_parts_and_all_else_is_as_without_it():
+class Masked(nn.Module):
+    """Embeds, adds positions, normalises and multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.places = nn.Embedding(6, 4), nn.Embedding(8, 4)
+        self.norm, self.product = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, tokens, attention_mask):
+        there = self.table(tokens) + self.places(torch.arange(tokens.shape[1])[None])
+        return self.product(self.norm(there))
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 7, 8])
+def test_padding_on_either_side_changes_nothing_for_the_other_tokens(left):
     torch.manual_seed(2)
-    module = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 3))
-
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = module
-
-        def forward(self, tokens, attention_mask):
-            return self.inner(tokens)
-
-    model, _, _ = switched(Masked())
-    tokens, mask = torch.randint(6, (ROWS, 4)), torch.ones(ROWS, 4, dtype=torch.long)
-    mask[1:, 2:] = 0
-    whole = model({"tokens": tokens, "attention_mask": torch.ones_like(mask)}, weights=weights_of())
+    module = Masked()
+    model, base, states = switched(module)
+    tokens, mask = torch.randint(6, (ROWS, 8)), torch.ones(ROWS, 8, dtype=torch.long)
+    mask[1, left:], mask[2, : 8 - left], mask[4, left:] = 0, 0, 0
     found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
-    assert torch.equal(found[mask == 1], whole[mask == 1])
-    assert torch.equal(found[0], whole[0])
-    with torch.no_grad():
-        assert torch.equal(found[1, 2:], module(tokens)[1, 2:])
+    for row, shares in enumerate(weights_of()):
+        expected = mixed_answer(
+            module, base, states, shares, lambda one, r=row: one(tokens[r : r + 1], mask[r : r + 1])
+        )
+        own = mask[row] == 1
+        torch.testing.assert_close(found[row, own], expected[0, own], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("padding", "computed"), [(0, 40), (3, 40), (6, 34), (20, 20)])
+def test_much_padding_is_not_computed_at_all(padding, computed):
+    mask = (torch.arange(40) >= padding).view(ROWS, 8).long()
+    model, _, _ = switched(Masked())
+    tokens = torch.zeros(ROWS, 8, dtype=torch.long)
+    found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
+    assert found.shape == (ROWS, 8, 3)
+    assert int((found != 0).any(-1).sum()) == computed
 
 
 def test_it_runs_under_inference_mode_and_passes_no_gradients():

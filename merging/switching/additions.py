@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.row_plan import RowPlan, TaskRows
+from flexswitch.merging.switching.row_plan import Given, RowPlan, TaskRows
 from flexswitch.merging.switching.sparse_rows import SparseRows
 from flexswitch.merging.switching.threads import in_parts
 from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
@@ -21,11 +21,11 @@ _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def add_products(
-    plan: RowPlan, weight: str | None, bias: str | None, inputs: Tensor, out: Tensor, each: int
+    plan: RowPlan, weight: str | None, bias: str | None, given: Given, out: Tensor, each: int
 ) -> None:
     """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, if any.
 
-    inputs: (…, in), out: (token, out) and contiguous, `each` tokens a row. Sparse products come last.
+    out: (token, out) and contiguous, `each` tokens a row. Sparse products come last.
     """
     sparse: list[tuple[TaskRows, SparseRows, Tensor]] = []
     with _summed(out) as total:
@@ -36,14 +36,14 @@ def add_products(
             shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
             inner = matrix.inner if isinstance(matrix, Turned) else matrix
             if inner is None or not _is_compiled(out):
-                _add_by_torch(task, matrix, shift, inputs, total, each)
+                _add_by_torch(task, matrix, shift, given.tokens, total, each)
             elif isinstance(inner, SparseRows):
                 sparse.append((task, inner, shift))
             else:
                 places, factors = task.tokens(each)
-                inner.add_product(plan.inputs(inputs), places, factors, shift.numpy(), total.numpy())
+                inner.add_product(given.inputs, places, factors, shift.numpy(), total.numpy())
         if sparse:
-            _add_sparse(sparse, plan.inputs(inputs), total.numpy(), each)
+            _add_sparse(sparse, given.inputs, total.numpy(), each)
 
 
 def _add_by_torch(
@@ -53,7 +53,7 @@ def _add_by_torch(
     added = shift.to(total)
     if matrix is not None:
         delta = matrix.dense().to(total.device, inputs.dtype)
-        product = torch.nn.functional.linear(inputs.reshape(-1, inputs.shape[-1])[where], delta)
+        product = torch.nn.functional.linear(inputs[where], delta)
         added = product.to(total.dtype) + added
     total.index_add_(0, where, added * shares[:, None])
 

@@ -1,7 +1,8 @@
 """What each engine would take for a batch, so that the cheaper one answers it.
 
-Counted in products of one weight with one token, beyond those of the base, which both engines make. What the
-batches hold decides, never a clock. The constants are fitted by benchmarks/switching/run.py.
+Counted in products of one weight with one token, beyond those of the base, which both engines make, the fused
+one without padding. What the batches hold decides, never a clock. The constants are fitted by
+benchmarks/switching/fit.py.
 """
 
 from collections import OrderedDict
@@ -47,6 +48,7 @@ class Chooser:
         """Returns whether the fused engine takes less time; tokens: of a row, padding among them."""
         costs, weights = self._costs, self._weights
         fused = (costs.task * weights + costs.task_calls) * len(plan.tasks)
+        fused -= weights * plan.left_out(tokens)
         for task in plan.tasks:
             fused += self._product(task.units) * task.count(tokens)
         grouped = (costs.group * weights + costs.group_calls) * len(plan.vectors)

@@ -69,11 +69,11 @@ def _linear(switch: Switch) -> Forward:
         if plan is None:
             return original(inputs)
         plan.each(len(inputs), switch.name)
-        out = original(inputs)
-        flat = out.view(-1, out.shape[-1])  # (token, out)
-        weight, bias = switch.units.get("weight"), switch.units.get("bias")
-        add_products(plan, weight, bias, inputs, flat, len(flat) // plan.count)
-        return out
+        each = inputs.shape[:-1].numel() // plan.count
+        given = plan.given(inputs, each)
+        out = original(given.tokens)
+        add_products(plan, switch.units.get("weight"), switch.units.get("bias"), given, out, each)
+        return plan.whole(out, each).view(*inputs.shape[:-1], out.shape[-1])
 
     return forward
 
@@ -82,16 +82,17 @@ def _embedding(switch: Switch) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
 
     def forward(ids: Tensor) -> Tensor:
-        plan, out = switch.plan(), original(ids)
+        plan = switch.plan()
         if plan is None:
-            return out
+            return original(ids)
         if len(ids) == 1 < plan.count:  # the same for all rows, as positions are
-            ids, out = (part.expand(plan.count, *part.shape[1:]).contiguous() for part in (ids, out))
+            ids = ids.expand(plan.count, *ids.shape[1:])
         plan.each(len(ids), switch.name)
-        flat = ids.reshape(-1)  # (token,)
-        table = out.view(len(flat), -1)
-        add_embeddings(plan, switch.units["weight"], flat, table, len(flat) // plan.count)
-        return out
+        each = ids.numel() // plan.count
+        tokens = plan.taken(ids.reshape(-1), each)
+        out = original(tokens)
+        add_embeddings(plan, switch.units["weight"], tokens, out, each)
+        return plan.whole(out, each).view(*ids.shape, out.shape[-1])
 
     return forward
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import local
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.sparse_rows import Ids
 from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.switching.unit_forms import TaskUnit
@@ -20,33 +22,50 @@ from flexswitch.merging.switching.unit_forms import TaskUnit
 
 @dataclass(eq=False)
 class TaskRows:
-    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32.
-
-    marks: (row, token) of the whole batch, False for padding, or None.
-    """
+    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32."""
 
     units: Mapping[str, TaskUnit]
     rows: Ids
     factors: FloatArray
-    marks: NDArray[np.bool_] | None = None
+    padding: Padding | None = None
     _tokens: tuple[int, Ids, FloatArray] | None = None
 
     def count(self, each: int) -> int:
         """Returns how many tokens these rows have, `each` a row; padding is left out."""
-        if self.marks is None or self.marks.shape[1] != each:
+        if self.padding is None or not self.padding.fits(each):
             return len(self.rows) * each
-        return int(self.marks[self.rows].sum())
+        return int(self.padding.marks[self.rows].sum())
 
     def tokens(self, each: int) -> tuple[Ids, FloatArray]:
-        """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out."""
+        """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out.
+
+        Places are those in what `RowPlan.taken` gives.
+        """
         if self._tokens is None or self._tokens[0] != each:
-            places = self.rows[:, None] * each + np.arange(each)  # (row, token)
-            factors = np.broadcast_to(self.factors[:, None], places.shape)
-            if self.marks is not None and self.marks.shape[1] == each:
-                own = self.marks[self.rows]
-                places, factors = places[own], factors[own]
-            self._tokens = each, places.reshape(-1), np.ascontiguousarray(factors.reshape(-1))
+            if self.padding is not None and self.padding.fits(each):
+                self._tokens = each, *self.padding.places(self.rows, self.factors)
+            else:
+                places = (self.rows[:, None] * each + np.arange(each)).reshape(-1)
+                self._tokens = each, places, np.repeat(self.factors, each)
         return self._tokens[1:]
+
+
+@dataclass(eq=False)
+class Given:
+    """A layer's inputs. tensor, version: as the layer is given them; tokens: (token, column)."""
+
+    tensor: Tensor
+    version: int
+    tokens: Tensor
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The tokens as compiled products take them."""
+        return Inputs(self.tokens.to(torch.float32).contiguous().numpy())
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Returns whether these are what a tensor holds."""
+        return self.tensor is tensor and self.version == tensor._version
 
 
 @dataclass(eq=False)
@@ -62,17 +81,30 @@ class RowPlan:
     vectors: FloatArray
     vector_of: Ids
     heads: Ids | None = None
-    _inputs: tuple[Tensor, int, Inputs] | None = None
+    padding: Padding | None = None
+    _given: Given | None = None
 
-    def inputs(self, given: Tensor) -> Inputs:
-        """Returns a layer's inputs, (token, column), as products take them.
+    def given(self, tensor: Tensor, each: int) -> Given:
+        """Returns a layer's inputs, (…, column) of `each` tokens a row.
 
         What was made of them is used again where the next layer is given the same tensor, unchanged.
         """
-        if self._inputs is None or self._inputs[0] is not given or self._inputs[1] != given._version:
-            flat = given.reshape(-1, given.shape[-1]).to(torch.float32).contiguous()
-            self._inputs = given, given._version, Inputs(flat.numpy())
-        return self._inputs[2]
+        if self._given is None or not self._given.is_of(tensor):
+            flat = tensor.reshape(-1, tensor.shape[-1])
+            self._given = Given(tensor, tensor._version, self.taken(flat, each))
+        return self._given
+
+    def taken(self, tokens: Tensor, each: int) -> Tensor:
+        """Returns what layers compute of (token, …): all of it, or what is no padding."""
+        return self.padding.taken(tokens) if self.padding and self.padding.fits(each) else tokens
+
+    def whole(self, taken: Tensor, each: int) -> Tensor:
+        """Returns all tokens of what `taken` gave, those left out as zeros."""
+        return self.padding.whole(taken) if self.padding and self.padding.fits(each) else taken
+
+    def left_out(self, each: int) -> int:
+        """Returns how many tokens, of `each` a row, `taken` leaves out."""
+        return self.padding.left_out if self.padding and self.padding.fits(each) else 0
 
     def each(self, length: int, name: str) -> int:
         """Returns how many of a first dimension a row has. Raises: InputError where that is no whole."""
@@ -130,9 +162,10 @@ def row_plan(
     weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; marks: (row, token), False for
     padding, or None.
     """
+    padding = None if marks is None else Padding(marks)
     vectors, vector_of = np.unique(weights, axis=0, return_inverse=True)
     tasks = []
     for task in np.flatnonzero((weights != 0).any(0)):
         rows = np.flatnonzero(weights[:, task])
-        tasks.append(TaskRows(units[int(task)], rows, np.ascontiguousarray(weights[rows, task]), marks))
-    return RowPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads)
+        tasks.append(TaskRows(units[int(task)], rows, np.ascontiguousarray(weights[rows, task]), padding))
+    return RowPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads, padding)

@@ -53,10 +53,10 @@ class SwitchedModel(nn.Module):
     dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has
     a layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a
     head with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask"
-    (row, token), nothing is promised. The fused engine takes every layer's first dimension to be over the
-    rows of the batch, or over their tokens row by row: a module that puts tokens first takes
-    engine="grouped". For inference: no gradients pass. It may be called from several threads. Move the module
-    to its device and dtype before it is wrapped.
+    (row, token), nothing is promised: the fused engine leaves it out of its products. The fused engine takes
+    every layer's first dimension to be over the rows of the batch, or over their tokens row by row: a module
+    that puts tokens first takes engine="grouped". For inference: no gradients pass. It may be called from
+    several threads. Move the module to its device and dtype before it is wrapped.
     """
 
     def __init__(
