@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Debug, Json, Neighbours, Overwrite, Quiet, Snap, Vote
+from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Overwrite, Quiet, Snap, Vote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ def evaluate(
     neighbours: Neighbours = None,
     vote: Vote = "uniform",
     snap: Snap = 0.0,
+    mix: Mix = "share",
     engine: Annotated[
         str, typer.Option(help="How samples of different weights are answered: auto, fused, grouped.")
     ] = "auto",
@@ -71,7 +72,7 @@ def evaluate(
         check_output(plot, overwrite)
     request = Request(
         zoo, base, data, finetuned or (), methods.split(","), routing.split(","), neighbours, features, limit,
-        adapter, device, vote, snap, choice("--engine", engine, ENGINES),
+        adapter, device, vote, snap, mix, choice("--engine", engine, ENGINES),
     )  # fmt: skip
     evaluation = open_evaluation(request)
     scores = []

@@ -38,6 +38,13 @@ Vote = Annotated[
 Snap = Annotated[
     float, typer.Option(help="Drop shares of at most this, and scale the others; 0.05: 0.96 becomes 1.")
 ]
+Mix = Annotated[
+    str,
+    typer.Option(
+        help="share: a task vector's weight is its task's share of the votes; root: its square root, so that "
+        "undecided samples keep more of each."
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; all cores without it.", show_default=False)]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What the tensors in the making may take: 1GB, 500MB.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flexswitch.cli.console import Console
-from flexswitch.cli.options import Adapter, Debug, Json, Neighbours, Quiet, Snap, Vote
+from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Quiet, Snap, Vote
 
 if TYPE_CHECKING:
     from flexswitch.merging.routing.query_index import Routed
@@ -26,6 +26,7 @@ def route(
     neighbours: Neighbours = None,
     vote: Vote = "uniform",
     snap: Snap = 0.0,
+    mix: Mix = "share",
     features: Annotated[
         Path | None,
         typer.Option(
@@ -49,13 +50,15 @@ def route(
     from flexswitch.merging.device import check_device
     from flexswitch.merging.evaluation.adapters import get_adapter
     from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.routing.mixing import check_mix, check_snap
     from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
-    from flexswitch.merging.routing.vote import check_snap, check_vote
+    from flexswitch.merging.routing.vote import check_vote
 
     console = Console(quiet, json)
     check_device(device)
     check_vote(vote)
     check_snap(snap)
+    check_mix(mix)
     opened = open_zoo(zoo)
     opened.index_file()
     examples = read_samples(input_, limit)
@@ -64,7 +67,7 @@ def route(
     model = get_adapter(adapter or opened.record.adapter, checkpoint, trusted=adapter is not None)
     router = open_router(opened, model, features, neighbours, vote, device)
     with console.progress(f"routing {len(examples):,} samples of {input_}", chunk_count(examples)) as step:
-        routed = route_file(router, input_, examples, snap, step)
+        routed = route_file(router, input_, examples, snap, mix, step)
     if router.index.recall < 1:
         console.note(
             f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "
@@ -78,6 +81,7 @@ def route(
         "neighbours": router.index.neighbours,
         "vote": vote,
         "snap": snap,
+        "mix": mix,
         "far_from": router.index.far_from,
         "recall": router.index.recall,
         "out_of_scope": far,

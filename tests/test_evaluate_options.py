@@ -65,7 +65,7 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     one = open_evaluation(request(toy, methods=methods, neighbours=1))
     samples = mixed_stream([30, 30, 30])
     routed = one.router.choose(samples, _batch_of(one.bench, samples))
-    assert set(np.unique(routed.weights).tolist()) == {0.0, 1.0}
+    assert set(np.unique(routed.shares).tolist()) == {0.0, 1.0}
 
 
 @pytest.fixture
@@ -149,6 +149,14 @@ def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
     assert plain.snapped == 0 < snapped.snapped
     assert snapped.entropy < plain.entropy
     assert np.array_equal(snapped.counts, plain.counts)
+
+
+def test_root_weights_lead_to_the_same_tasks_and_answer_as_the_rows_alone_would(toy, rows):
+    found = scores_of(toy, ["auto-switch"], ["per-sample"], mix="root")["auto-switch (per-sample)"]
+    plain = rows["auto-switch (per-sample)"]
+    assert np.array_equal(found.routing.counts, plain.routing.counts)
+    assert found.routing.entropy == plain.routing.entropy
+    assert found.accuracy != plain.accuracy
 
 
 def test_a_kernel_vote_gives_other_weights(toy, rows):

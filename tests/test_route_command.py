@@ -67,8 +67,8 @@ def test_the_document_holds_what_the_index_answers_for_each_sample(
     toy, mixed, route, options, neighbours, vote
 ):
     document = json.loads(route(*options, "--json").out)
-    assert {name: document[name] for name in ("neighbours", "vote", "snap")} == {
-        "neighbours": neighbours, "vote": vote, "snap": 0.0,
+    assert {name: document[name] for name in ("neighbours", "vote", "snap", "mix")} == {
+        "neighbours": neighbours, "vote": vote, "snap": 0.0, "mix": "share",
     }  # fmt: skip
     inputs = [json.loads(line)["text"] for line in mixed.read_text().splitlines()]
     index = QueryIndex(read_query_set(open_zoo(toy.zoo)), neighbours, vote=vote)
@@ -117,6 +117,18 @@ def test_snapping_makes_nearly_one_hot_weights_one_hot(route):
         if max(before["weights"].values()) > 0.79:
             assert after["weights"] == {before["task"]: 1.0}
         assert sum(after["weights"].values()) == pytest.approx(1)
+
+
+def test_root_weights_are_the_roots_of_the_shares_that_snapping_leaves(route):
+    shares = json.loads(route("--snap", "0.2", "--json").out)["samples"]
+    document = json.loads(route("--snap", "0.2", "--mix", "root", "--json").out)
+    assert document["mix"] == "root"
+    assert any(len(each["weights"]) > 1 for each in shares)
+    for plain, root in zip(shares, document["samples"], strict=True):
+        assert root["task"] == plain["task"]
+        assert {task: weight**2 for task, weight in root["weights"].items()} == pytest.approx(
+            plain["weights"]
+        )
 
 
 def test_a_limit_takes_the_first_samples_and_chunks_change_nothing(route, monkeypatch):
@@ -220,6 +232,7 @@ def test_a_zoo_that_is_not_there_is_told(route, tmp_path):
             "--vote: no vote is named 'kernal'; did you mean 'kernel'? (known: uniform, kernel)",
         ),
         (("--snap", "0.5"), "--snap 0.5: expected a share from 0 to below 0.5"),
+        (("--mix", "roots"), "--mix: no mix is named 'roots'; did you mean 'root'? (known: share, root)"),
         (("--device", "gpu"), "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"),
     ],
 )

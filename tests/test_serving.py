@@ -272,9 +272,11 @@ def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_state
     expected = open_router(zoo, adapter, None, 3, "kernel", "cpu")
     asked = expected.index.weights(expected.source.of(batch)).weights
     columns = [expected.index.tasks.index(task) for task in zoo]
-    model = SwitchedModel(base_classifier(toy), zoo, routing=Routing(3, "kernel"))
+    model = SwitchedModel(base_classifier(toy), zoo, routing=Routing(3, "kernel", mix="root"))
     found = model(batch).logits
-    torch.testing.assert_close(found, model(batch, weights=asked[:, columns]).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, model(batch, weights=asked[:, columns].sqrt()).logits, rtol=1e-4, atol=1e-4
+    )
     assert len(asked.unique(dim=0)) > 1
 
 

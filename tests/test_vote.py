@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.routing.vote import VOTES, check_snap, leading_tasks, snap, votes
+from flexswitch.merging.routing.mixing import MIXES, check_mix, check_snap, mixed, snap
+from flexswitch.merging.routing.vote import VOTES, leading_tasks, votes
 
 COUNTS = st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 5))  # samples, neighbours, tasks
 
@@ -118,6 +119,23 @@ def test_snapping_within_0_changes_no_bit():
 def test_shares_as_large_as_the_largest_are_kept():
     even = np.full((1, 10), 0.1, np.float32)
     np.testing.assert_array_equal(snap(even, 0.2), even)
+
+
+@given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
+def test_roots_have_squares_that_sum_to_1_and_shares_stay_as_they_are(seed, counts, kind):
+    samples, count, tasks = counts
+    shares = votes(*neighbours(seed, samples, count, tasks), tasks, kind).astype(np.float32)
+    roots = mixed(shares, "root")
+    assert roots.dtype == np.float32
+    np.testing.assert_allclose(np.square(roots.astype(np.float64)), shares, rtol=1e-6)
+    assert mixed(shares, "share") is shares
+
+
+def test_an_unknown_mix_is_named():
+    assert MIXES == ("share", "root")
+    expected = "--mix: no mix is named 'roots'; did you mean 'root'? (known: share, root)"
+    assert message(UsageError, lambda: check_mix("roots")) == expected
+    assert message(UsageError, lambda: mixed(np.ones((1, 1), np.float32), "roots")) == expected
 
 
 @pytest.mark.parametrize("within", [-0.1, 0.5, math.nan])

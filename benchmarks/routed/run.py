@@ -25,7 +25,7 @@ from report import machine, table, write_section  # noqa: E402  # a sibling, fou
 
 SHARED = "subj"
 OURS = ("--features", "layers:0+4", "--feature-dtype", "bfloat16")  # chosen on training texts
-VOTES = ("--neighbours", "30", "--vote", "kernel")
+VOTES = ("--neighbours", "40", "--mix", "root")
 
 
 class Index(NamedTuple):
@@ -49,6 +49,7 @@ INDEXES = (
         ("--neighbours", "10"),
     ),
     Index("ours, shares up to 0.1 dropped", OURS, "auto-flexswitch", (*VOTES, "--snap", "0.1")),
+    Index("ours, weights that sum to 1", OURS, "auto-flexswitch", ("--neighbours", "40")),
 )
 
 

@@ -128,7 +128,7 @@ def measure(module: nn.Module, zoo: Zoo, batch: Batch, tasks: int, rounds: int) 
     }
     models = [model]
     if tasks == len(zoo) and zoo.record.index is not None:
-        routed = SwitchedModel(module, zoo, routing=Routing(30, "kernel"), cache_bytes=CACHE_BYTES)
+        routed = SwitchedModel(module, zoo, routing=Routing(40, mix="root"), cache_bytes=CACHE_BYTES)
         calls["routed"] = lambda turn: routed(batch)
         models.append(routed)
     if tasks == len(zoo) and count <= _REBUILT:

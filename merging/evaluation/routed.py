@@ -67,8 +67,9 @@ def score_routed(
             if mode == "per-sample":
                 chosen.put(chunk, router.choose(stream[chunk], batch))
             elif mode == "oracle":
-                chosen.weights[chunk] = np.eye(len(tasks), dtype=np.float32)[stream[chunk, 0]]
-            answers = _answers(family, tasks, batch, chosen.weights[chunk], stream[chunk])
+                chosen.shares[chunk] = np.eye(len(tasks), dtype=np.float32)[stream[chunk, 0]]
+            weights = router.weights(chosen.shares[chunk])
+            answers = _answers(family, tasks, batch, weights, stream[chunk])
             taken = time.perf_counter() - started
             correct[chunk] = answers == _true_classes(bench, stream[chunk])
             times.all += taken
@@ -83,9 +84,9 @@ def score_routed(
 
 
 def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
-    counts = confusion(stream[:, 0], chosen.leading, chosen.weights.shape[1])
+    counts = confusion(stream[:, 0], chosen.leading, chosen.shares.shape[1])
     snapped = 100 * float(chosen.snapped.mean())
-    return RoutingScore(accuracy(counts), counts, float(entropy(chosen.weights).mean()), snapped)
+    return RoutingScore(accuracy(counts), counts, float(entropy(chosen.shares).mean()), snapped)
 
 
 def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times) -> None:
@@ -95,7 +96,7 @@ def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Ch
         started = time.perf_counter()
         chosen.put(part, router.choose(stream[part], batch))
         times.all += time.perf_counter() - started
-    chosen.weights[:] = batch_means(stream, chosen.weights)
+    chosen.shares[:] = batch_means(stream, chosen.shares)
 
 
 def _batch_of(bench: Bench, samples: Stream) -> Batch:

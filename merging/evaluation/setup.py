@@ -19,8 +19,9 @@ from flexswitch.merging.evaluation.outputs import declared_kind
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.router import open_router
-from flexswitch.merging.routing.vote import check_snap, check_vote
+from flexswitch.merging.routing.vote import check_vote
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
@@ -42,6 +43,7 @@ class Request:
     device: str = "cpu"
     vote: str = "uniform"
     snap: float = 0.0
+    mix: str = "share"
     engine: Engine = "auto"
 
 
@@ -50,6 +52,7 @@ def open_evaluation(request: Request) -> Evaluation:
     check_device(request.device)
     check_vote(request.vote)
     check_snap(request.snap)
+    check_mix(request.mix)
     zoo = open_zoo(request.zoo)
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
@@ -104,4 +107,4 @@ def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
 def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> StreamRouter:
     """Returns what gives samples their weights, by the features the zoo was indexed with."""
     opened = open_router(zoo, adapter, request.features, request.neighbours, request.vote, request.device)
-    return StreamRouter(opened, examples, request.snap)
+    return StreamRouter(opened, examples, request.snap, request.mix)

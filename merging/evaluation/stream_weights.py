@@ -11,8 +11,8 @@ from torch import Tensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.evaluation.data import Batch, Examples
 from flexswitch.merging.routing.features import ModelFeatures
+from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.router import Router
-from flexswitch.merging.routing.vote import snap
 
 Stream = NDArray[np.int64]  # (sample, 2): a task's number and the row of its file
 
@@ -21,16 +21,16 @@ _PUBLISHED_BATCH = 256  # samples of one task over which the published evaluatio
 
 @dataclass(frozen=True)
 class Chosen:
-    """weights: (sample, task) float32; leading: (sample,), the task chosen first; snapped: (sample,)."""
+    """shares: (sample, task) float32; leading: (sample,), the task chosen first; snapped: (sample,)."""
 
-    weights: FloatArray
+    shares: FloatArray
     leading: NDArray[np.int64]
     snapped: NDArray[np.bool_]
 
     def put(self, rows: NDArray[np.int64], other: "Chosen") -> None:
         """Takes over what was chosen for some of the samples."""
-        self.weights[rows], self.leading[rows], self.snapped[rows] = (
-            other.weights,
+        self.shares[rows], self.leading[rows], self.snapped[rows] = (
+            other.shares,
             other.leading,
             other.snapped,
         )
@@ -45,19 +45,24 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StreamRouter:
-    """A zoo's router for the samples of several files. snap: shares of at most this are dropped."""
+    """A zoo's router for the samples of several files. snap, mix: as of mixing.py."""
 
     router: Router
     examples: Mapping[str, Examples]
     snap: float = 0.0
+    mix: str = "share"
 
     def choose(self, samples: Stream, batch: Batch) -> Chosen:
-        """Returns the weights of a batch's samples; tasks are numbered in the order of `examples`."""
+        """Returns the shares of a batch's samples; tasks are numbered in the order of `examples`."""
         found = self.router.index.weights(self._features(samples, batch))
         columns = [self.router.index.tasks.index(task) for task in self.examples]
-        weights = snap(found.weights.numpy(), self.snap)
-        snapped = (weights != found.weights.numpy()).any(1)
-        return Chosen(weights[:, columns], np.argsort(columns)[found.leading.numpy()], snapped)
+        shares = snap(found.weights.numpy(), self.snap)
+        snapped = (shares != found.weights.numpy()).any(1)
+        return Chosen(shares[:, columns], np.argsort(columns)[found.leading.numpy()], snapped)
+
+    def weights(self, shares: FloatArray) -> FloatArray:
+        """Returns the weights of task vectors for shares (sample, task)."""
+        return mixed(shares, self.mix)
 
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
         source = self.router.source

@@ -12,9 +12,9 @@ from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples
 from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source
+from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex, Routed
 from flexswitch.merging.routing.query_set import check_covers, read_query_set
-from flexswitch.merging.routing.vote import snap
 
 _CHUNK = 1024  # samples between two steps of progress
 
@@ -42,9 +42,9 @@ def open_router(
 
 
 def route_file(
-    router: Router, path: Path, examples: Examples, within: float, on_routed: Callable[[str], None]
+    router: Router, path: Path, examples: Examples, within: float, kind: str, on_routed: Callable[[str], None]
 ) -> Routed:
-    """Returns what the samples of a file get, their weights snapped.
+    """Returns what the samples of a file get, their shares snapped within that and mixed by that kind.
 
     `on_routed` hears after each chunk how many are done. In a feature file the samples' tensor has the name
     of their file without its suffix, and `.test` behind it where that has no split. Raises: InputError.
@@ -56,7 +56,7 @@ def route_file(
         found.append(router.index.weights(router.source.rows(task, split, examples, rows)))
         on_routed(f"{rows[-1] + 1:,}")
     routed = Routed(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return routed._replace(weights=torch.from_numpy(snap(routed.weights.numpy(), within)))
+    return routed._replace(weights=torch.from_numpy(mixed(snap(routed.weights.numpy(), within), kind)))
 
 
 def read_samples(path: Path, limit: int | None) -> Examples:

@@ -15,9 +15,9 @@ from flexswitch.merging.evaluation.adapters import CLASSES
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.kinds import FROM_FILE, Kind, parse_kind
+from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
-from flexswitch.merging.routing.vote import snap
 
 _NEIGHBOURS = 5  # where the zoo names no adapter that says how many vote
 
@@ -25,12 +25,13 @@ _NEIGHBOURS = 5  # where the zoo names no adapter that says how many vote
 @dataclass(frozen=True)
 class Routing:
     """How a zoo's query index is asked. neighbours: K, None for the adapter's own; vote: "uniform" or
-    "kernel"; snap: shares of at most this are dropped, and the others scaled.
+    "kernel"; snap: shares of at most this are dropped, and the others scaled; mix: "share" or "root".
     """
 
     neighbours: int | None = None
     vote: str = "uniform"
     snap: float = 0.0
+    mix: str = "share"
 
 
 # A module's hidden states of a batch under the average of some tasks, by their names.
@@ -57,7 +58,7 @@ class ZooRouter:
         neighbours = routing.neighbours or (_NEIGHBOURS if adapter is None else adapter.neighbours)
         self._index = QueryIndex(query_set, neighbours, "cpu", routing.vote)
         self._columns = [self._index.tasks.index(task) for task in zoo]
-        self._module, self._snap, self._averaged = module, routing.snap, averaged
+        self._module, self._routing, self._averaged = module, routing, averaged
 
     def __call__(self, batch: Any) -> Tensor:
         """Returns weights (row, task) float32 on the CPU."""
@@ -71,7 +72,8 @@ class ZooRouter:
             else:
                 features = in_short_parts(dict(given), lambda part: _means(self._module, part, kind))
         found = self._index.weights(features.float())
-        return torch.from_numpy(snap(np.asarray(found.weights), self._snap)[:, self._columns])
+        shares = snap(np.asarray(found.weights), self._routing.snap)
+        return torch.from_numpy(mixed(shares, self._routing.mix)[:, self._columns])
 
 
 class Lazy:
