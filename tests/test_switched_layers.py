@@ -7,6 +7,7 @@ from tiny_models import changed_state
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 ROWS, TASKS = 5, 3
@@ -131,9 +132,36 @@ def test_rows_that_a_layer_does_not_see_first_are_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)
     assert message(InputError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
+        "the module '1' is not given the rows of a batch first, so they can't be told apart there: use "
+        "engine='grouped'"
+    )
+    same = torch.randn(1, 3, 4).expand(2, 3, 4)  # of equal rows nothing is told, and they are counted alone
+    assert message(InputError, lambda: switched(module)[0](same, weights=weights_of(2))) == (
         "the module '1' is given a first dimension of 3, which is no multiple of the batch's 2 rows; rows can't "
         "be told apart there: use engine='grouped'"
     )
+
+
+def test_a_module_that_puts_tokens_first_is_found_where_the_counts_fit_and_auto_answers_it_in_groups():
+    module = nn.Sequential(nn.Linear(4, 4), OrderedTokens(), nn.Linear(4, 4), OrderedTokens())
+    inputs = torch.randn(2, 4, 4)
+    model, _, _ = switched(module)
+    assert "the module '2' is not given the rows of a batch first" in message(
+        InputError, lambda: model(inputs, weights=weights_of(2))
+    )
+    assert_rows(module, inputs, "grouped")
+    assert_rows(module, inputs, "auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows_first_are_known_whatever_the_numbers_are(dtype):
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)).to(dtype)
+    rows = 1e3 * torch.randn(ROWS, 2, 4, dtype=dtype)
+    rows[1] = torch.nan
+    assert layer_of_other_order(module, ["0", "1", "2"], rows, (0, 1)) is None
+    assert layer_of_other_order(module, ["0", "1", "2"], rows, (0, 2)) is None
+    assert unlike_rows(rows[2:3].expand(ROWS, 2, 4)) is None
+    assert unlike_rows({"rows": torch.tensor([4, 4, 5])}) == (0, 2)
 
 
 class OrderedTokens(nn.Module):

@@ -53,10 +53,11 @@ class SwitchedModel(nn.Module):
     dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has
     a layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a
     head with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask"
-    (row, token), nothing is promised: the fused engine leaves it out of its products. The fused engine takes
-    every layer's first dimension to be over the rows of the batch, or over their tokens row by row: a module
-    that puts tokens first takes engine="grouped". For inference: no gradients pass. It may be called from
-    several threads. Move the module to its device and dtype before it is wrapped.
+    (row, token), nothing is promised: the fused engine leaves it out of its products. That engine takes every
+    layer's first dimension to be over the rows of the batch, or over their tokens row by row; two rows of the
+    first batch tell whether it is, and a module that puts tokens first is left to the grouped engine, or
+    refused. For inference: no gradients pass. It may be called from several threads. Move the module to its
+    device and dtype before it is wrapped.
     """
 
     def __init__(
@@ -187,6 +188,8 @@ class SwitchedModel(nn.Module):
     def _is_fused(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> bool:
         if self._engine != "auto":
             return self._engine == "fused"
+        if loaded.fused.misfit(batch) is not None:
+            return False
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
 
@@ -212,7 +215,7 @@ class _Average:
         count = _row_count(batch)
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
-        return self.fused.follow(row_plan(shares, self.units, None, _marks(batch)), call)
+        return self.fused.follow(batch, row_plan(shares, self.units, None, _marks(batch)), call)
 
 
 def _row_count(batch: Any) -> int:
