@@ -50,6 +50,11 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
             ["lambda=1", "objective=none"],
             "lambda=1.0: expected a number above 0, an objective, and no target size",
         ),
+        (["growth=0.7"], "growth=0.7: expected 0 to 1, and objective=none: learning finds its own"),
+        (
+            ["growth=1.5", "objective=none"],
+            "growth=1.5: expected 0 to 1, and objective=none: learning finds its own",
+        ),
         (["bits="], "bits=: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=0,1"], "bits=0,1: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=9"], "bits=9: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),

@@ -181,6 +181,22 @@ def test_an_artifact_is_at_most_the_size_asked_for_and_hardly_less(seed: int, tm
     assert 0.97 * target <= packed <= target
 
 
+def test_without_data_the_same_share_may_be_kept_and_what_is_kept_stand_for_all(tmp_path: Path) -> None:
+    base, finetuned = random_pair(2)
+    settings = ("target_size=4KB", "bits=1", "gates=uniform", "growth=1")
+    allocated(base, finetuned, tmp_path / "task.fsw", *settings)
+    artifact = open_artifact(tmp_path / "task.fsw")
+    shares, masses = [], []
+    for name, record in artifact.header.tensors.items():
+        delta = (finetuned[name] - base[name]).abs().double()
+        if record.kept >= 100:
+            shares.append(record.kept / int((delta > 0).sum()))
+            masses.append(record.scale * record.kept / float(delta.sum()))
+    assert len(shares) >= 3
+    assert max(shares) < 1.2 * min(shares)
+    assert masses == pytest.approx([1] * len(masses), rel=0.15)  # thresholds are tried in steps
+
+
 def test_twice_the_size_leaves_less_error(tmp_path: Path) -> None:
     base, finetuned = random_pair(2)
     errors = []

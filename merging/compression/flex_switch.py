@@ -37,6 +37,7 @@ def flexswitch(
     bits: str = "1,2,4,8",
     granularity: Literal["tensor", "rows"] = "tensor",
     gates: Literal["learned", "uniform"] = "learned",
+    growth: float | None = None,
     batch: int = 16,
     shards: int = 2,
     refit: int = 20,
@@ -53,12 +54,13 @@ def flexswitch(
     0.5% of float32, or 0.16bpp (bits a parameter), for the whole artifact; 0.5% without it and without
     `lambda_`, which weighs the share of float32 instead. bits: candidates of a kept value's bit-width.
     granularity: a threshold a tensor or a row. gates: `uniform` keeps the same share of every tensor and
-    learns the rest. batch: exemplars a step, worked on in so many shards, a thread each. refit: steps that
-    fit the scales anew at the end. crossings: inputs made of two exemplars, for each one (not for `task`).
-    least: exemplars without which nothing is learned. precision: of the products of a step; bfloat16 is
-    several times as fast where the processor has it. effort: how small the
-    blocks are stored. Raises: UsageError on a setting outside its range; InputError where the size can't be
-    met, exemplars are too few, or the divergence does not fall.
+    learns the rest. growth: without data, the power of Σ |τ| over that of what is kept by which scales are
+    larger than those of least squared error, 0 without it; learning finds its own. batch: exemplars a step,
+    worked on in so many shards, a thread each. refit: steps that fit the scales anew at the end. crossings:
+    inputs made of two exemplars, for each one (not for `task`). least: exemplars without which nothing is
+    learned. precision: of the products of a step; bfloat16 is several times as fast where the processor has
+    it. effort: how small the blocks are stored. Raises: UsageError on a setting outside its range; InputError
+    where the size can't be met, exemplars are too few, or the divergence does not fall.
     """
     least_values = {"steps": steps, "batch": batch, "shards": shards, "least": least}
     for name, value in least_values.items():
@@ -68,6 +70,8 @@ def flexswitch(
         raise UsageError(f"refit={refit}, crossings={crossings}, seed={seed}: expected numbers of at least 0")
     if lambda_ is not None and (target_size is not None or objective == "none" or lambda_ <= 0):
         raise UsageError(f"lambda={lambda_}: expected a number above 0, an objective, and no target size")
+    if growth is not None and (objective != "none" or not 0 <= growth <= 1):
+        raise UsageError(f"growth={growth}: expected 0 to 1, and objective=none: learning finds its own")
     widths = _bit_widths(bits)
     guidance = job.guidance
     if objective != "none" and guidance.classroom is None:
@@ -83,7 +87,8 @@ def flexswitch(
         if objective == "none" or guidance.classroom is None:
             if target is None:
                 raise ValueError("the data-free allocation takes a target")
-            return Plan(_compressor(problem, data_free(problem, target, guidance.on_note)), effort)
+            kept = data_free(problem, target, gates == "uniform", growth or 0.0, guidance.on_note)
+            return Plan(_compressor(problem, kept), effort)
         lesson = open_lesson(
             vector, job.task, guidance.classroom, objective, seed, least, crossings, precision, each
         )

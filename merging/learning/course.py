@@ -21,6 +21,7 @@ from flexswitch.merging.learning.start import (
     allocated,
     best_growth,
     first_parameters,
+    made_up,
     relative,
     scale_at,
     uniform,
@@ -79,10 +80,20 @@ def read_problem(
     return Problem(vector, header, units, choices, bits, effort, each)
 
 
-def data_free(problem: Problem, target: int, on_note: Callable[[str], None]) -> list[Hardened]:
-    """Returns what the data-free allocation keeps at a size in bytes. Source: methods, §4."""
+def data_free(
+    problem: Problem, target: int, same_share: bool, growth: float, on_note: Callable[[str], None]
+) -> list[Hardened]:
+    """Returns what is kept at a size in bytes without data. Source: methods, §4.
+
+    It is the allocation of least squared error, or the `same_share` of every unit; growth: the power of
+    `made_up` by which scales are larger than those of least error.
+    """
     packer = problem.packer()
-    kept, _ = allocated(problem.units, problem.choices, _payload_bits(packer, target), packer)
+    bits = _payload_bits(packer, target)
+    kept, factors = allocated(problem.units, problem.choices, bits, packer)
+    if same_share:
+        kept = uniform(problem.units, problem.choices, bits, factors)
+    kept = made_up(problem.choices, kept, growth)
     fitted, found = _fitted(problem, kept, packer, target)
     _note_missed(found, target, on_note)
     return fitted
