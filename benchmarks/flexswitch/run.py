@@ -9,7 +9,6 @@ done again. Sizes are those of the compressed tensors; a task's head is stored r
 
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ from measure import Workshop, data_free, individual, learned, mean, scored, sear
 from report import machine, table, write_section  # noqa: E402
 
 # kB of compressed tensors → steps of learning and seeds; with the heads, 19 kB on average, 265 are 0.10 and
-# 435 are 0.16 bits a parameter.
-LEARNED = {265: (100, 1), 50: (100, 2)}
-# Other sizes → steps, on the tasks with short texts alone.
-LEARNED_FEW = {1000: 60}
-FEW = ("banking77", "cola", "trec6")
-SEARCHED_SIZES = {"t-switch": (435, 50), "compeft": (435, 50), "dare": (435, 50)}
+# 435 are 0.16 bits a parameter. Large sizes begin near the fine-tuned model and take fewer steps.
+LEARNED = {2000: (40, 2), 1000: (60, 1), 435: (100, 2), 265: (100, 2), 130: (100, 2), 50: (100, 2)}
+SEARCHED_SIZES = {"t-switch": (2000, 435, 50), "compeft": (2000, 435, 50), "dare": (2000, 435, 50)}
 DATA_FREE_SIZES = (435, 50)
+# The allocation of least squared error, and the same share of every tensor at larger scales.
+DATA_FREE = {"data-free": (), "data-free, same share": ("gates=uniform", "growth=0.7")}
 FIXED = {
     "bitdelta": [()],
     "tvq": [("bits=2",), ("bits=3",)],
@@ -40,27 +38,27 @@ def main() -> None:
     rows = {"individual": [individual(shop)]}
     for method, sizes in SEARCHED_SIZES.items():
         rows[method] = [searched(shop, method, size) for size in sizes]
-    rows["data-free"] = [data_free(shop, size) for size in DATA_FREE_SIZES]
+    for method, settings in DATA_FREE.items():
+        rows[method] = [data_free(shop, size, settings) for size in DATA_FREE_SIZES]
     for method, choices in FIXED.items():
         rows[method] = [scored(shop, method, settings, {}) for settings in choices]
     rows["flexswitch"] = [
         learned(shop, size, steps, seed) for size, (steps, seeds) in LEARNED.items() for seed in range(seeds)
     ]
-    few = replace(shop, only=FEW)
-    short = [learned(few, size, steps, 0) for size, steps in LEARNED_FEW.items()]
-    draw_curve(rows, HERE.parent.parent / "docs" / "flexswitch.png")
-    section = report(shop, rows, short)
+    means = {method: merged(scores) for method, scores in rows.items()}
+    draw_curve(means, HERE.parent.parent / "docs" / "flexswitch.png")
+    section = report(shop, rows["flexswitch"], means)
     write_section("flexswitch", section)
     print(section)
 
 
-def report(shop: Workshop, rows: dict[str, list[dict[str, Any]]], short: list[dict[str, Any]]) -> str:
-    """Returns the section for docs/benchmarks.md."""
+def report(shop: Workshop, learned_rows: list[dict[str, Any]], means: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns the section for docs/benchmarks.md; means: of each method, over seeds."""
     parameters = shop.vector(shop.tasks[0]).parameters
-    best = rows["individual"][0]
+    best = means["individual"][0]
     by_task = [["individual", *(f"{best['accuracy'][task]:.1f}" for task in shop.tasks),
                 f"{mean(best['accuracy']):.2f}", "–", "–", "–"]]  # fmt: skip
-    for row in rows["flexswitch"]:
+    for row in learned_rows:
         told = ", ".join(
             text.replace("=", " ") for text in row["settings"] if text.startswith(("steps", "seed"))
         )
@@ -75,16 +73,13 @@ def report(shop: Workshop, rows: dict[str, list[dict[str, Any]]], short: list[di
             ]
         )
     curve = []
-    for method, scores in rows.items():
+    for method, scores in means.items():
         if method == "individual":
             continue
-        for row in sorted(merged(scores), key=lambda row: mean(row["payload"])):
+        for row in sorted(scores, key=lambda row: mean(row["payload"])):
             curve.append([method, told_settings(row), f"{mean(row['payload']) / 1e3:,.0f}",
                           f"{8 * mean(row['payload']) / parameters:.3f}", f"{mean(row['accuracy']):.2f}",
                           f"{mean(row['accuracy']) - mean(best['accuracy']):+.2f}"])  # fmt: skip
-    others = [[method, *of_few(row)] for method, scores in rows.items() for row in scores]
-    others += [["flexswitch", *of_few(row)] for row in short]
-    others.sort(key=lambda line: int(line[2].replace(",", "")))
     return f"""## FlexSwitch on eight text tasks
 
     python benchmarks/flexswitch/run.py --data DIR --models benchmarks/text8/cache
@@ -108,37 +103,25 @@ Where several seeds were learned their mean is given:
 
 {table(["method", "setting", "kB", "bits", "average", "lost"], curve)}
 
-![accuracy against bytes](flexswitch.png)
-
-The same on {", ".join(FEW)} alone, where FlexSwitch was learned at more sizes:
-
-{table(["method", "setting", "kB", *FEW, "average"], others)}"""
+![accuracy against bytes](flexswitch.png)"""
 
 
-def of_few(row: dict[str, Any]) -> list[str]:
-    """Returns a line of the table of few tasks, from its second column on."""
-    scores = [row["accuracy"][task] for task in FEW]
-    return [
-        told_settings(row, same=("precision", "crossings")),
-        f"{statistics.mean(row['payload'][task] for task in FEW) / 1e3:,.0f}",
-        *(f"{score:.1f}" for score in scores),
-        f"{statistics.mean(scores):.2f}",
-    ]
-
-
-def told_settings(row: dict[str, Any], same: tuple[str, ...] = ("precision", "crossings", "seed")) -> str:
+def told_settings(row: dict[str, Any]) -> str:
     """Returns the settings that rows differ in."""
-    return ", ".join(text for text in row.get("settings", []) if not text.startswith(same))
+    same = ("precision", "crossings", "seed")
+    return ", ".join(text for text in row["settings"] if not text.startswith(same))
 
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns rows that differ in the seed alone as one, their mean."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        texts = tuple(text for text in row["settings"] if not text.startswith("seed="))
+        texts = tuple(text for text in row.get("settings", []) if not text.startswith("seed="))
         groups.setdefault((*texts, f"{mean(row['payload']) / 1e5:.1f}"), []).append(row)
     return [
-        {
+        group[0]
+        if len(group) == 1
+        else {
             "settings": group[0]["settings"],
             "payload": {"mean": statistics.mean(mean(row["payload"]) for row in group)},
             "accuracy": {"mean": statistics.mean(mean(row["accuracy"]) for row in group)},

@@ -41,22 +41,25 @@ BATCHES = (1, 16, 64, 256)
 TASKS = (8, 64, 256)
 CACHE_BYTES = 6 << 30
 LENGTH = 48  # tokens at most, as in training
+FULL = 24  # tokens of every text in the batches without padding
+UNPADDED = (64,)  # samples of such batches
 _REBUILT = 64  # samples, up to which the naive way is measured too
 MIXED = 0.3  # share of the samples that two tasks answer
 
 Batch = dict[str, Tensor]
 
 
-def samples(data: Path, adapter: Any, tasks: list[str], count: int) -> Batch:
-    """Returns a mixed batch of test texts."""
+def samples(data: Path, adapter: Any, tasks: list[str], count: int, full: bool = False) -> Batch:
+    """Returns a mixed batch of test texts; `full`: of texts that have FULL tokens, cut there."""
     generator = np.random.default_rng(0)
     texts: list[str] = []
     for task in tasks:
         inputs = read_examples(task_file(data, task, "test"), labelled=False).inputs
-        texts += [str(text) for text in inputs[: -(-count // len(tasks))]]
+        suiting = [str(text) for text in inputs if not full or len(str(text).split()) >= FULL]
+        texts += suiting[: -(-count // len(tasks)) * (len(tasks) if full else 1)]
     chosen = [texts[index] for index in generator.permutation(len(texts))[:count]]
     batch = adapter.batch(chosen)
-    longest = int(batch["attention_mask"][:, :LENGTH].sum(1).max())
+    longest = FULL if full else int(batch["attention_mask"][:, :LENGTH].sum(1).max())
     return {name: tensor[:, :longest] for name, tensor in batch.items()}
 
 
@@ -157,25 +160,38 @@ def main() -> None:
             name, _, path = text.partition("=")
             zoo = open_zoo(path)
             for tasks in options.tasks:
-                for count in options.batches:
-                    batch = samples(options.data, adapter, list(zoo), count)
+                shapes = [(count, False) for count in options.batches]
+                shapes += [(count, True) for count in UNPADDED if count in options.batches]
+                for count, full in shapes:
+                    batch = samples(options.data, adapter, list(zoo), count, full)
+                    padding = 1 - float(batch["attention_mask"].float().mean())
                     found = measure(module, zoo, batch, tasks, options.rounds)
                     ratios = [
                         f"{found[way] / found['base']:.2f}×" if way in found else "–"
                         for way in ("switched", "routed", "naive")
                     ]
-                    body.append([name, str(tasks), str(count), f"{1e3 * found['base']:.0f} ms", *ratios])
+                    body.append(
+                        [
+                            name,
+                            str(tasks),
+                            str(count),
+                            f"{padding:.0%}",
+                            f"{1e3 * found['base']:.0f} ms",
+                            *ratios,
+                        ]
+                    )
                     print(body[-1], flush=True)
-    header = ["task vectors", "tasks", "batch", "base", "switched", "routed too", "naive"]
+    header = ["task vectors", "tasks", "batch", "padding", "base", "switched", "routed too", "naive"]
     section = f"""## Switching: time of a batch over one forward pass of the base
 
     python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
 
 MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
-median of {options.rounds} rounds, all ways in turn. *Switched*: the weights are given, other ones in every
-round; seven samples in ten have one task, the others two. *Routed too*: features, search and answer, of zoos
-indexed as under *per-sample switching*. *Naive* rebuilds the weights of each weight vector from dense
-deltas. {torch.get_num_threads()} threads. Measured on {machine()}.
+median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a batch: the base computes it,
+switching leaves it out of its products; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*: the
+weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
+too*: features, search and answer, of zoos indexed as under *per-sample switching*. *Naive* rebuilds the
+weights of each weight vector from dense deltas. {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(header, body)}"""
     write_section("switching", section)
