@@ -223,22 +223,28 @@ def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
     )
 
 
-@pytest.mark.parametrize("nearer", ["uniform", "allocated"])
-def test_learning_starts_from_what_has_the_smaller_loss(
+@pytest.mark.parametrize("nearer", ["uniform", "relative", "absolute"])
+def test_learning_starts_from_what_has_the_smallest_loss(
     nearer: str, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the same share of every unit, and the allocation by errors in units of each one's mean square."""
+    """Of the same share of every unit, and the allocations by errors over each one's mean square, and as such."""
     starts: dict[str, list[Hardened]] = {}
     firsts: list[list[Hardened]] = []
-    losses = iter([1.0, 3.0, 3.0, 2.0, 4.0, 4.0] if nearer == "uniform" else [3.0, 4.0, 4.0, 2.0, 2.5, 2.5])
+    losses = iter(
+        loss  # of a start's first power, then of one larger and one smaller
+        for name in ("uniform", "relative", "absolute")
+        for loss in ([1.0, 3.0, 3.0] if name == nearer else [2.0, 4.0, 4.0])
+    )
     plain, plain_uniform = course.allocated, course.uniform
 
     def allocated(units: list[Unit], choices: list[Choices], *rest: Any) -> Any:
+        name = "absolute" if "relative" in starts else "relative"
         for unit, each in zip(units, choices, strict=True):
-            nothing = float(np.square(unit.delta.astype(np.float64)).mean()) / unit.rms**2
-            assert each.errors[0] == pytest.approx(nothing * unit.entries, rel=1e-5)
+            nothing = float(np.square(unit.delta.astype(np.float64)).sum())
+            size = unit.rms**2 if name == "relative" else 1.0
+            assert each.errors[0] == pytest.approx(nothing / size, rel=1e-5)
         found = plain(units, choices, *rest)
-        starts["allocated"] = found[0]
+        starts[name] = found[0]
         return found
 
     def uniform(*given: Any) -> Any:
@@ -257,7 +263,7 @@ def test_learning_starts_from_what_has_the_smaller_loss(
         school.learn(tmp_path / "birds.fsw")
     thresholds = {name: [each.thresholds[0] for each in start] for name, start in starts.items()}
     assert [each.thresholds[0] for each in firsts[0]] == thresholds[nearer]
-    assert thresholds["uniform"] != thresholds["allocated"]
+    assert len({tuple(each) for each in thresholds.values()}) == 3
 
 
 def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(

@@ -50,6 +50,11 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
             ["lambda=1", "objective=none"],
             "lambda=1.0: expected a number above 0, an objective, and no target size",
         ),
+        (["gates=allocated"], "gates=allocated: expected learned or uniform with objective=kl"),
+        (
+            ["gates=learned", "objective=none"],
+            "gates=learned: expected uniform or allocated with objective=none",
+        ),
         (["growth=0.7"], "growth=0.7: expected 0 to 1, and objective=none: learning finds its own"),
         (
             ["growth=1.5", "objective=none"],
@@ -60,7 +65,7 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
         (["bits=9"], "bits=9: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=two"], "bits=two: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["objective=best"], "--set objective=best: Input should be 'kl', 'mse', 'task' or 'none'"),
-        (["gates=none"], "--set gates=none: Input should be 'learned' or 'uniform'"),
+        (["gates=none"], "--set gates=none: Input should be 'learned', 'uniform' or 'allocated'"),
         (["granularity=row"], "--set granularity=row: Input should be 'tensor' or 'rows'"),
         (["precision=half"], "--set precision=half: Input should be 'float32' or 'bfloat16'"),
         (["lambda=inf"], "--set lambda=inf: expected a finite number"),

@@ -26,7 +26,7 @@ LEARNED = {2000: (40, 2), 1000: (60, 1), 435: (100, 2), 265: (100, 2), 130: (100
 SEARCHED_SIZES = {"t-switch": (2000, 435, 50), "compeft": (2000, 435, 50), "dare": (2000, 435, 50)}
 DATA_FREE_SIZES = (435, 50)
 # The allocation of least squared error, and the same share of every tensor at larger scales.
-DATA_FREE = {"data-free": (), "data-free, same share": ("gates=uniform", "growth=0.7")}
+DATA_FREE = {"data-free": (), "data-free, allocated": ("gates=allocated",)}
 FIXED = {
     "bitdelta": [()],
     "tvq": [("bits=2",), ("bits=3",)],

@@ -15,7 +15,8 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoint import Checkpoint, read_config
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
+from flexswitch.merging.evaluation.data import Batch, Examples, read_examples, task_file
+from flexswitch.merging.evaluation.short_parts import short_parts
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.learning.crossing import crossed
 from flexswitch.merging.learning.objective import (
@@ -33,6 +34,7 @@ from flexswitch.merging.routing.build import draw
 from flexswitch.merging.task_vector import TaskVector, restored_tensors
 
 _ANSWERED_TOGETHER = 25
+_TOGETHER = 4  # examples of a step that are padded to the longest of them
 _MOST_HELD_OUT = 100
 
 
@@ -76,15 +78,26 @@ class Lesson:
     def _loss(self, rows: list[int], weight: float) -> Loss:
         def loss(model: nn.Module) -> Tensor:
             batch = self.objective.batch(self.lessons.examples, rows)
-            with self.objective.precise():
-                found = self.objective.outputs(model, batch)
-            return weight * self.objective.loss(found, self.lessons, rows, batch)
+            return torch.stack(
+                [
+                    weight
+                    * len(places)
+                    / len(rows)
+                    * self._part_loss(model, [rows[place] for place in places], part)
+                    for places, part in short_parts(batch, _TOGETHER)
+                ]
+            ).sum()
 
         return loss
 
+    def _part_loss(self, model: nn.Module, rows: list[int], batch: Batch) -> Tensor:
+        with self.objective.precise():
+            found = self.objective.outputs(model, batch)
+        return self.objective.loss(found, self.lessons, rows, batch)
+
     def loss(self, each: Each) -> float:
         """Returns the model's mean loss on the exemplars."""
-        parts = _parts(len(self.taught))
+        parts = _parts(self.taught.examples)
 
         def score(number: int) -> float:
             rows = parts[number]
@@ -97,7 +110,7 @@ class Lesson:
 
     def divergence(self, taught: Taught, each: Each) -> tuple[float, float]:
         """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
-        parts = _parts(len(taught))
+        parts = _parts(taught.examples)
 
         def score(number: int) -> tuple[float, int, int]:
             rows = parts[number]
@@ -216,16 +229,18 @@ def _load(
 def _taught(
     objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: Each
 ) -> Taught:
-    parts = _parts(len(examples))
+    parts = _parts(examples)
     found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))
     answers = [answer for part in found for answer in part.answers]
-    return Taught(examples, answers, found[0].kind)
+    places = np.argsort(np.concatenate(parts))
+    return Taught(examples, [answers[place] for place in places], found[0].kind)
 
 
-def _parts(count: int) -> list[list[int]]:
+def _parts(examples: Examples) -> list[list[int]]:
+    """Returns the rows of all examples, those of like length together."""
+    rows = examples.by_length(np.arange(len(examples)))
     return [
-        list(range(start, min(start + _ANSWERED_TOGETHER, count)))
-        for start in range(0, count, _ANSWERED_TOGETHER)
+        part.tolist() for part in np.split(rows, range(_ANSWERED_TOGETHER, len(rows), _ANSWERED_TOGETHER))
     ]
 
 

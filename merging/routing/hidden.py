@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.evaluation.short_parts import short_parts
 
 _TOGETHER = 16  # samples that are padded to the longest of them
 
@@ -46,23 +47,14 @@ def pooled_mean(module: nn.Module, batch: Batch) -> Tensor:
 def in_short_parts(batch: Batch, means: Callable[[Batch], Tensor]) -> Tensor:
     """Returns what `means` gives for a batch, (sample, width), with little computed for padding.
 
-    Samples of like length are taken together, and cut behind the longest of them. A batch that is padded on
-    the left, or not at all, is taken whole.
+    Samples of like length are taken together.
     """
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2 or len(mask) <= _TOGETHER or bool((mask[:, 1:] > mask[:, :-1]).any()):
+    parts = short_parts(batch, _TOGETHER)
+    if len(parts) == 1:
         return means(batch)
-    lengths = mask.sum(1)
-    order = torch.argsort(lengths, stable=True)
-    found = []
-    for rows in torch.split(order, _TOGETHER):
-        longest = max(1, int(lengths[rows[-1]]))
-        found.append(means({name: _cut(part[rows], mask.shape[1], longest) for name, part in batch.items()}))
-    return torch.cat(found)[torch.argsort(order)]
-
-
-def _cut(part: Tensor, tokens: int, longest: int) -> Tensor:
-    return part[:, :longest] if part.dim() > 1 and part.shape[1] == tokens else part
+    return torch.cat([means(part) for _, part in parts])[
+        torch.argsort(torch.cat([rows for rows, _ in parts]))
+    ]
 
 
 def layer_count(module: nn.Module) -> int:
