@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes
+from flexswitch.merging.switching.dense_codes import add_products as add_code_products
 from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.row_plan import Given, RowPlan, TaskRows
 from flexswitch.merging.switching.sparse_rows import SparseRows
@@ -25,9 +27,10 @@ def add_products(
 ) -> None:
     """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, if any.
 
-    out: (token, out) and contiguous, `each` tokens a row. Sparse products come last.
+    out: (token, out) and contiguous, `each` tokens a row. Codes and sparse products come last.
     """
     sparse: list[tuple[TaskRows, SparseRows, Tensor]] = []
+    codes: list[CodesPart] = []
     with _summed(out) as total:
         for task in plan.tasks:
             matrix, vector = (task.units.get(unit or "") for unit in (weight, bias))
@@ -39,9 +42,13 @@ def add_products(
                 _add_by_torch(task, matrix, shift, given.tokens, total, each)
             elif isinstance(inner, SparseRows):
                 sparse.append((task, inner, shift))
+            elif isinstance(inner, DenseCodes):
+                codes.append(CodesPart(inner, *task.tokens(each), shift.numpy()))
             else:
                 places, factors = task.tokens(each)
                 inner.add_product(given.inputs, places, factors, shift.numpy(), total.numpy())
+        if codes:
+            add_code_products(codes, given.inputs, total.numpy())
         if sparse:
             _add_sparse(sparse, given.inputs, total.numpy(), each)
 

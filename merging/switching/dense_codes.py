@@ -5,7 +5,9 @@ are summed exactly in 32 bits. So the error is that of rounding an input to 16 o
 result depends on nothing else in the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.inputs import Digits, Inputs
 from flexswitch.merging.switching.threads import in_parts
 
 Ids = NDArray[np.int64]
@@ -78,17 +80,54 @@ class DenseCodes:
 
         inputs: (token, column), shift: (row,), out: (token, row).
         """
-        digits, units = inputs.digits(self.digits)
-        count = len(places)
-        taken = np.empty((self.digits, count, self.shape[1]), np.int8)
-        for digit in range(self.digits):
-            np.take(digits[digit], places, axis=0, out=taken[digit], mode="clip")
-        flat = torch.from_numpy(taken).view(-1, self.shape[1])
-        sums = torch._int_mm(flat, torch.from_numpy(self.codes).t()).view(self.digits, count, -1).numpy()
-        steps = units[places] * np.float32(self.step)
-        in_parts(
-            lambda start, stop: _join(sums, places, factors, steps, shift, out, start, stop), count, sums.size
-        )
+        add_products([CodesPart(self, places, factors, shift)], inputs, out)
+
+
+class CodesPart(NamedTuple):
+    """One task's part in a layer: see `DenseCodes.add_product`."""
+
+    unit: DenseCodes
+    places: Ids
+    factors: FloatArray
+    shift: FloatArray
+
+
+def add_products(parts: Sequence[CodesPart], inputs: Inputs, out: FloatArray) -> None:
+    """Adds several tasks' parts to a layer's output, one after the other; out: (token, row)."""
+    for digits in sorted({part.unit.digits for part in parts}):
+        own = [part for part in parts if part.unit.digits == digits and len(part.places)]
+        if own:
+            _add_of_digits(own, inputs, digits, out)
+
+
+def _add_of_digits(parts: Sequence[CodesPart], inputs: Inputs, digits: int, out: FloatArray) -> None:
+    """Gathers and joins all parts at once; the products alone are each task's own."""
+    whole, units = inputs.digits(digits)
+    starts = np.cumsum([0, *(len(part.places) for part in parts)])
+    places, factors = (np.concatenate([part[field] for part in parts]) for field in (1, 2))
+    taken = np.empty((digits * len(places), whole.shape[2]), np.int8)
+    in_parts(lambda first, last: _gather(whole, places, starts, taken, first, last), len(parts), taken.size)
+    numbers, sums = torch.from_numpy(taken), torch.empty(len(taken), out.shape[1], dtype=torch.int32)
+    ends = (digits * starts).tolist()
+    for part, start, stop in zip(parts, ends[:-1], ends[1:], strict=True):
+        torch._int_mm(numbers[start:stop], torch.from_numpy(part.unit.codes).t(), out=sums[start:stop])
+    steps = np.array([part.unit.step for part in parts], np.float32)
+    shifts = np.stack([part.shift for part in parts])
+    arrays = (sums.numpy(), digits, places, factors, units, steps, shifts, starts, out)
+    in_parts(lambda first, last: _join(*arrays, first, last), out.shape[1], sums.numel())
+
+
+@compiled
+def _gather(whole: Digits, places: Ids, starts: Ids, taken: Codes, first: int, last: int) -> None:
+    """Copies the digits of each part's tokens, all of one digit together."""
+    for part in range(first, last):
+        count = starts[part + 1] - starts[part]
+        for digit in range(whole.shape[0]):
+            begin = whole.shape[0] * starts[part] + digit * count
+            for index in range(count):
+                line, source = taken[begin + index], whole[digit, places[starts[part] + index]]
+                for column in range(line.size):
+                    line[column] = source[column]
 
 
 @compiled
@@ -118,24 +157,33 @@ def _add_rows(
 @compiled
 def _join(
     sums: NDArray[np.int32],
+    digits: int,
     places: Ids,
     factors: FloatArray,
+    units: FloatArray,
     steps: FloatArray,
-    shift: FloatArray,
+    shifts: FloatArray,
+    starts: Ids,
     out: FloatArray,
     first: int,
     last: int,
 ) -> None:
-    for token in range(first, last):
-        line, factor, step = out[places[token]], factors[token], steps[token]
-        if sums.shape[0] == 2:
-            high, low = sums[0, token], sums[1, token]
-            for row in range(line.size):
-                total = np.float32(256) * np.float32(high[row]) + np.float32(low[row])
-                line[row] += factor * (step * total + shift[row])
-        else:
-            high, middle, low = sums[0, token], sums[1, token], sums[2, token]
-            for row in range(line.size):
-                upper = np.float32(256) * np.float32(high[row]) + np.float32(middle[row])
-                total = np.float32(256) * upper + np.float32(low[row])
-                line[row] += factor * (step * total + shift[row])
+    """Adds the parts to some columns of the output, in the order of the parts."""
+    for part in range(steps.size):
+        count, shift = starts[part + 1] - starts[part], shifts[part, first:last]
+        for index in range(count):
+            token, begin = starts[part] + index, digits * starts[part] + index
+            factor, step = factors[token], units[places[token]] * steps[part]
+            line = out[places[token], first:last]
+            if digits == 2:
+                high, low = sums[begin, first:last], sums[begin + count, first:last]
+                for row in range(line.size):
+                    total = np.float32(256) * np.float32(high[row]) + np.float32(low[row])
+                    line[row] += factor * (step * total + shift[row])
+            else:
+                high, middle = sums[begin, first:last], sums[begin + count, first:last]
+                low = sums[begin + 2 * count, first:last]
+                for row in range(line.size):
+                    upper = np.float32(256) * np.float32(high[row]) + np.float32(middle[row])
+                    total = np.float32(256) * upper + np.float32(low[row])
+                    line[row] += factor * (step * total + shift[row])
