@@ -1,5 +1,7 @@
 """Layers of every kind inside a switched module against the module that holds the mixed weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from checkpoints import memory_pair, message
@@ -213,6 +215,33 @@ def test_padding_on_either_side_changes_nothing_for_the_other_tokens(left):
         )
         own = mask[row] == 1
         torch.testing.assert_close(found[row, own], expected[0, own], rtol=1e-4, atol=1e-5)
+
+
+class Pictured(Masked):
+    """Has another stream of tokens, by chance as many as the text has."""
+
+    def __init__(self, is_encoder_decoder=False):
+        super().__init__()
+        self.picture = nn.Linear(2, 3)
+        self.config = SimpleNamespace(is_encoder_decoder=is_encoder_decoder)
+
+    def forward(self, tokens, attention_mask, pixels=None):
+        places = torch.zeros(*tokens.shape, 2) if pixels is None else pixels.flatten(2).mT
+        return super().forward(tokens, attention_mask) + self.picture(places + 1)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "picture"])
+def test_a_mask_that_may_not_be_of_all_tokens_leaves_nothing_out(kind):
+    torch.manual_seed(3)
+    model, _, _ = switched(Pictured(is_encoder_decoder=kind == "decoder"))
+    mask = torch.ones(ROWS, 8, dtype=torch.long)
+    mask[:, 2:] = 0
+    batch = {"tokens": torch.randint(6, (ROWS, 8))}
+    if kind == "picture":
+        batch["pixels"] = torch.randn(ROWS, 2, 2, 4)
+    found = model({**batch, "attention_mask": mask}, weights=weights_of())
+    whole = model({**batch, "attention_mask": torch.ones_like(mask)}, weights=weights_of())
+    assert torch.equal(found, whole)
 
 
 @pytest.mark.parametrize(("padding", "computed"), [(0, 40), (3, 40), (6, 34), (20, 20)])

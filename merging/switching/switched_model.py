@@ -183,7 +183,7 @@ class SwitchedModel(nn.Module):
             numbers = shares.argmax(1) if heads is None else _numbers(heads, loaded.tasks, count)
         elif heads is not None:
             raise InputError("heads were named, but the module has no layer for heads of the tasks' own")
-        return row_plan(np.float32(self._lambda) * shares, loaded.units, numbers, _marks(batch))
+        return row_plan(np.float32(self._lambda) * shares, loaded.units, numbers, _marks(batch, self.module))
 
     def _is_fused(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> bool:
         if self._engine != "auto":
@@ -215,19 +215,32 @@ class _Average:
         count = _row_count(batch)
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
-        return self.fused.follow(batch, row_plan(shares, self.units, None, _marks(batch)), call)
+        return self.fused.follow(
+            batch, row_plan(shares, self.units, None, _marks(batch, self.fused.module)), call
+        )
 
 
 def _row_count(batch: Any) -> int:
     return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
 
 
-def _marks(batch: Any) -> NDArray[np.bool_] | None:
-    """Returns which tokens are no padding, (row, token), where the batch tells."""
+def _marks(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
+    """Returns which tokens are no padding, (row, token), where the batch tells.
+
+    Where it holds tokens of another kind too, as an image's or a decoder's, a layer's could be either: None.
+    """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None or mask.dim() != 2:
+    if mask is None or mask.dim() != 2 or getattr(_config_of(module), "is_encoder_decoder", False):
+        return None
+    others = [each for each in batch.values() if isinstance(each, Tensor) and each.dim() > 1]
+    if any(each.shape[:2] != mask.shape for each in others):
         return None
     return mask.cpu().numpy() != 0  # type: ignore[no-any-return]
+
+
+def _config_of(module: nn.Module) -> Any:
+    """Returns the configuration of the first transformers model inside, None without one."""
+    return next((each.config for each in module.modules() if hasattr(each, "config")), None)
 
 
 def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
