@@ -10,8 +10,8 @@ from sparse_tensors import header, write_artifact
 from flexswitch.codecs.container import open_artifact
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
-from flexswitch.merging.switching import threads
-from flexswitch.merging.switching.dense_codes import DenseCodes
+from flexswitch.merging.switching import dense_codes, threads
+from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes, add_products
 from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.sparse_rows import SparseRows
@@ -154,6 +154,28 @@ def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
             assert np.array_equal(product(np.arange(300)), whole)
     finally:
         torch.set_num_threads(threads_before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), most=st.integers(1, 3000))
+def test_several_tasks_codes_are_added_as_one_after_the_other(seed, most):
+    generator = np.random.default_rng(seed)
+    columns, rows, tokens = (int(generator.integers(2, high)) for high in (40, 30, 60))
+    inputs = Inputs(generator.normal(size=(tokens, columns)).astype(np.float32))
+    parts = []
+    for number in range(int(generator.integers(1, 6))):
+        codes = generator.integers(-3, 4, (rows, columns)).astype(np.int8)
+        unit = DenseCodes(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
+        places = np.flatnonzero(generator.random(tokens) < (0.5 if number else 0))  # the first has no tokens
+        factors, shift = (generator.normal(size=size).astype(np.float32) for size in (len(places), rows))
+        parts.append(CodesPart(unit, places, factors, shift))
+    together, apart = (np.ones((tokens, rows), np.float32) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_codes, "_MOST_SUMS", most)
+        add_products(parts, inputs, together)
+    for part in parts:
+        part.unit.add_product(inputs, part.places, part.factors, part.shift, apart)
+    assert np.array_equal(together, apart)
 
 
 def test_a_zero_point_shifts_the_codes(folder):

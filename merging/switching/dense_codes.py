@@ -23,6 +23,7 @@ Ids = NDArray[np.int64]
 Codes = NDArray[np.int8]
 
 LARGEST_CODE = 127
+_MOST_SUMS = 1 << 24  # whole numbers that are held at once for several tasks
 # A delta this much smaller than the base's weights needs a byte less for the sum to have float32's precision.
 _SMALL = 1 / 16
 
@@ -96,8 +97,21 @@ def add_products(parts: Sequence[CodesPart], inputs: Inputs, out: FloatArray) ->
     """Adds several tasks' parts to a layer's output, one after the other; out: (token, row)."""
     for digits in sorted({part.unit.digits for part in parts}):
         own = [part for part in parts if part.unit.digits == digits and len(part.places)]
-        if own:
-            _add_of_digits(own, inputs, digits, out)
+        for together in _in_runs(own, _MOST_SUMS // (digits * max(1, out.shape[1]))):
+            _add_of_digits(together, inputs, digits, out)
+
+
+def _in_runs(parts: Sequence[CodesPart], most: int) -> list[list[CodesPart]]:
+    """Returns the parts in runs of at most so many tokens; one part is a run whatever it has."""
+    runs: list[list[CodesPart]] = []
+    tokens = 0
+    for part in parts:
+        tokens += len(part.places)
+        if not runs or tokens > most:
+            runs.append([])
+            tokens = len(part.places)
+        runs[-1].append(part)
+    return runs
 
 
 def _add_of_digits(parts: Sequence[CodesPart], inputs: Inputs, digits: int, out: FloatArray) -> None:
