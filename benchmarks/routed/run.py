@@ -48,7 +48,6 @@ INDEXES = (
         "auto-switch",
         ("--neighbours", "10"),
     ),
-    Index("ours, shares up to 0.1 dropped", OURS, "auto-flexswitch", (*VOTES, "--snap", "0.1")),
     Index("ours, weights that sum to 1", OURS, "auto-flexswitch", ("--neighbours", "40")),
 )
 
