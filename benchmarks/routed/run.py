@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -122,7 +120,6 @@ def rows_of(
                 f"{row['average']:.2f}",
                 f"{row['average'] - oracle:+.2f}" if routed and oracle else "–",
                 f"{row['weight_entropy']:.2f}" if routed else "–",
-                f"{row['time_over_base']:.2f}×",
                 confused(document["tasks"], row["confusion"]) if routed else "–",
             ]
         )
@@ -154,7 +151,7 @@ def main() -> None:
                 body += rows_of(name, len(document["tasks"]), index, document, oracle)
     whole = "whole test files" if options.limit is None else f"the first {options.limit} test texts of a task"
     header = ["task vectors", "tasks", "index", "weights", "routing", "average", "to the oracle",
-              "bits", "time", "largest confusions"]  # fmt: skip
+              "bits", "largest confusions"]  # fmt: skip
     section = f"""## Per-sample switching on eight text tasks
 
     python benchmarks/routed/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
@@ -163,9 +160,8 @@ MiniLM-L6, {whole}, one mixed, shuffled stream in batches of 64, 100 exemplars a
 said, each sample under the head of its own task. *Published*: 10 neighbours with equal votes. *Ours*:
 `flexswitch index {" ".join(OURS)}`, a learned metric of rank 32, `flexswitch eval {" ".join(VOTES)}`;
 layers and votes were chosen on training texts. *Routing* is the share of samples whose own task leads,
-*bits* the mean entropy of the weights; *time* is features, search and answer over one float32 forward
-pass of the base on the same batches, {torch.get_num_threads()} threads. sst2 and subj share source
-sentences. Measured on {machine()}.
+*bits* the mean entropy of the shares of the votes. sst2 and subj share source sentences. What all this takes
+stands under *switching*. Measured on {machine()}.
 
 {table(header, body)}"""
     write_section("routed", section)
