@@ -24,9 +24,11 @@ from report import machine, table, write_section  # noqa: E402
 # 435 are 0.16 bits a parameter. Large sizes begin near the fine-tuned model and take fewer steps.
 LEARNED = {2000: (40, 2), 435: (100, 2), 265: (100, 2), 130: (100, 2), 50: (100, 2)}
 SEARCHED_SIZES = {"t-switch": (435, 50), "compeft": (435, 50), "dare": (435, 50)}
-DATA_FREE_SIZES = (435, 50)
 # The same share of every tensor at larger scales, and the allocation of least squared error.
-DATA_FREE = {"data-free": (), "data-free, allocated": ("gates=allocated",)}
+DATA_FREE = {
+    "data-free": ((), (435, 130, 50)),
+    "data-free, allocated": (("gates=allocated",), (435, 50)),
+}
 FIXED = {
     "bitdelta": [()],
     "tvq": [("bits=2",), ("bits=3",)],
@@ -38,8 +40,8 @@ def main() -> None:
     rows = {"individual": [individual(shop)]}
     for method, sizes in SEARCHED_SIZES.items():
         rows[method] = [searched(shop, method, size) for size in sizes]
-    for method, settings in DATA_FREE.items():
-        rows[method] = [data_free(shop, size, settings) for size in DATA_FREE_SIZES]
+    for method, (settings, sizes) in DATA_FREE.items():
+        rows[method] = [data_free(shop, size, settings) for size in sizes]
     for method, choices in FIXED.items():
         rows[method] = [scored(shop, method, settings, {}) for settings in choices]
     rows["flexswitch"] = [
