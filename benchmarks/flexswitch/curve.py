@@ -21,8 +21,8 @@ def draw_curve(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.axhline(points[0][1], color="0.5", linewidth=1, linestyle="--")
             axes.annotate("individual", (6e4, points[0][1]), va="bottom", color="0.4")
             continue
-        axes.plot(*zip(*points, strict=True), marker="osD^vP*X<>"[number % 10], label=method,
-                  linewidth=2.2 if method == "flexswitch" else 1.2)  # fmt: skip
+        ours = {"linewidth": 2.2, "color": "k"} if method == "flexswitch" else {"linewidth": 1.2}
+        axes.plot(*zip(*points, strict=True), marker="osD^vP*X<>"[number % 10], label=method, **ours)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_xlabel("bytes a task, beside the head")
