@@ -23,9 +23,10 @@ _MEASURED = 4096  # exemplars that tell how far they are from each other, where 
 class Routed(NamedTuple):
     """What a batch of samples gets.
 
-    weights: (sample, task) float32, each row sums to 1; leading: (sample,) int64, the task of the largest
-    weight, of equal ones that with the nearer exemplar; distance: (sample,) float32 to the nearest exemplar;
-    far: (sample,) bool, farther from it than 99 % of the exemplars are from the nearest other one.
+    weights: (sample, task) float32, each row the shares of the votes, which sum to 1, until they are mixed
+    (mixing.py); leading: (sample,) int64, the task of the largest weight, of equal ones that with the nearer
+    exemplar; distance: (sample,) float32 to the nearest exemplar; far: (sample,) bool, farther from it than
+    99 % of the exemplars are from the nearest other one.
     """
 
     weights: Tensor

@@ -235,7 +235,8 @@ def _marks(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
     others = [each for each in batch.values() if isinstance(each, Tensor) and each.dim() > 1]
     if any(each.shape[:2] != mask.shape for each in others):
         return None
-    return mask.cpu().numpy() != 0  # type: ignore[no-any-return]
+    marks: NDArray[np.bool_] = mask.cpu().numpy() != 0
+    return marks
 
 
 def _config_of(module: nn.Module) -> Any:
