@@ -169,7 +169,7 @@ class QualityRecord(Strict):
 class LearningRecord(Strict):
     """What a learned compression started from and came to. Numbers have four significant digits.
 
-    before: at the start, the data-free allocation; after: of what is stored. curve: (steps done, mean loss,
+    before: at the start; after: of what is stored. curve: (steps done, mean loss,
     mean estimated bits a parameter) of successive stretches of the steps.
     """
 
