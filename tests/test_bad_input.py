@@ -291,10 +291,22 @@ def test_a_write_that_the_system_refuses(models):
     assert files_below(models) == before
 
 
+heed_interrupts = partial(
+    signal.signal, signal.SIGINT, signal.SIG_DFL
+)  # a job in the background ignores them
+
+
 def interrupt(command, folder):
     """Starts a command, interrupts it when it has said what it does, and returns its status and stderr."""
     words = [sys.executable, "-m", "flexswitch.cli", *command]
-    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     first = process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)

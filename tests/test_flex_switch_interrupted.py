@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_a_signal_in_the_middle_of_the_steps_ends_it_with_status_130(text: Toy, 
     process = subprocess.Popen(
         [sys.executable, "-m", "flexswitch.cli", *map(str, words)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert process.stderr is not None
     while not process.stderr.readline().startswith("flexswitch: step 50 of 1000000: "):
