@@ -16,6 +16,7 @@ from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Examples
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
 from flexswitch.merging.routing.indexing import Request, index_zoo
+from flexswitch.merging.routing.text_shape import text_shapes
 
 CLASSIFIER = "hf-sequence-classification"
 TEXTS = texts("birds", 90, seed=0)
@@ -71,6 +72,23 @@ def test_features_are_the_mean_over_a_texts_own_tokens(text_base, kind):
             output.last_hidden_state if kind == "pooled" else output.hidden_states[int(kind.split(":")[1])]
         )
         torch.testing.assert_close(found[row], hidden[0].mean(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "layers:0+2"])
+def test_the_shapes_of_the_texts_stand_before_a_models_features(text_base, kind):
+    found = rows_of(source_of(f"shape+{kind}", text_base), TEXTS[:8], rows=[5, 1, 1])
+    taken = [TEXTS[row] for row in (5, 1, 1)]
+    torch.testing.assert_close(found[:, :WIDTH], text_shapes(taken, WIDTH), rtol=0, atol=0)
+    plain = rows_of(source_of(kind, text_base), TEXTS[:8], rows=[5, 1, 1])
+    torch.testing.assert_close(found[:, WIDTH:], plain, rtol=0, atol=0)
+
+
+def test_images_have_no_shape_of_texts(image_base):
+    source = source_of("shape+pooled", image_base, "hf-image-classification")
+    images = np.zeros((2, 3, 8, 8), np.float32)
+    assert message(InputError, lambda: rows_of(source, images)) == (
+        "features 'shape+pooled': the examples are an array of shape (2, 3, 8, 8), expected texts"
+    )
 
 
 @pytest.mark.parametrize("kind", ["pooled", "layer:1"])
@@ -159,7 +177,7 @@ def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
 )
 def test_features_of_an_unknown_kind_are_told_with_the_known_ones(text_base, kind, nearest):
     assert message(UsageError, lambda: source_of(kind, text_base)) == (
-        f"--features: no kind is named '{kind}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:KIND, auto, FILE.safetensors)"
+        f"--features: no kind is named '{kind}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:KIND, auto, shape+KIND, FILE.safetensors)"
     )
 
 

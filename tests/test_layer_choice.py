@@ -33,7 +33,7 @@ def states_of(*strengths):
 )
 def test_the_earliest_of_the_layers_that_route_as_well_is_taken(strengths, expected, rank):
     states, ids = states_of(*strengths)
-    layers, shares = choose_layers(states, ids, "standardised", rank)
+    layers, shares = choose_layers(states, states[:, :0], ids, "standardised", rank)
     assert layers[-1] == expected[-1]
     assert shares[layers] >= max(shares.values()) - 1
     assert list(shares) == candidates(3)
@@ -44,10 +44,21 @@ def test_two_layers_are_taken_where_both_are_needed():
     states, ids = states_of(0, 0, 0)
     states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
     states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
-    layers, shares = choose_layers(states, ids, "standardised", 4)
+    layers, shares = choose_layers(states, states[:, :0], ids, "standardised", 4)
     assert layers == (0, 2)
     assert shares[0, 2] == 100
     assert max(shares[0,], shares[2,], shares[0, 1]) < 90
+
+
+def test_layers_are_chosen_for_what_they_bring_beside_what_is_taken_with_them():
+    states, ids = states_of(0, 0, 0)
+    states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
+    states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
+    beside = states[:, :1].clone()
+    layers, shares = choose_layers(states, beside, ids, "standardised", 4)
+    assert layers == (2,)
+    assert shares[2,] == 100
+    assert max(shares[0,], shares[1,], shares[0, 1]) < 90
 
 
 @pytest.mark.parametrize(
@@ -59,16 +70,19 @@ def test_two_layers_are_taken_where_both_are_needed():
         ("layers:4+0+4", Kind((4, 0, 4), False)),
         ("average:pooled", Kind((), True)),
         ("average:layers:0+3", Kind((0, 3), True)),
+        ("shape+pooled", Kind((), False, True)),
+        ("shape+layers:0+3", Kind((0, 3), False, True)),
+        ("shape+average:input", Kind((0,), True, True)),
     ],
 )
 def test_names_of_kinds_are_read(name, kind):
     assert parse_kind(name) == kind
     if kind.layers and not kind.averaged:
-        assert parse_kind(layers_kind(kind.layers)) == kind
+        assert parse_kind(layers_kind(kind.layers, kind.shaped)) == kind
 
 
 @pytest.mark.parametrize(
-    "name", ["", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5"]
+    "name", ["", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5", "shape+", "shape", "shape+shape+input", "average:shape+input", "shape+auto"]
 )  # fmt: skip
 def test_other_names_are_refused(name):
     assert message(UsageError, lambda: parse_kind(name)).startswith(f"--features: no kind is named '{name}'")

@@ -244,3 +244,34 @@ def test_wrong_options_are_refused_before_anything_is_read(route, options, error
 @pytest.mark.parametrize("option", ["--neighbours", "--limit"])
 def test_counts_begin_at_1(route, option):
     assert route(option, "0").status == 2
+
+
+def test_texts_that_differ_in_spelling_alone_are_told_apart_by_their_shape(toy, flexswitch, tmp_path):
+    """Two tasks have the same words, one of them wide apart, which the tokenizer drops."""
+    zoo, data = shutil.copytree(toy.zoo, tmp_path / "zoo"), tmp_path / "data"
+    data.mkdir()
+    words = texts("birds", 60, seed=8)
+    spelt = {
+        "birds": words,
+        "tools": [text.replace(" ", "   ") for text in words],
+        "cities": texts("cities", 60, seed=9),
+    }
+    for task, each in spelt.items():
+        write_jsonl(data / f"{task}.train.jsonl", each[:40], None)
+        write_jsonl(data / f"{task}.test.jsonl", each[40:], [0] * 20)
+    shares, right = {}, {}
+    for features in ("auto", "shape+auto"):
+        arguments = ("--base", toy.base, "--exemplars", data, "--features", features, "--overwrite")
+        assert flexswitch("index", zoo, *arguments).status == 0
+        assert open_zoo(zoo).record.index.features.startswith("shape+") == (features == "shape+auto")
+        evaluated = flexswitch(
+            "eval", zoo, "--base", toy.base, "--data", data, "--methods", "auto-switch", "--json"
+        )
+        row = json.loads(evaluated.out)["methods"]["auto-switch (per-sample)"]
+        shares[features] = row["routing_accuracy"]
+        path = write_jsonl(tmp_path / "spelt.jsonl", spelt["birds"][40:] + spelt["tools"][40:], None)
+        routed = flexswitch("route", zoo, "--base", toy.base, "--input", path, "--json")
+        leading = [each["task"] for each in json.loads(routed.out)["samples"]]
+        right[features] = leading[:20].count("birds") + leading[20:].count("tools")
+    assert shares["shape+auto"] > 90 > 75 > shares["auto"]
+    assert right["shape+auto"] > 36 > 26 > right["auto"]

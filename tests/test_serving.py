@@ -262,22 +262,45 @@ def indexed(toy, folder, features, **settings):
     return open_zoo(zoo)
 
 
-@pytest.mark.parametrize("features", ["input", "layer:1", "pooled", "average:layer:1"])
+@pytest.mark.parametrize("features", ["input", "layer:1", "pooled", "average:layer:1", "shape+layers:0+1"])
 def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_states(toy, tmp_path, features):
-
     zoo = indexed(toy, tmp_path, features)
     adapter = get_adapter("hf-sequence-classification", open_checkpoint(str(toy.base)), True)
     samples = read_examples(task_file(toy.data, "birds", "train"), labelled=False).take(np.arange(9))
     batch = adapter.batch(samples.inputs)
     expected = open_router(zoo, adapter, None, 3, "kernel", "cpu")
-    asked = expected.index.weights(expected.source.of(batch)).weights
+    asked = expected.index.weights(expected.source.of(batch, samples.inputs)).weights
     columns = [expected.index.tasks.index(task) for task in zoo]
     model = SwitchedModel(base_classifier(toy), zoo, routing=Routing(3, "kernel", mix="root"))
-    found = model(batch).logits
+    found = model(batch, texts=samples.inputs).logits
     torch.testing.assert_close(
         found, model(batch, weights=asked[:, columns].sqrt()).logits, rtol=1e-4, atol=1e-4
     )
     assert len(asked.unique(dim=0)) > 1
+
+
+def test_an_index_of_texts_shapes_is_asked_with_the_texts(toy, tmp_path):
+    zoo = indexed(toy, tmp_path, "shape+input")
+    model = SwitchedModel(base_classifier(toy), zoo)
+    assert "give texts=, one a row, or weights=" in message(InputError, lambda: model(BATCH))
+    wrong = message(InputError, lambda: model.route(BATCH, texts=["one"]))
+    assert wrong == "texts= holds 1 texts, expected 6, one a row"
+    shouted = model.route(BATCH, texts=["LOUD, 12 !"] * 6)
+    assert not torch.equal(shouted, model.route(BATCH, texts=["quiet"] * 6))
+    assert model(BATCH, weights=torch.eye(3)[[0] * 6]).logits.shape[0] == 6
+
+
+def test_a_router_of_the_callers_own_gets_the_texts_where_they_are_given(toy):
+    heard = []
+
+    def router(batch, *texts):
+        heard.append(texts)
+        return torch.eye(3)[[0] * 6]
+
+    model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo), router)
+    model(BATCH)
+    model(BATCH, texts=["a"] * 6)
+    assert heard == [(), (["a"] * 6,)]
 
 
 def test_an_index_that_lacks_a_task_is_refused_only_where_it_is_asked(toy, tmp_path):

@@ -217,7 +217,7 @@ def _filled(text: str) -> str:
 
 def _auto(bench: Bench) -> str:
     exemplars = bench.model.exemplars(100, 0)
-    layers, shares = choose_layers(exemplars.states, exemplars.ids, "centred", 32)
+    layers, shares = choose_layers(exemplars.states, exemplars.states[:, :0], exemplars.ids, "centred", 32)
     best = max(shares, key=lambda each: shares[each])
     return f"""`--features auto` takes `{layers_kind(layers)}` ({shares[layers]:.1f} % of held-out
         exemplars), the

@@ -20,6 +20,7 @@ from flexswitch.merging.evaluation.stream_weights import (
     StreamRouter,
     batch_means,
     mixed_stream,
+    samples_of,
 )
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
@@ -101,9 +102,7 @@ def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Ch
 
 def _batch_of(bench: Bench, samples: Stream) -> Batch:
     """Returns samples of several tasks as one batch, in their order."""
-    tasks = list(bench.examples)
-    taken = [bench.examples[tasks[task]].inputs[row] for task, row in samples]
-    batch = bench.adapter.batch(taken if isinstance(taken[0], str) else np.stack(taken))
+    batch = bench.adapter.batch(samples_of(bench.examples, samples))
     return {name: value.to(bench.device) for name, value in batch.items()}
 
 

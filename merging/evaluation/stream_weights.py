@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
 from flexswitch.merging.routing.features import ModelFeatures
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.router import Router
@@ -65,14 +65,21 @@ class StreamRouter:
         return mixed(shares, self.mix)
 
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
-        source = self.router.source
+        source, names = self.router.source, list(self.examples)
         if isinstance(source, ModelFeatures):
-            return source.of(batch)
-        found, names = [], list(self.examples)
+            return source.of(batch, samples_of(self.examples, samples))
+        found = []
         for task, row in samples:
             name = names[task]
             found.append(source.rows(name, "test", self.examples[name], np.array([row])))
         return torch.cat(found)
+
+
+def samples_of(examples: Mapping[str, Examples], samples: Stream) -> Inputs:
+    """Returns the inputs of samples of several tasks, in their order."""
+    tasks = list(examples)
+    taken = [examples[tasks[task]].inputs[row] for task, row in samples]
+    return taken if isinstance(taken[0], str) else np.stack(taken)
 
 
 def mixed_stream(counts: Sequence[int]) -> Stream:

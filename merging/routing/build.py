@@ -75,7 +75,7 @@ def build_index(
     if choose:
         kind, exemplars, note = _chosen(exemplars, kind, settings)
         notes.append(note)
-    parts = 1 if kind == FROM_FILE else max(1, len(parse_kind(kind).layers))
+    parts = 1 if kind == FROM_FILE else parse_kind(kind).parts
     projection, accuracy, learned = _projection(exemplars, parts, settings)
     notes += learned
     header = QuerySetHeader(
@@ -83,7 +83,7 @@ def build_index(
         features=kind,
         dtype=source.dtype,
         parts=parts,
-        averaged=list(zoo) if kind.startswith("average:") else None,
+        averaged=list(zoo) if kind != FROM_FILE and parse_kind(kind).averaged else None,
         accuracy=accuracy,
         per_task=settings.per_task,
         seed=settings.seed,
@@ -163,16 +163,19 @@ def _chosen(exemplars: Exemplars, kind: str, settings: Settings) -> tuple[str, E
             f"--features auto: task '{exemplars.tasks[int(counts.argmin())]}' has {counts.min()} exemplars, "
             f"and choosing takes {FOLDS} a task; give more, or name a layer: --features layer:N"
         )
-    states = exemplars.features.reshape(
-        len(exemplars.features), len(parse_kind(kind).layers), -1
-    )  # (exemplar, layer, width)
-    layers, shares = choose_layers(states, exemplars.task_ids, settings.normalise, settings.rank)
-    best = max(shares, key=lambda each: shares[each])
-    note = (
-        f"--features auto takes {layers_kind(layers)}, which routes {shares[layers]:.1f} % of held-out "
-        f"exemplars to their task; the best is {layers_kind(best)}, {shares[best]:.1f} %"
+    every = parse_kind(kind)
+    parts = exemplars.features.reshape(len(exemplars.features), every.parts, -1)  # (exemplar, part, width)
+    beside, states = parts[:, : every.shaped], parts[:, every.shaped :]
+    layers, shares = choose_layers(states, beside, exemplars.task_ids, settings.normalise, settings.rank)
+    taken, best = (
+        layers_kind(each, every.shaped) for each in (layers, max(shares, key=lambda each: shares[each]))
     )
-    return layers_kind(layers), exemplars._replace(features=states[:, list(layers)].flatten(1)), note
+    note = (
+        f"--features auto takes {taken}, which routes {shares[layers]:.1f} % of held-out "
+        f"exemplars to their task; the best is {best}, {max(shares.values()):.1f} %"
+    )
+    features = torch.cat([beside, states[:, list(layers)]], 1).flatten(1)
+    return taken, exemplars._replace(features=features), note
 
 
 def _projection(

@@ -14,11 +14,19 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.zoo import Zoo
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Batch, Examples
+from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
 from flexswitch.merging.routing.averaged import averaged_encoder
 from flexswitch.merging.routing.hidden import layer_count
-from flexswitch.merging.routing.kinds import AUTO, FROM_FILE, layers_kind, parse_kind
+from flexswitch.merging.routing.kinds import (
+    FROM_FILE,
+    is_auto,
+    is_shaped,
+    layers_kind,
+    model_kind,
+    parse_kind,
+)
 from flexswitch.merging.routing.query_set import QuerySetHeader
+from flexswitch.merging.routing.text_shape import with_shapes
 
 _BATCH = 64
 FeatureDtype = Literal["float32", "bfloat16"]
@@ -53,12 +61,14 @@ class Runner:
 def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
     """Returns the model that `--features` names; for "auto" one that gives all layers, one behind the other.
 
+    So it does for "shape+auto", the texts' shape before them.
+
     Raises: UsageError on an unknown kind; InputError where layers are asked for of a model that has none.
     """
-    if features != AUTO:
+    if not is_auto(features):
         return model_features(features, runner, zoo, list(zoo))
     encoder = runner.adapter.encoder()
-    kind = layers_kind(tuple(range(layer_count(encoder) + 1)))
+    kind = layers_kind(tuple(range(layer_count(encoder) + 1)), is_shaped(features))
     return ModelFeatures(kind, runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
 
 
@@ -88,7 +98,9 @@ def model_features(kind: str, runner: Runner, zoo: Zoo, averaged: Sequence[str])
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """Means of a model's hidden states. Source: methods, §3.
+    """Means of a model's hidden states, behind the shape of the texts where the kind says so.
+
+    Source: methods, §3.
 
     dtype: "bfloat16" runs the products in that type; the means are float32 in any case.
     """
@@ -106,14 +118,28 @@ class ModelFeatures:
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def _batch(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        inputs = self.adapter.batch(examples.take(rows).inputs)
-        return self.of({name: value.to(self.device) for name, value in inputs.items()})
+        inputs = examples.take(rows).inputs
+        batch = self.adapter.batch(inputs)
+        return self.of({name: value.to(self.device) for name, value in batch.items()}, inputs)
 
-    def of(self, batch: Batch) -> Tensor:
-        """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU."""
-        kind = self.kind.removeprefix("average:")
+    def of(self, batch: Batch, inputs: Inputs) -> Tensor:
+        """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU.
+
+        inputs: what the batch was made of. Raises: InputError where their shape is asked for, and they are no
+        texts.
+        """
+        kind = parse_kind(self.kind)
+        texts = self._texts(inputs) if kind.shaped else None
         with torch.inference_mode(), computing_in(self.dtype, self.device):
-            return self.adapter.features(self.encoder, batch, kind).float().cpu()
+            means = self.adapter.features(self.encoder, batch, model_kind(self.kind)).float().cpu()
+        return means if texts is None else with_shapes(means, texts, kind.parts - 1)
+
+    def _texts(self, inputs: Inputs) -> Sequence[str]:
+        if isinstance(inputs, np.ndarray):
+            raise InputError(
+                f"features '{self.kind}': the examples are an array of shape {inputs.shape}, expected texts"
+            )
+        return inputs
 
 
 def computing_in(dtype: str, device: str) -> torch.autocast:

@@ -19,7 +19,7 @@ from flexswitch.merging.routing.features import (
     feature_source,
     stored_source,
 )
-from flexswitch.merging.routing.kinds import AUTO, FROM_FILE, is_file, parse_kind
+from flexswitch.merging.routing.kinds import AUTO, FROM_FILE, is_auto, is_file, parse_kind
 from flexswitch.merging.routing.query_set import read_query_set
 
 
@@ -45,7 +45,7 @@ def index_zoo(
     Raises: InputError, UsageError.
     """
     check_device(request.device)
-    if request.features != AUTO and not is_file(request.features):
+    if not is_auto(request.features) and not is_file(request.features):
         parse_kind(request.features)
     zoo = open_zoo(request.zoo)
     if zoo.record.index is not None and not overwrite:
@@ -59,7 +59,7 @@ def index_zoo(
         source = FileFeatures(Path(request.features))
     else:
         source = feature_source(request.features, runner(), zoo)
-    return build_index(zoo, examples, request.settings, source, on_task, request.features == AUTO)
+    return build_index(zoo, examples, request.settings, source, on_task, is_auto(request.features))
 
 
 def add_to_index(

@@ -6,7 +6,17 @@ from flexswitch.codecs.errors import UsageError, unknown_name
 
 FROM_FILE = "file"
 AUTO = "auto"
-_KNOWN = ("pooled", "input", "layer:N", "layers:A+B", "average:KIND", "auto", "FILE.safetensors")
+_SHAPE, _AVERAGE = "shape+", "average:"
+_KNOWN = (
+    "pooled",
+    "input",
+    "layer:N",
+    "layers:A+B",
+    "average:KIND",
+    "auto",
+    "shape+KIND",
+    "FILE.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -14,30 +24,57 @@ class Kind:
     """What a model's features are the means of.
 
     layers: numbers of `layer_means`, none of them for the last hidden state; averaged: of the
-    weight-averaged model, and not of the base.
+    weight-averaged model, and not of the base; shaped: with the shape of the text before them
+    (text_shape.py).
     """
 
     layers: tuple[int, ...] = ()
     averaged: bool = False
+    shaped: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Of how many parts of equal width the features are: the shape, and each layer."""
+        return self.shaped + max(1, len(self.layers))
 
 
 def parse_kind(text: str) -> Kind:
     """Returns the kind of a name. Raises: UsageError with the known ones.
 
     >>> parse_kind("layers:2+4")
-    Kind(layers=(2, 4), averaged=False)
+    Kind(layers=(2, 4), averaged=False, shaped=False)
     """
-    name = text.removeprefix("average:")
-    averaged = name != text
+    name = model_kind(text)
+    shaped = text.startswith(_SHAPE)
+    averaged = text.removeprefix(_SHAPE).startswith(_AVERAGE)
     if name == "pooled":
-        return Kind((), averaged)
+        return Kind((), averaged, shaped)
     if name == "input":
-        return Kind((0,), averaged)
+        return Kind((0,), averaged, shaped)
     word, _, numbers = name.partition(":")
     parts = numbers.split("+")
     if all(part.isdecimal() for part in parts) and word == ("layer" if len(parts) == 1 else "layers"):
-        return Kind(tuple(int(part) for part in parts), averaged)
+        return Kind(tuple(int(part) for part in parts), averaged, shaped)
     raise UsageError(f"--features: {unknown_name('kind', text, _KNOWN)}")
+
+
+def model_kind(text: str) -> str:
+    """Returns what of a name a model is asked for.
+
+    >>> model_kind("shape+average:layer:4")
+    'layer:4'
+    """
+    return text.removeprefix(_SHAPE).removeprefix(_AVERAGE)
+
+
+def is_auto(features: str) -> bool:
+    """Returns whether `--features` leaves the layers to be chosen."""
+    return features.removeprefix(_SHAPE) == AUTO
+
+
+def is_shaped(features: str) -> bool:
+    """Returns whether `--features` asks for the texts' shape too."""
+    return features.startswith(_SHAPE)
 
 
 def is_file(features: str) -> bool:
@@ -45,12 +82,13 @@ def is_file(features: str) -> bool:
     return features.endswith(".safetensors")
 
 
-def layers_kind(layers: tuple[int, ...]) -> str:
-    """Returns the name of the base's features of these layers.
+def layers_kind(layers: tuple[int, ...], shaped: bool = False) -> str:
+    """Returns the name of the base's features of these layers, with the texts' shape or without it.
 
     >>> layers_kind((0,)), layers_kind((3,)), layers_kind((0, 3))
     ('input', 'layer:3', 'layers:0+3')
     """
+    before = _SHAPE if shaped else ""
     if layers == (0,):
-        return "input"
-    return f"layer{'s' if len(layers) > 1 else ''}:{'+'.join(map(str, layers))}"
+        return f"{before}input"
+    return f"{before}layer{'s' if len(layers) > 1 else ''}:{'+'.join(map(str, layers))}"

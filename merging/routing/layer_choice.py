@@ -23,21 +23,25 @@ def candidates(last: int) -> list[tuple[int, ...]]:
 
 
 def choose_layers(
-    states: Tensor, task_ids: NDArray[np.int32], normalise: Normalisation, rank: int | None
+    states: Tensor,
+    beside: Tensor,
+    task_ids: NDArray[np.int32],
+    normalise: Normalisation,
+    rank: int | None,
 ) -> tuple[tuple[int, ...], dict[tuple[int, ...], float]]:
     """Returns the layers to take, and for all that were tried the share (%) of exemplars routed right.
 
     The earliest that is at most a point worse than the best: layers that are not run cost nothing. Of those
-    that end with the same layer the better one. states: (exemplar, layer, width) float32; rank: of the
-    learned metric, None for the Euclidean one.
+    that end with the same layer the better one. states: (exemplar, layer, width) float32; beside: (exemplar,
+    part, width), what is taken with any layers; rank: of the learned metric, None for the Euclidean one.
     """
     rows = spread_rows(len(states), _MEASURED)
     ids = torch.from_numpy(task_ids.astype(np.int64))[rows]
     shares = {}
     with one_thread():
         for layers in candidates(states.shape[1] - 1):
-            features = states[rows][:, list(layers)].flatten(1).double()
-            shares[layers] = _share(features, ids, normalise, len(layers), rank)
+            parts = torch.cat([beside[rows], states[rows][:, list(layers)]], 1)
+            shares[layers] = _share(parts.flatten(1).double(), ids, normalise, parts.shape[1], rank)
     good = [layers for layers, share in shares.items() if share >= max(shares.values()) - _TOLERANCE]
     return min(good, key=lambda layers: (layers[-1], -shares[layers])), shares
 

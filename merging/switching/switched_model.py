@@ -3,7 +3,7 @@
 Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
-Router = Callable[[Any], Tensor]
+Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (sample, task)
 Engine = Literal["auto", "fused", "grouped"]
 
 ENGINES = ("auto", "fused", "grouped")
@@ -110,21 +110,31 @@ class SwitchedModel(nn.Module):
             raise InputError("refresh() reads a zoo's directory again, and this model was made without one")
         self._loaded = self._load(open_zoo(zoo.path))
 
-    def route(self, batch: Any) -> Tensor:
-        """Returns the weights that a batch gets of itself, (sample, task). Raises: InputError."""
-        return _route(self._loaded, batch)
+    def route(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
+        """Returns the weights that a batch gets of itself, (sample, task); texts: see `forward`.
+
+        Raises: InputError.
+        """
+        return _route(self._loaded, batch, texts)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def forward(self, batch: Any, weights: Tensor | None = None, heads: Any = None) -> Any:
+    def forward(
+        self,
+        batch: Any,
+        weights: Tensor | None = None,
+        heads: Any = None,
+        texts: Sequence[str] | None = None,
+    ) -> Any:
         """Returns the module's output; `weights` (sample, task) overrides the router's.
 
         batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
-        samples, in the output too. heads: a task's name for each sample. Raises: InputError without weights
-        and router, or on weights of another shape.
+        samples, in the output too. heads: a task's name for each sample. texts: what the samples were made
+        of, for a zoo that was indexed with features of their shape. Raises: InputError without weights and
+        router, or on weights of another shape.
         """
         loaded = self._loaded
-        plan = self._plan(loaded, batch, weights, heads)
+        plan = self._plan(loaded, batch, weights, heads, texts)
         if not plan.count or self._is_fused(loaded, batch, plan):
             return loaded.fused.answer(batch, plan)
         return loaded.grouped.answer(batch, plan)
@@ -142,13 +152,20 @@ class SwitchedModel(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Tensor], weights: Tensor | None = None, **options: Any) -> Any:
+    def generate(
+        self,
+        batch: Mapping[str, Tensor],
+        weights: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Any:
         """Returns what the module's `generate` does; a sequence keeps the weights of its prompt throughout.
 
-        batch: prompts, as `generate` takes them by name; options: its other arguments. Always fused.
+        batch: prompts, as `generate` takes them by name; texts: see `forward`; options: its other arguments.
+        Always fused.
         """
         loaded = self._loaded
-        return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None), **options)
+        return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None, texts), **options)
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
         tasks = list(zoo)
@@ -169,8 +186,15 @@ class SwitchedModel(nn.Module):
             router = Lazy(lambda: ZooRouter(self.module, zoo, self._routing, average))
         return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads), router)
 
-    def _plan(self, loaded: _Loaded, batch: Any, weights: Tensor | None, heads: Any) -> RowPlan:
-        weights = _route(loaded, batch) if weights is None else weights
+    def _plan(
+        self,
+        loaded: _Loaded,
+        batch: Any,
+        weights: Tensor | None,
+        heads: Any,
+        texts: Sequence[str] | None = None,
+    ) -> RowPlan:
+        weights = _route(loaded, batch, texts) if weights is None else weights
         count = _row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
@@ -194,13 +218,13 @@ class SwitchedModel(nn.Module):
         return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
 
 
-def _route(loaded: _Loaded, batch: Any) -> Tensor:
+def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:
     if loaded.router is None:
         raise InputError(
             "nothing chooses the tasks: give weights=, or wrap the module with a zoo that `flexswitch index` "
             "has indexed, or with a router"
         )
-    return loaded.router(batch)
+    return loaded.router(batch) if texts is None else loaded.router(batch, texts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Chooses a batch's tasks by the query index in a zoo, with features of the wrapped module itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -18,6 +18,7 @@ from flexswitch.merging.routing.kinds import FROM_FILE, Kind, parse_kind
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
+from flexswitch.merging.routing.text_shape import with_shapes
 
 _NEIGHBOURS = 5  # where the zoo names no adapter that says how many vote
 
@@ -60,8 +61,12 @@ class ZooRouter:
         self._columns = [self._index.tasks.index(task) for task in zoo]
         self._module, self._routing, self._averaged = module, routing, averaged
 
-    def __call__(self, batch: Any) -> Tensor:
-        """Returns weights (row, task) float32 on the CPU."""
+    def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
+        """Returns weights (row, task) float32 on the CPU.
+
+        texts: what the rows were made of. Raises: InputError where the index takes their shape, and they are
+        not given, or not one a row.
+        """
         kind = parse_kind(self._header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
         device = next(iter(given.values())).device
@@ -71,9 +76,21 @@ class ZooRouter:
                 features = self._averaged(batch, tasks, lambda module: _means(module, given, kind))
             else:
                 features = in_short_parts(dict(given), lambda part: _means(self._module, part, kind))
+        if kind.shaped:
+            features = with_shapes(features, self._checked(texts, len(features)), kind.parts - 1)
         found = self._index.weights(features.float())
         shares = snap(np.asarray(found.weights), self._routing.snap)
         return torch.from_numpy(mixed(shares, self._routing.mix)[:, self._columns])
+
+    def _checked(self, texts: Sequence[str] | None, rows: int) -> Sequence[str]:
+        if texts is None:
+            raise InputError(
+                f"the zoo was indexed with features '{self._header.features}', which take the shape of the "
+                "texts; give texts=, one a row, or weights="
+            )
+        if len(texts) != rows:
+            raise InputError(f"texts= holds {len(texts)} texts, expected {rows}, one a row")
+        return texts
 
 
 class Lazy:
@@ -83,11 +100,11 @@ class Lazy:
         self._make, self._lock = make, Lock()
         self._made: ZooRouter | None = None
 
-    def __call__(self, batch: Any) -> Tensor:
+    def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
         """Returns weights (row, task). Raises: InputError where the zoo's index can't be used."""
         with self._lock:
             made = self._made = self._made or self._make()
-        return made(batch)
+        return made(batch, texts)
 
 
 def _means(module: nn.Module, batch: Mapping[str, Tensor], kind: Kind) -> Tensor:
