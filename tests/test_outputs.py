@@ -1,5 +1,7 @@
 """Kinds of output, and divergence, agreement and loss against float64 numpy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -121,14 +123,42 @@ def test_the_divergence_is_the_mean_over_answers(kind):
     assert found.item() > 0.1
 
 
+def mean_of_texts(values, marks):
+    """Returns the mean over texts of each one's mean, 0 for one without values."""
+    starts = np.cumsum([0, *marks.sum(1).tolist()])
+    means = [np.mean(values[start:stop]) if stop > start else 0.0 for start, stop in pairwise(starts)]
+    assert starts[-1] == len(values)
+    return np.mean(means)
+
+
 def test_only_the_tokens_that_the_mask_marks_count():
     teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
-    expected = reference("tokens", plain("tokens", teacher, MASK), plain("tokens", student, MASK))
-    assert len(expected) == MASK.sum() == 10
+    each = reference("tokens", plain("tokens", teacher, MASK), plain("tokens", student, MASK))
+    expected = mean_of_texts(each, MASK)
+    assert len(each) == MASK.sum() == 10
+    assert abs(expected - each.mean()) > 0.01
     for mask in (MASK, MASK.bool(), MASK.float()):
-        assert divergence("tokens", teacher, student, mask).item() == pytest.approx(expected.mean(), rel=1e-5)
+        assert divergence("tokens", teacher, student, mask).item() == pytest.approx(expected, rel=1e-5)
     student[MASK == 0] = float("nan")
-    assert divergence("tokens", teacher, student, MASK).item() == pytest.approx(expected.mean(), rel=1e-5)
+    assert divergence("tokens", teacher, student, MASK).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_can_be_taken_together_in_any_way():
+    """A step runs texts of like length together; what it learns must not depend on which."""
+    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
+    tokens = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(3))
+
+    def both(rows):
+        batch = {"input_ids": tokens[rows], "attention_mask": MASK[rows]}
+        return (
+            divergence("tokens", teacher[rows], student[rows], MASK[rows]),
+            task_loss("tokens", student[rows], None, batch),
+        )
+
+    whole = both([0, 1, 2, 3, 4])
+    for parts in ([[0], [1], [2], [3], [4]], [[4, 0], [1, 3, 2]]):
+        found = [sum(len(rows) * both(rows)[n] for rows in parts) / 5 for n in range(2)]
+        torch.testing.assert_close(tuple(found), whole)
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels", "values"])
@@ -265,9 +295,10 @@ def test_the_loss_of_tokens_is_the_cross_entropy_of_the_next_ones(padded):
         if not padded or MASK[sample, place + 1]
     ]
     assert len(each) == (6 if padded else 15)
+    counted = MASK[:, 1:] if padded else torch.ones(5, 3, dtype=torch.int64)
     batch = {"input_ids": tokens} | ({"attention_mask": MASK} if padded else {})
     found = task_loss("tokens", logits, None, batch)
-    assert found.item() == pytest.approx(np.mean(each), rel=1e-5)
+    assert found.item() == pytest.approx(mean_of_texts(each, counted), rel=1e-5)
     found.backward()
     assert (logits.grad[:, -1] == 0).all()
 

@@ -61,11 +61,12 @@ def _declared_problem(config: Mapping[str, Any]) -> OutputKind | None:
 
 
 def divergence(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the mean of D(teacher ‖ student) in nats over samples, or tokens: a scalar, float32.
+    """Returns the mean of D(teacher ‖ student) in nats over samples: a scalar, float32.
 
-    classes, tokens: KL of the softmax; labels: the sum of the Bernoullis' KL; values: ½ Σ (teacher −
-    student)², the KL of Gaussians of unit variance. mask: (sample, token), which tokens count; all without
-    it, and of no meaning for the other kinds. Differentiable in `student` alone; 0 where nothing counts.
+    classes: KL of the softmax; tokens: a text's mean of that over its tokens; labels: the sum of the
+    Bernoullis' KL; values: ½ Σ (teacher − student)², the KL of Gaussians of unit variance. mask: (sample,
+    token), which tokens count; all without it, and of no meaning for the other kinds. Differentiable in
+    `student` alone; 0 where nothing counts.
     """
     _check_shapes(teacher, student)
     expected = _answers(kind, teacher.detach(), mask).float()  # (answer, column)
@@ -77,7 +78,9 @@ def divergence(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor 
     else:
         expected = expected.log_softmax(-1)
         each = expected.exp() * (expected - found.log_softmax(-1))
-    return each.sum() / max(len(found), 1)
+    if kind != "tokens":
+        return each.sum() / max(len(found), 1)
+    return _mean_of_texts(each.sum(-1), torch.ones(student.shape[:2]) if mask is None else mask)
 
 
 def agreement(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor | None) -> tuple[int, int]:
@@ -98,10 +101,10 @@ def agreement(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor |
 
 
 def task_loss(kind: OutputKind, logits: Tensor, labels: Tensor | None, batch: Batch) -> Tensor:
-    """Returns the mean cross entropy in nats: a scalar, float32.
+    """Returns the mean cross entropy in nats over samples: a scalar, float32.
 
-    classes: of the labels, (sample,) int64; tokens: of each text's next tokens, labels are not used; 0 where
-    no text has two. Raises: UsageError where there are no labels, or on other kinds.
+    classes: of the labels, (sample,) int64; tokens: a text's mean over its next tokens, labels are not used,
+    and 0 of a text that has fewer than two. Raises: UsageError where there are no labels, or on other kinds.
     """
     if kind == "tokens":
         return _next_token_loss(logits, batch["input_ids"], batch.get("attention_mask"))
@@ -122,8 +125,18 @@ def _next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None) -> Ten
     targets, before = tokens[:, 1:], logits[:, :-1]  # (sample, token - 1), (sample, token - 1, vocabulary)
     marks = torch.ones_like(tokens) if mask is None else mask
     counted = (marks[:, 1:] != 0) & (marks[:, :-1] != 0)
-    each = functional.cross_entropy(before[counted].float(), targets[counted], reduction="sum")
-    return each / max(int(counted.sum()), 1)
+    each = functional.cross_entropy(before[counted].float(), targets[counted], reduction="none")
+    return _mean_of_texts(each, counted)
+
+
+def _mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
+    """Returns the mean of each text's mean, so that texts can be taken together in any way; 0 without any.
+
+    values: (token,) of the tokens that marks (sample, token) count, text by text.
+    """
+    counts = (marks != 0).sum(1).to(values.device)
+    shares = (1 / counts.clamp(min=1)).repeat_interleave(counts)
+    return (values * shares).sum() / max(len(counts), 1)
 
 
 def _answers(kind: OutputKind, logits: Tensor, mask: Tensor | None) -> Tensor:
