@@ -50,7 +50,6 @@ class Workshop:
     models: Path
     cache: Path
     jobs: int
-    only: tuple[str, ...] = ()
 
     @cached_property
     def base(self) -> Any:
@@ -59,8 +58,7 @@ class Workshop:
     @cached_property
     def tasks(self) -> list[str]:
         suffix = ".train.jsonl.gz"
-        found = sorted(path.name.removesuffix(suffix) for path in self.data.glob(f"*{suffix}"))
-        return [task for task in found if not self.only or task in self.only]
+        return sorted(path.name.removesuffix(suffix) for path in self.data.glob(f"*{suffix}"))
 
     def vector(self, task: str) -> TaskVector:
         return open_finetuned(str(self.models / task), self.base)
@@ -145,7 +143,7 @@ def payload_of(shop: Workshop, task: str, method: str, texts: Sequence[str]) -> 
 
 def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
     """Returns accuracy, bytes of tensors and seconds of every task; made where they are not there yet."""
-    key = key_of(shop, method, texts, by_task)
+    key = key_of(method, texts, by_task)
     kept, zoo = shop.cache / f"{key}.json", shop.cache / f"{key}.zoo"
     if kept.exists():
         return load(kept)
@@ -175,11 +173,9 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
     return load(kept)
 
 
-def key_of(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
+def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
     """Returns the name under which scores are kept."""
     parts = [method, *texts, *sorted(set(by_task.values()))[:1]]
-    if shop.only:
-        parts.append(f"{len(shop.tasks)}tasks")
     return "-".join(parts).replace("=", "").replace(",", "")
 
 

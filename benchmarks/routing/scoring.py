@@ -17,7 +17,7 @@ from flexswitch.merging.routing.build import draw
 from flexswitch.merging.routing.confusion import confusion
 from flexswitch.merging.routing.features import FeatureDtype, ModelFeatures
 from flexswitch.merging.routing.hidden import layer_count
-from flexswitch.merging.routing.kinds import layers_kind
+from flexswitch.merging.routing.kinds import layers_kind, parse_kind
 from flexswitch.merging.routing.metric import learn_metric
 from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
 from flexswitch.merging.routing.query_index import QueryIndex
@@ -29,15 +29,32 @@ Rows = Callable[[str, int], NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Means of every layer, (sample, layer, width) float32, the embeddings first; ids: (sample,) tasks."""
+    """What features are made of: the texts' shapes, then the means of every layer, the embeddings first.
 
-    states: Tensor
+    parts: (sample, 1 + layer, width) float32; ids: (sample,) tasks.
+    """
+
+    parts: Tensor
     ids: NDArray[np.int32]
+
+    @property
+    def shapes(self) -> Tensor:
+        """The texts' shapes as the one part that they are, (sample, 1, width)."""
+        return self.parts[:, :1]
+
+    @property
+    def layers(self) -> Tensor:
+        """The layers' means, (sample, layer, width)."""
+        return self.parts[:, 1:]
+
+    def features(self, recipe: "Recipe") -> Tensor:
+        """Returns the features of a recipe, (sample, width)."""
+        return self.parts[:, [*([0] if recipe.shaped else []), *(1 + n for n in recipe.layers)]].flatten(1)
 
     def without(self, task: int | None) -> "States":
         """Returns the samples of the other tasks."""
         rows = np.flatnonzero(self.ids != task)
-        return States(self.states[torch.from_numpy(rows)], self.ids[rows])
+        return States(self.parts[torch.from_numpy(rows)], self.ids[rows])
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,12 @@ class Recipe:
     rank: int | None = 32
     vote: str = "uniform"
     neighbours: int = 10
+    shaped: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The name of its features."""
+        return layers_kind(self.layers, self.shaped)
 
 
 class Model:
@@ -80,19 +103,19 @@ class Model:
     def _states(self, name: str, split: str, rows_of: Rows, dtype: FeatureDtype) -> States:
         kept = self._cache / f"{name}.npz"
         if not kept.exists():
-            source = self.source(layers_kind(tuple(range(self.last + 1))), dtype)
+            source = self.source(layers_kind(tuple(range(self.last + 1)), True), dtype)
             found, ids = [], []
             for number, task in enumerate(self._tasks):
                 print(f"features of {task}, {name}", flush=True)
                 examples = self.examples(task, split)
                 rows = rows_of(task, len(examples))
                 features = source.rows(task, split, examples, rows)
-                found.append(features.reshape(len(rows), self.last + 1, -1).numpy())
+                found.append(features.reshape(len(rows), self.last + 2, -1).numpy())
                 ids.append(np.full(len(rows), number, np.int32))
             kept.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, states=np.concatenate(found), ids=np.concatenate(ids))
+            np.savez(kept, parts=np.concatenate(found), ids=np.concatenate(ids))
         arrays = np.load(kept)
-        return States(torch.from_numpy(arrays["states"]), arrays["ids"])
+        return States(torch.from_numpy(arrays["parts"]), arrays["ids"])
 
 
 def route(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -> NDArray[np.int64]:
@@ -104,7 +127,7 @@ def leading(recipe: Recipe, exemplars: States, test: States, tasks: list[str]) -
     """Returns the task that each test sample is routed to, (sample,)."""
     query_set, _ = query_set_of(recipe, exemplars, tasks)
     index = QueryIndex(query_set, recipe.neighbours, vote=recipe.vote)
-    routed = index.weights(test.states[:, list(recipe.layers)].flatten(1))
+    routed = index.weights(test.features(recipe))
     found: NDArray[np.int64] = routed.leading.numpy()
     return found
 
@@ -116,7 +139,7 @@ def query_set_of(
 
     What was learned is remembered: votes need no other metric.
     """
-    key = (recipe.layers, recipe.normalise, recipe.rank, float(exemplars.states.sum()))
+    key = (recipe.kind, recipe.normalise, recipe.rank, float(exemplars.parts.sum()))
     if key not in _KNOWN:
         _KNOWN[key] = _made(recipe, exemplars, tasks)
     return _KNOWN[key]
@@ -126,8 +149,8 @@ _KNOWN: dict[tuple[object, ...], tuple[QuerySet, RoutingAccuracy | None]] = {}
 
 
 def _made(recipe: Recipe, exemplars: States, tasks: list[str]) -> tuple[QuerySet, RoutingAccuracy | None]:
-    features = exemplars.states[:, list(recipe.layers)].flatten(1)
-    parts = len(recipe.layers)
+    features = exemplars.features(recipe)
+    parts = parse_kind(recipe.kind).parts
     projection = fit_normalisation(features.double(), recipe.normalise, parts)
     accuracy = None
     if recipe.rank is not None:
@@ -135,7 +158,7 @@ def _made(recipe: Recipe, exemplars: States, tasks: list[str]) -> tuple[QuerySet
         learned = learn_metric(normalised, exemplars.ids, recipe.rank)
         accuracy = learned.accuracy
         projection = replace(projection or Projection(parts), metric=learned.metric)
-    header = QuerySetHeader(tasks=tasks, features=layers_kind(recipe.layers), per_task=1, seed=0)
+    header = QuerySetHeader(tasks=tasks, features=recipe.kind, per_task=1, seed=0)
     if projection is None:
         return QuerySet(header, features.numpy(), exemplars.ids), accuracy
     points = as_stored(projection(features).numpy()).astype(np.float32)

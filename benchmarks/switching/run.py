@@ -49,8 +49,10 @@ MIXED = 0.3  # share of the samples that two tasks answer
 Batch = dict[str, Tensor]
 
 
-def samples(data: Path, adapter: Any, tasks: list[str], count: int, full: bool = False) -> Batch:
-    """Returns a mixed batch of test texts; `full`: of texts that have FULL tokens, cut there."""
+def samples(
+    data: Path, adapter: Any, tasks: list[str], count: int, full: bool = False
+) -> tuple[list[str], Batch]:
+    """Returns mixed test texts and the batch of them; `full`: of texts that have FULL tokens, cut there."""
     generator = np.random.default_rng(0)
     texts: list[str] = []
     for task in tasks:
@@ -60,7 +62,7 @@ def samples(data: Path, adapter: Any, tasks: list[str], count: int, full: bool =
     chosen = [texts[index] for index in generator.permutation(len(texts))[:count]]
     batch = adapter.batch(chosen)
     longest = FULL if full else int(batch["attention_mask"][:, :LENGTH].sum(1).max())
-    return {name: tensor[:, :longest] for name, tensor in batch.items()}
+    return chosen, {name: tensor[:, :longest] for name, tensor in batch.items()}
 
 
 def weights(count: int, tasks: int) -> Tensor:
@@ -114,7 +116,9 @@ def medians(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, fl
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def measure(module: nn.Module, zoo: Zoo, batch: Batch, tasks: int, rounds: int) -> dict[str, float]:
+def measure(
+    module: nn.Module, zoo: Zoo, texts: list[str], batch: Batch, tasks: int, rounds: int
+) -> dict[str, float]:
     """Returns the seconds of each way to answer a batch; every round brings other weights."""
     names, count = list(zoo), len(batch["input_ids"])
     numbered = {
@@ -131,8 +135,8 @@ def measure(module: nn.Module, zoo: Zoo, batch: Batch, tasks: int, rounds: int) 
     }
     models = [model]
     if tasks == len(zoo) and zoo.record.index is not None:
-        routed = SwitchedModel(module, zoo, routing=Routing(40, mix="root"), cache_bytes=CACHE_BYTES)
-        calls["routed"] = lambda turn: routed(batch)
+        routed = SwitchedModel(module, zoo, routing=Routing(40), cache_bytes=CACHE_BYTES)
+        calls["routed"] = lambda turn: routed(batch, texts=texts)
         models.append(routed)
     if tasks == len(zoo) and count <= _REBUILT:
         rebuilt = Naive(module, {task: zoo[task] for task in zoo})
@@ -163,9 +167,9 @@ def main() -> None:
                 shapes = [(count, False) for count in options.batches]
                 shapes += [(count, True) for count in UNPADDED if count in options.batches]
                 for count, full in shapes:
-                    batch = samples(options.data, adapter, list(zoo), count, full)
+                    texts, batch = samples(options.data, adapter, list(zoo), count, full)
                     padding = 1 - float(batch["attention_mask"].float().mean())
-                    found = measure(module, zoo, batch, tasks, options.rounds)
+                    found = measure(module, zoo, texts, batch, tasks, options.rounds)
                     ratios = [
                         f"{found[way] / found['base']:.2f}×" if way in found else "–"
                         for way in ("switched", "routed", "naive")
