@@ -1,9 +1,12 @@
 """The padding of a batch: no task has a part in it, and where there is much of it layers leave it out."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexswitch.codecs.sparse import FloatArray
 
@@ -48,3 +51,23 @@ class Padding:
             return taken
         every = taken.new_zeros(self.marks.size, *taken.shape[1:])
         return every.index_copy_(0, self._real.to(taken.device), taken)
+
+
+def marks_of(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
+    """Returns which tokens are no padding, (row, token), where the batch tells.
+
+    Where it holds tokens of another kind too, as an image's or a decoder's, a layer's could be either: None.
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2 or getattr(_config_of(module), "is_encoder_decoder", False):
+        return None
+    others = [each for each in batch.values() if isinstance(each, Tensor) and each.dim() > 1]
+    if any(each.shape[:2] != mask.shape for each in others):
+        return None
+    marks: NDArray[np.bool_] = mask.cpu().numpy() != 0
+    return marks
+
+
+def _config_of(module: nn.Module) -> Any:
+    """Returns the configuration of the first transformers model inside, None without one."""
+    return next((each.config for each in module.modules() if hasattr(each, "config")), None)

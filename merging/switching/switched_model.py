@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.container import Artifact
@@ -20,6 +19,7 @@ from flexswitch.merging.switching.costs import Chooser, Costs
 from flexswitch.merging.switching.fused import Fused
 from flexswitch.merging.switching.grouped import Grouped
 from flexswitch.merging.switching.heads import read_heads
+from flexswitch.merging.switching.padding import marks_of
 from flexswitch.merging.switching.row_plan import RowPlan, row_plan
 from flexswitch.merging.switching.sparse_rows import Ids
 from flexswitch.merging.switching.task_units import TaskUnits
@@ -207,7 +207,9 @@ class SwitchedModel(nn.Module):
             numbers = shares.argmax(1) if heads is None else _numbers(heads, loaded.tasks, count)
         elif heads is not None:
             raise InputError("heads were named, but the module has no layer for heads of the tasks' own")
-        return row_plan(np.float32(self._lambda) * shares, loaded.units, numbers, _marks(batch, self.module))
+        return row_plan(
+            np.float32(self._lambda) * shares, loaded.units, numbers, marks_of(batch, self.module)
+        )
 
     def _is_fused(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> bool:
         if self._engine != "auto":
@@ -240,32 +242,12 @@ class _Average:
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
         return self.fused.follow(
-            batch, row_plan(shares, self.units, None, _marks(batch, self.fused.module)), call
+            batch, row_plan(shares, self.units, None, marks_of(batch, self.fused.module)), call
         )
 
 
 def _row_count(batch: Any) -> int:
     return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
-
-
-def _marks(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
-    """Returns which tokens are no padding, (row, token), where the batch tells.
-
-    Where it holds tokens of another kind too, as an image's or a decoder's, a layer's could be either: None.
-    """
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None or mask.dim() != 2 or getattr(_config_of(module), "is_encoder_decoder", False):
-        return None
-    others = [each for each in batch.values() if isinstance(each, Tensor) and each.dim() > 1]
-    if any(each.shape[:2] != mask.shape for each in others):
-        return None
-    marks: NDArray[np.bool_] = mask.cpu().numpy() != 0
-    return marks
-
-
-def _config_of(module: nn.Module) -> Any:
-    """Returns the configuration of the first transformers model inside, None without one."""
-    return next((each.config for each in module.modules() if hasattr(each, "config")), None)
 
 
 def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
