@@ -77,6 +77,23 @@ def test_what_is_small_enough_with_everything_kept_is_left_at_that() -> None:
     assert found[0].thresholds.max() < 1e-3
 
 
+@pytest.mark.parametrize("start", [-3.0, 0.0, 2.0])
+def test_where_keeping_more_takes_less_the_search_ends_at_the_most(start: float) -> None:
+    """Once all entries are kept no mask is stored: sizes rise to 1,000 and fall again."""
+    tried = []
+
+    def size(hardened: Sequence[Hardened]) -> int:
+        tried.append(shift_of(hardened) + start)
+        return int(600 + 400 / (1 + tried[-1] ** 2))
+
+    found, reached = fit_to_size(HARDENED, size, 1500)
+    assert reached == max(int(600 + 400 / (1 + shift**2)) for shift in tried)
+    assert reached == size(found)
+    assert len(tried) < 20
+    if start >= 0:
+        assert reached > 950
+
+
 def test_only_thresholds_are_scaled_and_each_by_the_same_factor() -> None:
     found = scaled(HARDENED, math.log(2))
     assert [each.thresholds.tolist() for each in found] == [[2, 4], [pytest.approx(0.6)]]

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from deltas import normal
 
+from flexswitch.codecs.sparse import binary_entropy
 from flexswitch.merging.learning.profile import Choices, choices_of
-from flexswitch.merging.learning.start import best_growth, first_parameters, made_up
+from flexswitch.merging.learning.rate import RECORD_BITS
+from flexswitch.merging.learning.start import best_growth, first_parameters, made_up, uniform
 from flexswitch.merging.learning.unit import Hardened, Unit
 
 BITS = np.array([1, 2, 4, 8])
@@ -57,3 +59,22 @@ def test_every_candidate_starts_with_the_growth_of_the_one_that_is_kept() -> Non
         found.log_scales - plain.log_scales, np.full((1, 4), np.log(grown.scale / kept.scale)), rtol=1e-6
     )
     assert np.exp(found.log_scales[0, 0]) == pytest.approx(grown.scale, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bits_an_entry", "width"),
+    [(0.05, 1), (1.0, 1), (1.4, 1), (1.7, 2), (2.2, 2), (2.6, 4), (4.0, 4), (30.0, 8)],
+)
+def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
+    bits_an_entry: float, width: int
+) -> None:
+    """A mask and signs take log2(3) = 1.58 bits an entry at most, two bits log2(5) = 2.32."""
+    unit, choices, _ = kept_of(1, 0.1)
+    target = bits_an_entry * unit.entries + RECORD_BITS
+    (found,) = uniform([unit], [choices], BITS, target, np.ones(1))
+    assert found.bits == width
+    share = float((np.abs(unit.delta) > found.thresholds[0]).mean())
+    spent = (binary_entropy(share) + share * width) / bits_an_entry
+    assert spent <= 1
+    assert spent > 0.8 or (width, share) == (8, 1)
+    assert share <= 2**width / (1 + 2**width) or width == 8

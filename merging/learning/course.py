@@ -92,7 +92,7 @@ def data_free(
     bits = _payload_bits(packer, target)
     kept, factors = allocated(problem.units, problem.choices, bits, packer)
     if same_share:
-        kept = uniform(problem.units, problem.choices, bits, factors)
+        kept = uniform(problem.units, problem.choices, problem.bits, bits, factors)
     kept = made_up(problem.choices, kept, growth)
     fitted, found = _fitted(problem, kept, packer, target)
     _note_missed(found, target, on_note)
@@ -244,7 +244,7 @@ def _best_start(
     bits, units = _payload_bits(packer, size), problem.units
     choices = relative(units, problem.choices)
     kept, factors = allocated(units, choices, bits, packer)
-    starts = [uniform(units, choices, bits, factors)]
+    starts = [uniform(units, choices, problem.bits, bits, factors)]
     if not course.uniform:
         starts += [kept, allocated(units, problem.choices, bits, packer)[0]]
 

@@ -1,6 +1,7 @@
 """Fits what is kept to the size that was asked for: at most that, and as near as the codecs' steps allow.
 
-All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved. Where
+All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved. Once most
+entries are kept, to keep more of them takes fewer bytes, and the search ends at the most that it found. Where
 many entries are equal (rows of an embedding that one step of Adam changed), the size jumps at their
 threshold: then some rows take the threshold above, and the others the one below.
 """
@@ -21,6 +22,7 @@ _STEEPNESS = 5.0  # about how fast log bytes fall with the log of the thresholds
 _GROWTH = 1.4
 _LARGEST_STEP = 0.7
 _SAME = 1e-4  # shifts that are nearer than this part only what is equal
+_PAST_MOST = 0.98  # of the largest size: where so little is found by keeping more, no more is to be had
 
 Size = Callable[[Sequence[Hardened]], int]
 
@@ -42,7 +44,10 @@ def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[
     for tried in range(_TRIES):
         found = size(scaled(hardened, shift))
         if found <= target:
-            below = (shift, found)
+            if below is not None and above is None and found < _PAST_MOST * below[1]:
+                break
+            if below is None or above is not None or found >= below[1]:
+                below = (shift, found)
             if found >= _ENOUGH * target or shift <= -20:
                 break
         else:

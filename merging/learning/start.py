@@ -54,19 +54,37 @@ def relative(units: Sequence[Unit], choices: Sequence[Choices]) -> list[Choices]
 
 
 def uniform(
-    units: Sequence[Unit], choices: Sequence[Choices], target: float, factors: Doubles
+    units: Sequence[Unit],
+    choices: Sequence[Choices],
+    widths: NDArray[np.int64],
+    target: float,
+    factors: Doubles,
 ) -> list[Hardened]:
-    """Returns the same share kept of every unit, signs alone, in about `target` bits."""
-    low, high = 0.0, 1.0
+    """Returns the same share kept of every unit in about `target` bits.
+
+    In the least of the bit-widths, or in the next one where no share of those takes so many.
+    """
+
+    def rows_at(share: float, width: int) -> list[int]:
+        return [_at_share(unit, each, share, width) for unit, each in zip(units, choices, strict=True)]
+
+    def bits_at(share: float, width: int) -> float:
+        return sum(
+            float(choice_bits(each, unit.entries, factor)[row])
+            for unit, each, factor, row in zip(units, choices, factors, rows_at(share, width), strict=True)
+        )
+
+    low = 0.0
+    for width in widths.tolist():
+        high = 2**width / (1 + 2**width)  # to keep a larger share takes fewer bits, not more
+        if bits_at(high, width) > target:
+            break
+    else:
+        low = high = 1.0
     for _ in range(40):
         share = (low + high) / 2
-        costs = [_at_share(unit, each, share) for unit, each in zip(units, choices, strict=True)]
-        bits = sum(
-            float(choice_bits(each, unit.entries, factor)[row])
-            for unit, each, factor, row in zip(units, choices, factors, costs, strict=True)
-        )
-        low, high = (share, high) if bits <= target else (low, share)
-    rows = [_at_share(unit, each, low) for unit, each in zip(units, choices, strict=True)]
+        low, high = (share, high) if bits_at(share, width) <= target else (low, share)
+    rows = rows_at(low, width)
     return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
 
 
@@ -143,10 +161,11 @@ def _hardened(unit: Unit, choices: Choices, row: int) -> Hardened:
     return Hardened(thresholds, width, scale_at(choices, float(thresholds[0]), width))
 
 
-def _at_share(unit: Unit, choices: Choices, share: float) -> int:
-    """Returns the row of the choice of signs alone that keeps no more than a share of the entries."""
-    signs = np.flatnonzero((choices.bits == choices.bits[1:].min()) & (choices.kept <= share * unit.entries))
-    return int(signs[choices.kept[signs].argmax()])
+def _at_share(unit: Unit, choices: Choices, share: float, width: int) -> int:
+    """Returns the row of the choice of that bit-width that keeps no more than a share of the entries."""
+    few = (choices.kept == 0) | (choices.bits == width)
+    rows = np.flatnonzero(few & (choices.kept <= share * unit.entries))
+    return int(rows[choices.kept[rows].argmax()])
 
 
 def _least_row(unit: Unit, choices: Choices) -> int:
