@@ -115,6 +115,11 @@ MODULES = {
         torch.randn(ROWS, 3, 4),
     ),
     "transformers' Conv1D": (transformers_conv1d, torch.randn(ROWS, 3, 4)),
+    "transformers' Conv1D in float64": (
+        lambda: transformers_conv1d().double(),
+        torch.randn(ROWS, 3, 4).double(),
+    ),
+    "embedding in float64": (lambda: nn.Embedding(6, 4).double(), torch.randint(6, (ROWS, 3))),
     "float64": (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).double(),
         torch.randn(ROWS, 3, 4).double(),

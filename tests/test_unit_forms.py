@@ -106,7 +106,8 @@ def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case,
     shift = generator.normal(size=len(matrix)).astype(np.float32)
     before = generator.normal(size=(tokens, len(matrix))).astype(np.float32)
     out = before.copy()
-    unit.add_product(Inputs(inputs), places, factors, shift, out)
+    form = unit.inner if turned else unit
+    form.add_product(Inputs(inputs), places, factors, shift, out)
     expected = before.astype(np.float64)
     expected[places] += factors[:, None] * (inputs[places].astype(np.float64) @ matrix.T + shift)
     size = np.abs(inputs[places]).max() * np.abs(matrix).sum(1).max(initial=0) + 4

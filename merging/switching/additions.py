@@ -13,12 +13,15 @@ from torch import Tensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes
 from flexswitch.merging.switching.dense_codes import add_products as add_code_products
+from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.packed_levels import PackedLevels
 from flexswitch.merging.switching.row_plan import Given, RowPlan, TaskRows
 from flexswitch.merging.switching.sparse_rows import SparseRows
 from flexswitch.merging.switching.threads import in_parts
 from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
 
+_COMPILED_FORMS = (SparseRows, DenseCodes, DenseValues)
 _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,8 +41,8 @@ def add_products(
                 continue
             shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
             inner = matrix.inner if isinstance(matrix, Turned) else matrix
-            if inner is None or not _is_compiled(out):
-                _add_by_torch(task, matrix, shift, given.tokens, total, each)
+            if not isinstance(inner, _COMPILED_FORMS) or not _is_compiled(out):
+                _add_by_torch(task, inner, shift, given.tokens, total, each)
             elif isinstance(inner, SparseRows):
                 sparse.append((task, inner, shift))
             elif isinstance(inner, DenseCodes):
@@ -54,10 +57,18 @@ def add_products(
 
 
 def _add_by_torch(
-    task: TaskRows, matrix: TaskUnit | None, shift: Tensor, inputs: Tensor, total: Tensor, each: int
+    task: TaskRows,
+    matrix: TaskUnit | None,
+    shift: Tensor,
+    inputs: Tensor,
+    total: Tensor,
+    each: int,
 ) -> None:
     where, shares = (torch.from_numpy(part).to(total.device) for part in task.tokens(each))
     added = shift.to(total)
+    if isinstance(matrix, PackedLevels):
+        matrix.add_product(inputs, where, shares, added, total)
+        return
     if matrix is not None:
         delta = matrix.dense().to(total.device, inputs.dtype)
         product = torch.nn.functional.linear(inputs[where], delta)
@@ -86,12 +97,16 @@ def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int
             if unit not in task.units:
                 continue
             places, factors = task.tokens(each)
-            if _is_compiled(out):
-                task.units[unit].add_rows(ids.numpy(), places, factors, total.numpy())
+            table = task.units[unit]
+            if _is_compiled(out) and isinstance(table, _COMPILED_FORMS):
+                table.add_rows(ids.numpy(), places, factors, total.numpy())
+                continue
+            where, weights = (torch.from_numpy(part).to(out.device) for part in (places, factors))
+            if isinstance(table, PackedLevels):
+                rows = table.rows(ids[where])
             else:
-                where, weights = (torch.from_numpy(part).to(out.device) for part in (places, factors))
-                delta = task.units[unit].dense().to(out.device, total.dtype)
-                total.index_add_(0, where, delta[ids[where]] * weights[:, None])
+                rows = table.dense().to(out.device)[ids[where]]
+            total.index_add_(0, where, rows.to(total.dtype) * weights[:, None])
 
 
 def _is_compiled(out: Tensor) -> bool:

@@ -120,17 +120,17 @@ class Grouped:
         for unit, weights in holder.weights.items():
             base = self._base[unit].detach()
             rows = weights.shape[0] if weights.dim() > 1 else 1
+            added = [(units[unit], factor) for units, factor in new if unit in units]
             if weights.device.type == "cpu" and weights.dtype == torch.float32:
                 target, source = (part.reshape(rows, -1).numpy() for part in (weights, base))
                 _take_back([units[unit] for units in old if unit in units], target, source)
-                for units, factor in new:
-                    if unit in units:
-                        units[unit].add_to(target, factor)
+                for part, factor in added:
+                    part.add_to(target, factor)
                 continue
             wide = base.reshape(rows, -1).to(torch.promote_types(base.dtype, torch.float32), copy=True)
-            for units, factor in new:
-                if unit in units:
-                    wide.add_(units[unit].dense().to(wide.device), alpha=factor)
+            for part, factor in added:
+                delta = part.dense().to(wide.device)
+                wide.add_(delta.view(wide.shape), alpha=factor)
             weights.copy_(wide.view(weights.shape))
         holder.factors = factors
 

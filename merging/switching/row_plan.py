@@ -130,7 +130,7 @@ class RowPlan:
         for task in self.tasks:
             if unit in task.units and row in task.rows:
                 factor = float(task.factors[np.searchsorted(task.rows, row)])
-                total.add_(task.units[unit].dense().view(-1), alpha=factor)
+                total.add_(task.units[unit].dense().cpu().view(-1), alpha=factor)
         return _rounded_sum(base, total.view(base.shape))
 
 

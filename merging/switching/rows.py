@@ -19,7 +19,10 @@ def take_rows(value: Any, rows: Tensor, length: int) -> Any:
 
 
 def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
-    """Returns several outputs as one, rows in that order; tuples and mappings by their parts."""
+    """Returns several outputs as one, rows in that order; tuples and mappings by their parts.
+
+    Of a mapping, what has no rows is left out: keys and values that a model caches belong to its weights.
+    """
     first = outputs[0]
     if first is None:
         return None
@@ -27,4 +30,9 @@ def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
         return torch.cat(list(outputs))[order.to(first.device)]
     if isinstance(first, tuple):
         return tuple(join_rows(list(parts), order) for parts in zip(*outputs, strict=True))
-    return type(first)(**{name: join_rows([output[name] for output in outputs], order) for name in first})
+    joined = {
+        name: join_rows([output[name] for output in outputs], order)
+        for name, part in first.items()
+        if part is None or isinstance(part, Tensor | tuple | Mapping)
+    }
+    return type(first)(**joined)

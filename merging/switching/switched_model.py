@@ -177,7 +177,7 @@ class SwitchedModel(nn.Module):
         fused = Fused(self.module, names, heads)
         state = self.module.state_dict()
         sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
-        units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes)
+        units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes, _device_of(self.module))
         grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
         chooser = Chooser(fused.products, fused.product_entries, grouped.most, self._costs)
         router = self._router
@@ -244,6 +244,10 @@ class _Average:
         return self.fused.follow(
             batch, row_plan(shares, self.units, None, marks_of(batch, self.fused.module)), call
         )
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
 
 
 def _row_count(batch: Any) -> int:

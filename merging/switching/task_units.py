@@ -4,7 +4,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from threading import Lock
 
-from flexswitch.merging.switching.unit_forms import TaskUnit, unit_form
+import torch
+
+from flexswitch.merging.switching.unit_forms import TaskUnit, device_form
 from flexswitch.merging.task_vector import TaskVector
 
 
@@ -12,8 +14,8 @@ class TaskUnits:
     """All tasks' units, decoded when they are first needed; the tasks used last stay while they fit.
 
     base_sizes: the root mean square of the base's weights in each unit, of those that are kept; turned: the
-    units whose layers multiply by the transpose. One task is kept whatever its size. May be asked from
-    several threads.
+    units whose layers multiply by the transpose; device: of the products. One task is kept whatever its size.
+    May be asked from several threads.
     """
 
     def __init__(
@@ -22,10 +24,11 @@ class TaskUnits:
         base_sizes: Mapping[str, float],
         turned: Set[str],
         cache_bytes: int,
+        device: torch.device,
     ) -> None:
         self._vectors = vectors
         self._base_sizes, self._turned = base_sizes, turned
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._device = cache_bytes, device
         self._kept: OrderedDict[int, dict[str, TaskUnit]] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._lock = Lock()
@@ -36,7 +39,9 @@ class TaskUnits:
             if task not in self._kept:
                 vector = self._vectors[task]
                 units = {
-                    unit: unit_form(vector, unit, unit in self._turned, self._base_sizes[unit])
+                    unit: device_form(
+                        vector, unit, unit in self._turned, self._base_sizes[unit], self._device
+                    )
                     for unit in vector.units
                     if unit in self._base_sizes
                 }

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.sparse import FloatArray, level_table, level_values
+from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
 from flexswitch.merging.switching.dense_codes import LARGEST_CODE, Codes, DenseCodes, digits_for
 from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.packed_levels import PackedLevels, pack_levels
 from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
@@ -40,6 +42,10 @@ class TaskUnit(Protocol):
 
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
+
+
+class CompiledUnit(TaskUnit, Protocol):
+    """A unit that the compiled passes of the CPU multiply by."""
 
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column).
@@ -73,7 +79,7 @@ class _Entries(NamedTuple):
 class Turned:
     """A unit whose layer multiplies by its transpose, (in, out): kept as (out, in)."""
 
-    inner: TaskUnit
+    inner: CompiledUnit | PackedLevels
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,34 +100,53 @@ class Turned:
         """Adds factor · τ to (row, column) weights in place."""
         self.inner.add_to(weights.T, factor)
 
-    def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
-        """Raises: TypeError: no table of embeddings is kept transposed."""
-        raise TypeError("a transposed unit has no rows to look up")
 
-    def add_product(
-        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
-    ) -> None:
-        """Adds factors[i] · (τᵀ·x + shift) to out[places[i]] for x = inputs[places[i]]."""
-        self.inner.add_product(inputs, places, factors, shift, out)
+def device_form(
+    vector: TaskVector, unit: str, turned: bool, base_size: float, device: torch.device
+) -> TaskUnit:
+    """Returns a unit's delta as a device's products take it, packed where its levels have up to 8 bits.
+
+    What has no such levels, and vectors, are as on the CPU. Raises: DecodeError.
+    """
+    is_matrix = len(vector.units[unit].shape) > 1
+    if not isinstance(vector, ArtifactVector) or not is_matrix or not _is_packed(device):
+        return unit_form(vector, unit, turned, base_size)
+    record = vector.artifact.header.tensors[unit]
+    if not 0 < record.bits <= 8:
+        return unit_form(vector, unit, turned, base_size)
+    places, levels = _levels_of(vector, unit)
+    packed = pack_levels(
+        places,
+        levels.astype(np.uint8),
+        _matrix_of(vector, unit),
+        record.bits,
+        record.scale,
+        record.zero,
+        turned,
+        device,
+    )
+    return Turned(packed) if turned else packed
 
 
-def unit_form(vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0) -> TaskUnit:
+def unit_form(
+    vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0
+) -> CompiledUnit | Turned:
     """Returns a unit's delta in its form; `turned` says that its layer multiplies by the transpose.
 
     base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector
     is kept as values: there is little to save. Raises: DecodeError.
     """
-    shape = vector.units[unit].shape
-    rows = shape[0] if len(shape) > 1 else 1
-    matrix = (rows, vector.units[unit].entries // max(1, rows))
+    matrix = _matrix_of(vector, unit)
     entries = _coded(vector, unit) if isinstance(vector, ArtifactVector) else _plain(vector, unit)
-    if len(shape) < 2:
+    if len(vector.units[unit].shape) < 2:
         return DenseValues(_spread(entries.places, entries.values, matrix, False))
     made = _matrix_form(entries, matrix, turned, base_size)
     return Turned(made) if turned else made
 
 
-def _matrix_form(entries: "_Entries", matrix: tuple[int, int], turned: bool, base_size: float) -> TaskUnit:
+def _matrix_form(
+    entries: "_Entries", matrix: tuple[int, int], turned: bool, base_size: float
+) -> CompiledUnit:
     density = len(entries.places) / max(1, matrix[0] * matrix[1])
     if density <= (_SPARSE_BESIDE_VALUES if entries.codes is None else _SPARSE_BESIDE_CODES):
         return _sparse_rows(entries, matrix, turned)
@@ -139,13 +164,28 @@ def _plain(vector: TaskVector, unit: str) -> _Entries:
     return _Entries(places, whole[places])
 
 
-def _coded(vector: ArtifactVector, unit: str) -> _Entries:
-    record = vector.artifact.header.tensors[unit]
+def _is_packed(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def _matrix_of(vector: TaskVector, unit: str) -> tuple[int, int]:
+    shape = vector.units[unit].shape
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, vector.units[unit].entries // max(1, rows)
+
+
+def _levels_of(vector: ArtifactVector, unit: str) -> tuple[Ids, Levels]:
+    """Returns where a unit's kept entries lie, rising, and their levels, (kept,)."""
     blocks = list(vector.artifact.entries(unit))
     places = [start + each.astype(np.int64) for start, each, _ in blocks]
     levels = np.concatenate([each for _, _, each in blocks]) if blocks else np.empty(0, np.uint8)
+    return np.concatenate([np.empty(0, np.int64), *places]), levels
+
+
+def _coded(vector: ArtifactVector, unit: str) -> _Entries:
+    record = vector.artifact.header.tensors[unit]
+    flat, levels = _levels_of(vector, unit)
     values = level_values(levels, record.bits, record.scale, record.zero)
-    flat = np.concatenate([np.empty(0, np.int64), *places])
     codes = _codes_of_levels(record.bits, record.zero)
     if codes is None:
         return _Entries(flat, values)
