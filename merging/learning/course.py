@@ -14,7 +14,7 @@ from flexswitch.merging.learning.lesson import Lesson, batch_rows
 from flexswitch.merging.learning.packing import Packer
 from flexswitch.merging.learning.parameters import Adam
 from flexswitch.merging.learning.profile import Choices, choices_of
-from flexswitch.merging.learning.refit import refit_scales
+from flexswitch.merging.learning.refit import RATES, refit_scales
 from flexswitch.merging.learning.report import learning_record, quality
 from flexswitch.merging.learning.saved import Saving
 from flexswitch.merging.learning.start import (
@@ -169,17 +169,35 @@ def _finished(
     """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
     if course.target is not None:
         hardened = _fitted(problem, hardened, problem.packer(record), course.target)[0]
-    batches = _batches(lesson, course)
-    found = refit_scales(
-        problem.units,
-        hardened,
-        student,
-        lambda step: batches(course.steps + step),
-        course.refit,
-        problem.each,
-    )
-    found, after = _settled(problem, lesson, student, found, record, course.target)
+    refitted = _refitted(problem, lesson, student, course, hardened)
+    found, after = _settled(problem, lesson, student, refitted, record, course.target)
     return lesson.loss(problem.each), found, after
+
+
+def _refitted(
+    problem: Problem, lesson: Lesson, student: Student, course: Course, hardened: list[Hardened]
+) -> list[Hardened]:
+    """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as they are."""
+    batches, each = _batches(lesson, course), problem.each
+
+    def loss(kept: list[Hardened]) -> float:
+        set_gates(student, hard_gates(problem.units, kept), each)
+        return lesson.loss(each)
+
+    before = loss(hardened)
+    for rate in RATES if course.refit else ():
+        found = refit_scales(
+            problem.units,
+            hardened,
+            student,
+            lambda step: batches(course.steps + step),
+            course.refit,
+            rate,
+            each,
+        )
+        if loss(found) < before:
+            return found
+    return hardened
 
 
 def _fitted(

@@ -12,7 +12,8 @@ from flexswitch.merging.learning.student import Loss, Student
 from flexswitch.merging.learning.unit import Hardened, Unit
 from flexswitch.merging.learning.workers import Each
 
-_RATE = 0.01
+# What is nearly right already is spoilt by the first, which is then followed by the next.
+RATES = (0.01, 0.001, 0.0001)
 
 
 def refit_scales(
@@ -21,9 +22,10 @@ def refit_scales(
     student: Student,
     batches: Callable[[int], Sequence[Loss]],
     steps: int,
+    rate: float,
     each: Each,
 ) -> list[Hardened]:
-    """Returns the same with scales moved by some steps of Adam, at a rate that falls to nothing."""
+    """Returns the same with scales moved by some steps of Adam, at a rate that falls from that to nothing."""
     log_scales, adam = np.log([kept.scale for kept in hardened]), Adam()
     for step in range(steps):
         gates = hard_gates(units, _with_scales(hardened, np.exp(log_scales)))
@@ -34,7 +36,7 @@ def refit_scales(
             slope = summed([of_units[number] for _, of_units in found])
             if slope is not None:
                 slopes[number] = slope.by_scale[0] * gates[number].scales[0]
-        adam.update({"scales": log_scales}, {"scales": slopes}, {"scales": _RATE * (1 - step / steps)})
+        adam.update({"scales": log_scales}, {"scales": slopes}, {"scales": rate * (1 - step / steps)})
     return _with_scales(hardened, np.exp(log_scales))
 
 
