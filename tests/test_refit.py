@@ -1,0 +1,42 @@
+"""Scales fitted anew at the end: at the first rate that lowers the loss, or left as they are."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lessons import School, text_school
+
+from flexswitch.codecs.container import Artifact
+from flexswitch.merging.learning import course
+from flexswitch.merging.learning.refit import RATES
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    return text_school(tmp_path_factory.mktemp("school"))
+
+
+def scales_of(artifact: Artifact) -> list[float]:
+    return [record.scale for record in artifact.header.tensors.values()]
+
+
+@pytest.mark.parametrize("helps", [None, *range(len(RATES))])
+def test_scales_are_fitted_at_the_first_rate_that_helps(
+    helps: int | None, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "refit=0")
+    plain, tried = course.refit_scales, []
+
+    def refit_scales(units: Any, hardened: Any, student: Any, batches: Any, steps: int, rate: float, each: Any):  # type: ignore[no-untyped-def]  # fmt: skip
+        tried.append(rate)
+        if rate == (None if helps is None else RATES[helps]):
+            return plain(units, hardened, student, batches, steps, RATES[0], each)
+        return [replace(kept, scale=-kept.scale) for kept in hardened]
+
+    monkeypatch.setattr(course, "refit_scales", refit_scales)
+    found = school.learn(tmp_path / "birds.fsw", "lambda=0.01")
+    assert tried == list(RATES if helps is None else RATES[: helps + 1])
+    assert (scales_of(found) == scales_of(left)) == (helps is None)
+    if helps is not None:
+        assert found.header.learning.after.divergence < left.header.learning.after.divergence
