@@ -116,7 +116,7 @@ def learned(
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     student = Student(lesson.model, units, lesson.names, course.shards)
     kept, factors = _best_start(problem, lesson, student, course, packer, size)
-    set_gates(student, hard_gates(units, fit_to_size(kept, packer.size, size)[0]), each)
+    set_gates(student, hard_gates(units, _fitted(problem, kept, packer, size)[0]), each)
     before, loss_before = quality(lesson, each), lesson.loss(each)
     first = first_parameters(units, problem.choices, kept, problem.bits, course.by_rows)
     learner = Learner(first, factors, Adam(groups={"rows": first.starts}))
@@ -205,7 +205,8 @@ def _fitted(
 ) -> tuple[list[Hardened], int]:
     """Returns what is kept at a size, and that size; in wider levels where those given do not fill it.
 
-    Each unit then takes the next bit-width, with its best scale at the threshold it has.
+    Each unit then takes the next bit-width, with its best scale at the threshold it has, as many times larger
+    as the one it had is than its own best.
     """
     fitted, found = fit_to_size(hardened, packer.size, target)
     for width in problem.bits.tolist()[1:]:
@@ -213,13 +214,17 @@ def _fitted(
         if is_met(found, target) or packer.size(everything) >= target:
             break
         hardened = [
-            kept
-            if kept.bits >= width
-            else replace(kept, bits=width, scale=scale_at(choices, float(np.median(kept.thresholds)), width))
+            kept if kept.bits >= width else _widened(choices, kept, width)
             for choices, kept in zip(problem.choices, hardened, strict=True)
         ]
         fitted, found = fit_to_size(hardened, packer.size, target)
     return fitted, found
+
+
+def _widened(choices: Choices, kept: Hardened, width: int) -> Hardened:
+    threshold = float(np.median(kept.thresholds))
+    growth = kept.scale / scale_at(choices, threshold, kept.bits)
+    return replace(kept, bits=width, scale=float(np.float32(growth * scale_at(choices, threshold, width))))
 
 
 def _settled(
