@@ -158,11 +158,13 @@ def main() -> None:
     base = open_checkpoint(str(options.models / "base"))
     adapter = get_adapter("hf-encoder", base, trusted=True)
     module = adapter.encoder()
-    body = []
+    body, indexes = [], {}
     with torch.inference_mode():
         for text in options.zoo:
             name, _, path = text.partition("=")
             zoo = open_zoo(path)
+            if zoo.record.index is not None:
+                indexes[name] = f"{name} by `{zoo.record.index.features}`"
             for tasks in options.tasks:
                 shapes = [(count, False) for count in options.batches]
                 shapes += [(count, True) for count in UNPADDED if count in options.batches]
@@ -194,7 +196,7 @@ MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {
 median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a batch: the base computes it,
 switching leaves it out of its products; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*: the
 weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
-too*: features, search and answer, of zoos indexed as under *per-sample switching*. *Naive* rebuilds the
+too*: features, search and answer, 40 neighbours; indexed are {", ".join(indexes.values())}. *Naive* rebuilds the
 weights of each weight vector from dense deltas. {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(header, body)}"""
