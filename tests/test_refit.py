@@ -10,6 +10,7 @@ from lessons import School, text_school
 from flexswitch.codecs.container import Artifact
 from flexswitch.merging.learning import course
 from flexswitch.merging.learning.refit import RATES
+from flexswitch.merging.learning.unit import Hardened
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,12 @@ def test_scales_are_fitted_at_the_first_rate_that_helps(
     left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "refit=0")
     plain, tried = course.refit_scales, []
 
-    def refit_scales(units: Any, hardened: Any, student: Any, batches: Any, steps: int, rate: float, each: Any):  # type: ignore[no-untyped-def]  # fmt: skip
+    def refit_scales(*given: Any) -> list[Hardened]:
+        *fitted, rate, each = given
         tried.append(rate)
         if rate == (None if helps is None else RATES[helps]):
-            return plain(units, hardened, student, batches, steps, RATES[0], each)
-        return [replace(kept, scale=-kept.scale) for kept in hardened]
+            return plain(*fitted, RATES[0], each)
+        return [replace(kept, scale=-kept.scale) for kept in fitted[1]]
 
     monkeypatch.setattr(course, "refit_scales", refit_scales)
     found = school.learn(tmp_path / "birds.fsw", "lambda=0.01")

@@ -69,15 +69,16 @@ class ZooRouter:
         """
         kind = parse_kind(self._header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
-        device = next(iter(given.values())).device
-        with torch.no_grad(), computing_in(self._header.dtype, str(device)):
+        first = next(iter(given.values()))
+        shaped = self._checked(texts, len(first)) if kind.shaped else None
+        with torch.no_grad(), computing_in(self._header.dtype, str(first.device)):
             if kind.averaged:
                 tasks = self._header.averaged or []
                 features = self._averaged(batch, tasks, lambda module: _means(module, given, kind))
             else:
                 features = in_short_parts(dict(given), lambda part: _means(self._module, part, kind))
-        if kind.shaped:
-            features = with_shapes(features, self._checked(texts, len(features)), kind.parts - 1)
+        if shaped is not None:
+            features = with_shapes(features, shaped, kind.parts - 1)
         found = self._index.weights(features.float())
         shares = snap(np.asarray(found.weights), self._routing.snap)
         return torch.from_numpy(mixed(shares, self._routing.mix)[:, self._columns])
