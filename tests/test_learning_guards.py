@@ -162,7 +162,7 @@ def test_a_loss_that_does_not_fall_is_refused(
     output = tmp_path / "out" / "birds.fsw"
     told = message(InputError, lambda: school.learn(output, saving=saving, on_step=on_step))
     assert list((tmp_path / "out").iterdir()) == []  # the saved learning would only lead here again
-    assert saved == [False, *[True] * 29]
+    assert saved == [False, *[True] * 59]  # by long steps, and by short ones
     number = r"[0-9.e+-]+"
     found = re.fullmatch(
         rf"{re.escape(str(school.finetuned))}: learning did not help: the loss on the exemplars is "
@@ -174,26 +174,33 @@ def test_a_loss_that_does_not_fall_is_refused(
     assert [found[1], found[2]] == [f"{after[-1]:.4g}", f"{before[-1]:.4g}"]
 
 
-def test_steps_that_lead_away_from_the_start_leave_what_it_keeps_and_say_so(
-    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spoilt", [1, 2])
+def test_steps_that_lead_away_are_taken_again_at_a_tenth_and_then_left_out(
+    spoilt: int, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, heard = Lesson.loss, Heard()
-    last: dict[tuple[bool, bool], float] = {}  # whether there were steps, and a note → the last loss
+    last: dict[tuple[bool, int], float] = {}  # whether there were steps, and notes → the last loss
 
     def loss(lesson: Lesson, each: Each) -> float:
-        place = bool(heard.steps), bool(heard.notes)
-        last[place] = plain(lesson, each) + (9 if place == (True, False) else 0)
+        place = bool(heard.steps), len(heard.notes)
+        last[place] = plain(lesson, each) + (9 if heard.steps and len(heard.notes) < spoilt else 0)
         return last[place]
 
     monkeypatch.setattr(Lesson, "loss", loss)
     found = school.learn(tmp_path / "birds.fsw", "target_size=9KB", heard=heard)
-    before, missed, after = last[False, False], last[True, False], last[True, True]
+    before = last[False, 0]
     assert heard.notes == [
-        f"30 steps lead to a loss of {missed:.4g} on the exemplars, from {before:.4g}: what is kept is that of "
-        "the start, and scales alone are learned; take more steps"
+        f"30 steps lead to a loss of {last[True, notes]:.4g} on the exemplars, from {before:.4g}: {told}"
+        for notes, told in enumerate(
+            [
+                "learning begins again, by steps 0.1 times as long",
+                "what is kept is that of the start, and scales alone are learned; take more steps",
+            ][:spoilt]
+        )
     ]
-    assert after < before
-    assert found.header.learning.after.divergence == pytest.approx(after, rel=5e-3)
+    assert len(heard.steps) == 60
+    assert last[True, spoilt] < before
+    assert found.header.learning.after.divergence == pytest.approx(last[True, spoilt], rel=5e-3)
 
 
 def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def learner(seed: int) -> Learner:
         generator.normal(size=(2, 2)),
         generator.normal(size=(2, 2)),
     )
-    found = Learner(parameters, generator.normal(size=2), step=7, along=generator.normal(), rate_square=2.5)
+    factors, pace = generator.normal(size=2), generator.random()
+    found = Learner(parameters, factors, pace=pace, step=7, along=generator.normal(), rate_square=2.5)
     found.adam.count = 7
     for name, array in parameters.learned().items():
         found.adam.moments[name] = (generator.normal(size=array.shape), generator.normal(size=array.shape))
@@ -145,7 +146,7 @@ def numbers(state: Learner) -> list[object]:
     """Returns all that a step changes."""
     moments = [part.tolist() for pair in state.adam.moments.values() for part in pair]
     learned = [array.tolist() for array in state.parameters.learned().values()]
-    sums = [state.step, state.adam.count, state.along, state.rate_square, state.history]
+    sums = [state.step, state.adam.count, state.along, state.rate_square, state.pace, state.history]
     return [*learned, *moments, state.factors.tolist(), *sums]
 
 

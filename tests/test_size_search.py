@@ -27,6 +27,9 @@ from flexswitch.merging.settings import parse_settings
 HARDENED = [Hardened(np.array([1, 2], np.float32), 1, 0.5), Hardened(np.array([0.3], np.float32), 4, 2.0)]
 
 
+LEAST = 40  # bytes of an artifact that keeps nothing
+
+
 def shift_of(hardened: Sequence[Hardened]) -> float:
     """Returns by how much the thresholds of HARDENED were moved."""
     return math.log(float(hardened[0].thresholds[0]))
@@ -40,19 +43,20 @@ def shift_of(hardened: Sequence[Hardened]) -> float:
     target=st.integers(300, 10**7),
     start=st.floats(0.05, 20),
     steepness=st.floats(0.5, 12),
+    foreseen=st.floats(0.5, 12),
     wobble=st.sampled_from([0.0, 0.002]),
     phase=st.floats(0, 6),
 )
 def test_the_size_found_is_at_most_the_target_and_near_it(
-    target: int, start: float, steepness: float, wobble: float, phase: float
+    target: int, start: float, steepness: float, foreseen: float, wobble: float, phase: float
 ) -> None:
     def size(hardened: Sequence[Hardened]) -> int:
         shift = shift_of(hardened)
-        return int(
+        return LEAST + int(
             start * target * math.exp(-steepness * shift) * (1 + wobble * math.sin(90 * shift + phase))
         )
 
-    found, reached = fit_to_size(HARDENED, size, target)
+    found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-foreseen * shift), LEAST, target)
     assert reached == size(found)
     assert is_met(reached, target)
     assert 0.97 * target <= reached <= target
@@ -66,12 +70,27 @@ def test_a_size_that_jumps_over_the_target_ends_below_it(target: int, jump: floa
     def size(hardened: Sequence[Hardened]) -> int:
         return below if shift_of(hardened) > place else target + 1 + below
 
-    found, reached = fit_to_size(HARDENED, size, target)
+    found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-5 * shift), 0, target)
     assert (reached, size(found)) == (below, below)
 
 
+def test_a_right_forecast_leads_to_the_size_at_once() -> None:
+    tried = []
+
+    def foreseen(shift: float) -> float:
+        return math.exp(-3 * shift) / (1 + math.exp(-3 * shift))
+
+    def size(hardened: Sequence[Hardened]) -> int:
+        tried.append(shift_of(hardened))
+        return LEAST + int(10_000 * foreseen(tried[-1]))
+
+    _, reached = fit_to_size(HARDENED, size, foreseen, LEAST, 1000)
+    assert 990 <= reached <= 1000
+    assert len(tried) == 2
+
+
 def test_what_is_small_enough_with_everything_kept_is_left_at_that() -> None:
-    found, reached = fit_to_size(HARDENED, lambda hardened: 100, 1000)
+    found, reached = fit_to_size(HARDENED, lambda hardened: 100, lambda shift: min(1, -shift), 0, 1000)
     assert reached == 100
     assert not is_met(reached, 1000)
     assert found[0].thresholds.max() < 1e-3
@@ -82,14 +101,17 @@ def test_where_keeping_more_takes_less_the_search_ends_at_the_most(start: float)
     """Once all entries are kept no mask is stored: sizes rise to 1,000 and fall again."""
     tried = []
 
+    def foreseen(shift: float) -> float:
+        return 600 + 400 / (1 + max(shift + start, 0) ** 2)
+
     def size(hardened: Sequence[Hardened]) -> int:
         tried.append(shift_of(hardened) + start)
         return int(600 + 400 / (1 + tried[-1] ** 2))
 
-    found, reached = fit_to_size(HARDENED, size, 1500)
+    found, reached = fit_to_size(HARDENED, size, foreseen, 0, 1500)
     assert reached == max(int(600 + 400 / (1 + shift**2)) for shift in tried)
     assert reached == size(found)
-    assert len(tried) < 20
+    assert len(tried) <= 4
     if start >= 0:
         assert reached > 950
 

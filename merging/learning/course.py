@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.merging.learning.forecast import forecast
 from flexswitch.merging.learning.harden import fit_to_size, is_met
 from flexswitch.merging.learning.learn import Learner, Progress, Schedule, hard_gates, learn, set_gates
 from flexswitch.merging.learning.lesson import Lesson, batch_rows
@@ -33,6 +34,7 @@ from flexswitch.merging.task_vector import TaskVector
 
 Doubles = NDArray[np.float64]
 
+_PACES = (1.0, 0.1)  # a start that is nearly right already is spoilt by long steps
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
@@ -54,6 +56,11 @@ class Problem:
         """Returns what packs the artifact, with that record in it."""
         header = self.header.model_copy(update={"learning": learning})
         return Packer(self.vector, header, self.units, self.effort, self.each)
+
+    def fit(self, hardened: list[Hardened], packer: Packer, target: int) -> tuple[list[Hardened], int]:
+        """Returns what is kept at a size in bytes, and that size; the widths of levels stay."""
+        ahead = forecast(self.units, self.choices, hardened)
+        return fit_to_size(hardened, packer.size, ahead, packer.empty_size(), target)
 
 
 @dataclass(frozen=True)
@@ -116,35 +123,43 @@ def learned(
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     student = Student(lesson.model, units, lesson.names, course.shards)
     kept, factors = _best_start(problem, lesson, student, course, packer, size)
-    set_gates(student, hard_gates(units, _fitted(problem, kept, packer, size)[0]), each)
+    kept = _fitted(problem, kept, packer, size)[0]
+    set_gates(student, hard_gates(units, kept), each)
     before, loss_before = quality(lesson, each), lesson.loss(each)
-    first = first_parameters(units, problem.choices, kept, problem.bits, course.by_rows)
-    learner = Learner(first, factors, Adam(groups={"rows": first.starts}))
     schedule = Schedule(
         course.steps,
         None if course.target is None else _payload_bits(packer, size),
         course.multiplier,
         gates_move=not course.uniform,
     )
-    if saving is not None:
-        saving.restore(learner)
+
+    def beginner(pace: float) -> Learner:
+        first = first_parameters(units, problem.choices, kept, problem.bits, course.by_rows)
+        return Learner(first, factors.copy(), Adam(groups={"rows": first.starts}), pace)
 
     def stepped(progress: Progress) -> None:
         on_step(progress)
         if saving is not None:
             saving.save(learner)
 
-    learn(learner, units, student, _batches(lesson, course), schedule, packer.factors, each, stepped)
-    record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
-    loss, found, after = _finished(
-        problem, lesson, student, course, learner.parameters.hardened(units), record
-    )
-    if loss >= loss_before:
-        on_note(
-            f"{course.steps} steps lead to a loss of {loss:.4g} on the exemplars, from {loss_before:.4g}: "
-            "what is kept is that of the start, and scales alone are learned; take more steps"
-        )
-        loss, found, after = _finished(problem, lesson, student, course, kept, record)
+    learner = beginner(_PACES[0])
+    if saving is not None:
+        saving.restore(learner)
+    while True:
+        learn(learner, units, student, _batches(lesson, course), schedule, packer.factors, each, stepped)
+        record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
+        ends = learner.parameters.hardened(units)
+        loss, found, after = _finished(problem, lesson, student, course, ends, record)
+        if loss < loss_before:
+            break
+        slower = [pace for pace in _PACES if pace < learner.pace]
+        told = f"{course.steps} steps lead to a loss of {loss:.4g} on the exemplars, from {loss_before:.4g}: "
+        if not slower:
+            on_note(told + "what is kept is that of the start, and scales alone are learned; take more steps")
+            loss, found, after = _finished(problem, lesson, student, course, kept, record)
+            break
+        on_note(told + f"learning begins again, by steps {slower[0]:g} times as long")
+        learner = beginner(slower[0])
     if loss >= loss_before:
         if saving is not None:
             saving.remove()  # the same steps would lead here again
@@ -208,7 +223,7 @@ def _fitted(
     Each unit then takes the next bit-width, with its best scale at the threshold it has, as many times larger
     as the one it had is than its own best.
     """
-    fitted, found = fit_to_size(hardened, packer.size, target)
+    fitted, found = problem.fit(hardened, packer, target)
     for width in problem.bits.tolist()[1:]:
         everything = [replace(kept, thresholds=np.zeros_like(kept.thresholds)) for kept in fitted]
         if is_met(found, target) or packer.size(everything) >= target:
@@ -217,7 +232,7 @@ def _fitted(
             kept if kept.bits >= width else _widened(choices, kept, width)
             for choices, kept in zip(problem.choices, hardened, strict=True)
         ]
-        fitted, found = fit_to_size(hardened, packer.size, target)
+        fitted, found = problem.fit(hardened, packer, target)
     return fitted, found
 
 
@@ -238,19 +253,20 @@ def _settled(
     """Returns what is kept with the record of it, in at most the target together; the student holds it.
 
     The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
-    the file may have grown by some bytes.
+    the file may have grown by some bytes; levels wider than signs are others too, by a new scale.
     """
     aim = target or 0
-    for _ in range(_SETTLING):
+    for tried in range(_SETTLING):
         set_gates(student, hard_gates(problem.units, hardened), problem.each)
         settled = record.model_copy(update={"after": quality(lesson, problem.each)})
-        excess = 0 if target is None else problem.packer(settled).size(hardened) - target
-        if excess <= 0:
+        packer = problem.packer(settled)
+        found = 0 if target is None else packer.size(hardened)
+        if target is None or (found <= target and (tried or is_met(found, target))):
             return hardened, settled
-        aim -= excess + _SPARE
-        if aim <= problem.packer(settled).empty_size():
+        aim -= max(0, found - target + _SPARE)
+        if aim <= packer.empty_size():
             break
-        hardened = fit_to_size(hardened, problem.packer(settled).size, aim)[0]
+        hardened = problem.fit(hardened, packer, aim)[0]
     raise InputError(
         f"{problem.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
     )

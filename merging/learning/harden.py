@@ -9,22 +9,32 @@ threshold: then some rows take the threshold above, and the others the one below
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
+from flexswitch.merging.learning.forecast import Forecast
 from flexswitch.merging.learning.unit import Hardened
 
 _LEAST_SHARE = 0.97  # of the target: what is promised
 _ENOUGH = 0.99  # where the search stops
 _TRIES = 24
-_FIRST_STEP = 0.02
-_STEEPNESS = 5.0  # about how fast log bytes fall with the log of the thresholds, to begin with
-_GROWTH = 1.4
-_LARGEST_STEP = 0.7
+_LEAST_STEP = 0.001  # of the logarithm of the thresholds, before the target lies between two sizes
+_GROWTH = 1.5  # of that, from try to try
+_RANGE = 20.0  # shifts that are tried: everything is kept at one end, nothing at the other
+_MOST = 0.9999  # of the most that is forecast: where it counts as reached
+_HALVINGS = 40
 _SAME = 1e-4  # shifts that are nearer than this part only what is equal
 _PAST_MOST = 0.98  # of the largest size: where so little is found by keeping more, no more is to be had
 
 Size = Callable[[Sequence[Hardened]], int]
+
+
+class Found(NamedTuple):
+    """The bytes found at a shift of the logarithm of all thresholds."""
+
+    shift: float
+    size: int
 
 
 def scaled(hardened: Sequence[Hardened], by: float) -> list[Hardened]:
@@ -33,35 +43,43 @@ def scaled(hardened: Sequence[Hardened], by: float) -> list[Hardened]:
     return [replace(each, thresholds=each.thresholds * factor) for each in hardened]
 
 
-def fit_to_size(hardened: Sequence[Hardened], size: Size, target: int) -> tuple[list[Hardened], int]:
+def fit_to_size(
+    hardened: Sequence[Hardened], size: Size, forecast: Forecast, least: int, target: int
+) -> tuple[list[Hardened], int]:
     """Returns what is kept at the size nearest below the target, and that size.
 
-    size: the bytes of the artifact. The target is more than what the artifact takes with nothing kept.
+    size: the bytes of the artifact. forecast: how they will change, in proportion, but for the `least` that
+    the artifact takes with nothing kept. The target is more than that.
     """
-    below: tuple[float, int] | None = None  # (shift, bytes) of the nearest size at most the target
-    above: tuple[float, int] | None = None
-    shift = 0.0
+    below: Found | None = None  # the nearest size at most the target
+    above: Found | None = None
+    shift, halve = 0.0, False
     for tried in range(_TRIES):
-        found = size(scaled(hardened, shift))
-        if found <= target:
-            if below is not None and above is None and found < _PAST_MOST * below[1]:
+        found = Found(shift, size(scaled(hardened, shift)))
+        if found.size <= target:
+            if below is not None and above is None and found.size < _PAST_MOST * below.size:
                 break
-            if below is None or above is not None or found >= below[1]:
-                below = (shift, found)
-            if found >= _ENOUGH * target or shift <= -20:
+            if below is None or above is not None or found.size >= below.size:
+                below = found
+            if found.size >= _ENOUGH * target or shift <= -_RANGE:
                 break
         else:
-            above = (shift, found)
-        if below is not None and above is not None and below[0] - above[0] < _SAME:
+            above = found
+        if below is not None and above is not None and below.shift - above.shift < _SAME:
             break
-        shift = _next_shift(shift, found, target, below, above, tried)
+        aim = target * (1 + _ENOUGH) / 2
+        if below is None or above is None:
+            shift = _next_step(found, forecast, least, aim, tried)
+        else:  # by turns, as the forecast may be far off
+            shift = (below.shift + above.shift) / 2 if halve else _next_between(below, above, forecast, aim)
+            halve = not halve
     if below is None:  # the file's own parts take nearly all
         nothing = [replace(each, thresholds=np.full_like(each.thresholds, np.inf)) for each in hardened]
         return nothing, size(nothing)
-    fitted = scaled(hardened, below[0])
-    if above is None or below[1] >= _ENOUGH * target:
-        return fitted, below[1]
-    return _between(fitted, below[1], scaled(hardened, above[0]), size, target)
+    fitted = scaled(hardened, below.shift)
+    if above is None or below.size >= _ENOUGH * target:
+        return fitted, below.size
+    return _between(fitted, below.size, scaled(hardened, above.shift), size, target)
 
 
 def _between(
@@ -96,21 +114,32 @@ def is_met(found: int, target: int) -> bool:
     return _LEAST_SHARE * target <= found <= target
 
 
-def _next_shift(
-    shift: float,
-    found: int,
-    target: int,
-    below: tuple[float, int] | None,
-    above: tuple[float, int] | None,
-    tried: int,
-) -> float:
-    aim = target * (1 + _ENOUGH) / 2
-    if below is None or above is None:
-        # Ever longer steps: a file's own parts may take most of it, and then its size falls slowly.
-        step = math.log(max(found, 1) / aim) / _STEEPNESS * _GROWTH**tried
-        least = math.copysign(_FIRST_STEP, step)
-        return shift + max(-_LARGEST_STEP, min(_LARGEST_STEP, step if abs(step) > _FIRST_STEP else least))
-    # Between the two, where a line through their logarithms meets the aim, but never near an end.
-    low, high = math.log(below[1]), math.log(above[1])
-    part = (math.log(aim) - low) / (high - low)
-    return below[0] + (above[0] - below[0]) * min(max(part, 0.1), 0.9)
+def _next_step(found: Found, forecast: Forecast, least: int, aim: float, tried: int) -> float:
+    """Returns where the forecast, as many times as large as was found, is the aim; a step away at least.
+
+    Where the most is too little, everything is tried.
+    """
+    here, most = forecast(found.shift), _MOST * forecast(-_RANGE)
+    if found.size < aim and here >= most:
+        return -_RANGE
+    wanted = min(here * (aim - least) / max(found.size - least, 1), most)
+    step = _shift_of(forecast, wanted, -_RANGE, _RANGE) - found.shift
+    shortest = math.copysign(_LEAST_STEP * _GROWTH**tried, found.size - aim)
+    return max(-_RANGE, found.shift + (step if step / shortest > 1 else shortest))
+
+
+def _next_between(below: Found, above: Found, forecast: Forecast, aim: float) -> float:
+    """Returns where the forecast lies as the aim does between the two, but never near an end."""
+    part = (aim - below.size) / (above.size - below.size)
+    low, high = forecast(below.shift), forecast(above.shift)
+    shift = _shift_of(forecast, low + part * (high - low), above.shift, below.shift)
+    width = below.shift - above.shift
+    return min(max(shift, above.shift + 0.1 * width), below.shift - 0.1 * width)
+
+
+def _shift_of(forecast: Forecast, wanted: float, low: float, high: float) -> float:
+    """Returns the largest shift between the two where so much is forecast, or the first of them."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if forecast(middle) >= wanted else (low, middle)
+    return low

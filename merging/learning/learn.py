@@ -34,6 +34,7 @@ _FULL_STEPS = 50  # fewer are smaller steps, as many times
 _HARD_FROM = 0.7  # share of the steps after which each unit keeps to its likeliest bit-width
 _FORGETTING = 0.9
 _GAIN, _LARGEST_SHIFT = 0.5, 0.1
+_UNDER = 0.95  # of the target: where fewer bits are used, they are not weighed
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,15 @@ class Progress(NamedTuple):
 
 @dataclass(eq=False)
 class Learner:
-    """The state that a step changes; saved, it goes on as if it had never stopped."""
+    """The state that a step changes; saved, it goes on as if it had never stopped.
+
+    factors: (unit,), see rate.py. pace: how long steps are, of the usual.
+    """
 
     parameters: Parameters
-    factors: Doubles  # (unit,), see rate.py
+    factors: Doubles
     adam: Adam = field(default_factory=Adam)
+    pace: float = 1.0
     step: int = 0
     along: float = 0.0  # Σ of loss slope times rate slope, over steps, the older the less
     rate_square: float = 0.0
@@ -205,26 +210,31 @@ def _move(
         shares = gates[number].shares.astype(np.float64)
         for table, by_share in ((loss, slope.by_share), (bits, rate.by_share)):
             table["logits"][number, chosen] = shares * (by_share - shares @ by_share)
-    multiplier = schedule.multiplier
+    multiplier, found = schedule.multiplier, sum(rate.bits for rate in rates if rate is not None)
     if schedule.target is not None:
         learner.along = _FORGETTING * learner.along + float(loss["free"] @ bits["free"])
         learner.rate_square = _FORGETTING * learner.rate_square + float(bits["free"] @ bits["free"])
         multiplier = max(0.0, -learner.along / max(learner.rate_square, 1e-300))
+        multiplier *= found >= _UNDER * schedule.target
     total = {name: loss[name] + multiplier * bits[name] for name in loss}
     decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * learner.step / schedule.steps)) / 2
-    decay *= min(1.0, schedule.steps / _FULL_STEPS)
+    decay *= min(1.0, schedule.steps / _FULL_STEPS) * learner.pace
     pace = {name: rate * decay for name, rate in _RATES.items()}
     if not schedule.gates_move:
         pace["free"] = pace["rows"] = 0.0
     learner.adam.update(parameters.learned(), total, pace)
     if schedule.target is not None and schedule.gates_move:
-        found = sum(rate.bits for rate in rates if rate is not None)
         parameters.free[moved] += _shift(found, schedule.target, float(bits["free"].sum()))
     clip_free(parameters.free)
     learner.step += 1
 
 
 def _shift(bits: float, target: float, slope: float) -> float:
-    """Returns what is added to all free thresholds to bring the rate half way to the target."""
-    wanted = _GAIN * (target - bits) / min(slope, -1e-9)
+    """Returns what is added to all free thresholds to bring the rate half way to the target.
+
+    It is nothing where most entries are kept, and to keep more takes fewer bits: the target is out of reach.
+    """
+    if slope >= 0:
+        return 0.0
+    wanted = _GAIN * (target - bits) / slope
     return float(np.clip(wanted, -_LARGEST_SHIFT, _LARGEST_SHIFT))

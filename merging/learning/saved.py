@@ -71,7 +71,7 @@ def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
     for name, (mean, square) in learner.adam.moments.items():
         arrays |= {f"{name}.mean": mean, f"{name}.square": square}
     arrays["counts"] = np.array([learner.step, learner.adam.count], np.float64)
-    arrays["sums"] = np.array([learner.along, learner.rate_square])
+    arrays["sums"] = np.array([learner.along, learner.rate_square, learner.pace])
     arrays["history"] = np.array(learner.history, np.float64).reshape(-1, len(Progress._fields))
     return arrays
 
@@ -90,7 +90,7 @@ def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
         learner.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
     learner.factors[:] = saved["factors"]
     learner.step, learner.adam.count = map(int, saved["counts"])
-    learner.along, learner.rate_square = map(float, saved["sums"])
+    learner.along, learner.rate_square, learner.pace = map(float, saved["sums"])
     learner.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
 
 

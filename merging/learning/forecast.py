@@ -1,0 +1,44 @@
+"""How a size will change as all thresholds are moved by one factor, without storing anything.
+
+It is the estimate of allocation.py, read between the densities that were counted: no bytes, but near enough
+in proportion that a few real sizes lead to the one that is wanted.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.learning.allocation import choice_bits
+from flexswitch.merging.learning.profile import Choices
+from flexswitch.merging.learning.unit import Hardened, Unit
+
+# The shift of log thresholds → about as many bits as what is then kept takes; more is never less.
+Forecast = Callable[[float], float]
+
+_TINY = 1e-38
+
+
+def forecast(units: Sequence[Unit], choices: Sequence[Choices], hardened: Sequence[Hardened]) -> Forecast:
+    """Returns the forecast for what is kept, by the middle one of a unit's thresholds.
+
+    Past the density that takes most it stays at the most: masks of nearly all entries take less again.
+    """
+    middles, curves = [], []
+    for unit, each, kept in zip(units, choices, hardened, strict=True):
+        own = np.flatnonzero((each.bits == kept.bits) | (each.kept == 0))
+        own = own[np.argsort(-each.thresholds[own], kind="stable")]
+        bits = np.maximum.accumulate(choice_bits(each, unit.entries, 1.0)[own])
+        curves.append((_log(each.thresholds[own])[::-1], bits[::-1]))
+        middles.append(float(_log(np.array(np.median(kept.thresholds)))))
+
+    def found(shift: float) -> float:
+        parts = zip(middles, curves, strict=True)
+        return float(sum(np.interp(middle + shift, *curve, right=0.0) for middle, curve in parts))
+
+    return found
+
+
+def _log(thresholds: FloatArray) -> NDArray[np.float64]:
+    return np.asarray(np.log(np.maximum(thresholds.astype(np.float64), _TINY)))
