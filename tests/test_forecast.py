@@ -8,9 +8,9 @@ import torch
 from checkpoints import job, memory_pair
 from deltas import normal
 
-from flexswitch.merging.learning.course import read_problem
 from flexswitch.merging.learning.forecast import forecast
 from flexswitch.merging.learning.harden import scaled
+from flexswitch.merging.learning.problem import read_problem
 from flexswitch.merging.learning.unit import Hardened
 from flexswitch.merging.learning.workers import workers
 

@@ -11,7 +11,7 @@ from lessons import Heard, School, text_school
 
 from flexswitch.codecs.container import Artifact
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.learning import course
+from flexswitch.merging.learning import finish
 from flexswitch.merging.learning.learn import Learner, Progress
 from flexswitch.merging.learning.parameters import Parameters
 from flexswitch.merging.learning.saved import Saving, learning_file, run_text
@@ -76,7 +76,7 @@ def test_one_that_stops_after_its_last_step_only_ends(
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "refit_scales", stopped)
+        patch.setattr(finish, "refit_scales", stopped)
         with pytest.raises(StopError):
             school.learn(output, LONG, saving=saving)
     assert steps_of(school, output, saving) == []

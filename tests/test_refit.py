@@ -8,7 +8,7 @@ import pytest
 from lessons import School, text_school
 
 from flexswitch.codecs.container import Artifact
-from flexswitch.merging.learning import course
+from flexswitch.merging.learning import finish
 from flexswitch.merging.learning.refit import RATES
 from flexswitch.merging.learning.unit import Hardened
 
@@ -27,7 +27,7 @@ def test_scales_are_fitted_at_the_first_rate_that_helps(
     helps: int | None, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "refit=0")
-    plain, tried = course.refit_scales, []
+    plain, tried = finish.refit_scales, []
 
     def refit_scales(*given: Any) -> list[Hardened]:
         *fitted, rate, each = given
@@ -36,7 +36,7 @@ def test_scales_are_fitted_at_the_first_rate_that_helps(
             return plain(*fitted, RATES[0], each)
         return [replace(kept, scale=-kept.scale) for kept in fitted[1]]
 
-    monkeypatch.setattr(course, "refit_scales", refit_scales)
+    monkeypatch.setattr(finish, "refit_scales", refit_scales)
     found = school.learn(tmp_path / "birds.fsw", "lambda=0.01")
     assert tried == list(RATES if helps is None else RATES[: helps + 1])
     assert (scales_of(found) == scales_of(left)) == (helps is None)

@@ -5,7 +5,7 @@ import pytest
 from deltas import normal
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.learning.course import _widened
+from flexswitch.merging.learning.problem import widened
 from flexswitch.merging.learning.profile import Choices, choices_of
 from flexswitch.merging.learning.rate import RECORD_BITS
 from flexswitch.merging.learning.start import best_growth, first_parameters, made_up, scale_at, uniform
@@ -85,7 +85,7 @@ def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
 def test_wider_levels_have_their_own_best_scale_as_many_times_larger_as_before(width: int) -> None:
     _, choices, kept = kept_of(1, 0.05)
     (grown,) = made_up([choices], [kept], 0.7)
-    plain, found = (_widened(choices, each, width) for each in (kept, grown))
+    plain, found = (widened(choices, each, width) for each in (kept, grown))
     assert (found.bits, found.thresholds.tolist()) == (width, kept.thresholds.tolist())
     assert plain.scale == scale_at(choices, float(kept.thresholds[0]), width)
     assert found.scale / plain.scale == pytest.approx(grown.scale / kept.scale, rel=1e-6)

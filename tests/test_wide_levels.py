@@ -6,8 +6,8 @@ import torch
 from checkpoints import job, memory_pair
 from deltas import normal
 
-from flexswitch.merging.learning.course import Problem, _fitted, read_problem
 from flexswitch.merging.learning.harden import is_met
+from flexswitch.merging.learning.problem import Problem, read_problem
 from flexswitch.merging.learning.unit import Hardened
 from flexswitch.merging.learning.workers import workers
 
@@ -28,7 +28,7 @@ def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: in
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with workers(1) as each:
         problem = read_problem(memory_pair(base, tuned), job().header, BITS, "small", each)
-        fitted, size = _fitted(problem, signs_of(problem), problem.packer(), target)
+        fitted, size = problem.fill(signs_of(problem), problem.packer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]
     assert is_met(size, target)
     assert all(kept.scale > 0 for kept in fitted)

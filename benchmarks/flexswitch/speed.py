@@ -23,10 +23,10 @@ from torch.func import functional_call
 
 from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging.checkpoint import open_checkpoint
-from flexswitch.merging.learning.course import read_problem
 from flexswitch.merging.learning.gated_weights import Gates
 from flexswitch.merging.learning.learn import set_gates
 from flexswitch.merging.learning.lesson import Classroom, Lesson, batch_rows, open_lesson
+from flexswitch.merging.learning.problem import read_problem
 from flexswitch.merging.learning.student import Student
 from flexswitch.merging.learning.unit import Unit
 from flexswitch.merging.learning.workers import Each, workers

@@ -14,8 +14,10 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.records import ArtifactHeader
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.learning.course import Course, Problem, data_free, learned, read_problem
+from flexswitch.merging.learning.course import data_free, learned
+from flexswitch.merging.learning.finish import Course
 from flexswitch.merging.learning.lesson import Lesson, open_lesson, read_exemplars
+from flexswitch.merging.learning.problem import Problem, read_problem
 from flexswitch.merging.learning.saved import run_text
 from flexswitch.merging.learning.target import target_bytes
 from flexswitch.merging.learning.unit import Hardened, sparse_tensor

@@ -1,0 +1,105 @@
+"""The end of a learned compression: the size met, scales fitted anew, and a record of what that is worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.records import LearningRecord
+from flexswitch.merging.learning.harden import is_met
+from flexswitch.merging.learning.learn import hard_gates, set_gates
+from flexswitch.merging.learning.lesson import Lesson, batch_rows
+from flexswitch.merging.learning.problem import Problem
+from flexswitch.merging.learning.refit import RATES, refit_scales
+from flexswitch.merging.learning.report import quality
+from flexswitch.merging.learning.student import Loss, Student
+from flexswitch.merging.learning.unit import Hardened
+
+_SETTLING = 8  # tries to meet the target with the record of the end
+_SPARE = 16  # bytes by which to aim lower, beyond what was too much
+
+
+@dataclass(frozen=True)
+class Course:
+    """How to learn. target: bytes of the artifact; without one `multiplier` weighs them, in loss a bit."""
+
+    target: int | None
+    multiplier: float
+    steps: int
+    by_rows: bool
+    uniform: bool
+    batch: int
+    shards: int
+    refit: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All that learning works with; the student's weights are those of what was last looked at."""
+
+    problem: Problem
+    lesson: Lesson
+    student: Student
+    course: Course
+
+    def batches(self, step: int) -> Sequence[Loss]:
+        """Returns the losses of a step's batch, one a shard."""
+        rows = batch_rows(step, self.course.batch, len(self.lesson.lessons), self.course.seed)
+        return self.lesson.losses(rows, self.course.shards)
+
+    def loss(self, hardened: Sequence[Hardened]) -> float:
+        """Returns the loss of what is kept, on the exemplars."""
+        set_gates(self.student, hard_gates(self.problem.units, hardened), self.problem.each)
+        return self.lesson.loss(self.problem.each)
+
+    def finished(
+        self, hardened: list[Hardened], record: LearningRecord
+    ) -> tuple[float, list[Hardened], LearningRecord]:
+        """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
+        problem, target = self.problem, self.course.target
+        if target is not None:
+            hardened = problem.fill(hardened, problem.packer(record), target)[0]
+        found, after = self._settled(self._refitted(hardened), record)
+        return self.lesson.loss(problem.each), found, after
+
+    def _refitted(self, hardened: list[Hardened]) -> list[Hardened]:
+        """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as is."""
+        steps, before = self.course.refit, self.loss(hardened)
+        for rate in RATES if steps else ():
+            found = refit_scales(
+                self.problem.units,
+                hardened,
+                self.student,
+                lambda step: self.batches(self.course.steps + step),
+                steps,
+                rate,
+                self.problem.each,
+            )
+            if self.loss(found) < before:
+                return found
+        return hardened
+
+    def _settled(
+        self, hardened: list[Hardened], record: LearningRecord
+    ) -> tuple[list[Hardened], LearningRecord]:
+        """Returns what is kept with the record of it, at the size together; the student holds it.
+
+        The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
+        the file may have grown by some bytes; levels wider than signs are others too, by a new scale.
+        """
+        problem, target = self.problem, self.course.target
+        aim = target or 0
+        for tried in range(_SETTLING):
+            set_gates(self.student, hard_gates(problem.units, hardened), problem.each)
+            settled = record.model_copy(update={"after": quality(self.lesson, problem.each)})
+            packer = problem.packer(settled)
+            found = 0 if target is None else packer.size(hardened)
+            if target is None or (found <= target and (tried or is_met(found, target))):
+                return hardened, settled
+            aim -= max(0, found - target + _SPARE)
+            if aim <= packer.empty_size():
+                break
+            hardened = problem.fit(hardened, packer, aim)[0]
+        raise InputError(
+            f"{problem.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
+        )
