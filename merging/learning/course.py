@@ -67,13 +67,39 @@ def learned(
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     start, factors = _best_start(study, size)
     start = problem.fill(start, packer, size)[0]
-    loss_before, before = study.loss(start), quality(lesson, problem.each)
-    schedule = Schedule(
-        course.steps,
-        None if course.target is None else problem.payload_bits(size),
-        course.multiplier,
-        gates_move=not course.uniform,
-    )
+    loss_before = study.loss(start)
+    loss, found, after = _led_from(study, start, factors, size, saving, on_step, on_note)
+    if loss >= loss_before:
+        if saving is not None:
+            saving.remove()  # the same steps would lead here again
+        raise InputError(
+            f"{problem.vector.source}: learning did not help: the loss on the exemplars is {loss:.4g}, and "
+            f"was {loss_before:.4g} before; take more steps or exemplars, or the data-free allocation with "
+            "--set objective=none"
+        )
+    if course.target is not None:
+        _note_missed(problem.packer(after).size(found), course.target, on_note)
+    return found, after
+
+
+def _led_from(
+    study: Study,
+    start: list[Hardened],
+    factors: Doubles,
+    size: int,
+    saving: Saving | None,
+    on_step: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+) -> tuple[float, list[Hardened], LearningRecord]:
+    """Returns where steps lead from a start, the loss first; by shorter steps where those lead away from it.
+
+    Where all do, scales alone are learned.
+    """
+    problem, course = study.problem, study.course
+    loss_before, before = study.loss(start), quality(study.lesson, problem.each)
+    target = None if course.target is None else problem.payload_bits(size)
+    schedule = Schedule(course.steps, target, course.multiplier, gates_move=not course.uniform)
+    measure = problem.packer().factors
 
     def beginner(pace: float) -> Learner:
         first = first_parameters(problem.units, problem.choices, start, problem.bits, course.by_rows)
@@ -88,39 +114,18 @@ def learned(
     if saving is not None:
         saving.restore(learner)
     while True:
-        learn(
-            learner,
-            problem.units,
-            study.student,
-            study.batches,
-            schedule,
-            packer.factors,
-            problem.each,
-            stepped,
-        )
-        record = learning_record(lesson, before, before, learner.history, problem.vector.parameters)
+        learn(learner, problem.units, study.student, study.batches, schedule, measure, problem.each, stepped)
+        record = learning_record(study.lesson, before, before, learner.history, problem.vector.parameters)
         loss, found, after = study.finished(learner.parameters.hardened(problem.units), record)
         if loss < loss_before:
-            break
+            return loss, found, after
         told = f"{course.steps} steps lead to a loss of {loss:.4g} on the exemplars, from {loss_before:.4g}: "
         shorter = [pace for pace in _PACES if pace < learner.pace]
         if not shorter:
             on_note(told + "what is kept is that of the start, and scales alone are learned; take more steps")
-            loss, found, after = study.finished(start, record)
-            break
+            return study.finished(start, record)
         on_note(told + f"learning begins again, by steps {shorter[0]:g} times as long")
         learner = beginner(shorter[0])
-    if loss >= loss_before:
-        if saving is not None:
-            saving.remove()  # the same steps would lead here again
-        raise InputError(
-            f"{problem.vector.source}: learning did not help: the loss on the exemplars is {loss:.4g}, and "
-            f"was {loss_before:.4g} before; take more steps or exemplars, or the data-free allocation with "
-            "--set objective=none"
-        )
-    if course.target is not None:
-        _note_missed(problem.packer(after).size(found), course.target, on_note)
-    return found, after
 
 
 def _best_start(study: Study, size: int) -> tuple[list[Hardened], Doubles]:
