@@ -1,59 +1,36 @@
-"""The `.fsw` file: what is written is read, block by block, and the same input gives the same bytes."""
+"""The `.fsw` file: what is written is read, and the same input gives the same bytes."""
 
 import json
 import math
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from artifact_files import EXTRAS, GOLDEN, HEADER, ROWS, TENSORS, Tensors, assert_holds, message, read_table
-from pydantic import BaseModel
+from artifact_files import EXTRAS, HEADER, ROWS, TENSORS, Tensors, assert_holds, message, read_table
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from sparse_tensors import BASE, assert_same, every_codec, header, sparse_tensor, write_artifact
+from sparse_tensors import assert_same, every_codec, header, sparse_tensor, write_artifact
 
-import flexswitch.codecs.container
-from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.codec import Codec
 from flexswitch.codecs.container import open_artifact
-from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.records import (
     CHECKSUM_KEY,
     METADATA_KEY,
-    ArtifactDocument,
-    ArtifactHeader,
-    BaseIdentity,
     BlockRecord,
-    ExtraRecord,
-    MethodRecord,
     ModelRecord,
-    TableRecord,
-    TensorRecord,
-    TensorTable,
     crc32,
     float32_scale,
 )
-from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.zoo import IndexRecord, TaskRecord, ZooRecord
-from flexswitch.merging.routing.query_set import QuerySetHeader
-from flexswitch.merging.task_vector_file import TaskVectorHeader
-
-FORMAT = Path(flexswitch.codecs.container.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A small artifact with a tensor of each sort."""
     return write_artifact(tmp_path / "sst2.fsw", ROWS, EXTRAS, HEADER)
-
-
-# --- what is written is read ------------------------------------------------------------------------------
 
 
 def test_an_artifact_gives_back_what_was_written(path: Path) -> None:
@@ -214,173 +191,3 @@ def test_a_base_name_becomes_the_finetuned_name() -> None:
     assert ModelRecord(prefix="bert.").finetuned_name("layer.weight") == "bert.layer.weight"
     record = ModelRecord(base_prefix="model.", prefix="bert.")
     assert record.finetuned_name("model.layer.weight") == "bert.layer.weight"
-
-
-# --- blocks -----------------------------------------------------------------------------------------------
-
-CutUp = Callable[..., tuple[Path, SparseTensor]]
-
-
-@pytest.fixture
-def cut_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutUp:
-    """Writes 40 rows, of which about half is kept, with empty rows between; blocks have 640 entries at most."""
-    monkeypatch.setattr(blocks_module, "BLOCK_ENTRIES", 640)
-    monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 80)
-
-    def write(codec: str, spread: int = 1, columns: int = 30) -> tuple[Path, SparseTensor]:
-        generator = np.random.default_rng(0)
-        marked = np.zeros((40 * spread, columns), np.uint8)
-        marked[::spread] = generator.random((40, columns)) < 0.5
-        signs = generator.integers(0, 2, int(marked.sum()), np.uint8)
-        sparse = SparseTensor(marked.shape, np.packbits(marked, bitorder="little"), signs, 1)
-        return write_artifact(tmp_path / "a.fsw", {"w": (sparse, 0.5, store(sparse, codec))}), sparse
-
-    return write
-
-
-def rows_of(sparse: SparseTensor) -> np.ndarray:
-    return np.unpackbits(sparse.mask, count=math.prod(sparse.shape), bitorder="little").reshape(sparse.shape)
-
-
-@pytest.mark.parametrize("codec", ["bitmask", "raw", "auto"])
-def test_a_block_is_read_alone(cut_up: CutUp, codec: str) -> None:
-    path, sparse = cut_up(codec)
-    artifact = open_artifact(path)
-    record = artifact.header.tensors["w"]
-    assert (record.rows, len(record.blocks)) == (None, 3)
-    start, offset, used = 0, load_offset(path), 0
-    whole = path.read_bytes()
-    for index, block in enumerate(record.blocks):
-        path.write_bytes(bytes(offset) + whole[offset : offset + block.size])  # all else is gone
-        found = artifact.block("w", index)
-        height = found.shape[0]
-        assert np.array_equal(rows_of(found), rows_of(sparse)[start : start + height])
-        assert np.array_equal(found.levels, sparse.levels[used : used + block.kept])
-        start, offset, used = start + height, offset + block.size, used + block.kept
-    assert (start, used) == (40, len(sparse.levels))
-
-
-def load_offset(path: Path) -> int:
-    """Returns where an artifact's blocks begin."""
-    data = path.read_bytes()
-    return data.index(load_file(path)["blocks"].tobytes())
-
-
-def test_rows_that_keep_nothing_are_left_out(cut_up: CutUp) -> None:
-    path, sparse = cut_up("bitmask", spread=10)
-    artifact = open_artifact(path)
-    record, full = artifact.header.tensors["w"], rows_of(sparse).any(axis=1)
-    assert record.rows is not None
-    assert record.rows.kept == full.sum()
-    assert record.stored == [record.rows, *record.blocks]
-    assert record.size == len(artifact.packed("w").data) == sum(block.size for block in record.stored)
-    flags = artifact.row_flags("w")
-    assert flags is not None
-    assert np.array_equal(flags, full)
-    stacked = [rows_of(artifact.block("w", index)) for index in range(len(record.blocks))]
-    assert np.array_equal(np.concatenate(stacked), rows_of(sparse)[full])
-    assert_same(artifact.sparse("w"), sparse)
-
-
-@pytest.mark.parametrize("columns", [1, 7, 30, 80, 81, 300, 1000])
-@pytest.mark.parametrize("spread", [1, 10])
-@pytest.mark.parametrize("codec", ["auto", "raw", "context"])
-def test_kept_entries_are_read_block_by_block(cut_up: CutUp, codec: str, spread: int, columns: int) -> None:
-    path, sparse = cut_up(codec, spread, columns)
-    artifact = open_artifact(path)
-    found = list(artifact.entries("w"))
-    assert len(found) == len(artifact.header.tensors["w"].blocks)
-    places = [start + positions.astype(np.int64) for start, positions, _ in found]
-    assert np.array_equal(np.concatenate(places), np.flatnonzero(rows_of(sparse)))
-    assert np.array_equal(np.concatenate([levels for _, _, levels in found]), sparse.levels)
-
-
-def test_a_tensor_that_keeps_something_in_each_row_has_no_flags(path: Path) -> None:
-    assert open_artifact(path).row_flags("encoder.weight") is None
-    flags = open_artifact(path).row_flags("words")
-    assert flags is not None
-    assert np.flatnonzero(flags).tolist() == [1, 2, 89]
-
-
-def test_damage_to_a_block_stays_there(cut_up: CutUp) -> None:
-    path, sparse = cut_up("bitmask")
-    artifact, data = open_artifact(path), bytearray(path.read_bytes())
-    blocks = artifact.header.tensors["w"].blocks
-    offset = load_offset(path) + blocks[0].size
-    data[offset + 3] ^= 8
-    path.write_bytes(data)
-    bad, good = crc32(data[offset : offset + blocks[1].size]), blocks[1].crc32
-    told = (
-        f"{path}: tensor 'w', block 1, is damaged: its checksum is {bad}, expected {good}; "
-        "restore the file from a copy, or compress it again"
-    )
-    reads = (artifact.sparse, artifact.packed, lambda name: artifact.block(name, 1))
-    for read in (*reads, lambda name: list(artifact.entries(name))):
-        with pytest.raises(DecodeError) as caught:
-            read("w")
-        assert str(caught.value) == told
-    assert np.array_equal(rows_of(artifact.block("w", 0)), rows_of(sparse)[:16])
-    assert np.array_equal(rows_of(artifact.block("w", 2)), rows_of(sparse)[32:])
-
-
-# --- golden files, and FORMAT.md --------------------------------------------------------------------------
-
-LONG = sparse_tensor((2, 600_000), [0, (1 << 20) - 1, 1 << 20, 1_199_999], [1, 0, 1, 1], 1)
-
-
-def test_the_golden_artifact_of_version_2_is_read(path: Path) -> None:
-    artifact = open_artifact(GOLDEN / "artifact2.fsw")
-    tensors: Tensors = ROWS | {"long": (LONG, 0.25, stored_codec("grouped-coo", {"group": 256}))}
-    assert_holds(artifact, tensors)
-    again = open_artifact(write_artifact(path, tensors, EXTRAS, HEADER))
-    assert artifact.header == again.header
-    assert len(artifact.header.tensors["long"].blocks) == 2
-    for name in tensors:
-        assert artifact.packed(name) == again.packed(name)
-
-
-def worked_example(kind: str) -> dict[str, object]:
-    found = re.search(r"```json\n(\{\"" + kind + r"\": *.*?)```", FORMAT, re.DOTALL)
-    assert found is not None
-    document: dict[str, object] = json.loads(found.group(1))
-    return document
-
-
-def test_the_worked_example_has_the_documents_that_are_written(tmp_path: Path) -> None:
-    wanted, table = worked_example("format"), worked_example("tensors")
-    written = header(
-        base=BaseIdentity.model_validate(wanted["base"]),
-        method=MethodRecord.model_validate(wanted["method"]),
-        parameters=wanted["parameters"],
-    )
-    sparse, scale, _ = TENSORS["encoder.weight"]
-    block = TensorTable.model_validate(table).tensors["encoder.weight"].blocks[0]
-    codec = stored_codec(block.codec, block.settings)
-    path = write_artifact(tmp_path / "sst2.fsw", {"encoder.weight": (sparse, scale, codec)}, {}, written)
-    assert json.dumps(read_table(path)) == json.dumps(table)
-    with safe_open(path, framework="np") as opened:
-        found = json.loads(opened.metadata()[METADATA_KEY])
-    # The frame of the table, and so its size and checksum, may differ between versions of zstandard.
-    assert found.pop("table").keys() == wanted.pop("table").keys()  # type: ignore[attr-defined]
-    assert json.dumps(found) == json.dumps(wanted)
-
-
-def test_the_worked_example_has_the_checksum_of_its_document() -> None:
-    text = json.dumps(worked_example("format"), separators=(",", ":"))
-    assert f"`{crc32(text.encode())}`" in FORMAT
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        ArtifactDocument, TensorTable, TableRecord, BlockRecord, ExtraRecord, ArtifactHeader, BaseIdentity,
-        ModelRecord, MethodRecord, TensorRecord, ZooRecord, TaskRecord, IndexRecord, TaskVectorHeader,
-        QuerySetHeader,
-    ],
-)  # fmt: skip
-def test_the_format_page_names_every_field(record: type[BaseModel]) -> None:
-    assert [field for field in record.model_fields if f"`{field}`" not in FORMAT] == []
-
-
-def test_the_base_of_these_tests_is_a_valid_one() -> None:
-    assert BaseIdentity.model_validate(BASE.model_dump()) == BASE
