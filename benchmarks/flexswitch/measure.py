@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flexswitch.codecs.container import Artifact, open_artifact
 from flexswitch.codecs.storage import store
@@ -23,7 +24,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import read_examples, task_file
+from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
 from flexswitch.merging.learning.lesson import Classroom
 from flexswitch.merging.loading import load_weights
 from flexswitch.merging.open_vector import open_finetuned
@@ -39,6 +40,7 @@ SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "compeft": ("density", ()),
     "dare": ("drop", ("bits=16",)),
 }
+COMPARED = 200  # test texts a task that answers are compared on
 PROBE = "cola"  # the task that a rival's setting is searched on
 
 
@@ -146,7 +148,7 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
     key = key_of(method, texts, by_task)
     kept, zoo = shop.cache / f"{key}.json", shop.cache / f"{key}.zoo"
     if kept.exists():
-        return load(kept)
+        return {**load(kept), "key": key}
     result: dict[str, Any] = {
         "settings": list(texts),
         "accuracy": {},
@@ -170,7 +172,7 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
         result["learning"][task] = None if learning is None else learning.model_dump(exclude={"curve"})
     kept.write_text(json.dumps(result, indent=1))
     print(key, f"{mean(result['accuracy']):.2f} at {mean(result['payload']) / 1e3:.0f} kB", flush=True)
-    return load(kept)
+    return {**load(kept), "key": key}
 
 
 def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
@@ -188,25 +190,51 @@ def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: 
 
 
 def score(shop: Workshop, task: str, vector: TaskVector) -> float:
-    """Returns the accuracy in percent on the whole test file; each thread answers batches of its own."""
+    """Returns the accuracy in percent on the whole test file."""
+    examples = read_examples(task_file(shop.data, task, "test"), labelled=True)
+    assert examples.labels is not None
+    return 100 * float((answers(shop, task, vector, examples).argmax(1) == examples.labels).mean())
+
+
+def likeness(shop: Workshop, row: dict[str, Any]) -> dict[str, float]:
+    """Returns how near a row's models are to the fine-tuned ones, on the first test texts of every task.
+
+    divergence: KL in nats, mean over texts. agreement: texts that are answered alike, in percent.
+    """
+    kept = shop.cache / f"{row['key']}.likeness.json"
+    if not kept.exists():
+        divergences, agreements = {}, {}
+        for task, artifact in open_zoo(shop.cache / f"{row['key']}.zoo").items():
+            examples = read_examples(task_file(shop.data, task, "test"), labelled=True).take(
+                np.arange(COMPARED)
+            )
+            right = answers(shop, task, shop.vector(task), examples)
+            found = answers(shop, task, ArtifactVector(artifact), examples)
+            divergences[task] = float((np.exp(right) * (right - found)).sum(1).mean())
+            agreements[task] = 100 * float((right.argmax(1) == found.argmax(1)).mean())
+        kept.write_text(json.dumps({"divergence": mean(divergences), "agreement": mean(agreements)}))
+    return load(kept)
+
+
+def answers(shop: Workshop, task: str, vector: TaskVector, examples: Examples) -> NDArray[np.float64]:
+    """Returns log probabilities, (example, class); each thread answers batches of its own."""
     adapter = get_adapter("hf-encoder", shop.base, trusted=True)
     model = adapter.model(vector.model.config, vector.extras)
     outputs = restored_tensors(shop.base, vector, 1.0, torch.float32)
     load_weights(model, {adapter.parameter_name(name): each.whole() for name, each in outputs.items()}, task)
-    examples = read_examples(task_file(shop.data, task, "test"), labelled=True)
     rows = examples.by_length(np.arange(len(examples)))
     batches = [
         adapter.batch(examples.take(chunk).inputs) for chunk in np.split(rows, range(64, len(rows), 64))
     ]
 
-    def answers(batch: Any) -> Any:
+    def answer(batch: Any) -> NDArray[np.float64]:
         with torch.inference_mode():
-            return adapter.logits(model, batch).argmax(-1).numpy()
+            found: NDArray[np.float64] = adapter.logits(model, batch).double().log_softmax(-1).numpy()
+            return found
 
     with ThreadPoolExecutor(shop.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = np.concatenate(list(pool.map(answers, batches)))
-    assert examples.labels is not None
-    return 100 * float((found == examples.labels[rows]).mean())
+        found = np.concatenate(list(pool.map(answer, batches)))
+    return found[np.argsort(rows)]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -17,7 +17,18 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 from curve import draw_curve  # noqa: E402  # siblings, found by the lines above
-from measure import Workshop, data_free, individual, learned, mean, scored, searched, workshop  # noqa: E402
+from measure import (  # noqa: E402  # siblings, found by the lines above
+    COMPARED,
+    Workshop,
+    data_free,
+    individual,
+    learned,
+    likeness,
+    mean,
+    scored,
+    searched,
+    workshop,
+)
 from report import machine, table, write_section  # noqa: E402
 
 # kB of compressed tensors → steps of learning and seeds; with the heads, 19 kB on average, 265 are 0.10 and
@@ -46,12 +57,17 @@ def main() -> None:
     ]
     means = {method: merged(scores) for method, scores in rows.items()}
     draw_curve(means, HERE.parent.parent / "docs" / "flexswitch.png")
-    section = report(shop, rows["flexswitch"], means)
+    section = report(shop, rows["flexswitch"], means, alike(shop, rows))
     write_section("flexswitch", section)
     print(section)
 
 
-def report(shop: Workshop, learned_rows: list[dict[str, Any]], means: dict[str, list[dict[str, Any]]]) -> str:
+def report(
+    shop: Workshop,
+    learned_rows: list[dict[str, Any]],
+    means: dict[str, list[dict[str, Any]]],
+    nearness: list[list[str]],
+) -> str:
     """Returns the section for docs/benchmarks.md; means: of each method, over seeds."""
     parameters = shop.vector(shop.tasks[0]).parameters
     best = means["individual"][0]
@@ -102,7 +118,26 @@ Where several seeds were learned their mean is given:
 
 {table(["method", "setting", "kB", "bits", "average", "lost"], curve)}
 
-![accuracy against bytes](flexswitch.png)"""
+![accuracy against bytes](flexswitch.png)
+
+At {max(LEARNED):,} kB all but ComPEFT are as accurate as the models themselves, within the error. What tells
+them apart there is how near they are to those: the divergence of their answers and the share of texts that
+they answer alike, on the first {COMPARED} test texts of every task.
+
+{table(["method", "kB", "average", "divergence", "alike, %"], nearness)}"""
+
+
+def alike(shop: Workshop, rows: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Returns the lines that compare methods at the largest size, seeds one by one."""
+    lines = []
+    for method in (*SEARCHED, *DATA_FREE, "flexswitch"):
+        largest = max(mean(row["payload"]) for row in rows[method])
+        for row in rows[method]:
+            if mean(row["payload"]) > 0.9 * largest:
+                near = likeness(shop, row)
+                lines.append([method, f"{mean(row['payload']) / 1e3:,.0f}", f"{mean(row['accuracy']):.2f}",
+                              f"{near['divergence']:.5f}", f"{near['agreement']:.2f}"])  # fmt: skip
+    return lines
 
 
 def held_out(row: dict[str, Any]) -> float:
