@@ -199,6 +199,20 @@ def test_a_state_that_is_cut_short_is_refused(kept: int, tmp_path: Path) -> None
     assert told.endswith("); delete it to start anew")
 
 
+def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    saving = Saving(tmp_path / "a", 1).of("run")
+    saving.save(learner(0))
+    with np.load(saving.path) as arrays:
+        older = {name: arrays[name][:2] if name == "sums" else arrays[name] for name in arrays.files}
+    with saving.path.open("wb") as file:
+        np.savez(file, **older)
+    told = message(InputError, lambda: saving.restore(learner(1)))
+    assert told == (
+        f"{saving.path}: is damaged (it holds 2 sums, expected 3: another version wrote it); "
+        "delete it to start anew"
+    )
+
+
 def test_the_text_of_a_run_tells_settings_and_inputs_apart() -> None:
     runs = [({"a": 1}, {}), ({"a": 2}, {}), ({}, {"a": 1}), ({"a": "1"}, {}), ({"b": 1}, {})]
     assert len({run_text(*run) for run in runs}) == len(runs)

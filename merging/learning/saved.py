@@ -14,6 +14,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.learning.learn import Learner, Progress
 
 _SUFFIX = ".learning"
+_SUMS = 3  # numbers that are held as "sums"
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
     return arrays
 
 
-def _check_names(learner: Learner, saved: Mapping[str, object]) -> None:
-    """Raises: ValueError where an array is missing, as when the end of a file, its directory, is damaged."""
+def _check_names(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
+    """Raises: ValueError where something is missing, as when the end of a file, its directory, is damaged."""
     learned = [name + part for name in learner.parameters.learned() for part in ("", ".mean", ".square")]
     missing = {*learned, "factors", "counts", "sums", "history"} - set(saved)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    if len(saved["sums"]) != _SUMS:
+        raise ValueError(f"it holds {len(saved['sums'])} sums, expected {_SUMS}: another version wrote it")
 
 
 def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
