@@ -28,7 +28,7 @@ from flexswitch.merging.learning.unit import Hardened
 
 Doubles = NDArray[np.float64]
 
-_PACES = (1.0, 0.1)  # a start that is nearly right already is spoilt by long steps
+_PACES = (1.0, 0.1, 0.03)  # a start that is nearly right already is spoilt by long steps
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
 
 
