@@ -121,8 +121,8 @@ Where several seeds were learned their mean is given:
 ![accuracy against bytes](flexswitch.png)
 
 At {max(LEARNED):,} kB most are as accurate as the models themselves, within the error. What tells them apart
-there is how near they are to those: the divergence of their answers (KL, nats) and the share of texts that they
-answer alike, on the first {COMPARED} test texts of every task; FlexSwitch by each seed.
+there is how near they are to those: the divergence of their answers (KL, nats) and the share of texts that
+they answer alike, on the first {COMPARED} test texts of every task; FlexSwitch by each seed.
 
 {table(["method", "kB", "average", "divergence", "alike, %"], nearness)}"""
 
