@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from artifact_files import EXTRAS, GOLDEN, HEADER, ROWS, TENSORS, Tensors, assert_holds, read_table
@@ -54,10 +55,10 @@ def test_the_golden_artifact_of_version_2_is_read(path: Path) -> None:
         assert artifact.packed(name) == again.packed(name)
 
 
-def worked_example(kind: str) -> dict[str, object]:
+def worked_example(kind: str) -> dict[str, Any]:
     found = re.search(r"```json\n(\{\"" + kind + r"\": *.*?)```", FORMAT, re.DOTALL)
     assert found is not None
-    document: dict[str, object] = json.loads(found.group(1))
+    document: dict[str, Any] = json.loads(found.group(1))
     return document
 
 
@@ -76,7 +77,7 @@ def test_the_worked_example_has_the_documents_that_are_written(tmp_path: Path) -
     with safe_open(path, framework="np") as opened:
         found = json.loads(opened.metadata()[METADATA_KEY])
     # The frame of the table, and so its size and checksum, may differ between versions of zstandard.
-    assert found.pop("table").keys() == wanted.pop("table").keys()  # type: ignore[attr-defined]
+    assert found.pop("table").keys() == wanted.pop("table").keys()
     assert json.dumps(found) == json.dumps(wanted)
 
 
