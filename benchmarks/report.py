@@ -27,12 +27,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def processor() -> str:
+    """Returns the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """Returns what the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
-        cpu = models[0] if models else cpu
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
-    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}"
+    return f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}"

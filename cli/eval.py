@@ -39,7 +39,7 @@ def evaluate(
     snap: Snap = 0.0,
     mix: Mix = "share",
     engine: Annotated[
-        str, typer.Option(help="How samples of different weights are answered: auto, fused, grouped.")
+        str, typer.Option(help="How samples of different weights are answered: auto, fused, merged, grouped.")
     ] = "auto",
     features: Annotated[
         Path | None,

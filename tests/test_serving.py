@@ -67,7 +67,7 @@ def restored_logits(toy, zoo, task, row):
         return module(**{name: tensor[row : row + 1] for name, tensor in BATCH.items()}).logits[0]
 
 
-@pytest.mark.parametrize("engine", ["fused", "grouped"])
+@pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
 def test_each_row_is_answered_under_the_head_of_its_largest_weight_or_the_callers(toy, engine):
     zoo = open_zoo(toy.zoo)
     model = SwitchedModel(base_classifier(toy), zoo, engine=engine)
@@ -123,9 +123,11 @@ def test_a_head_that_is_not_linear_is_refused():
     )
 
 
-@pytest.mark.parametrize("engine", ["fused", "grouped", "auto"])
-def test_several_threads_get_the_answers_that_one_gets(toy, engine):
-    model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo), engine=engine, cache_bytes=1)
+@pytest.mark.parametrize(
+    ("engine", "cache"), [("fused", 1), ("grouped", 1), ("auto", 1), ("merged", 60_000), ("merged", 1 << 20)]
+)
+def test_several_threads_get_the_answers_that_one_gets(toy, engine, cache):
+    model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo), engine=engine, cache_bytes=cache)
     generator = torch.Generator().manual_seed(1)
     asked = [torch.rand(6, 3, generator=generator).round(decimals=1) for _ in range(12)]
     expected = [model(BATCH, weights=weights).logits for weights in asked]
@@ -228,15 +230,11 @@ def test_an_unknown_engine_is_named():
 def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_once(toy):
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo))
     units, fused = model._loaded.units, model._loaded.fused
-    chooser = Chooser(
-        fused.products,
-        fused.product_entries,
-        8,
-        Costs(turn=150.0, group=20.0, task_calls=0.0, group_calls=0.0),
-    )
+    costs = Costs(turn=150.0, group=20.0, task_calls=0.0, group_calls=0.0)
+    chooser = Chooser(fused.products, 8, 0, costs)
 
     def prefers_fused(weights, marks=None):
-        return chooser.prefers_fused(row_plan(weights.numpy(), units, None, marks), tokens=30)
+        return chooser.choose(row_plan(weights.numpy(), units, None, marks), tokens=30).fused
 
     one_each = torch.eye(3)[torch.arange(30) % 3]
     assert prefers_fused(one_each)  # their weights would have to be made first

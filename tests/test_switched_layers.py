@@ -127,7 +127,7 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("engine", ["fused", "grouped"])
+@pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
 @pytest.mark.parametrize("kind", MODULES)
 def test_each_row_passes_a_layer_of_its_own(kind, engine):
     torch.manual_seed(1)
@@ -206,11 +206,12 @@ class Masked(nn.Module):
         return self.product(self.norm(there))
 
 
+@pytest.mark.parametrize("engine", ["fused", "merged"])
 @pytest.mark.parametrize("left", [1, 2, 3, 7, 8])
-def test_padding_on_either_side_changes_nothing_for_the_other_tokens(left):
+def test_padding_on_either_side_changes_nothing_for_the_other_tokens(left, engine):
     torch.manual_seed(2)
     module = Masked()
-    model, base, states = switched(module)
+    model, base, states = switched(module, engine)
     tokens, mask = torch.randint(6, (ROWS, 8)), torch.ones(ROWS, 8, dtype=torch.long)
     mask[1, left:], mask[2, : 8 - left], mask[4, left:] = 0, 0, 0
     found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())

@@ -287,7 +287,7 @@ def test_one_task_of_weight_one_answers_as_the_restored_model(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-@pytest.mark.parametrize("engine", ["fused", "grouped"])
+@pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
 def test_a_half_precision_module_answers_in_its_own_type(dtype, atol, engine):
     net = make_net(0, dtype)
     states, vectors = make_tasks(net, 3)

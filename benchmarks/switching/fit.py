@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flexswitch.codecs.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
@@ -28,15 +29,15 @@ from flexswitch.merging.switching.unit_forms import TaskUnit
 
 SHAPES = ((384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536))
 TOKENS, FEW = 1024, 16
-DENSITY = 0.03
+DENSITIES = (0.01, 0.03)  # of sparse rows
 MODEL_WEIGHTS = 6 * sum(rows * columns for rows, columns in SHAPES)  # of MiniLM-L6's linear layers
 
 
-def unit_of(kind: str, shape: tuple[int, int]) -> TaskUnit:
+def unit_of(kind: str, shape: tuple[int, int], density: float) -> TaskUnit:
     """Returns a random unit in one of the forms."""
     generator = np.random.default_rng(0)
     codes = generator.choice(np.array([-1, 1], np.int8), shape)
-    kept = generator.random(shape) < (DENSITY if kind == "kept" else 0.4)
+    kept = generator.random(shape) < density
     if kind == "kept":
         columns = np.nonzero(kept)[1].astype(np.uint16)
         starts = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int64)
@@ -58,11 +59,11 @@ def seconds(call: Callable[[], object]) -> float:
     return statistics.median(found)
 
 
-def product_seconds(kind: str, tokens: int) -> float:
+def product_seconds(kind: str, tokens: int, density: float = 0.4) -> float:
     """Returns the time of all shapes' products of one task."""
     total = 0.0
     for shape in SHAPES:
-        unit, out = unit_of(kind, shape), np.zeros((tokens, shape[0]), np.float32)
+        unit, out = unit_of(kind, shape, density), np.zeros((tokens, shape[0]), np.float32)
         values = np.random.default_rng(1).normal(size=(tokens, shape[1])).astype(np.float32)
         places, ones, shift = np.arange(tokens), np.ones(tokens, np.float32), np.zeros(shape[0], np.float32)
         total += seconds(
@@ -81,15 +82,28 @@ def linear_seconds(tokens: int) -> float:
     )
 
 
+def merged_seconds(tokens: int) -> float:
+    """Returns the time of all shapes' products where tokens are gathered, and put back where they were."""
+    places, total = torch.randperm(tokens), 0.0
+    for shape in SHAPES:
+        x, weight, out = torch.randn(tokens, shape[1]), torch.randn(shape), torch.empty(tokens, shape[0])
+
+        def product(x: Tensor = x, weight: Tensor = weight, out: Tensor = out) -> Tensor:
+            found = torch.nn.functional.linear(x.index_select(0, places), weight)
+            return out.index_copy_(0, places, found)
+
+        total += seconds(product)
+    return total
+
+
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     """Returns what a pass takes for one token, what a task adds to it, and what turning weights does."""
     module = get_adapter("hf-encoder", open_checkpoint(str(models / "base")), trusted=True).encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
     fused = SwitchedModel(module, opened, engine="fused")
-    grouped = SwitchedModel(
-        module, opened, engine="grouped", cache_bytes=150 << 20
-    )  # one module, turned each time
+    # Two modules, turned each time, and all tasks' parts
+    grouped = SwitchedModel(module, opened, engine="grouped", cache_bytes=200 << 20)
     one_hot, shared = torch.eye(len(opened)), torch.full((1, len(opened)), 0.5)
     turns = itertools.cycle(range(len(opened)))
     for number in range(len(opened)):
@@ -112,9 +126,12 @@ def main() -> None:
     one = linear_seconds(TOKENS) / (weights * TOKENS)  # seconds a weight and token
     many, few = linear_seconds(TOKENS), linear_seconds(FEW)
     print(f"float32 product: {2e-9 / one:.0f} Gflop/s on one thread")
-    for kind in ("kept", "code", "value"):
-        share = DENSITY if kind == "kept" else 1.0
-        print(f"{kind}: {product_seconds(kind, TOKENS) / (one * weights * share * TOKENS):.2f}")
+    thin, thick = (product_seconds("kept", TOKENS, density) / (one * TOKENS) for density in DENSITIES)
+    kept = (thick - thin) / (weights * (DENSITIES[1] - DENSITIES[0]))
+    print(f"kept: {kept:.1f}\nside: {(thin - kept * weights * DENSITIES[0]) / sum(map(sum, SHAPES)):.0f}")
+    for kind in ("code", "value"):
+        print(f"{kind}: {product_seconds(kind, TOKENS) / (one * weights * TOKENS):.2f}")
+    print(f"merged: {merged_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
     slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
     slope = (many - few) / (TOKENS - FEW)

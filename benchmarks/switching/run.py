@@ -35,7 +35,7 @@ from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, processor, table, write_section  # noqa: E402  # a sibling, found by the line above
 
 BATCHES = (1, 16, 64, 256)
 TASKS = (8, 64, 256)
@@ -44,6 +44,7 @@ LENGTH = 48  # tokens at most, as in training
 FULL = 24  # tokens of every text in the batches without padding
 UNPADDED = (64,)  # samples of such batches
 _REBUILT = 64  # samples, up to which the naive way is measured too
+WAYS = ("switched", "routed", "fused", "merged", "naive")
 MIXED = 0.3  # share of the samples that two tasks answer
 
 Batch = dict[str, Tensor]
@@ -134,6 +135,10 @@ def measure(
         "switched": lambda turn: model(batch, weights=asked[turn]),
     }
     models = [model]
+    for engine in ("fused", "merged") if tasks == len(zoo) else ():
+        other = SwitchedModel(module, numbered, engine=engine, cache_bytes=CACHE_BYTES)
+        calls[engine] = lambda turn, other=other: other(batch, weights=asked[turn])
+        models.append(other)
     if tasks == len(zoo) and zoo.record.index is not None:
         routed = SwitchedModel(module, zoo, routing=Routing(40), cache_bytes=CACHE_BYTES)
         calls["routed"] = lambda turn: routed(batch, texts=texts)
@@ -172,10 +177,7 @@ def main() -> None:
                     texts, batch = samples(options.data, adapter, list(zoo), count, full)
                     padding = 1 - float(batch["attention_mask"].float().mean())
                     found = measure(module, zoo, texts, batch, tasks, options.rounds)
-                    ratios = [
-                        f"{found[way] / found['base']:.2f}×" if way in found else "–"
-                        for way in ("switched", "routed", "naive")
-                    ]
+                    ratios = [f"{found[way] / found['base']:.2f}×" if way in found else "–" for way in WAYS]
                     body.append(
                         [
                             name,
@@ -187,8 +189,19 @@ def main() -> None:
                         ]
                     )
                     print(body[-1], flush=True)
-    header = ["task vectors", "tasks", "batch", "padding", "base", "switched", "routed too", "naive"]
-    section = f"""## Switching: time of a batch over one forward pass of the base
+    header = [
+        "task vectors",
+        "tasks",
+        "batch",
+        "padding",
+        "base",
+        "switched",
+        "routed too",
+        "fused",
+        "merged",
+        "naive",
+    ]
+    section = f"""## Switching: time of a batch over one forward pass of the base ({processor()})
 
     python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
 
@@ -197,11 +210,12 @@ median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a
 switching leaves it out of its products; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*: the
 weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
 too*: features, search and answer, 40 neighbours; indexed are {", ".join(indexes.values())}.
+*Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose.
 *Naive* rebuilds the weights of each weight vector from dense deltas. {torch.get_num_threads()} threads.
 Measured on {machine()}.
 
 {table(header, body)}"""
-    write_section("switching", section)
+    write_section(f"switching: {processor()}", section)
     print(section)
 
 

@@ -26,7 +26,7 @@ _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def add_products(
-    plan: RowPlan, weight: str | None, bias: str | None, given: Given, out: Tensor, each: int
+    tasks: Sequence[TaskRows], weight: str | None, bias: str | None, given: Given, out: Tensor, each: int
 ) -> None:
     """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, if any.
 
@@ -35,7 +35,7 @@ def add_products(
     sparse: list[tuple[TaskRows, SparseRows, Tensor]] = []
     codes: list[CodesPart] = []
     with _summed(out) as total:
-        for task in plan.tasks:
+        for task in tasks:
             matrix, vector = (task.units.get(unit or "") for unit in (weight, bias))
             if matrix is None and vector is None:
                 continue

@@ -17,8 +17,8 @@ from flexswitch.merging.switching.row_plan import Plans, RowPlan
 class Fused:
     """A module that answers each row of a batch under its own weights; the base's are never changed.
 
-    products: the units that inputs are multiplied by, product_entries: how many entries they have; turned:
-    those of them whose layers multiply by the transpose. Serves several threads at a time.
+    products: the units that inputs are multiplied by, and the base's tensors; turned: those of them whose
+    layers multiply by the transpose. Serves several threads at a time.
     """
 
     def __init__(
@@ -40,9 +40,8 @@ class Fused:
         ]
         self._layers = [switch.name for switch in switches]
         matrices = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.units]
-        self.products = {switch.units["weight"] for switch in matrices}
+        self.products = {switch.units["weight"]: switch.module.weight for switch in matrices}
         self.turned = {switch.units["weight"] for switch in matrices if is_turned(switch.module)}
-        self.product_entries = sum(switch.module.weight.numel() for switch in matrices)
         for switch in switches:
             switch.module.forward = switched_forward(switch)
         install_heads(self.module, heads, self._plans)

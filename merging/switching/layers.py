@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from flexswitch.merging.switching.additions import add_embeddings, add_products
+from flexswitch.merging.switching.merged_products import MergedLayer, merged_product
 from flexswitch.merging.switching.row_plan import Plans, RowPlan
 from flexswitch.merging.switching.rows import join_rows, take_rows
 
@@ -63,6 +64,8 @@ def is_turned(module: nn.Module) -> bool:
 
 def _linear(switch: Switch) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
+    weight, bias = switch.units.get("weight"), switch.units.get("bias")
+    layer = MergedLayer(weight or "", bias, original, switch.module.bias, is_turned(switch.module))
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
@@ -71,8 +74,11 @@ def _linear(switch: Switch) -> Forward:
         plan.each(len(inputs), switch.name)
         each = inputs.shape[:-1].numel() // plan.count
         given = plan.given(inputs, each)
-        out = original(given.tokens)
-        add_products(plan, switch.units.get("weight"), switch.units.get("bias"), given, out, each)
+        merged = [task for task in plan.tasks if weight in task.matrices]
+        out = merged_product(plan, merged, layer, given.tokens, each) if merged else original(given.tokens)
+        others = [task for task in plan.tasks if weight not in task.matrices]
+        add_products(others, weight, bias, given, out, each)
+        out = out.to(inputs.dtype) if merged else out
         return plan.whole(out, each).view(*inputs.shape[:-1], out.shape[-1])
 
     return forward

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from threading import local
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,17 @@ from flexswitch.merging.switching.unit_forms import TaskUnit
 
 @dataclass(eq=False)
 class TaskRows:
-    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32."""
+    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32.
 
+    matrices: those of the base with the task's part in them, by unit, where layers are to take them.
+    """
+
+    number: int
     units: Mapping[str, TaskUnit]
     rows: Ids
     factors: FloatArray
     padding: Padding | None = None
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)
     _tokens: tuple[int, Ids, FloatArray] | None = None
 
     def count(self, each: int) -> int:
@@ -42,12 +48,16 @@ class TaskRows:
         Places are those in what `RowPlan.taken` gives.
         """
         if self._tokens is None or self._tokens[0] != each:
-            if self.padding is not None and self.padding.fits(each):
-                self._tokens = each, *self.padding.places(self.rows, self.factors)
-            else:
-                places = (self.rows[:, None] * each + np.arange(each)).reshape(-1)
-                self._tokens = each, places, np.repeat(self.factors, each)
+            self._tokens = each, *tokens_of(self.rows, self.factors, self.padding, each)
         return self._tokens[1:]
+
+
+def tokens_of(rows: Ids, factors: FloatArray, padding: Padding | None, each: int) -> tuple[Ids, FloatArray]:
+    """Returns where some rows' tokens lie, `each` a row, and each one's factor; padding is left out."""
+    if padding is not None and padding.fits(each):
+        return padding.places(rows, factors)
+    places = (rows[:, None] * each + np.arange(each)).reshape(-1)
+    return places, np.repeat(factors, each)
 
 
 @dataclass(eq=False)
@@ -73,7 +83,8 @@ class RowPlan:
     """A batch's rows: how many, the tasks in play, and whose head answers each.
 
     vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which
-    of them a row has; heads: (row,), a task's number, or None where the module keeps its own.
+    of them a row has; heads: (row,), a task's number, or None where the module keeps its own; parts: what
+    merged_products.py works out once for many layers.
     """
 
     count: int
@@ -82,7 +93,13 @@ class RowPlan:
     vector_of: Ids
     heads: Ids | None = None
     padding: Padding | None = None
+    parts: dict[Any, Any] = field(default_factory=dict)
     _given: Given | None = None
+
+    def merge(self, matrices: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Lets layers take some tasks' matrices with the base's in them; task's number → unit → matrix."""
+        for task in self.tasks:
+            task.matrices = matrices.get(task.number, {})
 
     def given(self, tensor: Tensor, each: int) -> Given:
         """Returns a layer's inputs, (…, column) of `each` tokens a row.
@@ -121,7 +138,7 @@ class RowPlan:
         for task in self.tasks:
             if unit in task.units:
                 total[task.rows] += task.factors[:, None] * task.units[unit].dense().view(-1).numpy()
-        return _rounded_sum(base, torch.from_numpy(total))
+        return rounded_sum(base, torch.from_numpy(total))
 
     def weights(self, number: int, unit: str, base: Tensor) -> Tensor:
         """Returns base + λ Σ w τ of a unit under one of the weight vectors, in the base's shape and dtype."""
@@ -131,10 +148,10 @@ class RowPlan:
             if unit in task.units and row in task.rows:
                 factor = float(task.factors[np.searchsorted(task.rows, row)])
                 total.add_(task.units[unit].dense().cpu().view(-1), alpha=factor)
-        return _rounded_sum(base, total.view(base.shape))
+        return rounded_sum(base, total.view(base.shape))
 
 
-def _rounded_sum(base: Tensor, delta: Tensor) -> Tensor:
+def rounded_sum(base: Tensor, delta: Tensor) -> Tensor:
     """Returns base + delta, computed in float32 or wider and rounded once to the base's dtype."""
     return (base.to(torch.promote_types(base.dtype, torch.float32)) + delta.to(base.device)).to(base.dtype)
 
@@ -167,5 +184,6 @@ def row_plan(
     tasks = []
     for task in np.flatnonzero((weights != 0).any(0)):
         rows = np.flatnonzero(weights[:, task])
-        tasks.append(TaskRows(units[int(task)], rows, np.ascontiguousarray(weights[rows, task]), padding))
+        factors = np.ascontiguousarray(weights[rows, task])
+        tasks.append(TaskRows(int(task), units[int(task)], rows, factors, padding))
     return RowPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads, padding)

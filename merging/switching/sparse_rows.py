@@ -18,6 +18,7 @@ Columns = NDArray[np.unsignedinteger[Any]]
 
 _LANES = 64  # tokens that are worked on together
 _TILE = 16  # columns that are turned together: more would drive each other out of the nearest cache
+_SUMS = 64  # rows whose sums are turned back together
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def _add_product(
 ) -> None:
     """Adds all rows for one block of tokens after the other, a token in each of the processor's lanes."""
     block = np.zeros((inputs.shape[1], _LANES), np.float32)
-    sums = np.empty((shift.size, _LANES), np.float32)
+    sums = np.empty((_SUMS, _LANES), np.float32)
     for number in range((places.size + _LANES - 1) // _LANES):
         begin = number * _LANES
         size = min(_LANES, places.size - begin)
@@ -138,30 +139,32 @@ def _add_product(
                 line = inputs[places[begin + token]]
                 for column in range(tile, min(tile + _TILE, line.size)):
                     block[column, token] = line[column]
-        for row in range(shift.size):
-            total = sums[row]
-            for token in range(_LANES):
-                total[token] = np.float32(0)
-            index, end = starts[row], starts[row + 1]
-            while index + 4 <= end:
-                value_0, value_1 = values[index], values[index + 1]
-                value_2, value_3 = values[index + 2], values[index + 3]
-                line_0, line_1 = block[columns[index]], block[columns[index + 1]]
-                line_2, line_3 = block[columns[index + 2]], block[columns[index + 3]]
+        for first in range(0, shift.size, _SUMS):
+            last = min(first + _SUMS, shift.size)
+            for row in range(first, last):
+                total = sums[row - first]
                 for token in range(_LANES):
-                    total[token] += (
-                        value_0 * line_0[token]
-                        + value_1 * line_1[token]
-                        + value_2 * line_2[token]
-                        + value_3 * line_3[token]
-                    )
-                index += 4
-            while index < end:
-                value, line = values[index], block[columns[index]]
-                for token in range(_LANES):
-                    total[token] += value * line[token]
-                index += 1
-        for token in range(size):
-            target, factor = out[places[begin + token]], factors[begin + token]
-            for row in range(shift.size):
-                target[row] += factor * (sums[row, token] + shift[row])
+                    total[token] = np.float32(0)
+                index, end = starts[row], starts[row + 1]
+                while index + 4 <= end:
+                    value_0, value_1 = values[index], values[index + 1]
+                    value_2, value_3 = values[index + 2], values[index + 3]
+                    line_0, line_1 = block[columns[index]], block[columns[index + 1]]
+                    line_2, line_3 = block[columns[index + 2]], block[columns[index + 3]]
+                    for token in range(_LANES):
+                        total[token] += (
+                            value_0 * line_0[token]
+                            + value_1 * line_1[token]
+                            + value_2 * line_2[token]
+                            + value_3 * line_3[token]
+                        )
+                    index += 4
+                while index < end:
+                    value, line = values[index], block[columns[index]]
+                    for token in range(_LANES):
+                        total[token] += value * line[token]
+                    index += 1
+            for token in range(size):
+                target, factor = out[places[begin + token]], factors[begin + token]
+                for row in range(first, last):
+                    target[row] += factor * (sums[row - first, token] + shift[row])

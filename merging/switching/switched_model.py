@@ -15,10 +15,11 @@ from flexswitch.codecs.container import Artifact
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.zoo import Zoo, open_zoo
 from flexswitch.merging.loading import names_inside
-from flexswitch.merging.switching.costs import Chooser, Costs
+from flexswitch.merging.switching.costs import Choice, Chooser, Costs, costs_here
 from flexswitch.merging.switching.fused import Fused
 from flexswitch.merging.switching.grouped import Grouped
 from flexswitch.merging.switching.heads import read_heads
+from flexswitch.merging.switching.merged_matrices import MergedMatrices
 from flexswitch.merging.switching.padding import marks_of
 from flexswitch.merging.switching.row_plan import RowPlan, row_plan
 from flexswitch.merging.switching.sparse_rows import Ids
@@ -27,9 +28,9 @@ from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
 from flexswitch.merging.task_vector import ArtifactVector, TaskVector
 
 Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (sample, task)
-Engine = Literal["auto", "fused", "grouped"]
+Engine = Literal["auto", "fused", "merged", "grouped"]
 
-ENGINES = ("auto", "fused", "grouped")
+ENGINES = ("auto", "fused", "merged", "grouped")
 _CACHE_BYTES = 4 << 30
 
 
@@ -40,6 +41,7 @@ class _Loaded(NamedTuple):
     tasks: list[str]
     units: TaskUnits
     fused: Fused
+    merged: MergedMatrices
     grouped: Grouped
     chooser: Chooser
     has_heads: bool
@@ -71,17 +73,18 @@ class SwitchedModel(nn.Module):
         engine: Engine = "auto",
         heads: bool = True,
         cache_bytes: int = _CACHE_BYTES,
-        costs: Costs = Costs(),  # noqa: B008  # frozen
+        costs: Costs | None = None,
         rename: Callable[[str], str] = str,
         strict: bool = True,
     ) -> None:
         """router: gives a batch its weights, (row, task); without one a zoo's query index does, by `routing`.
 
-        engine: "fused" adds the tasks' parts in every layer, "grouped" answers rows of equal weights
-        together by modules that hold them, "auto" takes the cheaper one by `costs`. cache_bytes: of the
-        tasks' decoded parts, and again of the grouped engine's modules. rename: the module's name for a
-        tensor of a fine-tuned checkpoint, but for a prefix; strict: whether it must have all that the tasks
-        change.
+        engine: "fused" adds the tasks' parts in every layer; "merged" multiplies there by matrices θ + τ, of
+        as many tasks as fit; "grouped" answers rows of equal weights together by modules that hold them;
+        "auto" takes the cheapest one by `costs`, None for those of the kind of processor at hand.
+        cache_bytes: of the tasks' decoded parts, again of such matrices (on the CPU alone), and again of the
+        grouped engine's modules. rename: the module's name for a tensor of a fine-tuned checkpoint, but for a
+        prefix; strict: whether it must have all that the tasks change.
 
         Raises: InputError where the module lacks what the tasks change, or a head does not fit.
         """
@@ -90,7 +93,7 @@ class SwitchedModel(nn.Module):
             raise UsageError(unknown_name("engine", engine, ENGINES))
         self.module = module
         self._router, self._routing, self._lambda, self._engine = router, routing, lambda_, engine
-        self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs
+        self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs or costs_here()
         self._rename, self._strict = rename, strict
         self._loaded = self._load(zoo)
 
@@ -135,9 +138,11 @@ class SwitchedModel(nn.Module):
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads, texts)
-        if not plan.count or self._is_fused(loaded, batch, plan):
-            return loaded.fused.answer(batch, plan)
-        return loaded.grouped.answer(batch, plan)
+        choice = self._choice(loaded, batch, plan)
+        if not choice.fused:
+            return loaded.grouped.answer(batch, plan)
+        plan.merge(loaded.merged.of(choice.merged))
+        return loaded.fused.answer(batch, plan)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -179,12 +184,18 @@ class SwitchedModel(nn.Module):
         sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
         units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes, _device_of(self.module))
         grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
-        chooser = Chooser(fused.products, fused.product_entries, grouped.most, self._costs)
+        merged = MergedMatrices(
+            fused.products,
+            units,
+            self._cache_bytes if _device_of(self.module).type == "cpu" else 0,
+            self._costs.turn,
+        )
+        chooser = Chooser(fused.products, grouped.most, merged.most, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             average = _Average(tasks, units, fused)
             router = Lazy(lambda: ZooRouter(self.module, zoo, self._routing, average))
-        return _Loaded(zoo, tasks, units, fused, grouped, chooser, bool(heads), router)
+        return _Loaded(zoo, tasks, units, fused, merged, grouped, chooser, bool(heads), router)
 
     def _plan(
         self,
@@ -211,13 +222,15 @@ class SwitchedModel(nn.Module):
             np.float32(self._lambda) * shares, loaded.units, numbers, marks_of(batch, self.module)
         )
 
-    def _is_fused(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> bool:
-        if self._engine != "auto":
-            return self._engine == "fused"
-        if loaded.fused.misfit(batch) is not None:
-            return False
+    def _choice(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> Choice:
+        if not plan.count or self._engine == "fused":
+            return Choice(True, {})
+        if self._engine == "merged":
+            return Choice(True, {task.number: float("inf") for task in plan.tasks})
+        if self._engine == "grouped" or loaded.fused.misfit(batch) is not None:
+            return Choice(False, {})
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
-        return loaded.chooser.prefers_fused(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+        return loaded.chooser.choose(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
 
 
 def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:

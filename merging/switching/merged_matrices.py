@@ -1,0 +1,74 @@
+"""The matrices of layers with a task's part in them, θ + τ, for tasks that many tokens go through.
+
+What a row of one task alone takes is then one product, as in the restored model, and none with the base's.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.unit_forms import TaskUnit
+
+Matrices = Mapping[str, Tensor]  # unit → θ + τ, in the base's shape and dtype
+
+
+class MergedMatrices:
+    """Keeps whole matrices of some tasks, within so many bytes; several threads may ask at a time.
+
+    base: the units that layers multiply by, the base's tensors. A task for which there is no room replaces
+    the one that was asked for longest ago once what batches would have gained by it is more than `turn`, the
+    cost of making its matrices, so that tasks which take turns do not drive each other out.
+    """
+
+    def __init__(self, base: Mapping[str, Tensor], units: TaskUnits, cache_bytes: int, turn: float) -> None:
+        self._base, self._units, self._turn = base, units, turn
+        size = sum(tensor.numel() * tensor.element_size() for tensor in base.values())
+        self.most = cache_bytes // size if size else 0
+        self._kept: OrderedDict[int, Matrices] = OrderedDict()
+        self._gains: defaultdict[int, float] = defaultdict(float)
+        self._lock = Lock()
+
+    def of(self, gains: Mapping[int, float]) -> dict[int, Matrices]:
+        """Returns the matrices of some tasks, of those for which there are any.
+
+        gains: task → what a batch would gain by them, for each weight, in the unit of `turn`.
+        """
+        with self._lock:
+            for task, gain in gains.items():
+                self._gains[task] += gain
+                if task in self._kept:
+                    self._kept.move_to_end(task)
+                elif len(self._kept) < self.most or self._replaces(task, gains):
+                    self._kept[task] = self._made(task)
+                    self._gains[task] = 0
+            return {task: self._kept[task] for task in gains if task in self._kept}
+
+    def _replaces(self, task: int, gains: Mapping[int, float]) -> bool:
+        """Makes room for a task that is worth it; a task of the same batch is not driven out."""
+        oldest = next(iter(self._kept), None)
+        if oldest is None or oldest in gains or self._gains[task] <= self._turn:
+            return False
+        del self._kept[oldest]
+        self._gains[oldest] = 0
+        return True
+
+    def _made(self, task: int) -> Matrices:
+        units = self._units[task]
+        return {unit: _merged(base, units[unit]) for unit, base in self._base.items() if unit in units}
+
+
+def _merged(base: Tensor, unit: TaskUnit) -> Tensor:
+    """Returns base + τ, computed in float32 or wider and rounded once to the base's dtype."""
+    wide = base.detach().to(
+        torch.promote_types(base.dtype, torch.float32), copy=True, memory_format=torch.contiguous_format
+    )
+    rows = wide.view(len(wide), -1)
+    if wide.dtype == torch.float32 and wide.device.type == "cpu":
+        unit.add_to(rows.numpy(), 1.0)
+    else:
+        rows.add_(unit.dense().to(rows.device))
+    return wide.to(base.dtype)
