@@ -250,6 +250,15 @@ def test_a_mask_that_may_not_be_of_all_tokens_leaves_nothing_out(kind):
     assert torch.equal(found, whole)
 
 
+@pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
+def test_a_batch_of_padding_alone_is_answered_somehow(engine):
+    model, _, _ = switched(Masked(), engine)
+    tokens = torch.zeros(ROWS, 8, dtype=torch.long)
+    found = model({"tokens": tokens, "attention_mask": torch.zeros_like(tokens)}, weights=weights_of())
+    assert found.shape == (ROWS, 8, 3)
+    assert torch.isfinite(found).all()
+
+
 @pytest.mark.parametrize(("padding", "computed"), [(0, 40), (3, 40), (6, 34), (20, 20)])
 def test_much_padding_is_not_computed_at_all(padding, computed):
     mask = (torch.arange(40) >= padding).view(ROWS, 8).long()

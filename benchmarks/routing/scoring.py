@@ -91,6 +91,11 @@ class Model:
         """Returns a task's texts."""
         return read_examples(task_file(self._data, task, split), labelled=False)
 
+    def exemplar_texts(self, task: str, per_task: int, seed: int) -> list[str]:
+        """Returns the texts of a task's exemplars."""
+        inputs = self.examples(task, "train").inputs
+        return [str(inputs[row]) for row in draw(len(inputs), per_task, seed, task)]
+
     def test(self, dtype: FeatureDtype = "float32") -> States:
         """Returns the states of all test texts."""
         return self._states(f"test-{dtype}", "test", lambda task, count: np.arange(count), dtype)
