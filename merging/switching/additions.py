@@ -6,7 +6,6 @@ Sums are those of float32, or float64, whatever the module's dtype; the output i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,9 +82,7 @@ def _add_sparse(
 
     def work(start: int, stop: int) -> None:
         for task, matrix, shift in tasks:
-            places, factors = task.tokens(each)
-            own = slice(*np.searchsorted(places, (start, stop)))
-            matrix.add_product(inputs, places[own], factors[own], shift.numpy(), total)
+            matrix.add_product(inputs, *task.tokens_within(each, start, stop), shift.numpy(), total)
 
     in_parts(work, len(total), total.size + inputs.values.size)
 

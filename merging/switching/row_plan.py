@@ -35,6 +35,7 @@ class TaskRows:
     padding: Padding | None = None
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
     _tokens: tuple[int, Ids, FloatArray] | None = None
+    _within: dict[tuple[int, int, int], tuple[Ids, FloatArray]] = field(default_factory=dict)
 
     def count(self, each: int) -> int:
         """Returns how many tokens these rows have, `each` a row; padding is left out."""
@@ -50,6 +51,15 @@ class TaskRows:
         if self._tokens is None or self._tokens[0] != each:
             self._tokens = each, *tokens_of(self.rows, self.factors, self.padding, each)
         return self._tokens[1:]
+
+    def tokens_within(self, each: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
+        """Returns those of `tokens` that lie from `start` to before `stop`, found once for all layers."""
+        key = each, start, stop
+        if key not in self._within:
+            places, factors = self.tokens(each)
+            own = slice(*np.searchsorted(places, (start, stop)))
+            self._within[key] = places[own], factors[own]
+        return self._within[key]
 
 
 def tokens_of(rows: Ids, factors: FloatArray, padding: Padding | None, each: int) -> tuple[Ids, FloatArray]:
