@@ -52,14 +52,14 @@ def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
     assert torch.equal(own, base["weight"].to(dtype))
 
 
-def test_as_many_tasks_are_kept_as_fit_and_one_is_replaced_once_another_would_have_gained_its_cost(base):
+def test_a_task_is_kept_once_batches_would_have_gained_its_cost_and_as_many_as_fit(base):
     store = MergedMatrices(base, units_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, turn=10.0)
     assert store.most == 2
-    assert set(store.of({0: 1.0, 1: 1.0, 2: 1.0})) == {0, 1}
-    assert set(store.of({0: 1.0})) == {0}  # so 1 was asked for longest ago
-    assert set(store.of({2: 6.0})) == set()  # 7 of 10
-    assert set(store.of({2: 9.0})) == {2}  # 16 of 10, in place of 1
-    assert set(store.of({0: 1.0, 1: 9.0, 2: 1.0})) == {0, 2}
+    assert set(store.of({0: 6.0, 1: 11.0})) == {1}
+    assert set(store.of({0: 6.0})) == {0}  # 12 of 10, and 1 was asked for longer ago
+    assert set(store.of({2: 6.0})) == set()
+    assert set(store.of({2: 6.0})) == {2}  # in place of 1
+    assert set(store.of({0: 1.0, 1: 9.0, 2: 1.0})) == {0, 2}  # what 1 had gained before is used up
 
 
 def test_a_task_of_the_same_batch_is_not_driven_out(base):
@@ -132,7 +132,7 @@ def test_auto_merges_what_pays_and_answers_as_the_other_engines():
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(value=2.0, kept=2.0, group=0.0, task_calls=0.0, group_calls=1e12)
+    costs = Costs(value=2.0, kept=2.0, group=0.0, turn=1.0, task_calls=0.0, group_calls=1e12)
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])

@@ -19,9 +19,9 @@ Matrices = Mapping[str, Tensor]  # unit → θ + τ, in the base's shape and dty
 class MergedMatrices:
     """Keeps whole matrices of some tasks, within so many bytes; several threads may ask at a time.
 
-    base: the units that layers multiply by, the base's tensors. A task for which there is no room replaces
-    the one that was asked for longest ago once what batches would have gained by it is more than `turn`, the
-    cost of making its matrices, so that tasks which take turns do not drive each other out.
+    base: the units that layers multiply by, the base's tensors. A task's matrices are made once batches would
+    have gained more by them than `turn`, the cost of making them; where there is no room they replace those
+    that were asked for longest ago. So tasks that come up once, or take turns, cost little.
     """
 
     def __init__(self, base: Mapping[str, Tensor], units: TaskUnits, cache_bytes: int, turn: float) -> None:
@@ -42,15 +42,16 @@ class MergedMatrices:
                 self._gains[task] += gain
                 if task in self._kept:
                     self._kept.move_to_end(task)
-                elif len(self._kept) < self.most or self._replaces(task, gains):
+                elif self._gains[task] > self._turn and self._has_room(gains):
                     self._kept[task] = self._made(task)
-                    self._gains[task] = 0
             return {task: self._kept[task] for task in gains if task in self._kept}
 
-    def _replaces(self, task: int, gains: Mapping[int, float]) -> bool:
-        """Makes room for a task that is worth it; a task of the same batch is not driven out."""
+    def _has_room(self, gains: Mapping[int, float]) -> bool:
+        """Makes room for another task where there is none; a task of the same batch is not driven out."""
+        if len(self._kept) < self.most:
+            return True
         oldest = next(iter(self._kept), None)
-        if oldest is None or oldest in gains or self._gains[task] <= self._turn:
+        if oldest is None or oldest in gains:
             return False
         del self._kept[oldest]
         self._gains[oldest] = 0
