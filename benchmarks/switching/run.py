@@ -45,7 +45,7 @@ FULL = 24  # tokens of every text in the batches without padding
 UNPADDED = (64,)  # samples of such batches
 _REBUILT = 64  # samples, up to which the naive way is measured too
 WAYS = ("switched", "routed", "fused", "merged", "naive")
-SETTLED = 6  # batches of few tasks that are answered before, so that what pays for itself is made
+SETTLED = 12  # batches of few tasks that are answered before, so that what pays for itself is made
 MIXED = 0.3  # share of the samples that two tasks answer
 
 Batch = dict[str, Tensor]
