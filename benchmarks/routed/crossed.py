@@ -61,13 +61,13 @@ def main() -> None:
         body.append([task, *(f"{share:.1f}" for share in shares)])
         print(body[-1], flush=True)
     methods = sorted({record.method for record in evaluation.zoo.record.tasks.values()})
+    which = "whole test files" if options.limit is None else f"the first {options.limit} of its test file"
     section = f"""### What the vector of another task costs
 
     python benchmarks/routed/crossed.py --data DIR --models benchmarks/text8/cache --zoo ZOO
 
-Accuracy (%) of a task's texts, in its row, under its own head and the vector in the column, vectors by
-{", ".join(methods)}; *none* is the base. A wrong vector is mostly worse than none: that is what a misrouted
-text loses.
+Accuracy (%) of a task's texts, {which}, in its row, under its own head and the vector in the
+column, vectors by {", ".join(methods)}; *none* is the base. A misrouted text falls from its own column to another's.
 Measured on {machine()}.
 
 {table(["texts of", *tasks, "none"], body)}"""

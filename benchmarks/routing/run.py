@@ -232,7 +232,7 @@ def report(bench: Bench) -> str:
 ### Other classifiers
 
 Share (%) routed right from the same 100 exemplars a task, at seed 0; the same features are the texts' shape,
-the embeddings and layer 4. No kind of classifier gets further than the nearest neighbours do.
+the embeddings and layer 4.
 
 {classifier_table(bench)}
 

@@ -215,7 +215,8 @@ median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a
 switching leaves it out of its products; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*: the
 weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
 too*: features, search and answer, 40 neighbours; indexed are {", ".join(indexes.values())}.
-*Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose.
+*Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose, of
+8 tasks after {SETTLED} other batches.
 *Naive* rebuilds the weights of each weight vector from dense deltas. {torch.get_num_threads()} threads.
 Measured on {machine()}.
 

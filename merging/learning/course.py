@@ -29,6 +29,7 @@ from flexswitch.merging.learning.unit import Hardened
 Doubles = NDArray[np.float64]
 
 _PACES = (1.0, 0.1, 0.03)  # a start that is nearly right already is spoilt by long steps
+_AS_GOOD = 1.05  # times the loss of the start, which had the room that the record of a learning takes
 _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
 
 
@@ -60,7 +61,8 @@ def learned(
 ) -> tuple[list[Hardened], LearningRecord]:
     """Returns what is kept, and the record of how it was learned.
 
-    Raises: InputError where the loss on the exemplars does not fall.
+    Where nothing better than the start is found, that is kept, and told. Raises: InputError where the loss on
+    the exemplars is then higher by more than the record of the learning, which takes room too, accounts for.
     """
     study = Study(problem, lesson, Student(lesson.model, problem.units, lesson.names, course.shards), course)
     packer = problem.packer()
@@ -69,7 +71,7 @@ def learned(
     start = problem.fill(start, packer, size)[0]
     loss_before = study.loss(start)
     loss, found, after = _led_from(study, start, factors, size, saving, on_step, on_note)
-    if loss >= loss_before:
+    if loss > _AS_GOOD * loss_before:
         if saving is not None:
             saving.remove()  # the same steps would lead here again
         raise InputError(
