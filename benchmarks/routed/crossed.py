@@ -67,7 +67,8 @@ def main() -> None:
     python benchmarks/routed/crossed.py --data DIR --models benchmarks/text8/cache --zoo ZOO
 
 Accuracy (%) of a task's texts, {which}, in its row, under its own head and the vector in the
-column, vectors by {", ".join(methods)}; *none* is the base. A misrouted text falls from its own column to another's.
+column, vectors by {", ".join(methods)}; *none* is the base. A misrouted text falls from its own column to
+another's.
 Measured on {machine()}.
 
 {table(["texts of", *tasks, "none"], body)}"""
