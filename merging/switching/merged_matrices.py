@@ -10,6 +10,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from flexswitch.merging.switching.row_plan import rounded_sum
 from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.switching.unit_forms import TaskUnit
 
@@ -64,12 +65,8 @@ class MergedMatrices:
 
 def _merged(base: Tensor, unit: TaskUnit) -> Tensor:
     """Returns base + τ, computed in float32 or wider and rounded once to the base's dtype."""
-    wide = base.detach().to(
-        torch.promote_types(base.dtype, torch.float32), copy=True, memory_format=torch.contiguous_format
-    )
-    rows = wide.view(len(wide), -1)
-    if wide.dtype == torch.float32 and wide.device.type == "cpu":
-        unit.add_to(rows.numpy(), 1.0)
-    else:
-        rows.add_(unit.dense().to(rows.device))
-    return wide.to(base.dtype)
+    if base.dtype != torch.float32:
+        return rounded_sum(base.detach(), unit.dense().view(base.shape))
+    merged = base.detach().clone(memory_format=torch.contiguous_format)
+    unit.add_to(merged.view(len(merged), -1).numpy(), 1.0)
+    return merged
