@@ -1,6 +1,7 @@
 """Layers of every kind inside a switched module against the module that holds the mixed weights."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows
 from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.unpadded import real_tokens
 
 ROWS, TASKS = 5, 3
 
@@ -267,6 +269,54 @@ def test_much_padding_is_not_computed_at_all(padding, computed):
     found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
     assert found.shape == (ROWS, 8, 3)
     assert int((found != 0).any(-1).sum()) == computed
+
+
+class Counting(nn.Module):
+    """An activation that notes how many tokens it is computed of."""
+
+    counts: ClassVar[list[int]] = []
+
+    def forward(self, tokens):
+        real = real_tokens(tokens)
+        self.counts.append(tokens.shape[:-1].numel() if real is None else len(real))
+        return torch.tanh(tokens)
+
+
+@pytest.mark.parametrize("engine", ["fused", "merged"])
+@pytest.mark.parametrize(("padding", "computed"), [(0, 40), (5, 40), (6, 34)])
+def test_much_padding_is_left_out_between_layers_too(padding, computed, engine):
+    module = Masked()
+    module.product = nn.Sequential(nn.Linear(4, 3), Counting(), nn.Linear(3, 2))
+    model, _, _ = switched(module, engine)
+    mask = (torch.arange(40) >= padding).view(ROWS, 8).long()
+    tokens = torch.randint(6, (ROWS, 8))
+    model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
+    Counting.counts.clear()
+    found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
+    assert type(found) is torch.Tensor
+    assert Counting.counts == [computed]
+
+
+@pytest.mark.parametrize("engine", ["fused", "merged"])
+def test_padded_tokens_that_are_changed_through_a_view_are_read_again(engine):
+    class Changing(Masked):
+        def forward(self, tokens, attention_mask):
+            there = self.norm(self.table(tokens))
+            first = self.product(there)
+            there[:, 0] = 1.0
+            second = self.product(there)
+            there[:, 0] = 2.0
+            return first + second - self.product(there)
+
+    torch.manual_seed(4)
+    module = Changing()
+    model, base, states = switched(module, engine)
+    tokens, mask = torch.randint(6, (ROWS, 8)), torch.ones(ROWS, 8, dtype=torch.long)
+    mask[:, 3:] = 0
+    found = model({"tokens": tokens, "attention_mask": mask}, weights=weights_of())
+    for row, shares in enumerate(weights_of()):
+        expected = mixed_answer(module, base, states, shares, lambda one, r=row: one(tokens[r : r + 1], None))
+        torch.testing.assert_close(found[row, :3], expected[0, :3], rtol=1e-4, atol=1e-5)
 
 
 def test_it_runs_under_inference_mode_and_passes_no_gradients():

@@ -12,6 +12,7 @@ from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.layers import Switch, is_linear, is_turned, switched_forward
 from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows
 from flexswitch.merging.switching.row_plan import Plans, RowPlan
+from flexswitch.merging.switching.unpadded import whole
 
 
 class Fused:
@@ -61,20 +62,21 @@ class Fused:
         """Returns the module's output for a batch, each row under its weights and head."""
         self._check(batch)
         with self._plans.following(plan if plan.count else None):
-            return self.module(batch) if isinstance(batch, Tensor) else self.module(**batch)
+            return whole(self.module(batch) if isinstance(batch, Tensor) else self.module(**batch))
 
     def follow(self, batch: Any, plan: RowPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
         """Returns what a call gives on the module for a batch, each row under its weights."""
         self._check(batch)
         with self._plans.following(plan):
-            return call(self.module)
+            found: Tensor = whole(call(self.module))
+            return found
 
     def generate(self, batch: Mapping[str, Tensor], plan: RowPlan, **options: Any) -> Any:
         """Returns what the module's own `generate` does, each sequence under its row's weights throughout."""
         self._check(batch)
         module: Any = self.module
         with self._plans.following(plan):
-            return module.generate(**batch, **options)
+            return whole(module.generate(**batch, **options))
 
     def _check(self, batch: Any) -> None:
         misfit = self.misfit(batch)

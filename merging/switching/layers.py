@@ -79,7 +79,7 @@ def _linear(switch: Switch) -> Forward:
         others = [task for task in plan.tasks if weight not in task.matrices]
         add_products(others, weight, bias, given, out, each)
         out = out.to(inputs.dtype) if merged else out
-        return plan.whole(out, each).view(*inputs.shape[:-1], out.shape[-1])
+        return plan.placed(out, inputs.shape[:-1], each)
 
     return forward
 
@@ -98,7 +98,7 @@ def _embedding(switch: Switch) -> Forward:
         tokens = plan.taken(ids.reshape(-1), each)
         out = original(tokens)
         add_embeddings(plan, switch.units["weight"], tokens, out, each)
-        return plan.whole(out, each).view(*ids.shape, out.shape[-1])
+        return plan.placed(out, ids.shape, each)
 
     return forward
 
@@ -112,13 +112,16 @@ def _norm(switch: Switch) -> Forward:
         if plan is None:
             return original(inputs)
         plan.each(len(inputs), switch.name)
-        normal = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
-        normal = normal.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, entry)
+        shape = inputs.shape
+        if inputs.dim() != 3 or len(inputs) != plan.count:
+            inputs = inputs.reshape(plan.count, -1, shape[-1])  # (row, token, entry)
+        out = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
         gain = _of_rows(switch, plan, "weight", module.weight)
         if module.bias is None:
-            return (normal * gain).view(inputs.shape)
-        shift = _of_rows(switch, plan, "bias", module.bias)
-        return torch.addcmul(shift, normal, gain).view(inputs.shape)
+            out = out * gain
+        else:
+            out = torch.addcmul(_of_rows(switch, plan, "bias", module.bias), out, gain)
+        return out if out.shape == shape else out.view(shape)
 
     return forward
 

@@ -1,4 +1,4 @@
-"""The padding of a batch: no task has a part in it, and where there is much of it layers leave it out."""
+"""The padding of a batch: no task has a part in it, and where there is much of it, it is left out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +22,7 @@ class Padding:
     def __init__(self, marks: NDArray[np.bool_]) -> None:
         self.marks = marks
         self._real: Tensor | None = None
+        self._wholes: set[int] = set()
         self._places = np.arange(marks.size).reshape(marks.shape)
         if marks.size and 1 - marks.mean() >= _WORTH:
             self._real = torch.from_numpy(np.flatnonzero(marks))
@@ -45,12 +46,37 @@ class Padding:
         """Returns what layers compute of (token, …): all of it, or what is no padding."""
         return tokens if self._real is None else tokens.index_select(0, self._real.to(tokens.device))
 
+    def meeting(self, tensor: Tensor) -> Tensor | None:
+        """Returns what of (row or 1, token or 1, …) meets the tokens that `taken` gives, (token or 1, …).
+
+        None for other shapes.
+        """
+        rows, tokens = self.marks.shape
+        if len(tensor) not in (1, rows) or tensor.shape[1] not in (1, tokens):
+            return None
+        if tensor.shape[:2] == (rows, tokens):
+            return self.taken(tensor.flatten(0, 1))
+        if tensor.shape[:2] == (1, 1):
+            return tensor[0]
+        places = np.flatnonzero(self.marks) if self._real is None else self._real.numpy()
+        return tensor.expand(rows, tokens, *tensor.shape[2:])[places // tokens, places % tokens]
+
     def whole(self, taken: Tensor) -> Tensor:
-        """Returns all tokens, those left out as zeros."""
+        """Returns all tokens, (row, token, …), those left out as zeros."""
+        rest = taken.shape[1:]
         if self._real is None:
-            return taken
-        every = taken.new_zeros(self.marks.size, *taken.shape[1:])
-        return every.index_copy_(0, self._real.to(taken.device), taken)
+            return taken.view(*self.marks.shape, *rest)
+        every = taken.new_zeros(self.marks.size, *rest)
+        every.index_copy_(0, self._real.to(taken.device), taken)
+        return every.view(*self.marks.shape, *rest)
+
+    def note_whole(self, tensor: Tensor) -> None:
+        """Notes what an unpadded tensor shows itself as: not all changes in it count as its versions."""
+        self._wholes.add(tensor.untyped_storage().data_ptr())
+
+    def is_noted(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor may be one of those that were noted, or a view of one."""
+        return tensor.untyped_storage().data_ptr() in self._wholes
 
 
 def marks_of(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:

@@ -19,6 +19,7 @@ from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.sparse_rows import Ids
 from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.switching.unit_forms import TaskUnit
+from flexswitch.merging.switching.unpadded import Unpadded, real_tokens, whole
 
 
 @dataclass(eq=False)
@@ -72,7 +73,7 @@ def tokens_of(rows: Ids, factors: FloatArray, padding: Padding | None, each: int
 
 @dataclass(eq=False)
 class Given:
-    """A layer's inputs. tensor, version: as the layer is given them; tokens: (token, column)."""
+    """A layer's inputs. tensor, version: what they were made of; tokens: (token, column)."""
 
     tensor: Tensor
     version: int
@@ -116,18 +117,29 @@ class RowPlan:
 
         What was made of them is used again where the next layer is given the same tensor, unchanged.
         """
-        if self._given is None or not self._given.is_of(tensor):
-            flat = tensor.reshape(-1, tensor.shape[-1])
-            self._given = Given(tensor, tensor._version, self.taken(flat, each))
+        real = real_tokens(tensor)
+        source: Tensor = whole(tensor) if real is None else real
+        is_counted = self.padding is None or not self.padding.is_noted(source)
+        if self._given is None or not is_counted or not self._given.is_of(source):
+            tokens = self.taken(source.reshape(-1, source.shape[-1]), each) if real is None else real
+            self._given = Given(source, source._version, tokens)
         return self._given
 
     def taken(self, tokens: Tensor, each: int) -> Tensor:
         """Returns what layers compute of (token, …): all of it, or what is no padding."""
         return self.padding.taken(tokens) if self.padding and self.padding.fits(each) else tokens
 
-    def whole(self, taken: Tensor, each: int) -> Tensor:
-        """Returns all tokens of what `taken` gave, those left out as zeros."""
-        return self.padding.whole(taken) if self.padding and self.padding.fits(each) else taken
+    def placed(self, taken: Tensor, shape: torch.Size, each: int) -> Tensor:
+        """Returns what layers computed of the tokens that `taken` gives, (*shape, …); what was left out is 0.
+
+        On the CPU as an unpadded tensor where it can be: on devices kernels of all kinds read its memory.
+        """
+        padding = self.padding
+        if padding is None or not padding.fits(each):
+            return taken.view(*shape, *taken.shape[1:])
+        if padding.left_out and shape == padding.marks.shape and taken.device.type == "cpu":
+            return Unpadded(taken, padding)
+        return padding.whole(taken).view(*shape, *taken.shape[1:])
 
     def left_out(self, each: int) -> int:
         """Returns how many tokens, of `each` a row, `taken` leaves out."""

@@ -55,11 +55,11 @@ class SwitchedModel(nn.Module):
     dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has
     a layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a
     head with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask"
-    (row, token), nothing is promised: the fused engine leaves it out of its products. That engine takes every
-    layer's first dimension to be over the rows of the batch, or over their tokens row by row; two rows of the
-    first batch tell whether it is, and a module that puts tokens first is left to the grouped engine, or
-    refused. For inference: no gradients pass. It may be called from several threads. Move the module to its
-    device and dtype before it is wrapped.
+    (row, token), nothing is promised: the fused engine leaves it out, on the CPU between layers too, where
+    there is much of it. That engine takes every layer's first dimension to be over the rows of the batch, or
+    over their tokens row by row; two rows of the first batch tell whether it is, and a module that puts
+    tokens first is left to the grouped engine, or refused. For inference: no gradients pass. It may be called
+    from several threads. Move the module to its device and dtype before it is wrapped.
     """
 
     def __init__(
