@@ -1,6 +1,7 @@
 """The padding of a batch: no task has a part in it, and where there is much of it, it is left out."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,15 @@ class Padding:
             return self.taken(tensor.flatten(0, 1))
         if tensor.shape[:2] == (1, 1):
             return tensor[0]
-        places = np.flatnonzero(self.marks) if self._real is None else self._real.numpy()
-        return tensor.expand(rows, tokens, *tensor.shape[2:])[places // tokens, places % tokens]
+        lines, ids = (tensor[:, 0], self._ids[0]) if tensor.shape[1] == 1 else (tensor[0], self._ids[1])
+        return lines.index_select(0, ids.to(tensor.device))
+
+    @cached_property
+    def _ids(self) -> tuple[Tensor, Tensor]:
+        """The row and the place in it of each token that `taken` gives."""
+        places = np.arange(self.marks.size) if self._real is None else self._real.numpy()
+        rows, tokens = np.divmod(places, self.marks.shape[1])
+        return torch.from_numpy(rows), torch.from_numpy(tokens)
 
     def whole(self, taken: Tensor) -> Tensor:
         """Returns all tokens, (row, token, …), those left out as zeros."""
