@@ -105,6 +105,8 @@ WHOLE = {
     "other type": lambda x: x.to(torch.float64),
     "list": lambda x: torch.tensor(x.tolist()),
     "array": lambda x: torch.from_numpy(x.numpy().copy()),
+    "array of anything": lambda x: torch.from_numpy(np.asarray(x).copy()),
+    "foreign tensor": lambda x: torch.from_dlpack(x),
     "twin": lambda x: torch.stack([x, x]).max(),
 }
 
@@ -116,6 +118,12 @@ def test_anything_else_sees_the_whole_with_zeros_for_padding(padding, call):
     assert type(found) is Tensor
     assert torch.equal(found, call(tensor))
     assert torch.equal(unpadded.whole(), tensor)
+
+
+def test_its_memory_is_that_of_the_whole(padding):
+    _, unpadded = pair(padding)
+    assert unpadded.data_ptr() == unpadded.whole().data_ptr() != 0
+    assert unpadded.untyped_storage().data_ptr() == unpadded.data_ptr()
 
 
 def test_an_operation_that_adds_rows_sees_the_whole():

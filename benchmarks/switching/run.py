@@ -212,8 +212,8 @@ def main() -> None:
 
 MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
 median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a batch: the base computes it,
-switching leaves it out of its products; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*: the
-weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
+switching leaves it out of all but attention; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*:
+the weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
 too*: features, search and answer, 40 neighbours; indexed are {", ".join(indexes.values())}.
 *Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose, of
 8 tasks after {SETTLED} other batches.

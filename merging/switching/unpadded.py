@@ -14,7 +14,9 @@ from torch.nn import functional
 from flexswitch.merging.switching.padding import Padding
 
 _LAYERS = {functional.linear, functional.layer_norm, functional.rms_norm}  # beside pointwise operations
-_OF_MEMORY = {Tensor.numpy, Tensor.tolist}
+_OF_MEMORY = {
+    Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.untyped_storage
+}  # fmt: skip
 
 
 class Unpadded(Tensor):
