@@ -126,6 +126,13 @@ def test_its_memory_is_that_of_the_whole(padding):
     assert unpadded.untyped_storage().data_ptr() == unpadded.data_ptr()
 
 
+def test_a_product_over_the_tokens_sees_the_whole(padding):
+    numbers = torch.arange(1.0, 1 + ROWS * LENGTH).view(ROWS, LENGTH) * torch.from_numpy(MARKS)
+    weight = random(2, LENGTH)
+    found = functional.linear(Unpadded(real(numbers), padding), weight)
+    assert torch.equal(found, functional.linear(numbers, weight))
+
+
 def test_an_operation_that_adds_rows_sees_the_whole():
     padding = Padding(MARKS[:1])
     tensor = torch.ones(1, LENGTH, WIDTH) * torch.from_numpy(MARKS[:1])[:, :, None]

@@ -94,8 +94,8 @@ def whole(value: Any) -> Any:
 
 
 def _is_of_tokens(func: Any, args: tuple[Any, ...]) -> bool:
-    """Returns whether a layer works on the last dimension alone."""
-    return func is functional.linear or (len(args) > 1 and len(args[1]) == 1)
+    """Returns whether a layer works on the last dimension alone, and that is not over tokens."""
+    return args[0].dim() > 2 and (func is functional.linear or (len(args) > 1 and len(args[1]) == 1))
 
 
 def _pointwise_tokens(
