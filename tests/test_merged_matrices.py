@@ -117,14 +117,14 @@ def chooser_of(base, **costs):
 )
 def test_what_is_gained_is_told_for_each_weight(base, weights, gained):
     plan = plan_of(weights, tasks_of(base, 2))
-    found = chooser_of(base, kept=0.5, value=0.5, merged=1.0, task=2.0, group=6.0).choose(plan, LENGTH)
+    found = chooser_of(base, kept=0.5, value=0.5, merged=1.0, task=2.0, matrices=6.0).choose(plan, LENGTH)
     assert found.fused
     assert found.merged == pytest.approx(gained)
 
 
 def test_small_parts_of_a_batch_are_not_worth_a_matrix(base):
     plan = plan_of([[1, 0], [0, 1]], tasks_of(base, 2))
-    assert chooser_of(base, value=0.5, group=20.0).choose(plan, LENGTH).merged == {}
+    assert chooser_of(base, value=0.5, matrices=20.0).choose(plan, LENGTH).merged == {}
 
 
 def test_auto_merges_what_pays_and_answers_as_the_other_engines():
@@ -132,7 +132,7 @@ def test_auto_merges_what_pays_and_answers_as_the_other_engines():
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(value=2.0, kept=2.0, group=0.0, turn=1.0, task_calls=0.0, group_calls=1e12)
+    costs = Costs(value=2.0, kept=2.0, matrices=0.0, turn=1.0, task_calls=0.0, group_calls=1e12)
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])

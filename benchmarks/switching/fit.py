@@ -29,6 +29,7 @@ from flexswitch.merging.switching.unit_forms import TaskUnit
 
 SHAPES = ((384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536))
 TOKENS, FEW = 1024, 16
+MANY = 256  # tasks, whose matrices are more than caches hold
 DENSITIES = (0.01, 0.03)  # of sparse rows
 MODEL_WEIGHTS = 6 * sum(rows * columns for rows, columns in SHAPES)  # of MiniLM-L6's linear layers
 
@@ -82,17 +83,22 @@ def linear_seconds(tokens: int) -> float:
     )
 
 
-def merged_seconds(tokens: int) -> float:
-    """Returns the time of all shapes' products where tokens are gathered, and put back where they were."""
+def merged_seconds(tokens: int, tasks: int = 1) -> float:
+    """Returns the time of all shapes' products where tokens are gathered, and put back where they were.
+
+    tasks: how many matrices of each shape take turns.
+    """
     places, total = torch.randperm(tokens), 0.0
     for shape in SHAPES:
-        x, weight, out = torch.randn(tokens, shape[1]), torch.randn(shape), torch.empty(tokens, shape[0])
+        x, out = torch.randn(tokens, shape[1]), torch.empty(tokens, shape[0])
+        weights = [torch.randn(shape) for _ in range(tasks)]
 
-        def product(x: Tensor = x, weight: Tensor = weight, out: Tensor = out) -> Tensor:
-            found = torch.nn.functional.linear(x.index_select(0, places), weight)
-            return out.index_copy_(0, places, found)
+        def products(x: Tensor = x, weights: list[Tensor] = weights, out: Tensor = out) -> None:
+            for weight in weights:
+                found = torch.nn.functional.linear(x.index_select(0, places), weight)
+                out.index_copy_(0, places, found)
 
-        total += seconds(product)
+        total += seconds(products) / tasks
     return total
 
 
@@ -134,6 +140,8 @@ def main() -> None:
     print(f"merged: {merged_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
     slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
+    slope = (merged_seconds(TOKENS) - merged_seconds(FEW)) / (TOKENS - FEW)
+    print(f"matrices: {max(0.0, merged_seconds(FEW, MANY) - slope * FEW) / (one * weights):.1f}")
     slope = (many - few) / (TOKENS - FEW)
     print(f"group: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
     calls = call_seconds(options.models, options.zoo)

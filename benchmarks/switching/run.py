@@ -45,7 +45,7 @@ FULL = 24  # tokens of every text in the batches without padding
 UNPADDED = (64,)  # samples of such batches
 _REBUILT = 64  # samples, up to which the naive way is measured too
 WAYS = ("switched", "routed", "fused", "merged", "naive")
-SETTLED = 12  # batches of few tasks that are answered before, so that what pays for itself is made
+SETTLED = 12  # batches that are answered before, so that what pays for itself is made
 MIXED = 0.3  # share of the samples that two tasks answer
 
 Batch = dict[str, Tensor]
@@ -127,7 +127,8 @@ def measure(
         f"{names[number % len(names)]} {number}": zoo[names[number % len(names)]] for number in range(tasks)
     }
     shuffled = [
-        torch.randperm(tasks, generator=torch.Generator().manual_seed(turn)) for turn in range(rounds + 1)
+        torch.randperm(tasks, generator=torch.Generator().manual_seed(turn))
+        for turn in range(rounds + 1 + SETTLED)
     ]
     asked = [weights(count, tasks)[:, order] for order in shuffled]
     model = SwitchedModel(module, numbered, cache_bytes=CACHE_BYTES)
@@ -149,10 +150,10 @@ def measure(
         calls["naive"] = lambda turn: rebuilt(batch, asked[turn])
     for each in models:
         each.warm_up({name: tensor[:1] for name, tensor in batch.items()})
-    for _ in range(SETTLED if tasks == len(zoo) else 0):
+    for turn in range(rounds + 1, rounds + 1 + SETTLED):
         for way in ("switched", "routed"):
             if way in calls:
-                calls[way](0)
+                calls[way](turn)
     return medians(calls, rounds)
 
 
@@ -215,8 +216,8 @@ median of {options.rounds} rounds, all ways in turn. *Padding* is its share of a
 switching leaves it out of all but attention; the rows of 0 % are of texts cut at {FULL} tokens. *Switched*:
 the weights are given, other ones in every round; seven samples in ten have one task, the others two. *Routed
 too*: features, search and answer, 40 neighbours; indexed are {", ".join(indexes.values())}.
-*Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose, of
-8 tasks after {SETTLED} other batches.
+*Fused*, *merged*: the weights given, these engines asked for by name; *switched* and *routed too* choose, after
+{SETTLED} other batches.
 *Naive* rebuilds the weights of each weight vector from dense deltas. {torch.get_num_threads()} threads.
 Measured on {machine()}.
 

@@ -26,10 +26,10 @@ class Costs:
 
     kept: of a kept entry of sparse rows; side: of each of their rows and columns; code, value: of an entry
     kept as a byte, as a value; merged: of an entry of merged matrices, the tokens being gathered. However few
-    the rows, of each weight: task: for a task in play; group: for a group of equal weights, or a task's
-    merged matrices; turn: that is changed from one mixture to the next. Whatever the model's size:
-    task_calls, group_calls. The constants are what benchmarks/switching/fit.py found on an AMD EPYC (Zen 4),
-    but for side and merged.
+    the rows, of each weight: task: for a task in play; matrices: for a task's merged matrices, read from
+    memory; group: for a group of equal weights; turn: that is changed from one mixture to the next. Whatever
+    the model's size: task_calls, group_calls. The constants are what benchmarks/switching/fit.py found on an
+    AMD EPYC (Zen 4), but for side, merged and matrices.
     """
 
     kept: float = 4.7
@@ -38,6 +38,7 @@ class Costs:
     value: float = 1.2
     merged: float = 1.1
     task: float = 3.0
+    matrices: float = 12.0
     group: float = 4.0
     turn: float = 250.0
     task_calls: float = 1e8
@@ -46,8 +47,8 @@ class Costs:
 
 # An Intel Xeon (Emerald Rapids). Beside its float32 products those of few entries and of bytes are slow.
 WITH_TILES = Costs(
-    kept=6.0, side=100.0, code=0.9, value=1.6, merged=1.1, task=12.0, group=16.0, turn=180.0,
-    task_calls=3e8, group_calls=5e8,
+    kept=6.0, side=100.0, code=0.9, value=1.6, merged=1.1, task=12.0, matrices=44.0, group=16.0,
+    turn=180.0, task_calls=3e8, group_calls=5e8,
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ class Chooser:
         """
         if not self._merged:
             return {}
-        few = self._costs.group - self._costs.task
+        few = self._costs.matrices - self._costs.task
         many = [task for task in plan.tasks if task.count(tokens) * self._product(task.units) > few]
         alone = shares_of_base(plan.count, many) == 0  # (row,)
         found = {}
