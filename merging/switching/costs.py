@@ -45,9 +45,10 @@ class Costs:
     group_calls: float = 3e8
 
 
-# An Intel Xeon (Emerald Rapids). Beside its float32 products those of few entries and of bytes are slow.
+# An Intel Xeon (Emerald Rapids). Beside its float32 products those of few entries and of bytes are slow, on
+# two threads more so than on the one that fit.py runs: kept, side and code are those of whole batches on two.
 WITH_TILES = Costs(
-    kept=6.0, side=100.0, code=0.9, value=1.6, merged=1.1, task=12.0, matrices=44.0, group=16.0,
+    kept=9.0, side=160.0, code=1.0, value=1.6, merged=1.1, task=12.0, matrices=44.0, group=16.0,
     turn=180.0, task_calls=3e8, group_calls=5e8,
 )  # fmt: skip
 
