@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,14 @@ FULL = 24  # tokens of every text in the batches without padding
 UNPADDED = (64,)  # samples of such batches
 _OFTEN = 64  # samples of the batches that are answered three times as often
 _REBUILT = 64  # samples, up to which the naive way is measured too
-WAYS = ("switched", "routed", "fused", "merged", "naive")
+NAMES = {
+    "switched": "switched",
+    "routed": "routed too",
+    "fused": "fused",
+    "merged": "merged",
+    "naive": "naive",
+}
+WAYS = tuple(NAMES)
 SETTLED = 12  # batches that are answered before, so that what pays for itself is made
 MIXED = 0.3  # share of the samples that two tasks answer
 
@@ -120,9 +127,15 @@ def medians(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, fl
 
 
 def measure(
-    module: nn.Module, zoo: Zoo, texts: list[str], batch: Batch, tasks: int, rounds: int
+    module: nn.Module,
+    zoo: Zoo,
+    texts: list[str],
+    batch: Batch,
+    tasks: int,
+    rounds: int,
+    ways: Sequence[str],
 ) -> dict[str, float]:
-    """Returns the seconds of each way to answer a batch; every round brings other weights."""
+    """Returns the seconds of some ways to answer a batch; every round brings other weights."""
     names, count = list(zoo), len(batch["input_ids"])
     numbered = {
         f"{names[number % len(names)]} {number}": zoo[names[number % len(names)]] for number in range(tasks)
@@ -138,15 +151,15 @@ def measure(
         "switched": lambda turn: model(batch, weights=asked[turn]),
     }
     models = [model]
-    for engine in ("fused", "merged") if tasks == len(zoo) else ():
+    for engine in [way for way in ("fused", "merged") if way in ways and tasks == len(zoo)]:
         other = SwitchedModel(module, numbered, engine=engine, cache_bytes=CACHE_BYTES)
         calls[engine] = lambda turn, other=other: other(batch, weights=asked[turn])
         models.append(other)
-    if tasks == len(zoo) and zoo.record.index is not None:
+    if "routed" in ways and tasks == len(zoo) and zoo.record.index is not None:
         routed = SwitchedModel(module, zoo, routing=Routing(40), cache_bytes=CACHE_BYTES)
         calls["routed"] = lambda turn: routed(batch, texts=texts)
         models.append(routed)
-    if tasks == len(zoo) and count <= _REBUILT:
+    if "naive" in ways and tasks == len(zoo) and count <= _REBUILT:
         rebuilt = Naive(module, {task: zoo[task] for task in zoo})
         calls["naive"] = lambda turn: rebuilt(batch, asked[turn])
     for each in models:
@@ -166,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="measured beside the base")
     options = parser.parse_args()
     base = open_checkpoint(str(options.models / "base"))
     adapter = get_adapter("hf-encoder", base, trusted=True)
@@ -184,8 +198,10 @@ def main() -> None:
                     texts, batch = samples(options.data, adapter, list(zoo), count, full)
                     padding = 1 - float(batch["attention_mask"].float().mean())
                     rounds = options.rounds * (3 if count == _OFTEN else 1)
-                    found = measure(module, zoo, texts, batch, tasks, rounds)
-                    ratios = [f"{found[way] / found['base']:.2f}×" if way in found else "–" for way in WAYS]
+                    found = measure(module, zoo, texts, batch, tasks, rounds, options.ways)
+                    ratios = [
+                        f"{found[way] / found['base']:.2f}×" if way in found else "–" for way in options.ways
+                    ]
                     body.append(
                         [
                             name,
@@ -197,21 +213,12 @@ def main() -> None:
                         ]
                     )
                     print(body[-1], flush=True)
-    header = [
-        "task vectors",
-        "tasks",
-        "batch",
-        "padding",
-        "base",
-        "switched",
-        "routed too",
-        "fused",
-        "merged",
-        "naive",
-    ]
-    section = f"""## Switching: time of a batch over one forward pass of the base ({processor()})
+    header = ["task vectors", "tasks", "batch", "padding", "base", *(NAMES[way] for way in options.ways)]
+    which = processor() if tuple(options.ways) == WAYS else f"{processor()}, {', '.join(options.ways)} alone"
+    asked = "" if tuple(options.ways) == WAYS else f" --ways {' '.join(options.ways)}"
+    section = f"""## Switching: time of a batch over one forward pass of the base ({which})
 
-    python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
+    python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO{asked}
 
 MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
 median of {options.rounds} rounds, for {_OFTEN} samples {3 * options.rounds}, all ways in turn. *Padding* is
@@ -225,7 +232,7 @@ after {SETTLED} other batches.
 Measured on {machine()}.
 
 {table(header, body)}"""
-    write_section(f"switching: {processor()}", section)
+    write_section(f"switching: {which}", section)
     print(section)
 
 
