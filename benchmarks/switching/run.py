@@ -145,16 +145,13 @@ def measure(
         for turn in range(rounds + 1 + SETTLED)
     ]
     asked = [weights(count, tasks)[:, order] for order in shuffled]
-    model = SwitchedModel(module, numbered, cache_bytes=CACHE_BYTES)
-    calls: dict[str, Callable[[int], Any]] = {
-        "base": lambda turn: module(**batch),
-        "switched": lambda turn: model(batch, weights=asked[turn]),
-    }
-    models = [model]
-    for engine in [way for way in ("fused", "merged") if way in ways and tasks == len(zoo)]:
-        other = SwitchedModel(module, numbered, engine=engine, cache_bytes=CACHE_BYTES)
-        calls[engine] = lambda turn, other=other: other(batch, weights=asked[turn])
-        models.append(other)
+    calls: dict[str, Callable[[int], Any]] = {"base": lambda turn: module(**batch)}
+    models = []
+    for way, engine in (("switched", "auto"), ("fused", "fused"), ("merged", "merged")):
+        if way in ways and (way == "switched" or tasks == len(zoo)):
+            model = SwitchedModel(module, numbered, engine=engine, cache_bytes=CACHE_BYTES)
+            calls[way] = lambda turn, model=model: model(batch, weights=asked[turn])
+            models.append(model)
     if "routed" in ways and tasks == len(zoo) and zoo.record.index is not None:
         routed = SwitchedModel(module, zoo, routing=Routing(40), cache_bytes=CACHE_BYTES)
         calls["routed"] = lambda turn: routed(batch, texts=texts)
