@@ -90,7 +90,7 @@ def compress(
     Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
     """
     from flexswitch.cli.arguments import new_task_name, selection
-    from flexswitch.codecs.atomic import check_output
+    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Guidance
@@ -176,7 +176,7 @@ def _told_what_is_kept(
 def _said(console: Console, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Prints what the artifact is and how small; returns the JSON document."""
     from flexswitch.cli.learning_report import learning_line
-    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.format.container import open_artifact
 
     header, stored = open_artifact(output).header, output.stat().st_size
     parameters = max(1, header.parameters)

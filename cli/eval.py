@@ -61,7 +61,7 @@ def evaluate(
     Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
     from flexswitch.cli.arguments import choice
-    from flexswitch.codecs.atomic import check_output
+    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.merging.evaluation.chart import draw_chart
     from flexswitch.merging.evaluation.methods import score
     from flexswitch.merging.evaluation.setup import Request, open_evaluation

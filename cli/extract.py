@@ -29,7 +29,7 @@ def extract(
     Example: flexswitch extract models/base models/sst2 -o sst2.tv.safetensors
     """
     from flexswitch.cli.arguments import choice, new_task_name, selection
-    from flexswitch.codecs.atomic import check_output
+    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.open_vector import open_finetuned

@@ -10,7 +10,7 @@ from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.zoo import IndexRecord
+    from flexswitch.codecs.format.zoo import IndexRecord
 
 
 def index(
@@ -77,8 +77,8 @@ def index(
     from flexswitch.cli.arguments import choice
     from flexswitch.cli.index_options import index_settings, refuse_beside_add
     from flexswitch.cli.index_report import index_report
-    from flexswitch.codecs.atomic import check_output
-    from flexswitch.codecs.zoo import open_zoo
+    from flexswitch.codecs.format.atomic import check_output
+    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.routing.features import FEATURE_DTYPES
     from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
     from flexswitch.merging.routing.kinds import is_file

@@ -12,7 +12,7 @@ def index_report(
     zoo: Path, picture: Path, overwrite: bool, device: str
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Draws the picture; returns the document and the parts to print. Raises: InputError."""
-    from flexswitch.codecs.zoo import open_zoo
+    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.routing.confusion import draw_confusion
     from flexswitch.merging.routing.report import report_index
 

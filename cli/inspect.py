@@ -10,7 +10,7 @@ from flexswitch.cli.console import Console, size, table
 from flexswitch.cli.options import Debug, Jobs, Json, Overwrite, Quiet
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.records import TensorRecord
+    from flexswitch.codecs.format.records import TensorRecord
 
 
 def inspect(
@@ -43,7 +43,7 @@ def inspect(
     Example: flexswitch inspect sst2.fsw --plot learning.png
     """
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.codecs.zoo import ZOO_FILE
+    from flexswitch.codecs.format.zoo import ZOO_FILE
     from flexswitch.merging.task_vector_file import SUFFIX
 
     console = Console(quiet, json)
@@ -68,8 +68,8 @@ def inspect(
 
 def _draw(path: str, plot: Path, overwrite: bool) -> None:
     """Draws how an artifact was learned. Raises: UsageError where it was not; InputError."""
-    from flexswitch.codecs.atomic import check_output
-    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.format.atomic import check_output
+    from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.evaluation.learning_chart import draw_learning
 
@@ -82,7 +82,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
     from flexswitch.cli.learning_report import learning_table
-    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.format.container import open_artifact
 
     artifact = open_artifact(path)
     header, stored = artifact.header, path.stat().st_size
@@ -136,7 +136,7 @@ def _totals(stored: int, payloads: int, extras: int, parameters: int) -> str:
 
 
 def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
-    from flexswitch.codecs.zoo import open_zoo
+    from flexswitch.codecs.format.zoo import open_zoo
 
     zoo = open_zoo(path)
     rows = table("", "task", "method", "parameters", "bytes", "bits a parameter", "of float32", left=2)
@@ -183,7 +183,7 @@ def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
 
 
 def _checkpoint(path: str) -> tuple[dict[str, Any], str, Table, str]:
-    from flexswitch.codecs.safetensors_file import DTYPE_BYTES
+    from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
     from flexswitch.merging.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)

@@ -7,7 +7,7 @@ from rich.table import Table
 from flexswitch.cli.console import table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+    from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 
 
 def learning_line(header: "ArtifactHeader", learning: "LearningRecord") -> str:

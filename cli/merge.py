@@ -41,7 +41,7 @@ def merge(
 
     Example: flexswitch merge zoo --base base -o merged --method average
     """
-    from flexswitch.codecs.atomic import check_output
+    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.model_directory import parse_size, write_model_directory

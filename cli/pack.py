@@ -52,7 +52,7 @@ def pack(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.registry import get_codec
     from flexswitch.codecs.storage import check_effort
-    from flexswitch.codecs.zoo import open_zoo
+    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.model_directory import parse_size
     from flexswitch.merging.packing import Form, change_zoo, create_zoo
     from flexswitch.merging.parallel import DEFAULT_JOBS

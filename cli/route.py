@@ -45,7 +45,7 @@ def route(
 
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
-    from flexswitch.codecs.zoo import open_zoo
+    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.checkpoint import open_checkpoint
     from flexswitch.merging.device import check_device
     from flexswitch.merging.evaluation.adapters import get_adapter

@@ -9,13 +9,13 @@ from rich.table import Table
 from flexswitch.cli.console import Console, size, table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.container import Artifact
-    from flexswitch.codecs.storage_report import TensorSizes
+    from flexswitch.codecs.format.container import Artifact
+    from flexswitch.codecs.format.storage_report import TensorSizes
 
 
 def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
     """Returns the JSON document, the table and the closing line. Raises: InputError, ArtifactError."""
-    from flexswitch.codecs.storage_report import NOTHING, tensor_sizes
+    from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
     from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 
     artifacts = _artifacts(path)
@@ -56,9 +56,9 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
 
 def _artifacts(path: str) -> "dict[str, Artifact]":
     """Returns the artifact, or those of a zoo, by task. Raises: InputError where it is neither."""
-    from flexswitch.codecs.container import open_artifact
+    from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.errors import InputError
-    from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+    from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 
     if (Path(path) / ZOO_FILE).is_file():
         return dict(open_zoo(path))

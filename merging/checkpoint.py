@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import RangeReader, StoredTensor, read_header
+from flexswitch.codecs.format.safetensors_file import RangeReader, StoredTensor, read_header
 from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from flexswitch.merging.hub import download_checkpoint, is_hub_id
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import BaseIdentity, ModelRecord, RawTensor
+from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.architecture import detect_adapter
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import BaseIdentity
+from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.merging.checkpoint import Checkpoint
 
 _CHUNK_ENTRIES = 1 << 22

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from flexswitch.codecs.container import open_artifact
-from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import Checkpoint, is_adapter, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.lora import LoraVector

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexswitch.codecs.artifact_writer import PackedTensor, packed_tensor
-from flexswitch.codecs.atomic import atomic_directory, check_output
-from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
+from flexswitch.codecs.format.atomic import atomic_directory, check_output
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.records import BaseIdentity
+from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.codecs.zoo import (
+from flexswitch.codecs.format.zoo import (
     ZOO_FILE,
     TaskRecord,
     Zoo,

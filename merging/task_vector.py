@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import ArtifactError
-from flexswitch.codecs.records import BaseIdentity, ModelRecord, RawTensor
+from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.apply import COMPILED_DTYPES, Addend
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, open_checkpoint

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.codecs.atomic import atomic_file, check_space
+from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import (
+from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     EXTRA_PREFIX,
     METADATA_KEY,
@@ -30,7 +30,7 @@ from flexswitch.codecs.records import (
     crc32,
     parse_document,
 )
-from flexswitch.codecs.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
+from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint, TensorInfo
 from flexswitch.merging.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor

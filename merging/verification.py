@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
-from flexswitch.codecs.records import BaseIdentity
-from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+from flexswitch.codecs.format.records import BaseIdentity
+from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import check_base
 from flexswitch.merging.routing.query_set import read_query_set

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import FlexswitchError
-from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging import checkpoint_pair, task_vector, task_vector_file
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair

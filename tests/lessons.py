@@ -10,8 +10,8 @@ import pytest
 import tiny_models
 from tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
 
-from flexswitch.codecs.container import Artifact, open_artifact
-from flexswitch.codecs.records import QualityRecord
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.records import QualityRecord
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance

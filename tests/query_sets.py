@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
-from flexswitch.codecs.safetensors_file import SafetensorsWriter
-from flexswitch.codecs.zoo import INDEX_FILE, IndexRecord, Zoo, ZooRecord, file_sha256
+from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
+from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.zoo import INDEX_FILE, IndexRecord, Zoo, ZooRecord, file_sha256
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 
 TASKS = ["birds", "cities", "tools"]

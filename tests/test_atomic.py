@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flexswitch.codecs.atomic import atomic_directory, atomic_file, check_output, check_space
+from flexswitch.codecs.format.atomic import atomic_directory, atomic_file, check_output, check_space
 from flexswitch.codecs.errors import InputError
 
 Place = Callable[..., AbstractContextManager[Path]]

@@ -17,8 +17,8 @@ import pytest
 from commands import files_below, write_base
 from safetensors.numpy import load_file, save_file
 
-from flexswitch.codecs.container import open_artifact
-from flexswitch.codecs.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import fingerprint, sample_fingerprint
 

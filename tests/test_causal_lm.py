@@ -17,7 +17,7 @@ from tiny_language_models import (
 from tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jsonl
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.outputs import output_kind

@@ -9,7 +9,7 @@ from checkpoints import State, assert_same_state, message, save_model
 from safetensors.torch import save_file
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import RangeReader
+from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging import checkpoint as checkpoint_module
 from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, is_adapter, open_checkpoint, read_config
 

@@ -26,10 +26,10 @@ from checkpoints import (
 from deltas import delta, dense, normal
 from plain_methods import reference_mask, reference_scale
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import METADATA_KEY
-from flexswitch.codecs.safetensors_file import read_header
+from flexswitch.codecs.format.records import METADATA_KEY
+from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression import compress as compress_module

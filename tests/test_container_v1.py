@@ -19,10 +19,10 @@ from artifact_files import (
 )
 from sparse_tensors import assert_same, positions, write_artifact
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
-from flexswitch.codecs.records import crc32
+from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.registry import CODECS
 
 TENSOR = "tensors.encoder.weight"

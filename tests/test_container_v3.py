@@ -22,10 +22,10 @@ from artifact_files import (
 )
 from sparse_tensors import assert_same, positions, sparse_tensor, write_artifact
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import DecodeError
-from flexswitch.codecs.records import METADATA_KEY
+from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.registry import CODECS, stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store

@@ -35,7 +35,7 @@ from tiny_models import (
     text_predictions,
 )
 
-from flexswitch.codecs.zoo import INDEX_FILE, open_zoo
+from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
 from flexswitch.merging.evaluation.evaluate import Score
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.setup import open_evaluation

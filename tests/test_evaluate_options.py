@@ -27,7 +27,7 @@ from tiny_models import (
 )
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.codecs.zoo import ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.evaluation.methods import check_methods, score
 from flexswitch.merging.evaluation.routed import _batch_of
 from flexswitch.merging.evaluation.setup import open_evaluation

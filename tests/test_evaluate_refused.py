@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
-from flexswitch.codecs.zoo import INDEX_FILE, open_zoo
+from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
 from flexswitch.merging.evaluation.methods import check_methods
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
 from flexswitch.merging.packing import Form, change_zoo

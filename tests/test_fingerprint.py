@@ -9,7 +9,7 @@ from checkpoints import MemoryCheckpoint, State, message, save_model
 from safetensors.torch import save_file
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import BaseIdentity
+from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.merging import fingerprint as fingerprint_module
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.fingerprint import check_base, fingerprint, identify, sample_fingerprint

@@ -12,8 +12,8 @@ from tiny_models import (
     texts,
 )
 
-from flexswitch.codecs.container import Artifact
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
 from flexswitch.merging.learning import course
 from flexswitch.merging.learning import lesson as lesson_module

@@ -9,7 +9,7 @@ from commands import Runner, files_below
 from compressing import LEARN, Compress
 from tiny_models import Toy
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

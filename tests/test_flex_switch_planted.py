@@ -10,7 +10,7 @@ from lessons import School, measured
 from tiny_models import bert_config, make_artifact, texts, write_jsonl, write_tokenizer
 from torch import Tensor
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 
 PLANTED = ("attention.self.value.weight", "attention.output.dense.weight", "intermediate.dense.weight")
 SIZE = 9000

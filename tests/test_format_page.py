@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from safetensors import safe_open
 from sparse_tensors import BASE, header, sparse_tensor, write_artifact
 
-import flexswitch.codecs.container
-from flexswitch.codecs.container import open_artifact
-from flexswitch.codecs.records import (
+import flexswitch.codecs.format.container
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.records import (
     METADATA_KEY,
     ArtifactDocument,
     ArtifactHeader,
@@ -28,11 +28,11 @@ from flexswitch.codecs.records import (
     crc32,
 )
 from flexswitch.codecs.registry import stored_codec
-from flexswitch.codecs.zoo import IndexRecord, TaskRecord, ZooRecord
+from flexswitch.codecs.format.zoo import IndexRecord, TaskRecord, ZooRecord
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.task_vector_file import TaskVectorHeader
 
-FORMAT = Path(flexswitch.codecs.container.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
+FORMAT = Path(flexswitch.codecs.format.container.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import contents, pack, save_state, state_artifacts, text_toy, texts, write_jsonl
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
-from flexswitch.codecs.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import text_toy
 
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.routing.query_set import read_query_set
 
 

@@ -19,10 +19,10 @@ from artifact_files import (
 from artifact_files import frame as zstd_frame
 from sparse_tensors import write_artifact
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import METADATA_KEY, LearningRecord, MethodRecord, QualityRecord
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.records import METADATA_KEY, LearningRecord, MethodRecord, QualityRecord
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.evaluation.learning_chart import draw_learning
 from flexswitch.merging.packing import Form, create_zoo
 

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import flip_bit, message
 from lessons import Heard, School, text_school
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.learning import finish
 from flexswitch.merging.learning.learn import Learner, Progress

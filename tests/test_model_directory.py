@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tiny_models import bert_config, save_text_base, save_text_classifier
 from torch import Tensor
 
-from flexswitch.codecs import atomic
+from flexswitch.codecs.format import atomic
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair

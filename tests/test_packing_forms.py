@@ -6,10 +6,10 @@ from artifact_files import GOLDEN, HEADER, TENSORS, assert_holds
 from sparse_tensors import assert_same, sparse_tensor
 from tiny_models import contents, state_artifacts
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
-from flexswitch.codecs.records import MethodRecord
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.packing import Form, create_zoo
 
 

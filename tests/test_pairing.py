@@ -16,7 +16,7 @@ from checkpoints import (
 from pairings import BASE, refused, tuned
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import RangeReader
+from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair, config_changes
 from flexswitch.merging.pairing import common_prefix

@@ -18,8 +18,8 @@ from query_sets import (
 from tiny_models import contents
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import CHECKSUM_KEY
-from flexswitch.codecs.zoo import INDEX_FILE
+from flexswitch.codecs.format.records import CHECKSUM_KEY
+from flexswitch.codecs.format.zoo import INDEX_FILE
 from flexswitch.merging.routing.query_set import (
     QuerySet,
     check_covers,

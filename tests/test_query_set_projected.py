@@ -9,7 +9,7 @@ from query_sets import TASKS, UNFIT, as_packed, indexed, make_query_set, write_b
 from tiny_models import contents
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.zoo import INDEX_FILE, RoutingAccuracy
+from flexswitch.codecs.format.zoo import INDEX_FILE, RoutingAccuracy
 from flexswitch.merging.routing.projection import Projection
 from flexswitch.merging.routing.query_set import (
     QuerySet,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lessons import School, text_school
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.learning import finish
 from flexswitch.merging.learning.refit import RATES
 from flexswitch.merging.learning.unit import Hardened

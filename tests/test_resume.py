@@ -10,7 +10,7 @@ import torch
 from checkpoints import State, extracted, file_pair, flip_bit, message
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import RangeReader
+from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression.compress import compress

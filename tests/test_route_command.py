@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import TASKS, image_toy, text_toy, texts, write_jsonl
 
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.routing import router
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import read_query_set

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.safetensors_file import (
+from flexswitch.codecs.format.safetensors_file import (
     Header,
     RangeReader,
     read_header,

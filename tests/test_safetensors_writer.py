@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from flexswitch.codecs import safetensors_file
+from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.safetensors_file import (
+from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     SafetensorsWriter,
     StoredTensor,

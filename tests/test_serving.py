@@ -21,7 +21,7 @@ from tiny_models import (
 from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import read_examples, task_file

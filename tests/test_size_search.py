@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_tensors import LAWS
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method

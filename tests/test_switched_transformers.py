@@ -5,7 +5,7 @@ import torch
 from checkpoints import memory_pair
 from tiny_models import TASKS, WIDTH, text_toy, texts
 
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vector import restore
 

@@ -25,7 +25,7 @@ from hypothesis.extra.numpy import arrays
 from task_vectors import BASE, FINETUNED
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import RawTensor
+from flexswitch.codecs.format.records import RawTensor
 from flexswitch.merging.checkpoint import TensorInfo
 from flexswitch.merging.dtypes import DTYPE_NAMES
 from flexswitch.merging.task_vector import (

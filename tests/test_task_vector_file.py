@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from task_vectors import BASE, FINETUNED
 
-from flexswitch.codecs import atomic
+from flexswitch.codecs.format import atomic
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import CHECKSUM_KEY, METADATA_KEY, crc32
-from flexswitch.codecs.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
+from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vector import delta_tensor, restore
@@ -101,7 +101,7 @@ def test_a_file_of_many_names_keeps_room_for_its_header(
     def moving(*arguments: object) -> None:
         raise AssertionError("the data moves, since the header has outgrown its room")
 
-    monkeypatch.setattr("flexswitch.codecs.safetensors_file._shift", moving)
+    monkeypatch.setattr("flexswitch.codecs.format.safetensors_file._shift", moving)
     vector = extracted(memory_pair(base, finetuned), tmp_path / "t.tv.safetensors")
     assert len(load_file(vector.path)) == 400 + 800 + 100
     assert_same_state(restore(MemoryCheckpoint(base), vector), finetuned)

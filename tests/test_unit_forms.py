@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_tensors import header, write_artifact
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
 from flexswitch.merging.switching import dense_codes, threads

@@ -20,11 +20,11 @@ from checkpoints import (
     save_model,
 )
 
-from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.records import crc32
-from flexswitch.codecs.safetensors_file import read_header
-from flexswitch.codecs.zoo import open_zoo, write_zoo
+from flexswitch.codecs.format.records import crc32
+from flexswitch.codecs.format.safetensors_file import read_header
+from flexswitch.codecs.format.zoo import open_zoo, write_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.fingerprint import fingerprint
 from flexswitch.merging.packing import Form, create_zoo

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sparse_tensors import BASE, assert_same, header, sparse_tensor, write_artifact
 
-from flexswitch.codecs.atomic import atomic_directory
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.atomic import atomic_directory
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
-from flexswitch.codecs.records import BaseIdentity, RawTensor
+from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor
-from flexswitch.codecs.zoo import (
+from flexswitch.codecs.format.zoo import (
     IndexRecord,
     TaskRecord,
     Zoo,

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flexswitch.codecs.container import Artifact, open_artifact
-from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method

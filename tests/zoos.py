@@ -4,7 +4,7 @@ import shutil
 
 from tiny_models import pack, state_artifacts
 
-from flexswitch.codecs.container import open_artifact
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.merging.packing import Form, change_zoo, create_zoo
 
 TASKS = ["birds", "cities", "tools"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

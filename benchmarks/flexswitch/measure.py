@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.codecs.container import Artifact, open_artifact
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance

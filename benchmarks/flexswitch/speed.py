@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.learning.gated_weights import Gates
 from flexswitch.merging.learning.learn import set_gates

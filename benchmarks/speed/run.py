@@ -21,9 +21,9 @@ import zstandard
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter, packed_tensor
-from flexswitch.codecs.container import Artifact, open_artifact
-from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.merging.apply import Addend, add_task
 from flexswitch.merging.checkpoint import open_checkpoint

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexswitch.codecs.zoo import open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.switching.dense_codes import DenseCodes

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flexswitch.codecs.container import Artifact
-from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import read_examples, task_file

@@ -6,9 +6,9 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
-from flexswitch.codecs.atomic import atomic_file
-from flexswitch.codecs.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.atomic import atomic_file
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compressed import Delta

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.codecs.records import ArtifactHeader
+from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.learning.course import data_free, learned

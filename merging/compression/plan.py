@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 from flexswitch.merging.compression.compressed import Compressed, Delta
 from flexswitch.merging.learning.learn import Progress
 from flexswitch.merging.learning.lesson import Classroom

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.evaluation.evaluate import Score
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 
 
 def draw_learning(header: ArtifactHeader, learning: LearningRecord, path: Path, overwrite: bool) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.safetensors_file import DTYPE_BYTES
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.compression.registry import NAMES
 from flexswitch.merging.evaluation.evaluate import Bench, Score, score_fixed
 from flexswitch.merging.evaluation.routed import MODES, score_routed

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoint import Checkpoint, open_checkpoint, read_config
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import Adapter, get_adapter

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import LearningRecord
+from flexswitch.codecs.format.records import LearningRecord
 from flexswitch.merging.learning.finish import Course, Study
 from flexswitch.merging.learning.harden import is_met
 from flexswitch.merging.learning.learn import Learner, Progress, Schedule, learn

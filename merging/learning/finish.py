@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.records import LearningRecord
+from flexswitch.codecs.format.records import LearningRecord
 from flexswitch.merging.learning.harden import is_met
 from flexswitch.merging.learning.learn import hard_gates, set_gates
 from flexswitch.merging.learning.lesson import Lesson, batch_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
-from flexswitch.codecs.records import ArtifactHeader
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
 from flexswitch.merging.learning.rate import fitted_factor
 from flexswitch.merging.learning.unit import Hardened, Unit, sparse_tensor

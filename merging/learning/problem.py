@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 from flexswitch.merging.learning.forecast import forecast
 from flexswitch.merging.learning.harden import fit_to_size, is_met
 from flexswitch.merging.learning.packing import Packer

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexswitch.codecs.records import LearningRecord, QualityRecord
+from flexswitch.codecs.format.records import LearningRecord, QualityRecord
 from flexswitch.merging.learning.learn import Progress
 from flexswitch.merging.learning.lesson import Lesson
 from flexswitch.merging.learning.workers import Each

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.learning.learn import Learner, Progress
 

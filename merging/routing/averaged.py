@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.loading import names_inside
 from flexswitch.merging.task_vector import ArtifactVector, delta_tensor

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
+from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file, tasks_with
 from flexswitch.merging.routing.features import FeatureSource
 from flexswitch.merging.routing.kinds import FROM_FILE, layers_kind, parse_kind

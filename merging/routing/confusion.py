@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.atomic import atomic_file
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
 
 _WRITTEN = 20  # tasks up to which each field of the picture carries its number

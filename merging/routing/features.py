@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Batch, Examples, Inputs

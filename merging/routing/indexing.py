@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.zoo import IndexRecord, Zoo, open_zoo
+from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
 from flexswitch.merging.checkpoint import open_checkpoint
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import get_adapter

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.routing.confusion import confusion
 from flexswitch.merging.routing.leave_out import NEIGHBOURS
 from flexswitch.merging.routing.query_index import QueryIndex

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples
 from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source

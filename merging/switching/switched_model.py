@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.loading import names_inside
 from flexswitch.merging.switching.costs import Choice, Chooser, Costs, costs_here
 from flexswitch.merging.switching.fused import Fused

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.zoo import Zoo
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import CLASSES
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean

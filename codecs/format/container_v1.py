@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flexswitch.codecs.errors import ArtifactError
-from flexswitch.codecs.records import (
+from flexswitch.codecs.format.records import (
     EXTRA_PREFIX,
     ArtifactHeader,
     BaseIdentity,
@@ -21,7 +21,7 @@ from flexswitch.codecs.records import (
     TensorRecord,
     parse_document,
 )
-from flexswitch.codecs.safetensors_file import Header
+from flexswitch.codecs.format.safetensors_file import Header
 
 
 class _Codec(Strict):

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from flexswitch.codecs.records import (
+from flexswitch.codecs.format.records import (
     BLOCKS,
     CHECKSUM_KEY,
     EXTRA_PREFIX,
@@ -23,7 +23,7 @@ from flexswitch.codecs.records import (
     crc32,
     float32_scale,
 )
-from flexswitch.codecs.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import StoredBlock, StoredForm
 from flexswitch.codecs.zstd import zstd_compress

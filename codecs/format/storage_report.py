@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flexswitch.codecs.container import Artifact
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.sparse import SparseStats, shannon_bits

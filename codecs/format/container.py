@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.artifact_writer import PackedTensor
+from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.blocks import Grid, as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
-from flexswitch.codecs.container_v1 import read_version_1
+from flexswitch.codecs.format.container_v1 import read_version_1
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
-from flexswitch.codecs.records import (
+from flexswitch.codecs.format.records import (
     BLOCKS,
     EXTRA_PREFIX,
     METADATA_KEY,
@@ -31,7 +31,7 @@ from flexswitch.codecs.records import (
     validated,
 )
 from flexswitch.codecs.registry import stored_codec
-from flexswitch.codecs.safetensors_file import (
+from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     Header,
     RangeReader,
