@@ -95,7 +95,7 @@ def compress(
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Guidance
     from flexswitch.merging.model_directory import parse_size
-    from flexswitch.merging.parallel import DEFAULT_JOBS
+    from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)
     if output.suffix != ".fsw":

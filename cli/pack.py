@@ -55,7 +55,7 @@ def pack(
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.model_directory import parse_size
     from flexswitch.merging.packing import Form, change_zoo, create_zoo
-    from flexswitch.merging.parallel import DEFAULT_JOBS
+    from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)
     files, removed = artifacts or [], remove or []

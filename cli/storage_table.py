@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
     """Returns the JSON document, the table and the closing line. Raises: InputError, ArtifactError."""
     from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
-    from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+    from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 
     artifacts = _artifacts(path)
     tensors = [(task, name) for task, artifact in artifacts.items() for name in artifact.header.tensors]

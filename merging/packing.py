@@ -21,7 +21,7 @@ from flexswitch.codecs.format.zoo import (
     remove_unlisted,
     write_zoo,
 )
-from flexswitch.merging.parallel import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.routing.query_set import without_tasks
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_tensors import LAWS
 
-from flexswitch.merging.parallel import in_order
+from flexswitch.codecs.threads import in_order
 
 MANY = 1 << 40
 

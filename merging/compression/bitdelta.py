@@ -11,7 +11,7 @@ import numpy as np
 
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.p_discard import p_discard
-from flexswitch.merging.compression.sums import steady_sum
+from flexswitch.codecs.sums import steady_sum
 
 
 def bitdelta(delta: Delta, *, embeddings: Literal["full", "bits"] = "full") -> Compressed:

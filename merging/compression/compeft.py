@@ -23,8 +23,8 @@ from flexswitch.merging.compression.magnitude import (
     upper_histogram,
 )
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.compression.sums import Doubles, steady_sum
-from flexswitch.merging.parallel import DEFAULT_MEMORY, in_order
+from flexswitch.codecs.sums import Doubles, steady_sum
+from flexswitch.codecs.threads import DEFAULT_MEMORY, in_order
 from flexswitch.merging.task_vector import TaskVector
 
 _LARGEST = float(np.finfo(np.float32).max)
