@@ -7,7 +7,7 @@ from typing import Any
 
 from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.codecs.format.records import TASK_NAME
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vector import task_name
 
 

@@ -36,9 +36,9 @@ from flexswitch.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.checkpoints.checkpoint import Checkpoint
     from flexswitch.merging.learning.saved import Saving
-    from flexswitch.merging.pairing import Selection
+    from flexswitch.merging.checkpoints.pairing import Selection
     from flexswitch.merging.task_vector import TaskVector
 
 
@@ -130,10 +130,10 @@ def _opened(
 ) -> "tuple[TaskVector, Checkpoint | None]":
     """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.checkpoint import open_checkpoint
-    from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.fingerprint import check_base
     from flexswitch.merging.open_vector import open_finetuned
-    from flexswitch.merging.pairing import EVERYTHING
+    from flexswitch.merging.checkpoints.pairing import EVERYTHING
     from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
 
     if source.endswith(SUFFIX):

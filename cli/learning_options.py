@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.checkpoints.checkpoint import Checkpoint
     from flexswitch.merging.learning.learn import Progress
     from flexswitch.merging.learning.lesson import Classroom
     from flexswitch.merging.learning.saved import Saving

@@ -10,7 +10,7 @@ from flexswitch.cli.options import Debug, Json, Output, Overwrite, Quiet, Set
 if TYPE_CHECKING:
     import torch
 
-    from flexswitch.merging.checkpoint import Checkpoint
+    from flexswitch.merging.checkpoints.checkpoint import Checkpoint
     from flexswitch.merging.task_vector import TaskVector
 
 
@@ -43,7 +43,7 @@ def merge(
     """
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.model_directory import parse_size, write_model_directory
     from flexswitch.merging.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
@@ -93,7 +93,7 @@ def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "
     """Returns the task vectors in the order given, or the one asked for, all checked against the base."""
     from flexswitch.codecs.errors import InputError, unknown_name
     from flexswitch.merging.checkpoint_pair import CheckpointPair
-    from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.checkpoints.fingerprint import check_base
     from flexswitch.merging.open_vector import open_task_vectors
 
     vectors: dict[str, TaskVector] = {}
@@ -113,7 +113,7 @@ def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "
 
 
 def _card(base: "Checkpoint", tasks: list[str], way: str, settings: list[str]) -> str:
-    from flexswitch.merging.fingerprint import sample_fingerprint
+    from flexswitch.merging.checkpoints.fingerprint import sample_fingerprint
     from flexswitch.merging.model_directory import model_card
 
     lines = {

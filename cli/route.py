@@ -46,10 +46,10 @@ def route(
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
     from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.device import check_device
     from flexswitch.merging.evaluation.adapters import get_adapter
-    from flexswitch.merging.fingerprint import check_base
+    from flexswitch.merging.checkpoints.fingerprint import check_base
     from flexswitch.merging.routing.mixing import check_mix, check_snap
     from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
     from flexswitch.merging.routing.vote import check_vote

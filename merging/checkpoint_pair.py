@@ -12,11 +12,11 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.architecture import detect_adapter
-from flexswitch.merging.checkpoint import Checkpoint, TensorInfo, read_config
+from flexswitch.merging.checkpoints.architecture import detect_adapter
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, read_config
 from flexswitch.merging.difference import difference
-from flexswitch.merging.fingerprint import byte_view, identify, known_digests
-from flexswitch.merging.pairing import EVERYTHING, Pairing, Selection, pair
+from flexswitch.merging.checkpoints.fingerprint import byte_view, identify, known_digests
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Pairing, Selection, pair
 from flexswitch.merging.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
 
 # Entries of config.json that say where a model came from, not how it is run.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.pairing import common_prefix
+from flexswitch.merging.checkpoints.pairing import common_prefix
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

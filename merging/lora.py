@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.checkpoint import (
+from flexswitch.merging.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
     TensorInfo,
@@ -26,9 +26,9 @@ from flexswitch.merging.checkpoint import (
     read_config,
 )
 from flexswitch.merging.checkpoint_pair import CheckpointPair
-from flexswitch.merging.dtypes import is_floating
+from flexswitch.merging.checkpoints.dtypes import is_floating
 from flexswitch.merging.lora_config import MERGE_HINT, LoraConfig, read_lora_config
-from flexswitch.merging.pairing import EVERYTHING, Selection, common_prefix
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection, common_prefix
 from flexswitch.merging.task_vector import BLOCK_ENTRIES
 
 _Rows = NDArray[np.float64]

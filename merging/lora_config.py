@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.architecture import TASK_HEADS
-from flexswitch.merging.checkpoint import ADAPTER_CONFIG, read_json_object
+from flexswitch.merging.checkpoints.architecture import TASK_HEADS
+from flexswitch.merging.checkpoints.checkpoint import ADAPTER_CONFIG, read_json_object
 
 MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
 # Tasks that use no language model's head; old releases of peft save their heads unsaid.

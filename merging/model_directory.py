@@ -13,7 +13,7 @@ from torch import Tensor
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
-from flexswitch.merging.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
 from flexswitch.merging.task_vector import OutputTensor
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")

@@ -12,7 +12,7 @@ from tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import QualityRecord
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
@@ -24,7 +24,7 @@ from flexswitch.merging.learning.saved import Saving
 from flexswitch.merging.learning.workers import workers
 from flexswitch.merging.loading import load_weights
 from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.task_vector import TaskVector, restore
 from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.lora import LoraVector
-from flexswitch.merging.pairing import EVERYTHING, Selection
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 
 PEFT_WARNINGS = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft asks transformers for it

@@ -8,8 +8,8 @@ from adapter_bases import CAUSAL, ENCODER, IMAGE, TEXT, adapter_of, change_confi
 from checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.architecture import ADAPTERS, detect_adapter
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.architecture import ADAPTERS, detect_adapter
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 
 

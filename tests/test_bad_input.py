@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.merging.checkpoint import open_checkpoint
-from flexswitch.merging.fingerprint import fingerprint, sample_fingerprint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import fingerprint, sample_fingerprint
 
 COMPRESS = ("--base", "base.safetensors", "-o", "out.fsw", "--method", "t-switch")
 

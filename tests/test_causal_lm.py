@@ -18,7 +18,7 @@ from tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jso
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.outputs import output_kind
 from flexswitch.merging.evaluation.setup import Request, open_evaluation

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging import checkpoint as checkpoint_module
-from flexswitch.merging.checkpoint import Checkpoint, open_checkpoint, read_config
+from flexswitch.merging.checkpoints import checkpoint as checkpoint_module
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config
 
 STATE: State = {"a": torch.ones(3), "b": torch.zeros(2, 2), "c": torch.arange(5)}
 CUT = "download or save it again"

@@ -200,7 +200,7 @@ def test_an_unknown_option_ends_with_status_2(flexswitch):
 
 def test_the_help_names_everything_that_is_registered(flexswitch):
     from flexswitch.codecs.registry import CODECS
-    from flexswitch.merging.architecture import ADAPTERS
+    from flexswitch.merging.checkpoints.architecture import ADAPTERS
     from flexswitch.merging.compression.registry import METHODS, PLANNED
     from flexswitch.merging.evaluation.methods import KNOWN, MODES
     from flexswitch.merging.static.registry import MERGES

@@ -30,7 +30,7 @@ from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.format.safetensors_file import read_header
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress

@@ -9,9 +9,9 @@ import torch
 from checkpoints import MemoryCheckpoint, State, compressed, file_pair, memory_pair, use_small_blocks
 from torch import Tensor
 
-from flexswitch.merging.checkpoint import SafetensorsCheckpoint, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
-from flexswitch.merging.fingerprint import fingerprint, forget_digests, identify
+from flexswitch.merging.checkpoints.fingerprint import fingerprint, forget_digests, identify
 from flexswitch.merging.task_vector import TaskVector
 
 BASE: State = {

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import WIDTH, save_image_base, save_state, save_text_base, texts
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Examples
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source

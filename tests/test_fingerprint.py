@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.merging import fingerprint as fingerprint_module
-from flexswitch.merging.checkpoint import open_checkpoint
-from flexswitch.merging.fingerprint import check_base, fingerprint, identify, sample_fingerprint
+from flexswitch.merging.checkpoints import fingerprint as fingerprint_module
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import check_base, fingerprint, identify, sample_fingerprint
 
 STATE: State = {
     "b.weight": torch.arange(5000.0).reshape(50, 100),

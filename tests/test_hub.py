@@ -16,7 +16,7 @@ from huggingface_hub import close_session, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.hub import checkpoint_files, download_checkpoint, is_hub_id
+from flexswitch.merging.checkpoints.hub import checkpoint_files, download_checkpoint, is_hub_id
 
 TEXTS = {
     "config.json": b"{}",
@@ -278,7 +278,7 @@ def test_progress_bars_show_on_a_terminal(hub: HubServer, monkeypatch: pytest.Mo
 
 
 def test_the_environment_of_a_fresh_process_decides_hub_and_cache(hub: HubServer, tmp_path: Path) -> None:
-    program = "from flexswitch.merging.hub import *; print(download_checkpoint('org/model@v1'))"
+    program = "from flexswitch.merging.checkpoints.hub import *; print(download_checkpoint('org/model@v1'))"
     environment = {**os.environ, "HF_ENDPOINT": hub.url + "/", "HF_HOME": str(tmp_path / "home")}
     environment.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-W", "error", "-c", program]
@@ -289,7 +289,7 @@ def test_the_environment_of_a_fresh_process_decides_hub_and_cache(hub: HubServer
 
 
 def test_the_library_is_imported_only_to_download() -> None:
-    program = "import sys, flexswitch.merging.hub; print('huggingface_hub' in sys.modules)"
+    program = "import sys, flexswitch.merging.checkpoints.hub; print('huggingface_hub' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
 
 

@@ -14,7 +14,7 @@ from tiny_models import contents, pack, save_state, state_artifacts, text_toy, t
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import SUFFIXES, Examples
 from flexswitch.merging.packing import Form, change_zoo

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from flexswitch.merging import checkpoint_pair, lora
-from flexswitch.merging.checkpoint import open_checkpoint
-from flexswitch.merging.fingerprint import identify
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import identify
 from flexswitch.merging.lora import LoraVector
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vector import delta_tensor, restore
 
 pytestmark = PEFT_WARNINGS

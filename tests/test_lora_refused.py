@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.lora import LoraVector
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vector import delta_tensor
 
 pytestmark = PEFT_WARNINGS

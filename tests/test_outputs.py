@@ -8,7 +8,7 @@ import torch
 from checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.evaluation.outputs import (
     agreement,
     declared_kind,

@@ -17,9 +17,9 @@ from checkpoints import (
 )
 from pairings import BASE, refused, tuned
 
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import read_examples, task_file
 from flexswitch.merging.packing import Form, change_zoo

@@ -26,8 +26,8 @@ from task_vectors import BASE, FINETUNED
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import RawTensor
-from flexswitch.merging.checkpoint import TensorInfo
-from flexswitch.merging.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.task_vector import (
     ArtifactVector,
     LazyState,

@@ -25,7 +25,7 @@ from flexswitch.codecs.format import atomic
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.merging.checkpoint import SafetensorsCheckpoint, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vector import delta_tensor, restore
 from flexswitch.merging.task_vector_file import TaskVectorFile, write_task_vector

@@ -26,7 +26,7 @@ from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.codecs.format.zoo import open_zoo, write_zoo
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.fingerprint import fingerprint
+from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 from flexswitch.merging.task_vector_file import TaskVectorFile

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.open_vector import open_finetuned
 from flexswitch.merging.packing import Form, create_zoo
-from flexswitch.merging.pairing import Selection
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method

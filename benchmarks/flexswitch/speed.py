@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.learning.gated_weights import Gates
 from flexswitch.merging.learning.learn import set_gates
 from flexswitch.merging.learning.lesson import Classroom, Lesson, batch_rows, open_lesson

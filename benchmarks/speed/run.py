@@ -26,14 +26,14 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.merging.apply import Addend, add_task
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.compressed import Delta
 from flexswitch.merging.compression.magnitude import kept_blocks
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.difference import difference
-from flexswitch.merging.fingerprint import forget_digests
+from flexswitch.merging.checkpoints.fingerprint import forget_digests
 from flexswitch.merging.task_vector import BLOCK_ENTRIES
 
 HERE = Path(__file__).resolve().parent

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.switching.dense_codes import DenseCodes
 from flexswitch.merging.switching.dense_values import DenseValues

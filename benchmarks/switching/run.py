@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import read_examples, task_file
 from flexswitch.merging.loading import names_inside

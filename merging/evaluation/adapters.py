@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import UsageError, unknown_name
-from flexswitch.merging.architecture import ADAPTERS
-from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.architecture import ADAPTERS
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.evaluation.data import Batch, Inputs
 from flexswitch.merging.evaluation.image_adapters import ImageClassification
 from flexswitch.merging.evaluation.text_adapters import (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Batch, Examples
 from flexswitch.merging.evaluation.outputs import OutputKind, output_kind

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.evaluation.data import Batch
 from flexswitch.merging.loading import load_weights
 from flexswitch.merging.routing.hidden import in_short_parts, layer_means, pooled_mean

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import TensorInfo, read_json_object
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo, read_json_object
 from flexswitch.merging.evaluation.data import Batch, Inputs
 from flexswitch.merging.evaluation.huggingface import HuggingFace
 

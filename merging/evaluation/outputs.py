@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.architecture import HEAD_WEIGHT
-from flexswitch.merging.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.architecture import HEAD_WEIGHT
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.evaluation.data import Batch
 
 OutputKind = Literal["classes", "labels", "values", "tokens"]

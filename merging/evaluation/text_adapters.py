@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.architecture import HEAD_BIAS, HEAD_WEIGHT
-from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.evaluation.data import Batch, Inputs
 from flexswitch.merging.evaluation.huggingface import HuggingFace
 from flexswitch.merging.routing.hidden import mean_pool

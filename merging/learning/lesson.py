@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Batch, Examples, read_examples, task_file
 from flexswitch.merging.evaluation.short_parts import short_parts
-from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.learning.crossing import crossed
 from flexswitch.merging.learning.objective import (
     Goal,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
 from flexswitch.merging.routing.averaged import averaged_encoder

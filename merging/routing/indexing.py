@@ -6,10 +6,10 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
-from flexswitch.merging.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.device import check_device
 from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.fingerprint import check_base
+from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.routing.build import Settings, build_index, extend_index, read_exemplars
 from flexswitch.merging.routing.features import (
     FeatureDtype,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.dtypes import TORCH_DTYPES
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.static.registry import get_merge
 from flexswitch.merging.task_vector import (
     OutputTensor,

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.dtypes import is_floating
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.dtypes import is_floating
 
 Resize = Literal["refuse", "extra", "rows"]
 

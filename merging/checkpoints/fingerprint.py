@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.merging.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 
 _CHUNK_ENTRIES = 1 << 22
 _READERS = min(8, os.cpu_count() or 1)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader, StoredTensor, read_header
-from flexswitch.merging.dtypes import DTYPE_NAMES, TORCH_DTYPES
-from flexswitch.merging.hub import download_checkpoint, is_hub_id
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from flexswitch.merging.checkpoints.hub import download_checkpoint, is_hub_id
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
