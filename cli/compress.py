@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
     from flexswitch.merging.learning.saved import Saving
     from flexswitch.merging.checkpoints.pairing import Selection
-    from flexswitch.merging.task_vector import TaskVector
+    from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 def compress(
@@ -94,7 +94,7 @@ def compress(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Guidance
-    from flexswitch.merging.model_directory import parse_size
+    from flexswitch.merging.task_vectors.model_directory import parse_size
     from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)
@@ -132,9 +132,9 @@ def _opened(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.checkpoints.fingerprint import check_base
-    from flexswitch.merging.open_vector import open_finetuned
+    from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.checkpoints.pairing import EVERYTHING
-    from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+    from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
     if source.endswith(SUFFIX):
         if chosen != EVERYTHING:

@@ -32,8 +32,8 @@ def extract(
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-    from flexswitch.merging.open_vector import open_finetuned
-    from flexswitch.merging.task_vector_file import SUFFIX, write_task_vector
+    from flexswitch.merging.task_vectors.open_vector import open_finetuned
+    from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, write_task_vector
 
     console = Console(quiet, json)
     if not output.name.endswith(SUFFIX):

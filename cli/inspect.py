@@ -44,7 +44,7 @@ def inspect(
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.zoo import ZOO_FILE
-    from flexswitch.merging.task_vector_file import SUFFIX
+    from flexswitch.merging.task_vectors.task_vector_file import SUFFIX
 
     console = Console(quiet, json)
     if overwrite and plot is None:
@@ -163,7 +163,7 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
 
 
 def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
-    from flexswitch.merging.task_vector_file import TaskVectorFile
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
     vector = TaskVectorFile(path)
     rows = table("", "tensor", "shape", "fine-tuned dtype", "parameters", left=3)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.learning.learn import Progress
     from flexswitch.merging.learning.lesson import Classroom
     from flexswitch.merging.learning.saved import Saving
-    from flexswitch.merging.task_vector import TaskVector
+    from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 TargetSize = Annotated[
     str | None,

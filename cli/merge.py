@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.task_vector import TaskVector
+    from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 def merge(
@@ -44,11 +44,11 @@ def merge(
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-    from flexswitch.merging.model_directory import parse_size, write_model_directory
+    from flexswitch.merging.task_vectors.model_directory import parse_size, write_model_directory
     from flexswitch.merging.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
     from flexswitch.merging.static.registry import get_merge
-    from flexswitch.merging.task_vector import restored_tensors
+    from flexswitch.merging.task_vectors.task_vector import restored_tensors
 
     console = Console(quiet, json)
     if (task is None) == (method is None):
@@ -92,9 +92,9 @@ def _torch_dtype(dtype: str | None) -> "torch.dtype | None":
 def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "dict[str, TaskVector]":
     """Returns the task vectors in the order given, or the one asked for, all checked against the base."""
     from flexswitch.codecs.errors import InputError, unknown_name
-    from flexswitch.merging.checkpoint_pair import CheckpointPair
+    from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
     from flexswitch.merging.checkpoints.fingerprint import check_base
-    from flexswitch.merging.open_vector import open_task_vectors
+    from flexswitch.merging.task_vectors.open_vector import open_task_vectors
 
     vectors: dict[str, TaskVector] = {}
     for source in sources:
@@ -114,7 +114,7 @@ def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "
 
 def _card(base: "Checkpoint", tasks: list[str], way: str, settings: list[str]) -> str:
     from flexswitch.merging.checkpoints.fingerprint import sample_fingerprint
-    from flexswitch.merging.model_directory import model_card
+    from flexswitch.merging.task_vectors.model_directory import model_card
 
     lines = {
         "base": f"{base.hub_id or 'local'}, sampled fingerprint {sample_fingerprint(base)}",

@@ -53,7 +53,7 @@ def pack(
     from flexswitch.codecs.registry import get_codec
     from flexswitch.codecs.storage import check_effort
     from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.model_directory import parse_size
+    from flexswitch.merging.task_vectors.model_directory import parse_size
     from flexswitch.merging.packing import Form, change_zoo, create_zoo
     from flexswitch.codecs.threads import DEFAULT_JOBS
 

@@ -11,7 +11,7 @@ from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.routing.query_set import read_query_set
-from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 
 def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list[str]:

@@ -23,11 +23,11 @@ from flexswitch.merging.learning.report import quality
 from flexswitch.merging.learning.saved import Saving
 from flexswitch.merging.learning.workers import workers
 from flexswitch.merging.loading import load_weights
-from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.settings import parse_settings
-from flexswitch.merging.task_vector import TaskVector, restore
-from flexswitch.merging.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_vector import TaskVector, restore
+from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.lora import LoraVector
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 
 PEFT_WARNINGS = pytest.mark.filterwarnings(

@@ -21,8 +21,8 @@ from tiny_models import (
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.loading import load_weights
-from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.task_vector import restored_tensors
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.task_vector import restored_tensors
 
 
 @pytest.fixture(scope="module")

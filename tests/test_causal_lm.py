@@ -23,9 +23,9 @@ from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.outputs import output_kind
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
 from flexswitch.merging.loading import load_weights, names_inside
-from flexswitch.merging.model_directory import write_model_directory
-from flexswitch.merging.open_vector import open_finetuned
-from flexswitch.merging.task_vector import ArtifactVector, restored_tensors
+from flexswitch.merging.task_vectors.model_directory import write_model_directory
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, restored_tensors
 
 CAUSAL = "hf-causal-lm"
 KINDS = ("gpt2", "llama")

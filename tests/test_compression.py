@@ -31,11 +31,11 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import NAMES, plan
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor, restore
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor, restore
 
 STATE: State = {
     "a.weight": torch.from_numpy(normal((9, 13))),

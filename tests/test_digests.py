@@ -10,9 +10,9 @@ from checkpoints import MemoryCheckpoint, State, compressed, file_pair, memory_p
 from torch import Tensor
 
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
-from flexswitch.merging.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.checkpoints.fingerprint import fingerprint, forget_digests, identify
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 BASE: State = {
     "a": torch.linspace(-1, 1, 3000).reshape(60, 50),

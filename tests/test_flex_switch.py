@@ -21,7 +21,7 @@ from flexswitch.merging.learning.objective import Objective
 from flexswitch.merging.learning.profile import Choices
 from flexswitch.merging.learning.unit import Hardened, Unit
 from flexswitch.merging.packing import Form, create_zoo
-from flexswitch.merging.task_vector_file import write_task_vector
+from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
 
 class StopError(Exception):

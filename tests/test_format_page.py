@@ -30,7 +30,7 @@ from flexswitch.codecs.format.records import (
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.format.zoo import IndexRecord, TaskRecord, ZooRecord
 from flexswitch.merging.routing.query_set import QuerySetHeader
-from flexswitch.merging.task_vector_file import TaskVectorHeader
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorHeader
 
 FORMAT = Path(flexswitch.codecs.format.container.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ from flexswitch.merging.routing.build import Settings, draw
 from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
 from flexswitch.merging.routing.metric import Learned
 from flexswitch.merging.routing.query_set import read_query_set
-from flexswitch.merging.task_vector import restore
+from flexswitch.merging.task_vectors.task_vector import restore
 
 PER_TASK = 10
 

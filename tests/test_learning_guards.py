@@ -130,7 +130,7 @@ def test_labels_are_asked_for_where_they_are_learned_from(school: School, tmp_pa
 
 
 def test_another_base_is_refused(school: School, tmp_path: Path) -> None:
-    from flexswitch.merging.task_vector_file import write_task_vector
+    from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
     file = tmp_path / "birds.tv.safetensors"
     write_task_vector(school.vector(), file, "birds", "float32", overwrite=True)

@@ -26,9 +26,9 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from flexswitch.merging import checkpoint_pair, lora
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import identify
-from flexswitch.merging.lora import LoraVector
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
 
 pytestmark = PEFT_WARNINGS
 

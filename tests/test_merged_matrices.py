@@ -13,7 +13,7 @@ from flexswitch.merging.switching.merged_products import MergedLayer, merged_pro
 from flexswitch.merging.switching.row_plan import row_plan
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.task_units import TaskUnits
-from flexswitch.merging.task_vector import delta_tensor
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 SHAPE = 6, 4
 ENTRIES = 24

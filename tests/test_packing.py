@@ -14,7 +14,7 @@ from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import DecodeError, InputError
 from flexswitch.codecs.format.records import ArtifactHeader, ModelRecord
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
-from flexswitch.merging.task_vector import restore
+from flexswitch.merging.task_vectors.task_vector import restore
 
 
 @pytest.fixture(scope="module")

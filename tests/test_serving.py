@@ -33,7 +33,7 @@ from flexswitch.merging.switching.costs import Chooser, Costs
 from flexswitch.merging.switching.row_plan import row_plan
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
-from flexswitch.merging.task_vector import restore
+from flexswitch.merging.task_vectors.task_vector import restore
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from tiny_models import TASKS, WIDTH, text_toy, texts
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vector import restore
+from flexswitch.merging.task_vectors.task_vector import restore
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import RawTensor
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
-from flexswitch.merging.task_vector import (
+from flexswitch.merging.task_vectors.task_vector import (
     ArtifactVector,
     LazyState,
     TaskVector,
@@ -38,7 +38,7 @@ from flexswitch.merging.task_vector import (
     task_name,
     to_torch,
 )
-from flexswitch.merging.task_vector_file import write_task_vector
+from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
 TINY, LEAST, LARGEST = map(float, np.array([1e-45, 1.1754944e-38, 1.7e38], np.float32))
 SPECIAL = [0.0, -0.0, TINY, -TINY, LEAST, 1.0, 1 + 2**-23, -1.0, 1e-8, 16777216.0, LARGEST, -LARGEST]

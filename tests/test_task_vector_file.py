@@ -26,9 +26,9 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
-from flexswitch.merging.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vector import delta_tensor, restore
-from flexswitch.merging.task_vector_file import TaskVectorFile, write_task_vector
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
 
 
 def test_a_file_holds_what_it_was_written_from(tmp_path: Path) -> None:

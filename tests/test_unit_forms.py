@@ -16,7 +16,7 @@ from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.sparse_rows import SparseRows
 from flexswitch.merging.switching.unit_forms import Turned, unit_form
-from flexswitch.merging.task_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector
 
 SCALE = 0.03
 

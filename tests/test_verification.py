@@ -29,7 +29,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
-from flexswitch.merging.task_vector_file import TaskVectorFile
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 from flexswitch.merging.verification import verify
 
 BASE: State = {"a": torch.zeros(20, 5), "b": torch.zeros(7), "n": torch.tensor([1])}

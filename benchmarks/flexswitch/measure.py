@@ -27,10 +27,10 @@ from flexswitch.merging.evaluation.adapters import get_adapter
 from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
 from flexswitch.merging.learning.lesson import Classroom
 from flexswitch.merging.loading import load_weights
-from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.settings import parse_settings
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector, restored_tensors
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, restored_tensors
 
 HERE = Path(__file__).resolve().parent
 FLEXSWITCH = ("precision=bfloat16", "crossings=5")

@@ -30,7 +30,7 @@ from flexswitch.merging.learning.problem import read_problem
 from flexswitch.merging.learning.student import Student
 from flexswitch.merging.learning.unit import Unit
 from flexswitch.merging.learning.workers import Each, workers
-from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -30,7 +30,7 @@ from flexswitch.merging.evaluation.data import read_examples, task_file
 from flexswitch.merging.loading import names_inside
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -25,7 +25,7 @@ from flexswitch.merging.compression.magnitude import (
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.codecs.sums import Doubles, steady_sum
 from flexswitch.codecs.threads import DEFAULT_MEMORY, in_order
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _LARGEST = float(np.finfo(np.float32).max)
 _HISTOGRAM_BYTES = 1 << 21  # what a tensor that is counted takes: one histogram, and a block or two

@@ -16,7 +16,7 @@ from flexswitch.merging.compression.plan import NO_GUIDANCE, Guidance, Job
 from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
 # computing it costs more than memory does. Above, it is computed for each reading.

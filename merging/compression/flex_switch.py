@@ -22,7 +22,7 @@ from flexswitch.merging.learning.saved import run_text
 from flexswitch.merging.learning.target import target_bytes
 from flexswitch.merging.learning.unit import Hardened, sparse_tensor
 from flexswitch.merging.learning.workers import workers
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32

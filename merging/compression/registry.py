@@ -20,7 +20,7 @@ from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.compression.tvq import tvq
 from flexswitch.merging.settings import setting_names
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 METHODS: dict[str, Callable[..., Compressed]] = {
     "t-switch": t_switch,

@@ -15,7 +15,7 @@ from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.evaluation.data import Batch, Examples
 from flexswitch.merging.evaluation.outputs import OutputKind, output_kind
 from flexswitch.merging.loading import load_weights, names_inside
-from flexswitch.merging.task_vector import OutputTensor, TaskVector, restored_tensors, to_torch
+from flexswitch.merging.task_vectors.task_vector import OutputTensor, TaskVector, restored_tensors, to_torch
 
 _BATCH = 64
 

@@ -14,7 +14,7 @@ from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.registry import MERGES
 from flexswitch.merging.switching.switched_model import Engine
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 ROUTED = ("auto-switch", "auto-flexswitch")  # both by the zoo's index; the second's metric is learned
 KNOWN = ("base", "individual", *MERGES, *NAMES, *ROUTED)

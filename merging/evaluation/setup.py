@@ -18,12 +18,12 @@ from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_meth
 from flexswitch.merging.evaluation.outputs import declared_kind
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.vote import check_vote
 from flexswitch.merging.switching.switched_model import Engine
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from flexswitch.merging.learning.student import Loss
 from flexswitch.merging.learning.workers import Each
 from flexswitch.merging.loading import load_weights, names_inside
 from flexswitch.merging.routing.build import draw
-from flexswitch.merging.task_vector import TaskVector, restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors
 
 _ANSWERED_TOGETHER = 25
 _TOGETHER = 4  # examples of a step that are padded to the longest of them

@@ -13,7 +13,7 @@ from flexswitch.codecs.storage import store
 from flexswitch.merging.learning.rate import fitted_factor
 from flexswitch.merging.learning.unit import Hardened, Unit, sparse_tensor
 from flexswitch.merging.learning.workers import Each
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class Packer:

@@ -14,7 +14,7 @@ from flexswitch.merging.learning.profile import Choices, choices_of
 from flexswitch.merging.learning.start import scale_at
 from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
 from flexswitch.merging.learning.workers import Each
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import re
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.model_directory import parse_size
+from flexswitch.merging.task_vectors.model_directory import parse_size
 
 
 def target_bytes(text: str, parameters: int) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.evaluation.adapters import Adapter
 from flexswitch.merging.loading import names_inside
-from flexswitch.merging.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
 
 
 def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.static.registry import get_merge
-from flexswitch.merging.task_vector import (
+from flexswitch.merging.task_vectors.task_vector import (
     OutputTensor,
     TaskVector,
     base_blocks,

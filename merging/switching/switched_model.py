@@ -25,7 +25,7 @@ from flexswitch.merging.switching.row_plan import RowPlan, row_plan
 from flexswitch.merging.switching.sparse_rows import Ids
 from flexswitch.merging.switching.task_units import TaskUnits
 from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
 Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (sample, task)
 Engine = Literal["auto", "fused", "merged", "grouped"]

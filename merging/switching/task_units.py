@@ -7,7 +7,7 @@ from threading import Lock
 import torch
 
 from flexswitch.merging.switching.unit_forms import TaskUnit, device_form
-from flexswitch.merging.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class TaskUnits:

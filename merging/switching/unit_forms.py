@@ -18,7 +18,7 @@ from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.packed_levels import PackedLevels, pack_levels
 from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
-from flexswitch.merging.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
 # Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
 # one, at the second a product of all values.

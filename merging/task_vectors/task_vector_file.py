@@ -33,7 +33,7 @@ from flexswitch.codecs.format.records import (
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, TensorInfo
-from flexswitch.merging.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor
+from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor
 
 SUFFIX = ".tv.safetensors"
 EXACT_PREFIX = "exact/"

@@ -18,7 +18,7 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import ArtifactError
 from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.apply import COMPILED_DTYPES, Addend
+from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES, Addend
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
 from flexswitch.merging.checkpoints.fingerprint import check_base
