@@ -81,7 +81,7 @@ def index(
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.routing.features import FEATURE_DTYPES
     from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
-    from flexswitch.merging.routing.kinds import is_file
+    from flexswitch.merging.models.feature_spec import is_file
 
     console = Console(quiet, json)
     if report is not None:
@@ -124,7 +124,7 @@ def _report_alone(
     """Prints the report of the index that there is. Raises: UsageError where an index is to be built."""
     from flexswitch.cli.index_report import index_report
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.device import check_device
+    from flexswitch.merging.models.device import check_device
 
     if report is None or building:
         what = f"{building[0]}: building an index takes" if building else "building an index takes"

@@ -66,9 +66,9 @@ class LearningOptions:
 
     def classroom(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "Classroom":
         """Returns where the task is learned. Raises: UsageError, InputError before any weight is read."""
-        from flexswitch.merging.device import check_device
-        from flexswitch.merging.evaluation.adapters import get_adapter
-        from flexswitch.merging.evaluation.data import task_file
+        from flexswitch.merging.models.device import check_device
+        from flexswitch.merging.models.adapters import get_adapter
+        from flexswitch.merging.models.examples import task_file
         from flexswitch.merging.learning.lesson import Classroom
 
         if self.exemplars is None:

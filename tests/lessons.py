@@ -22,7 +22,7 @@ from flexswitch.merging.learning.objective import Goal
 from flexswitch.merging.learning.report import quality
 from flexswitch.merging.learning.saved import Saving
 from flexswitch.merging.learning.workers import workers
-from flexswitch.merging.loading import load_weights
+from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.settings import parse_settings

@@ -20,7 +20,7 @@ from tiny_models import (
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
-from flexswitch.merging.loading import load_weights
+from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector import restored_tensors
 

@@ -10,7 +10,7 @@ from checkpoints import message
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.architecture import ADAPTERS, detect_adapter
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.models.adapters import get_adapter
 
 
 @pytest.fixture(scope="module")

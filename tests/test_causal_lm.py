@@ -19,10 +19,10 @@ from tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jso
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.outputs import output_kind
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.outputs import output_kind
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
-from flexswitch.merging.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.task_vectors.model_directory import write_model_directory
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, restored_tensors
@@ -247,7 +247,7 @@ def test_eval_refuses_a_language_model_before_it_reads_the_examples(bases, tmp_p
 
 
 OWN_ADAPTER = """
-from flexswitch.merging.evaluation.text_adapters import CausalLanguageModel
+from flexswitch.merging.models.text_adapters import CausalLanguageModel
 
 class Mine(CausalLanguageModel):
     pass

@@ -6,7 +6,7 @@ from checkpoints import message
 from data_files import LABELS, RECORDS, TEXTS, WRITERS, npz, write
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples, task_file, tasks_with
+from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples, task_file, tasks_with
 
 # --- what is read -----------------------------------------------------------------------------------------
 

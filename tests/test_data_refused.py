@@ -14,7 +14,7 @@ from checkpoints import message
 from data_files import RECORDS, WRITERS, jsonl, npz, parquet, write
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.evaluation.data import read_examples
+from flexswitch.merging.models.examples import read_examples
 
 UNLABELLED = "its examples carry no labels; expected a field 'label' (or an array 'y')"
 UNTEXTED = "does not read as examples (record 2 has no field 'text' with a text)"

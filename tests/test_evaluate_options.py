@@ -113,7 +113,7 @@ def test_features_of_another_width_than_the_index_are_told(with_file, tmp_path):
 
 
 OWN_ADAPTER = """
-from flexswitch.merging.evaluation.text_adapters import SequenceClassification
+from flexswitch.merging.models.text_adapters import SequenceClassification
 
 class Flipped(SequenceClassification):
     neighbours = 2

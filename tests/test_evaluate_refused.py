@@ -160,7 +160,7 @@ def test_an_encoder_with_a_head_of_one_row_is_refused(toy, tmp_path):
 
 
 ONE_COLUMN = """
-from flexswitch.merging.evaluation.text_adapters import SequenceClassification
+from flexswitch.merging.models.text_adapters import SequenceClassification
 
 class OneColumn(SequenceClassification):
     def logits(self, model, batch):

@@ -12,8 +12,8 @@ from tiny_models import WIDTH, save_image_base, save_state, save_text_base, text
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import Examples
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
 from flexswitch.merging.routing.indexing import Request, index_zoo
 from flexswitch.merging.routing.text_shape import text_shapes
@@ -151,7 +151,7 @@ def test_features_in_bfloat16_are_near_those_in_float32(text_base, kind):
 
 
 def test_a_text_without_tokens_has_the_features_zero(text_base):
-    from flexswitch.merging.routing.hidden import mean_pool
+    from flexswitch.merging.models.hidden_states import mean_pool
 
     hidden = torch.ones(2, 3, WIDTH)
     pooled = mean_pool(hidden, torch.tensor([[0, 0, 0], [1, 1, 0]]))

@@ -14,7 +14,7 @@ from tiny_models import (
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
+from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.learning import course
 from flexswitch.merging.learning import lesson as lesson_module
 from flexswitch.merging.learning.objective import Objective

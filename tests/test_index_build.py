@@ -15,8 +15,8 @@ from tiny_models import contents, pack, save_state, state_artifacts, text_toy, t
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import SUFFIXES, Examples
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import SUFFIXES, Examples
 from flexswitch.merging.packing import Form, change_zoo
 from flexswitch.merging.routing.build import Settings, build_index, draw, read_exemplars
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source

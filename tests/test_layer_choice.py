@@ -6,7 +6,7 @@ import torch
 from checkpoints import message
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.routing.kinds import Kind, layers_kind, parse_kind
+from flexswitch.merging.models.feature_spec import Kind, layers_kind, parse_kind
 from flexswitch.merging.routing.layer_choice import candidates, choose_layers
 
 TASKS, PER_TASK, WIDTH = 3, 20, 8

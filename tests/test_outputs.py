@@ -9,7 +9,7 @@ from checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.evaluation.outputs import (
+from flexswitch.merging.models.outputs import (
     agreement,
     declared_kind,
     divergence,

@@ -23,10 +23,10 @@ from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import Examples, read_examples, task_file
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import Examples, read_examples, task_file
 from flexswitch.merging.learning.lesson import Classroom
-from flexswitch.merging.loading import load_weights
+from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.settings import parse_settings

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexswitch.merging.routing.kinds import layers_kind
+from flexswitch.merging.models.feature_spec import layers_kind
 from flexswitch.merging.routing.layer_choice import choose_layers
 
 HERE = Path(__file__).resolve().parent

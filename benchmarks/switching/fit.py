@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
+from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.switching.dense_codes import DenseCodes
 from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs

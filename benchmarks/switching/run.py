@@ -25,9 +25,9 @@ from torch.func import functional_call
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import read_examples, task_file
-from flexswitch.merging.loading import names_inside
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import read_examples, task_file
+from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.evaluation.evaluate import Bench
 from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.evaluation.evaluate import Bench, RoutingScore, Score, labels_of
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.stream_weights import (

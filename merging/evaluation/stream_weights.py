@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
+from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.routing.features import ModelFeatures
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.router import Router

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.merging.evaluation.data import Inputs
+from flexswitch.merging.models.examples import Inputs
 
 _LEAST_PART = 0.25  # of a text or picture that each of the two gives
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
-from flexswitch.merging.device import check_device
-from flexswitch.merging.evaluation.adapters import get_adapter
-from flexswitch.merging.evaluation.data import Batch, Examples, read_examples, task_file
-from flexswitch.merging.evaluation.short_parts import short_parts
+from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import Batch, Examples, read_examples, task_file
+from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.learning.crossing import crossed
 from flexswitch.merging.learning.objective import (
@@ -29,7 +29,7 @@ from flexswitch.merging.learning.objective import (
 )
 from flexswitch.merging.learning.student import Loss
 from flexswitch.merging.learning.workers import Each
-from flexswitch.merging.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.routing.build import draw
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
-from flexswitch.merging.evaluation.outputs import OutputKind, agreement, divergence, output_kind, task_loss
+from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.examples import Batch, Examples, Inputs
+from flexswitch.merging.models.outputs import OutputKind, agreement, divergence, output_kind, task_loss
 
 Goal = Literal["kl", "mse", "task"]
 Precision = Literal["float32", "bfloat16"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flexswitch.merging.learning.gated_weights import GatedWeights, Gates, Slopes, gated_weights
 from flexswitch.merging.learning.unit import Unit
 from flexswitch.merging.learning.workers import Each
-from flexswitch.merging.replica import replica
+from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
 

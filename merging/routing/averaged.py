@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.loading import names_inside
+from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
 
 

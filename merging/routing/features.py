@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint
-from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import Batch, Examples, Inputs
+from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.routing.averaged import averaged_encoder
-from flexswitch.merging.routing.hidden import layer_count
-from flexswitch.merging.routing.kinds import (
+from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.models.feature_spec import (
     FROM_FILE,
     is_auto,
     is_shaped,

@@ -9,8 +9,8 @@ import torch
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.evaluation.adapters import Adapter
-from flexswitch.merging.evaluation.data import SUFFIXES, Examples, read_examples
+from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples
 from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex, Routed

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.replica import replica
+from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.layers import Switch, is_linear, is_turned, switched_forward
 from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows

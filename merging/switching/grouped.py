@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.replica import replica
+from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.row_plan import Plans, RowPlan
 from flexswitch.merging.switching.rows import join_rows, take_rows

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.loading import names_inside
+from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.row_plan import Plans
 from flexswitch.merging.task_vectors.task_vector import TaskVector, to_torch
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexswitch.merging.replica import replica
+from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.rows import take_rows
 
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest magnitude; else:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, read_json_object
-from flexswitch.merging.evaluation.data import Batch, Inputs
-from flexswitch.merging.evaluation.huggingface import HuggingFace
+from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.huggingface import HuggingFace
 
 
 class ImageClassification(HuggingFace):

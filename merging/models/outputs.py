@@ -14,7 +14,7 @@ from torch.nn import functional
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.architecture import HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.models.examples import Batch
 
 OutputKind = Literal["classes", "labels", "values", "tokens"]
 

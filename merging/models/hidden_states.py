@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.evaluation.data import Batch
-from flexswitch.merging.evaluation.short_parts import short_parts
+from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.models.length_buckets import short_parts
 
 _TOGETHER = 16  # samples that are padded to the longest of them
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.merging.checkpoints.architecture import ADAPTERS
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.evaluation.data import Batch, Inputs
-from flexswitch.merging.evaluation.image_adapters import ImageClassification
-from flexswitch.merging.evaluation.text_adapters import (
+from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.image_adapters import ImageClassification
+from flexswitch.merging.models.text_adapters import (
     CausalLanguageModel,
     EncoderWithHead,
     SequenceClassification,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from flexswitch.merging.evaluation.data import Batch
+from flexswitch.merging.models.examples import Batch
 
 
 def short_parts(batch: Batch, size: int) -> list[tuple[Tensor, Batch]]:

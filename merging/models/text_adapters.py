@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.evaluation.data import Batch, Inputs
-from flexswitch.merging.evaluation.huggingface import HuggingFace
-from flexswitch.merging.routing.hidden import mean_pool
+from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.huggingface import HuggingFace
+from flexswitch.merging.models.hidden_states import mean_pool
 
 
 class _Text(HuggingFace):
