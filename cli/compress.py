@@ -37,7 +37,7 @@ from flexswitch.cli.options import (
 
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.learning.saved import Saving
+    from flexswitch.merging.flex_switch.saved import Saving
     from flexswitch.merging.checkpoints.pairing import Selection
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 

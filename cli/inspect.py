@@ -71,7 +71,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.evaluation.learning_chart import draw_learning
+    from flexswitch.merging.flex_switch.learning_chart import draw_learning
 
     check_output(plot, overwrite)
     header = open_artifact(Path(path)).header if path.endswith(".fsw") else None

@@ -9,9 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.learning.learn import Progress
-    from flexswitch.merging.learning.lesson import Classroom
-    from flexswitch.merging.learning.saved import Saving
+    from flexswitch.merging.flex_switch.learn import Progress
+    from flexswitch.merging.flex_switch.lesson import Classroom
+    from flexswitch.merging.flex_switch.saved import Saving
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 TargetSize = Annotated[
@@ -69,7 +69,7 @@ class LearningOptions:
         from flexswitch.merging.models.device import check_device
         from flexswitch.merging.models.adapters import get_adapter
         from flexswitch.merging.models.examples import task_file
-        from flexswitch.merging.learning.lesson import Classroom
+        from flexswitch.merging.flex_switch.lesson import Classroom
 
         if self.exemplars is None:
             raise ValueError("check_learning refuses a learning without exemplars")
@@ -81,7 +81,7 @@ class LearningOptions:
 
     def saving(self, output: Path) -> "Saving | None":
         """Returns where the state of a learning is kept, None where it is not asked for."""
-        from flexswitch.merging.learning.saved import Saving, learning_file
+        from flexswitch.merging.flex_switch.saved import Saving, learning_file
 
         return None if self.checkpoint_every is None else Saving(learning_file(output), self.checkpoint_every)
 
@@ -90,7 +90,7 @@ def read_settings(method: str, texts: list[str], target_size: str | None) -> dic
     """Returns a method's settings, the target size among them. Raises: UsageError."""
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.compression.registry import get_method, methods_with
-    from flexswitch.merging.learning.target import target_bytes
+    from flexswitch.merging.flex_switch.target import target_bytes
     from flexswitch.merging.settings import parse_settings
 
     settings = parse_settings(method, get_method(method), texts)

@@ -16,12 +16,12 @@ from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.learning.learn import Progress
-from flexswitch.merging.learning.lesson import Classroom, open_lesson
-from flexswitch.merging.learning.objective import Goal
-from flexswitch.merging.learning.report import quality
-from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.flex_switch.learn import Progress
+from flexswitch.merging.flex_switch.lesson import Classroom, open_lesson
+from flexswitch.merging.flex_switch.objective import Goal
+from flexswitch.merging.flex_switch.report import quality
+from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.checkpoints.pairing import Selection

@@ -8,8 +8,8 @@ from checkpoints import memory_pair
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.merging.learning.gated_weights import Gates
-from flexswitch.merging.learning.unit import Unit, read_unit
+from flexswitch.merging.flex_switch.gated_weights import Gates
+from flexswitch.merging.flex_switch.unit import Unit, read_unit
 
 Floats = NDArray[np.float32]
 _EDGE = 1e-3  # of a level: nearer to where rounding jumps, float32 and float64 may round apart

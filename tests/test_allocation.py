@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sparse_tensors import LAWS
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.learning.allocation import allocate, choice_bits
-from flexswitch.merging.learning.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
+from flexswitch.merging.flex_switch.profile import Choices, choices_of
 
 Doubles = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from commands import files_below
 from compressing import LEARN, Compress
 from tiny_models import Toy
 
-from flexswitch.merging.learning.learn import Progress
+from flexswitch.merging.flex_switch.learn import Progress
 
 
 def interrupted_at(step: int) -> Callable[..., Callable[[Progress], None]]:

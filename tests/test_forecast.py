@@ -8,11 +8,11 @@ import torch
 from checkpoints import job, memory_pair
 from deltas import normal
 
-from flexswitch.merging.learning.forecast import forecast
-from flexswitch.merging.learning.harden import scaled
-from flexswitch.merging.learning.problem import read_problem
-from flexswitch.merging.learning.unit import Hardened
-from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.flex_switch.forecast import forecast
+from flexswitch.merging.flex_switch.harden import scaled
+from flexswitch.merging.flex_switch.problem import read_problem
+from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.workers import workers
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -13,8 +13,8 @@ from straight_through import Floats, away_from_edges, plain_leaves, plain_weight
 from torch import Tensor
 
 from flexswitch.codecs.blocks import as_matrix
-from flexswitch.merging.learning.gated_weights import DeviceWeights, GatedWeights, Gates, gated_weights
-from flexswitch.merging.learning.unit import Hardened, Unit, levels_of, sparse_tensor
+from flexswitch.merging.flex_switch.gated_weights import DeviceWeights, GatedWeights, Gates, gated_weights
+from flexswitch.merging.flex_switch.unit import Hardened, Unit, levels_of, sparse_tensor
 
 SHAPES = [(1,), (7,), (1030,), (1, 1), (5, 1), (9, 8), (6, 13), (3, 1024), (2, 1025), (2, 2051), (4, 3, 5)]
 CANDIDATES = [[1], [4], [1, 2, 4, 8], [2, 3], [1, 8], [3, 5, 6, 7]]

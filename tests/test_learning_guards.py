@@ -15,10 +15,10 @@ from tiny_models import changed_state, texts, tiny_state, write_jsonl
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.learning.learn import Progress
-from flexswitch.merging.learning.lesson import Lesson
-from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.learn import Progress
+from flexswitch.merging.flex_switch.lesson import Lesson
+from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.settings import parse_settings
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from sparse_tensors import LAWS
 from straight_through import unit_of
 
-from flexswitch.merging.learning import parameters as module
-from flexswitch.merging.learning.packing import kept_by_row
-from flexswitch.merging.learning.parameters import Adam, Parameters, clip_free, free_of
-from flexswitch.merging.learning.profile import choices_of
-from flexswitch.merging.learning.start import first_parameters
-from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.flex_switch import parameters as module
+from flexswitch.merging.flex_switch.packing import kept_by_row
+from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free, free_of
+from flexswitch.merging.flex_switch.profile import choices_of
+from flexswitch.merging.flex_switch.start import first_parameters
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
 
 BITS = np.array([1, 2, 4, 8])
 

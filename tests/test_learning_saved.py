@@ -11,10 +11,10 @@ from lessons import Heard, School, text_school
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.learning import finish
-from flexswitch.merging.learning.learn import Learner, Progress
-from flexswitch.merging.learning.parameters import Parameters
-from flexswitch.merging.learning.saved import Saving, learning_file, run_text
+from flexswitch.merging.flex_switch import finish
+from flexswitch.merging.flex_switch.learn import Learner, Progress
+from flexswitch.merging.flex_switch.parameters import Parameters
+from flexswitch.merging.flex_switch.saved import Saving, learning_file, run_text
 
 LONG = "steps=54"  # the rate is measured anew after 50
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from lessons import School, text_school
 
-from flexswitch.merging.learning import course
-from flexswitch.merging.learning.gated_weights import Slopes
-from flexswitch.merging.learning.learn import Learner, Schedule, _gates, _move, _shift
-from flexswitch.merging.learning.parameters import Parameters
-from flexswitch.merging.learning.rate import rate_of
-from flexswitch.merging.learning.unit import Unit
+from flexswitch.merging.flex_switch import course
+from flexswitch.merging.flex_switch.gated_weights import Slopes
+from flexswitch.merging.flex_switch.learn import Learner, Schedule, _gates, _move, _shift
+from flexswitch.merging.flex_switch.parameters import Parameters
+from flexswitch.merging.flex_switch.rate import rate_of
+from flexswitch.merging.flex_switch.unit import Unit
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from tiny_language_models import save_language_base, save_language_model
 from tiny_models import MAX_TOKENS, texts, write_jsonl
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.learning.crossing import crossed
-from flexswitch.merging.learning.lesson import Lesson, batch_rows, open_lesson, read_exemplars
-from flexswitch.merging.learning.objective import Goal, Precision
-from flexswitch.merging.learning.report import quality
-from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.flex_switch.crossing import crossed
+from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesson, read_exemplars
+from flexswitch.merging.flex_switch.objective import Goal, Precision
+from flexswitch.merging.flex_switch.report import quality
+from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.routing.build import draw
 
 

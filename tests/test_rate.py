@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sparse_tensors import LAWS
 
-from flexswitch.merging.learning.rate import fitted_factor, rate_of, row_entropy
+from flexswitch.merging.flex_switch.rate import fitted_factor, rate_of, row_entropy
 
 Doubles = NDArray[np.float64]
 BITS = np.array([1, 2, 4, 8])

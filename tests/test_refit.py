@@ -8,9 +8,9 @@ import pytest
 from lessons import School, text_school
 
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.merging.learning import finish
-from flexswitch.merging.learning.refit import RATES
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.flex_switch import finish
+from flexswitch.merging.flex_switch.refit import RATES
+from flexswitch.merging.flex_switch.unit import Hardened
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.learning.harden import fit_to_size, is_met, scaled
-from flexswitch.merging.learning.target import target_bytes
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.flex_switch.harden import fit_to_size, is_met, scaled
+from flexswitch.merging.flex_switch.target import target_bytes
+from flexswitch.merging.flex_switch.unit import Hardened
 from flexswitch.merging.packing import Form, create_zoo
 from flexswitch.merging.settings import parse_settings
 

@@ -5,11 +5,11 @@ import pytest
 from deltas import normal
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.learning.problem import widened
-from flexswitch.merging.learning.profile import Choices, choices_of
-from flexswitch.merging.learning.rate import RECORD_BITS
-from flexswitch.merging.learning.start import best_growth, first_parameters, made_up, scale_at, uniform
-from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.problem import widened
+from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.rate import RECORD_BITS
+from flexswitch.merging.flex_switch.start import best_growth, first_parameters, made_up, scale_at, uniform
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
 
 BITS = np.array([1, 2, 4, 8])
 

@@ -13,12 +13,12 @@ from tiny_models import bert_config, changed_state
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flexswitch.merging.learning import student as student_module
-from flexswitch.merging.learning.gated_weights import Gates, Slopes
-from flexswitch.merging.learning.learn import set_gates, summed
-from flexswitch.merging.learning.student import Student
-from flexswitch.merging.learning.unit import Unit, read_unit
-from flexswitch.merging.learning.workers import Each, workers
+from flexswitch.merging.flex_switch import student as student_module
+from flexswitch.merging.flex_switch.gated_weights import Gates, Slopes
+from flexswitch.merging.flex_switch.learn import set_gates, summed
+from flexswitch.merging.flex_switch.student import Student
+from flexswitch.merging.flex_switch.unit import Unit, read_unit
+from flexswitch.merging.flex_switch.workers import Each, workers
 
 BITS = np.array([1, 2, 4])
 Run = Callable[[nn.Module, Tensor], Tensor]

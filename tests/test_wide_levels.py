@@ -6,10 +6,10 @@ import torch
 from checkpoints import job, memory_pair
 from deltas import normal
 
-from flexswitch.merging.learning.harden import is_met
-from flexswitch.merging.learning.problem import Problem, read_problem
-from flexswitch.merging.learning.unit import Hardened
-from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.flex_switch.harden import is_met
+from flexswitch.merging.flex_switch.problem import Problem, read_problem
+from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.workers import workers
 
 BITS = np.array([1, 2, 4, 8])
 

@@ -25,7 +25,7 @@ from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
-from flexswitch.merging.learning.lesson import Classroom
+from flexswitch.merging.flex_switch.lesson import Classroom
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.packing import Form, create_zoo

@@ -23,13 +23,13 @@ from torch.func import functional_call
 
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.learning.gated_weights import Gates
-from flexswitch.merging.learning.learn import set_gates
-from flexswitch.merging.learning.lesson import Classroom, Lesson, batch_rows, open_lesson
-from flexswitch.merging.learning.problem import read_problem
-from flexswitch.merging.learning.student import Student
-from flexswitch.merging.learning.unit import Unit
-from flexswitch.merging.learning.workers import Each, workers
+from flexswitch.merging.flex_switch.gated_weights import Gates
+from flexswitch.merging.flex_switch.learn import set_gates
+from flexswitch.merging.flex_switch.lesson import Classroom, Lesson, batch_rows, open_lesson
+from flexswitch.merging.flex_switch.problem import read_problem
+from flexswitch.merging.flex_switch.student import Student
+from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.workers import Each, workers
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent

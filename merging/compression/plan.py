@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 from flexswitch.merging.compression.compressed import Compressed, Delta
-from flexswitch.merging.learning.learn import Progress
-from flexswitch.merging.learning.lesson import Classroom
-from flexswitch.merging.learning.saved import Saving
+from flexswitch.merging.flex_switch.learn import Progress
+from flexswitch.merging.flex_switch.lesson import Classroom
+from flexswitch.merging.flex_switch.saved import Saving
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flexswitch.merging.compression.bitdelta import bitdelta
 from flexswitch.merging.compression.compeft import compeft
 from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.dare import dare
-from flexswitch.merging.compression.flex_switch import flexswitch
+from flexswitch.merging.flex_switch.flex_switch import flexswitch
 from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch

@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import LearningRecord
-from flexswitch.merging.learning.finish import Course, Study
-from flexswitch.merging.learning.harden import is_met
-from flexswitch.merging.learning.learn import Learner, Progress, Schedule, learn
-from flexswitch.merging.learning.lesson import Lesson
-from flexswitch.merging.learning.parameters import Adam
-from flexswitch.merging.learning.problem import Problem
-from flexswitch.merging.learning.report import learning_record, quality
-from flexswitch.merging.learning.saved import Saving
-from flexswitch.merging.learning.start import (
+from flexswitch.merging.flex_switch.finish import Course, Study
+from flexswitch.merging.flex_switch.harden import is_met
+from flexswitch.merging.flex_switch.learn import Learner, Progress, Schedule, learn
+from flexswitch.merging.flex_switch.lesson import Lesson
+from flexswitch.merging.flex_switch.parameters import Adam
+from flexswitch.merging.flex_switch.problem import Problem
+from flexswitch.merging.flex_switch.report import learning_record, quality
+from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.start import (
     allocated,
     best_growth,
     first_parameters,
@@ -23,8 +23,8 @@ from flexswitch.merging.learning.start import (
     relative,
     uniform,
 )
-from flexswitch.merging.learning.student import Student
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.flex_switch.student import Student
+from flexswitch.merging.flex_switch.unit import Hardened
 
 Doubles = NDArray[np.float64]
 

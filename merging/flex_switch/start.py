@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.merging.learning.allocation import allocate, choice_bits
-from flexswitch.merging.learning.packing import Packer
-from flexswitch.merging.learning.parameters import Parameters, free_of
-from flexswitch.merging.learning.profile import Choices, choices_of
-from flexswitch.merging.learning.rate import FIRST_FACTOR
-from flexswitch.merging.learning.unit import Hardened, Unit
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
+from flexswitch.merging.flex_switch.packing import Packer
+from flexswitch.merging.flex_switch.parameters import Parameters, free_of
+from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.rate import FIRST_FACTOR
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.workers import Each
 
 Doubles = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
-from flexswitch.merging.learning.rate import fitted_factor
-from flexswitch.merging.learning.unit import Hardened, Unit, sparse_tensor
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.rate import fitted_factor
+from flexswitch.merging.flex_switch.unit import Hardened, Unit, sparse_tensor
+from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.merging.learning.learn import hard_gates, set_gates, summed
-from flexswitch.merging.learning.parameters import Adam
-from flexswitch.merging.learning.student import Loss, Student
-from flexswitch.merging.learning.unit import Hardened, Unit
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.learn import hard_gates, set_gates, summed
+from flexswitch.merging.flex_switch.parameters import Adam
+from flexswitch.merging.flex_switch.student import Loss, Student
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.workers import Each
 
 # What is nearly right already is spoilt by the first, which is then followed by the next.
 RATES = (0.01, 0.001, 0.0001)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.learning.gates import apply_gates, reduce_gradient
-from flexswitch.merging.learning.unit import Unit
+from flexswitch.merging.flex_switch.gates import apply_gates, reduce_gradient
+from flexswitch.merging.flex_switch.unit import Unit
 
 Doubles = NDArray[np.float64]
 

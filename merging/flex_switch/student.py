@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flexswitch.merging.learning.gated_weights import GatedWeights, Gates, Slopes, gated_weights
-from flexswitch.merging.learning.unit import Unit
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.gated_weights import GatedWeights, Gates, Slopes, gated_weights
+from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
-from flexswitch.merging.learning.forecast import forecast
-from flexswitch.merging.learning.harden import fit_to_size, is_met
-from flexswitch.merging.learning.packing import Packer
-from flexswitch.merging.learning.profile import Choices, choices_of
-from flexswitch.merging.learning.start import scale_at
-from flexswitch.merging.learning.unit import Hardened, Unit, read_unit
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.forecast import forecast
+from flexswitch.merging.flex_switch.harden import fit_to_size, is_met
+from flexswitch.merging.flex_switch.packing import Packer
+from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.start import scale_at
+from flexswitch.merging.flex_switch.unit import Hardened, Unit, read_unit
+from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
 
 Doubles = NDArray[np.float64]
 

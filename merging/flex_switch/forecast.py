@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.learning.allocation import choice_bits
-from flexswitch.merging.learning.profile import Choices
-from flexswitch.merging.learning.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.allocation import choice_bits
+from flexswitch.merging.flex_switch.profile import Choices
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
 
 # The shift of log thresholds → about as many bits as what is then kept takes; more is never less.
 Forecast = Callable[[float], float]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.learning.profile import Choices
-from flexswitch.merging.learning.rate import RECORD_BITS
+from flexswitch.merging.flex_switch.profile import Choices
+from flexswitch.merging.flex_switch.rate import RECORD_BITS
 
 Doubles = NDArray[np.float64]
 

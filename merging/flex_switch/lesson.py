@@ -18,8 +18,8 @@ from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Batch, Examples, read_examples, task_file
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.learning.crossing import crossed
-from flexswitch.merging.learning.objective import (
+from flexswitch.merging.flex_switch.crossing import crossed
+from flexswitch.merging.flex_switch.objective import (
     Goal,
     Objective,
     Precision,
@@ -27,8 +27,8 @@ from flexswitch.merging.learning.objective import (
     answers_of,
     joined,
 )
-from flexswitch.merging.learning.student import Loss
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.student import Loss
+from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.routing.build import draw
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import LearningRecord
-from flexswitch.merging.learning.harden import is_met
-from flexswitch.merging.learning.learn import hard_gates, set_gates
-from flexswitch.merging.learning.lesson import Lesson, batch_rows
-from flexswitch.merging.learning.problem import Problem
-from flexswitch.merging.learning.refit import RATES, refit_scales
-from flexswitch.merging.learning.report import quality
-from flexswitch.merging.learning.student import Loss, Student
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.flex_switch.harden import is_met
+from flexswitch.merging.flex_switch.learn import hard_gates, set_gates
+from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows
+from flexswitch.merging.flex_switch.problem import Problem
+from flexswitch.merging.flex_switch.refit import RATES, refit_scales
+from flexswitch.merging.flex_switch.report import quality
+from flexswitch.merging.flex_switch.student import Loss, Student
+from flexswitch.merging.flex_switch.unit import Hardened
 
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much

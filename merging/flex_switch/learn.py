@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.learning.gated_weights import Gates, Kept, Slopes
-from flexswitch.merging.learning.parameters import Adam, Parameters, clip_free
-from flexswitch.merging.learning.rate import Rate, rate_of
-from flexswitch.merging.learning.student import Loss, Student
-from flexswitch.merging.learning.unit import Hardened, Unit
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.gated_weights import Gates, Kept, Slopes
+from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
+from flexswitch.merging.flex_switch.rate import Rate, rate_of
+from flexswitch.merging.flex_switch.student import Loss, Student
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.workers import Each
 
 Doubles = NDArray[np.float64]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexswitch.codecs.format.records import LearningRecord, QualityRecord
-from flexswitch.merging.learning.learn import Progress
-from flexswitch.merging.learning.lesson import Lesson
-from flexswitch.merging.learning.workers import Each
+from flexswitch.merging.flex_switch.learn import Progress
+from flexswitch.merging.flex_switch.lesson import Lesson
+from flexswitch.merging.flex_switch.workers import Each
 
 _CURVE_POINTS = 20
 _DIGITS = 4

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flexswitch.merging.learning.forecast import Forecast
-from flexswitch.merging.learning.unit import Hardened
+from flexswitch.merging.flex_switch.forecast import Forecast
+from flexswitch.merging.flex_switch.unit import Hardened
 
 _LEAST_SHARE = 0.97  # of the target: what is promised
 _ENOUGH = 0.99  # where the search stops

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.learning.learn import Learner, Progress
+from flexswitch.merging.flex_switch.learn import Learner, Progress
 
 _SUFFIX = ".learning"
 _SUMS = 3  # numbers that are held as "sums"

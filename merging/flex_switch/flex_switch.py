@@ -14,14 +14,14 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.learning.course import data_free, learned
-from flexswitch.merging.learning.finish import Course
-from flexswitch.merging.learning.lesson import Lesson, open_lesson, read_exemplars
-from flexswitch.merging.learning.problem import Problem, read_problem
-from flexswitch.merging.learning.saved import run_text
-from flexswitch.merging.learning.target import target_bytes
-from flexswitch.merging.learning.unit import Hardened, sparse_tensor
-from flexswitch.merging.learning.workers import workers
+from flexswitch.merging.flex_switch.course import data_free, learned
+from flexswitch.merging.flex_switch.finish import Course
+from flexswitch.merging.flex_switch.lesson import Lesson, open_lesson, read_exemplars
+from flexswitch.merging.flex_switch.problem import Problem, read_problem
+from flexswitch.merging.flex_switch.saved import run_text
+from flexswitch.merging.flex_switch.target import target_bytes
+from flexswitch.merging.flex_switch.unit import Hardened, sparse_tensor
+from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
