@@ -54,7 +54,7 @@ def pack(
     from flexswitch.codecs.storage import check_effort
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.task_vectors.model_directory import parse_size
-    from flexswitch.merging.packing import Form, change_zoo, create_zoo
+    from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
     from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)

@@ -23,7 +23,7 @@ def verify(
     Example: flexswitch verify zoo --base models/base
     """
     from flexswitch.codecs.errors import InputError
-    from flexswitch.merging.verification import verify as verify_path
+    from flexswitch.merging.zoos.verify import verify as verify_path
 
     console = Console(quiet, json)
     if not path.exists():

@@ -29,7 +29,7 @@ from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.registry import CODECS, stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
 
 MATRIX = sparse_tensor((3, 7), [1, 4, 5, 14, 20], [3, 0, 2, 1, 3], 3)

@@ -22,7 +22,7 @@ from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
 from flexswitch.merging.evaluation.methods import check_methods
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
-from flexswitch.merging.packing import Form, change_zoo
+from flexswitch.merging.zoos.pack import Form, change_zoo
 
 
 @pytest.fixture(scope="module")

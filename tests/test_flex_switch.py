@@ -20,7 +20,7 @@ from flexswitch.merging.flex_switch import lesson as lesson_module
 from flexswitch.merging.flex_switch.objective import Objective
 from flexswitch.merging.flex_switch.profile import Choices
 from flexswitch.merging.flex_switch.unit import Hardened, Unit
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
 

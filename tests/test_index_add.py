@@ -11,7 +11,7 @@ from tiny_models import Toy, contents, save_state, text_toy, texts
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.packing import Form, change_zoo
+from flexswitch.merging.zoos.pack import Form, change_zoo
 from flexswitch.merging.routing.build import Settings, draw
 from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
 from flexswitch.merging.routing.metric import Learned

@@ -24,7 +24,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import METADATA_KEY, LearningRecord, MethodRecord, QualityRecord
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch.learning_chart import draw_learning
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 RECORD = LearningRecord(
     exemplars=100,

@@ -14,8 +14,8 @@ from flexswitch.codecs.format import zoo as zoo_module
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging import packing
-from flexswitch.merging.packing import Form
+from flexswitch.merging.zoos import pack as packing
+from flexswitch.merging.zoos.pack import Form
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
 
 

@@ -10,7 +10,7 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tens
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 
 @pytest.fixture(scope="module")

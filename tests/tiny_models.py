@@ -18,7 +18,7 @@ from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.settings import parse_settings
 

@@ -5,7 +5,7 @@ import shutil
 from tiny_models import pack, state_artifacts
 
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.merging.packing import Form, change_zoo, create_zoo
+from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
 TASKS = ["birds", "cities", "tools"]
 AUTO = Form()

@@ -28,7 +28,7 @@ from flexswitch.merging.models.examples import Examples, read_examples, task_fil
 from flexswitch.merging.flex_switch.lesson import Classroom
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.packing import Form, create_zoo
+from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, restored_tensors
 
