@@ -91,7 +91,7 @@ def read_settings(method: str, texts: list[str], target_size: str | None) -> dic
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.compression.registry import get_method, methods_with
     from flexswitch.merging.flex_switch.target import target_bytes
-    from flexswitch.merging.settings import parse_settings
+    from flexswitch.merging.methods.settings import parse_settings
 
     settings = parse_settings(method, get_method(method), texts)
     if target_size is not None:

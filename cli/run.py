@@ -24,7 +24,7 @@ def run(
     import sys
 
     from flexswitch.cli.main import app
-    from flexswitch.cli.recipe import check_expectations, command_lines, read_recipe
+    from flexswitch.recipes.recipe import check_expectations, command_lines, read_recipe
 
     console = Console(quiet, json)
     steps = command_lines(read_recipe(recipe), app, recipe)

@@ -21,7 +21,7 @@ from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.settings import parse_settings, setting_texts
+from flexswitch.merging.methods.settings import parse_settings, setting_texts
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
 

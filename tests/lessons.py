@@ -25,7 +25,7 @@ from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restore
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 

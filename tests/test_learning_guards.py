@@ -19,7 +19,7 @@ from flexswitch.merging.flex_switch.learn import Progress
 from flexswitch.merging.flex_switch.lesson import Lesson
 from flexswitch.merging.flex_switch.saved import Saving
 from flexswitch.merging.flex_switch.workers import Each
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 
 
 @pytest.fixture(scope="module")

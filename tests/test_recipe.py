@@ -8,7 +8,7 @@ import yaml
 from commands import files_below
 
 from flexswitch.cli.main import app
-from flexswitch.cli.recipe import command_lines, read_recipe
+from flexswitch.recipes.recipe import command_lines, read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ from checkpoints import message
 from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.checkpoints.architecture import detect_adapter
 from flexswitch.merging.compression.t_switch import t_switch
-from flexswitch.merging.settings import parse_settings, setting_texts
+from flexswitch.merging.methods.settings import parse_settings, setting_texts
 from flexswitch.merging.static.average import average
 from flexswitch.merging.static.task_arithmetic import task_arithmetic
 

@@ -22,7 +22,7 @@ from flexswitch.merging.flex_switch.harden import fit_to_size, is_met, scaled
 from flexswitch.merging.flex_switch.target import target_bytes
 from flexswitch.merging.flex_switch.unit import Hardened
 from flexswitch.merging.zoos.pack import Form, create_zoo
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 
 HARDENED = [Hardened(np.array([1, 2], np.float32), 1, 0.5), Hardened(np.array([0.3], np.float32), 4, 2.0)]
 

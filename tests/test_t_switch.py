@@ -20,7 +20,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.magnitude import kept_count
 from flexswitch.merging.compression.registry import METHODS, NAMES, get_method
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 DROPS = ["0", "0.4", "0.6", "0.7", "0.93", "0.97"]

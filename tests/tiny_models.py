@@ -20,7 +20,7 @@ from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 
 torch.set_num_threads(1)
 

@@ -29,7 +29,7 @@ from flexswitch.merging.flex_switch.lesson import Classroom
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.zoos.pack import Form, create_zoo
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, restored_tensors
 
 HERE = Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.compression.tvq import tvq
-from flexswitch.merging.settings import setting_names
+from flexswitch.merging.methods.settings import setting_names
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 METHODS: dict[str, Callable[..., Compressed]] = {

@@ -10,7 +10,7 @@ from flexswitch.merging.compression.registry import NAMES
 from flexswitch.merging.evaluation.evaluate import Bench, Score, score_fixed
 from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
-from flexswitch.merging.settings import parse_settings
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.registry import MERGES
 from flexswitch.merging.switching.switched_model import Engine
