@@ -37,8 +37,8 @@ from flexswitch.cli.options import (
 
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.flex_switch.saved import Saving
     from flexswitch.merging.checkpoints.pairing import Selection
+    from flexswitch.merging.flex_switch.saved import Saving
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -90,12 +90,12 @@ def compress(
     Example: flexswitch compress sst2 --base base -o sst2.fsw --method t-switch
     """
     from flexswitch.cli.arguments import new_task_name, selection
-    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
+    from flexswitch.codecs.format.atomic import check_output
+    from flexswitch.codecs.threads import DEFAULT_JOBS
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Guidance
     from flexswitch.merging.task_vectors.model_directory import parse_size
-    from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)
     if output.suffix != ".fsw":
@@ -132,8 +132,8 @@ def _opened(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.checkpoints.fingerprint import check_base
-    from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.checkpoints.pairing import EVERYTHING
+    from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
     if source.endswith(SUFFIX):

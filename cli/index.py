@@ -79,9 +79,9 @@ def index(
     from flexswitch.cli.index_report import index_report
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.merging.models.feature_spec import is_file
     from flexswitch.merging.routing.features import FEATURE_DTYPES
     from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
-    from flexswitch.merging.models.feature_spec import is_file
 
     console = Console(quiet, json)
     if report is not None:

@@ -68,9 +68,9 @@ def inspect(
 
 def _draw(path: str, plot: Path, overwrite: bool) -> None:
     """Draws how an artifact was learned. Raises: UsageError where it was not; InputError."""
+    from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.container import open_artifact
-    from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.flex_switch.learning_chart import draw_learning
 
     check_output(plot, overwrite)

@@ -66,10 +66,10 @@ class LearningOptions:
 
     def classroom(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "Classroom":
         """Returns where the task is learned. Raises: UsageError, InputError before any weight is read."""
-        from flexswitch.merging.models.device import check_device
-        from flexswitch.merging.models.adapters import get_adapter
-        from flexswitch.merging.models.examples import task_file
         from flexswitch.merging.flex_switch.lesson import Classroom
+        from flexswitch.merging.models.adapters import get_adapter
+        from flexswitch.merging.models.device import check_device
+        from flexswitch.merging.models.examples import task_file
 
         if self.exemplars is None:
             raise ValueError("check_learning refuses a learning without exemplars")

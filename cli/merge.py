@@ -41,13 +41,13 @@ def merge(
 
     Example: flexswitch merge zoo --base base -o merged --method average
     """
-    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.errors import UsageError
+    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-    from flexswitch.merging.task_vectors.model_directory import parse_size, write_model_directory
     from flexswitch.merging.methods.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
     from flexswitch.merging.static.registry import get_merge
+    from flexswitch.merging.task_vectors.model_directory import parse_size, write_model_directory
     from flexswitch.merging.task_vectors.task_vector import restored_tensors
 
     console = Console(quiet, json)
@@ -92,8 +92,8 @@ def _torch_dtype(dtype: str | None) -> "torch.dtype | None":
 def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "dict[str, TaskVector]":
     """Returns the task vectors in the order given, or the one asked for, all checked against the base."""
     from flexswitch.codecs.errors import InputError, unknown_name
-    from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
     from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
     from flexswitch.merging.task_vectors.open_vector import open_task_vectors
 
     vectors: dict[str, TaskVector] = {}

@@ -50,12 +50,12 @@ def pack(
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
     from flexswitch.codecs.errors import UsageError
+    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.codecs.registry import get_codec
     from flexswitch.codecs.storage import check_effort
-    from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.codecs.threads import DEFAULT_JOBS
     from flexswitch.merging.task_vectors.model_directory import parse_size
     from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
-    from flexswitch.codecs.threads import DEFAULT_JOBS
 
     console = Console(quiet, json)
     files, removed = artifacts or [], remove or []

@@ -47,9 +47,9 @@ def route(
     """
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-    from flexswitch.merging.models.device import check_device
-    from flexswitch.merging.models.adapters import get_adapter
     from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.models.adapters import get_adapter
+    from flexswitch.merging.models.device import check_device
     from flexswitch.merging.routing.mixing import check_mix, check_snap
     from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
     from flexswitch.merging.routing.vote import check_vote

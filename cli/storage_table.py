@@ -56,8 +56,8 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
 
 def _artifacts(path: str) -> "dict[str, Artifact]":
     """Returns the artifact, or those of a zoo, by task. Raises: InputError where it is neither."""
-    from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.errors import InputError
+    from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 
     if (Path(path) / ZOO_FILE).is_file():

@@ -14,11 +14,18 @@ from sparse_tensors import assert_same, header, sparse_tensor
 
 from flexswitch.codecs.blocks import take_rows
 from flexswitch.codecs.codec import Codec
-from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError
-from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, MethodRecord, ModelRecord, RawTensor, crc32
-from flexswitch.codecs.registry import stored_codec
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.records import (
+    CHECKSUM_KEY,
+    METADATA_KEY,
+    MethodRecord,
+    ModelRecord,
+    RawTensor,
+    crc32,
+)
 from flexswitch.codecs.format.safetensors_file import read_header
+from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import StoredBlock, StoredForm
 

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import FlexswitchError
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging import checkpoint_pair, task_vector, task_vector_file
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
-from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.methods.settings import parse_settings, setting_texts
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
 

@@ -13,6 +13,7 @@ from tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import QualityRecord
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
@@ -22,10 +23,9 @@ from flexswitch.merging.flex_switch.objective import Goal
 from flexswitch.merging.flex_switch.report import quality
 from flexswitch.merging.flex_switch.saved import Saving
 from flexswitch.merging.flex_switch.workers import workers
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restore
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 

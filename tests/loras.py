@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
+from flexswitch.merging.task_vectors.lora import LoraVector
 
 PEFT_WARNINGS = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft asks transformers for it

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.blocks import as_matrix, cut
 from flexswitch.codecs.codec import Codec
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord, RawTensor
 from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_tensors import BITS, LAWS, header, sparse_tensor
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import SparseTensor, level_values
 from flexswitch.codecs.storage import store
 from flexswitch.merging.task_vectors import apply

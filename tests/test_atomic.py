@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flexswitch.codecs.format.atomic import atomic_directory, atomic_file, check_output, check_space
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.atomic import atomic_directory, atomic_file, check_output, check_space
 
 Place = Callable[..., AbstractContextManager[Path]]
 

@@ -19,10 +19,10 @@ from tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jso
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.outputs import output_kind
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
+from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.outputs import output_kind
 from flexswitch.merging.task_vectors.model_directory import write_model_directory
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, restored_tensors

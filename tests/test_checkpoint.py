@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints import checkpoint as checkpoint_module
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, is_adapter, open_checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import (
+    Checkpoint,
+    TensorInfo,
+    is_adapter,
+    open_checkpoint,
+    read_config,
+)
 
 NUMBERS = torch.tensor([[1.5, -2.0, 0.0], [0.25, 8.0, -0.5]])  # exact in every floating dtype
 STATE: State = {

@@ -26,15 +26,15 @@ from checkpoints import (
 from deltas import delta, dense, normal
 from plain_methods import reference_mask, reference_scale
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import NAMES, plan
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor, restore
 
 STATE: State = {

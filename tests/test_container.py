@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from sparse_tensors import assert_same, every_codec, header, sparse_tensor, write_artifact
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.codec import Codec
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from sparse_tensors import assert_same, write_artifact
 
 from flexswitch.codecs import blocks as blocks_module
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import (
     crc32,
 )

@@ -22,8 +22,8 @@ from artifact_files import (
 from safetensors.numpy import save_file
 from sparse_tensors import write_artifact
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 
 RESTORE = "restore the file from a copy, or compress it again"

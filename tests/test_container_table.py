@@ -21,9 +21,9 @@ from artifact_files import (
 )
 from sparse_tensors import write_artifact
 
+from flexswitch.codecs.errors import ArtifactError, DecodeError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import ArtifactError, DecodeError
 from flexswitch.codecs.format.records import BlockRecord, TensorRecord, crc32
 from flexswitch.codecs.registry import CODECS
 

@@ -19,9 +19,9 @@ from artifact_files import (
 )
 from sparse_tensors import assert_same, positions, write_artifact
 
+from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
 from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.registry import CODECS
 

@@ -22,15 +22,15 @@ from artifact_files import (
 )
 from sparse_tensors import assert_same, positions, sparse_tensor, write_artifact
 
+from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.registry import CODECS, stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
-from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 MATRIX = sparse_tensor((3, 7), [1, 4, 5, 14, 20], [3, 0, 2, 1, 3], 3)
 ROW = sparse_tensor((90, 2), [3, 10, 11], [0, 3, 1], 2)

@@ -10,8 +10,8 @@ from checkpoints import MemoryCheckpoint, State, compressed, file_pair, memory_p
 from torch import Tensor
 
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.checkpoints.fingerprint import fingerprint, forget_digests, identify
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 BASE: State = {

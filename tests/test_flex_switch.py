@@ -14,14 +14,14 @@ from tiny_models import (
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.flex_switch import course
 from flexswitch.merging.flex_switch import lesson as lesson_module
 from flexswitch.merging.flex_switch.objective import Objective
 from flexswitch.merging.flex_switch.profile import Choices
 from flexswitch.merging.flex_switch.unit import Hardened, Unit
-from flexswitch.merging.zoos.pack import Form, create_zoo
+from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 
 class StopError(Exception):

@@ -124,7 +124,9 @@ def test_a_learning_that_does_not_help_is_refused(
     compress: Compress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = count(0.25, 0.25)
-    monkeypatch.setattr("flexswitch.merging.flex_switch.lesson.Lesson.loss", lambda lesson, each: next(losses))
+    monkeypatch.setattr(
+        "flexswitch.merging.flex_switch.lesson.Lesson.loss", lambda lesson, each: next(losses)
+    )
     outcome = compress.learn()
     assert outcome.status == 1
     assert re.fullmatch(

@@ -27,8 +27,8 @@ from flexswitch.codecs.format.records import (
     TensorTable,
     crc32,
 )
-from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.format.zoo import IndexRecord, TaskRecord, ZooRecord
+from flexswitch.codecs.registry import stored_codec
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorHeader
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.sparse import BLOCK_ENTRIES
 

@@ -10,7 +10,13 @@ from tiny_models import WIDTH, bert_config, vit_config
 from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.models.hidden_states import in_short_parts, layer_count, layer_means, mean_pool, pooled_mean
+from flexswitch.merging.models.hidden_states import (
+    in_short_parts,
+    layer_count,
+    layer_means,
+    mean_pool,
+    pooled_mean,
+)
 
 LAYERS = 3
 SIZES = {"vocab_size": 40, "num_hidden_layers": LAYERS, "max_position_embeddings": 16}

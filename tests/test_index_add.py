@@ -11,12 +11,12 @@ from tiny_models import Toy, contents, save_state, text_toy, texts
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.zoos.pack import Form, change_zoo
 from flexswitch.merging.routing.build import Settings, draw
 from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
 from flexswitch.merging.routing.metric import Learned
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.zoos.pack import Form, change_zoo
 
 PER_TASK = 10
 

@@ -17,10 +17,10 @@ from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import SUFFIXES, Examples
-from flexswitch.merging.zoos.pack import Form, change_zoo
 from flexswitch.merging.routing.build import Settings, build_index, draw, read_exemplars
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
 from flexswitch.merging.routing.query_set import read_query_set
+from flexswitch.merging.zoos.pack import Form, change_zoo
 
 COUNTS = {"birds": 12, "cities": 9, "tools": 30}
 

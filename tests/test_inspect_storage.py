@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from commands import Runner
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.flag4 import Flag4
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.storage_report import tensor_sizes
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.format.storage_report import tensor_sizes
 
 
 def bound(entries: int, kept: int, bits: int) -> float:

@@ -19,8 +19,8 @@ from artifact_files import (
 from artifact_files import frame as zstd_frame
 from sparse_tensors import write_artifact
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import METADATA_KEY, LearningRecord, MethodRecord, QualityRecord
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch.learning_chart import draw_learning

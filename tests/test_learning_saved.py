@@ -9,8 +9,8 @@ import pytest
 from checkpoints import flip_bit, message
 from lessons import Heard, School, text_school
 
-from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.flex_switch import finish
 from flexswitch.merging.flex_switch.learn import Learner, Progress
 from flexswitch.merging.flex_switch.parameters import Parameters

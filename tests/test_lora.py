@@ -26,8 +26,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from flexswitch.merging import checkpoint_pair, lora
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import identify
-from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.checkpoints.pairing import Selection
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
 
 pytestmark = PEFT_WARNINGS

@@ -24,13 +24,18 @@ from safetensors.torch import load_file
 from tiny_models import bert_config, save_text_base, save_text_classifier
 from torch import Tensor
 
-from flexswitch.codecs.format import atomic
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.format import atomic
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.model_directory import model_card, parse_size, write_model_directory
-from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, OutputTensor, TaskVector, restored_tensors
+from flexswitch.merging.task_vectors.task_vector import (
+    ArtifactVector,
+    OutputTensor,
+    TaskVector,
+    restored_tensors,
+)
 
 BASE: State = {
     "flags": torch.tensor([True, False, True]),

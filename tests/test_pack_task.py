@@ -8,12 +8,12 @@ from artifact_files import EXTRAS, HEADER, ROWS, assert_holds
 from checkpoints import message
 from sparse_tensors import write_artifact
 
+from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.format.zoo import file_sha256, pack_task
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.format.zoo import file_sha256, pack_task
 
 EXAMPLE = "tasks/sst2.fsw"
 

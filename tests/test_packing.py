@@ -9,9 +9,9 @@ from checkpoints import message
 from tiny_models import contents, pack, tiny_state
 from zoos import TASKS, change, copy_artifacts, create, make_originals
 
+from flexswitch.codecs.errors import DecodeError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import DecodeError, InputError
 from flexswitch.codecs.format.records import ArtifactHeader, ModelRecord
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.task_vectors.task_vector import restore

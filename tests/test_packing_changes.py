@@ -10,13 +10,13 @@ from checkpoints import flip_bit, message
 from tiny_models import contents, make_artifact, pack, save_state, tiny_state
 from zoos import TASKS, change, copy_artifacts, make_originals
 
+from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
 from flexswitch.codecs.format import zoo as zoo_module
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
 from flexswitch.merging.zoos import pack as packing
 from flexswitch.merging.zoos.pack import Form
-from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
 
 
 @pytest.fixture(scope="module")

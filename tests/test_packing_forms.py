@@ -8,8 +8,8 @@ from tiny_models import contents, state_artifacts
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.records import MethodRecord
-from flexswitch.codecs.storage import store
 from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.storage import store
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 

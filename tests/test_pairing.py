@@ -18,8 +18,8 @@ from pairings import BASE, refused, tuned
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair, config_changes
 from flexswitch.merging.checkpoints.pairing import common_prefix
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair, config_changes
 from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
 
 

@@ -18,8 +18,8 @@ from checkpoints import (
 from pairings import BASE, refused, tuned
 
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.checkpoints.pairing import Selection
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor, restore
 
 

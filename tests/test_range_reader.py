@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
+from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.format.safetensors_file import RangeReader
 
 DATA = bytes(range(256)) * 40

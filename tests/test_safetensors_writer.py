@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     SafetensorsWriter,

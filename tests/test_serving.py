@@ -25,7 +25,6 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
-from flexswitch.merging.zoos.pack import Form, change_zoo
 from flexswitch.merging.routing.build import Settings
 from flexswitch.merging.routing.indexing import Request, index_zoo
 from flexswitch.merging.routing.router import open_router
@@ -34,6 +33,7 @@ from flexswitch.merging.switching.row_plan import row_plan
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.zoos.pack import Form, change_zoo
 
 
 @pytest.fixture(scope="module")

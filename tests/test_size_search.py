@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_tensors import LAWS
 
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
@@ -21,8 +21,8 @@ from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.flex_switch.harden import fit_to_size, is_met, scaled
 from flexswitch.merging.flex_switch.target import target_bytes
 from flexswitch.merging.flex_switch.unit import Hardened
-from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.methods.settings import parse_settings
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 HARDENED = [Hardened(np.array([1, 2], np.float32), 1, 0.5), Hardened(np.array([0.3], np.float32), 4, 2.0)]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sparse_tensors import BITS, LAWS, assert_same, sparse_tensor, sparse_tensors, write_artifact
 
 from flexswitch.codecs import blocks as blocks_module
-from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseStats, SparseTensor
 from flexswitch.codecs.storage import EFFORTS, StoredForm, check_effort, store, store_block

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from task_vectors import BASE, FINETUNED
 
-from flexswitch.codecs.format import atomic
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.format import atomic
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint

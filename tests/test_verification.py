@@ -20,16 +20,16 @@ from checkpoints import (
     save_model,
 )
 
-from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.codecs.format.zoo import open_zoo, write_zoo
-from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
-from flexswitch.merging.zoos.pack import Form, create_zoo
+from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.zoos.verify import verify
 
 BASE: State = {"a": torch.zeros(20, 5), "b": torch.zeros(7), "n": torch.tensor([1])}

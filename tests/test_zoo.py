@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from sparse_tensors import BASE, assert_same, header, sparse_tensor, write_artifact
 
+from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.atomic import atomic_directory
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
-from flexswitch.codecs.registry import stored_codec
-from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.format.zoo import (
     IndexRecord,
     TaskRecord,
@@ -26,6 +24,8 @@ from flexswitch.codecs.format.zoo import (
     remove_unlisted,
     write_zoo,
 )
+from flexswitch.codecs.registry import stored_codec
+from flexswitch.codecs.sparse import SparseTensor
 
 TASKS = ("trec6", "cola", "SST-2")
 OTHER_BASE = BaseIdentity(fingerprint="12" * 32, sample="34" * 32)

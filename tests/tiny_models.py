@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.zoos.pack import Form, create_zoo
-from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.methods.settings import parse_settings
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.storage import store
 from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.storage import store
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

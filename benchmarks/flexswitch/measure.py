@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.storage import store
 from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.storage import store
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Guidance
 from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.flex_switch.lesson import Classroom
+from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
-from flexswitch.merging.flex_switch.lesson import Classroom
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.zoos.pack import Form, create_zoo
-from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, restored_tensors
+from flexswitch.merging.zoos.pack import Form, create_zoo
 
 HERE = Path(__file__).resolve().parent
 FLEXSWITCH = ("precision=bfloat16", "crossings=5")

@@ -19,9 +19,9 @@ import numpy as np
 from decoders import BITS, CHOICES, check_again, check_tensor, scattered
 from outcomes import FindingError
 
+from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.codecs.format.records import (
     BLOCKS,
     CHECKSUM_KEY,

@@ -25,15 +25,15 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tens
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.merging.task_vectors.apply import Addend, add_task
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.checkpoints.fingerprint import forget_digests
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.compressed import Delta
 from flexswitch.merging.compression.magnitude import kept_blocks
 from flexswitch.merging.compression.t_switch import t_switch
+from flexswitch.merging.task_vectors.apply import Addend, add_task
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.difference import difference
-from flexswitch.merging.checkpoints.fingerprint import forget_digests
 from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES
 
 HERE = Path(__file__).resolve().parent

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
-from flexswitch.codecs.sparse import SparseStats, SparseTensor, shannon_bits
-from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
 from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.sparse import SparseStats, SparseTensor, shannon_bits
+from flexswitch.codecs.storage import EFFORTS, store
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.blocks import Grid, as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
-from flexswitch.codecs.format.container_v1 import read_version_1
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
+from flexswitch.codecs.format.artifact_writer import PackedTensor
+from flexswitch.codecs.format.container_v1 import read_version_1
 from flexswitch.codecs.format.records import (
     BLOCKS,
     EXTRA_PREFIX,
@@ -30,13 +30,13 @@ from flexswitch.codecs.format.records import (
     parse_document,
     validated,
 )
-from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     Header,
     RangeReader,
     read_header,
 )
+from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels, SparseLayout, SparseTensor
 from flexswitch.codecs.zstd import zstd_decompress
 

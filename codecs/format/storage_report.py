@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.flag4 import Flag4
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.sparse import SparseStats, shannon_bits
 from flexswitch.codecs.storage import store

@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from flexswitch.codecs.errors import ArtifactError, InputError, unknown_name
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.errors import ArtifactError, InputError, unknown_name
 from flexswitch.codecs.format.records import BaseIdentity, Count, Sha256, Strict, TaskName, parse_strict
 
 ZOO_FILE = "zoo.json"

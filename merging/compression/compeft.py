@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.sums import Doubles, steady_sum
+from flexswitch.codecs.threads import DEFAULT_MEMORY, in_order
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import (
     Integers,
@@ -23,8 +25,6 @@ from flexswitch.merging.compression.magnitude import (
     upper_histogram,
 )
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.codecs.sums import Doubles, steady_sum
-from flexswitch.codecs.threads import DEFAULT_MEMORY, in_order
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _LARGEST = float(np.finfo(np.float32).max)

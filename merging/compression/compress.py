@@ -11,11 +11,11 @@ from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.compression.compressed import Delta
 from flexswitch.merging.compression.plan import NO_GUIDANCE, Guidance, Job
 from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile
-from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where

@@ -14,11 +14,11 @@ from flexswitch.merging.compression.bitdelta import bitdelta
 from flexswitch.merging.compression.compeft import compeft
 from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.dare import dare
-from flexswitch.merging.flex_switch.flex_switch import flexswitch
 from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.compression.tvq import tvq
+from flexswitch.merging.flex_switch.flex_switch import flexswitch
 from flexswitch.merging.methods.settings import setting_names
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.records import ArtifactHeader, Count, Crc32, Sha256, Strict, TensorRecord, crc32
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.merging.evaluation.evaluate import Score
 
 

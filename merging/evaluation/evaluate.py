@@ -13,8 +13,8 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples
-from flexswitch.merging.models.outputs import OutputKind, output_kind
 from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.outputs import OutputKind, output_kind
 from flexswitch.merging.task_vectors.task_vector import OutputTensor, TaskVector, restored_tensors, to_torch
 
 _BATCH = 64

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from flexswitch.merging.evaluation.evaluate import Bench
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch
-from flexswitch.merging.evaluation.evaluate import Bench
 from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
 
 # Entries of config.json that only say how many classes there are and what they are called.

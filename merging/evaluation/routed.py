@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.evaluation.evaluate import Bench, RoutingScore, Score, labels_of
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.stream_weights import (
@@ -22,6 +21,7 @@ from flexswitch.merging.evaluation.stream_weights import (
     mixed_stream,
     samples_of,
 )
+from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
 

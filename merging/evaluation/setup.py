@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config
-from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.adapters import Adapter, get_adapter
-from flexswitch.merging.models.examples import Examples, read_examples, task_file
+from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.evaluation.evaluate import Bench, check_scored, score_fixed
 from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
-from flexswitch.merging.models.outputs import declared_kind
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
-from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.models.adapters import Adapter, get_adapter
+from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.examples import Examples, read_examples, task_file
+from flexswitch.merging.models.outputs import declared_kind
 from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.vote import check_vote
 from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
 

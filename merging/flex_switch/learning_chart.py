@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
 
 

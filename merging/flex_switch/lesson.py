@@ -13,10 +13,6 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
-from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.examples import Batch, Examples, read_examples, task_file
-from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.flex_switch.crossing import crossed
 from flexswitch.merging.flex_switch.objective import (
@@ -29,6 +25,10 @@ from flexswitch.merging.flex_switch.objective import (
 )
 from flexswitch.merging.flex_switch.student import Loss
 from flexswitch.merging.flex_switch.workers import Each
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.examples import Batch, Examples, read_examples, task_file
+from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.routing.build import draw
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors

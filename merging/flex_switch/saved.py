@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.merging.flex_switch.learn import Learner, Progress
 
 _SUFFIX = ".learning"

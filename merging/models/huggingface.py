@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.models.examples import Batch
-from flexswitch.merging.models.loading import load_weights
-from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.models.feature_spec import parse_kind
+from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
+from flexswitch.merging.models.loading import load_weights
 
 
 class HuggingFace:

@@ -11,8 +11,8 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.models.examples import Batch, Inputs
-from flexswitch.merging.models.huggingface import HuggingFace
 from flexswitch.merging.models.hidden_states import mean_pool
+from flexswitch.merging.models.huggingface import HuggingFace
 
 
 class _Text(HuggingFace):

@@ -14,8 +14,8 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
 from flexswitch.merging.models.examples import Examples, read_examples, task_file, tasks_with
-from flexswitch.merging.routing.features import FeatureSource
 from flexswitch.merging.models.feature_spec import FROM_FILE, layers_kind, parse_kind
+from flexswitch.merging.routing.features import FeatureSource
 from flexswitch.merging.routing.layer_choice import choose_layers
 from flexswitch.merging.routing.leave_out import FOLDS
 from flexswitch.merging.routing.metric import learn_metric

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.atomic import atomic_file
 
 _WRITTEN = 20  # tasks up to which each field of the picture carries its number
 _DRAWN = 60  # tasks that a picture shows at most

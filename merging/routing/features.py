@@ -15,8 +15,6 @@ from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
-from flexswitch.merging.routing.averaged import averaged_encoder
-from flexswitch.merging.models.hidden_states import layer_count
 from flexswitch.merging.models.feature_spec import (
     FROM_FILE,
     is_auto,
@@ -25,6 +23,8 @@ from flexswitch.merging.models.feature_spec import (
     model_kind,
     parse_kind,
 )
+from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.routing.averaged import averaged_encoder
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.routing.text_shape import with_shapes
 

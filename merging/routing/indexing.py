@@ -7,9 +7,10 @@ from pathlib import Path
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
-from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.feature_spec import AUTO, FROM_FILE, is_auto, is_file, parse_kind
 from flexswitch.merging.routing.build import Settings, build_index, extend_index, read_exemplars
 from flexswitch.merging.routing.features import (
     FeatureDtype,
@@ -19,7 +20,6 @@ from flexswitch.merging.routing.features import (
     feature_source,
     stored_source,
 )
-from flexswitch.merging.models.feature_spec import AUTO, FROM_FILE, is_auto, is_file, parse_kind
 from flexswitch.merging.routing.query_set import read_query_set
 
 

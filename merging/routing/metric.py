@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.format.zoo import RoutingAccuracy
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
 from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
 from flexswitch.merging.routing.neighbour_components import neighbour_components

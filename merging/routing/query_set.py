@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
 from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter, read_header
-from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.format.zoo import INDEX_FILE, IndexRecord, RoutingAccuracy, Zoo, file_sha256
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.routing.projection import Projection
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4"}

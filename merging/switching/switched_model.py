@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.costs import Choice, Chooser, Costs, costs_here

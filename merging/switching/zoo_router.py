@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import CLASSES
-from flexswitch.merging.routing.features import computing_in
-from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.models.feature_spec import FROM_FILE, Kind, parse_kind
+from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
+from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set

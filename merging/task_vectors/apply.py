@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.compiled import compiled
-from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.sparse import (
     FloatArray,
     Levels,

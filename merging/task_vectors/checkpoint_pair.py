@@ -14,9 +14,9 @@ from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTenso
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.architecture import detect_adapter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, read_config
-from flexswitch.merging.task_vectors.difference import difference
 from flexswitch.merging.checkpoints.fingerprint import byte_view, identify, known_digests
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Pairing, Selection, pair
+from flexswitch.merging.task_vectors.difference import difference
 from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
 
 # Entries of config.json that say where a model came from, not how it is run.

@@ -25,10 +25,10 @@ from flexswitch.merging.checkpoints.checkpoint import (
     open_checkpoint,
     read_config,
 )
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.checkpoints.dtypes import is_floating
-from flexswitch.merging.task_vectors.lora_config import MERGE_HINT, LoraConfig, read_lora_config
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection, common_prefix
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.lora_config import MERGE_HINT, LoraConfig, read_lora_config
 from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES
 
 _Rows = NDArray[np.float64]

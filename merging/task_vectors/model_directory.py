@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
 from flexswitch.merging.task_vectors.task_vector import OutputTensor

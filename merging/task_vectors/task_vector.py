@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES, Addend
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES, Addend
 
 # 1 MiB of float32: a block passes through several steps without leaving the processor's cache.
 BLOCK_ENTRIES = 1 << 18

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     EXTRA_PREFIX,
@@ -30,7 +30,12 @@ from flexswitch.codecs.format.records import (
     crc32,
     parse_document,
 )
-from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter, header_bytes, read_header
+from flexswitch.codecs.format.safetensors_file import (
+    DTYPE_BYTES,
+    SafetensorsWriter,
+    header_bytes,
+    read_header,
+)
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, TensorInfo
 from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor

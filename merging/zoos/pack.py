@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
 from flexswitch.codecs.format.atomic import atomic_directory, check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.format.zoo import (
     ZOO_FILE,
     TaskRecord,
@@ -21,6 +20,7 @@ from flexswitch.codecs.format.zoo import (
     remove_unlisted,
     write_zoo,
 )
+from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.routing.query_set import without_tasks
 

@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
+from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
