@@ -38,7 +38,7 @@ from flexswitch.cli.options import (
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
     from flexswitch.merging.checkpoints.pairing import Selection
-    from flexswitch.merging.flex_switch.saved import Saving
+    from flexswitch.merging.compression.plan import CheckpointFile
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -94,7 +94,7 @@ def compress(
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.threads import DEFAULT_JOBS
     from flexswitch.merging.compression.compress import compress as compress_vector
-    from flexswitch.merging.compression.plan import Guidance
+    from flexswitch.merging.compression.plan import Training
     from flexswitch.merging.task_vectors.model_directory import parse_size
 
     console = Console(quiet, json)
@@ -106,7 +106,7 @@ def compress(
     check_output(output, overwrite)
     budget, task = parse_size(memory), new_task_name(name, output)
     vector, checkpoint = _opened(task_vector, base, selection(include, exclude, on_resize), console)
-    classroom = learning.classroom(checkpoint, vector, task) if has_lesson and checkpoint else None
+    inputs = learning.training_inputs(checkpoint, vector, task) if has_lesson and checkpoint else None
     saving = learning.saving(output)
     with (
         console.progress(
@@ -115,10 +115,10 @@ def compress(
         console.steps(f"learning {task}", settings.get("steps", 0)) as on_step,
         _told_what_is_kept(console, output, resume, saving),
     ):
-        guidance = Guidance(classroom, saving, hearer(on_step, vector.parameters), console.note)
+        training = Training(inputs, saving, hearer(on_step, vector.parameters), console.note)
         compress_vector(
             vector, output, task, method, settings, overwrite, on_unit, jobs or DEFAULT_JOBS, budget, resume,
-            guidance,
+            training,
         )  # fmt: skip
     if saving is not None:
         saving.remove()
@@ -158,7 +158,7 @@ def _opened(
 
 @contextmanager
 def _told_what_is_kept(
-    console: Console, output: Path, resume: bool, saving: "Saving | None"
+    console: Console, output: Path, resume: bool, saving: "CheckpointFile | None"
 ) -> Iterator[None]:
     """Says on Ctrl-C what the same command goes on from."""
     from flexswitch.merging.compression.resume import side_file

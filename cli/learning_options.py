@@ -9,9 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.flex_switch.learn import Progress
-    from flexswitch.merging.flex_switch.lesson import Classroom
-    from flexswitch.merging.flex_switch.saved import Saving
+    from flexswitch.merging.compression.plan import CheckpointFile, Progress, TrainingInputs
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 TargetSize = Annotated[
@@ -64,9 +62,9 @@ class LearningOptions:
         """Returns the names of those that were given, as they are typed."""
         return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
-    def classroom(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "Classroom":
+    def training_inputs(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "TrainingInputs":
         """Returns where the task is learned. Raises: UsageError, InputError before any weight is read."""
-        from flexswitch.merging.flex_switch.lesson import Classroom
+        from flexswitch.merging.compression.plan import TrainingInputs
         from flexswitch.merging.models.adapters import get_adapter
         from flexswitch.merging.models.device import check_device
         from flexswitch.merging.models.examples import task_file
@@ -77,13 +75,18 @@ class LearningOptions:
         check_device(device)
         task_file(self.exemplars, task, "train")
         get_adapter(self.adapter or vector.model.adapter, base, trusted=self.adapter is not None)
-        return Classroom(base, self.exemplars, self.per_task or 100, self.adapter, device)
+        return TrainingInputs(base, self.exemplars, self.per_task or 100, self.adapter, device)
 
-    def saving(self, output: Path) -> "Saving | None":
+    def saving(self, output: Path) -> "CheckpointFile | None":
         """Returns where the state of a learning is kept, None where it is not asked for."""
-        from flexswitch.merging.flex_switch.saved import Saving, learning_file
+        from flexswitch.merging.compression.plan import CheckpointFile
+        from flexswitch.merging.flex_switch.saved import learning_file
 
-        return None if self.checkpoint_every is None else Saving(learning_file(output), self.checkpoint_every)
+        return (
+            None
+            if self.checkpoint_every is None
+            else CheckpointFile(learning_file(output), self.checkpoint_every)
+        )
 
 
 def read_settings(method: str, texts: list[str], target_size: str | None) -> dict[str, Any]:

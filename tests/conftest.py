@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Runner, write_base, write_finetuned
-from compressing import LEARN, Compress
-from tiny_models import Toy, image_toy, text_toy
+from support.commands import Runner, write_base, write_finetuned
+from support.compressing import LEARN, Compress
+from support.tiny_models import Toy, image_toy, text_toy
 
 
 @pytest.fixture

@@ -21,9 +21,8 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.storage import store
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.plan import Guidance
+from flexswitch.merging.compression.plan import Training, TrainingInputs
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.lesson import Classroom
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
@@ -184,8 +183,10 @@ def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
 def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
     """Compresses one task."""
     settings = parse_settings(method, get_method(method), texts)
-    guidance = Guidance(Classroom(shop.base, shop.data), on_note=lambda note: print(task, note, flush=True))
-    compress(shop.vector(task), path, task, method, settings, True, jobs=shop.jobs, guidance=guidance)
+    training = Training(
+        TrainingInputs(shop.base, shop.data), on_note=lambda note: print(task, note, flush=True)
+    )
+    compress(shop.vector(task), path, task, method, settings, True, jobs=shop.jobs, training=training)
     return open_artifact(path)
 
 

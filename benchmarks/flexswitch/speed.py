@@ -23,9 +23,10 @@ from torch.func import functional_call
 
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.gated_weights import Gates
 from flexswitch.merging.flex_switch.learn import set_gates
-from flexswitch.merging.flex_switch.lesson import Classroom, Lesson, batch_rows, open_lesson
+from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesson
 from flexswitch.merging.flex_switch.problem import read_problem
 from flexswitch.merging.flex_switch.student import Student
 from flexswitch.merging.flex_switch.unit import Unit
@@ -100,7 +101,7 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
     precision: Any = "bfloat16" if kind == "bfloat16" else "float32"
     with workers(options.jobs) as each:
         problem = read_problem(vector, header, BITS, "fast", each)
-        classroom = Classroom(base, options.data)
+        classroom = TrainingInputs(base, options.data)
         lesson = open_lesson(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
         rows = batch_rows(0, BATCH, len(lesson.taught), 0)
         forward = seconds_of(lambda: model_alone(lesson, rows, each, options.jobs))

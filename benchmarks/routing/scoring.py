@@ -12,10 +12,9 @@ from torch import Tensor
 from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.examples import Examples, read_examples, task_file
+from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file
 from flexswitch.merging.models.feature_spec import layers_kind, parse_kind
 from flexswitch.merging.models.hidden_states import layer_count
-from flexswitch.merging.routing.build import draw
 from flexswitch.merging.routing.confusion import confusion
 from flexswitch.merging.routing.features import FeatureDtype, ModelFeatures
 from flexswitch.merging.routing.metric import learn_metric

@@ -13,7 +13,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
 from flexswitch.merging.compression.compressed import Delta
-from flexswitch.merging.compression.plan import NO_GUIDANCE, Guidance, Job
+from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training
 from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -35,14 +35,14 @@ def compress(
     jobs: int = DEFAULT_JOBS,
     memory: int = DEFAULT_MEMORY,
     resume: bool = False,
-    guidance: Guidance = NO_GUIDANCE,
+    training: Training = NO_TRAINING,
 ) -> None:
     """Writes a task vector's artifact; `on_unit` hears of each tensor once it is compressed.
 
     Tensors that keep nothing are left out; they decode to zeros. jobs: threads. memory: bytes that the
     tensors in the making may take; one is always let in. With `resume` each finished tensor is kept in a
     side file, `path` with `.resume` behind it, until the artifact is whole; tensors that it holds already
-    are not made again. The bytes depend on none of the three. guidance: what a method takes that learns.
+    are not made again. The bytes depend on none of the three. training: what a learned method takes.
     Raises: InputError, UsageError.
     """
     header = ArtifactHeader(
@@ -52,7 +52,7 @@ def compress(
         method=MethodRecord(name=method, settings=_recorded(settings)),
         parameters=vector.parameters,
     )
-    chosen = plan(method, vector, Job(header, jobs, guidance), settings)
+    chosen = plan(method, vector, Job(header, jobs, training), settings)
     header = header.model_copy(update={"learning": chosen.learning})
 
     def work(unit: str) -> PackedTensor | None:

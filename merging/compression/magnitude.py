@@ -116,11 +116,6 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
         yield mask, values[: len(values) - len(ranks)]
 
 
-def square_sum(values: FloatArray) -> float:
-    """Returns Σ values² in float64, added up in an order that depends on their number alone."""
-    return float(_square_sum(values))
-
-
 def _smallest_of(upper: int) -> float:
     """Returns the least positive float32 whose pattern's upper half is `upper`; zero has no entry."""
     return float(np.uint32(max(upper << 16, 1)).view(np.float32))
@@ -217,21 +212,3 @@ def _clear(mask: Bytes, ranks: Integers) -> None:
         place = PLACES[mask[index], rank - before]
         mask[index] &= ~(np.uint8(1) << place)
         before += 1
-
-
-@compiled
-def _square_sum(values: FloatArray) -> np.float64:
-    # Eight sums side by side: one alone would wait for each addition.
-    sums = np.zeros(8, np.float64)
-    whole = values.size // 8 * 8
-    for start in range(0, whole, 8):
-        for lane in range(8):
-            value = np.float64(values[start + lane])
-            sums[lane] += value * value
-    for index in range(whole, values.size):
-        value = np.float64(values[index])
-        sums[index - whole] += value * value
-    total = np.float64(0)
-    for lane in range(8):
-        total += sums[lane]
-    return total

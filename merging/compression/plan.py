@@ -2,29 +2,63 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.compression.compressed import Compressed, Delta
-from flexswitch.merging.flex_switch.learn import Progress
-from flexswitch.merging.flex_switch.lesson import Classroom
-from flexswitch.merging.flex_switch.saved import Saving
+
+
+class Progress(NamedTuple):
+    """How far the training of one task has come. bits: the estimated size of all tensors."""
+
+    step: int
+    loss: float
+    bits: float
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What a method that learns is given beside the task vector.
+class TrainingInputs:
+    """What a learned method is trained on.
 
-    classroom: the base and the exemplars; saving: where the state is kept. on_step and on_note hear of each
-    step, and of what the user should know.
+    exemplars: folder of <task>.train.* files, of which `per_task` are used. adapter: how the model is run,
+    None where the checkpoint says it.
     """
 
-    classroom: Classroom | None = None
-    saving: Saving | None = None
+    base: Checkpoint
+    exemplars: Path
+    per_task: int = 100
+    adapter: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Where the state of a training is kept, and after how many steps each."""
+
+    path: Path
+    every: int
+
+    def remove(self) -> None:
+        """Deletes the file, once the training is over."""
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a learned method is given beside the task vector.
+
+    on_step and on_note are called after each step, and with what the user should know.
+    """
+
+    inputs: TrainingInputs | None = None
+    checkpoint: CheckpointFile | None = None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_note: Callable[[str], None] = lambda note: None
 
 
-NO_GUIDANCE = Guidance()
+NO_TRAINING = Training()
 
 
 @dataclass(frozen=True)
@@ -37,7 +71,7 @@ class Job:
 
     header: ArtifactHeader
     jobs: int = 1
-    guidance: Guidance = NO_GUIDANCE
+    training: Training = NO_TRAINING
 
     @property
     def task(self) -> str:

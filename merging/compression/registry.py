@@ -4,6 +4,7 @@ Those in METHODS take one tensor's delta at a time. Those in PLANNED take the wh
 return the plan by which each of its tensors is compressed.
 """
 
+import importlib
 from collections.abc import Callable
 from functools import partial as bind
 from typing import Any
@@ -18,9 +19,16 @@ from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.compression.tvq import tvq
-from flexswitch.merging.flex_switch.flex_switch import flexswitch
 from flexswitch.merging.methods.settings import setting_names
 from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+
+def _flexswitch(*arguments: Any, **settings: Any) -> Plan:
+    """Returns the plan of the learned method, which is imported when it is asked for."""
+    module = importlib.import_module("flexswitch.merging.flex_switch.flex_switch")
+    plan: Plan = module.flexswitch(*arguments, **settings)
+    return plan
+
 
 METHODS: dict[str, Callable[..., Compressed]] = {
     "t-switch": t_switch,
@@ -32,7 +40,7 @@ METHODS: dict[str, Callable[..., Compressed]] = {
 }
 PLANNED: dict[str, Callable[..., Plan]] = {
     "compeft": compeft,
-    "flexswitch": flexswitch,
+    "flexswitch": _flexswitch,
 }
 NAMES = (*METHODS, *PLANNED)
 
@@ -41,6 +49,11 @@ def get_method(name: str) -> Callable[..., Compressed | Plan]:
     """Returns the compression method of that name, planned or not. Raises: UsageError."""
     if name not in NAMES:
         raise UsageError(unknown_name("compression method", name, NAMES))
+    if name == "flexswitch":
+        found: Callable[..., Plan] = importlib.import_module(
+            "flexswitch.merging.flex_switch.flex_switch"
+        ).flexswitch
+        return found
     return METHODS[name] if name in METHODS else PLANNED[name]
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import check_drop, kept_blocks, square_sum
+from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
 
 
 def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:

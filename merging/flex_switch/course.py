@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import LearningRecord
+from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.finish import Course, Study
 from flexswitch.merging.flex_switch.harden import is_met
-from flexswitch.merging.flex_switch.learn import Learner, Progress, Schedule, learn
+from flexswitch.merging.flex_switch.learn import Learner, Schedule, learn
 from flexswitch.merging.flex_switch.lesson import Lesson
 from flexswitch.merging.flex_switch.parameters import Adam
 from flexswitch.merging.flex_switch.problem import Problem

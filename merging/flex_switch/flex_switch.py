@@ -18,7 +18,7 @@ from flexswitch.merging.flex_switch.course import data_free, learned
 from flexswitch.merging.flex_switch.finish import Course
 from flexswitch.merging.flex_switch.lesson import Lesson, open_lesson, read_exemplars
 from flexswitch.merging.flex_switch.problem import Problem, read_problem
-from flexswitch.merging.flex_switch.saved import run_text
+from flexswitch.merging.flex_switch.saved import Saving, run_text
 from flexswitch.merging.flex_switch.target import target_bytes
 from flexswitch.merging.flex_switch.unit import Hardened, sparse_tensor
 from flexswitch.merging.flex_switch.workers import workers
@@ -81,34 +81,33 @@ def flexswitch(
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
         raise UsageError(f"gates={gates}: expected {known} with objective={objective}")
     widths = _bit_widths(bits)
-    guidance = job.guidance
-    if objective != "none" and guidance.classroom is None:
+    training, inputs = job.training, job.training.inputs
+    if objective != "none" and inputs is None:
         raise UsageError(
             "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
         )
-    if objective != "none" and guidance.classroom is not None:
-        read_exemplars(job.task, guidance.classroom, objective, least)  # to hear of too few before long work
+    if objective != "none" and inputs is not None:
+        read_exemplars(job.task, inputs, objective, least)  # to hear of too few before long work
     header = job.header.model_copy(update={"base": vector.identity()})
     with workers(job.jobs) as each:
         problem = read_problem(vector, header, widths, effort, each)
         target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)
-        if objective == "none" or guidance.classroom is None:
+        if objective == "none" or inputs is None:
             if target is None:
                 raise ValueError("the data-free allocation takes a target")
             same_share = gates != "allocated"
             growth = _GROWTH * same_share if growth is None else growth
-            kept = data_free(problem, target, same_share, growth, guidance.on_note)
+            kept = data_free(problem, target, same_share, growth, training.on_note)
             return Plan(_compressor(problem, kept), effort)
-        lesson = open_lesson(
-            vector, job.task, guidance.classroom, objective, seed, least, crossings, precision, each
-        )
+        lesson = open_lesson(vector, job.task, inputs, objective, seed, least, crossings, precision, each)
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
         course = Course(
             target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed
         )
         run = run_text(header.method.settings, _inputs(vector, header, lesson))
-        saving = None if guidance.saving is None else guidance.saving.of(run)
-        kept, record = learned(problem, lesson, course, saving, guidance.on_step, guidance.on_note)
+        file = training.checkpoint
+        saving = None if file is None else Saving(file.path, file.every, run)
+        kept, record = learned(problem, lesson, course, saving, training.on_step, training.on_note)
         return Plan(_compressor(problem, kept), effort, record)
 
 

@@ -10,12 +10,12 @@ Source: Gao et al. 2026 (arXiv 2604.28109); methods, §4.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.gated_weights import Gates, Kept, Slopes
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
@@ -55,14 +55,6 @@ class Schedule:
 Batches = Callable[[int], Sequence[Loss]]  # a step → the loss of each shard; their sum is the batch's
 # What is kept, and the factors before → real over estimated bits of each unit, (unit,).
 Measure = Callable[[Sequence[Hardened], Doubles], Doubles]
-
-
-class Progress(NamedTuple):
-    """Where the learning is. bits: estimated, of all units."""
-
-    step: int
-    loss: float
-    bits: float
 
 
 @dataclass(eq=False)

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.crossing import crossed
 from flexswitch.merging.flex_switch.objective import (
     Goal,
@@ -27,29 +27,14 @@ from flexswitch.merging.flex_switch.student import Loss
 from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import Batch, Examples, read_examples, task_file
+from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
-from flexswitch.merging.routing.build import draw
 from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors
 
 _ANSWERED_TOGETHER = 25
 _TOGETHER = 4  # examples of a step that are padded to the longest of them
 _MOST_HELD_OUT = 100
-
-
-@dataclass(frozen=True)
-class Classroom:
-    """Where a method learns. exemplars: folder of <task>.train.* files, of which `per_task` are learned from.
-
-    adapter: how the model is run, None where the checkpoint says it.
-    """
-
-    base: Checkpoint
-    exemplars: Path
-    per_task: int = 100
-    adapter: str | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +114,12 @@ class Lesson:
         )
 
 
-def read_exemplars(task: str, classroom: Classroom, goal: Goal, least: int) -> Examples:
+def read_exemplars(task: str, inputs: TrainingInputs, goal: Goal, least: int) -> Examples:
     """Returns a task's examples. Raises: InputError where there are fewer than `least`; UsageError."""
-    check_device(classroom.device)
-    path = task_file(classroom.exemplars, task, "train")
+    check_device(inputs.device)
+    path = task_file(inputs.exemplars, task, "train")
     available = read_examples(path, labelled=goal == "task")
-    count = min(len(available), classroom.per_task)
+    count = min(len(available), inputs.per_task)
     if count < least:
         raise InputError(
             f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
@@ -146,7 +131,7 @@ def read_exemplars(task: str, classroom: Classroom, goal: Goal, least: int) -> E
 def open_lesson(
     vector: TaskVector,
     task: str,
-    classroom: Classroom,
+    inputs: TrainingInputs,
     goal: Goal,
     seed: int,
     least: int,
@@ -158,19 +143,19 @@ def open_lesson(
 
     Raises: InputError where there are fewer exemplars than `least`, or a file is missing; UsageError.
     """
-    check_base(classroom.base, vector.identity(), vector.source)
-    available = read_exemplars(task, classroom, goal, least)
+    check_base(inputs.base, vector.identity(), vector.source)
+    available = read_exemplars(task, inputs, goal, least)
     adapter = get_adapter(
-        classroom.adapter or vector.model.adapter, classroom.base, trusted=classroom.adapter is not None
+        inputs.adapter or vector.model.adapter, inputs.base, trusted=inputs.adapter is not None
     )
-    objective = Objective(goal, adapter, classroom.device, precision)
+    objective = Objective(goal, adapter, inputs.device, precision)
     model = _model(objective, vector)
     names = _names(objective, vector, model)
-    _load(objective, model, classroom.base, vector, 1.0)
-    model.to(classroom.device)
-    config = read_config(classroom.base) | vector.model.config
-    drawn = _drawn(len(available), classroom.per_task, seed, task)
-    learned, held_out = drawn[: classroom.per_task], drawn[classroom.per_task :]
+    _load(objective, model, inputs.base, vector, 1.0)
+    model.to(inputs.device)
+    config = read_config(inputs.base) | vector.model.config
+    drawn = _drawn(len(available), inputs.per_task, seed, task)
+    learned, held_out = drawn[: inputs.per_task], drawn[inputs.per_task :]
     exemplars = available.take(learned)
     taught = _taught(objective, model, config, exemplars, each)
     more = None
@@ -178,7 +163,7 @@ def open_lesson(
         made = Examples(crossed(exemplars.inputs, crossings * len(exemplars), seed), None)
         more = _taught(objective, model, config, made, each)
     rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
-    _load(objective, model, classroom.base, vector, 0.0)
+    _load(objective, model, inputs.base, vector, 0.0)
     return Lesson(objective, model, names, taught, more, rest, _digest(taught.examples))
 
 

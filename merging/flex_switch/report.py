@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexswitch.codecs.format.records import LearningRecord, QualityRecord
-from flexswitch.merging.flex_switch.learn import Progress
+from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.lesson import Lesson
 from flexswitch.merging.flex_switch.workers import Each
 

@@ -2,32 +2,26 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_file
-from flexswitch.merging.flex_switch.learn import Learner, Progress
+from flexswitch.merging.compression.plan import CheckpointFile, Progress
+from flexswitch.merging.flex_switch.learn import Learner
 
 _SUFFIX = ".learning"
 _SUMS = 3  # numbers that are held as "sums"
 
 
 @dataclass(frozen=True)
-class Saving:
-    """Where a learner's state is kept, and after how many steps each."""
+class Saving(CheckpointFile):
+    """The state of a training on disk; run: what a state belongs to."""
 
-    path: Path
-    every: int
     run: str = ""
-
-    def of(self, run: str) -> Self:
-        """Returns the same for one run; `run` says what a state belongs to."""
-        return replace(self, run=run)
 
     def restore(self, learner: Learner) -> None:
         """Puts the saved state into a learner, where there is one.
@@ -56,10 +50,6 @@ class Saving:
             return
         with atomic_file(self.path, overwrite=True) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, run=np.array(self.run), **_arrays(learner))
-
-    def remove(self) -> None:
-        """Deletes the file, once the learning is over."""
-        self.path.unlink(missing_ok=True)
 
 
 def learning_file(output: Path) -> Path:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.blocks import as_matrix
 from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, SparseTensor
-from flexswitch.merging.compression.magnitude import square_sum
+from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 

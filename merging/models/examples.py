@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -165,3 +166,10 @@ def _parquet_records(path: Path) -> list[dict[str, Any]]:
         ) from reason
     records: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return records
+
+
+def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
+    """Returns sorted rows, drawn without repetition; the same for a seed and task whatever else is drawn."""
+    digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
+    return np.sort(generator.permutation(available)[:wanted]).astype(np.int64)

@@ -1,6 +1,5 @@
 """Builds a zoo's query index from exemplars, and adds tasks to it."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
-from flexswitch.merging.models.examples import Examples, read_examples, task_file, tasks_with
+from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file, tasks_with
 from flexswitch.merging.models.feature_spec import FROM_FILE, layers_kind, parse_kind
 from flexswitch.merging.routing.features import FeatureSource
 from flexswitch.merging.routing.layer_choice import choose_layers
@@ -204,10 +203,3 @@ def _check_features(task: str, features: Sequence[Tensor]) -> None:
         raise InputError(
             f"the features of '{task}' are not finite; its exemplars can't be searched by distance"
         )
-
-
-def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
-    """Returns sorted rows, drawn without repetition; the same for a seed and task whatever else is drawn."""
-    digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
-    return np.sort(generator.permutation(available)[:wanted]).astype(np.int64)

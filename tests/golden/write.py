@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparse_tensors import SETTINGS, sparse_tensor
+from support.sparse_tensors import SETTINGS, sparse_tensor
 
 from flexswitch.codecs.registry import get_codec
 

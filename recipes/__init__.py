@@ -1,1 +1,0 @@
-"""Recipes that run as they are: `flexswitch run recipes/NAME.yaml`."""

@@ -1,0 +1,342 @@
+"""Wrong input ends with one line that says what to do and a fixed status, and leaves nothing behind."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from functools import partial
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support.commands import files_below, write_base
+
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import fingerprint, sample_fingerprint
+
+COMPRESS = ("--base", "base.safetensors", "-o", "out.fsw", "--method", "t-switch")
+
+
+@pytest.fixture
+def fails(flexswitch):
+    """Runs a command that must fail, and checks its status, its one line and that no file changed."""
+
+    def run(folder, status, message, *arguments):
+        before = files_below(folder)
+        outcome = flexswitch(*arguments)
+        assert (outcome.status, outcome.error) == (status, message)
+        assert "Traceback" not in outcome.err
+        assert files_below(folder) == before
+
+    return run
+
+
+def test_a_missing_path(models, fails):
+    message = "nowhere/red: no such file or directory; expected a checkpoint, or a hub id org/name"
+    fails(models, 1, "./" + message, "compress", "./nowhere/red", *COMPRESS)
+
+
+def test_a_folder_that_is_no_checkpoint(models, fails):
+    (models / "empty").mkdir()
+    fails(
+        models, 1,
+        "empty: not a checkpoint: it has none of model.safetensors.index.json, model.safetensors, "
+        "pytorch_model.bin.index.json, pytorch_model.bin, adapter_config.json",
+        "compress", "empty", *COMPRESS,
+    )  # fmt: skip
+
+
+def test_a_file_that_is_no_checkpoint(models, fails):
+    (models / "notes.txt").write_text("hello")
+    fails(
+        models, 1,
+        "notes.txt: not a checkpoint: the suffix is '.txt', expected .safetensors, .bin, .pt or .pth",
+        "extract", "base.safetensors", "notes.txt", "-o", "out.tv.safetensors",
+    )  # fmt: skip
+
+
+def test_a_truncated_safetensors_file(models, fails):
+    path = models / "red.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, size - 100)
+    fails(
+        models, 1,
+        f"red.safetensors: cut short, or its header lies: tensor 'layer.weight' ends at byte {size:,} and "
+        f"the file at {size - 100:,}; download or save it again",
+        "compress", "red.safetensors", *COMPRESS,
+    )  # fmt: skip
+
+
+def test_a_header_that_asks_for_more_than_the_file(models, fails):
+    path = models / "red.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(struct.pack("<Q", 1 << 60) + data[8:])
+    fails(
+        models, 1,
+        f"red.safetensors: not a safetensors file, or cut short: its first bytes ask for a header of "
+        f"{1 << 60:,} bytes, and {len(data) - 8:,} follow; download or save it again",
+        "compress", "red.safetensors", *COMPRESS,
+    )  # fmt: skip
+
+
+def test_a_header_that_lies_about_a_size(models, fails):
+    path = models / "red.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"shape":[24]', b'"shape":[25]'))
+    fails(
+        models, 1,
+        "red.safetensors: its header lies: tensor 'layer.bias' of shape [25] and dtype F32 has 96 bytes",
+        "compress", "red.safetensors", *COMPRESS,
+    )  # fmt: skip
+
+
+def test_another_base_than_the_artifacts_own(zoo, fails):
+    write_base(zoo / "other.safetensors", seed=9)
+    other = open_checkpoint(str(zoo / "other.safetensors"))
+    found = sample_fingerprint(other)
+    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["sample"]
+    message = (
+        f"other.safetensors: is not the base of {{}}: its sampled fingerprint is {found[:12]}, expected "
+        f"{wanted[:12]}; give the base it was made from"
+    )
+    merge = ("merge", "zoo", "--base", "other.safetensors", "-o", "merged")
+    fails(zoo, 1, message.format("zoo/tasks/red.fsw"), *merge, "--task", "red")
+    exemplars = zoo / "data"
+    exemplars.mkdir()
+    for task in ("red", "blue"):
+        (exemplars / f"{task}.train.jsonl").write_text('{"text": "one"}\n')
+    index = ("index", "zoo", "--base", "other.safetensors", "--exemplars", "data")
+    fails(zoo, 1, message.format("zoo"), *index)
+    fails(zoo, 1, message.format("zoo"), "eval", "zoo", "--base", "other.safetensors", "--data", "data")
+
+
+def test_verify_checks_every_byte_of_the_base_and_ends_with_status_3(zoo, fails):
+    path = zoo / "base.safetensors"
+    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["fingerprint"]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = fingerprint(open_checkpoint(str(path)))
+    message = (
+        f"base.safetensors: is not the base of zoo: its fingerprint is {found[:12]}, expected {wanted[:12]}; "
+        "give the base it was made from"
+    )
+    fails(zoo, 3, message, "verify", "zoo", "--base", "base.safetensors")
+
+
+def test_a_tensor_of_another_shape(models, fails):
+    state = load_file(models / "red.safetensors")
+    state["embed.weight"] = np.zeros((41, 16), np.float32)
+    save_file(state, models / "red.safetensors")
+    fails(
+        models, 1,
+        "red.safetensors: tensor 'embed.weight' has the shape [41, 16], expected the base's [40, 16]; store it "
+        "whole with --on-resize extra, or take the overlapping rows with --on-resize rows",
+        "compress", "red.safetensors", *COMPRESS,
+    )  # fmt: skip
+
+
+def test_a_zoo_without_an_index(zoo, fails):
+    command = ("eval", "zoo", "--base", "base.safetensors", "--data", "data", "--methods", "auto-switch")
+    message = "zoo: the zoo has no query index; build one: flexswitch index zoo --base BASE --exemplars DIR"
+    fails(zoo, 1, message, *command)
+
+
+def write_exemplars(folder, *tasks):
+    (folder / "data").mkdir()
+    for task in tasks:
+        (folder / "data" / f"{task}.train.jsonl").write_text('{"text": "one"}\n')
+    return ("index", "zoo", "--base", "base.safetensors", "--exemplars", "data")
+
+
+def test_exemplars_of_an_unknown_task(zoo, fails):
+    command = write_exemplars(zoo, "red", "blue", "bleu")
+    message = (
+        "data/bleu.train.jsonl: in zoo no task is named 'bleu'; did you mean 'blue'? (known: blue, red); "
+        "pack it, or move the file away"
+    )
+    fails(zoo, 1, message, *command)
+
+
+def test_a_task_without_exemplars(zoo, fails):
+    command = write_exemplars(zoo, "red")
+    message = (
+        "data: has no train file of the task 'blue'; expected blue.train with one of .jsonl.gz, .jsonl, .csv, "
+        ".parquet, .npz (it has: red)"
+    )
+    fails(zoo, 1, message, *command)
+
+
+def test_an_empty_exemplar_file(zoo, fails):
+    command = write_exemplars(zoo, "red", "blue")
+    (zoo / "data" / "blue.train.jsonl").write_text("")
+    fails(zoo, 1, "data/blue.train.jsonl: holds no examples; expected at least one", *command)
+
+
+def test_flipped_bits_in_an_artifact_are_reported_by_tensor(zoo, fails):
+    path = zoo / "red.fsw"
+    content = open_artifact(path).packed("layer.weight").data
+    data = bytearray(path.read_bytes())
+    offset = data.index(content)
+    data[offset + 5] ^= 0x10
+    path.write_bytes(data)
+    found = zlib.crc32(data[offset : offset + len(content)])
+    message = (
+        f"{{}}: tensor 'layer.weight', block 0, is damaged: its checksum is {found:08x}, expected "
+        f"{zlib.crc32(content):08x}; restore the file from a copy, or compress it again"
+    )
+    fails(zoo, 3, message.format("red.fsw"), "verify", "red.fsw")
+    fails(
+        zoo,
+        3,
+        message.format("red.fsw"),
+        "merge",
+        "red.fsw",
+        "--base",
+        "base.safetensors",
+        "-o",
+        "m",
+        "--task",
+        "red",
+    )
+    shutil.copyfile(path, zoo / "zoo" / "tasks" / "red.fsw")
+    fails(zoo, 3, message.format("zoo/tasks/red.fsw"), "verify", "zoo")
+
+
+@pytest.mark.parametrize("file", ["../red.fsw", "/etc/passwd", "tasks/../../red.fsw", "tasks/blue.fsw"])
+def test_path_tricks_in_a_zoo(zoo, fails, file):
+    path = zoo / "zoo" / "zoo.json"
+    document = json.loads(path.read_text())
+    document["tasks"]["red"]["file"] = file
+    path.write_text(json.dumps(document))
+    message = (
+        f"zoo/zoo.json: task 'red' names the file '{file}', expected 'tasks/red.fsw'; "
+        "a task's file lies in the zoo's own folder; do not use a zoo that you did not make"
+    )
+    for command in (("verify", "zoo"), ("inspect", "zoo"), ("pack", "-o", "zoo", "--remove", "blue")):
+        fails(zoo, 3, message, *command)
+
+
+def test_a_zoo_whose_task_file_is_swapped_for_another(zoo, fails):
+    tasks = zoo / "zoo" / "tasks"
+    size, found = (tasks / "red.fsw").stat().st_size, (tasks / "blue.fsw").stat().st_size
+    shutil.copyfile(tasks / "blue.fsw", tasks / "red.fsw")
+    message = (
+        f"zoo/tasks/red.fsw: is not the file that was packed as task 'red': {found:,} bytes where zoo.json says "
+        f"{size:,}, or another SHA-256; restore it from a copy, or pack it again"
+    )
+    fails(zoo, 3, message, "verify", "zoo")
+    merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "merged", "--task", "red")
+    fails(zoo, 3, message, *merge)
+
+
+def test_an_output_that_exists(zoo, fails):
+    shutil.copyfile(zoo / "red.fsw", zoo / "out.fsw")
+    message = "out.fsw: exists already; give another output, or --overwrite to replace it"
+    fails(zoo, 1, message, "compress", "red.safetensors", *COMPRESS)
+    fails(zoo, 1, message.replace("out.fsw", "zoo"), "pack", "red.fsw", "-o", "zoo")
+
+
+def test_a_folder_of_something_else_is_not_overwritten(zoo, fails):
+    (zoo / "photos").mkdir()
+    (zoo / "photos" / "cat.jpg").write_text("meow")
+    message = "photos: holds no {}, so --overwrite does not replace it; give another output"
+    fails(zoo, 1, message.format("zoo.json"), "pack", "red.fsw", "-o", "photos", "--overwrite")
+    merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "photos", "--task", "red", "--overwrite")
+    fails(zoo, 1, message.format("*.safetensors"), *merge)
+
+
+def test_an_output_folder_that_is_missing(models, fails):
+    command = (
+        "compress",
+        "red.safetensors",
+        "--base",
+        "base.safetensors",
+        "-o",
+        "a/b.fsw",
+        "--method",
+        "t-switch",
+    )
+    fails(models, 1, "a/b.fsw: the folder a does not exist; make it first", *command)
+
+
+def test_a_disk_that_is_full(zoo, fails, monkeypatch):
+    def full(self, *arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SafetensorsWriter, "add", full)
+    message = "{}: could not be written: No space left on device; nothing of it is left"
+    fails(zoo, 1, message.format("out.fsw"), "compress", "red.safetensors", *COMPRESS)
+    extract = ("extract", "base.safetensors", "red.safetensors", "-o", "out.tv.safetensors")
+    fails(zoo, 1, message.format("out.tv.safetensors"), *extract)
+    merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "merged", "--task", "red")
+    fails(zoo, 1, message.format("merged"), *merge)
+
+
+def test_a_write_that_the_system_refuses(models):
+    before = files_below(models)
+    command = [sys.executable, "-m", "flexswitch.cli", "compress", "red.safetensors", *COMPRESS]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200, 200))
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last == "flexswitch: error: out.fsw: could not be written: File too large; nothing of it is left"
+    assert files_below(models) == before
+
+
+heed_interrupts = partial(
+    signal.signal, signal.SIGINT, signal.SIG_DFL
+)  # a job in the background ignores them
+
+
+def interrupt(command, folder):
+    """Starts a command, interrupts it when it has said what it does, and returns its status and stderr."""
+    words = [sys.executable, "-m", "flexswitch.cli", *command]
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    return process.returncode, first, rest
+
+
+def test_an_interrupt_in_the_middle_of_compress_and_pack(tmp_path):
+    generator = np.random.default_rng(0)
+    base = {f"layer.{number}": generator.random((2048, 1024), np.float32) for number in range(8)}
+    save_file(base, tmp_path / "base.safetensors")
+    for task in ("red", "blue"):
+        tuned = {
+            name: weights + np.float32(0.001) * generator.random(weights.shape, np.float32)
+            for name, weights in base.items()
+        }
+        save_file(tuned, tmp_path / f"{task}.safetensors")
+    before = files_below(tmp_path)
+    status, first, rest = interrupt(["compress", "red.safetensors", *COMPRESS], tmp_path)
+    assert first == "flexswitch: compressing 8 tensors of red.safetensors\n"
+    assert (status, rest) == (130, "flexswitch: interrupted; nothing half-written is left\n")
+    assert files_below(tmp_path) == before
+    for task in ("red", "blue"):
+        command = ["compress", f"{task}.safetensors", "--base", "base.safetensors", "-o", f"{task}.fsw"]
+        subprocess.run(
+            [sys.executable, "-m", "flexswitch.cli", *command, "--method", "t-switch"],
+            cwd=tmp_path,
+            check=True,
+        )
+    before = files_below(tmp_path)
+    status, first, rest = interrupt(["pack", "red.fsw", "blue.fsw", "-o", "zoo"], tmp_path)
+    assert first == "flexswitch: packing 2 artifacts into zoo\n"
+    assert (status, rest) == (130, "flexswitch: interrupted; nothing half-written is left\n")
+    assert files_below(tmp_path) == before

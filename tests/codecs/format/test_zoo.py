@@ -1,0 +1,354 @@
+"""The zoo directory: what is packed is read, and nothing else is taken for it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sparse_tensors import BASE, assert_same, header, sparse_tensor, write_artifact
+
+from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
+from flexswitch.codecs.format.atomic import atomic_directory
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.records import BaseIdentity, RawTensor
+from flexswitch.codecs.format.zoo import (
+    IndexRecord,
+    TaskRecord,
+    Zoo,
+    ZooRecord,
+    file_sha256,
+    open_zoo,
+    pack_task,
+    remove_unlisted,
+    write_zoo,
+)
+from flexswitch.codecs.registry import stored_codec
+from flexswitch.codecs.sparse import SparseTensor
+
+TASKS = ("trec6", "cola", "SST-2")
+OTHER_BASE = BaseIdentity(fingerprint="12" * 32, sample="34" * 32)
+EXTRA = RawTensor("F32", (2,), bytes(8))
+EXAMPLE = "tasks/cola.fsw"
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def tensor(task: str) -> SparseTensor:
+    return sparse_tensor((4, 9), [TASKS.index(task), 11, 30], [1, 0, 1], 1)
+
+
+def artifact_file(folder: Path, task: str, base: BaseIdentity = BASE) -> Path:
+    path = folder / f"{task}-made-elsewhere.fsw"
+    tensors = {"weight": (tensor(task), 0.5, stored_codec("raw", {}))}
+    return write_artifact(path, tensors, {"head": EXTRA}, header(task, base=base))
+
+
+def packed_task(file: Path, zoo: Path) -> TaskRecord:
+    artifact = open_artifact(file)
+    return pack_task(artifact, zoo, map(artifact.packed, artifact.header.tensors))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A zoo of three tasks with a query index."""
+    path = tmp_path / "zoo"
+    with atomic_directory(path, overwrite=False) as partial:
+        tasks = {task: packed_task(artifact_file(tmp_path, task), partial) for task in TASKS}
+        index = partial / "index" / "exemplars.safetensors"
+        index.parent.mkdir()
+        index.write_bytes(b"features")
+        record = IndexRecord(
+            size=8, sha256=file_sha256(index), features="pooled", metric="euclidean", per_task=100, seed=0
+        )
+        write_zoo(partial, ZooRecord(base=BASE, adapter="hf-encoder", tasks=tasks, index=record))
+    return path
+
+
+def change_document(path: Path, change: Change) -> None:
+    file = path / "zoo.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def message(action: Callable[[], object], error: type[FlexswitchError] = ArtifactError) -> str:
+    with pytest.raises(error) as caught:
+        action()
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What is packed is read
+
+
+def test_a_zoo_gives_back_its_tasks(path: Path) -> None:
+    zoo = open_zoo(path)
+    assert len(zoo) == 3
+    for task, artifact in zoo.items():
+        assert artifact.header.name == task
+        assert artifact.header.base == BASE
+        assert artifact.header.method.name == zoo.record.tasks[task].method == "t-switch"
+        assert artifact.header.parameters == zoo.record.tasks[task].parameters == 1000
+        assert artifact.path == zoo.task_file(task) == path / "tasks" / f"{task}.fsw"
+        assert_same(artifact.sparse("weight"), tensor(task))
+        assert artifact.header.tensors["weight"].scale == 0.5
+        assert artifact.extra("head") == EXTRA
+    assert zoo.record.adapter == "hf-encoder"
+    assert zoo.index_file() == path / "index" / "exemplars.safetensors"
+    assert zoo.path == open_zoo(str(path)).path == path
+
+
+def test_tasks_come_in_the_order_of_their_names(path: Path) -> None:
+    assert list(open_zoo(path)) == ["SST-2", "cola", "trec6"]
+    assert list(json.loads((path / "zoo.json").read_text())["tasks"]) == ["SST-2", "cola", "trec6"]
+    change_document(path, lambda document: document.update(tasks=dict(reversed(document["tasks"].items()))))
+    assert list(open_zoo(path)) == ["SST-2", "cola", "trec6"]
+
+
+def test_a_task_is_opened_once(path: Path) -> None:
+    zoo = open_zoo(path)
+    assert zoo["cola"] is zoo["cola"]
+
+
+def test_asking_for_a_task_opens_no_file(path: Path) -> None:
+    shutil.rmtree(path / "tasks")
+    zoo = open_zoo(path)
+    assert "cola" in zoo
+    assert "colour" not in zoo
+
+
+def test_a_zoo_without_tasks_is_one(tmp_path: Path) -> None:
+    write_zoo(tmp_path, ZooRecord(base=BASE, tasks={}))
+    zoo = open_zoo(tmp_path)
+    assert (len(zoo), list(zoo), zoo.record.index) == (0, [], None)
+    told = message(lambda: zoo["cola"], InputError)
+    assert told == f"{tmp_path}: no task is named 'cola' (known: none)"
+
+
+def test_files_that_the_zoo_no_longer_names_are_removed(path: Path) -> None:
+    record = open_zoo(path).record
+    left = {"cola": record.tasks["cola"]}
+    remove_unlisted(path, record.model_copy(update={"tasks": left}))
+    names = sorted(file.name for file in path.rglob("*.*"))
+    assert names == ["cola.fsw", "exemplars.safetensors", "zoo.json"]
+    remove_unlisted(path, record.model_copy(update={"tasks": left, "index": None}))
+    assert sorted(file.name for file in path.rglob("*")) == ["cola.fsw", "tasks", "zoo.json"]
+
+
+# What is no zoo
+
+
+def test_a_folder_without_a_description_is_refused(path: Path) -> None:
+    (path / "zoo.json").unlink()
+    for place in (path, path / "missing", path / EXAMPLE):
+        told = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
+        assert told == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
+def test_a_description_that_does_not_parse_is_refused(path: Path, text: bytes) -> None:
+    (path / "zoo.json").write_bytes(text)
+    told = message(lambda: open_zoo(path))
+    assert told.startswith(f"{path / 'zoo.json'}: its JSON document does not parse (")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("7", "int"), ("null", "NoneType")])
+def test_a_description_that_is_no_json_object_is_refused(path: Path, text: str, kind: str) -> None:
+    (path / "zoo.json").write_text(text)
+    told = message(lambda: open_zoo(path))
+    assert told == f"{path / 'zoo.json'}: its JSON document is a {kind}, expected an object"
+
+
+def test_another_document_is_refused(path: Path) -> None:
+    change_document(path, lambda document: document.update(format="flexswitch-artifact"))
+    told = message(lambda: open_zoo(path), InputError)
+    assert told == f"{path / 'zoo.json'}: is a flexswitch-artifact, expected a flexswitch-zoo"
+
+
+def test_a_newer_zoo_asks_for_a_newer_flexswitch(path: Path) -> None:
+    change_document(path, lambda document: document.update(version=3, unheard_of=[]))
+    expected = f"{path / 'zoo.json'}: format version 3, this flexswitch reads 1; install a newer one"
+    assert message(lambda: open_zoo(path)) == expected
+
+
+NAME = "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "told"),
+    [
+        (lambda d: d.update(colour="red"), "colour", "Extra inputs are not permitted"),
+        (lambda d: d.update(version=0), "version", "Input should be 1"),
+        (lambda d: d.update(format=[]), "format", "Input should be 'flexswitch-zoo'"),
+        (lambda d: d.pop("tasks"), "tasks", "Field required"),
+        (lambda d: d["tasks"]["cola"].update(size="1"), "tasks.cola.size", "Input should be a valid integer"),
+        (lambda d: d["tasks"]["cola"].update(note=""), "tasks.cola.note", "Extra inputs are not permitted"),
+        (lambda d: d["tasks"].update({"../x": d["tasks"]["cola"]}), "tasks.../x.[key]", NAME),
+        (lambda d: d["tasks"].update({"": d["tasks"]["cola"]}), "tasks..[key]", NAME),
+        (lambda d: d["tasks"].update({"cola\n": d["tasks"]["cola"]}), None, NAME),
+        (
+            lambda d: d["index"].update(per_task=0),
+            "index.per_task",
+            "Input should be greater than or equal to 1",
+        ),
+        (
+            lambda d: d["index"].update(file="index/other.safetensors"),
+            "index.file",
+            "Input should be 'index/exemplars.safetensors'",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named(path: Path, change: Change, field: str | None, told: str) -> None:
+    change_document(path, change)
+    with pytest.raises(ArtifactError) as caught:
+        open_zoo(path)
+    found = str(caught.value)
+    assert found.endswith(f" is wrong: {told}")
+    assert field is None or found == f"{path / 'zoo.json'}: its field '{field}' is wrong: {told}"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../x.fsw", "tasks/../../cola.fsw", "/etc/passwd", "tasks/trec6.fsw", "cola.fsw", "tasks//cola.fsw", ""],
+)
+def test_a_task_file_out_of_its_place_is_refused(path: Path, file: str) -> None:
+    change_document(path, lambda document: document["tasks"]["cola"].update(file=file))
+    assert message(lambda: open_zoo(path)) == (
+        f"{path / 'zoo.json'}: task 'cola' names the file '{file}', expected 'tasks/cola.fsw'; a task's file "
+        "lies in the zoo's own folder; do not use a zoo that you did not make"
+    )
+
+
+# Tasks that are not those packed
+
+
+def test_an_unknown_task_is_told_with_the_nearest_name(path: Path) -> None:
+    told = message(lambda: open_zoo(path)["trec"], InputError)
+    assert told == f"{path}: no task is named 'trec'; did you mean 'trec6'? (known: SST-2, cola, trec6)"
+
+
+def test_a_missing_task_file_is_told(path: Path) -> None:
+    (path / EXAMPLE).unlink()
+    zoo = open_zoo(path)
+    assert message(lambda: zoo["cola"]) == (
+        f"{path / EXAMPLE}: missing; zoo.json lists it as task 'cola'; pack or index the zoo again"
+    )
+    assert zoo["trec6"].header.name == "trec6"
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data[:-1], lambda data: b""])
+def test_a_task_file_of_another_size_is_told(path: Path, change: Callable[[bytes], bytes]) -> None:
+    file = path / EXAMPLE
+    size = file.stat().st_size
+    file.write_bytes(change(file.read_bytes()))
+    assert message(lambda: open_zoo(path)["cola"]) == (
+        f"{file}: is not the file that was packed as task 'cola': {file.stat().st_size:,} bytes where "
+        f"zoo.json says {size:,}, or another SHA-256; restore it from a copy, or pack it again"
+    )
+
+
+def test_a_task_file_of_the_same_size_and_another_hash_is_told(path: Path) -> None:
+    file = path / EXAMPLE
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    told = message(lambda: open_zoo(path)["cola"])
+    assert told.startswith(f"{file}: is not the file that was packed as task 'cola': ")
+
+
+def test_two_swapped_task_files_are_told(path: Path) -> None:
+    one, two = path / EXAMPLE, path / "tasks" / "trec6.fsw"
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    for task in ("cola", "trec6"):
+        told = message(lambda task=task: open_zoo(path)[task])  # type: ignore[misc]
+        assert f"is not the file that was packed as task '{task}'" in told
+
+
+def list_file(path: Path, task: str) -> None:
+    """Makes zoo.json list a task's file as it now is."""
+    file = path / "tasks" / f"{task}.fsw"
+    listed = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+    change_document(path, lambda document: document["tasks"][task].update(listed))
+
+
+def test_a_file_of_another_task_is_told_even_where_its_hash_is_listed(path: Path) -> None:
+    shutil.copy(path / "tasks" / "trec6.fsw", path / EXAMPLE)
+    list_file(path, "cola")
+    assert message(lambda: open_zoo(path)["cola"]) == (
+        f"{path / EXAMPLE}: holds task 'trec6' of base abababababab, expected task 'cola' of base "
+        "abababababab; pack the zoo again"
+    )
+
+
+def test_a_file_of_another_base_is_told_even_where_its_hash_is_listed(path: Path, tmp_path: Path) -> None:
+    shutil.copy(artifact_file(tmp_path, "cola", OTHER_BASE), path / EXAMPLE)
+    list_file(path, "cola")
+    assert message(lambda: open_zoo(path)["cola"]) == (
+        f"{path / EXAMPLE}: holds task 'cola' of base 121212121212, expected task 'cola' of base "
+        "abababababab; pack the zoo again"
+    )
+
+
+# The query index
+
+
+def test_a_zoo_without_a_query_index_says_how_to_build_one(path: Path) -> None:
+    change_document(path, lambda document: document.update(index=None))
+    assert message(open_zoo(path).index_file, InputError) == (
+        f"{path}: the zoo has no query index; build one: flexswitch index {path} --base BASE --exemplars DIR"
+    )
+
+
+def test_a_changed_query_index_is_told(path: Path) -> None:
+    file = path / "index" / "exemplars.safetensors"
+    file.write_bytes(b"Features")
+    assert message(open_zoo(path).index_file) == (
+        f"{file}: is not the file that was packed as the query index: 8 bytes where zoo.json says 8, or "
+        "another SHA-256; restore it from a copy, or pack it again"
+    )
+    file.unlink()
+    assert message(open_zoo(path).index_file) == (
+        f"{file}: missing; zoo.json lists it as the query index; pack or index the zoo again"
+    )
+
+
+# The description
+
+
+def test_an_interrupted_change_leaves_the_zoo_before_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (path / "zoo.json").read_bytes()
+
+    def interrupt(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_zoo(path, ZooRecord(base=BASE, tasks={}))
+    assert (path / "zoo.json").read_bytes() == before
+    assert sorted(file.name for file in path.iterdir()) == ["index", "tasks", "zoo.json"]
+
+
+def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
+    task = TaskRecord(file=EXAMPLE, size=7, sha256="00" * 32, method="t-switch", parameters=9)
+    write_zoo(tmp_path, ZooRecord(base=OTHER_BASE, tasks={"cola": task}))
+    text = (tmp_path / "zoo.json").read_text()
+    assert text.endswith("}\n")
+    assert text.startswith('{\n "format": "flexswitch-zoo",\n "version": 1,\n "base": {\n')
+    assert json.loads(text) == {
+        "format": "flexswitch-zoo",
+        "version": 1,
+        "base": {"fingerprint": "12" * 32, "sample": "34" * 32, "id": None},
+        "adapter": None,
+        "tasks": {
+            "cola": {
+                "file": EXAMPLE, "size": 7, "sha256": "00" * 32, "method": "t-switch", "parameters": 9,
+            }
+        },
+        "index": None,
+    }  # fmt: skip
+    assert isinstance(open_zoo(tmp_path), Zoo)

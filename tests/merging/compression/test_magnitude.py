@@ -1,0 +1,199 @@
+"""The compiled passes that find the largest entries, each against plain numpy."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from support.sparse_tensors import LAWS
+
+from flexswitch.codecs.sums import square_sum
+from flexswitch.merging.compression import magnitude
+from flexswitch.merging.compression.magnitude import kept_blocks, kept_count
+
+Floats = NDArray[np.float32]
+
+MANY = settings(LAWS, max_examples=80)
+TINY = float(np.float32(1e-45))
+INFINITY = np.float32(math.inf)
+SPECIAL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, -1.0000001, 0.5, TINY, -TINY, 1e-38, 3e38, -3e38])
+ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
+LENGTHS = st.integers(0, 70)
+FLOATS = st.one_of(
+    arrays(np.float32, LENGTHS, elements=elements, fill=st.nothing()) for elements in (SPECIAL, ANY)
+)
+LEAST = st.sampled_from([TINY, 1e-38, 0.5, 1.0, 1.0000001, 3e38, math.inf]).map(np.float32)
+
+
+def both(name: str) -> list[Callable[..., object]]:
+    """Returns a pass compiled, and as it stands in the source: that one checks each index."""
+    compiled = getattr(magnitude, name)
+    return [compiled, compiled.py_func]
+
+
+def patterns(values: Floats) -> NDArray[np.uint32]:
+    return values.view(np.uint32)
+
+
+def kept(values: Floats, least_positive: np.float32, least_negative: np.float32) -> NDArray[np.bool_]:
+    return (values >= least_positive) | (values <= -least_negative)
+
+
+@MANY
+@given(values=FLOATS)
+@example(values=np.array([], np.float32))
+@example(values=np.array([0.0, -0.0] * 9, np.float32))
+def test_entries_are_counted_by_their_upper_half_without_zeros(values: Floats) -> None:
+    halves = patterns(values[values != 0]) >> 16
+    expected = np.bincount(halves, minlength=1 << 16)
+    for count in both("_count_upper"):
+        counts = np.zeros(1 << 16, np.int64)
+        count(patterns(values), counts)
+        assert np.array_equal(counts, expected)
+
+
+@MANY
+@given(values=FLOATS, data=st.data())
+def test_entries_of_two_bins_are_counted_by_their_lower_half(values: Floats, data: st.DataObject) -> None:
+    halves = (patterns(values) >> 16).astype(np.int64)
+    bins = [-1, 0, *(int(half) & 0x7FFF for half in halves)]
+    positive, negative = (data.draw(st.sampled_from(bins)) for _ in range(2))
+    lower = patterns(values) & 0xFFFF
+    expected = [
+        np.bincount(lower[halves == place], minlength=1 << 16)
+        for place in (positive, negative + (1 << 15) if negative >= 0 else -1)
+    ]
+    for count in both("_count_lower"):
+        counts = np.zeros((2, 1 << 16), np.int64)
+        count(patterns(values), positive, negative, counts)
+        assert np.array_equal(counts, expected)
+
+
+@MANY
+@given(values=FLOATS, least_positive=LEAST, least_negative=LEAST)
+def test_what_reaches_a_threshold_is_marked(
+    values: Floats, least_positive: np.float32, least_negative: np.float32
+) -> None:
+    expected = np.packbits(kept(values, least_positive, least_negative), bitorder="little")
+    for pack in both("_pack"):
+        mask = np.full(-(-len(values) // 8), 0xAA, np.uint8)
+        pack(values, least_positive, least_negative, mask)
+        assert np.array_equal(mask, expected)
+
+
+@MANY
+@given(values=FLOATS, data=st.data())
+def test_what_is_marked_is_gathered(values: Floats, data: st.DataObject) -> None:
+    marked = data.draw(arrays(np.bool_, len(values)))
+    mask = np.packbits(marked, bitorder="little")
+    for gather in both("_gather"):
+        found = np.full(int(marked.sum()) + 8, 7, np.float32)
+        assert gather(values, mask, found) == marked.sum()
+        assert patterns(found[: int(marked.sum())]).tolist() == patterns(values[marked]).tolist()
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1000, 4099])
+def test_every_pass_takes_any_length(length: int) -> None:
+    values = np.random.default_rng(length).normal(size=length).astype(np.float32)
+    marked = kept(values, np.float32(0.5), np.float32(1))
+    mask, found = np.empty(-(-length // 8), np.uint8), np.empty(int(marked.sum()) + 8, np.float32)
+    magnitude._pack(values, np.float32(0.5), np.float32(1), mask)
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert magnitude._gather(values, mask, found) == marked.sum()
+    assert np.array_equal(found[: int(marked.sum())], values[marked])
+    counts = np.zeros(1 << 16, np.int64)
+    magnitude._count_upper(patterns(values), counts)
+    assert np.array_equal(counts, np.bincount(patterns(values) >> 16, minlength=1 << 16))
+
+
+@MANY
+@given(values=FLOATS)
+def test_a_sum_of_squares_is_that_of_exact_arithmetic_but_for_rounding(values: Floats) -> None:
+    exact = math.fsum(float(value) ** 2 for value in values)
+    assert square_sum(values) == pytest.approx(exact, rel=1e-14, abs=0)
+    assert float(magnitude._square_sum.py_func(values)) == square_sum(values)
+
+
+def test_a_long_sum_of_squares_loses_nothing_to_rounding() -> None:
+    values = np.random.default_rng(0).normal(size=100_003).astype(np.float32)
+    exact = math.fsum(float(value) ** 2 for value in values)
+    assert square_sum(values) == pytest.approx(exact, rel=1e-13, abs=0)
+
+
+# --- the passes together ----------------------------------------------------------------------------------
+
+
+def plain_thresholds(values: Floats, drop: float) -> list[np.float32]:
+    """Returns the least magnitude kept of the positive and of the negative values, by sorting."""
+    found = []
+    for sign in (1, -1):
+        side = np.sort(sign * values[sign * values > 0])[::-1]
+        count = kept_count(drop, len(side))
+        found.append(side[count - 1] if count else np.float32(np.inf))
+    return found
+
+
+@MANY
+@given(values=FLOATS, drop=st.sampled_from([0.0, 0.3, 0.6, 0.97]), block=st.sampled_from([8, 24, 1 << 20]))
+def test_blocks_of_what_is_kept_are_those_at_the_thresholds(values: Floats, drop: float, block: int) -> None:
+    def read() -> list[Floats]:
+        return [values[start : start + block] for start in range(0, len(values), block)]
+
+    least = plain_thresholds(values, drop)
+    found = list(kept_blocks(read, drop))
+    assert len(found) == len(read())
+    for (mask, content), part in zip(found, read(), strict=True):
+        marked = kept(part, least[0], least[1])
+        assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+        assert patterns(np.ascontiguousarray(content)).tolist() == patterns(part[marked]).tolist()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
+def test_values_of_one_bin_are_told_apart(drop: float, spread: float) -> None:
+    generator = np.random.default_rng(7)
+    values = (1 + spread * generator.random(5003)).astype(np.float32) * generator.choice([-1, 1], 5003)
+    values = values.astype(np.float32)
+    least = plain_thresholds(values, drop)
+    ((mask, content),) = kept_blocks(lambda: [values], drop)
+    marked = kept(values, least[0], least[1])
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert np.array_equal(content, values[marked])
+
+
+@pytest.mark.parametrize(
+    ("values", "drop", "expected"),
+    [
+        ([], 0.0, []),
+        ([0.0, -0.0], 0.0, []),
+        ([1.0, 2.0, 3.0], 0.5, [3.0]),
+        ([-1.0, -2.0, -3.0, 5.0], 0.5, [-3.0]),
+        ([TINY, -TINY, 0.0], 0.0, [TINY, -TINY]),
+        ([2.0, 2.0, 2.0, 1.0], 0.5, [2.0, 2.0, 2.0]),
+    ],
+)
+def test_a_side_that_keeps_nothing_is_left_out_and_ties_are_kept(
+    values: list[float], drop: float, expected: list[float]
+) -> None:
+    ((_, content),) = kept_blocks(lambda: [np.array(values, np.float32)], drop)
+    assert content.tolist() == expected
+
+
+@LAWS
+@given(data=st.data(), length=st.integers(0, 300))
+def test_marked_entries_are_taken_out_by_their_ranks(data: st.DataObject, length: int) -> None:
+    marked = np.random.default_rng(length).random(length) < 0.4
+    count = int(marked.sum())
+    ranks = np.array(sorted(data.draw(st.sets(st.integers(0, max(0, count - 1)), max_size=count))), np.int64)
+    values, mask = np.arange(count, dtype=np.float32), np.packbits(marked, bitorder="little")
+    magnitude._clear(mask, ranks)
+    magnitude._close_up(values, ranks)
+    left = np.delete(np.flatnonzero(marked), ranks)
+    marked[:] = False
+    marked[left] = True
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert values[: count - len(ranks)].tolist() == np.delete(np.arange(count), ranks).tolist()

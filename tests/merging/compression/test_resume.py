@@ -1,0 +1,304 @@
+"""A compression that was interrupted goes on where it stopped, and ends in the bytes of one that was not."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import State, extracted, file_pair, flip_bit, message
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.safetensors_file import RangeReader
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import forget_digests
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.registry import METHODS
+from flexswitch.merging.compression.resume import side_file
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+
+UNITS = ["a", "b", "c.same", "d", "e", "f"]
+ANOTHER_RUN = "belongs to a compression of other checkpoints or with other settings; repeat that one, or delete the file"
+
+
+def states() -> tuple[State, State]:
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn((40, 5), generator=generator) for name in UNITS}
+    tuned = {name: tensor + torch.randn((40, 5), generator=generator) for name, tensor in base.items()}
+    return base, tuned | {"c.same": base["c.same"], "head": torch.ones(3)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with base.safetensors, finetuned.safetensors and task.fsw, made without a break."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    compress(file_pair(folder, *states()), folder / "task.fsw", "task", "t-switch", {"drop": 0.6}, False)
+    return folder
+
+
+def opened(folder: Path) -> CheckpointPair:
+    base, tuned = (open_checkpoint(str(folder / f"{stem}.safetensors")) for stem in ("base", "finetuned"))
+    return CheckpointPair(base, tuned)
+
+
+class Made:
+    """Counts the tensors that a method makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.units: list[str] = []
+        method = METHODS["t-switch"]
+
+        def counting(delta: Delta, *, drop: float = 0.6) -> Compressed:
+            self.units.append(delta.name)
+            return method(delta, drop=drop)
+
+        monkeypatch.setitem(METHODS, "t-switch", counting)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    return Made(monkeypatch)
+
+
+def run(
+    vector: TaskVector,
+    path: Path,
+    on_unit: Callable[[str], None] = lambda unit: None,
+    jobs: int = 1,
+    drop: float = 0.6,
+) -> None:
+    compress(vector, path, "task", "t-switch", {"drop": drop}, False, on_unit, jobs, resume=True)
+
+
+def interrupt(vector: TaskVector, path: Path, unit: str, jobs: int = 1) -> None:
+    """Ends a compression as the progress bar's Ctrl-C does, once a unit is made."""
+
+    def heard(found: str) -> None:
+        if found == unit:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(vector, path, heard, jobs)
+
+
+def same(path: Path, checkpoints: Path) -> bool:
+    return path.read_bytes() == (checkpoints / "task.fsw").read_bytes()
+
+
+# --- interrupted, and gone on with ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_was_finished_is_not_made_again(
+    tmp_path: Path, checkpoints: Path, made: Made, unit: str, jobs: int
+) -> None:
+    path, finished = tmp_path / "task.fsw", UNITS[: UNITS.index(unit) + 1]
+    interrupt(opened(checkpoints), path, unit, jobs)
+    assert [file.name for file in tmp_path.iterdir()] == ["task.fsw.resume"]
+    made.units.clear()
+    heard: list[str] = []
+    run(opened(checkpoints), path, heard.append, jobs)
+    assert sorted(made.units) == UNITS[len(finished) :]
+    assert heard == UNITS
+    assert same(path, checkpoints)
+    assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
+
+
+def test_an_interrupt_may_come_again_and_again(tmp_path: Path, checkpoints: Path, made: Made) -> None:
+    path = tmp_path / "task.fsw"
+    for unit in UNITS:
+        interrupt(opened(checkpoints), path, unit)
+    assert made.units == UNITS
+    run(opened(checkpoints), path)
+    assert made.units == UNITS
+    assert same(path, checkpoints)
+
+
+def test_what_is_never_interrupted_leaves_nothing_beside_it(tmp_path: Path, checkpoints: Path) -> None:
+    run(opened(checkpoints), tmp_path / "task.fsw")
+    assert same(tmp_path / "task.fsw", checkpoints)
+    assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
+
+
+def test_without_resume_an_interrupt_leaves_nothing(tmp_path: Path, checkpoints: Path) -> None:
+    def heard(unit: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(opened(checkpoints), tmp_path / "t.fsw", "t", "t-switch", {"drop": 0.6}, False, heard)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_middle_keeps_what_is_finished(
+    tmp_path: Path, checkpoints: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, method = tmp_path / "task.fsw", METHODS["t-switch"]
+
+    def failing(delta: Delta, *, drop: float = 0.6) -> Compressed:
+        if delta.name == "d":
+            raise MemoryError
+        return method(delta, drop=drop)
+
+    with monkeypatch.context() as context:
+        context.setitem(METHODS, "t-switch", failing)
+        with pytest.raises(MemoryError):
+            run(opened(checkpoints), path)
+    assert made.units == UNITS[:3]
+    run(opened(checkpoints), path)
+    assert made.units == UNITS
+    assert same(path, checkpoints)
+
+
+def test_the_base_s_finished_tensors_are_not_hashed_again(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {name: torch.zeros(5000) for name in "uvw"}
+    folder = tmp_path / "large"
+    folder.mkdir()
+    file_pair(folder, state, {name: torch.ones(5000) for name in state})
+    interrupt(opened(folder), tmp_path / "t.fsw", "v")
+    forget_digests()
+    pair, read, sizes = opened(folder), RangeReader.read, []
+
+    def recording(self: RangeReader, offset: int, size: int) -> np.ndarray:
+        sizes.append(size)
+        return read(self, offset, size)
+
+    monkeypatch.setattr(RangeReader, "read", recording)
+    run(pair, tmp_path / "t.fsw")
+    assert [size for size in sizes if size > 64 * 4] == [20_000, 20_000]  # 'w' of the two checkpoints
+    assert set(pair.digests) == set(state)
+
+
+def test_a_task_vector_s_file_is_gone_on_with(tmp_path: Path, checkpoints: Path, made: Made) -> None:
+    vector = extracted(opened(checkpoints), tmp_path / "task.tv.safetensors")
+    interrupt(vector, tmp_path / "task.fsw", "b")
+    run(TaskVectorFile(vector.path), tmp_path / "task.fsw")
+    assert made.units == UNITS
+    assert same(tmp_path / "task.fsw", checkpoints)
+
+
+# --- another run's side file ------------------------------------------------------------------------------
+
+
+def refused(action: Callable[[], None], path: Path) -> None:
+    side = side_file(path)
+    before = side.read_bytes()
+    assert message(InputError, action) == f"{side}: {ANOTHER_RUN}"
+    assert side.read_bytes() == before
+    assert sorted(file.name for file in path.parent.glob("task.fsw*")) == ["task.fsw.resume"]
+
+
+def test_other_settings_or_another_name_are_another_run(tmp_path: Path, checkpoints: Path) -> None:
+    path = tmp_path / "task.fsw"
+    interrupt(opened(checkpoints), path, "b")
+    refused(lambda: run(opened(checkpoints), path, drop=0.5), path)
+    settings = {"drop": 0.6}
+    refused(
+        lambda: compress(opened(checkpoints), path, "other", "t-switch", settings, False, resume=True), path
+    )
+    refused(
+        lambda: compress(opened(checkpoints), path, "task", "p-discard", settings, False, resume=True), path
+    )
+    run(opened(checkpoints), path)
+    assert same(path, checkpoints)
+
+
+@pytest.mark.parametrize("stem", ["base", "finetuned"])
+def test_changed_checkpoints_are_another_run(tmp_path: Path, stem: str) -> None:
+    path, base, tuned = tmp_path / "task.fsw", *states()
+    pair = file_pair(tmp_path, base, tuned)
+    interrupt(pair, path, "b")
+    file = tmp_path / f"{stem}.safetensors"
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+    refused(lambda: run(opened(tmp_path), path), path)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(opened(tmp_path), path)
+
+
+def test_a_file_of_anything_else_is_another_run(tmp_path: Path, checkpoints: Path) -> None:
+    path = tmp_path / "task.fsw"
+    for data in (b"\n", b"mine", b"\xff" * 100, b"{}\n{}\n"):
+        side_file(path).write_bytes(data)
+        refused(lambda: run(opened(checkpoints), path), path)
+
+
+def test_an_output_that_is_there_already_is_refused_before_anything(
+    tmp_path: Path, checkpoints: Path
+) -> None:
+    path = tmp_path / "task.fsw"
+    path.write_text("mine")
+    told = message(InputError, lambda: run(opened(checkpoints), path))
+    assert told == f"{path}: exists already; give another output, or --overwrite to replace it"
+    assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
+
+
+# --- damage -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def side(tmp_path: Path, checkpoints: Path) -> Path:
+    """The side file of a compression that stopped after four of six tensors."""
+    interrupt(opened(checkpoints), tmp_path / "task.fsw", "d")
+    return side_file(tmp_path / "task.fsw")
+
+
+def finish(side: Path, checkpoints: Path) -> bool:
+    """Goes on with a damaged side file; returns whether it is taken for that of another run."""
+    path = side.with_name("task.fsw")
+    try:
+        run(opened(checkpoints), path)
+    except InputError as error:
+        assert str(error) == f"{side}: {ANOTHER_RUN}"  # noqa: PT017  # going on is right too
+        assert not path.exists()
+        return True
+    assert same(path, checkpoints)
+    assert not side.exists()
+    path.unlink()
+    return False
+
+
+def test_a_side_file_cut_short_anywhere_is_gone_on_with(side: Path, checkpoints: Path, made: Made) -> None:
+    data = side.read_bytes()
+    first = data.index(b"\n") + 1
+    counts = []
+    for length in [*range(1, first, 197), *range(first, len(data), 41), len(data)]:
+        side.write_bytes(data[:length])
+        made.units.clear()
+        assert finish(side, checkpoints) == (length < first)
+        counts.append(len(made.units))
+    assert counts[-1] == 2
+    assert sorted(set(counts)) == [0, 2, 3, 4, 5, 6]
+    assert counts[counts.index(6) :] == sorted(counts[counts.index(6) :], reverse=True)
+
+
+def test_an_empty_side_file_is_begun_anew(side: Path, checkpoints: Path, made: Made) -> None:
+    side.write_bytes(b"")
+    made.units.clear()
+    assert not finish(side, checkpoints)
+    assert len(made.units) == 6
+
+
+def test_a_side_file_with_a_flipped_bit_anywhere_is_gone_on_with(side: Path, checkpoints: Path) -> None:
+    data = side.read_bytes()
+    first = data.index(b"\n") + 1
+    for offset in [*range(0, first, 101), *range(first - 1, len(data), 19)]:
+        side.write_bytes(data)
+        flip_bit(side, offset, offset % 8)
+        assert finish(side, checkpoints) == (offset < first)
+
+
+def test_bytes_behind_the_last_tensor_are_cut_off(side: Path, checkpoints: Path, made: Made) -> None:
+    for behind in (b"\n", b"\0" * 5000, b'{"entry":', b"\xff\n", b"[" * 100_000):
+        data = side.read_bytes()
+        side.write_bytes(data + behind)
+        made.units.clear()
+        assert not finish(side, checkpoints)
+        assert made.units == ["e", "f"]
+        side.write_bytes(data)

@@ -1,0 +1,203 @@
+"""What eval refuses before it computes anything, in one line that says what to do."""
+
+import json
+
+import pytest
+from support.checkpoints import message
+from support.evaluations import copy_of, indexed_toy, request
+from support.tiny_models import (
+    TASKS,
+    Toy,
+    make_artifact,
+    pack,
+    pack_finetuned,
+    save_encoder_with_head,
+    save_text_base,
+    save_text_classifier,
+    texts,
+    write_jsonl,
+)
+
+from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
+from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
+from flexswitch.merging.evaluation.methods import check_methods
+from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
+from flexswitch.merging.zoos.pack import Form, change_zoo
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return indexed_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def copied(toy, tmp_path):
+    return copy_of(toy, tmp_path)
+
+
+@pytest.fixture
+def unindexed(toy, tmp_path):
+    zoo = pack(tmp_path / "bare", [open_zoo(toy.zoo).task_file(task) for task in TASKS])
+    return Toy(toy.base, toy.finetuned, zoo.path, toy.data)
+
+
+def test_an_unknown_method_is_told_with_the_nearest(toy):
+    assert message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"]))) == (
+        "--methods: no method is named 't-swich'; did you mean 't-switch'? (known: base, individual, average, "
+        "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch, auto-flexswitch)"
+    )
+
+
+def test_an_unknown_mode_is_told(toy):
+    assert message(UsageError, lambda: open_evaluation(request(toy, modes=["per-batch"]))) == (
+        "--routing: no mode is named 'per-batch' (known: per-sample, batch-mean, oracle)"
+    )
+
+
+def test_individual_asks_for_the_checkpoints(toy):
+    assert message(InputError, lambda: open_evaluation(request(toy, methods=["individual"]))) == (
+        "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
+    )
+
+
+def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
+    assert message(InputError, lambda: open_evaluation(request(toy, methods=["p-discard"]))) == (
+        f"--methods p-discard: {toy.zoo} holds tasks compressed by t-switch"
+    )
+    finetuned = dict(toy.finetuned)
+    files = [open_zoo(toy.zoo).task_file(task) for task in ("birds", "cities")]
+    other = make_artifact(toy.base, finetuned["tools"], tmp_path / "tools.fsw", "p-discard")
+    mixed = pack(tmp_path / "mixed", [*files, other.path])
+    for method in ("t-switch", "p-discard"):
+        found = message(InputError, lambda method=method: check_methods([method], [], mixed, False))
+        assert found == f"--methods {method}: {mixed.path} holds tasks compressed by p-discard, t-switch"
+    check_methods(["base", "average"], ["oracle"], mixed, False)
+
+
+def test_auto_switch_asks_for_an_index(unindexed):
+    assert message(InputError, lambda: open_evaluation(request(unindexed, methods=["auto-switch"]))) == (
+        f"{unindexed.zoo}: the zoo has no query index; build one: "
+        f"flexswitch index {unindexed.zoo} --base BASE --exemplars DIR"
+    )
+
+
+def test_a_damaged_index_is_told_where_it_is_needed(copied):
+    (copied.zoo / INDEX_FILE).write_bytes(b"")
+    found = message(ArtifactError, lambda: open_evaluation(request(copied, methods=["auto-switch"])))
+    assert found.startswith(
+        f"{copied.zoo / INDEX_FILE}: is not the file that was packed as the query index: "
+    )
+    open_evaluation(request(copied, limit=1))
+
+
+def test_a_task_that_the_index_lacks_is_told(copied, tmp_path):
+    artifact = make_artifact(copied.base, copied.finetuned["birds"], tmp_path / "planets.fsw")
+    change_zoo(copied.zoo, [artifact.path], [], Form(), None, False, lambda task: None)
+    write_jsonl(copied.data / "planets.test.jsonl", texts("birds", 2, seed=0), [0, 1])
+    assert message(InputError, lambda: open_evaluation(request(copied, methods=["auto-switch"]))) == (
+        f"{copied.zoo}: the query index has no exemplars of the task 'planets'; add them: "
+        f"flexswitch index {copied.zoo} --add --base BASE --exemplars DIR"
+    )
+
+
+def test_another_base_is_refused(toy, tmp_path):
+    other = save_text_base(tmp_path / "other", seed=1)
+    found = message(InputError, lambda: open_evaluation(Request(toy.zoo, str(other), toy.data)))
+    assert found.startswith(f"{other}: is not the base of {toy.zoo}: its sampled fingerprint is ")
+
+
+def test_a_missing_test_file_is_told(copied):
+    (copied.data / "cities.test.jsonl").unlink()
+    assert message(InputError, lambda: open_evaluation(request(copied))) == (
+        f"{copied.data}: has no test file of the task 'cities'; expected cities.test with one of "
+        ".jsonl.gz, .jsonl, .csv, .parquet, .npz (it has: birds, tools)"
+    )
+
+
+def test_test_examples_without_labels_are_told(copied):
+    path = write_jsonl(copied.data / "cities.test.jsonl", ["word1"], None)
+    assert message(InputError, lambda: open_evaluation(request(copied))) == (
+        f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
+    )
+
+
+def test_a_zoo_without_tasks_has_nothing_to_score(copied):
+    change_zoo(copied.zoo, [], list(TASKS), Form(), None, False, lambda task: None)
+    assert message(InputError, lambda: open_evaluation(request(copied))) == (
+        f"{copied.zoo}: holds no tasks; add some: flexswitch pack -o {copied.zoo} --add A.fsw"
+    )
+
+
+def test_an_unknown_device_is_refused(toy):
+    assert message(UsageError, lambda: open_evaluation(request(toy, device="gpu"))) == (
+        "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"
+    )
+
+
+def refusal(zoo, task):
+    file = open_zoo(zoo).task_file(task)
+    return (
+        f"{file}: answers with numbers, as a regression does, and eval scores classes; restore the model and "
+        f"measure it yourself: flexswitch merge {file} --base BASE -o OUT --task {task}"
+    )
+
+
+@pytest.mark.parametrize(("classes", "problem"), [(1, None), (2, "regression")])
+def test_a_regression_is_refused_before_its_examples_are_read(toy, tmp_path, classes, problem):
+    finetuned = save_text_classifier(toy.base, tmp_path / "tuned", classes, seed=1)
+    path = finetuned / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
+    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
+    asked = Request(zoo, str(toy.base), tmp_path / "no data")
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
+
+
+def test_an_encoder_with_a_head_of_one_row_is_refused(toy, tmp_path):
+    finetuned = save_encoder_with_head(toy.base, tmp_path / "tuned", 1, seed=1)
+    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
+    asked = Request(zoo, str(toy.base), toy.data)
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
+
+
+ONE_COLUMN = """
+from flexswitch.merging.models.text_adapters import SequenceClassification
+
+class OneColumn(SequenceClassification):
+    def logits(self, model, batch):
+        return super().logits(model, batch)[:, :1]
+"""
+
+
+def test_a_python_adapter_of_one_column_is_refused(toy, tmp_path, monkeypatch):
+    (tmp_path / "one_column_adapter.py").write_text(ONE_COLUMN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = request(toy, adapter="python:one_column_adapter:OneColumn")
+    assert message(InputError, lambda: open_evaluation(asked)) == refusal(toy.zoo, "birds")
+
+
+def test_finetuned_checkpoints_are_read_in_the_zoos_order(toy):
+    zoo = open_zoo(toy.zoo)
+    assert read_finetuned([], zoo) == {}
+    pairs = ["tools=a", "birds=b=c", "cities=d", "tools=e"]
+    assert list(read_finetuned(pairs, zoo).items()) == [("birds", "b=c"), ("cities", "d"), ("tools", "e")]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kind", "expected"),
+    [
+        (["birds"], UsageError, "--finetuned birds: expected TASK=CHECKPOINT"),
+        (["birds="], UsageError, "--finetuned birds=: expected TASK=CHECKPOINT"),
+        (
+            ["bird=a"],
+            InputError,
+            "--finetuned bird=a: no task is named 'bird'; did you mean 'birds'? (known: birds, cities, tools)",
+        ),
+        (
+            ["birds=a", "tools=b"],
+            InputError,
+            "--finetuned: the task 'cities' has no checkpoint; give one for every task",
+        ),
+    ],
+)
+def test_finetuned_checkpoints_that_fit_no_task_are_told(toy, pairs, kind, expected):
+    assert message(kind, lambda: read_finetuned(pairs, open_zoo(toy.zoo))) == expected

@@ -1,0 +1,184 @@
+"""`compress --method flexswitch`, and what other commands make of it, on tiny models."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.commands import Runner, files_below
+from support.compressing import LEARN, Compress
+from support.tiny_models import Toy
+
+from flexswitch.codecs.format.container import open_artifact
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_text_classifier_is_learned_at_the_size_asked_for(compress: Compress) -> None:
+    outcome = compress.learn()
+    assert outcome.status == 0
+    size, header = compress.output.stat().st_size, open_artifact(compress.output).header
+    assert 0.9 * 4000 < size <= 4000
+    assert header.learning is not None
+    assert (header.learning.exemplars, header.learning.held_out) == (12, 8)
+    assert header.learning.after.divergence < header.learning.before.divergence
+    assert header.learning.curve[-1][0] == 6
+    first, second = outcome.out.splitlines()
+    assert first.startswith(f"{compress.output}: task 'birds' by flexswitch, kept ")
+    numbers = re.fullmatch(
+        r"learned from 12 exemplars: divergence from the fine-tuned model (\S+) → (\S+), the same answer to "
+        r"(\S+)%; of 8 held out: \S+, \S+%",
+        second,
+    )
+    assert numbers is not None
+    assert float(numbers[1]) == header.learning.before.divergence
+    assert float(numbers[2]) == header.learning.after.divergence
+    assert compress.left() == ["birds.fsw"]
+
+
+def test_an_image_classifier_is_learned_from_its_task_vector_and_its_checkpoint_alike(
+    flexswitch: Runner, image: Toy, tmp_path: Path
+) -> None:
+    vector = tmp_path / "dark.tv.safetensors"
+    assert flexswitch("extract", image.base, image.finetuned["dark"], "-o", vector).status == 0
+    for source, output in ((vector, "one.fsw"), (image.finetuned["dark"], "two.fsw")):
+        command = (
+            "compress",
+            source,
+            "--base",
+            image.base,
+            "-o",
+            tmp_path / output,
+            "--name",
+            "dark",
+            *LEARN,
+        )
+        learned = flexswitch(*command, "--exemplars", image.data, "--per-task", 10, "--set", "steps=20")
+        assert learned.status == 0
+    assert (tmp_path / "one.fsw").read_bytes() == (tmp_path / "two.fsw").read_bytes()
+
+
+def test_the_bytes_depend_on_neither_the_process_nor_the_threads(compress: Compress, learned: Path) -> None:
+    for jobs in (1, 2):
+        assert compress.learn("--jobs", jobs, "--overwrite").status == 0
+        assert compress.output.read_bytes() == learned.read_bytes()
+
+
+def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: Toy) -> None:
+    assert compress.learn("--name", "tools", "--set", "steps=30").status == 0
+    assert open_artifact(compress.output).header.name == "tools"
+    outcome = compress.learn("--name", "rivers", "--overwrite")
+    assert (outcome.status, outcome.error) == (
+        1,
+        f"{text.data}: has no train file of the task 'rivers'; expected rivers.train with one of .jsonl.gz, "
+        ".jsonl, .csv, .parquet, .npz (it has: birds, cities, tools)",
+    )
+
+
+def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
+    outcome = compress.learn("--json", "--quiet")
+    assert outcome.err == ""
+    document = json.loads(outcome.out)
+    assert document["bytes"] == compress.output.stat().st_size
+    assert document["settings"]["target_size"] == "4KB"
+    learning = document["learning"]
+    assert list(learning) == ["exemplars", "exemplars_sha256", "held_out", "before", "after"]
+    assert learning["after"]["divergence"] < learning["before"]["divergence"]
+
+
+def test_without_a_terminal_every_50_steps_are_told(compress: Compress) -> None:
+    outcome = compress.learn("--set", "steps=60")
+    stands = r"loss \d\S*, \d+\.\d{3} bits a parameter"
+    lines = [line for line in outcome.err.splitlines() if "step" in line]
+    assert len(lines) == 2
+    assert re.fullmatch(rf"flexswitch: step 50 of 60: {stands}, (\d+ min )?\d+ s left", lines[0])
+    assert re.fullmatch(rf"flexswitch: step 60 of 60: {stands}", lines[1])
+
+
+def test_features_are_compared_without_answers(compress: Compress, flexswitch: Runner) -> None:
+    outcome = compress.learn("--set", "objective=mse", "--set", "steps=200")
+    assert outcome.status == 0
+    assert "%" not in outcome.out.splitlines()[1]
+    assert flexswitch("inspect", compress.output).out.splitlines()[-1].split()[-2:] == ["–", "–"]
+
+
+def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
+    compress: Compress, flexswitch: Runner
+) -> None:
+    outcome = compress("--set", "objective=none")
+    assert (outcome.status, len(outcome.out.splitlines())) == (0, 1)
+    assert open_artifact(compress.output).header.learning is None
+
+
+def test_inspect_tells_how_near_it_came(learned: Path, flexswitch: Runner) -> None:
+    record = open_artifact(learned).header.learning
+    assert record is not None
+    *_, heading, names, first, second = flexswitch("inspect", learned).out.splitlines()
+    assert heading.strip() == "against the fine-tuned model"
+    assert names.split() == [
+        "on",
+        "examples",
+        "divergence",
+        "before",
+        "after",
+        "agreement",
+        "before",
+        "after",
+    ]
+    before, after = record.before, record.after
+    shares = [f"{share:.1%}" for share in (before.agreement, after.agreement)]
+    assert first.split() == ["exemplars", "12", f"{before.divergence:g}", f"{after.divergence:g}", *shares]
+    assert second.split()[:4] == [
+        "held", "out", "8", f"{before.held_out_divergence:g}",
+    ]  # fmt: skip
+    document = json.loads(flexswitch("inspect", learned, "--json").out)
+    assert document["learning"] == json.loads(record.model_dump_json())
+
+
+def test_inspect_draws_the_way_there(learned: Path, flexswitch: Runner, tmp_path: Path) -> None:
+    plot = tmp_path / "learning.png"
+    assert flexswitch("inspect", learned, "--plot", plot).status == 0
+    assert plot.read_bytes().startswith(PNG)
+    outcome = flexswitch("inspect", learned, "--plot", plot)
+    assert (outcome.status, outcome.error) == (
+        1,
+        f"{plot}: exists already; give another output, or --overwrite to replace it",
+    )
+    assert flexswitch("inspect", learned, "--plot", plot, "--overwrite").status == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--overwrite",), "--overwrite replaces the PNG of --plot; give that too"),
+        (("--storage", "--plot", "{folder}/a.png"), "give one of --storage and --plot"),
+    ],
+)
+def test_inspect_takes_no_option_that_would_do_nothing(
+    learned: Path, flexswitch: Runner, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    outcome = flexswitch("inspect", learned, *(word.format(folder=tmp_path) for word in more))
+    assert (outcome.status, outcome.error) == (2, message)
+    assert files_below(tmp_path) == []
+
+
+def test_what_was_not_learned_has_no_way_to_draw(text: Toy, flexswitch: Runner, tmp_path: Path) -> None:
+    for path in (text.zoo.parent / "birds.fsw", text.zoo, text.base):
+        outcome = flexswitch("inspect", path, "--plot", tmp_path / "a.png")
+        assert (outcome.status, outcome.error) == (
+            2,
+            f"--plot: {path} has no record of learning; artifacts by a method that learns have",
+        )
+    assert files_below(tmp_path) == []
+
+
+def test_a_zoo_keeps_the_size_that_was_asked_for_to_the_byte(
+    learned: Path, text: Toy, flexswitch: Runner, tmp_path: Path
+) -> None:
+    assert flexswitch("pack", learned, "-o", tmp_path / "zoo").status == 0
+    packed = tmp_path / "zoo" / "tasks" / "birds.fsw"
+    assert packed.read_bytes() == learned.read_bytes()
+    assert flexswitch("verify", tmp_path / "zoo", "--base", text.base).status == 0
+    command = ("eval", tmp_path / "zoo", "--base", text.base, "--data", text.data, "--methods", "flexswitch")
+    row = json.loads(flexswitch(*command, "--json").out)["methods"]["flexswitch"]
+    assert row["bytes_per_task"] == learned.stat().st_size <= 4000

@@ -1,0 +1,131 @@
+"""FlexSwitch on every kind of model, and by every objective."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support import tiny_language_models, tiny_models
+from support.lessons import Heard, School, measured, text_school
+from support.tiny_language_models import save_language_base, save_language_model
+from support.tiny_models import (
+    bert_config,
+    plain_predictions,
+    save_encoder_with_head,
+    save_image_base,
+    save_image_classifier,
+    save_text_base,
+    save_text_classifier,
+    texts,
+    write_jsonl,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wider_models() -> Iterator[None]:
+    """Makes the tiny models wide enough that most of an artifact's bytes are for entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tiny_models, tiny_language_models):
+            patch.setattr(module, "WIDTH", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    return text_school(tmp_path_factory.mktemp("school"))
+
+
+def image_school(folder: Path) -> School:
+    base = save_image_base(folder / "base")
+    finetuned = save_image_classifier(base, folder / "model", 3, seed=1)
+    pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    (folder / "data").mkdir()
+    np.savez(folder / "data" / "birds.train.npz", x=pixels)
+    return School(base, finetuned, folder / "data")
+
+
+def encoder_school(folder: Path) -> School:
+    base = save_text_base(folder / "base")
+    finetuned = save_encoder_with_head(base, folder / "model", 3, seed=1)
+    return with_texts(folder, base, finetuned)
+
+
+def language_school(kind: str) -> Callable[[Path], School]:
+    def make(folder: Path) -> School:
+        base = save_language_base(folder / "base", kind)
+        return with_texts(folder, base, save_language_model(base, folder / "model", seed=1, size=0.1))
+
+    return make
+
+
+def regression_school(folder: Path) -> School:
+    base = save_text_base(folder / "base")
+    return with_texts(folder, base, save_text_classifier(base, folder / "model", classes=1, seed=1))
+
+
+def lora_school(folder: Path) -> School:
+    from transformers import AutoModelForSequenceClassification
+
+    base = save_text_base(folder / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=bert_config(num_labels=2))
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value", "dense"])
+    )
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.2)
+    adapted.save_pretrained(folder / "model")
+    return replace(with_texts(folder, base, folder / "model"), adapter="hf-sequence-classification")
+
+
+def with_texts(folder: Path, base: Path, finetuned: Path) -> School:
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 40, 1), None)
+    return School(base, finetuned, folder / "data")
+
+
+SCHOOLS = {
+    "image": image_school,
+    "encoder": encoder_school,
+    "gpt2": language_school("gpt2"),
+    "llama": language_school("llama"),
+    "regression": regression_school,
+    "lora": lora_school,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", SCHOOLS)
+def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
+    school = SCHOOLS[kind](tmp_path)
+    found = school.learn(tmp_path / "out" / "birds.fsw", "steps=60")
+    record = found.header.learning
+    assert record.after.divergence < record.before.divergence
+    assert record.exemplars == 24
+    assert found.path.stat().st_size <= 5000
+    assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
+
+
+def test_the_features_can_be_held_to_instead(school: School, tmp_path: Path) -> None:
+    found = school.learn(tmp_path / "birds.fsw", "objective=mse")
+    record = found.header.learning
+    assert record.after.divergence < record.before.divergence
+    assert record.after.agreement == 1
+    assert measured(school, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
+
+
+def test_labels_can_be_learned_from_instead(school: School, tmp_path: Path) -> None:
+    heard, data = Heard(), tmp_path / "data"
+    data.mkdir()
+    inputs = texts("birds", 40, 1)
+    write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(school.finetuned, school.base, inputs))
+    labelled = replace(school, data=data)
+    found = labelled.learn(tmp_path / "birds.fsw", "objective=task", "steps=40", heard=heard)
+    losses = [progress.loss for progress in heard.steps]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert found.header.method.settings["objective"] == "task"

@@ -1,0 +1,96 @@
+"""A planted problem: it is known what the answers depend on, and FlexSwitch has to find it among noise."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from support.lessons import School, measured
+from support.tiny_models import bert_config, make_artifact, texts, write_jsonl, write_tokenizer
+from torch import Tensor
+
+from flexswitch.codecs.format.container import Artifact
+
+PLANTED = ("attention.self.value.weight", "attention.output.dense.weight", "intermediate.dense.weight")
+SIZE = 9000
+SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "refit=10")
+
+
+class Problem(NamedTuple):
+    school: School
+    marks: dict[str, Tensor]  # base name → which entries are planted
+    learned: Artifact
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """A text classifier that is its base, large changes of 3 % of six matrices, and weak noise everywhere."""
+    from transformers import BertForSequenceClassification, BertModel
+
+    folder = tmp_path_factory.mktemp("planted")
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
+    torch.manual_seed(0)
+    base = BertModel(bert_config(**sizes))
+    base.save_pretrained(folder / "base")
+    write_tokenizer(folder / "base")
+    finetuned = BertForSequenceClassification(bert_config(num_labels=3, **sizes))
+    marks, state = {}, {}
+    for name, tensor in base.state_dict().items():
+        change = 0.005 * torch.randn(tensor.shape)
+        if name.endswith(PLANTED):
+            marks[name] = torch.rand(tensor.shape) < 0.03
+            change += marks[name] * (0.3 + 0.6 * torch.rand(tensor.shape)) * torch.randn(tensor.shape).sign()
+        state[name] = tensor + change
+    finetuned.bert.load_state_dict(state)
+    finetuned.save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 80, 1), None)
+    school = School(folder / "base", folder / "model", folder / "data", per_task=48)
+    return Problem(school, marks, school.learn(folder / "birds.fsw", *SETTINGS))
+
+
+def kept_entries(artifact: Artifact, name: str) -> Tensor:
+    """Returns which entries of a tensor an artifact keeps."""
+    sparse = artifact.sparse(name)
+    bits = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
+    return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
+
+
+def test_what_was_planted_is_kept_and_hardly_any_noise(problem: Problem) -> None:
+    found = sum(
+        int((kept_entries(problem.learned, name) & marks).sum())
+        for name, marks in problem.marks.items()
+        if name in problem.learned.header.tensors
+    )
+    planted = sum(int(marks.sum()) for marks in problem.marks.values())
+    kept = sum(record.kept for record in problem.learned.header.tensors.values())
+    assert found >= 0.98 * planted
+    assert kept - found < 0.03 * found
+    assert problem.learned.path.stat().st_size <= SIZE
+
+
+def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: Problem, tmp_path: Path) -> None:
+    school, size = problem.school, problem.learned.path.stat().st_size
+    for drop in ("0.96", "0.965", "0.97", "0.975", "0.98", "0.985", "0.99"):
+        ruled = make_artifact(
+            school.base, school.finetuned, tmp_path / "birds.fsw", settings=[f"drop={drop}"]
+        )
+        if ruled.path.stat().st_size < 1.03 * size:
+            break
+    assert 0.85 * size < ruled.path.stat().st_size
+    learned, rule = measured(school, problem.learned), measured(school, ruled)
+    assert learned.divergence < rule.divergence / 4
+    assert learned.held_out_divergence < rule.held_out_divergence / 4
+
+
+def test_what_is_recorded_is_what_the_stored_artifact_gives(problem: Problem) -> None:
+    record = problem.learned.header.learning
+    found = measured(problem.school, problem.learned)
+    assert record.after.divergence == pytest.approx(found.divergence, rel=2e-3)
+    assert record.after.held_out_divergence == pytest.approx(found.held_out_divergence, rel=2e-3)
+    assert (record.after.agreement, record.after.held_out_agreement) == (
+        found.agreement,
+        found.held_out_agreement,
+    )
+    assert record.after.divergence < 1.05 * record.before.divergence  # the start has found it all

@@ -1,0 +1,50 @@
+"""The forecast of sizes, against what is stored at other thresholds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import job, memory_pair
+from support.deltas import normal
+
+from flexswitch.merging.flex_switch.forecast import forecast
+from flexswitch.merging.flex_switch.harden import scaled
+from flexswitch.merging.flex_switch.problem import read_problem
+from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.workers import workers
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
+    base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 120)}
+    tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
+    with workers(1) as each:
+        problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2, 4]), "small", each)
+        spread = np.random.default_rng(0).uniform(0.95, 1.05, 96) if by_rows else np.ones(96)
+        kept = [
+            Hardened((unit.rms * spread[: len(unit.rows)]).astype(np.float32), bits, 2 * unit.rms)
+            for unit in problem.units
+        ]
+        ahead, packer = forecast(problem.units, problem.choices, kept), problem.packer()
+        least = packer.empty_size()
+        for shift in (-0.3, -0.1, 0.1):
+            found = (packer.size(scaled(kept, shift)) - least) / (packer.size(kept) - least)
+            assert ahead(shift) / ahead(0) == pytest.approx(found, rel=0.06 if bits == 1 else 0.12)
+
+
+def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
+    tuned = {"w": torch.from_numpy(normal((96, 80))), "v": torch.from_numpy(normal((5,)))}
+    base = {name: torch.zeros_like(tensor) for name, tensor in tuned.items()}
+    with workers(1) as each:
+        problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2]), "small", each)
+    kept = [Hardened(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
+    shifts = np.linspace(-20, 20, 500)
+    found = [forecast(problem.units, problem.choices, kept)(shift) for shift in shifts]
+    assert (np.diff(found) <= 0).all()
+    most = 1.585 * (96 * 80 + 5)  # log2(3) bits an entry, a sign and a mask of two in three
+    assert found[0] == pytest.approx(most, rel=0.1)
+    assert found[-1] == 0
+    nothing = [Hardened(np.full(len(unit.rows), np.float32(math.inf)), 1, 1.0) for unit in problem.units]
+    assert forecast(problem.units, problem.choices, nothing)(-20) == 0

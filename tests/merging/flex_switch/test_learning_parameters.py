@@ -1,0 +1,177 @@
+"""The learned numbers: thresholds, shares, what they harden to, and Adam, against torch in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.sparse_tensors import LAWS
+from support.straight_through import unit_of
+
+from flexswitch.merging.flex_switch import parameters as module
+from flexswitch.merging.flex_switch.packing import kept_by_row
+from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free, free_of
+from flexswitch.merging.flex_switch.profile import choices_of
+from flexswitch.merging.flex_switch.start import first_parameters
+from flexswitch.merging.flex_switch.unit import Hardened, Unit
+
+BITS = np.array([1, 2, 4, 8])
+
+
+def two_units() -> list[Unit]:
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=(5, 40)).astype(np.float32)
+    first[2] = 0
+    return [unit_of(first, "first"), unit_of(3 * generator.normal(size=30).astype(np.float32), "second")]
+
+
+def random_parameters(units: list[Unit], by_rows: bool, seed: int) -> Parameters:
+    generator = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])])
+    tables = [generator.normal(size=(len(units), len(BITS))) for _ in range(2)]
+    rows = generator.normal(size=int(starts[-1]) if by_rows else 0)
+    return Parameters(BITS, starts, generator.normal(size=len(units)), rows, *tables)
+
+
+def test_a_unit_holds_the_rows_that_changed_and_their_root_mean_square() -> None:
+    unit = two_units()[0]
+    assert (unit.rows.tolist(), unit.columns, unit.entries) == ([0, 1, 3, 4], 40, 160)
+    assert unit.rms == pytest.approx(float(np.sqrt((unit.delta.astype(np.float64) ** 2).mean())), rel=1e-12)
+
+
+@LAWS
+@given(by_rows=st.booleans(), seed=st.integers(0, 99))
+def test_thresholds_are_softplus_of_free_numbers_and_so_are_their_derivatives(
+    by_rows: bool, seed: int
+) -> None:
+    units = two_units()
+    parameters = random_parameters(units, by_rows, seed)
+    for number, unit in enumerate(units):
+        free = torch.tensor(parameters.free[number]).requires_grad_()
+        own = parameters.rows[parameters.starts[number] : parameters.starts[number + 1]]
+        assert len(own) == (len(unit.rows) if by_rows else 0)
+        rows = torch.from_numpy(own.copy() if by_rows else np.zeros(len(unit.rows))).requires_grad_()
+        thresholds = torch.nn.functional.softplus(free + rows) * unit.rms
+        given_slopes = np.random.default_rng(seed + 1).normal(size=len(unit.rows))
+        (thresholds * torch.from_numpy(given_slopes)).sum().backward()
+        np.testing.assert_allclose(parameters.thresholds(unit, number), thresholds.detach(), rtol=1e-6)
+        by_row = parameters.by_free(unit, number, given_slopes)
+        np.testing.assert_allclose(by_row, rows.grad, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(by_row.sum(), free.grad, rtol=1e-9, atol=1e-12)
+
+
+@LAWS
+@given(temperature=st.floats(1e-3, 10), seed=st.integers(0, 99))
+def test_shares_are_the_softmax_and_the_largest_logit_is_what_is_kept(temperature: float, seed: int) -> None:
+    units = two_units()
+    parameters = random_parameters(units, True, seed)
+    hardened = parameters.hardened(units)
+    for number, unit in enumerate(units):
+        expected = (torch.from_numpy(parameters.logits[number]) / temperature).softmax(0)
+        np.testing.assert_allclose(parameters.shares(number, temperature), expected, rtol=1e-9, atol=1e-300)
+        chosen = int(parameters.logits[number].argmax())
+        assert hardened[number].bits == BITS[chosen]
+        assert hardened[number].scale == np.float32(np.exp(parameters.log_scales[number, chosen]))
+        assert hardened[number].thresholds.tolist() == parameters.thresholds(unit, number).tolist()
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.1, 1.0, 5.0, 40.0])
+def test_a_free_number_is_the_one_whose_softplus_is_the_threshold(threshold: float) -> None:
+    assert np.logaddexp(0, free_of(threshold)) == pytest.approx(threshold, rel=1e-9)
+
+
+def test_free_numbers_are_kept_where_they_can_move() -> None:
+    free = np.array([-1e9, 0.5, 1e9])
+    clip_free(free)
+    assert free[1] == 0.5
+    slopes = 1 / (1 + np.exp(-free))
+    assert (slopes > 1e-9).all()
+    assert np.isfinite(free).all()
+
+
+def test_adam_moves_as_torchs_does() -> None:
+    generator = np.random.default_rng(0)
+    arrays = {"one": generator.normal(size=5), "two": generator.normal(size=(2, 3))}
+    leaves = {name: torch.from_numpy(array.copy()).requires_grad_() for name, array in arrays.items()}
+    rates = {"one": 0.05, "two": 0.2}
+    groups = [{"params": [leaf], "lr": rates[name]} for name, leaf in leaves.items()]
+    expected, adam = torch.optim.Adam(groups, betas=module._BETAS, eps=1e-30), Adam()
+    for _ in range(20):
+        slopes = {name: generator.normal(size=array.shape) for name, array in arrays.items()}
+        for name, leaf in leaves.items():
+            leaf.grad = torch.from_numpy(slopes[name].copy())
+        expected.step()
+        adam.update(arrays, slopes, rates)
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(arrays[name], leaf.detach(), rtol=1e-9)
+
+
+def test_adam_shares_the_mean_square_of_a_group() -> None:
+    generator = np.random.default_rng(0)
+    first, second = module._BETAS
+    starts = np.array([0, 3, 4])
+    arrays = {"rows": generator.normal(size=4), "free": generator.normal(size=4)}
+    expected, adam = {name: array.copy() for name, array in arrays.items()}, Adam(groups={"rows": starts})
+    means, squares = {name: np.zeros(4) for name in arrays}, {name: np.zeros(4) for name in arrays}
+    for step in range(1, 11):
+        slopes = {name: generator.normal(size=4) for name in arrays}
+        adam.update(arrays, slopes, {"rows": 0.1, "free": 0.3})
+        for name, rate in (("rows", 0.1), ("free", 0.3)):
+            found = slopes[name] ** 2
+            if name == "rows":
+                found[:3] = (slopes[name][:3] @ slopes[name][:3]) / 3
+            means[name] = first * means[name] + (1 - first) * slopes[name]
+            squares[name] = second * squares[name] + (1 - second) * found
+            ahead, spread = means[name] / (1 - first**step), np.sqrt(squares[name] / (1 - second**step))
+            expected[name] -= rate * ahead / spread
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-9)
+
+
+def test_what_is_small_beside_the_others_of_its_group_moves_little() -> None:
+    slopes = {"rows": np.array([1.0, 1e-3, 1e-3])}
+    alone, grouped = {"rows": np.zeros(3)}, {"rows": np.zeros(3)}
+    Adam().update(alone, slopes, {"rows": 0.1})
+    Adam(groups={"rows": np.array([0, 2, 3])}).update(grouped, slopes, {"rows": 0.1})
+    assert alone["rows"] == pytest.approx([-0.1, -0.1, -0.1])
+    assert grouped["rows"] == pytest.approx([-0.1 * 2**0.5, -1e-4 * 2**0.5, -0.1], rel=1e-4)
+
+
+def test_a_group_of_an_array_that_is_empty_changes_nothing() -> None:
+    arrays, adam = {"rows": np.empty(0)}, Adam(groups={"rows": np.array([0, 4, 5])})
+    adam.update(arrays, {"rows": np.empty(0)}, {"rows": 0.1})
+    assert len(arrays["rows"]) == 0
+
+
+def test_adam_leaves_what_never_had_a_slope() -> None:
+    arrays, adam = {"one": np.ones(3)}, Adam()
+    for _ in range(3):
+        adam.update(arrays, {"one": np.zeros(3)}, {"one": 0.1})
+    assert arrays["one"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
+    units = two_units()
+    choices = [choices_of(unit.delta, BITS) for unit in units]
+    kept = []
+    for unit, each, bits in zip(units, choices, (4, 1), strict=True):
+        row = int(np.flatnonzero((each.bits == bits) & (each.kept >= 10))[0])
+        thresholds = np.full(len(unit.rows), each.thresholds[row])
+        kept.append(Hardened(thresholds, bits, float(np.float32(each.scales[row]))))
+    parameters = first_parameters(units, choices, kept, BITS, by_rows)
+    assert len(parameters.free) == 2
+    assert parameters.rows.tolist() == ([0] * 5 if by_rows else [])
+    assert parameters.starts.tolist() == [0, 4, 5]
+    for unit, found, expected in zip(units, parameters.hardened(units), kept, strict=True):
+        assert found.bits == expected.bits
+        assert found.scale == pytest.approx(expected.scale, rel=1e-5)
+        assert kept_by_row(unit, found).tolist() == kept_by_row(unit, expected).tolist()
+
+
+def test_a_unit_that_the_allocation_drops_starts_with_an_entry() -> None:
+    units = two_units()
+    choices = [choices_of(unit.delta, BITS) for unit in units]
+    kept = [Hardened(np.full(len(unit.rows), np.inf, np.float32), 1, unit.rms) for unit in units]
+    hardened = first_parameters(units, choices, kept, BITS, by_rows=False).hardened(units)
+    assert [int(kept_by_row(unit, each).sum()) for unit, each in zip(units, hardened, strict=True)] == [1, 1]

@@ -1,0 +1,222 @@
+"""Which adapter runs a base's models, and what is said of bases that can't be run."""
+
+import shutil
+import sys
+
+import pytest
+from support.adapter_bases import CAUSAL, ENCODER, IMAGE, TEXT, adapter_of, change_config, save_bases
+from support.checkpoints import message
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.checkpoints.architecture import ADAPTERS, detect_adapter
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.models.adapters import get_adapter
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return save_bases(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture
+def base(bases, tmp_path):
+    """A copy of the text base that a test may change."""
+    return shutil.copytree(bases["text"], tmp_path / "base")
+
+
+# --- which adapter ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "extras", "adapter"),
+    [
+        ({"architectures": ["BertForSequenceClassification"]}, ["classifier.weight"], TEXT),
+        ({"architectures": ["ViTForImageClassification"]}, ["classifier.weight"], IMAGE),
+        ({"architectures": ["BertForSequenceClassification"]}, ["head.weight"], TEXT),
+        ({"architectures": ["BertModel"]}, ["head.bias", "head.weight"], ENCODER),
+        ({}, ["head.weight"], ENCODER),
+        ({"architectures": ["BertModel"]}, ["head.bias"], None),
+        ({"architectures": ["LlamaForCausalLM"]}, [], CAUSAL),
+        ({"architectures": ["GPT2LMHeadModel"]}, ["head.weight"], CAUSAL),
+        ({"architectures": ["LlamaForCausalLM"]}, ["score.weight"], None),
+        ({"architectures": ["LlamaForCausalLM"]}, ["model.classifier.dense.weight"], None),
+        ({"architectures": ["LlamaForCausalLM"]}, ["model.rescored.weight"], CAUSAL),
+        ({"architectures": ["GPT2Model"]}, [], None),
+        ({"architectures": ["T5ForConditionalGeneration"]}, [], None),
+        ({"architectures": ["BertForMaskedLM"]}, [], None),
+        ({"architectures": None}, [], None),
+        ({"architectures": "BertForSequenceClassification"}, [], None),
+        ({"architectures": [None]}, [], None),
+        ({}, [], None),
+    ],
+)
+def test_the_adapter_is_told_from_the_architecture_or_the_head(config, extras, adapter):
+    assert detect_adapter(config, extras) == adapter
+
+
+def test_an_unknown_adapter_is_told_with_the_nearest(bases):
+    assert message(UsageError, lambda: adapter_of("hf-sequence-clasification", bases["text"])) == (
+        "no adapter is named 'hf-sequence-clasification'; did you mean 'hf-sequence-classification'? "
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
+    )
+
+
+def test_no_adapter_at_all_is_told_with_the_known_ones(bases):
+    assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
+        "nothing says how the models are run; give --adapter "
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
+    )
+
+
+FACTORY = """
+class Mine:
+    neighbours = 3
+
+    def __init__(self, base):
+        self.base = base
+
+def make(base):
+    return Mine(base)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module `own_adapter` that python can import."""
+    (tmp_path / "own_adapter.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("own_adapter", None)
+
+
+def test_a_python_adapter_is_made_by_its_factory_where_the_user_names_it(bases, module):
+    checkpoint = open_checkpoint(str(bases["text"]))
+    adapter = get_adapter("python:own_adapter:make", checkpoint, trusted=True)
+    assert (adapter.neighbours, adapter.base) == (3, checkpoint)
+
+
+def test_code_that_a_zoo_names_is_not_even_imported(bases, module):
+    assert message(UsageError, lambda: adapter_of("python:own_adapter:make", bases["text"])) == (
+        "the zoo asks for the code 'python:own_adapter:make'; if you trust it, give it as --adapter"
+    )
+    assert "own_adapter" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("python:no_such_module:make", "No module named 'no_such_module'"),
+        ("python:own_adapter:made", "module 'own_adapter' has no attribute 'made'"),
+        ("python:own_adapter", "module 'own_adapter' has no attribute ''"),
+        ("python:", "Empty module name"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_told(bases, module, name, reason):
+    assert message(UsageError, lambda: adapter_of(name, bases["text"], trusted=True)) == (
+        f"--adapter {name}: {reason}; expected python:package.module:factory"
+    )
+
+
+# --- bases that can't be run ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_base_without_a_config_is_told(base, name):
+    (base / "config.json").unlink()
+    for source in (base, base / "model.safetensors"):
+        assert message(InputError, lambda source=source: adapter_of(name, source)) == (
+            f"{source}: has no config.json with a 'model_type'; give a model directory"
+        )
+
+
+def test_a_model_type_that_transformers_does_not_know_is_told(base):
+    import transformers
+
+    change_config(base, model_type="bort")
+    assert message(InputError, lambda: adapter_of(TEXT, base)) == (
+        f"{base}: transformers {transformers.__version__} has no model type 'bort'; "
+        "give --adapter python:package.module:factory"
+    )
+
+
+def test_a_base_of_another_family_is_told(bases):
+    adapter = adapter_of(IMAGE, bases["text"])
+    found = message(InputError, lambda: adapter.model({}, {}))
+    assert found.startswith(
+        f"{bases['text']}: transformers makes no AutoModelForImageClassification of its config.json ("
+    )
+    found = message(InputError, lambda: adapter_of(TEXT, bases["image"]))
+    assert found.startswith(f"{bases['image']}: its tokenizer does not load (")
+
+
+@pytest.mark.parametrize("entries", [{"hidden_size": 17}, {"hidden_act": "no such"}])
+def test_a_config_that_makes_no_model_is_told(base, entries):
+    adapter = adapter_of(TEXT, base)
+    found = message(InputError, lambda: adapter.model(entries, {}))
+    assert found.startswith(
+        f"{base}: transformers makes no AutoModelForSequenceClassification of its config.json ("
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        (
+            {"num_hidden_layers": 3},
+            "lacks 'encoder.layer.2.attention.self.query.weight', which the model of its config.json has",
+        ),
+        (
+            {"vocab_size": 41},
+            "does not fit its config.json (size mismatch for embeddings.word_embeddings.weight: copying a "
+            "param with shape torch.Size([40, 16]) from checkpoint, the shape in current model is "
+            "torch.Size([41, 16]).)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_told(base, entries, reason):
+    change_config(base, **entries)
+    adapter = adapter_of(TEXT, base)
+    assert message(InputError, adapter.encoder) == f"{base}: {reason}"
+
+
+def test_a_base_without_a_tokenizer_is_told(base):
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    assert message(InputError, lambda: adapter_of(TEXT, base)) == (
+        f"{base}: has no tokenizer; copy its tokenizer.json there"
+    )
+
+
+def test_a_tokenizer_that_does_not_load_is_told(base):
+    (base / "tokenizer.json").write_text("{}")
+    found = message(InputError, lambda: adapter_of(TEXT, base))
+    assert found.startswith(f"{base}: its tokenizer does not load (")
+
+
+def test_a_tokenizer_that_can_not_pad_is_told(base):
+    change_config(base, "tokenizer_config.json", pad_token="left out")
+    assert message(InputError, lambda: adapter_of(TEXT, base)) == (
+        f"{base}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+    )
+
+
+def test_code_beside_a_base_is_never_run(base):
+    trace = base / "trace"
+    (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
+    automatic = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForSequenceClassification"), "own.Own")
+    change_config(base, auto_map=automatic)
+    change_config(
+        base, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}, tokenizer_class="Own"
+    )
+    adapter = adapter_of(TEXT, base)
+    adapter.encoder()
+    adapter.model({}, {})
+    assert adapter.batch(["word1"])["input_ids"].tolist() == [[2, 5, 3]]
+    assert not trace.exists()
+
+
+def test_running_models_without_transformers_says_what_to_install(bases, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert message(InputError, lambda: adapter_of(TEXT, bases["text"])) == (
+        "running models takes transformers; pip install 'flexswitch[eval]'"
+    )

@@ -1,0 +1,115 @@
+"""Reading examples: every format gives the same."""
+
+import numpy as np
+import pytest
+from support.checkpoints import message
+from support.data_files import LABELS, RECORDS, TEXTS, WRITERS, npz, write
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples, task_file, tasks_with
+
+# --- what is read -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_texts_and_labels_are_the_same_in_every_format(tmp_path, suffix):
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix](RECORDS))
+    for labelled in (True, False):
+        examples = read_examples(path, labelled)
+        assert list(examples.inputs) == TEXTS
+        assert len(examples) == 4
+    labels = read_examples(path, labelled=True).labels
+    assert (labels.dtype, labels.tolist()) == (np.int64, LABELS)
+    assert read_examples(path, labelled=False).labels is None
+
+
+def test_every_format_is_tested():
+    assert {*WRITERS, ".npz"} == set(SUFFIXES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("label_dtype", [np.int32, np.int64, np.uint8, np.float32])
+def test_images_keep_their_type_and_labels_become_whole_numbers(tmp_path, dtype, label_dtype):
+    images = np.arange(96).reshape(2, 3, 4, 4).astype(dtype)
+    path = write(tmp_path, "birds.test.npz", npz(x=images, y=np.array([1, 0], label_dtype)))
+    examples = read_examples(path, labelled=True)
+    assert examples.inputs.dtype == dtype
+    np.testing.assert_array_equal(examples.inputs, images)
+    assert (examples.labels.dtype, examples.labels.tolist()) == (np.int64, [1, 0])
+
+
+def test_further_fields_blank_lines_and_line_ends_of_windows_do_no_harm(tmp_path):
+    text = b'{"id": 7, "text": "a", "label": 1}\r\n\n   \n{"label": "0", "text": "b"}'
+    path = write(tmp_path, "birds.test.jsonl", text)
+    examples = read_examples(path, labelled=True)
+    assert (list(examples.inputs), examples.labels.tolist()) == (["a", "b"], [1, 0])
+    path = write(tmp_path, "birds.test.csv", b'id,label,text\r\n7,1,"a\r\nb"\r\n')
+    examples = read_examples(path, labelled=True)
+    assert (list(examples.inputs), examples.labels.tolist()) == (["a\r\nb"], [1])
+
+
+def test_rows_are_taken_in_the_order_asked_for():
+    rows = np.array([2, 0, 2])
+    taken = Examples(TEXTS, np.array(LABELS)).take(rows)
+    assert (list(taken.inputs), taken.labels.tolist()) == ([TEXTS[2], TEXTS[0], TEXTS[2]], [1, 2, 1])
+    images = np.arange(12).reshape(4, 3)
+    taken = Examples(images, None).take(rows)
+    np.testing.assert_array_equal(taken.inputs, images[rows])
+    assert taken.labels is None
+
+
+def test_rows_are_ordered_by_the_length_of_their_text():
+    examples = Examples(["aaa", "b", "cc", "d"], None)
+    assert examples.by_length(np.array([0, 3, 2, 1])).tolist() == [3, 1, 2, 0]
+    assert Examples(np.zeros((4, 2)), None).by_length(np.array([2, 0])).tolist() == [2, 0]
+
+
+# --- which file is a task's -------------------------------------------------------------------------------
+
+
+def test_a_tasks_file_is_found_by_split_in_any_format(tmp_path):
+    for name in (
+        "b.test.npz",
+        "a.test.jsonl.gz",
+        "a.train.csv",
+        "c.d.test.parquet",
+        "notes.txt",
+        "e.test.tsv",
+    ):
+        write(tmp_path, name, b"")
+    assert tasks_with(tmp_path, "test") == {
+        "a": tmp_path / "a.test.jsonl.gz",
+        "b": tmp_path / "b.test.npz",
+        "c.d": tmp_path / "c.d.test.parquet",
+    }
+    assert task_file(tmp_path, "a", "train") == tmp_path / "a.train.csv"
+
+
+def test_a_task_with_two_files_is_told(tmp_path):
+    for name in ("birds.test.csv", "birds.test.jsonl", "birds.train.npz"):
+        write(tmp_path, name, b"")
+    for call in (lambda: tasks_with(tmp_path, "test"), lambda: task_file(tmp_path, "cities", "test")):
+        assert message(InputError, call) == (
+            f"{tmp_path / 'birds.test.jsonl'}: the task 'birds' has the file birds.test.csv too; keep one"
+        )
+    assert task_file(tmp_path, "birds", "train") == tmp_path / "birds.train.npz"
+
+
+def test_a_task_without_a_file_is_told_with_those_there_are(tmp_path):
+    expected = (
+        f"{tmp_path}: has no test file of the task 'birds'; expected birds.test with one of "
+        ".jsonl.gz, .jsonl, .csv, .parquet, .npz (it has: {})"
+    )
+    write(tmp_path, "birds.train.csv", b"")
+    assert message(InputError, lambda: task_file(tmp_path, "birds", "test")) == expected.format("none")
+    for name in ("tools.test.csv", "cities.test.npz"):
+        write(tmp_path, name, b"")
+    assert message(InputError, lambda: task_file(tmp_path, "birds", "test")) == expected.format(
+        "cities, tools"
+    )
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    assert message(InputError, lambda: tasks_with(tmp_path / "no", "test")) == (
+        f"{tmp_path / 'no'}: no such folder; expected one of <task>.test.jsonl.gz files"
+    )

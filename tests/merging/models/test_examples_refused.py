@@ -1,0 +1,225 @@
+"""A file of examples that is wrong is told in one line."""
+
+import contextlib
+import gzip
+import io
+import sys
+import zipfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from support.checkpoints import message
+from support.data_files import RECORDS, WRITERS, jsonl, npz, parquet, write
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.models.examples import read_examples
+
+UNLABELLED = "its examples carry no labels; expected a field 'label' (or an array 'y')"
+UNTEXTED = "does not read as examples (record 2 has no field 'text' with a text)"
+
+
+def refused(path, labelled=True):
+    """Returns what is wrong with a file, after its name."""
+    found = message(InputError, lambda: read_examples(path, labelled))
+    assert found.startswith(f"{path}: ")
+    return found.removeprefix(f"{path}: ")
+
+
+def damaged(path, labelled=True):
+    """Returns what the message about an unreadable file gives as its reason."""
+    found = refused(path, labelled)
+    assert found.startswith("does not read as examples (")
+    return found.removeprefix("does not read as examples (").removesuffix(")")
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_missing_labels_are_told_where_they_are_needed(tmp_path, suffix):
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix]([{"text": "a"}, {"text": "b"}]))
+    assert refused(path) == UNLABELLED
+    assert list(read_examples(path, labelled=False).inputs) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}])),
+        ("birds.test.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b", "label": None}])),
+        ("birds.test.csv", b"text,label\na,1\nb\n"),
+        ("birds.test.parquet", parquet([{"text": "a", "label": 1}, {"text": "b", "label": None}])),
+        ("birds.test.npz", npz(x=np.zeros((2, 3)))),
+    ],
+    ids=["left out", "null", "csv cell", "parquet null", "no y"],
+)
+def test_one_missing_label_is_told(tmp_path, name, data):
+    path = write(tmp_path, name, data)
+    assert refused(path) == UNLABELLED
+    assert len(read_examples(path, labelled=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("good", "invalid literal for int() with base 10: 'good'"),
+        (1.5, "label 1.5, expected the number of a class"),
+        ([1], "int() argument must be a string, a bytes-like object or a real number, not 'list'"),
+        (2**70, "Python int too large to convert to C long"),
+    ],
+)
+def test_a_label_that_is_no_class_number_is_told(tmp_path, label, reason):
+    path = write(tmp_path, "birds.test.jsonl", jsonl([{"text": "a", "label": label}]))
+    assert damaged(path) == reason
+    assert len(read_examples(path, labelled=False)) == 1
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_a_label_of_an_array_that_is_no_class_number_is_told(tmp_path, value):
+    path = write(tmp_path, "birds.test.npz", npz(x=np.zeros((2, 3)), y=np.array([1, value])))
+    assert damaged(path)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_missing_text_is_told(tmp_path, suffix):
+    records = [{"sentence": "a", "label": 1}]
+    path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix](records))
+    assert refused(path) == UNTEXTED.replace("record 2", "record 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", jsonl([{"text": "a"}, {"text": None}])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, {"text": 3}])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, ["text"]])),
+        ("birds.test.jsonl", jsonl([{"text": "a"}, None])),
+        ("birds.test.csv", b"label,text\n1,a\n1\n"),
+        ("birds.test.parquet", parquet([{"text": "a"}, {"text": None}])),
+    ],
+    ids=["null", "number", "list", "no object", "csv cell", "parquet null"],
+)
+def test_one_missing_text_is_told(tmp_path, name, data):
+    assert refused(write(tmp_path, name, data), labelled=False) == UNTEXTED
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("birds.test.jsonl", b""),
+        ("birds.test.jsonl", b"\n \n"),
+        ("birds.test.jsonl.gz", b""),
+        ("birds.test.jsonl.gz", gzip.compress(b"", mtime=0)),
+        ("birds.test.csv", b""),
+        ("birds.test.csv", b"text,label\n"),
+        ("birds.test.parquet", parquet([], pyarrow.schema({"text": pyarrow.string()}))),
+        ("birds.test.npz", npz(x=np.zeros((0, 3)), y=np.zeros(0))),
+    ],
+)
+def test_a_file_without_examples_is_told(tmp_path, name, data):
+    assert refused(write(tmp_path, name, data)) == "holds no examples; expected at least one"
+
+
+def test_a_line_that_is_no_json_is_told_with_its_number(tmp_path):
+    lines = b'{"text": "a", "label": 1}\n\n{"text": b, "label": 1}\n'
+    for name, data in (("birds.test.jsonl", lines), ("birds.test.jsonl.gz", gzip.compress(lines, mtime=0))):
+        assert damaged(write(tmp_path, name, data)) == "line 3, column 10: Expecting value"
+
+
+def test_json_of_endless_depth_is_told(tmp_path):
+    path = write(tmp_path, "birds.test.jsonl", b"[" * 100_000)
+    assert damaged(path).startswith("maximum recursion depth exceeded")
+
+
+@pytest.mark.parametrize("name", ["birds.test.jsonl", "birds.test.csv"])
+def test_a_text_in_another_encoding_is_told(tmp_path, name):
+    path = write(tmp_path, name, "text,label\nü,1\n".encode("latin-1"))
+    assert damaged(path) == "'utf-8' codec can't decode byte 0xfc in position 11: invalid start byte"
+
+
+def test_a_field_of_endless_length_is_told(tmp_path):
+    path = write(tmp_path, "birds.test.csv", b'text,label\n"' + b"a" * 200_000)
+    assert damaged(path) == "field larger than field limit (131072)"
+
+
+def test_a_truncated_gzip_is_told(tmp_path):
+    data = gzip.compress(jsonl(RECORDS * 9), mtime=0)
+    for length in (len(data) - 1, len(data) - 9, len(data) // 2, 15):
+        path = write(tmp_path, "birds.test.jsonl.gz", data[:length])
+        assert damaged(path) == "Compressed file ended before the end-of-stream marker was reached"
+    assert damaged(write(tmp_path, "birds.test.jsonl.gz", jsonl(RECORDS))) == "Not a gzipped file (b'{\"')"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".npz", ".parquet"])
+def test_no_flipped_bit_escapes_as_another_error(tmp_path, suffix):
+    whole = (
+        npz(x=np.random.default_rng(0).normal(size=(3, 4)), y=np.arange(3))
+        if suffix == ".npz"
+        else WRITERS[suffix](RECORDS)
+    )
+    path = tmp_path / f"birds.test{suffix}"
+    told = 0
+    for offset in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[offset] ^= 1 << (offset % 8)
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):
+            read_examples(path, labelled=True)
+            continue
+        refused(path)
+        told += 1
+    assert told > len(whole) // 3 * 0.3
+
+
+@pytest.mark.parametrize("size", [0, 3, 100])
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_of_junk_is_told(tmp_path, suffix, size):
+    assert damaged(write(tmp_path, f"birds.test{suffix}", b"j" * size))
+
+
+class Pickled:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_a_pickled_object_in_an_array_file_is_never_loaded(tmp_path, name):
+    trace = tmp_path / "trace"
+    arrays = {"x": np.zeros((1, 3)), "y": np.zeros(1)} | {name: np.array([Pickled(trace)], object)}
+    path = write(tmp_path, "birds.test.npz", npz(**arrays))
+    assert damaged(path) == "Object arrays cannot be loaded when allow_pickle=False"
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"images": np.zeros(3), "y": np.zeros(3)}, "arrays ['images', 'y'], expected 'x' and 'y'"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(2)}, "3 inputs and labels of shape (2,)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1))}, "3 inputs and labels of shape (3, 1)"),
+        ({"x": np.zeros((3, 2)), "y": np.int64(1)}, "3 inputs and labels of shape ()"),
+        ({"x": np.float32(1), "y": np.zeros(1)}, "'x' is no array over examples"),
+    ],
+)
+def test_arrays_of_other_names_or_shapes_are_told(tmp_path, arrays, reason):
+    assert damaged(write(tmp_path, "birds.test.npz", npz(**arrays))) == reason
+
+
+def test_other_archives_and_single_arrays_are_told(tmp_path):
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    path = write(tmp_path, "birds.test.npz", single.getvalue())
+    assert damaged(path) == "no archive of arrays, as numpy.savez writes it"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"not an array")
+    assert damaged(path) == "'x' is no array over examples"
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    path = write(tmp_path, "birds.test.parquet", parquet(RECORDS))
+    assert refused(path) == "reading .parquet takes pyarrow; pip install 'flexswitch[eval]'"

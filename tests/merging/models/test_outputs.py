@@ -1,0 +1,330 @@
+"""Kinds of output, and divergence, agreement and loss against float64 numpy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import message
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.models.outputs import (
+    agreement,
+    declared_kind,
+    divergence,
+    output_kind,
+    task_loss,
+)
+
+KINDS = ("classes", "labels", "values", "tokens")
+MULTI = {"problem_type": "multi_label_classification"}
+REGRESSION = {"problem_type": "regression"}
+
+
+def logits_of(kind, seed, size=2.0):
+    """Returns 5 samples' logits, of 4 tokens for "tokens", 6 columns."""
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn((5, 4, 6) if kind == "tokens" else (5, 6), generator=generator)
+
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+
+
+def plain(kind, logits, mask=None):
+    """Returns (answer, column) in float64."""
+    array = logits.detach().double().numpy()
+    if kind != "tokens":
+        return array
+    marks = np.ones(array.shape[:2], bool) if mask is None else mask.numpy().astype(bool)
+    return array[marks]
+
+
+def log_softmax(array):
+    shifted = array - array.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def reference(kind, teacher, student):
+    """Returns each answer's D(teacher ‖ student)."""
+    if kind == "values":
+        return 0.5 * ((teacher - student) ** 2).sum(-1)
+    if kind == "labels":
+        p, q = 1 / (1 + np.exp(-teacher)), 1 / (1 + np.exp(-student))
+        return (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(-1)
+    p, q = log_softmax(teacher), log_softmax(student)
+    return (np.exp(p) * (p - q)).sum(-1)
+
+
+# --- which kind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "kind"),
+    [
+        ({}, (5, 3), "classes"),
+        ({"problem_type": "single_label_classification"}, (5, 3), "classes"),
+        ({"problem_type": None}, (5, 3), "classes"),
+        ({"problem_type": ["regression"]}, (5, 3), "classes"),
+        ({"id2label": {"0": "a"}}, (5, 3), "classes"),
+        ({}, (5, 1), "values"),
+        (REGRESSION, (5, 1), "values"),
+        (REGRESSION, (5, 3), "values"),
+        (MULTI, (5, 3), "labels"),
+        (MULTI, (5, 1), "labels"),
+        ({}, (5, 4, 30), "tokens"),
+        (REGRESSION, (5, 4, 30), "tokens"),
+    ],
+)
+def test_the_kind_is_told_from_the_shape_and_the_config(config, shape, kind):
+    assert output_kind(config, torch.zeros(shape)) == kind
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 4, 3, 2)])
+def test_logits_of_another_shape_are_told(shape):
+    assert message(InputError, lambda: output_kind({}, torch.zeros(shape))) == (
+        f"the logits have the shape {shape}, expected (sample, class) or (sample, token, vocabulary)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "config", "rows", "kind"),
+    [
+        ("hf-causal-lm", {}, None, "tokens"),
+        ("hf-sequence-classification", {}, None, None),
+        ("hf-sequence-classification", {"id2label": {"0": "a", "1": "b"}}, None, None),
+        ("hf-sequence-classification", {"id2label": {"0": "a"}}, None, "values"),
+        ("hf-image-classification", {"num_labels": 1}, None, "values"),
+        ("hf-sequence-classification", REGRESSION, None, "values"),
+        ("hf-sequence-classification", MULTI | {"id2label": {"0": "a"}}, None, "labels"),
+        ("hf-encoder", {"id2label": {"0": "a"}}, 3, None),
+        ("hf-encoder", {}, 1, "values"),
+        ("hf-encoder", {}, None, None),
+        ("python:mine:make", {"id2label": {"0": "a"}}, None, None),
+        ("python:mine:make", REGRESSION, None, "values"),
+        (None, {}, None, None),
+    ],
+)
+def test_a_task_declares_its_kind_by_adapter_config_or_head(adapter, config, rows, kind):
+    extras = {"head.weight": TensorInfo("F32", (rows, 16))} if rows else {}
+    assert declared_kind(adapter, config, extras) == kind
+
+
+# --- divergence -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_divergence_is_the_mean_over_answers(kind):
+    teacher, student = logits_of(kind, 1), logits_of(kind, 2)
+    found = divergence(kind, teacher, student, None)
+    assert (found.dtype, found.shape) == (torch.float32, ())
+    expected = reference(kind, plain(kind, teacher), plain(kind, student)).mean()
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert found.item() > 0.1
+
+
+def mean_of_texts(values, marks):
+    """Returns the mean over texts of each one's mean, 0 for one without values."""
+    starts = np.cumsum([0, *marks.sum(1).tolist()])
+    means = [np.mean(values[start:stop]) if stop > start else 0.0 for start, stop in pairwise(starts)]
+    assert starts[-1] == len(values)
+    return np.mean(means)
+
+
+def test_only_the_tokens_that_the_mask_marks_count():
+    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
+    each = reference("tokens", plain("tokens", teacher, MASK), plain("tokens", student, MASK))
+    expected = mean_of_texts(each, MASK)
+    assert len(each) == MASK.sum() == 10
+    assert abs(expected - each.mean()) > 0.01
+    for mask in (MASK, MASK.bool(), MASK.float()):
+        assert divergence("tokens", teacher, student, mask).item() == pytest.approx(expected, rel=1e-5)
+    student[MASK == 0] = float("nan")
+    assert divergence("tokens", teacher, student, MASK).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_can_be_taken_together_in_any_way():
+    """A step runs texts of like length together; what it learns must not depend on which."""
+    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
+    tokens = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(3))
+
+    def both(rows):
+        batch = {"input_ids": tokens[rows], "attention_mask": MASK[rows]}
+        return (
+            divergence("tokens", teacher[rows], student[rows], MASK[rows]),
+            task_loss("tokens", student[rows], None, batch),
+        )
+
+    whole = both([0, 1, 2, 3, 4])
+    for parts in ([[0], [1], [2], [3], [4]], [[4, 0], [1, 3, 2]]):
+        found = [sum(len(rows) * both(rows)[n] for rows in parts) / 5 for n in range(2)]
+        torch.testing.assert_close(tuple(found), whole)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+def test_a_mask_over_tokens_means_nothing_where_a_sample_has_one_answer(kind):
+    teacher, student = logits_of(kind, 1), logits_of(kind, 2)
+    assert divergence(kind, teacher, student, MASK) == divergence(kind, teacher, student, None)
+    assert agreement(kind, teacher, student, MASK) == agreement(kind, teacher, student, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_logits_diverge_by_nothing(kind):
+    logits = logits_of(kind, 1)
+    assert abs(divergence(kind, logits, logits.clone(), None).item()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_student_learns_and_the_gradient_leads_towards_the_teacher(kind):
+    teacher = logits_of(kind, 1).requires_grad_()
+    student = logits_of(kind, 2).requires_grad_()
+    before = divergence(kind, teacher, student, MASK if kind == "tokens" else None)
+    before.backward()
+    assert teacher.grad is None
+    step = student.detach() - 0.1 * student.grad
+    after = divergence(kind, teacher, step, MASK if kind == "tokens" else None)
+    assert after < before.detach()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_the_reference(kind):
+    teacher, student = logits_of(kind, 1), logits_of(kind, 2).requires_grad_()
+    divergence(kind, teacher, student, None).backward()
+    base, count = plain(kind, student), plain(kind, student).shape[0]
+    found = student.grad.reshape(count, -1)
+    expected = np.zeros_like(base)
+    for place in np.ndindex(*base.shape):
+        pair = []
+        for step in (1e-5, -1e-5):
+            moved = base.copy()
+            moved[place] += step
+            pair.append(reference(kind, plain(kind, teacher), moved).mean())
+        expected[place] = (pair[0] - pair[1]) / 2e-5
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "tokens"])
+def test_logits_that_are_far_apart_diverge_by_a_finite_number(kind):
+    teacher, student = logits_of(kind, 1, size=200.0), logits_of(kind, 2, size=200.0)
+    found = divergence(kind, teacher, student.requires_grad_(), None)
+    found.backward()
+    assert found.isfinite()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_logits_are_compared_in_float32(kind):
+    teacher, student = logits_of(kind, 1).bfloat16(), logits_of(kind, 2).bfloat16()
+    found = divergence(kind, teacher, student, None)
+    assert found.dtype == torch.float32
+    expected = reference(kind, plain(kind, teacher), plain(kind, student)).mean()
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_marked_token_is_no_divergence_and_no_answer():
+    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2).requires_grad_()
+    nothing = torch.zeros_like(MASK)
+    found = divergence("tokens", teacher, student, nothing)
+    found.backward()
+    assert (found.item(), student.grad.abs().max().item()) == (0, 0)
+    assert agreement("tokens", teacher, student, nothing) == (0, 0)
+
+
+def test_logits_of_two_shapes_are_a_bug():
+    for function in (divergence, agreement):
+        with pytest.raises(ValueError, match=r"teacher logits \(5, 6\), student logits \(5, 1\)"):
+            function("values", torch.zeros(5, 6), torch.zeros(5, 1), None)
+
+
+# --- agreement --------------------------------------------------------------------------------------------
+
+
+def test_classes_agree_by_their_largest_logit():
+    teacher = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    student = torch.tensor([[0.0, 9.0, 8.0], [0.0, 1.0, 0.0], [-3.0, -2.0, -1.0]])
+    assert agreement("classes", teacher, student, None) == (2, 3)
+
+
+def test_tokens_agree_one_by_one_where_the_mask_marks_them():
+    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
+    same = teacher.argmax(-1) == student.argmax(-1)
+    assert agreement("tokens", teacher, student, None) == (int(same.sum()), 20)
+    assert agreement("tokens", teacher, student, MASK) == (int((same & (MASK == 1)).sum()), 10)
+
+
+def test_labels_agree_where_every_sign_does():
+    teacher = torch.tensor([[1.0, -2.0], [1.0, -2.0], [-1.0, -1.0], [0.0, 1.0]])
+    student = torch.tensor([[0.1, -0.1], [0.1, 0.1], [-9.0, -9.0], [-1.0, 3.0]])
+    assert agreement("labels", teacher, student, None) == (3, 4)
+
+
+def test_values_agree_where_all_are_near_the_teachers():
+    teacher = torch.tensor([[0.5, 0.0], [0.5, 0.0], [-100.0, 0.0], [100.0, 0.0], [0.0, 1.0]])
+    off = torch.tensor([[0.04, -0.04], [0.04, 0.06], [4.9, 0.0], [-5.1, 0.0], [0.0, 0.0]])
+    assert agreement("values", teacher, teacher + off, None) == (3, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_of_batches_add_up(kind):
+    teacher, student = logits_of(kind, 1), logits_of(kind, 1) + logits_of(kind, 2, size=0.3)
+    whole = agreement(kind, teacher, student, None)
+    parts = [agreement(kind, teacher[rows], student[rows], None) for rows in (slice(0, 2), slice(2, 5))]
+    assert whole == tuple(map(sum, zip(*parts, strict=True)))
+
+
+# --- loss -------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_classes_is_the_cross_entropy_of_the_labels():
+    logits, labels = logits_of("classes", 1), torch.tensor([0, 5, 2, 2, 1])
+    expected = -log_softmax(plain("classes", logits))[np.arange(5), labels.numpy()].mean()
+    found = task_loss("classes", logits, labels, {})
+    assert (found.dtype, found.shape) == (torch.float32, ())
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_loss_of_tokens_is_the_cross_entropy_of_the_next_ones(padded):
+    logits = logits_of("tokens", 1).requires_grad_()
+    tokens = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(3))
+    logs = log_softmax(logits.detach().double().numpy())
+    each = [
+        -logs[sample, place, tokens[sample, place + 1]]
+        for sample in range(5)
+        for place in range(3)
+        if not padded or MASK[sample, place + 1]
+    ]
+    assert len(each) == (6 if padded else 15)
+    counted = MASK[:, 1:] if padded else torch.ones(5, 3, dtype=torch.int64)
+    batch = {"input_ids": tokens} | ({"attention_mask": MASK} if padded else {})
+    found = task_loss("tokens", logits, None, batch)
+    assert found.item() == pytest.approx(mean_of_texts(each, counted), rel=1e-5)
+    found.backward()
+    assert (logits.grad[:, -1] == 0).all()
+
+
+def test_padding_on_the_left_predicts_nothing():
+    logits, tokens = logits_of("tokens", 1), torch.zeros(5, 4, dtype=torch.int64)
+    mask = torch.tensor([[0, 0, 1, 1]] * 5)
+    expected = -log_softmax(plain("tokens", logits).reshape(5, 4, 6))[:, 2, 0].mean()
+    found = task_loss("tokens", logits, None, {"input_ids": tokens, "attention_mask": mask})
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_of_one_token_have_no_loss():
+    batch = {"input_ids": torch.zeros(5, 1, dtype=torch.int64)}
+    assert task_loss("tokens", logits_of("tokens", 1)[:, :1], None, batch).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["values", "labels"])
+def test_other_kinds_have_no_loss_on_labels(kind):
+    assert message(UsageError, lambda: task_loss(kind, logits_of(kind, 1), None, {})) == (
+        f"the model gives {kind}, and the loss on labels is defined for classes and tokens; "
+        "take its divergence from the fine-tuned model"
+    )
+
+
+def test_classes_without_labels_are_told():
+    assert message(UsageError, lambda: task_loss("classes", logits_of("classes", 1), None, {})) == (
+        "the loss on labels takes labelled examples; give some, or take the divergence from the fine-tuned model"
+    )

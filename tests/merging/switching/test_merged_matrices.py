@@ -1,0 +1,143 @@
+"""Matrices of the base with a task's part in them: which are kept, and what layers make of them."""
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import memory_pair
+from support.tiny_models import changed_state
+from torch import nn
+
+from flexswitch.merging.switching.costs import Chooser, Costs
+from flexswitch.merging.switching.merged_matrices import MergedMatrices
+from flexswitch.merging.switching.merged_products import MergedLayer, merged_product
+from flexswitch.merging.switching.row_plan import row_plan
+from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
+
+SHAPE = 6, 4
+ENTRIES = 24
+LENGTH = 10  # tokens of a row
+
+
+def tasks_of(base, count):
+    """Returns task vectors that change a base state."""
+    return [memory_pair(base, changed_state(base, number, 0.5)) for number in range(count)]
+
+
+def units_of(vectors, turned=frozenset()):
+    sizes = dict.fromkeys(vectors[0].units, 1.0)
+    return TaskUnits(vectors, sizes, turned, 1 << 20, torch.device("cpu"))
+
+
+@pytest.fixture
+def base():
+    torch.manual_seed(0)
+    return {"weight": torch.randn(SHAPE)}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
+    vectors = tasks_of(base, 1)
+    own = base["weight"].to(dtype)
+    given = own.t().contiguous().t() if turned else own  # of any strides
+    units = units_of(vectors, {"weight"} if turned else set())
+    matrix = MergedMatrices({"weight": given}, units, 1 << 20, 0.0).of({0: 1.0})[0]["weight"]
+    exact = own.double() + delta_tensor(vectors[0], "weight").double()
+    assert matrix.dtype == dtype
+    if dtype == torch.bfloat16:
+        assert torch.equal(matrix, (own.float() + delta_tensor(vectors[0], "weight")).to(dtype))
+    torch.testing.assert_close(matrix.double(), exact, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0)
+    assert torch.equal(own, base["weight"].to(dtype))
+
+
+def test_a_task_is_kept_once_batches_would_have_gained_its_cost_and_as_many_as_fit(base):
+    store = MergedMatrices(base, units_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, turn=10.0)
+    assert store.most == 2
+    assert set(store.of({0: 6.0, 1: 11.0})) == {1}
+    assert set(store.of({0: 6.0})) == {0}  # 12 of 10, and 1 was asked for longer ago
+    assert set(store.of({2: 6.0})) == set()
+    assert set(store.of({2: 6.0})) == {2}  # in place of 1
+    assert set(store.of({0: 1.0, 1: 9.0, 2: 1.0})) == {0, 2}  # what 1 had gained before is used up
+
+
+def test_a_task_of_the_same_batch_is_not_driven_out(base):
+    store = MergedMatrices(base, units_of(tasks_of(base, 2)), ENTRIES * 4, turn=1.0)
+    assert set(store.of({0: 5.0, 1: 5.0})) == {0}
+    assert set(store.of({0: 5.0, 1: 5.0})) == {0}
+    assert set(store.of({1: 5.0})) == {1}
+
+
+def test_nothing_is_kept_where_there_is_no_room(base):
+    assert MergedMatrices(base, units_of(tasks_of(base, 1)), 1, turn=0.0).of({0: float("inf")}) == {}
+
+
+def plan_of(weights, vectors, marks=None):
+    return row_plan(np.array(weights, np.float32), units_of(vectors), None, marks)
+
+
+def test_rows_of_one_task_take_no_product_with_the_base(base):
+    vectors = tasks_of(base, 2)
+    plan = plan_of([[1, 0], [0, 1], [0.4, 0.6]], vectors)
+    plan.merge(MergedMatrices(base, plan_units(plan), 1 << 20, 0.0).of({0: 1.0, 1: 1.0}))
+
+    def original(tokens):
+        raise AssertionError("the base's product")
+
+    tokens = torch.randn(3, SHAPE[1])
+    found = merged_product(
+        plan, list(plan.tasks), MergedLayer("weight", None, original, None, False), tokens, 1
+    )
+    deltas = [delta_tensor(vector, "weight").double() for vector in vectors]
+    for row, shares in enumerate([[1, 0], [0, 1], [0.4, 0.6]]):
+        mixed = base["weight"].double() + sum(
+            share * delta for share, delta in zip(shares, deltas, strict=True)
+        )
+        torch.testing.assert_close(found[row].double(), mixed @ tokens[row].double(), rtol=1e-5, atol=1e-5)
+
+
+def plan_units(plan):
+    """Returns a plan's tasks' units, by number."""
+    return {task.number: task.units for task in plan.tasks}
+
+
+def chooser_of(base, **costs):
+    return Chooser(base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "group_calls": 1e12, **costs}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "gained"),
+    [
+        ([[1, 0], [1, 0], [0, 1]], {0: 20 * 0.5 - 4, 1: 10 * 0.5 - 4}),  # the base's product, not their own
+        ([[1, 0], [1, 0], [0.5, 0.5], [0, 1]], {0: 25 - 30 * 0.5 - 4, 1: 15 - 20 * 0.5 - 4}),
+        ([[0.5, 0.5], [0.5, 0.5]], {}),  # two products in place of the base's and two cheap ones
+        ([[0.3, 0], [0, 0.3]], {}),  # the base's product is needed all the same
+    ],
+)
+def test_what_is_gained_is_told_for_each_weight(base, weights, gained):
+    plan = plan_of(weights, tasks_of(base, 2))
+    found = chooser_of(base, kept=0.5, value=0.5, merged=1.0, task=2.0, matrices=6.0).choose(plan, LENGTH)
+    assert found.fused
+    assert found.merged == pytest.approx(gained)
+
+
+def test_small_parts_of_a_batch_are_not_worth_a_matrix(base):
+    plan = plan_of([[1, 0], [0, 1]], tasks_of(base, 2))
+    assert chooser_of(base, value=0.5, matrices=20.0).choose(plan, LENGTH).merged == {}
+
+
+def test_auto_merges_what_pays_and_answers_as_the_other_engines():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    state = net.state_dict()
+    vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
+    costs = Costs(value=2.0, kept=2.0, matrices=0.0, turn=1.0, task_calls=0.0, group_calls=1e12)
+    model = SwitchedModel(net, vectors, costs=costs)
+    rows = torch.randn(5, 7, 4)
+    weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])
+    found = model(rows, weights=weights)
+    assert set(model._loaded.merged._kept) == {0, 1, 2}
+    for engine in ("fused", "grouped"):
+        expected = SwitchedModel(net, vectors, engine=engine)(rows, weights=weights)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,222 @@
+"""The forms of a unit in memory against the dense delta in float64, whatever its bits, density and layer."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.sparse_tensors import header, write_artifact
+
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.registry import get_codec
+from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
+from flexswitch.merging.switching import dense_codes, threads
+from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes, add_products
+from flexswitch.merging.switching.dense_values import DenseValues
+from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.sparse_rows import SparseRows
+from flexswitch.merging.switching.unit_forms import Turned, unit_form
+from flexswitch.merging.task_vectors.task_vector import ArtifactVector
+
+SCALE = 0.03
+
+
+def artifact_of(folder, shape, bits, density, seed, zero=None):
+    """Returns a task vector of one unit "w", and its delta in float64."""
+    generator = np.random.default_rng(seed)
+    entries = int(np.prod(shape))
+    marked = generator.random(entries) < density
+    kept = int(marked.sum())
+    if bits > 8:
+        values = generator.normal(size=kept).astype(np.float32)
+        levels = values.view(np.uint32) >> (16 if bits == 16 else 0)
+    else:
+        levels = generator.integers(0, 1 << bits, kept)
+        if zero is not None:
+            marked[np.flatnonzero(marked)[levels == zero]] = False
+            levels = levels[levels != zero]
+    levels = levels.astype(LEVEL_DTYPES[bits])
+    sparse = SparseTensor(shape, np.packbits(marked, bitorder="little"), levels, bits)
+    scale = SCALE if bits <= 8 else 1.0
+    path = write_artifact(
+        folder / f"{seed}.fsw",
+        {"w": (sparse, scale, get_codec("bitmask")())},
+        wanted=header("task"),
+        zeros={} if zero is None else {"w": zero},
+    )
+    dense = np.zeros(entries)
+    dense[marked] = level_values(levels, bits, scale, zero)
+    return ArtifactVector(open_artifact(path)), dense.reshape(shape)
+
+
+KINDS = st.tuples(
+    st.sampled_from([1, 2, 4, 7, 8, 16, 32]),
+    st.sampled_from([0.0, 0.02, 0.2, 0.5, 1.0]),
+    st.tuples(st.integers(1, 20), st.integers(1, 70)),
+    st.integers(0, 10_000),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("forms")
+
+
+def made(folder, case, turned=False, base_size=0.0):
+    bits, density, shape, seed = case
+    (folder / f"{seed}.fsw").unlink(missing_ok=True)
+    vector, dense = artifact_of(folder, shape, bits, density, seed)
+    return unit_form(vector, "w", turned, base_size), dense
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=KINDS, turned=st.booleans())
+def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, turned):
+    unit, dense = made(folder, case, turned)
+    assert unit.shape == dense.shape
+    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32))
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=KINDS, turned=st.booleans(), factor=st.sampled_from([1.0, 0.3, -2.0]))
+def test_adding_and_taking_back_changes_weights_as_the_delta_does(folder, case, turned, factor):
+    unit, dense = made(folder, case, turned)
+    base = np.random.default_rng(1).normal(size=dense.shape).astype(np.float32)
+    weights = base.copy()
+    unit.add_to(weights, factor)
+    np.testing.assert_allclose(
+        weights, base + np.float32(factor) * dense.astype(np.float32), rtol=1e-6, atol=1e-7
+    )
+    if isinstance(unit, SparseRows):
+        unit.take_back(weights, base)
+        assert np.array_equal(weights, base)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=KINDS, turned=st.booleans(), tokens=st.integers(1, 140), data=st.data())
+def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case, turned, tokens, data):
+    unit, dense = made(folder, case, turned)
+    matrix = dense.T if turned else dense  # (out, in)
+    generator = np.random.default_rng(2)
+    inputs = (generator.normal(size=(tokens, matrix.shape[1])) * generator.choice([1e-3, 1, 40])).astype(
+        np.float32
+    )
+    places = np.array(sorted(data.draw(st.sets(st.integers(0, tokens - 1), min_size=1))), np.int64)
+    factors = generator.normal(size=len(places)).astype(np.float32)
+    shift = generator.normal(size=len(matrix)).astype(np.float32)
+    before = generator.normal(size=(tokens, len(matrix))).astype(np.float32)
+    out = before.copy()
+    form = unit.inner if turned else unit
+    form.add_product(Inputs(inputs), places, factors, shift, out)
+    expected = before.astype(np.float64)
+    expected[places] += factors[:, None] * (inputs[places].astype(np.float64) @ matrix.T + shift)
+    size = np.abs(inputs[places]).max() * np.abs(matrix).sum(1).max(initial=0) + 4
+    np.testing.assert_allclose(out, expected, rtol=0, atol=3e-6 * size)
+    others = np.setdiff1d(np.arange(tokens), places)
+    assert np.array_equal(out[others], before[others])
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=KINDS, tokens=st.integers(1, 40))
+def test_looked_up_rows_are_added_where_they_belong(folder, case, tokens):
+    unit, dense = made(folder, case)
+    generator = np.random.default_rng(3)
+    ids = generator.integers(0, len(dense), tokens)
+    places = np.flatnonzero(generator.random(tokens) < 0.7)
+    factors = generator.normal(size=len(places)).astype(np.float32)
+    out = np.ones((tokens, dense.shape[1]), np.float32)
+    unit.add_rows(ids, places, factors, out)
+    expected = np.ones((tokens, dense.shape[1]))
+    expected[places] += factors[:, None] * dense[ids[places]]
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "density"), [(1, 0.03), (16, 0.03), (1, 0.6), (4, 0.6)])
+def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
+    folder, bits, density, monkeypatch
+):
+    unit, _ = made(folder, (bits, density, (30, 50), 77))
+    inputs = np.random.default_rng(4).normal(size=(300, 50)).astype(np.float32)
+
+    def product(rows):
+        out = np.zeros((len(rows), 30), np.float32)
+        ones, shift = np.ones(len(rows), np.float32), np.zeros(30, np.float32)
+        unit.add_product(Inputs(inputs[rows]), np.arange(len(rows)), ones, shift, out)
+        return out
+
+    whole = product(np.arange(300))
+    for rows in ([0], [299, 3], list(range(100, 180))):
+        assert np.array_equal(product(np.array(rows)), whole[rows])
+    monkeypatch.setattr(threads, "_WORTH", 1)
+    threads_before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert np.array_equal(product(np.arange(300)), whole)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), most=st.integers(1, 3000))
+def test_several_tasks_codes_are_added_as_one_after_the_other(seed, most):
+    generator = np.random.default_rng(seed)
+    columns, rows, tokens = (int(generator.integers(2, high)) for high in (40, 30, 60))
+    inputs = Inputs(generator.normal(size=(tokens, columns)).astype(np.float32))
+    parts = []
+    for number in range(int(generator.integers(1, 6))):
+        codes = generator.integers(-3, 4, (rows, columns)).astype(np.int8)
+        unit = DenseCodes(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
+        places = np.flatnonzero(generator.random(tokens) < (0.5 if number else 0))  # the first has no tokens
+        factors, shift = (generator.normal(size=size).astype(np.float32) for size in (len(places), rows))
+        parts.append(CodesPart(unit, places, factors, shift))
+    together, apart = (np.ones((tokens, rows), np.float32) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_codes, "_MOST_SUMS", most)
+        add_products(parts, inputs, together)
+    for part in parts:
+        part.unit.add_product(inputs, part.places, part.factors, part.shift, apart)
+    assert np.array_equal(together, apart)
+
+
+def test_a_zero_point_shifts_the_codes(folder):
+    vector, dense = artifact_of(folder, (12, 30), 3, 0.9, 123, zero=2)
+    unit = unit_form(vector, "w")
+    assert isinstance(unit, DenseCodes)
+    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("bits", "density", "kind"),
+    [(1, 0.03, SparseRows), (1, 0.2, DenseCodes), (7, 0.2, DenseCodes), (8, 0.2, SparseRows), (8, 0.5, DenseValues),
+     (16, 0.05, SparseRows), (32, 0.5, DenseValues)],
+)  # fmt: skip
+def test_density_and_bits_decide_on_the_form(folder, bits, density, kind):
+    unit, _ = made(folder, (bits, density, (40, 50), 5))
+    assert type(unit) is kind
+    turned, _ = made(folder, (bits, density, (40, 50), 5), turned=True)
+    assert type(turned) is Turned
+    assert turned.nbytes == unit.nbytes or kind is SparseRows
+
+
+def test_a_vector_is_kept_as_values(folder):
+    vector, dense = artifact_of(folder, (50,), 1, 0.3, 9)
+    unit = unit_form(vector, "w")
+    assert isinstance(unit, DenseValues)
+    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32)[None])
+
+
+def test_a_delta_far_smaller_than_the_base_takes_a_byte_less_of_its_inputs(folder):
+    small, _ = made(folder, (1, 0.5, (40, 50), 5), base_size=1.0)
+    large, _ = made(folder, (1, 0.5, (40, 50), 5), base_size=SCALE)
+    assert (small.digits, large.digits) == (2, 3)
+
+
+def test_a_token_of_zeros_stays_zero_in_bytes():
+    values = np.zeros((2, 5), np.float32)
+    values[1, 2] = -3
+    for count in (2, 3):
+        digits, units = Inputs(values).digits(count)
+        assert not digits[:, 0].any()
+        assert units[0] == 0
+        assert np.float64(units[1]) * (digits[0, 1, 2] * 256.0 ** (count - 1)) == pytest.approx(-3, rel=1e-6)

@@ -1,0 +1,247 @@
+"""Zoos grow and shrink whole: what is not asked for stays as it is, byte by byte."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support.artifact_files import flip_block_bit
+from support.checkpoints import flip_bit, message
+from support.tiny_models import contents, make_artifact, pack, save_state, tiny_state
+from support.zoos import TASKS, change, copy_artifacts, make_originals
+
+from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
+from flexswitch.codecs.format import zoo as zoo_module
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
+from flexswitch.merging.zoos import pack as packing
+from flexswitch.merging.zoos.pack import Form
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    return make_originals(tmp_path_factory.mktemp("originals"))
+
+
+@pytest.fixture
+def made(originals, tmp_path):
+    return copy_artifacts(originals, tmp_path / "made")
+
+
+@pytest.fixture
+def zoo(originals, tmp_path):
+    return shutil.copytree(originals / "zoo", tmp_path / "zoo")
+
+
+@pytest.fixture
+def other_base(originals):
+    return originals / "other" / "fish.fsw"
+
+
+@pytest.fixture
+def indexed(zoo):
+    """The zoo with two exemplars a task."""
+    header = QuerySetHeader(tasks=TASKS, features="pooled", per_task=2, seed=0)
+    features = np.arange(12, dtype=np.float32).reshape(6, 2)
+    record = write_query_set(zoo, QuerySet(header, features, np.repeat(np.arange(3, dtype=np.int32), 2)))
+    zoo_module.write_zoo(zoo, open_zoo(zoo).record.model_copy(update={"index": record}))
+    return zoo
+
+
+def changed_files(before, path):
+    after = contents(path)
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+# --- adding and removing ----------------------------------------------------------------------------------
+
+
+def test_adding_a_task_touches_its_file_and_zoo_json_alone(zoo, made):
+    before = contents(zoo)
+    assert change(zoo, add=[made["planets"]]) == []
+    assert changed_files(before, zoo) == {"tasks/planets.fsw", ZOO_FILE}
+    assert list(open_zoo(zoo)) == ["birds", "cities", "planets", "tools"]
+    open_zoo(zoo)["planets"]
+
+
+def test_a_zoo_grown_task_by_task_is_the_zoo_made_at_once(tmp_path, made, zoo):
+    pack(tmp_path / "grown", [made["tools"]])
+    for task in ("cities", "birds"):
+        change(tmp_path / "grown", add=[made[task]])
+    assert contents(tmp_path / "grown") == contents(zoo)
+
+
+def test_removing_a_task_touches_its_file_and_zoo_json_alone(zoo):
+    before = contents(zoo)
+    assert change(zoo, remove=["cities"]) == []
+    assert changed_files(before, zoo) == {"tasks/cities.fsw", ZOO_FILE}
+    assert list(open_zoo(zoo)) == ["birds", "tools"]
+    assert not (zoo / "tasks" / "cities.fsw").exists()
+
+
+def test_one_change_adds_and_removes(zoo, made):
+    change(zoo, add=[made["planets"]], remove=["birds", "cities", "birds"])
+    assert list(open_zoo(zoo)) == ["planets", "tools"]
+    assert set(contents(zoo)) == {ZOO_FILE, "tasks/planets.fsw", "tasks/tools.fsw"}
+
+
+def test_the_last_task_can_be_removed_and_others_added_later(zoo, made):
+    change(zoo, remove=TASKS)
+    assert set(contents(zoo)) == {ZOO_FILE}
+    (zoo / "tasks").rmdir()  # as a clone by git leaves it
+    change(zoo, add=[made["planets"]])
+    assert list(open_zoo(zoo)) == ["planets"]
+    open_zoo(zoo)["planets"]
+
+
+def newer(made, tmp_path, task):
+    """An artifact of the same task and base, from other weights."""
+    folder = tmp_path / "newer"
+    folder.mkdir()
+    state = {name: tensor + 1 for name, tensor in tiny_state().items()}
+    weights = save_state(folder / "weights.safetensors", state)
+    return make_artifact(made[task].parent / "base.safetensors", weights, folder / f"{task}.fsw").path
+
+
+def test_a_task_that_is_there_already_is_refused_unless_it_may_be_replaced(tmp_path, zoo, made):
+    before = contents(zoo)
+    again = newer(made, tmp_path, "birds")
+    assert message(InputError, lambda: change(zoo, add=[made["planets"], again])) == (
+        f"{zoo}: has a task 'birds' already; --overwrite replaces it"
+    )
+    assert contents(zoo) == before
+    change(zoo, add=[again], overwrite=True)
+    assert changed_files(before, zoo) == {"tasks/birds.fsw", ZOO_FILE}
+    assert open_zoo(zoo)["birds"].header.tensors == open_artifact(again).header.tensors
+
+
+def test_a_task_removed_in_the_same_change_can_be_added_anew(tmp_path, zoo, made):
+    again = newer(made, tmp_path, "birds")
+    change(zoo, add=[again], remove=["birds"])
+    assert list(open_zoo(zoo)) == TASKS
+    assert open_zoo(zoo)["birds"].header.tensors == open_artifact(again).header.tensors
+
+
+def test_a_task_is_replaced_from_the_zoos_own_file(zoo):
+    before = contents(zoo)
+    change(zoo, add=[zoo / "tasks" / "birds.fsw"], overwrite=True)
+    assert contents(zoo) == before
+
+
+def test_a_task_of_another_base_is_refused(zoo, made, other_base):
+    before = contents(zoo)
+    base, other = (open_artifact(file).header.base.fingerprint[:12] for file in (made["birds"], other_base))
+    assert message(InputError, lambda: change(zoo, add=[made["planets"], other_base])) == (
+        f"{other_base}: belongs to the base {other}, and {zoo} to {base}; all tasks of a zoo share one base"
+    )
+    assert contents(zoo) == before
+
+
+def test_an_unknown_task_is_not_removed(zoo, made):
+    before = contents(zoo)
+    assert message(InputError, lambda: change(zoo, add=[made["planets"]], remove=["birds", "tool"])) == (
+        f"{zoo}: no task is named 'tool'; did you mean 'tools'? (known: birds, cities, tools)"
+    )
+    assert contents(zoo) == before
+
+
+def test_two_added_artifacts_of_one_task_are_refused(tmp_path, zoo, made):
+    copy = shutil.copy(made["planets"], tmp_path / "copy.fsw")
+    assert message(InputError, lambda: change(zoo, add=[made["planets"], copy])) == (
+        f"{copy}: holds the task 'planets', as {made['planets']} does; rename one (--name)"
+    )
+
+
+def test_a_folder_that_is_no_zoo_is_not_changed(tmp_path, made):
+    assert message(InputError, lambda: change(tmp_path / "made", add=[made["birds"]])) == (
+        f"{tmp_path / 'made'}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
+    )
+
+
+# --- an index beside the tasks ----------------------------------------------------------------------------
+
+
+def test_adding_a_task_says_that_the_index_lacks_it(indexed, made):
+    before = contents(indexed)
+    assert change(indexed, add=[made["planets"]]) == [
+        f"the query index lacks planets; run `flexswitch index {indexed} --add`"
+    ]
+    assert changed_files(before, indexed) == {"tasks/planets.fsw", ZOO_FILE}
+    assert read_query_set(open_zoo(indexed)).header.tasks == TASKS
+
+
+def test_removing_a_task_drops_its_exemplars(indexed):
+    before = contents(indexed)
+    assert change(indexed, remove=["cities"]) == []
+    assert changed_files(before, indexed) == {"tasks/cities.fsw", INDEX_FILE, ZOO_FILE}
+    query_set = read_query_set(open_zoo(indexed))
+    assert query_set.header.tasks == ["birds", "tools"]
+    assert query_set.points.tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
+    assert query_set.task_ids.tolist() == [0, 0, 1, 1]
+
+
+def test_replacing_a_task_drops_its_exemplars_and_says_so(tmp_path, indexed, made):
+    again = newer(made, tmp_path, "birds")
+    assert change(indexed, add=[again, made["planets"]], overwrite=True) == [
+        f"the query index lacks birds, planets; run `flexswitch index {indexed} --add`"
+    ]
+    assert read_query_set(open_zoo(indexed)).header.tasks == ["cities", "tools"]
+
+
+def test_the_index_goes_with_the_last_of_its_tasks(indexed, made):
+    assert change(indexed, add=[made["planets"]], remove=TASKS) == [
+        f"the query index went with the tasks it was made of; run `flexswitch index {indexed}` again"
+    ]
+    assert set(contents(indexed)) == {ZOO_FILE, "tasks/planets.fsw"}
+    assert open_zoo(indexed).record.index is None
+
+
+def test_a_damaged_index_is_told_and_the_zoo_stays_as_it_is(indexed, made):
+    flip_bit(indexed / INDEX_FILE, -1)
+    before = contents(indexed)
+    found = message(ArtifactError, lambda: change(indexed, add=[made["planets"]], remove=["birds"]))
+    assert found.startswith(f"{indexed / INDEX_FILE}: is not the file that was packed as the query index: ")
+    assert contents(indexed) == before
+
+
+# --- a change that fails in the middle --------------------------------------------------------------------
+
+
+def test_a_damaged_artifact_leaves_the_zoo_as_it_was(tmp_path, indexed, made):
+    again = newer(made, tmp_path, "birds")
+    flip_block_bit(made["planets"])
+    before = contents(indexed)
+    files = [again, made["planets"]]
+    message(DecodeError, lambda: change(indexed, add=files, remove=["tools"], overwrite=True))
+    assert contents(indexed) == before
+    assert sorted(path.name for path in indexed.iterdir()) == ["index", "tasks", ZOO_FILE]
+
+
+def test_an_unknown_codec_leaves_the_zoo_as_it_was(zoo, made):
+    before = contents(zoo)
+    message(UsageError, lambda: change(zoo, add=[made["planets"]], form=Form("huffman")))
+    assert contents(zoo) == before
+
+
+def test_zoo_json_is_written_after_all_other_files(indexed, made, monkeypatch):
+    def check_then_write(path, record):
+        for task in record.tasks.values():
+            assert zoo_module.file_sha256(path / task.file) == task.sha256
+        assert zoo_module.file_sha256(path / INDEX_FILE) == record.index.sha256
+        assert json.loads((path / ZOO_FILE).read_text())["tasks"].keys() == set(TASKS)
+        assert (path / "tasks" / "tools.fsw").exists()
+        zoo_module.write_zoo(path, record)
+
+    monkeypatch.setattr(packing, "write_zoo", check_then_write)
+    change(indexed, add=[made["planets"]], remove=["tools"])
+    assert list(open_zoo(indexed)) == ["birds", "cities", "planets"]
+    assert not (indexed / "tasks" / "tools.fsw").exists()
+
+
+def test_files_that_zoo_json_does_not_name_are_cleared_at_the_next_change(zoo, made):
+    shutil.copy(made["planets"], zoo / "tasks" / "left.fsw")
+    (zoo / "index").mkdir()
+    (zoo / INDEX_FILE).write_bytes(b"left")
+    change(zoo, remove=["birds"])
+    assert set(contents(zoo)) == {ZOO_FILE, "tasks/cities.fsw", "tasks/tools.fsw"}

@@ -1,0 +1,276 @@
+"""What flexswitch wrote is verified to the last bit, and what is damaged is named."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.artifact_files import GOLDEN
+from support.checkpoints import (
+    MemoryCheckpoint,
+    State,
+    compressed,
+    extracted,
+    file_pair,
+    flip_bit,
+    message,
+    save_model,
+)
+
+from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.records import crc32
+from flexswitch.codecs.format.safetensors_file import read_header
+from flexswitch.codecs.format.zoo import open_zoo, write_zoo
+from flexswitch.merging.checkpoints.fingerprint import fingerprint
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+from flexswitch.merging.zoos.pack import Form, create_zoo
+from flexswitch.merging.zoos.verify import verify
+
+BASE: State = {"a": torch.zeros(20, 5), "b": torch.zeros(7), "n": torch.tensor([1])}
+TUNED: State = {
+    "a": torch.linspace(-1, 1, 100).reshape(20, 5),
+    "b": torch.linspace(-2, 3, 7),
+    "n": torch.tensor([2]),
+    "head": torch.ones(3),
+}
+RESTORE = "restore the file from a copy, or compress it again"
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, artifact: Artifact) -> Path:
+    """A zoo of two tasks with a query index."""
+    doubled = {name: tensor * 2 for name, tensor in TUNED.items()}
+    (tmp_path / "other").mkdir()
+    pair, other = file_pair(tmp_path / "other", BASE, doubled), tmp_path / "other" / "t.fsw"
+    compress(pair, other, "other", "t-switch", {"drop": 0.6}, overwrite=False)
+    path = tmp_path / "zoo"
+    create_zoo(path, [artifact.path, other], Form(), None, False, lambda name: None)
+    header = QuerySetHeader(tasks=["other", "task"], features="pooled", per_task=1, seed=0)
+    queries = QuerySet(header, np.ones((2, 4), np.float32), np.array([0, 1], np.int32))
+    index = write_query_set(path, queries)
+    write_zoo(path, open_zoo(path).record.model_copy(update={"index": index}))
+    return path
+
+
+def checked(path: Path, base: Path | None = None) -> list[str]:
+    return verify(path, None if base is None else str(base), lambda item: None)
+
+
+def problems(path: Path, base: Path | None = None) -> list[str]:
+    """Returns the lines of what is damaged."""
+    with pytest.raises(ArtifactError) as caught:
+        checked(path, base)
+    return str(caught.value).splitlines()
+
+
+def damage(path: Path, tensor: str) -> tuple[str, str]:
+    """Flips a bit in the middle of an extra or of a tensor's one block; returns the checksums found and expected."""
+    artifact, start = open_artifact(path), read_header(path, InputError).tensors["blocks"].offset
+    if tensor in artifact.header.extras:
+        stored = read_header(path, InputError).tensors[f"extra/{tensor}"]
+        start, size = stored.offset, stored.size
+    else:
+        names = list(artifact.header.tensors)
+        start += sum(artifact.header.tensors[name].size for name in names[: names.index(tensor)])
+        size = artifact.header.tensors[tensor].size
+    good = crc32(path.read_bytes()[start : start + size])
+    flip_bit(path, start + size // 2, 3)
+    return crc32(path.read_bytes()[start : start + size]), good
+
+
+def test_an_artifact_that_is_whole_passes(artifact: Artifact) -> None:
+    heard: list[str] = []
+    lines = verify(artifact.path, None, heard.append)
+    assert lines == [f"{artifact.path}: 4 tensors, checksums and counts fit"]
+    assert sorted(heard) == ["a", "b", "head", "n"]
+
+
+def test_the_whole_base_is_verified_where_it_is_given(tmp_path: Path, artifact: Artifact) -> None:
+    base = tmp_path / "base.safetensors"
+    whole = fingerprint(MemoryCheckpoint(BASE))
+    assert checked(artifact.path, base) == [
+        f"{artifact.path}: 4 tensors, checksums and counts fit",
+        f"{base}: is the base, every byte of it (fingerprint {whole[:12]})",
+    ]
+
+
+def test_another_base_fails_verification(tmp_path: Path, artifact: Artifact) -> None:
+    other = BASE | {"b": torch.ones(7)}
+    path = save_model(tmp_path / "base", other)
+    assert message(ArtifactError, lambda: checked(artifact.path, path)) == (
+        f"{path}: is not the base of {artifact.path}: its fingerprint is "
+        f"{fingerprint(MemoryCheckpoint(other))[:12]}, expected {fingerprint(MemoryCheckpoint(BASE))[:12]}; "
+        "give the base it was made from"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        ("a", "tensor 'a', block 0,"),
+        ("b", "tensor 'b', block 0,"),
+        ("head", "extra 'head'"),
+        ("n", "extra 'n'"),
+    ],
+)
+def test_a_flipped_bit_of_a_payload_names_its_block(artifact: Artifact, tensor: str, what: str) -> None:
+    bad, good = damage(artifact.path, tensor)
+    assert problems(artifact.path) == [
+        f"{artifact.path}: {what} is damaged: its checksum is {bad}, expected {good}; {RESTORE}"
+    ]
+
+
+def test_every_damaged_tensor_is_named(artifact: Artifact) -> None:
+    for tensor in ("b", "head", "a"):
+        damage(artifact.path, tensor)
+    assert [line.split("'")[1] for line in problems(artifact.path)] == ["head", "a", "b"]
+
+
+def test_an_artifact_of_version_1_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "old.fsw"
+    path.write_bytes((GOLDEN / "artifact.fsw").read_bytes())
+    assert checked(path) == [f"{path}: 6 tensors, checksums and counts fit"]
+    flip_bit(path, -1)
+    (line,) = problems(path)
+    assert line.startswith(f"{path}: tensor 'head/ß', block 0, is damaged: its checksum is ")
+
+
+def test_a_flipped_bit_anywhere_in_an_artifact_is_found(artifact: Artifact) -> None:
+    data = artifact.path.read_bytes()
+    for offset in range(0, len(data), 7):
+        flip_bit(artifact.path, offset, offset % 8)
+        with pytest.raises((ArtifactError, InputError)):
+            checked(artifact.path)
+        artifact.path.write_bytes(data)
+    checked(artifact.path)
+
+
+def test_an_artifact_cut_short_is_found(artifact: Artifact) -> None:
+    data = artifact.path.read_bytes()
+    for size in range(0, len(data), 97):
+        artifact.path.write_bytes(data[:size])
+        assert problems(artifact.path)[0].startswith(f"{artifact.path}: ")
+
+
+def test_a_zoo_that_is_whole_passes(zoo: Path) -> None:
+    heard: list[str] = []
+    lines = verify(zoo, None, heard.append)
+    assert lines == [
+        f"{zoo}: 2 tasks, hashes, checksums and counts fit",
+        f"{zoo}: query index of 2 exemplars, its hash fits",
+    ]
+    assert sorted(heard) == sorted(2 * ["a", "b", "head", "n"])
+
+
+def test_a_zoo_names_the_tensors_of_every_damaged_task(zoo: Path) -> None:
+    damage(zoo / "tasks" / "other.fsw", "a")
+    damage(zoo / "tasks" / "task.fsw", "head")
+    lines = problems(zoo)
+    assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
+    assert [line.split("'")[1] for line in lines] == ["a", "head"]
+
+
+def test_a_zoo_names_a_task_that_is_missing_or_cut_short(zoo: Path) -> None:
+    (zoo / "tasks" / "other.fsw").unlink()
+    short = zoo / "tasks" / "task.fsw"
+    short.write_bytes(short.read_bytes()[:-1])
+    lines = problems(zoo)
+    assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
+
+
+def test_a_zoo_names_a_task_that_is_whole_and_not_the_one_packed(zoo: Path) -> None:
+    tasks = zoo / "tasks"
+    (tasks / "task.fsw").write_bytes((tasks / "other.fsw").read_bytes())
+    (line,) = problems(zoo)
+    assert line.startswith(f"{tasks}/task.fsw: is not the file that was packed as task 'task': ")
+
+
+def test_a_zoo_names_a_damaged_query_index(zoo: Path) -> None:
+    index = zoo / "index" / "exemplars.safetensors"
+    flip_bit(index, -1)
+    (line,) = problems(zoo)
+    assert line.startswith(f"{index}: is not the file that was packed as the query index: ")
+
+
+def test_a_zoo_without_a_query_index_passes(zoo: Path) -> None:
+    write_zoo(zoo, open_zoo(zoo).record.model_copy(update={"index": None}))
+    assert checked(zoo) == [f"{zoo}: 2 tasks, hashes, checksums and counts fit"]
+
+
+def test_a_zoo_s_base_is_verified_where_it_is_given(tmp_path: Path, zoo: Path) -> None:
+    assert checked(zoo, tmp_path / "base.safetensors")[-1].startswith(
+        f"{tmp_path}/base.safetensors: is the base"
+    )
+    other = save_model(tmp_path / "another", {"a": torch.ones(2)})
+    assert message(ArtifactError, lambda: checked(zoo, other)).startswith(
+        f"{other}: is not the base of {zoo}: "
+    )
+
+
+def test_a_damaged_description_of_a_zoo_is_found(zoo: Path) -> None:
+    document = json.loads((zoo / "zoo.json").read_text())
+    document["tasks"]["task"]["file"] = "../task.fsw"
+    (zoo / "zoo.json").write_text(json.dumps(document))
+    assert problems(zoo)[0].startswith(f"{zoo}/zoo.json: task 'task' names the file '../task.fsw', expected ")
+
+
+def test_a_task_vector_that_is_whole_passes(tmp_path: Path) -> None:
+    path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
+    heard: list[str] = []
+    assert verify(path, None, heard.append) == [f"{path}: 4 tensors, checksums fit, all finite"]
+    assert heard == [*TaskVectorFile(path).extras, "a", "b"]
+    assert checked(path, tmp_path / "base.safetensors")[1].startswith(
+        f"{tmp_path}/base.safetensors: is the base"
+    )
+
+
+def test_a_task_vector_names_every_tensor_with_a_flipped_bit(tmp_path: Path) -> None:
+    path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
+    whole = path.read_bytes()
+    for name, stored in read_header(path, ArtifactError).tensors.items():
+        damaged = bytearray(whole)
+        damaged[stored.offset] ^= 1
+        path.write_bytes(damaged)
+        (problem,) = problems(path)
+        tensor = name.removeprefix("extra/")
+        expected = TaskVectorFile(path).header.crc32[name]
+        assert problem.startswith(f"{path}: tensor '{tensor}' is damaged: checksum ")
+        assert problem.endswith(
+            f" of '{name}', expected {expected}; restore the file from a copy, or extract it again"
+        )
+
+
+def test_a_task_vector_names_the_tensors_that_are_not_finite(tmp_path: Path) -> None:
+    path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
+    data = bytearray(path.read_bytes())
+    for name, number in (("a", math.nan), ("b", -math.inf)):
+        stored = read_header(path, InputError).tensors[name]
+        data[stored.offset + 4 : stored.offset + 8] = struct.pack("<f", number)
+    path.write_bytes(data)
+    assert problems(path) == [f"{path}: tensor '{name}' holds NaN or infinite values" for name in "ab"]
+
+
+def test_what_flexswitch_did_not_write_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", BASE)
+    assert message(InputError, lambda: checked(folder)) == (
+        f"{folder}: expected an artifact (.fsw), a zoo folder or a task vector (*.tv.safetensors)"
+    )
+    weights = folder / "model.safetensors"
+    assert message(InputError, lambda: checked(weights)) == (
+        f"{weights}: not a flexswitch artifact: its metadata lacks the key 'flexswitch'"
+    )
+    missing = tmp_path / "no.fsw"
+    assert message(InputError, lambda: checked(missing)) == (
+        f"{missing}: no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
+    )

@@ -1,0 +1,140 @@
+"""Recipes run subcommands in order, are checked before the first one starts, and stop at a failure."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from support.commands import files_below
+
+from flexswitch.cli.main import app
+from flexswitch.recipes.recipe import command_lines, read_recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+
+RECIPE = """
+version: 1
+steps:
+  - name: compress {task}
+    command: compress
+    foreach: {task: [red, blue]}
+    inputs: ["{task}.safetensors"]
+    options: {base: base.safetensors, output: "{task}.fsw", method: t-switch, set: {drop: 0.6}}
+  - name: pack
+    command: pack
+    inputs: [red.fsw, blue.fsw]
+    options: {output: zoo}
+    expect:
+      tasks/red/bits_per_parameter: {at_least: 1, at_most: 16}
+      output: {equals: zoo}
+"""
+
+
+def test_a_recipe_runs_its_steps_in_order(models, flexswitch):
+    (models / "recipe.yaml").write_text(RECIPE)
+    outcome = flexswitch("run", "recipe.yaml")
+    assert outcome.status == 0
+    assert (
+        "$ flexswitch compress red.safetensors --base base.safetensors --output red.fsw --method t-switch "
+        "--set drop=0.6" in outcome.err
+    )
+    assert outcome.err.index("step 1 of 3: compress red") < outcome.err.index("step 3 of 3: pack")
+    assert flexswitch("verify", "zoo").status == 0
+
+
+def test_a_recipe_prints_one_json_document(models, flexswitch):
+    (models / "recipe.yaml").write_text(RECIPE)
+    document = json.loads(flexswitch("run", "recipe.yaml", "--json").out)
+    assert [step["name"] for step in document["steps"]] == ["compress red", "compress blue", "pack"]
+    assert document["steps"][2]["result"]["output"] == "zoo"
+
+
+def test_a_recipe_stops_at_the_first_failure_with_its_status(models, flexswitch):
+    (models / "blue.safetensors").unlink()
+    (models / "recipe.yaml").write_text(RECIPE.replace("blue.safetensors", "./blue.safetensors"))
+    outcome = flexswitch("run", "recipe.yaml")
+    assert outcome.status == 1
+    assert outcome.error.startswith("blue.safetensors: no such file or directory")
+    assert "zoo" not in files_below(models)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("at_least: 1,", "at_least: 99,", "tasks/red/bits_per_parameter is {}, expected at least 99.0"),
+        ("at_most: 16", "at_most: 1", "tasks/red/bits_per_parameter is {}, expected at most 1.0"),
+        ("equals: zoo", "equals: zoos", "output is zoo, expected zoos"),
+    ],
+)
+def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, old, new, message):
+    (models / "recipe.yaml").write_text(RECIPE.replace(old, new))
+    outcome = flexswitch("run", "recipe.yaml")
+    zoo = json.loads((models / "zoo" / "zoo.json").read_text())["tasks"]["red"]
+    found = 8 * zoo["size"] / zoo["parameters"]
+    assert (outcome.status, outcome.error) == (4, f"recipe.yaml: step 'pack': {message.format(found)}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "steps:",
+            "stepps:",
+            ": in the recipe: no key is named 'stepps'; did you mean 'steps'? (known: version, steps)",
+        ),
+        (
+            "inputs: [red",
+            "input: [red",
+            ": in steps.1: no key is named 'input'; did you mean 'inputs'? "
+            "(known: name, command, inputs, options, foreach, expect)",
+        ),
+        ("version: 1", "version: 2", ": in the recipe: 'version': Input should be 1"),
+        (
+            "command: pack",
+            "command: pakc",
+            ": step 'pack': no subcommand is named 'pakc'; did you mean 'pack'? "
+            "(known: extract, compress, pack, index, merge, route, eval, inspect, verify)",
+        ),
+        (
+            "options: {output: zoo}",
+            "options: {outputs: zoo}",
+            ": step 'pack': no option of pack is named 'outputs'; did you mean 'output'? "
+            "(known: adapter, add, codec, debug, effort, jobs, json, memory, output, overwrite, quiet, remove)",
+        ),
+        (
+            "version: 1",
+            "version: 1\nversion: 1",
+            ", line 2: is not YAML (key 'version' stands twice)",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_runs(models, flexswitch, old, new, message):
+    (models / "recipe.yaml").write_text(RECIPE.replace(old, new))
+    before = files_below(models)
+    outcome = flexswitch("run", "recipe.yaml")
+    assert (outcome.status, outcome.error) == (1, f"recipe.yaml{message}")
+    assert files_below(models) == before
+
+
+def test_a_missing_recipe(models, flexswitch):
+    outcome = flexswitch("run", "no.yaml")
+    assert (outcome.status, outcome.error) == (1, "no.yaml: no such recipe")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_of_ours_is_valid_and_says_how_it_is_run(path):
+    assert command_lines(read_recipe(path), app, path)
+    assert path.read_text().startswith(f"# flexswitch run recipes/{path.name}\n")
+
+
+def test_numbers_and_switches_become_options(tmp_path):
+    steps = [
+        {
+            "name": "a",
+            "command": "pack",
+            "options": {"add": True, "overwrite": False, "codec": "raw", "remove": ["x", "y"]},
+        }
+    ]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"version": 1, "steps": steps}))
+    (line,) = command_lines(read_recipe(tmp_path / "recipe.yaml"), app, tmp_path)
+    assert line.arguments == ["pack", "--add", "--codec", "raw", "--remove", "x", "--remove", "y"]

@@ -1,0 +1,25 @@
+"""Bases of texts and images, and the adapters that run them, for the tests of model adapters."""
+
+import json
+
+from support.tiny_models import save_image_base, save_text_base
+
+from flexswitch.merging.checkpoints.architecture import ADAPTERS
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.models.adapters import get_adapter
+
+TEXT, IMAGE, ENCODER, CAUSAL = ADAPTERS
+
+
+def save_bases(folder):
+    return {"text": save_text_base(folder / "text"), "image": save_image_base(folder / "image")}
+
+
+def adapter_of(name, base, trusted=False):
+    return get_adapter(name, open_checkpoint(str(base)), trusted)
+
+
+def change_config(folder, file="config.json", **entries):
+    path = folder / file
+    settings = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value != "left out"}))

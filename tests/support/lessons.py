@@ -1,0 +1,105 @@
+"""Learned compressions of tiny models, for the tests of FlexSwitch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import tiny_models
+from support.tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
+
+from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.records import QualityRecord
+from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.pairing import Selection
+from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
+from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.flex_switch.lesson import open_lesson
+from flexswitch.merging.flex_switch.objective import Goal
+from flexswitch.merging.flex_switch.report import quality
+from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.workers import workers
+from flexswitch.merging.methods.settings import parse_settings
+from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.task_vector import TaskVector, restore
+from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
+
+FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")
+
+
+@dataclass
+class Heard:
+    """What a learning said on its way."""
+
+    steps: list[Progress] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class School:
+    """A base, a fine-tune of it, and a folder with the exemplars of its task; settings over FEW."""
+
+    base: Path
+    finetuned: Path
+    data: Path
+    per_task: int = 24
+    adapter: str | None = None
+    exclude: tuple[str, ...] = ()
+
+    def vector(self) -> TaskVector:
+        """Returns the task vector, opened anew."""
+        if self.finetuned.name.endswith(SUFFIX):
+            return TaskVectorFile(self.finetuned)
+        selection = Selection(exclude=self.exclude)
+        return open_finetuned(str(self.finetuned), open_checkpoint(str(self.base)), selection)
+
+    def classroom(self) -> TrainingInputs:
+        """Returns where the task is learned."""
+        return TrainingInputs(open_checkpoint(str(self.base)), self.data, self.per_task, self.adapter)
+
+    def learn(self, path: Path, *given: str, heard: Heard | None = None, **more: Any) -> Artifact:
+        """Compresses into `path`, the task being its stem. more: saving, jobs, on_step."""
+        heard = heard or Heard()
+        saving: Saving | None = more.get("saving")
+        on_step: Callable[[Progress], None] = more.get("on_step", heard.steps.append)
+        training = Training(self.classroom(), saving, on_step, heard.notes.append)
+        settings = {text.split("=")[0]: text for text in (*FEW, *given)}
+        if "lambda" in settings:
+            del settings["target_size"]
+        parsed = parse_settings("flexswitch", get_method("flexswitch"), list(settings.values()))
+        path.parent.mkdir(exist_ok=True, parents=True)
+        compress(
+            self.vector(), path, path.stem, "flexswitch", parsed, overwrite=True, jobs=more.get("jobs", 1),
+            training=training,
+        )  # fmt: skip
+        return open_artifact(path)
+
+
+def text_school(
+    folder: Path, task: str = "birds", classes: int = 3, count: int = 40, seed: int = 1
+) -> School:
+    """Makes a text classifier's, so wide that most of an artifact's bytes are for entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_models, "WIDTH", 64)
+        base = save_text_base(folder / "base")
+        finetuned = save_text_classifier(base, folder / "model", classes, seed)
+    data = folder / "data"
+    data.mkdir()
+    labels = np.random.default_rng(seed).integers(0, classes, count).tolist()
+    write_jsonl(data / f"{task}.train.jsonl", texts(task, count, seed), labels)
+    return School(base, finetuned, data)
+
+
+def measured(school: School, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
+    """Returns how the model that an artifact gives back compares with the fine-tuned one."""
+    with workers(1) as each:
+        vector = school.vector()
+        lesson = open_lesson(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
+        inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
+        state = restore(open_checkpoint(str(school.base)), artifact)
+        load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")
+        return quality(lesson, each)

@@ -1,0 +1,62 @@
+"""Tiny language models made offline: a GPT-2 with a tied head and a Llama with its own, and fine-tunes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.tiny_models import WIDTH, changed_state, write_tokenizer
+
+POSITIONS = 16
+
+
+def language_model(kind: str) -> Any:
+    """Returns an untrained model of two layers, "gpt2" or "llama"."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    shared = {"vocab_size": 40, "initializer_range": 0.4, "bos_token_id": 2, "eos_token_id": 3}
+    if kind == "gpt2":
+        sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
+        return GPT2LMHeadModel(GPT2Config(**shared, **sizes))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "max_position_embeddings": POSITIONS}
+    return LlamaForCausalLM(LlamaConfig(**shared, **sizes, **heads, tie_word_embeddings=False))
+
+
+def write_language_tokenizer(folder: Path, ends: bool = True, frames: bool = True) -> None:
+    """Writes the tokenizer of `tiny_models` without a pad_token that would pad on the left.
+
+    ends: it names an eos_token; frames: it puts tokens around a text.
+    """
+    write_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    entries = json.loads(settings.read_text()) | {"padding_side": "left"}
+    del entries["pad_token"], entries["model_max_length"]
+    if ends:
+        entries["eos_token"] = "[SEP]"
+    settings.write_text(json.dumps(entries))
+    if not frames:
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+
+
+def save_language_base(folder: Path, kind: str, seed: int = 0) -> Path:
+    """Writes a language model and its tokenizer."""
+    torch.manual_seed(seed)
+    language_model(kind).save_pretrained(folder)
+    write_language_tokenizer(folder)
+    return folder
+
+
+def save_language_model(base: Path, folder: Path, seed: int, size: float = 0.1) -> Path:
+    """Writes a fine-tune of a language model; what its base ties stays tied."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    own = dict(model.named_parameters())  # a tied tensor once
+    changes = changed_state({name: tensor.detach() for name, tensor in own.items()}, seed, size)
+    with torch.no_grad():
+        for name, tensor in changes.items():
+            own[name].copy_(tensor)
+    model.save_pretrained(folder)
+    return folder
