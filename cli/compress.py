@@ -110,15 +110,15 @@ def compress(
     saving = learning.saving(output)
     with (
         console.progress(
-            f"compressing {len(vector.units)} tensors of {task_vector}", len(vector.units)
-        ) as on_unit,
+            f"compressing {len(vector.tensors)} tensors of {task_vector}", len(vector.tensors)
+        ) as on_tensor,
         console.steps(f"learning {task}", settings.get("steps", 0)) as on_step,
         _told_what_is_kept(console, output, resume, saving),
     ):
         training = Training(inputs, saving, hearer(on_step, vector.parameters), console.note)
         compress_vector(
-            vector, output, task, method, settings, overwrite, on_unit, jobs or DEFAULT_JOBS, budget, resume,
-            training,
+            vector, output, task, method, settings, overwrite, on_tensor, jobs or DEFAULT_JOBS, budget,
+            resume, training,
         )  # fmt: skip
     if saving is not None:
         saving.remove()

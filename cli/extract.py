@@ -45,14 +45,14 @@ def extract(
     for note in vector.notes:
         console.note(note)
     with console.progress(
-        f"extracting {len(vector.units)} tensors of {finetuned}", len(vector.units)
+        f"extracting {len(vector.tensors)} tensors of {finetuned}", len(vector.tensors)
     ) as step:
         header = write_task_vector(vector, output, task, stored, overwrite, step)
     stored_bytes = output.stat().st_size
     document = {
         "output": str(output),
         "task": task,
-        "tensors": len(vector.units),
+        "tensors": len(vector.tensors),
         "parameters": vector.parameters,
         "extras": sorted(vector.extras),
         "bytes": stored_bytes,
@@ -60,6 +60,6 @@ def extract(
     }
     return console.result(
         document,
-        f"{output}: task '{task}', {len(vector.units)} tensors, {vector.parameters:,} parameters, "
+        f"{output}: task '{task}', {len(vector.tensors)} tensors, {vector.parameters:,} parameters, "
         f"{len(vector.extras)} extras, {size(stored_bytes)}",
     )

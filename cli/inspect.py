@@ -167,7 +167,7 @@ def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
 
     vector = TaskVectorFile(path)
     rows = table("", "tensor", "shape", "fine-tuned dtype", "parameters", left=3)
-    for name, info in vector.units.items():
+    for name, info in vector.tensors.items():
         rows.add_row(name, "×".join(map(str, info.shape)), info.dtype, f"{info.entries:,}")
     document = vector.header.model_dump() | {
         "bytes": path.stat().st_size,

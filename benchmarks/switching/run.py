@@ -92,11 +92,11 @@ class Naive:
     def __init__(self, module: nn.Module, zoo: dict[str, Artifact]) -> None:
         self.module = module
         vectors = [ArtifactVector(artifact) for artifact in zoo.values()]
-        names = names_inside(module, sorted(set().union(*(vector.units for vector in vectors))))
+        names = names_inside(module, sorted(set().union(*(vector.tensors for vector in vectors))))
         state = module.state_dict()
         self.base = {inside: state[inside] for inside in names.values()}
         self.deltas = [
-            {names[unit]: delta_tensor(vector, unit) for unit in vector.units} for vector in vectors
+            {names[unit]: delta_tensor(vector, unit) for unit in vector.tensors} for vector in vectors
         ]
 
     def __call__(self, batch: Batch, shares: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Pairing:
     differ. extras: fine-tuned names that are stored raw. notes: what the user should know.
     """
 
-    units: dict[str, str]
+    tensors: dict[str, str]
     buffers: dict[str, str]
     extras: list[str]
     base_prefix: str
@@ -61,7 +61,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
     """
     base_prefix, prefix = common_prefix(list(base.tensors), [*finetuned.tensors, *finetuned.aliases])
     notes = _prefix_notes(base_prefix, prefix)
-    units: dict[str, str] = {}
+    tensors: dict[str, str] = {}
     buffers: dict[str, str] = {}
     resized: list[str] = []
     missing: list[str] = []
@@ -85,7 +85,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
                 f"as the base's {info.dtype}; give the checkpoint as it was before it was quantized"
             )
         elif target.shape == info.shape or _takes_rows(name, info, target, selection.on_resize, finetuned):
-            units[name] = other
+            tensors[name] = other
         else:
             resized.append(other)
     if not used:
@@ -100,9 +100,9 @@ def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairi
             f"such as '{missing[0]}'; leave them out with --exclude '{patterns}'"
         )
     added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
-    if not units and not buffers and not resized:
+    if not tensors and not buffers and not resized:
         raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
-    return Pairing(units, buffers, sorted(added + resized), base_prefix, prefix, notes)
+    return Pairing(tensors, buffers, sorted(added + resized), base_prefix, prefix, notes)
 
 
 def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, str]:

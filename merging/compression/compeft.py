@@ -51,7 +51,7 @@ def compeft(vector: TaskVector, job: Job, *, density: float = 0.05, alpha: float
     mean = total / max(1, vector.parameters)
     wanted = min(math.floor(Fraction(str(density)) * vector.parameters), int(counts.sum()))
     place = locate(counts, wanted)
-    listed = sum(info.entries for info in vector.units.values())
+    listed = sum(info.entries for info in vector.tensors.values())
     lower, squares = np.zeros(1 << 16, np.int64), (vector.parameters - listed) * mean**2
     for inner, part in _each(vector, job, bind(_count_inside, vector, place.bin if place else -1, mean)):
         lower, squares = lower + inner, squares + part
@@ -63,7 +63,7 @@ def compeft(vector: TaskVector, job: Job, *, density: float = 0.05, alpha: float
 
 def _each(vector: TaskVector, job: Job, work: Callable[[str], Found]) -> Iterator[Found]:
     """Yields what comes of each tensor, in their order, whatever the number of threads."""
-    return in_order(work, vector.units, job.jobs, lambda unit: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
+    return in_order(work, vector.tensors, job.jobs, lambda unit: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
 
 
 def _count(vector: TaskVector, unit: str) -> tuple[Integers, float]:

@@ -31,13 +31,13 @@ def compress(
     method: str,
     settings: dict[str, Any],
     overwrite: bool,
-    on_unit: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda unit: None,
     jobs: int = DEFAULT_JOBS,
     memory: int = DEFAULT_MEMORY,
     resume: bool = False,
     training: Training = NO_TRAINING,
 ) -> None:
-    """Writes a task vector's artifact; `on_unit` hears of each tensor once it is compressed.
+    """Writes a task vector's artifact; `on_tensor` hears of each tensor once it is compressed.
 
     Tensors that keep nothing are left out; they decode to zeros. jobs: threads. memory: bytes that the
     tensors in the making may take; one is always let in. With `resume` each finished tensor is kept in a
@@ -56,7 +56,7 @@ def compress(
     header = header.model_copy(update={"learning": chosen.learning})
 
     def work(unit: str) -> PackedTensor | None:
-        info = vector.units[unit]
+        info = vector.tensors[unit]
         compressed = chosen.compress(_delta(vector, unit, name))
         sparse = compressed.sparse
         if not len(sparse.levels):
@@ -73,7 +73,7 @@ def compress(
         for extra in vector.extras:
             writer.add_extra(extra, vector.extra(extra))
         for unit, packed in _packed(vector, work, side, jobs, memory):
-            on_unit(unit)
+            on_tensor(unit)
             if packed is not None:
                 writer.add_tensor(unit, packed)
         # Last, since reading the tensors has hashed most of the base.
@@ -96,13 +96,13 @@ def _packed(
 ) -> Iterator[tuple[str, PackedTensor | None]]:
     """Yields each unit with its stored form, or None where it keeps nothing, in the units' order."""
     finished: frozenset[str] = side.finished() if side else frozenset()
-    missing = [unit for unit in vector.units if unit not in finished]
+    missing = [unit for unit in vector.tensors if unit not in finished]
 
     def cost(unit: str) -> int:
-        return vector.units[unit].entries * WORKING_BYTES
+        return vector.tensors[unit].entries * WORKING_BYTES
 
     made = in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
-    for unit in vector.units:
+    for unit in vector.tensors:
         if side is not None and unit in finished:
             yield unit, side.read(unit)
             continue
@@ -112,9 +112,9 @@ def _packed(
         yield unit, packed
 
 
-def _read_ahead(vector: TaskVector, units: list[str]) -> Iterable[str]:
+def _read_ahead(vector: TaskVector, tensors: list[str]) -> Iterable[str]:
     """Yields the units; while one is worked on, the system reads the next."""
-    for unit, following in zip(units, [*units[1:], None], strict=True):
+    for unit, following in zip(tensors, [*tensors[1:], None], strict=True):
         if following is not None:
             vector.read_ahead(following)
         yield unit
@@ -122,7 +122,7 @@ def _read_ahead(vector: TaskVector, units: list[str]) -> Iterable[str]:
 
 def _delta(vector: TaskVector, unit: str, task: str) -> Delta:
     """Returns a unit's delta, held in memory where that is quicker than to compute it again."""
-    info = vector.units[unit]
+    info = vector.tensors[unit]
     read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, unit)
     if info.entries <= (_CACHED_ENTRIES if vector.is_cheap(unit) else _HELD_ENTRIES):
         blocks = list(read())

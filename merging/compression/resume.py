@@ -25,7 +25,7 @@ class _Run(Strict):
     format: Literal["flexswitch-resume"] = "flexswitch-resume"
     version: Literal[1] = 1
     header: ArtifactHeader
-    units: dict[str, tuple[str, tuple[int, ...]]]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
     inputs: list[tuple[int, int]]  # size and time of change of each file
 
 
@@ -50,10 +50,10 @@ class SideFile:
     def __init__(self, output: Path, vector: TaskVector, header: ArtifactHeader) -> None:
         self.path = side_file(output)
         self._vector = vector
-        units = {name: (info.dtype, info.shape) for name, info in vector.units.items()}
+        tensors = {name: (info.dtype, info.shape) for name, info in vector.tensors.items()}
         stats = [file.stat() for file in vector.files]
         inputs = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        self._run = _Run(header=header, units=units, inputs=inputs).model_dump_json().encode() + b"\n"
+        self._run = _Run(header=header, tensors=tensors, inputs=inputs).model_dump_json().encode() + b"\n"
         self._places: dict[str, tuple[_Entry, int]] = {}
 
     def __enter__(self) -> Self:

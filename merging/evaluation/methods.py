@@ -118,5 +118,5 @@ def _extra_bytes(vector: TaskVector) -> int:
 
 
 def _dense_bytes(vector: TaskVector) -> int:
-    units = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.units.values())
-    return units + _extra_bytes(vector)
+    tensors = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.tensors.values())
+    return tensors + _extra_bytes(vector)

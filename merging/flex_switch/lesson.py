@@ -199,7 +199,7 @@ def _inside(objective: Objective) -> Callable[[str], str]:
 
 def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, str]:
     inside = _inside(objective)
-    named = {unit: inside(vector.model.finetuned_name(unit)) for unit in vector.units}
+    named = {unit: inside(vector.model.finetuned_name(unit)) for unit in vector.tensors}
     found = names_inside(model, list(named.values()))
     return {unit: found[name] for unit, name in named.items() if name in found}
 

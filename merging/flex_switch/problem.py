@@ -66,7 +66,7 @@ def read_problem(
     vector: TaskVector, header: ArtifactHeader, bits: NDArray[np.int64], effort: str, each: Each
 ) -> Problem:
     """Returns a problem, its deltas read and its choices of density and bit-width counted."""
-    units = [unit for unit in (read_unit(vector, name) for name in vector.units) if unit is not None]
+    units = [unit for unit in (read_unit(vector, name) for name in vector.tensors) if unit is not None]
     choices = each(lambda number: choices_of(units[number].delta, bits), len(units))
     return Problem(vector, header, units, choices, bits, effort, each)
 

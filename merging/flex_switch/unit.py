@@ -45,7 +45,7 @@ class Hardened:
 
 def read_unit(vector: TaskVector, name: str) -> Unit | None:
     """Returns a tensor of a task vector, None where it did not change."""
-    info = vector.units[name]
+    info = vector.tensors[name]
     grid = as_matrix(info.shape)
     whole = delta_tensor(vector, name).numpy().reshape(grid.rows, grid.columns)
     rows = np.flatnonzero(whole.any(axis=1))

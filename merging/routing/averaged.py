@@ -19,9 +19,9 @@ def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Mod
     encoder = adapter.encoder()
     weights = encoder.state_dict()
     vectors = [ArtifactVector(zoo[task]) for task in tasks]
-    units = sorted(set().union(*(vector.units for vector in vectors)))
-    for unit, own in names_inside(encoder, units).items():  # not those of a head or pooler
-        deltas = [delta_tensor(vector, unit) for vector in vectors if unit in vector.units]
+    tensors = sorted(set().union(*(vector.tensors for vector in vectors)))
+    for unit, own in names_inside(encoder, tensors).items():  # not those of a head or pooler
+        deltas = [delta_tensor(vector, unit) for vector in vectors if unit in vector.tensors]
         total = torch.stack(deltas).sum(0).view(weights[own].shape)
         weights[own].add_(total, alpha=1 / len(tasks))
     return encoder

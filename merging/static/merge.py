@@ -13,7 +13,7 @@ from flexswitch.merging.task_vectors.task_vector import (
     OutputTensor,
     TaskVector,
     base_blocks,
-    check_units,
+    check_tensors,
     delta_tensor,
     output_dtype,
 )
@@ -33,7 +33,7 @@ def merged_tensors(
     """
     combine = get_merge(method)
     for vector in vectors:
-        check_units(base, vector)
+        check_tensors(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
@@ -51,12 +51,12 @@ def _blocks(
     dtype: torch.dtype,
 ) -> Callable[[], Iterator[Tensor]]:
     def read() -> Iterator[Tensor]:
-        if not any(name in vector.units for vector in vectors):
+        if not any(name in vector.tensors for vector in vectors):
             yield from (block.to(dtype) for block in base_blocks(base, name))
             return
         shape = base.tensors[name].shape
         deltas = [
-            delta_tensor(vector, name) if name in vector.units else torch.zeros(shape) for vector in vectors
+            delta_tensor(vector, name) if name in vector.tensors else torch.zeros(shape) for vector in vectors
         ]  # (task, ...)
         merged = combine(deltas, [1.0] * len(vectors), **settings)
         yield (base.read(name).to(torch.float32) + merged.reshape(-1)).to(dtype)

@@ -281,11 +281,11 @@ def _names(
     module: nn.Module, vectors: list[TaskVector], rename: Callable[[str], str], strict: bool
 ) -> dict[str, str]:
     """Returns the module's name of each unit. Raises: InputError where it has none of that shape."""
-    shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.units.items())}
+    shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.tensors.items())}
     own = module.state_dict()
     names: dict[str, str] = {}
     for vector in vectors:
-        named = {name: rename(vector.model.finetuned_name(name)) for name in vector.units}
+        named = {name: rename(vector.model.finetuned_name(name)) for name in vector.tensors}
         inside = names_inside(module, list(named.values()))
         names |= {name: inside[other] for name, other in named.items() if other in inside}
     for name, shape in shapes.items():

@@ -42,7 +42,7 @@ class TaskUnits:
                     unit: device_form(
                         vector, unit, unit in self._turned, self._base_sizes[unit], self._device
                     )
-                    for unit in vector.units
+                    for unit in vector.tensors
                     if unit in self._base_sizes
                 }
                 self._kept[task] = units

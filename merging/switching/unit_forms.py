@@ -108,7 +108,7 @@ def device_form(
 
     What has no such levels, and vectors, are as on the CPU. Raises: DecodeError.
     """
-    is_matrix = len(vector.units[unit].shape) > 1
+    is_matrix = len(vector.tensors[unit].shape) > 1
     if not isinstance(vector, ArtifactVector) or not is_matrix or not _is_packed(device):
         return unit_form(vector, unit, turned, base_size)
     record = vector.artifact.header.tensors[unit]
@@ -138,7 +138,7 @@ def unit_form(
     """
     matrix = _matrix_of(vector, unit)
     entries = _coded(vector, unit) if isinstance(vector, ArtifactVector) else _plain(vector, unit)
-    if len(vector.units[unit].shape) < 2:
+    if len(vector.tensors[unit].shape) < 2:
         return DenseValues(_spread(entries.places, entries.values, matrix, False))
     made = _matrix_form(entries, matrix, turned, base_size)
     return Turned(made) if turned else made
@@ -169,9 +169,9 @@ def _is_packed(device: torch.device) -> bool:
 
 
 def _matrix_of(vector: TaskVector, unit: str) -> tuple[int, int]:
-    shape = vector.units[unit].shape
+    shape = vector.tensors[unit].shape
     rows = shape[0] if len(shape) > 1 else 1
-    return rows, vector.units[unit].entries // max(1, rows)
+    return rows, vector.tensors[unit].entries // max(1, rows)
 
 
 def _levels_of(vector: ArtifactVector, unit: str) -> tuple[Ids, Levels]:

@@ -31,10 +31,10 @@ class CheckpointPair:
         self.base = base
         self._finetuned = finetuned
         self.pairing: Pairing = pair(base, finetuned, selection)
-        self.parameters = sum(base.tensors[name].entries for name in self.pairing.units)
-        self.units = {
+        self.parameters = sum(base.tensors[name].entries for name in self.pairing.tensors)
+        self.tensors = {
             name: TensorInfo(finetuned.tensors[other].dtype, base.tensors[name].shape)
-            for name, other in self.pairing.units.items()
+            for name, other in self.pairing.tensors.items()
         }
         config = read_config(finetuned)
         self.model = ModelRecord(
@@ -97,7 +97,7 @@ class CheckpointPair:
     def read_ahead(self, unit: str) -> None:
         """Asks the system to have a unit's bytes of both checkpoints in memory soon."""
         self.base.read_ahead(unit)
-        self._finetuned.read_ahead(self.pairing.units[unit])
+        self._finetuned.read_ahead(self.pairing.tensors[unit])
 
     def is_cheap(self, unit: str) -> bool:
         """Returns True: a difference is computed faster than memory gives it back."""
@@ -107,7 +107,7 @@ class CheckpointPair:
         """Returns the numbers of rows, the base's and the fine-tuned's, of units that take the base's."""
         shapes = [
             (self.base.tensors[name].shape, self._finetuned.tensors[other].shape)
-            for name, other in self.pairing.units.items()
+            for name, other in self.pairing.tensors.items()
         ]
         return {(base[0], finetuned[0]) for base, finetuned in shapes if base != finetuned}
 
@@ -118,7 +118,7 @@ class CheckpointPair:
 
     def _stored_weights(self, unit: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (start, base, fine-tuned) blocks; rows that only the base has are the base's."""
-        other = self.pairing.units[unit]
+        other = self.pairing.tensors[unit]
         available = self._finetuned.tensors[other].entries
         entries = self.base.tensors[unit].entries
         digest = hashlib.sha256() if unit not in self.digests else None

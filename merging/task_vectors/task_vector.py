@@ -49,8 +49,8 @@ class TaskVector(Protocol):
         """How the fine-tuned model differs from its base beside the weights."""
 
     @property
-    def units(self) -> Mapping[str, TensorInfo]:
-        """The units that may have changed."""
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors that may have changed."""
 
     @property
     def extras(self) -> Mapping[str, TensorInfo]:
@@ -85,7 +85,7 @@ class ArtifactVector:
         self.source = str(artifact.path)
         self.model = artifact.header.model
         self.parameters = artifact.header.parameters
-        self.units = {
+        self.tensors = {
             name: TensorInfo(record.dtype, tuple(record.shape))
             for name, record in sorted(artifact.header.tensors.items())
         }
@@ -146,7 +146,7 @@ def to_torch(raw: RawTensor) -> Tensor:
 def delta_tensor(vector: TaskVector, unit: str) -> Tensor:
     """Returns a unit's whole delta, float32 in its shape."""
     blocks = [np.empty(0, np.float32), *vector.blocks(unit)]
-    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.units[unit].shape)
+    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.tensors[unit].shape)
 
 
 def task_name(path: str | Path) -> str:
@@ -206,7 +206,7 @@ def restored_tensors(
 
     Raises: ArtifactError where a unit does not fit the base.
     """
-    check_units(base, vector)
+    check_tensors(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
@@ -218,9 +218,9 @@ def restored_tensors(
     return dict(sorted(outputs.items()))
 
 
-def check_units(base: Checkpoint, vector: TaskVector) -> None:
+def check_tensors(base: Checkpoint, vector: TaskVector) -> None:
     """Raises: ArtifactError where a unit of the task vector has another name or shape than the base's."""
-    for name, info in vector.units.items():
+    for name, info in vector.tensors.items():
         found = base.tensors.get(name)
         if found is None or found.shape != info.shape:
             held = f"has it with the shape {list(found.shape)}" if found else "has none of that name"
@@ -246,7 +246,7 @@ def _blocks(
     base: Checkpoint, vector: TaskVector, name: str, lambda_: float, dtype: torch.dtype
 ) -> Callable[[], Iterator[Tensor]]:
     def read() -> Iterator[Tensor]:
-        if name not in vector.units:
+        if name not in vector.tensors:
             yield from (block.to(dtype) for block in base_blocks(base, name))
             return
         in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype

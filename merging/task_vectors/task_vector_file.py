@@ -87,7 +87,7 @@ class TaskVectorFile:
         if set(self.header.crc32) != set(tensors):
             odd = sorted(set(self.header.crc32) ^ set(tensors))[0]
             raise ArtifactError(f"{path}: tensor '{odd}' stands in only one of its two headers")
-        self.units = {
+        self.tensors = {
             name: TensorInfo(dtype, tensors[name].shape) for name, dtype in sorted(self.header.dtypes.items())
         }
         self.extras = {
@@ -102,7 +102,7 @@ class TaskVectorFile:
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
         """Yields a unit's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
-        entries, checksum = self.units[unit].entries, 0
+        entries, checksum = self.tensors[unit].entries, 0
         for start in range(0, entries, BLOCK_ENTRIES):
             stored = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES))
             checksum = zlib.crc32(stored.view(torch.uint8).numpy().data, checksum)
@@ -153,14 +153,14 @@ def write_task_vector(
     name: str,
     dtype: DeltaDtype,
     overwrite: bool,
-    on_unit: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda unit: None,
 ) -> TaskVectorHeader:
-    """Writes a task vector's file tensor by tensor; `on_unit` hears of each one. Returns its header.
+    """Writes a task vector's file tensor by tensor; `on_tensor` hears of each one. Returns its header.
 
     Raises: InputError where the output may not be written or the disk is too small.
     """
     stored = _STORED_DTYPES[dtype]
-    dense_bytes = sum(info.entries for info in vector.units.values()) * DTYPE_BYTES[stored]
+    dense_bytes = sum(info.entries for info in vector.tensors.values()) * DTYPE_BYTES[stored]
     extra_bytes = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.extras.values())
     with atomic_file(path, overwrite) as partial:
         check_space(path, dense_bytes + extra_bytes)
@@ -169,19 +169,19 @@ def write_task_vector(
             base=vector.identity(),
             model=vector.model,
             parameters=vector.parameters,
-            dtypes={unit: info.dtype for unit, info in vector.units.items()},
+            dtypes={unit: info.dtype for unit, info in vector.tensors.items()},
             crc32={},
         )
         with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
             for extra_name in vector.extras:
                 extra = vector.extra(extra_name)
                 writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
-            for unit, info in vector.units.items():
-                on_unit(unit)
+            for unit, info in vector.tensors.items():
+                on_tensor(unit)
                 writer.add(
                     unit, stored, info.shape, (_to_bytes(block, dtype) for block in vector.blocks(unit))
                 )
-            for unit in vector.units if dtype == "float32" else ():
+            for unit in vector.tensors if dtype == "float32" else ():
                 positions, values = vector.exact(unit)
                 if len(positions):
                     position_name, value_name = _exact_names(unit)
@@ -203,7 +203,7 @@ def _reserve(vector: TaskVector, stored: str, header: TaskVectorHeader) -> int:
     entries: dict[str, dict[str, object]] = {}
     for name, info in vector.extras.items():
         entries[EXTRA_PREFIX + name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": widest}
-    for name, info in vector.units.items():
+    for name, info in vector.tensors.items():
         entries[name] = {"dtype": stored, "shape": info.shape, "data_offsets": widest}
         for part in _exact_names(name):
             entries[part] = {"dtype": "I64", "shape": [_WIDEST_COUNT], "data_offsets": widest}

@@ -25,7 +25,7 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     elif path.name.endswith(SUFFIX):
         vector = TaskVectorFile(path)
         _verify_task_vector(vector, problems, on_item)
-        count = len(vector.units) + len(vector.extras)
+        count = len(vector.tensors) + len(vector.extras)
         lines, identity = [f"{path}: {count} tensors, checksums fit, all finite"], vector.identity()
     elif path.suffix == ".fsw" or path.is_file():
         artifact = open_artifact(path)
@@ -49,7 +49,7 @@ def _verify_task_vector(vector: TaskVectorFile, problems: list[str], on_item: Ca
         deque(vector.blocks(unit), maxlen=0)
 
     reads: list[tuple[str, Callable[[str], object]]] = [(name, vector.extra) for name in vector.extras]
-    reads += [(unit, read_unit) for unit in vector.units]
+    reads += [(unit, read_unit) for unit in vector.tensors]
     _try_all(reads, problems, on_item)
 
 

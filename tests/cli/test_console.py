@@ -34,12 +34,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(console: Console, first: int, total: int) -> None:
     with (
-        console.progress("compressing 2 tensors", 2) as on_unit,
+        console.progress("compressing 2 tensors", 2) as on_tensor,
         console.steps("learning a", total) as stepped,
     ):
         for done in range(first, total + 1):
             stepped(done, f"loss {done}")
-        on_unit("one")
+        on_tensor("one")
 
 
 def test_without_a_terminal_a_line_is_printed_every_50_steps(

@@ -25,8 +25,8 @@ from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
 
 def test_every_floating_tensor_with_a_dimension_is_a_unit() -> None:
     pair = memory_pair(BASE, tuned())
-    assert list(pair.units) == list(BASE)
-    assert pair.units["encoder.weight"] == TensorInfo("F32", (2, 2))
+    assert list(pair.tensors) == list(BASE)
+    assert pair.tensors["encoder.weight"] == TensorInfo("F32", (2, 2))
     assert (dict(pair.extras), pair.parameters, pair.notes) == ({}, 12, [])
     assert delta_tensor(pair, "encoder.weight").tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
@@ -36,13 +36,13 @@ def test_a_delta_is_computed_in_float32_whatever_the_dtypes() -> None:
         {"w": torch.tensor([1.0, 3.0], dtype=torch.bfloat16)},
         {"w": torch.tensor([1.0009765625, 2.0], dtype=torch.float16)},
     )
-    assert pair.units["w"].dtype == "F16"
+    assert pair.tensors["w"].dtype == "F16"
     assert delta_tensor(pair, "w").tolist() == [0.0009765625, -1.0]
 
 
 def test_a_prefix_of_the_fine_tuned_names_is_found_and_said() -> None:
     pair = memory_pair(BASE, {**tuned(prefix="bert."), "classifier.weight": torch.ones(3, 2)})
-    assert list(pair.units) == list(BASE)
+    assert list(pair.tensors) == list(BASE)
     assert list(pair.extras) == ["classifier.weight"]
     assert (pair.model.base_prefix, pair.model.prefix) == ("", "bert.")
     assert pair.notes == ["the fine-tuned names carry the prefix 'bert.'; the base's names are used"]
@@ -57,7 +57,7 @@ def test_a_prefix_of_the_fine_tuned_names_is_found_and_said() -> None:
 def test_a_prefix_of_the_base_names_is_found_and_said() -> None:
     base = {f"model.{name}": tensor for name, tensor in BASE.items()}
     pair = memory_pair(base, tuned())
-    assert list(pair.units) == list(base)
+    assert list(pair.tensors) == list(base)
     assert (pair.model.base_prefix, pair.model.prefix) == ("model.", "")
     assert pair.notes == ["the base's names carry the prefix 'model.'; they are used"]
     assert_same_state(restore(MemoryCheckpoint(base), pair), tuned())
@@ -106,7 +106,7 @@ def test_one_missing_tensor_is_named_with_the_way_out() -> None:
         "leave them out with --exclude 'words.weight'"
     )
     pair = memory_pair(BASE, finetuned, exclude=("words.weight",))
-    assert list(pair.units) == ["encoder.bias", "encoder.weight"]
+    assert list(pair.tensors) == ["encoder.bias", "encoder.weight"]
     restored = restore(MemoryCheckpoint(BASE), pair)
     assert torch.equal(restored["words.weight"], BASE["words.weight"])
 
@@ -126,7 +126,7 @@ def test_the_way_out_leaves_out_what_is_missing_and_nothing_else() -> None:
         "leave them out with --exclude 'cls.*' --exclude 'vit.mask' --exclude 'vit.pooler.*'"
     )
     pair = memory_pair(base, finetuned, exclude=("cls.*", "vit.mask", "vit.pooler.*"))
-    assert list(pair.units) == sorted(finetuned)
+    assert list(pair.tensors) == sorted(finetuned)
 
 
 def test_checkpoints_without_a_common_name_are_refused() -> None:
@@ -143,7 +143,7 @@ def test_a_selection_of_nothing_is_refused() -> None:
 def test_globs_choose_the_tensors_by_the_names_of_the_base() -> None:
     finetuned = tuned(prefix="bert.")
     pair = memory_pair(BASE, finetuned, include=("encoder.*", "words*"), exclude=("*.bias",))
-    assert list(pair.units) == ["encoder.weight", "words.weight"]
+    assert list(pair.tensors) == ["encoder.weight", "words.weight"]
     assert (dict(pair.extras), pair.parameters) == ({}, 10)
 
 
@@ -167,14 +167,14 @@ def test_a_tied_tensor_is_found_under_any_of_its_names(tmp_path: Path, alone: st
     save_model(tmp_path / single, states[single])
     pair = CheckpointPair(*(open_checkpoint(str(tmp_path / side)) for side in ("base", "finetuned")))
     unit = "embed.weight" if tied_side == "base" else alone
-    assert (list(pair.units), dict(pair.extras)) == ([unit, "norm"], {})
+    assert (list(pair.tensors), dict(pair.extras)) == ([unit, "norm"], {})
     assert delta_tensor(pair, unit).tolist() == [[1, 1]] * 3
 
 
 def test_tied_tensors_on_both_sides_are_one_unit(tmp_path: Path) -> None:
     folders = [save_model(tmp_path / str(n), tied_state(n), kind="bin") for n in (0, 1)]
     pair = CheckpointPair(*(open_checkpoint(str(folder)) for folder in folders))
-    assert (list(pair.units), pair.parameters) == (["embed.weight", "norm"], 8)
+    assert (list(pair.tensors), pair.parameters) == (["embed.weight", "norm"], 8)
 
 
 def test_tensors_that_fine_tuning_untied_both_come_back(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_tensors_that_fine_tuning_tied_are_two_units(tmp_path: Path) -> None:
     pair = CheckpointPair(
         base, open_checkpoint(str(save_model(tmp_path / "task", tied_state(1), kind="bin")))
     )
-    assert list(pair.units) == ["embed.weight", "head.weight", "norm"]
+    assert list(pair.tensors) == ["embed.weight", "head.weight", "norm"]
     assert_same_state(restore(base, pair), tied_state(1))
 
 
@@ -212,7 +212,7 @@ def test_names_shapes_and_dtypes_are_checked_before_a_weight_is_read(
 
     monkeypatch.setattr(RangeReader, "read", reading)
     assert problem in message(InputError, lambda: file_pair(tmp_path, BASE, finetuned))
-    assert list(file_pair(tmp_path, BASE, tuned()).units) == list(BASE)
+    assert list(file_pair(tmp_path, BASE, tuned()).tensors) == list(BASE)
 
 
 def test_the_changes_of_a_config_are_recorded_and_its_provenance_is_not(tmp_path: Path) -> None:

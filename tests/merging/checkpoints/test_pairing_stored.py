@@ -50,7 +50,7 @@ def test_a_tensor_whose_rows_do_not_fit_can_only_be_stored_whole(
 def test_a_resized_tensor_is_stored_whole_and_comes_back(tmp_path: Path, rows: int) -> None:
     finetuned = tuned() | {"words.weight": torch.randn(rows, 2)}
     pair = file_pair(tmp_path, BASE, finetuned, on_resize="extra")
-    assert "words.weight" not in pair.units
+    assert "words.weight" not in pair.tensors
     for vector in (
         extracted(pair, tmp_path / "t.tv.safetensors"),
         compressed(pair, tmp_path / "t.fsw", "p-discard", drop=0.0),
@@ -67,7 +67,7 @@ def test_the_overlapping_rows_are_taken_and_the_others_are_the_base_s(
     base = {"v": torch.zeros(30), "w": torch.arange(20.0).reshape(4, 5)}
     finetuned = {"v": torch.ones(30), "w": torch.arange(5.0 * rows).reshape(rows, 5) + 1, "x": torch.ones(30)}
     pair = file_pair(tmp_path, base, finetuned, on_resize="rows")
-    assert pair.units["w"].shape == (4, 5)
+    assert pair.tensors["w"].shape == (4, 5)
     expected = torch.zeros(4, 5)
     expected[:rows] = 1
     assert torch.equal(delta_tensor(pair, "w"), expected)
@@ -126,7 +126,7 @@ def test_buffers_that_are_the_base_s_are_not_stored() -> None:
 def test_a_buffer_that_differs_is_stored_raw(tmp_path: Path, name: str, tensor: torch.Tensor) -> None:
     finetuned = BUFFERS | {name: tensor}
     pair = file_pair(tmp_path, BUFFERS, finetuned)
-    assert list(pair.units) == ["w"]
+    assert list(pair.tensors) == ["w"]
     assert list(pair.extras) == [name]
     for vector in (extracted(pair, tmp_path / "t.tv.safetensors"), compressed(pair, tmp_path / "t.fsw")):
         assert_same_state(restore(str(tmp_path / "base.safetensors"), vector), finetuned)
@@ -162,7 +162,7 @@ def test_a_delta_of_zeros_is_left_out_of_an_artifact_and_decodes_to_zeros(tmp_pa
 
 def test_checkpoints_that_are_equal_give_an_artifact_without_tensors(tmp_path: Path) -> None:
     artifact = compressed(file_pair(tmp_path, BASE, BASE), tmp_path / "t.fsw")
-    assert ArtifactVector(artifact).units == {}
+    assert ArtifactVector(artifact).tensors == {}
     assert_same_state(restore(str(tmp_path / "base.safetensors"), artifact), BASE)
 
 

@@ -66,7 +66,7 @@ def test_the_flat_vector_is_cut_at_one_threshold(tmp_path: Path, density: str, a
     vector = ArtifactVector(artifact)
     for name, expected in reference(tuned, density, alpha).items():
         if not expected.any():
-            assert name not in vector.units
+            assert name not in vector.tensors
             continue
         found = delta_tensor(vector, name).numpy()
         assert np.sign(found).tolist() == np.sign(expected).tolist()

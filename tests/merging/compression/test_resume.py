@@ -67,11 +67,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 def run(
     vector: TaskVector,
     path: Path,
-    on_unit: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda unit: None,
     jobs: int = 1,
     drop: float = 0.6,
 ) -> None:
-    compress(vector, path, "task", "t-switch", {"drop": drop}, False, on_unit, jobs, resume=True)
+    compress(vector, path, "task", "t-switch", {"drop": drop}, False, on_tensor, jobs, resume=True)
 
 
 def interrupt(vector: TaskVector, path: Path, unit: str, jobs: int = 1) -> None:

@@ -51,7 +51,7 @@ def units_of(model: nn.Module) -> list[Unit]:
         if "word_embeddings" in name:
             finetuned[name][::3] = base[name][::3]
     vector = memory_pair(base, finetuned)
-    units = [read_unit(vector, name) for name in vector.units]
+    units = [read_unit(vector, name) for name in vector.tensors]
     return [unit for unit in units if unit is not None]
 
 

@@ -99,7 +99,7 @@ def test_a_unit_that_only_some_tasks_have_counts_as_zeros_for_the_others(tmp_pat
         ArtifactVector(compressed(one, tmp_path / "t.fsw", drop=0.0)),
         extracted(two, tmp_path / "t.tv.safetensors"),
     ]
-    assert [list(vector.units) for vector in vectors] == [["w"], ["v"]]
+    assert [list(vector.tensors) for vector in vectors] == [["w"], ["v"]]
     assert_same_state(
         merged(base, vectors, "average"), {"v": torch.tensor([0.5, 0.5]), "w": torch.tensor([1.0, -1.0])}
     )

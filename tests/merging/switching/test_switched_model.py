@@ -299,7 +299,7 @@ def test_a_half_precision_module_answers_in_its_own_type(dtype, atol, engine):
     wide = net.state_dict()
     for share, vector in zip(weights[0].tolist(), vectors.values(), strict=True):
         wide = {
-            name: tensor.float() + share * delta_tensor(vector, name) if name in vector.units else tensor
+            name: tensor.float() + share * delta_tensor(vector, name) if name in vector.tensors else tensor
             for name, tensor in wide.items()
         }
     alone = TinyNet().to(dtype)

@@ -53,7 +53,7 @@ def opened(folder: Path) -> CheckpointPair:
 
 
 def read_units(vector: TaskVector) -> None:
-    for unit in vector.units:
+    for unit in vector.tensors:
         deque(vector.blocks(unit), maxlen=0)
 
 
@@ -64,7 +64,7 @@ def test_tensors_that_were_read_are_not_read_again_for_the_fingerprint(
     if small_blocks:
         use_small_blocks(monkeypatch, 64)
     pair = file_pair(tmp_path, BASE, TUNED)
-    assert list(pair.units) == UNITS
+    assert list(pair.tensors) == UNITS
     read_units(pair)
     assert +entries == {"a": 3000, "b": 2000}
     assert list(pair.digests) == UNITS
@@ -103,12 +103,12 @@ def test_reading_a_tensor_twice_or_its_corrections_changes_no_digest(tmp_path: P
     read_units(pair)
     before = dict(pair.digests)
     read_units(pair)
-    for unit in pair.units:
+    for unit in pair.tensors:
         pair.exact(unit)
     assert pair.digests == before
     forget_digests()
     other = opened(tmp_path)
-    for unit in other.units:
+    for unit in other.tensors:
         other.exact(unit)
     assert other.digests == before
 

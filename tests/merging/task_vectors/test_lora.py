@@ -56,15 +56,15 @@ def check_merged(base: Path, adapter: Path, merged: Mapping[str, Tensor]) -> Lor
     for name, info in checkpoint.tensors.items():
         weights = checkpoint.read(name).reshape(info.shape)
         expected = merged[vector.model.finetuned_name(name)]
-        delta = delta_tensor(vector, name) if name in vector.units else torch.zeros_like(weights)
+        delta = delta_tensor(vector, name) if name in vector.tensors else torch.zeros_like(weights)
         torch.testing.assert_close(delta, expected - weights, rtol=1e-5, atol=4e-6)
         torch.testing.assert_close(
             restored[vector.model.finetuned_name(name)], expected, rtol=1e-6, atol=1e-6
         )
-        assert (name in vector.units) == (not torch.equal(expected, weights))
+        assert (name in vector.tensors) == (not torch.equal(expected, weights))
     for name in vector.extras:
         assert torch.equal(restored[name], merged[name])
-    assert list(vector.units) == sorted(vector.units)
+    assert list(vector.tensors) == sorted(vector.tensors)
     return vector
 
 
@@ -115,8 +115,8 @@ def test_gpt2_stores_its_weights_transposed(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     merged = adapt(model, tmp_path / "adapter", r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
     vector = check_merged(tmp_path / "base", tmp_path / "adapter", merged)
-    assert vector.units["transformer.h.0.attn.c_proj.weight"].shape == (8, 8)  # square: the flag decides
-    assert vector.units["transformer.h.0.attn.c_attn.weight"].shape == (8, 24)
+    assert vector.tensors["transformer.h.0.attn.c_proj.weight"].shape == (8, 8)  # square: the flag decides
+    assert vector.tensors["transformer.h.0.attn.c_attn.weight"].shape == (8, 24)
 
 
 def test_a_classifier_brings_its_head_and_its_biases(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_classifier_brings_its_head_and_its_biases(tmp_path: Path) -> None:
     settings = {"target_modules": ["query", "word_embeddings"], "task_type": "SEQ_CLS", "bias": "lora_only"}
     merged = adapt(model, tmp_path / "adapter", **settings, r=2)
     vector = check_merged(tmp_path / "base", tmp_path / "adapter", merged)
-    assert list(vector.units) == [
+    assert list(vector.tensors) == [
         "bert.embeddings.word_embeddings.weight",
         "bert.encoder.layer.0.attention.self.query.bias",
         "bert.encoder.layer.0.attention.self.query.weight",
@@ -143,7 +143,7 @@ def test_a_base_without_the_model_prefix_is_found(tmp_path: Path) -> None:
     merged = adapt(model, tmp_path / "adapter", r=2, target_modules=["query"], task_type="SEQ_CLS")
     vector = check_merged(tmp_path / "base", tmp_path / "adapter", merged)
     assert (vector.model.base_prefix, vector.model.prefix) == ("", "bert.")
-    assert list(vector.units) == ["encoder.layer.0.attention.self.query.weight"]
+    assert list(vector.tensors) == ["encoder.layer.0.attention.self.query.weight"]
     assert list(vector.extras) == ["classifier.bias", "classifier.weight"]
     assert len(vector.pairing.notes) == 1
     edit_config(tmp_path / "adapter", modules_to_save=None)  # as old releases of peft wrote it
@@ -156,7 +156,7 @@ def test_an_adapter_without_the_model_prefix_of_the_base_is_found(tmp_path: Path
     adapt(model.bert, tmp_path / "adapter", r=2, target_modules=["query"], modules_to_save=["pooler"])
     vector = LoraVector(open_checkpoint(str(tmp_path / "base")), str(tmp_path / "adapter"))
     assert (vector.model.base_prefix, vector.model.prefix) == ("bert.", "")
-    assert list(vector.units) == [
+    assert list(vector.tensors) == [
         "bert.encoder.layer.0.attention.self.query.weight",
         "bert.pooler.dense.bias",
         "bert.pooler.dense.weight",
@@ -190,7 +190,7 @@ def test_a_unit_is_the_same_however_it_is_cut_and_on_however_many_threads(
             monkeypatch.setattr(lora, "BLOCK_ENTRIES", block)
             monkeypatch.setattr(checkpoint_pair, "BLOCK_ENTRIES", block)
             monkeypatch.setattr(lora, "_TILE_ENTRIES", tile)
-            blocks = {unit: list(vector.blocks(unit)) for unit in vector.units}
+            blocks = {unit: list(vector.blocks(unit)) for unit in vector.tensors}
             assert all(len(part) == block for parts in blocks.values() for part in parts[:-1])
             seen.append({unit: np.concatenate(parts).tobytes() for unit, parts in blocks.items()})
     finally:
@@ -216,15 +216,15 @@ def test_a_vector_knows_its_base_and_counts_all_of_its_units(toy: Toy, base: Pat
     assert vector.source == str(adapter)
     assert vector.identity() == identify(checkpoint)
     assert vector.parameters == sum(parameter.numel() for parameter in toy.parameters()) - 11 * 6
-    assert list(vector.units) == ["block.first.weight", "first.weight"]
-    assert vector.units["first.weight"].dtype == "F32"
+    assert list(vector.tensors) == ["block.first.weight", "first.weight"]
+    assert vector.tensors["first.weight"].dtype == "F32"
 
 
 def test_a_selection_takes_units_by_the_names_of_the_base(toy: Toy, base: Path, tmp_path: Path) -> None:
     adapt(toy, tmp_path / "adapter", r=2, target_modules=["first", "second"], modules_to_save=["head"])
     checkpoint = open_checkpoint(str(base))
     chosen = LoraVector(checkpoint, str(tmp_path / "adapter"), Selection(("block.*",), ("*.second.*",)))
-    assert list(chosen.units) == ["block.first.weight"]
+    assert list(chosen.tensors) == ["block.first.weight"]
     assert chosen.parameters == 64 + 8
     nothing = refusal(base, tmp_path / "adapter", Selection(exclude=("*",)))
     assert nothing == "ADAPTER: no tensor of the base BASE is selected"

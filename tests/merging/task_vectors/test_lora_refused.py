@@ -107,7 +107,7 @@ def test_settings_that_do_not_change_the_weights_are_let_through(base: Path, ada
     edit_config(
         adapter, **harmless, eva_config={"rho": 2.0}, init_lora_weights="eva", of_a_later_release=None
     )
-    assert len(LoraVector(open_checkpoint(str(base)), str(adapter)).units) == 2
+    assert len(LoraVector(open_checkpoint(str(base)), str(adapter)).tensors) == 2
 
 
 ROOT = "base_model.model."
@@ -214,11 +214,11 @@ def test_a_change_to_one_of_two_tied_tensors_is_refused(toy: Toy, base: Path, tm
     )
     others = Selection(exclude=("first.weight",))
     vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"), others)
-    assert list(vector.units) == ["block.first.weight"]
+    assert list(vector.tensors) == ["block.first.weight"]
     both = {f"{ROOT}{name}.weight": torch.ones(8, 6) for name in ("first", "twin")}
     edit_weights(tmp_path / "adapter", lambda held: [held.pop(A), held.pop(B), held.update(both)])
     vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"))
-    assert (list(vector.units), list(vector.extras)) == (
+    assert (list(vector.tensors), list(vector.extras)) == (
         ["block.first.weight", "first.weight"],
         ["twin.weight"],
     )

@@ -36,9 +36,9 @@ def test_a_file_holds_what_it_was_written_from(tmp_path: Path) -> None:
     vector = extracted(pair, tmp_path / "t.tv.safetensors")
     assert vector.header.name == "task"
     assert (vector.parameters, vector.model, vector.identity()) == (9, pair.model, pair.identity())
-    assert vector.units == pair.units
+    assert vector.tensors == pair.tensors
     assert vector.extras == pair.extras
-    for unit in pair.units:
+    for unit in pair.tensors:
         assert torch.equal(delta_tensor(vector, unit), delta_tensor(pair, unit))
         assert [list(part) for part in vector.exact(unit)] == [list(part) for part in pair.exact(unit)]
     assert {name: vector.extra(name) for name in vector.extras} == {n: pair.extra(n) for n in pair.extras}
@@ -88,7 +88,7 @@ def test_bfloat16_takes_half_the_space_and_rounds_each_delta(tmp_path: Path) -> 
     assert torch.equal(
         restore(MemoryCheckpoint(base), vector)["w"], finetuned["w"].to(torch.bfloat16).float()
     )
-    assert vector.units["w"].dtype == "F32"
+    assert vector.tensors["w"].dtype == "F32"
 
 
 def test_a_file_of_many_names_keeps_room_for_its_header(
@@ -225,6 +225,6 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> N
     assert found == f"{path}: exists already; give another output, or --overwrite to replace it"
     assert path.read_text() == "mine"
     heard: list[str] = []
-    header = write_task_vector(pair, path, "t", "float32", overwrite=True, on_unit=heard.append)
+    header = write_task_vector(pair, path, "t", "float32", overwrite=True, on_tensor=heard.append)
     assert TaskVectorFile(path).header == header
     assert heard == ["empty.weight", "w.bias", "w.weight"]
