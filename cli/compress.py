@@ -196,7 +196,7 @@ def _said(console: Console, output: Path, settings: dict[str, Any]) -> dict[str,
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
         f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
     ]
-    if header.learning is not None:
-        document["learning"] = header.learning.model_dump(exclude={"curve"})
-        lines.append(learning_line(header, header.learning))
+    if header.training is not None:
+        document["training"] = header.training.model_dump(exclude={"curve"})
+        lines.append(learning_line(header, header.training))
     return console.result(document, *lines)

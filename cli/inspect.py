@@ -75,9 +75,9 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 
     check_output(plot, overwrite)
     header = open_artifact(Path(path)).header if path.endswith(".fsw") else None
-    if header is None or header.learning is None or not header.learning.curve:
+    if header is None or header.training is None or not header.training.curve:
         raise UsageError(f"--plot: {path} has no record of learning; artifacts by a method that learns have")
-    draw_learning(header, header.learning, plot, overwrite)
+    draw_learning(header, header.training, plot, overwrite)
 
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
@@ -113,9 +113,9 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         f"adapter {header.model.adapter or 'unknown'}"
     )
     totals = _totals(stored, payloads, extras, header.parameters)
-    if header.learning is None:
+    if header.training is None:
         return document, head, rows, totals
-    return document, head, rows, totals, learning_table(header, header.learning)
+    return document, head, rows, totals, learning_table(header, header.training)
 
 
 def _codecs(record: "TensorRecord") -> str:

@@ -7,10 +7,10 @@ from rich.table import Table
 from flexswitch.cli.console import table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
+    from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 
 
-def learning_line(header: "ArtifactHeader", learning: "LearningRecord") -> str:
+def learning_line(header: "ArtifactHeader", learning: "TrainingRecord") -> str:
     """Returns one line on how near the compressed model came to the fine-tuned one."""
     before, after = learning.before, learning.after
     line = (
@@ -26,7 +26,7 @@ def learning_line(header: "ArtifactHeader", learning: "LearningRecord") -> str:
     return line
 
 
-def learning_table(header: "ArtifactHeader", learning: "LearningRecord") -> Table:
+def learning_table(header: "ArtifactHeader", learning: "TrainingRecord") -> Table:
     """Returns divergence and agreement, before and after, on the exemplars and on those held out."""
     before, after = learning.before, learning.after
     rows = table(

@@ -167,7 +167,7 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
         result["accuracy"][task] = score(shop, task, ArtifactVector(artifact))
         result["payload"][task] = artifact.path.stat().st_size - artifact.extra_bytes()
         result["file"] = {**result.get("file", {}), task: artifact.path.stat().st_size}
-        learning = artifact.header.learning
+        learning = artifact.header.training
         result["learning"][task] = None if learning is None else learning.model_dump(exclude={"curve"})
     kept.write_text(json.dumps(result, indent=1))
     print(key, f"{mean(result['accuracy']):.2f} at {mean(result['payload']) / 1e3:.0f} kB", flush=True)

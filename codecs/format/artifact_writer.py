@@ -100,12 +100,12 @@ class ArtifactWriter:
     ) -> None:
         if kind is None:
             self._writer.extend(BLOCKS, b"")
-            table = TensorTable(tensors=self._tensors, learning=self._header.learning).model_dump(
+            table = TensorTable(tensors=self._tensors, training=self._header.training).model_dump(
                 exclude_defaults=True
             )
             stored = zstd_compress(_json(table), _TABLE_LEVEL)
             self._writer.add(TABLE, "U8", (len(stored),), [stored])
-            described = self._header.model_dump(exclude={"tensors", "extras", "learning"})
+            described = self._header.model_dump(exclude={"tensors", "extras", "training"})
             document = ArtifactDocument(
                 version=max([_version(self._header), *(record.version for record in self._tensors.values())]),
                 **described,
@@ -120,7 +120,7 @@ class ArtifactWriter:
 
 def _version(header: ArtifactHeader) -> Literal[2, 3]:
     """Returns the least version of the format that has all that a header says."""
-    return 2 if header.learning is None else 3
+    return 2 if header.training is None else 3
 
 
 def _json(document: dict[str, Any]) -> bytes:

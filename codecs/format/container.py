@@ -245,7 +245,7 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
         raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
     parsed = validated(TensorTable, path, listed)
     tensors = parsed.tensors
-    if parsed.learning is not None and document.version < 3:
+    if parsed.training is not None and document.version < 3:
         raise ArtifactError(
             f"{path}: its table has a record of learning, which version {document.version} has not; it is "
             "damaged"
@@ -266,7 +266,7 @@ def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader,
         )
     described = document.model_dump(exclude={"format", "version", "table"})
     return ArtifactHeader(**described).model_copy(
-        update={"tensors": tensors, "learning": parsed.learning}
+        update={"tensors": tensors, "training": parsed.training}
     ), offsets
 
 

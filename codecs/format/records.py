@@ -45,7 +45,7 @@ class BaseIdentity(Strict):
     """
 
     fingerprint: Sha256
-    sample: Sha256
+    quick_fingerprint: Sha256
     id: str | None = None
 
 
@@ -166,7 +166,7 @@ class QualityRecord(Strict):
     held_out_agreement: float | None = None
 
 
-class LearningRecord(Strict):
+class TrainingRecord(Strict):
     """What a learned compression started from and came to. Numbers have four significant digits.
 
     before: at the start; after: of what is stored. curve: (steps done, mean loss,
@@ -185,7 +185,7 @@ class TensorTable(Strict):
     """The JSON document of the table: base name → record, in the order of their bytes in the file."""
 
     tensors: dict[str, TensorRecord]
-    learning: LearningRecord | None = None
+    training: TrainingRecord | None = None
 
 
 class ArtifactHeader(Strict):
@@ -198,7 +198,7 @@ class ArtifactHeader(Strict):
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
     extras: dict[str, ExtraRecord] = {}
-    learning: LearningRecord | None = None
+    training: TrainingRecord | None = None
 
 
 @dataclass(frozen=True)

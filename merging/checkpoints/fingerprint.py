@@ -45,7 +45,7 @@ def identify(base: Checkpoint, digests: dict[str, str] | None = None) -> BaseIde
     digests: tensor name → SHA-256 of its bytes, as hexadecimal digits; those that were missing are added.
     """
     full = fingerprint(base, {} if digests is None else digests)
-    return BaseIdentity(fingerprint=full, sample=sample_fingerprint(base), id=base.hub_id)
+    return BaseIdentity(fingerprint=full, quick_fingerprint=sample_fingerprint(base), id=base.hub_id)
 
 
 def fingerprint(base: Checkpoint, digests: dict[str, str] | None = None) -> str:
@@ -71,7 +71,7 @@ def check_base(base: Checkpoint, expected: BaseIdentity, owner: str, full: bool 
     Raises: InputError naming both, or with `full` ArtifactError.
     """
     found = fingerprint(base) if full else sample_fingerprint(base)
-    wanted = expected.fingerprint if full else expected.sample
+    wanted = expected.fingerprint if full else expected.quick_fingerprint
     if found != wanted:
         known_as = f" ({expected.id})" if expected.id else ""
         error = ArtifactError if full else InputError

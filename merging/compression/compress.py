@@ -21,7 +21,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 # Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
 # computing it costs more than memory does. Above, it is computed for each reading.
 _CACHED_ENTRIES, _HELD_ENTRIES = 1 << 20, 1 << 24
-_UNKNOWN_BASE = BaseIdentity(fingerprint="0" * 64, sample="0" * 64)
+_UNKNOWN_BASE = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
 
 
 def compress(
@@ -53,7 +53,7 @@ def compress(
         parameters=vector.parameters,
     )
     chosen = plan(method, vector, Job(header, jobs, training), settings)
-    header = header.model_copy(update={"learning": chosen.learning})
+    header = header.model_copy(update={"training": chosen.training})
 
     def work(unit: str) -> PackedTensor | None:
         info = vector.tensors[unit]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.compression.compressed import Compressed, Delta
 
@@ -83,9 +83,9 @@ class Job:
 class Plan:
     """How to compress each tensor of one task vector, and with which effort to store it (see `store`).
 
-    learning: the record that the artifact is to carry, of a method that learned.
+    training: the record of a training, which the artifact is to carry.
     """
 
     compress: Callable[[Delta], Compressed]
     effort: str = "fast"
-    learning: LearningRecord | None = None
+    training: TrainingRecord | None = None

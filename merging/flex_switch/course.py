@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.records import LearningRecord
+from flexswitch.codecs.format.records import TrainingRecord
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.finish import Course, Study
 from flexswitch.merging.flex_switch.harden import is_met
@@ -59,7 +59,7 @@ def learned(
     saving: Saving | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
-) -> tuple[list[Hardened], LearningRecord]:
+) -> tuple[list[Hardened], TrainingRecord]:
     """Returns what is kept, and the record of how it was learned.
 
     Where nothing better than the start is found, that is kept, and told. Raises: InputError where the loss on
@@ -93,7 +93,7 @@ def _led_from(
     saving: Saving | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
-) -> tuple[float, list[Hardened], LearningRecord]:
+) -> tuple[float, list[Hardened], TrainingRecord]:
     """Returns where steps lead from a start, the loss first; by shorter steps where those lead away from it.
 
     Where all do, scales alone are learned.

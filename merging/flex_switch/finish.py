@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.records import LearningRecord
+from flexswitch.codecs.format.records import TrainingRecord
 from flexswitch.merging.flex_switch.harden import is_met
 from flexswitch.merging.flex_switch.learn import hard_gates, set_gates
 from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows
@@ -53,8 +53,8 @@ class Study:
         return self.lesson.loss(self.problem.each)
 
     def finished(
-        self, hardened: list[Hardened], record: LearningRecord
-    ) -> tuple[float, list[Hardened], LearningRecord]:
+        self, hardened: list[Hardened], record: TrainingRecord
+    ) -> tuple[float, list[Hardened], TrainingRecord]:
         """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
         problem, target = self.problem, self.course.target
         if target is not None:
@@ -80,8 +80,8 @@ class Study:
         return hardened
 
     def _settled(
-        self, hardened: list[Hardened], record: LearningRecord
-    ) -> tuple[list[Hardened], LearningRecord]:
+        self, hardened: list[Hardened], record: TrainingRecord
+    ) -> tuple[list[Hardened], TrainingRecord]:
         """Returns what is kept with the record of it, at the size together; the student holds it.
 
         The record says what is kept is worth, and scales fitted anew are other numbers than those before, so

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.records import ArtifactHeader, LearningRecord
+from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 from flexswitch.merging.flex_switch.forecast import forecast
 from flexswitch.merging.flex_switch.harden import fit_to_size, is_met
 from flexswitch.merging.flex_switch.packing import Packer
@@ -29,9 +29,9 @@ class Problem:
     effort: str
     each: Each
 
-    def packer(self, learning: LearningRecord | None = None) -> Packer:
+    def packer(self, learning: TrainingRecord | None = None) -> Packer:
         """Returns what packs the artifact, with that record in it."""
-        header = self.header.model_copy(update={"learning": learning})
+        header = self.header.model_copy(update={"training": learning})
         return Packer(self.vector, header, self.units, self.effort, self.each)
 
     def payload_bits(self, target: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexswitch.codecs.format.records import LearningRecord, QualityRecord
+from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.lesson import Lesson
 from flexswitch.merging.flex_switch.workers import Each
@@ -31,7 +31,7 @@ def learning_record(
     after: QualityRecord,
     history: Sequence[Progress],
     parameters: int,
-) -> LearningRecord:
+) -> TrainingRecord:
     """Returns the record of a learning; the curve is the mean over as many stretches of the steps."""
     stretches = np.array_split(np.arange(len(history)), min(_CURVE_POINTS, max(1, len(history))))
     curve = [
@@ -43,7 +43,7 @@ def learning_record(
         for stretch in stretches
         if len(stretch)
     ]
-    return LearningRecord(
+    return TrainingRecord(
         exemplars=len(lesson.taught),
         exemplars_sha256=lesson.digest,
         held_out=0 if lesson.held_out is None else len(lesson.held_out),

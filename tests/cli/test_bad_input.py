@@ -101,7 +101,7 @@ def test_another_base_than_the_artifacts_own(zoo, fails):
     write_base(zoo / "other.safetensors", seed=9)
     other = open_checkpoint(str(zoo / "other.safetensors"))
     found = sample_fingerprint(other)
-    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["sample"]
+    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["quick_fingerprint"]
     message = (
         f"other.safetensors: is not the base of {{}}: its sampled fingerprint is {found[:12]}, expected "
         f"{wanted[:12]}; give the base it was made from"

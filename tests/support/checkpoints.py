@@ -109,7 +109,7 @@ def extracted(vector: TaskVector, path: Path, dtype: Any = "float32") -> TaskVec
 
 def job(name: str = "task", jobs: int = 1) -> Job:
     """Returns a job without guidance, for a task of that name."""
-    base = BaseIdentity(fingerprint="0" * 64, sample="0" * 64)
+    base = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
     return Job(ArtifactHeader(name=name, base=base, method=MethodRecord(name="any"), parameters=1), jobs)
 
 

@@ -45,7 +45,7 @@ def test_the_fingerprint_is_a_hash_over_names_dtypes_shapes_and_contents() -> No
     # Stands in every artifact of this base: it never changes.
     assert found == BaseIdentity(
         fingerprint="fb552f28168b85b2396072a16345e10ff8b56a9ac78e29c57ce6410ab72ecb94",
-        sample="6afe113e8592e9c2ead939a0e45ae96b9b52f064e33467971fa7cc2a6a5a0b84",
+        quick_fingerprint="6afe113e8592e9c2ead939a0e45ae96b9b52f064e33467971fa7cc2a6a5a0b84",
         id=None,
     )
 
@@ -95,14 +95,14 @@ def test_the_size_of_what_is_read_at_once_does_not_matter(monkeypatch: pytest.Mo
 def test_a_flipped_bit_in_a_slice_changes_both(name: str, entry: int) -> None:
     found, same = identify(changed(name, entry)), identify(MemoryCheckpoint(STATE))
     assert found.fingerprint != same.fingerprint
-    assert found.sample != same.sample
+    assert found.quick_fingerprint != same.quick_fingerprint
 
 
 @pytest.mark.parametrize("entry", [64, 300, 2040, 4935])
 def test_a_flipped_bit_between_the_slices_changes_the_full_one_alone(entry: int) -> None:
     found, same = identify(changed("b.weight", entry)), identify(MemoryCheckpoint(STATE))
     assert found.fingerprint != same.fingerprint
-    assert found.sample == same.sample
+    assert found.quick_fingerprint == same.quick_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_flipped_bit_between_the_slices_changes_the_full_one_alone(entry: int)
 def test_another_shape_dtype_name_or_sign_of_zero_is_another_base(other: State) -> None:
     found, same = identify(MemoryCheckpoint(other)), identify(MemoryCheckpoint({"w": torch.zeros(4)}))
     assert found.fingerprint != same.fingerprint
-    assert found.sample != same.sample
+    assert found.quick_fingerprint != same.quick_fingerprint
 
 
 def test_the_identity_names_the_hub_id() -> None:
@@ -137,7 +137,7 @@ def test_another_base_is_refused_by_its_slices() -> None:
     other, expected = changed("a.bias", 0), identify(MemoryCheckpoint(STATE))
     assert message(InputError, lambda: check_base(other, expected, "task.fsw")) == (
         f"memory: is not the base of task.fsw: its sampled fingerprint is {sample_fingerprint(other)[:12]}, "
-        f"expected {expected.sample[:12]}; give the base it was made from"
+        f"expected {expected.quick_fingerprint[:12]}; give the base it was made from"
     )
 
 

@@ -61,7 +61,7 @@ def test_another_seed_learns_something_else_and_the_same_one_the_same(
     again = school.learn(tmp_path / "birds.fsw")
     assert again.path.read_bytes() == learned.path.read_bytes()
     other = school.learn(tmp_path / "birds.fsw", "seed=1")
-    assert other.header.learning.exemplars_sha256 != learned.header.learning.exemplars_sha256
+    assert other.header.training.exemplars_sha256 != learned.header.training.exemplars_sha256
     assert other.header.tensors != learned.header.tensors
 
 
@@ -78,7 +78,7 @@ def test_a_task_vector_file_learns_the_same_as_its_checkpoints(
 
 
 def test_what_was_learned_is_recorded(school: School, learned: Artifact) -> None:
-    record = learned.header.learning
+    record = learned.header.training
     assert (record.exemplars, record.held_out) == (24, 16)
     assert record.after.divergence < record.before.divergence
     assert record.after.held_out_divergence < record.before.held_out_divergence
@@ -107,7 +107,7 @@ def test_packing_it_as_small_as_it_was_made_keeps_the_record_and_the_size(
 ) -> None:
     create_zoo(tmp_path / "zoo", [learned.path], Form(effort="small"), None, False, lambda task: None)
     packed = open_zoo(tmp_path / "zoo")["birds"]
-    assert packed.header.learning == learned.header.learning
+    assert packed.header.training == learned.header.training
     assert packed.path.stat().st_size <= 5000
 
 
@@ -115,7 +115,7 @@ def test_only_the_bit_widths_that_are_asked_for_are_stored(school: School, tmp_p
     for bits, allowed in (("1", {1}), ("3,2", {2, 3})):
         found = school.learn(tmp_path / "birds.fsw", f"bits={bits}", "steps=60")
         assert {record.bits for record in found.header.tensors.values()} <= allowed
-        assert found.header.learning.after.divergence < found.header.learning.before.divergence
+        assert found.header.training.after.divergence < found.header.training.before.divergence
 
 
 def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path
 )
 def test_other_settings_learn_too(setting: str, school: School, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", setting)
-    assert found.header.learning.after.divergence < found.header.learning.before.divergence
+    assert found.header.training.after.divergence < found.header.training.before.divergence
     assert found.path.stat().st_size <= 5000
     name, value = setting.split("=")
     assert str(found.header.method.settings[name]) == value
@@ -149,7 +149,7 @@ def test_a_small_size_is_met_with_the_record_in_the_file(
     found = school.learn(tmp_path / "birds.fsw", *settings, heard=heard)
     assert 0.97 * target <= found.path.stat().st_size <= target
     assert heard.notes == []
-    record = found.header.learning
+    record = found.header.training
     assert record.after.divergence == pytest.approx(measured(school, found).divergence, rel=2e-3)
 
 
@@ -158,10 +158,10 @@ def test_steps_in_bfloat16_learn_too(school: School, tmp_path: Path) -> None:
         school.learn(tmp_path / precision / "birds.fsw", f"precision={precision}", f"target_size={target}")
         for precision, target in (("bfloat16", "5KB"), ("float32", "5000"))  # records of the same length
     )
-    record = found.header.learning
-    assert record.before == exact.header.learning.before  # what is judged is in float32
+    record = found.header.training
+    assert record.before == exact.header.training.before  # what is judged is in float32
     assert record.after.divergence < 0.8 * record.before.divergence
-    assert record.curve != exact.header.learning.curve
+    assert record.curve != exact.header.training.curve
     assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=2e-3)
 
 
@@ -179,8 +179,8 @@ def test_without_crossings_only_the_exemplars_are_learned_from(
         patch.setattr(Objective, "batch", batch)
         found = school.learn(tmp_path / "birds.fsw", "crossings=0", "steps=60")
     assert set(seen) <= set(texts("birds", 40, 1))
-    record = found.header.learning
-    assert (record.exemplars, record.exemplars_sha256) == (24, learned.header.learning.exemplars_sha256)
+    record = found.header.training
+    assert (record.exemplars, record.exemplars_sha256) == (24, learned.header.training.exemplars_sha256)
     assert record.after.divergence < record.before.divergence
     assert found.header.tensors != learned.header.tensors
 
@@ -198,8 +198,8 @@ def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
     monkeypatch.setattr(lesson_module, "crossed", crossed)
     found = school.learn(tmp_path / "birds.fsw", "crossings=5", "steps=15")
     assert counts == [5 * 24]
-    assert found.header.learning.exemplars == 24
-    assert found.header.learning.after.divergence == pytest.approx(
+    assert found.header.training.exemplars == 24
+    assert found.header.training.after.divergence == pytest.approx(
         measured(school, found).divergence, rel=2e-3
     )
 

@@ -19,10 +19,10 @@ def test_a_text_classifier_is_learned_at_the_size_asked_for(compress: Compress) 
     assert outcome.status == 0
     size, header = compress.output.stat().st_size, open_artifact(compress.output).header
     assert 0.9 * 4000 < size <= 4000
-    assert header.learning is not None
-    assert (header.learning.exemplars, header.learning.held_out) == (12, 8)
-    assert header.learning.after.divergence < header.learning.before.divergence
-    assert header.learning.curve[-1][0] == 6
+    assert header.training is not None
+    assert (header.training.exemplars, header.training.held_out) == (12, 8)
+    assert header.training.after.divergence < header.training.before.divergence
+    assert header.training.curve[-1][0] == 6
     first, second = outcome.out.splitlines()
     assert first.startswith(f"{compress.output}: task 'birds' by flexswitch, kept ")
     numbers = re.fullmatch(
@@ -31,8 +31,8 @@ def test_a_text_classifier_is_learned_at_the_size_asked_for(compress: Compress) 
         second,
     )
     assert numbers is not None
-    assert float(numbers[1]) == header.learning.before.divergence
-    assert float(numbers[2]) == header.learning.after.divergence
+    assert float(numbers[1]) == header.training.before.divergence
+    assert float(numbers[2]) == header.training.after.divergence
     assert compress.left() == ["birds.fsw"]
 
 
@@ -81,7 +81,7 @@ def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
     document = json.loads(outcome.out)
     assert document["bytes"] == compress.output.stat().st_size
     assert document["settings"]["target_size"] == "4KB"
-    learning = document["learning"]
+    learning = document["training"]
     assert list(learning) == ["exemplars", "exemplars_sha256", "held_out", "before", "after"]
     assert learning["after"]["divergence"] < learning["before"]["divergence"]
 
@@ -107,11 +107,11 @@ def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
 ) -> None:
     outcome = compress("--set", "objective=none")
     assert (outcome.status, len(outcome.out.splitlines())) == (0, 1)
-    assert open_artifact(compress.output).header.learning is None
+    assert open_artifact(compress.output).header.training is None
 
 
 def test_inspect_tells_how_near_it_came(learned: Path, flexswitch: Runner) -> None:
-    record = open_artifact(learned).header.learning
+    record = open_artifact(learned).header.training
     assert record is not None
     *_, heading, names, first, second = flexswitch("inspect", learned).out.splitlines()
     assert heading.strip() == "against the fine-tuned model"
@@ -132,7 +132,7 @@ def test_inspect_tells_how_near_it_came(learned: Path, flexswitch: Runner) -> No
         "held", "out", "8", f"{before.held_out_divergence:g}",
     ]  # fmt: skip
     document = json.loads(flexswitch("inspect", learned, "--json").out)
-    assert document["learning"] == json.loads(record.model_dump_json())
+    assert document["training"] == json.loads(record.model_dump_json())
 
 
 def test_inspect_draws_the_way_there(learned: Path, flexswitch: Runner, tmp_path: Path) -> None:

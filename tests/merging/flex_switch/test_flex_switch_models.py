@@ -104,7 +104,7 @@ SCHOOLS = {
 def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
     school = SCHOOLS[kind](tmp_path)
     found = school.learn(tmp_path / "out" / "birds.fsw", "steps=60")
-    record = found.header.learning
+    record = found.header.training
     assert record.after.divergence < record.before.divergence
     assert record.exemplars == 24
     assert found.path.stat().st_size <= 5000
@@ -113,7 +113,7 @@ def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_p
 
 def test_the_features_can_be_held_to_instead(school: School, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", "objective=mse")
-    record = found.header.learning
+    record = found.header.training
     assert record.after.divergence < record.before.divergence
     assert record.after.agreement == 1
     assert measured(school, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)

@@ -85,7 +85,7 @@ def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: Pro
 
 
 def test_what_is_recorded_is_what_the_stored_artifact_gives(problem: Problem) -> None:
-    record = problem.learned.header.learning
+    record = problem.learned.header.training
     found = measured(problem.school, problem.learned)
     assert record.after.divergence == pytest.approx(found.divergence, rel=2e-3)
     assert record.after.held_out_divergence == pytest.approx(found.held_out_divergence, rel=2e-3)

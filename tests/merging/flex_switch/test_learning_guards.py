@@ -113,7 +113,7 @@ def test_fewer_exemplars_than_the_least_are_refused(
 
 def test_as_many_exemplars_as_are_allowed_suffice(school: School, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", "least=24")
-    assert found.header.learning.exemplars == 24
+    assert found.header.training.exemplars == 24
 
 
 def test_a_task_without_a_file_of_exemplars_is_refused(school: School, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_steps_that_lead_away_are_taken_again_as_shorter_ones_and_then_left_out(
     ]
     assert len(heard.steps) == 30 * min(spoilt + 1, 3)
     assert last[True, spoilt] < before
-    assert found.header.learning.after.divergence == pytest.approx(last[True, spoilt], rel=5e-3)
+    assert found.header.training.after.divergence == pytest.approx(last[True, spoilt], rel=5e-3)
 
 
 def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: Path) -> None:

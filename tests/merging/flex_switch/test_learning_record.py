@@ -21,12 +21,12 @@ from support.sparse_tensors import write_artifact
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.records import METADATA_KEY, LearningRecord, MethodRecord, QualityRecord
+from flexswitch.codecs.format.records import METADATA_KEY, MethodRecord, QualityRecord, TrainingRecord
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch.learning_chart import draw_learning
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
-RECORD = LearningRecord(
+RECORD = TrainingRecord(
     exemplars=100,
     exemplars_sha256="ef" * 32,
     held_out=50,
@@ -42,7 +42,7 @@ DOCUMENT = {
     "after": {"divergence": 0.125, "agreement": 0.96, "held_out_divergence": 0.25, "held_out_agreement": 0.9},
     "curve": [[25, 1.25, 0.5], [50, 0.25, 0.125]],
 }
-HEADER_LEARNED = HEADER.model_copy(update={"learning": RECORD})
+HEADER_LEARNED = HEADER.model_copy(update={"training": RECORD})
 
 
 @pytest.fixture
@@ -59,30 +59,30 @@ def version(path: Path) -> int:
 def test_an_artifact_with_a_record_is_of_version_3_and_gives_it_back(path: Path) -> None:
     assert version(path) == 3
     artifact = open_artifact(path)
-    assert artifact.header.learning == RECORD
+    assert artifact.header.training == RECORD
     assert_holds(artifact, TENSORS)
 
 
 def test_the_record_stands_in_the_table_as_the_format_says(path: Path) -> None:
-    assert read_table(path)["learning"] == DOCUMENT
+    assert read_table(path)["training"] == DOCUMENT
 
 
 def test_what_has_its_default_is_left_out(tmp_path: Path) -> None:
     quality = QualityRecord(divergence=1.0, agreement=0.5)
-    bare = LearningRecord(exemplars=9, exemplars_sha256="ef" * 32, held_out=0, before=quality, after=quality)
-    header = HEADER.model_copy(update={"learning": bare})
+    bare = TrainingRecord(exemplars=9, exemplars_sha256="ef" * 32, held_out=0, before=quality, after=quality)
+    header = HEADER.model_copy(update={"training": bare})
     path = write_artifact(tmp_path / "sst2.fsw", TENSORS, EXTRAS, header)
     short = {"divergence": 1.0, "agreement": 0.5}
-    assert read_table(path)["learning"] == {
+    assert read_table(path)["training"] == {
         "exemplars": 9, "exemplars_sha256": "ef" * 32, "held_out": 0, "before": short, "after": short,
     }  # fmt: skip
-    assert open_artifact(path).header.learning == bare
+    assert open_artifact(path).header.training == bare
 
 
 def test_a_zoo_keeps_the_record(tmp_path: Path, path: Path) -> None:
     create_zoo(tmp_path / "zoo", [path], Form(), None, False, lambda name: None)
     packed = open_zoo(tmp_path / "zoo")["sst2"]
-    assert packed.header.learning == RECORD
+    assert packed.header.training == RECORD
     assert version(packed.path) == 3
 
 
@@ -102,7 +102,7 @@ def test_a_file_of_version_2_has_no_record(path: Path) -> None:
 )  # fmt: skip
 def test_a_record_with_a_wrong_field_is_refused(path: Path, field: str, value: object, told: str) -> None:
     table = read_table(path)
-    table["learning"][field] = value
+    table["training"][field] = value
     put_table(path, zstd_frame(json.dumps(table).encode()))
     assert message(path).startswith(f"its field {told}")
 
@@ -110,7 +110,7 @@ def test_a_record_with_a_wrong_field_is_refused(path: Path, field: str, value: o
 # --- the chart --------------------------------------------------------------------------------------------
 
 
-def drawn(path: Path, record: LearningRecord = RECORD, objective: str = "kl") -> bytes:
+def drawn(path: Path, record: TrainingRecord = RECORD, objective: str = "kl") -> bytes:
     method = MethodRecord(name="flexswitch", settings={"objective": objective})
     draw_learning(HEADER.model_copy(update={"method": method}), record, path, overwrite=True)
     return path.read_bytes()

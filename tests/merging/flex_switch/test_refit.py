@@ -41,4 +41,4 @@ def test_scales_are_fitted_at_the_first_rate_that_helps(
     assert tried == list(RATES if helps is None else RATES[: helps + 1])
     assert (scales_of(found) == scales_of(left)) == (helps is None)
     if helps is not None:
-        assert found.header.learning.after.divergence < left.header.learning.after.divergence
+        assert found.header.training.after.divergence < left.header.training.after.divergence
