@@ -6,13 +6,24 @@ import importlib
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from support.imports import (
+    FOLDERS,
+    MODULES,
+    ROOT,
+    imported_names,
+    longest_chain,
+    module_graph,
+    module_name,
+    package_name,
+    room_graph,
+    room_of,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 # A room imports rooms of lower floors alone, and none of its own floor.
 FLOORS = {
+    "api": 9,
     "cli": 9,
     "recipes": 8,
     "merging/evaluation": 7,
@@ -29,29 +40,6 @@ FLOORS = {
     "codecs/format": 1,
     "codecs": 0,
 }
-FOLDERS = ("cli", "codecs", "merging", "recipes")
-MODULES = sorted(
-    path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts
-)
-
-
-def room_of(path: Path) -> str:
-    return path.parent.relative_to(ROOT).as_posix()
-
-
-def module_name(path: Path) -> str:
-    return "flexswitch." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
-
-
-def imported_names(path: Path) -> list[str]:
-    names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            names.append(node.module or "")
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    return names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -59,9 +47,15 @@ def test_a_room_imports_rooms_of_lower_floors_alone(path):
     room = room_of(path)
     for name in imported_names(path):
         assert name.split(".")[0] not in (*FOLDERS, "click"), f"{path}: imports {name}"
-        if name.startswith("flexswitch."):
-            other = "/".join(name.split(".")[1:-1])
+        if name.split(".")[0] == "flexswitch":
+            other = "/".join(name.split(".")[1:-1]) or "api"
             assert other == room or FLOORS[other] < FLOORS[room], f"{path}: {room} imports {name}"
+
+
+def test_every_room_has_a_floor_and_neither_rooms_nor_modules_import_in_a_circle():
+    assert set(room_graph()) == set(FLOORS)
+    assert longest_chain(room_graph())  # raises CycleError
+    assert longest_chain(module_graph())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -80,9 +74,9 @@ def test_the_rooms_have_no_init_file_so_that_the_standard_codecs_wins():
 
 def test_every_room_is_packaged():
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES}
-    assert set(tables["packages"]) == {"flexswitch." + folder.replace("/", ".") for folder in folders}
-    assert tables["package-dir"] == {"flexswitch." + folder.replace("/", "."): folder for folder in folders}
+    rooms = {room_of(path) for path in MODULES}
+    assert set(tables["packages"]) == {package_name(room) for room in rooms}
+    assert tables["package-dir"] == {package_name(room): room for room in rooms}
 
 
 def test_files_stay_small():

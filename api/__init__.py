@@ -1,0 +1,61 @@
+"""flexswitch stores fine-tuned checkpoints as tiny task vectors and puts them back together.
+
+The names below are the public interface; nothing else is promised. Each is loaded when it is first used.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.errors import FlexswitchError
+    from flexswitch.codecs.format.container import open_artifact
+    from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.switching.switched_model import SwitchedModel
+    from flexswitch.merging.task_vectors.apply import add_task
+    from flexswitch.merging.task_vectors.task_vector import restore
+
+__all__ = (
+    "FlexswitchError",
+    "SwitchedModel",
+    "add_task",
+    "open_artifact",
+    "open_checkpoint",
+    "open_zoo",
+    "restore",
+)
+
+__version__: str
+
+_MODULES = {
+    "FlexswitchError": "flexswitch.codecs.errors",
+    "SwitchedModel": "flexswitch.merging.switching.switched_model",
+    "add_task": "flexswitch.merging.task_vectors.apply",
+    "open_artifact": "flexswitch.codecs.format.container",
+    "open_checkpoint": "flexswitch.merging.checkpoints.checkpoint",
+    "open_zoo": "flexswitch.codecs.format.zoo",
+    "restore": "flexswitch.merging.task_vectors.task_vector",
+}
+
+_folder = os.path.dirname(os.path.abspath(__file__))
+if os.path.basename(_folder) == "api":  # an editable install: the other folders are beside this one
+    __path__.append(os.path.dirname(_folder))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("flexswitch")
+    elif name in _MODULES:
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'flexswitch' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
