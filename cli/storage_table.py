@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
     """Returns the JSON document, the table and the closing line. Raises: InputError, ArtifactError."""
     from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
-    from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+    from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 
     artifacts = _artifacts(path)
     tensors = [(task, name) for task, artifact in artifacts.items() for name in artifact.header.tensors]
@@ -31,7 +31,7 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
     rows: dict[str, TensorSizes] = {}
     total = NOTHING
     with console.progress(f"encoding {len(tensors)} tensors by every codec", len(tensors)) as step:
-        found = in_order(work, tensors, jobs or DEFAULT_JOBS, cost, DEFAULT_MEMORY)
+        found = map_in_order(work, tensors, jobs or DEFAULT_JOBS, cost, DEFAULT_MEMORY)
         for (task, name), sizes in zip(tensors, found, strict=True):
             step(name)
             document["tasks"][task][name] = asdict(sizes)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.gated_weights import Gates
@@ -30,7 +31,6 @@ from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesso
 from flexswitch.merging.flex_switch.problem import read_problem
 from flexswitch.merging.flex_switch.student import Student
 from flexswitch.merging.flex_switch.unit import Unit
-from flexswitch.merging.flex_switch.workers import Each, workers
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent
@@ -99,7 +99,7 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
         parameters=vector.parameters,
     )
     precision: Any = "bfloat16" if kind == "bfloat16" else "float32"
-    with workers(options.jobs) as each:
+    with parallel_map(options.jobs) as each:
         problem = read_problem(vector, header, BITS, "fast", each)
         classroom = TrainingInputs(base, options.data)
         lesson = open_lesson(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
@@ -127,7 +127,7 @@ def seconds_of(work: Any, times: int = 5) -> float:
     return min(found)
 
 
-def model_alone(lesson: Lesson, rows: list[int], each: Each, shards: int) -> None:
+def model_alone(lesson: Lesson, rows: list[int], each: ParallelMap, shards: int) -> None:
     """Runs a batch forward and back by the weights of linear layers, without gates."""
     losses = lesson.losses(rows, shards)
     wanted = [module.weight for module in lesson.model.modules() if isinstance(module, nn.Linear)]
@@ -143,7 +143,7 @@ def model_alone(lesson: Lesson, rows: list[int], each: Each, shards: int) -> Non
 
 
 def fused_step(
-    units: list[Unit], student: Student, lesson: Lesson, rows: list[int], each: Each, shards: int
+    units: list[Unit], student: Student, lesson: Lesson, rows: list[int], each: ParallelMap, shards: int
 ) -> None:
     """Runs a step's passes; what Adam does to a few hundred numbers is left out on both sides."""
     share = np.full(len(BITS), 1 / len(BITS), np.float32)

@@ -1,9 +1,7 @@
 """Tells one base from another: a hash of all its tensors, and one of a few slices of each."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,10 +9,11 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import BaseIdentity
+from flexswitch.codecs.threads import DEFAULT_JOBS, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 
 _CHUNK_ENTRIES = 1 << 22
-_READERS = min(8, os.cpu_count() or 1)
+_READERS = min(8, DEFAULT_JOBS)
 _SLICES, _SLICE_ENTRIES = 16, 64
 
 
@@ -95,9 +94,8 @@ def _hash_tensors(
         return f"{name}\0{info.dtype}\0{shape}\0{digests[name]}\n".encode()
 
     total = hashlib.sha256()
-    with ThreadPoolExecutor(_READERS) as pool:  # hashing and reading let go of the interpreter's lock
-        for line in pool.map(content, base.tensors):
-            total.update(line)
+    for line in map_in_order(content, base.tensors, _READERS):  # hashing and reading release the GIL
+        total.update(line)
     return total.hexdigest()
 
 

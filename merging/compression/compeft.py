@@ -14,7 +14,7 @@ import numpy as np
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.sums import Doubles, steady_sum
-from flexswitch.codecs.threads import DEFAULT_MEMORY, in_order
+from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import (
     Integers,
@@ -63,7 +63,7 @@ def compeft(vector: TaskVector, job: Job, *, density: float = 0.05, alpha: float
 
 def _each(vector: TaskVector, job: Job, work: Callable[[str], Found]) -> Iterator[Found]:
     """Yields what comes of each tensor, in their order, whatever the number of threads."""
-    return in_order(work, vector.tensors, job.jobs, lambda unit: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
+    return map_in_order(work, vector.tensors, job.jobs, lambda unit: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
 
 
 def _count(vector: TaskVector, unit: str) -> tuple[Integers, float]:

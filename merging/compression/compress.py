@@ -11,7 +11,7 @@ from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 from flexswitch.merging.compression.compressed import Delta
 from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training
 from flexswitch.merging.compression.registry import plan
@@ -101,7 +101,7 @@ def _packed(
     def cost(unit: str) -> int:
         return vector.tensors[unit].entries * WORKING_BYTES
 
-    made = in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
+    made = map_in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
     for unit in vector.tensors:
         if side is not None and unit in finished:
             yield unit, side.read(unit)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.records import ArtifactHeader
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.flex_switch.course import data_free, learned
@@ -21,7 +22,6 @@ from flexswitch.merging.flex_switch.problem import Problem, read_problem
 from flexswitch.merging.flex_switch.saved import Saving, run_text
 from flexswitch.merging.flex_switch.target import target_bytes
 from flexswitch.merging.flex_switch.unit import Hardened, sparse_tensor
-from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
@@ -89,7 +89,7 @@ def flexswitch(
     if objective != "none" and inputs is not None:
         read_exemplars(job.task, inputs, objective, least)  # to hear of too few before long work
     header = job.header.model_copy(update={"base": vector.identity()})
-    with workers(job.jobs) as each:
+    with parallel_map(job.jobs) as each:
         problem = read_problem(vector, header, widths, effort, each)
         target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)
         if objective == "none" or inputs is None:

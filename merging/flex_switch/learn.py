@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.gated_weights import Gates, Kept, Slopes
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
 from flexswitch.merging.flex_switch.student import Loss, Student
 from flexswitch.merging.flex_switch.unit import Hardened, Unit
-from flexswitch.merging.flex_switch.workers import Each
 
 Doubles = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def learn(
     batches: Batches,
     schedule: Schedule,
     measure: Measure,
-    each: Each,
+    each: ParallelMap,
     on_step: Callable[[Progress], None],
 ) -> None:
     """Runs the steps that are left. Raises: InputError where the loss is not finite."""
@@ -91,7 +91,7 @@ def learn(
         on_step(_step(learner, units, student, batches(learner.step), schedule, each))
 
 
-def set_gates(student: Student, gates: Sequence[Gates], each: Each) -> list[Kept | None]:
+def set_gates(student: Student, gates: Sequence[Gates], each: ParallelMap) -> list[Kept | None]:
     """Writes the weights under these gates; returns what each unit keeps, None where the model lacks it."""
     student.gates = list(gates)
 
@@ -123,7 +123,7 @@ def _step(
     student: Student,
     losses: Sequence[Loss],
     schedule: Schedule,
-    each: Each,
+    each: ParallelMap,
 ) -> Progress:
     parameters, share = learner.parameters, learner.step / schedule.steps
     gates = [_gates(parameters, unit, number, share) for number, unit in enumerate(units)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.compression.plan import TrainingInputs
@@ -24,7 +25,6 @@ from flexswitch.merging.flex_switch.objective import (
     joined,
 )
 from flexswitch.merging.flex_switch.student import Loss
-from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
@@ -80,7 +80,7 @@ class Lesson:
             found = self.objective.outputs(model, batch)
         return self.objective.loss(found, self.lessons, rows, batch)
 
-    def loss(self, each: Each) -> float:
+    def loss(self, each: ParallelMap) -> float:
         """Returns the model's mean loss on the exemplars."""
         parts = _parts(self.taught.examples)
 
@@ -93,7 +93,7 @@ class Lesson:
 
         return sum(each(score, len(parts))) / len(self.taught)
 
-    def divergence(self, taught: Taught, each: Each) -> tuple[float, float]:
+    def divergence(self, taught: Taught, each: ParallelMap) -> tuple[float, float]:
         """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
         parts = _parts(taught.examples)
 
@@ -137,7 +137,7 @@ def open_lesson(
     least: int,
     crossings: int,
     precision: Precision,
-    each: Each,
+    each: ParallelMap,
 ) -> Lesson:
     """Returns all that learning a task takes, the fine-tuned model's answers among it.
 
@@ -212,7 +212,7 @@ def _load(
 
 
 def _taught(
-    objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: Each
+    objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: ParallelMap
 ) -> Taught:
     parts = _parts(examples)
     found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))

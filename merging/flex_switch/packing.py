@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.rate import fitted_factor
 from flexswitch.merging.flex_switch.unit import Hardened, Unit, sparse_tensor
-from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -20,7 +20,12 @@ class Packer:
     """Packs the units of one task vector; `header` is what the artifact will say of itself."""
 
     def __init__(
-        self, vector: TaskVector, header: ArtifactHeader, units: Sequence[Unit], effort: str, each: Each
+        self,
+        vector: TaskVector,
+        header: ArtifactHeader,
+        units: Sequence[Unit],
+        effort: str,
+        each: ParallelMap,
     ) -> None:
         self._vector = vector
         self._header = header

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.forecast import forecast
 from flexswitch.merging.flex_switch.harden import fit_to_size, is_met
 from flexswitch.merging.flex_switch.packing import Packer
 from flexswitch.merging.flex_switch.profile import Choices, choices_of
 from flexswitch.merging.flex_switch.start import scale_at
 from flexswitch.merging.flex_switch.unit import Hardened, Unit, read_unit
-from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -27,7 +27,7 @@ class Problem:
     choices: list[Choices]
     bits: NDArray[np.int64]
     effort: str
-    each: Each
+    each: ParallelMap
 
     def packer(self, learning: TrainingRecord | None = None) -> Packer:
         """Returns what packs the artifact, with that record in it."""
@@ -63,7 +63,7 @@ class Problem:
 
 
 def read_problem(
-    vector: TaskVector, header: ArtifactHeader, bits: NDArray[np.int64], effort: str, each: Each
+    vector: TaskVector, header: ArtifactHeader, bits: NDArray[np.int64], effort: str, each: ParallelMap
 ) -> Problem:
     """Returns a problem, its deltas read and its choices of density and bit-width counted."""
     units = [unit for unit in (read_unit(vector, name) for name in vector.tensors) if unit is not None]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.learn import hard_gates, set_gates, summed
 from flexswitch.merging.flex_switch.parameters import Adam
 from flexswitch.merging.flex_switch.student import Loss, Student
 from flexswitch.merging.flex_switch.unit import Hardened, Unit
-from flexswitch.merging.flex_switch.workers import Each
 
 # What is nearly right already is spoilt by the first, which is then followed by the next.
 RATES = (0.01, 0.001, 0.0001)
@@ -23,7 +23,7 @@ def refit_scales(
     batches: Callable[[int], Sequence[Loss]],
     steps: int,
     rate: float,
-    each: Each,
+    each: ParallelMap,
 ) -> list[Hardened]:
     """Returns the same with scales moved by some steps of Adam, at a rate that falls from that to nothing."""
     log_scales, adam = np.log([kept.scale for kept in hardened]), Adam()

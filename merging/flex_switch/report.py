@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.lesson import Lesson
-from flexswitch.merging.flex_switch.workers import Each
 
 _CURVE_POINTS = 20
 _DIGITS = 4
 
 
-def quality(lesson: Lesson, each: Each) -> QualityRecord:
+def quality(lesson: Lesson, each: ParallelMap) -> QualityRecord:
     """Returns how the model, as it is now, compares with the fine-tuned one."""
     learned = lesson.divergence(lesson.taught, each)
     held_out = lesson.divergence(lesson.held_out, each) if lesson.held_out is not None else (None, None)

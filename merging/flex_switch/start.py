@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
 from flexswitch.merging.flex_switch.packing import Packer
 from flexswitch.merging.flex_switch.parameters import Parameters, free_of
 from flexswitch.merging.flex_switch.profile import Choices, choices_of
 from flexswitch.merging.flex_switch.rate import FIRST_FACTOR
 from flexswitch.merging.flex_switch.unit import Hardened, Unit
-from flexswitch.merging.flex_switch.workers import Each
 
 Doubles = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ _POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _FIRST_POWER = 5  # place of the one that is tried first
 
 
-def all_choices(units: Sequence[Unit], bits: NDArray[np.int64], each: Each) -> list[Choices]:
+def all_choices(units: Sequence[Unit], bits: NDArray[np.int64], each: ParallelMap) -> list[Choices]:
     """Returns every unit's choices of density and bit-width."""
     return each(lambda number: choices_of(units[number].delta, bits), len(units))
 

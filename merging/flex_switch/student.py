@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.gated_weights import GatedWeights, Gates, Slopes, gated_weights
 from flexswitch.merging.flex_switch.unit import Unit
-from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
@@ -42,7 +42,9 @@ class Student:
         }
         self._replicas = [_Replica(self, model, learned) for _ in range(shards)]
 
-    def backward_all(self, losses: Sequence[Loss], each: Each) -> list[tuple[float, list[Slopes | None]]]:
+    def backward_all(
+        self, losses: Sequence[Loss], each: ParallelMap
+    ) -> list[tuple[float, list[Slopes | None]]]:
         """Runs shards forward and back; returns each one's loss, and by unit the slopes, None without any."""
         return each(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
 

@@ -5,8 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.routing.leave_out import held_out
-from flexswitch.merging.routing.metric import best_shrinkage, one_thread, spread_rows
+from flexswitch.merging.routing.metric import best_shrinkage, spread_rows
 from flexswitch.merging.routing.projection import Normalisation, fit_normalisation
 
 _TOLERANCE = 1.0  # points that an earlier layer may be worse
@@ -38,7 +39,7 @@ def choose_layers(
     rows = spread_rows(len(states), _MEASURED)
     ids = torch.from_numpy(task_ids.astype(np.int64))[rows]
     shares = {}
-    with one_thread():
+    with one_torch_thread():
         for layers in candidates(states.shape[1] - 1):
             parts = torch.cat([beside[rows], states[rows][:, list(layers)]], 1)
             shares[layers] = _share(parts.flatten(1).double(), ids, normalise, parts.shape[1], rank)

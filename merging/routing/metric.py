@@ -3,8 +3,7 @@
 Source: Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
 from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
 from flexswitch.merging.routing.neighbour_components import neighbour_components
@@ -53,7 +53,7 @@ def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Le
         return Learned(None, None, f"a task has fewer than {FOLDS} exemplars")
     if bool((features == features[0]).all()):
         return Learned(None, None, "all exemplars have the same features")
-    with one_thread():
+    with one_torch_thread():
         return _learned(features, ids, rank)
 
 
@@ -118,14 +118,3 @@ def first_as_good(shares: Sequence[float], count: int) -> int:
 def spread_rows(count: int, most: int) -> Tensor:
     """Returns up to `most` rows, evenly spread: of exemplars in the order of their tasks a share of each."""
     return torch.arange(count) if count <= most else torch.arange(most) * count // most
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one thread inside, so that sums are added up in the same order whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.threads import run_in_parts
 from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes
 from flexswitch.merging.switching.dense_codes import add_products as add_code_products
 from flexswitch.merging.switching.dense_values import DenseValues
@@ -17,7 +18,6 @@ from flexswitch.merging.switching.inputs import Inputs
 from flexswitch.merging.switching.packed_levels import PackedLevels
 from flexswitch.merging.switching.row_plan import Given, RowPlan, TaskRows
 from flexswitch.merging.switching.sparse_rows import SparseRows
-from flexswitch.merging.switching.threads import in_parts
 from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
 
 _COMPILED_FORMS = (SparseRows, DenseCodes, DenseValues)
@@ -84,7 +84,7 @@ def _add_sparse(
         for task, matrix, shift in tasks:
             matrix.add_product(inputs, *task.tokens_within(each, start, stop), shift.numpy(), total)
 
-    in_parts(work, len(total), total.size + inputs.values.size)
+    run_in_parts(work, len(total), total.size + inputs.values.size)
 
 
 def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.threads import run_in_parts
 from flexswitch.merging.switching.inputs import Digits, Inputs
-from flexswitch.merging.switching.threads import in_parts
 
 Ids = NDArray[np.int64]
 Codes = NDArray[np.int8]
@@ -63,7 +63,7 @@ class DenseCodes:
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
         step = np.float32(factor * self.step)
-        in_parts(
+        run_in_parts(
             lambda start, stop: _add(weights[start:stop], self.codes[start:stop], step),
             self.shape[0],
             self.codes.size,
@@ -72,7 +72,7 @@ class DenseCodes:
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column)."""
         arrays = (self.codes, self.table, ids, places, factors, out)
-        in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
+        run_in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
 
     def add_product(
         self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
@@ -120,7 +120,9 @@ def _add_of_digits(parts: Sequence[CodesPart], inputs: Inputs, digits: int, out:
     starts = np.cumsum([0, *(len(part.places) for part in parts)])
     places, factors = (np.concatenate([part[field] for part in parts]) for field in (1, 2))
     taken = np.empty((digits * len(places), whole.shape[2]), np.int8)
-    in_parts(lambda first, last: _gather(whole, places, starts, taken, first, last), len(parts), taken.size)
+    run_in_parts(
+        lambda first, last: _gather(whole, places, starts, taken, first, last), len(parts), taken.size
+    )
     numbers, sums = torch.from_numpy(taken), torch.empty(len(taken), out.shape[1], dtype=torch.int32)
     ends = (digits * starts).tolist()
     for part, start, stop in zip(parts, ends[:-1], ends[1:], strict=True):
@@ -128,7 +130,7 @@ def _add_of_digits(parts: Sequence[CodesPart], inputs: Inputs, digits: int, out:
     steps = np.array([part.unit.step for part in parts], np.float32)
     shifts = np.stack([part.shift for part in parts])
     arrays = (sums.numpy(), digits, places, factors, units, steps, shifts, starts, out)
-    in_parts(lambda first, last: _join(*arrays, first, last), out.shape[1], sums.numel())
+    run_in_parts(lambda first, last: _join(*arrays, first, last), out.shape[1], sums.numel())
 
 
 @compiled

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.threads import in_parts
+from flexswitch.codecs.threads import run_in_parts
 
 Digits = NDArray[np.int8]
 
@@ -29,7 +29,7 @@ class Inputs:
             units = np.empty(len(self.values), np.float32)
             patterns = self.values.view(np.int32)
             split = _split_in_two if count == 2 else _split_in_three
-            in_parts(
+            run_in_parts(
                 lambda start, stop: split(self.values, patterns, digits, units, start, stop),
                 len(self.values),
                 digits.size,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.threads import run_in_parts
 from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.threads import in_parts
 
 Ids = NDArray[np.int64]
 Columns = NDArray[np.unsignedinteger[Any]]
@@ -43,7 +43,7 @@ class SparseRows:
 
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
-        in_parts(
+        run_in_parts(
             lambda start, stop: _add(
                 weights, self.starts, self.columns, self.values, np.float32(factor), start, stop
             ),
@@ -53,7 +53,7 @@ class SparseRows:
 
     def take_back(self, weights: FloatArray, base: FloatArray) -> None:
         """Puts the base's values where entries are kept."""
-        in_parts(
+        run_in_parts(
             lambda start, stop: _copy(weights, base, self.starts, self.columns, start, stop),
             self.shape[0],
             len(self.values),
@@ -62,7 +62,7 @@ class SparseRows:
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column)."""
         arrays = (self.starts, self.columns, self.values, ids, places, factors, out)
-        in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
+        run_in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
 
     def add_product(
         self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray

@@ -21,7 +21,7 @@ from flexswitch.codecs.format.zoo import (
     write_zoo,
 )
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, in_order
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 from flexswitch.merging.routing.query_set import without_tasks
 
 
@@ -125,7 +125,7 @@ def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
     def cost(name: str) -> int:
         return artifact.header.tensors[name].layout.entries * WORKING_BYTES
 
-    return pack_task(artifact, zoo, in_order(work, artifact.header.tensors, form.jobs, cost, form.memory))
+    return pack_task(artifact, zoo, map_in_order(work, artifact.header.tensors, form.jobs, cost, form.memory))
 
 
 def _own_effort(artifact: Artifact) -> str:

@@ -1,15 +1,22 @@
-"""Work on threads: results in order, within a budget, and nothing goes on when it is given up."""
+"""Threads: results in order within a memory budget, clean ends, and the same results for any number of threads."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sparse_tensors import LAWS
 
-from flexswitch.codecs.threads import in_order
+from flexswitch.codecs.threads import (
+    PART_ENTRIES,
+    map_in_order,
+    one_torch_thread,
+    parallel_map,
+    run_in_parts,
+)
 
 MANY = 1 << 40
 
@@ -39,19 +46,19 @@ class Meter:
 @pytest.mark.parametrize("budget", [0, 5, MANY])
 def test_results_come_in_the_order_of_the_items(jobs: int, budget: int) -> None:
     meter = Meter()
-    found = list(in_order(meter, range(30), jobs, lambda item: item, budget))
+    found = list(map_in_order(meter, range(30), jobs, lambda item: item, budget))
     assert found == [item * item for item in range(30)]
     assert sorted(meter.begun) == list(range(30))
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_there_may_be_no_items(jobs: int) -> None:
-    assert list(in_order(Meter(), [], jobs, free, 0)) == []
+    assert list(map_in_order(Meter(), [], jobs, free, 0)) == []
 
 
 def test_one_job_runs_in_the_callers_thread_when_a_result_is_asked_for() -> None:
     meter = Meter()
-    results = in_order(meter, range(5), 1, free, 0)
+    results = map_in_order(meter, range(5), 1, free, 0)
     assert meter.begun == []
     assert next(results) == 0
     assert meter.begun == [0]
@@ -67,7 +74,7 @@ def test_several_jobs_run_beside_each_other_and_not_in_the_callers_thread() -> N
         barrier.wait()
         return meter(item)
 
-    assert list(in_order(meet, range(9), 3, free, MANY)) == [item * item for item in range(9)]
+    assert list(map_in_order(meet, range(9), 3, free, MANY)) == [item * item for item in range(9)]
     assert threading.get_ident() not in meter.threads
 
 
@@ -87,7 +94,9 @@ def test_what_is_in_the_making_stays_within_the_budget(costs: list[int], jobs: i
             alone[0] |= taken[0] > costs[item] and taken[0] > budget
         return item
 
-    for place, item in enumerate(in_order(work, range(len(costs)), jobs, lambda item: costs[item], budget)):
+    for place, item in enumerate(
+        map_in_order(work, range(len(costs)), jobs, lambda item: costs[item], budget)
+    ):
         assert item == place
         with lock:
             taken[0] -= costs[item]  # the caller has let go of the result
@@ -98,7 +107,7 @@ def test_what_is_in_the_making_stays_within_the_budget(costs: list[int], jobs: i
 @pytest.mark.parametrize("jobs", [2, 3])
 def test_no_more_is_begun_than_twice_the_jobs_ahead(jobs: int) -> None:
     meter = Meter(0)
-    results = in_order(meter, range(100), jobs, free, MANY)
+    results = map_in_order(meter, range(100), jobs, free, MANY)
     for taken in range(50):
         next(results)
         assert len(meter.begun) <= taken + 1 + 2 * jobs
@@ -115,7 +124,7 @@ def test_an_exception_comes_through_in_its_place(jobs: int) -> None:
             raise KeyError("four")
         return item
 
-    results = in_order(work, range(100), jobs, free, MANY)
+    results = map_in_order(work, range(100), jobs, free, MANY)
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(KeyError, match="four"):
         next(results)
@@ -131,14 +140,14 @@ def test_an_exception_of_the_items_comes_through(jobs: int) -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        list(in_order(Meter(), items(), jobs, free, MANY))
+        list(map_in_order(Meter(), items(), jobs, free, MANY))
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
 def test_nothing_goes_on_once_it_is_closed(jobs: int) -> None:
     before = threading.active_count()
     meter = Meter()
-    results = in_order(meter, range(1000), jobs, free, MANY)
+    results = map_in_order(meter, range(1000), jobs, free, MANY)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
@@ -153,7 +162,7 @@ def test_nothing_goes_on_after_an_error_in_the_caller(error: type[BaseException]
     before, meter = threading.active_count(), Meter()
 
     def use() -> None:
-        for result in in_order(meter, range(1000), 2, free, MANY):
+        for result in map_in_order(meter, range(1000), 2, free, MANY):
             if result == 9:
                 raise error
 
@@ -162,3 +171,63 @@ def test_nothing_goes_on_after_an_error_in_the_caller(error: type[BaseException]
     del caught  # its frames hold the results
     assert threading.active_count() == before
     assert len(meter.begun) <= 8
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 10])
+def test_parts_are_disjoint_and_cover_everything_on_as_many_threads_as_torch_uses(
+    threads: int, count: int, torch_threads: Callable[[int], None]
+) -> None:
+    torch_threads(threads)
+    parts: list[tuple[int, int]] = []
+    run_in_parts(lambda start, stop: parts.append((start, stop)), count, 100 * PART_ENTRIES)
+    assert len(parts) == max(1, min(threads, count))
+    assert sorted(place for start, stop in parts for place in range(start, stop)) == list(range(count))
+
+
+def test_little_work_is_not_split(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(4)
+    parts: list[tuple[int, int]] = []
+    run_in_parts(lambda start, stop: parts.append((start, stop)), 10, 2 * PART_ENTRIES - 1)
+    assert parts == [(0, 10)]
+
+
+def test_an_error_in_any_part_comes_through(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(2)
+
+    def work(start: int, stop: int) -> None:
+        if start:
+            raise LookupError("the second part")
+
+    with pytest.raises(LookupError, match="the second part"):
+        run_in_parts(work, 10, 2 * PART_ENTRIES)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_parallel_map_returns_results_in_order_and_gives_each_call_one_torch_thread(
+    jobs: int, torch_threads: Callable[[int], None]
+) -> None:
+    torch_threads(2)
+    with parallel_map(jobs) as run:
+        assert run(lambda number: (number, torch.get_num_threads()), 9) == [(n, 1) for n in range(9)]
+    assert torch.get_num_threads() == 2
+
+
+def test_torch_gets_its_threads_back_after_an_error(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(2)
+
+    def fail() -> None:
+        with one_torch_thread():
+            assert torch.get_num_threads() == 1
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert torch.get_num_threads() == 2

@@ -12,6 +12,7 @@ from support.tiny_models import save_text_base, save_text_classifier, texts, wri
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import QualityRecord
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
@@ -21,7 +22,6 @@ from flexswitch.merging.flex_switch.lesson import open_lesson
 from flexswitch.merging.flex_switch.objective import Goal
 from flexswitch.merging.flex_switch.report import quality
 from flexswitch.merging.flex_switch.saved import Saving
-from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
@@ -96,7 +96,7 @@ def text_school(
 
 def measured(school: School, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
-    with workers(1) as each:
+    with parallel_map(1) as each:
         vector = school.vector()
         lesson = open_lesson(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
         inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name

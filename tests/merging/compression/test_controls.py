@@ -15,9 +15,7 @@ from support.checkpoints import message
 from support.deltas import BLOCKS, DELTAS, TINY, Floats, delta, dense, marked, normal
 from support.sparse_tensors import LAWS
 
-from flexswitch.codecs import sums
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.codecs.sums import steady_sum
 from flexswitch.merging.compression.bin_discard import bin_discard
 from flexswitch.merging.compression.bitdelta import bitdelta
 from flexswitch.merging.compression.chance import drawn_blocks
@@ -199,17 +197,3 @@ def test_what_is_empty_or_zero_keeps_nothing(shape: tuple[int, ...]) -> None:
         assert found.sparse.shape == shape
         assert len(found.sparse.levels) == 0
     assert len(bin_discard(delta(values), by="random").sparse.levels) == 0
-
-
-@LAWS
-@given(count=st.integers(0, 100), seed=st.integers(0, 99))
-def test_a_steady_sum_does_not_depend_on_the_blocks(count: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    terms = generator.normal(size=count) * 10.0 ** generator.integers(-9, 9, count)
-    lanes = [sum(terms[lane::8].tolist(), 0.0) for lane in range(8)]
-    for block in (8, 16, 48, 1 << 20):
-        found = steady_sum(terms[start : start + block] for start in range(0, count, block))
-        assert found == sum(lanes, 0.0)
-    plain = np.zeros(8)
-    sums._add.py_func(terms, plain)  # type: ignore[attr-defined]
-    assert plain.tolist() == lanes

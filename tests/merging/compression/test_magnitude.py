@@ -11,8 +11,6 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from support.sparse_tensors import LAWS
 
-from flexswitch.codecs import sums
-from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.compression import magnitude
 from flexswitch.merging.compression.magnitude import kept_blocks, kept_count
 
@@ -109,20 +107,6 @@ def test_every_pass_takes_any_length(length: int) -> None:
     counts = np.zeros(1 << 16, np.int64)
     magnitude._count_upper(patterns(values), counts)
     assert np.array_equal(counts, np.bincount(patterns(values) >> 16, minlength=1 << 16))
-
-
-@MANY
-@given(values=FLOATS)
-def test_a_sum_of_squares_is_that_of_exact_arithmetic_but_for_rounding(values: Floats) -> None:
-    exact = math.fsum(float(value) ** 2 for value in values)
-    assert square_sum(values) == pytest.approx(exact, rel=1e-14, abs=0)
-    assert float(sums._square_sum.py_func(values)) == square_sum(values)
-
-
-def test_a_long_sum_of_squares_loses_nothing_to_rounding() -> None:
-    values = np.random.default_rng(0).normal(size=100_003).astype(np.float32)
-    exact = math.fsum(float(value) ** 2 for value in values)
-    assert square_sum(values) == pytest.approx(exact, rel=1e-13, abs=0)
 
 
 # --- the passes together ----------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ import torch
 from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.forecast import forecast
 from flexswitch.merging.flex_switch.harden import scaled
 from flexswitch.merging.flex_switch.problem import read_problem
 from flexswitch.merging.flex_switch.unit import Hardened
-from flexswitch.merging.flex_switch.workers import workers
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -20,7 +20,7 @@ from flexswitch.merging.flex_switch.workers import workers
 def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 120)}
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
-    with workers(1) as each:
+    with parallel_map(1) as each:
         problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2, 4]), "small", each)
         spread = np.random.default_rng(0).uniform(0.95, 1.05, 96) if by_rows else np.ones(96)
         kept = [
@@ -37,7 +37,7 @@ def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
 def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
     tuned = {"w": torch.from_numpy(normal((96, 80))), "v": torch.from_numpy(normal((5,)))}
     base = {name: torch.zeros_like(tensor) for name, tensor in tuned.items()}
-    with workers(1) as each:
+    with parallel_map(1) as each:
         problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2]), "small", each)
     kept = [Hardened(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
     shifts = np.linspace(-20, 20, 500)

@@ -13,12 +13,12 @@ from support.lessons import Heard, School, text_school
 from support.tiny_models import changed_state, texts, tiny_state, write_jsonl
 
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
+from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.flex_switch.lesson import Lesson
 from flexswitch.merging.flex_switch.saved import Saving
-from flexswitch.merging.flex_switch.workers import Each
 from flexswitch.merging.methods.settings import parse_settings
 
 
@@ -150,7 +150,7 @@ def test_a_loss_that_does_not_fall_is_refused(
     after: list[float] = []
     plain = Lesson.loss
 
-    def loss(lesson: Lesson, each: Each) -> float:
+    def loss(lesson: Lesson, each: ParallelMap) -> float:
         """Returns the loss, once all is learned ten times as much with each time that it is asked for."""
         (after if saved else before).append(10 * (before + after)[-1] if saved else plain(lesson, each))
         return (before + after)[-1]
@@ -181,7 +181,7 @@ def test_steps_that_lead_away_are_taken_again_as_shorter_ones_and_then_left_out(
     plain, heard = Lesson.loss, Heard()
     last: dict[tuple[bool, int], float] = {}  # whether there were steps, and notes → the last loss
 
-    def loss(lesson: Lesson, each: Each) -> float:
+    def loss(lesson: Lesson, each: ParallelMap) -> float:
         place = bool(heard.steps), len(heard.notes)
         last[place] = plain(lesson, each) + (9 if heard.steps and len(heard.notes) < spoilt else 0)
         return last[place]

@@ -16,11 +16,11 @@ from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import MAX_TOKENS, texts, write_jsonl
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.crossing import crossed
 from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesson, read_exemplars
 from flexswitch.merging.flex_switch.objective import Goal, Precision
 from flexswitch.merging.flex_switch.report import quality
-from flexswitch.merging.flex_switch.workers import workers
 from flexswitch.merging.models.examples import draw
 
 
@@ -33,7 +33,7 @@ def opened(
     crossings: int = 0,
     precision: Precision = "float32",
 ) -> Lesson:
-    with workers(jobs) as each:
+    with parallel_map(jobs) as each:
         return open_lesson(
             school.vector(), task, school.classroom(), goal, seed, 1, crossings, precision, each
         )
@@ -101,7 +101,7 @@ def test_as_many_are_held_out_as_are_left_up_to_those_learned_from(
     found = opened(School(school.base, school.finetuned, tmp_path, school.per_task))
     assert len(found.taught) == 24
     assert (0 if found.held_out is None else len(found.held_out)) == held_out
-    with workers(1) as each:
+    with parallel_map(1) as each:
         record = quality(found, each)
     assert (record.held_out_divergence is None) == (held_out == 0)
 
@@ -177,7 +177,7 @@ def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
 def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: Goal, school: School) -> None:
     found = opened(school, goal=goal, crossings=2, precision="bfloat16")
     exact = opened(school, goal=goal)
-    with workers(2) as each, torch.no_grad():
+    with parallel_map(2) as each, torch.no_grad():
         value = found.loss(each)
         alone = [float(exact.losses([row], 1)[0](exact.model)) for row in range(school.per_task)]
         assert exact.loss(each) == value
@@ -260,7 +260,7 @@ def test_the_divergence_is_the_kl_and_the_agreement_the_share_of_equal_answers(
     )
     teacher = torch.stack(plain_logits(school.finetuned, school.base, inputs, kind)).double().log_softmax(-1)
     expected = float((teacher.exp() * (teacher - student)).sum(-1).mean())
-    with workers(2) as each:
+    with parallel_map(2) as each:
         divergence, agreement = lesson.divergence(lesson.taught, each)
     assert divergence == pytest.approx(expected, rel=1e-3)
     assert agreement == float((student.argmax(-1) == teacher.argmax(-1)).double().mean())

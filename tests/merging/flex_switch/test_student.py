@@ -13,12 +13,12 @@ from support.tiny_models import bert_config, changed_state
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.flex_switch import student as student_module
 from flexswitch.merging.flex_switch.gated_weights import Gates, Slopes
 from flexswitch.merging.flex_switch.learn import set_gates, summed
 from flexswitch.merging.flex_switch.student import Student
 from flexswitch.merging.flex_switch.unit import Unit, read_unit
-from flexswitch.merging.flex_switch.workers import Each, workers
 
 BITS = np.array([1, 2, 4])
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -101,8 +101,8 @@ def check_slopes(slopes: Sequence[Slopes | None], plain: Sequence[Plain], units:
             )
 
 
-def only_worker() -> AbstractContextManager[Each]:
-    return workers(1)
+def only_worker() -> AbstractContextManager[ParallelMap]:
+    return parallel_map(1)
 
 
 @pytest.mark.parametrize("make", [bert, gpt2])
@@ -208,7 +208,7 @@ def test_the_sum_over_shards_is_the_whole_batchs(threads: int) -> None:
     def part(rows: slice) -> Run:
         return lambda model: logits(model, tokens[rows]).square().sum()
 
-    with workers(threads) as each:
+    with parallel_map(threads) as each:
         whole, cut = Student(bert(), units, names, 1), Student(bert(), units, names, 3)
         for student in (whole, cut):
             set_gates(student, gates, each)

@@ -6,10 +6,10 @@ import torch
 from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.harden import is_met
 from flexswitch.merging.flex_switch.problem import Problem, read_problem
 from flexswitch.merging.flex_switch.unit import Hardened
-from flexswitch.merging.flex_switch.workers import workers
 
 BITS = np.array([1, 2, 4, 8])
 
@@ -26,7 +26,7 @@ def signs_of(problem: Problem) -> list[Hardened]:
 def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: int) -> None:
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 32)}  # 9,728 entries: 1,216 bytes a bit
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
-    with workers(1) as each:
+    with parallel_map(1) as each:
         problem = read_problem(memory_pair(base, tuned), job().header, BITS, "small", each)
         fitted, size = problem.fill(signs_of(problem), problem.packer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]

@@ -6,7 +6,7 @@ import torch
 
 from flexswitch.merging.routing.discriminant import discriminants, scatter_of
 from flexswitch.merging.routing.leave_out import FOLDS, folds, held_out, leave_one_out
-from flexswitch.merging.routing.metric import first_as_good, learn_metric, one_thread, spread_rows
+from flexswitch.merging.routing.metric import first_as_good, learn_metric, spread_rows
 from flexswitch.merging.routing.neighbour_components import _loss, neighbour_components
 
 TASKS = 4
@@ -222,18 +222,6 @@ def test_the_same_exemplars_give_the_same_bytes_for_any_thread_count():
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1
-
-
-def test_threads_are_given_back_after_an_error():
-    def fail():
-        with one_thread():
-            assert torch.get_num_threads() == 1
-            raise LookupError
-
-    before = torch.get_num_threads()
-    with pytest.raises(LookupError):
-        fail()
-    assert torch.get_num_threads() == before
 
 
 def test_where_nothing_tells_tasks_apart_the_euclidean_metric_is_kept():

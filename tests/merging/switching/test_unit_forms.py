@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sparse_tensors import header, write_artifact
 
+from flexswitch.codecs import threads
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
-from flexswitch.merging.switching import dense_codes, threads
+from flexswitch.merging.switching import dense_codes
 from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes, add_products
 from flexswitch.merging.switching.dense_values import DenseValues
 from flexswitch.merging.switching.inputs import Inputs
@@ -147,7 +148,7 @@ def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
     whole = product(np.arange(300))
     for rows in ([0], [299, 3], list(range(100, 180))):
         assert np.array_equal(product(np.array(rows)), whole[rows])
-    monkeypatch.setattr(threads, "_WORTH", 1)
+    monkeypatch.setattr(threads, "PART_ENTRIES", 1)
     threads_before = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
