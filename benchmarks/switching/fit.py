@@ -1,4 +1,4 @@
-"""Fits the constants of merging/switching/costs.py to this machine, and prints them.
+"""Fits the constants of merging/switching/cost_model.py to this machine, and prints them.
 
     python benchmarks/switching/fit.py --models benchmarks/text8/cache --zoo ZOO
 
@@ -20,12 +20,12 @@ from torch import Tensor
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.switching.dense_codes import DenseCodes
-from flexswitch.merging.switching.dense_values import DenseValues
-from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.sparse_rows import SparseRows
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.csr import CsrMatrix
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix
+from flexswitch.merging.switching.float32 import Float32Matrix
+from flexswitch.merging.switching.int8 import Int8Matrix
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.unit_forms import TaskUnit
 
 SHAPES = ((384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536))
 TOKENS, FEW = 1024, 16
@@ -34,7 +34,7 @@ DENSITIES = (0.01, 0.03)  # of sparse rows
 MODEL_WEIGHTS = 6 * sum(rows * columns for rows, columns in SHAPES)  # of MiniLM-L6's linear layers
 
 
-def unit_of(kind: str, shape: tuple[int, int], density: float) -> TaskUnit:
+def unit_of(kind: str, shape: tuple[int, int], density: float) -> DeltaMatrix:
     """Returns a random unit in one of the forms."""
     generator = np.random.default_rng(0)
     codes = generator.choice(np.array([-1, 1], np.int8), shape)
@@ -42,11 +42,11 @@ def unit_of(kind: str, shape: tuple[int, int], density: float) -> TaskUnit:
     if kind == "kept":
         columns = np.nonzero(kept)[1].astype(np.uint16)
         starts = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int64)
-        return SparseRows(shape, starts, columns, codes[kept].astype(np.float32))
+        return CsrMatrix(shape, starts, columns, codes[kept].astype(np.float32))
     if kind == "code":
         table = (np.arange(256) - 128).astype(np.float32)
-        return DenseCodes(codes * kept, table, 1.0, digits=2)
-    return DenseValues((codes * kept).astype(np.float32))
+        return Int8Matrix(codes * kept, table, 1.0, digits=2)
+    return Float32Matrix((codes * kept).astype(np.float32))
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -69,7 +69,7 @@ def product_seconds(kind: str, tokens: int, density: float = 0.4) -> float:
         places, ones, shift = np.arange(tokens), np.ones(tokens, np.float32), np.zeros(shape[0], np.float32)
         total += seconds(
             lambda unit=unit, values=values, places=places, ones=ones, shift=shift, out=out: unit.add_product(
-                Inputs(values), places, ones, shift, out
+                Activations(values), places, ones, shift, out
             )
         )
     return total

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.loading import names_inside
-from flexswitch.merging.switching.row_plan import Plans
+from flexswitch.merging.switching.batch_plan import ActivePlan
 from flexswitch.merging.task_vectors.task_vector import TaskVector, to_torch
+
+Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ def read_heads(
     }
 
 
-def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans: Plans) -> None:
+def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans: ActivePlan) -> None:
     """Makes a module's layers answer each row under its plan's head.
 
     Where heads have different numbers of classes, rows of the smaller ones end in -inf.
@@ -68,7 +70,9 @@ def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans:
         owner.forward = _head_forward(owner.forward, tasks, plans, layer)
 
 
-def _head_forward(original: Callable[..., Tensor], tasks: Sequence[Head], plans: Plans, name: str) -> Any:
+def _head_forward(
+    original: Callable[..., Tensor], tasks: Sequence[Head], plans: ActivePlan, name: str
+) -> Any:
     width = max(len(head.weight) for head in tasks)
 
     def forward(inputs: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A model whose every sample answers under its own mixture of tasks.
 
-Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
+Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-SwitchedLayer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,15 @@ from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.models.loading import names_inside
-from flexswitch.merging.switching.costs import Choice, Chooser, Costs, costs_here
-from flexswitch.merging.switching.fused import Fused
-from flexswitch.merging.switching.grouped import Grouped
+from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
+from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
+from flexswitch.merging.switching.csr import Ids
+from flexswitch.merging.switching.fused_engine import FusedEngine
+from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import read_heads
-from flexswitch.merging.switching.merged_matrices import MergedMatrices
+from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.padding import marks_of
-from flexswitch.merging.switching.row_plan import RowPlan, row_plan
-from flexswitch.merging.switching.sparse_rows import Ids
-from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
@@ -39,11 +39,11 @@ class _Loaded(NamedTuple):
 
     zoo: Mapping[str, Artifact | TaskVector]
     tasks: list[str]
-    units: TaskUnits
-    fused: Fused
-    merged: MergedMatrices
-    grouped: Grouped
-    chooser: Chooser
+    units: TaskDeltas
+    fused: FusedEngine
+    merged: MergedWeights
+    grouped: GroupedEngine
+    chooser: CostModel
     has_heads: bool
     router: Router | None
 
@@ -179,18 +179,18 @@ class SwitchedModel(nn.Module):
         ]
         names = _names(self.module, vectors, self._rename, self._strict)
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
-        fused = Fused(self.module, names, heads)
+        fused = FusedEngine(self.module, names, heads)
         state = self.module.state_dict()
         sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
-        units = TaskUnits(vectors, sizes, fused.turned, self._cache_bytes, _device_of(self.module))
-        grouped = Grouped(self.module, names, heads, units, self._cache_bytes)
-        merged = MergedMatrices(
+        units = TaskDeltas(vectors, sizes, fused.turned, self._cache_bytes, _device_of(self.module))
+        grouped = GroupedEngine(self.module, names, heads, units, self._cache_bytes)
+        merged = MergedWeights(
             fused.products,
             units,
             self._cache_bytes if _device_of(self.module).type == "cpu" else 0,
             self._costs.turn,
         )
-        chooser = Chooser(fused.products, grouped.most, merged.most, self._costs)
+        chooser = CostModel(fused.products, grouped.most, merged.most, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             average = _Average(tasks, units, fused)
@@ -204,7 +204,7 @@ class SwitchedModel(nn.Module):
         weights: Tensor | None,
         heads: Any,
         texts: Sequence[str] | None = None,
-    ) -> RowPlan:
+    ) -> BatchPlan:
         weights = _route(loaded, batch, texts) if weights is None else weights
         count = _row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
@@ -218,11 +218,11 @@ class SwitchedModel(nn.Module):
             numbers = shares.argmax(1) if heads is None else _numbers(heads, loaded.tasks, count)
         elif heads is not None:
             raise InputError("heads were named, but the module has no layer for heads of the tasks' own")
-        return row_plan(
+        return batch_plan(
             np.float32(self._lambda) * shares, loaded.units, numbers, marks_of(batch, self.module)
         )
 
-    def _choice(self, loaded: _Loaded, batch: Any, plan: RowPlan) -> Choice:
+    def _choice(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> Choice:
         if not plan.count or self._engine == "fused":
             return Choice(True, {})
         if self._engine == "merged":
@@ -247,15 +247,15 @@ class _Average:
     """What a call gives on the module under the average of some tasks."""
 
     tasks: list[str]
-    units: TaskUnits
-    fused: Fused
+    units: TaskDeltas
+    fused: FusedEngine
 
     def __call__(self, batch: Any, names: list[str], call: Callable[[nn.Module], Tensor]) -> Tensor:
         count = _row_count(batch)
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
         return self.fused.follow(
-            batch, row_plan(shares, self.units, None, marks_of(batch, self.fused.module)), call
+            batch, batch_plan(shares, self.units, None, marks_of(batch, self.fused.module)), call
         )
 
 

@@ -28,8 +28,8 @@ from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.routing.build import Settings
 from flexswitch.merging.routing.indexing import Request, index_zoo
 from flexswitch.merging.routing.router import open_router
-from flexswitch.merging.switching.costs import Chooser, Costs
-from flexswitch.merging.switching.row_plan import row_plan
+from flexswitch.merging.switching.batch_plan import batch_plan
+from flexswitch.merging.switching.cost_model import CostModel, Costs
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vectors.task_vector import restore
@@ -231,10 +231,10 @@ def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_on
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo))
     units, fused = model._loaded.units, model._loaded.fused
     costs = Costs(turn=150.0, group=20.0, task_calls=0.0, group_calls=0.0)
-    chooser = Chooser(fused.products, 8, 0, costs)
+    chooser = CostModel(fused.products, 8, 0, costs)
 
     def prefers_fused(weights, marks=None):
-        return chooser.choose(row_plan(weights.numpy(), units, None, marks), tokens=30).fused
+        return chooser.choose(batch_plan(weights.numpy(), units, None, marks), tokens=30).fused
 
     one_each = torch.eye(3)[torch.arange(30) % 3]
     assert prefers_fused(one_each)  # their weights would have to be made first

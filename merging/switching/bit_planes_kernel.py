@@ -10,7 +10,7 @@ from torch import Tensor
 _TOKENS, _ROWS, _WORDS = 32, 64, 2  # of one program; words are of 32 columns
 
 
-def add_packed_product(
+def add_bit_plane_product(
     planes: Tensor,
     step: float,
     low: int,
@@ -22,7 +22,7 @@ def add_packed_product(
 ) -> None:
     """Adds factors[i] · (τ·x + shift) to total[places[i]] for x = inputs[places[i]], in place.
 
-    planes, step, low: of PackedLevels; inputs: (token, column) float32, bfloat16 or float16; places: (entry,)
+    planes, step, low: of BitPlaneMatrix; inputs: (token, column) float32, bfloat16, float16; places: (entry,)
     int64, each once; factors: (entry,), shift: (row,), total: (token, row), float32. Inputs are multiplied by
     whole numbers, which their type holds exactly; sums are float32.
     """

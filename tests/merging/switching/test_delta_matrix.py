@@ -11,12 +11,12 @@ from flexswitch.codecs import threads
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
-from flexswitch.merging.switching import dense_codes
-from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes, add_products
-from flexswitch.merging.switching.dense_values import DenseValues
-from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.sparse_rows import SparseRows
-from flexswitch.merging.switching.unit_forms import Turned, unit_form
+from flexswitch.merging.switching import int8
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.csr import CsrMatrix
+from flexswitch.merging.switching.delta_matrix import TransposedMatrix, cpu_matrix
+from flexswitch.merging.switching.float32 import Float32Matrix
+from flexswitch.merging.switching.int8 import Int8Matrix, Int8Term, add_products
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector
 
 SCALE = 0.03
@@ -67,7 +67,7 @@ def made(folder, case, turned=False, base_size=0.0):
     bits, density, shape, seed = case
     (folder / f"{seed}.fsw").unlink(missing_ok=True)
     vector, dense = artifact_of(folder, shape, bits, density, seed)
-    return unit_form(vector, "w", turned, base_size), dense
+    return cpu_matrix(vector, "w", turned, base_size), dense
 
 
 @settings(deadline=None, max_examples=60)
@@ -88,7 +88,7 @@ def test_adding_and_taking_back_changes_weights_as_the_delta_does(folder, case, 
     np.testing.assert_allclose(
         weights, base + np.float32(factor) * dense.astype(np.float32), rtol=1e-6, atol=1e-7
     )
-    if isinstance(unit, SparseRows):
+    if isinstance(unit, CsrMatrix):
         unit.take_back(weights, base)
         assert np.array_equal(weights, base)
 
@@ -108,7 +108,7 @@ def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case,
     before = generator.normal(size=(tokens, len(matrix))).astype(np.float32)
     out = before.copy()
     form = unit.inner if turned else unit
-    form.add_product(Inputs(inputs), places, factors, shift, out)
+    form.add_product(Activations(inputs), places, factors, shift, out)
     expected = before.astype(np.float64)
     expected[places] += factors[:, None] * (inputs[places].astype(np.float64) @ matrix.T + shift)
     size = np.abs(inputs[places]).max() * np.abs(matrix).sum(1).max(initial=0) + 4
@@ -142,7 +142,7 @@ def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
     def product(rows):
         out = np.zeros((len(rows), 30), np.float32)
         ones, shift = np.ones(len(rows), np.float32), np.zeros(30, np.float32)
-        unit.add_product(Inputs(inputs[rows]), np.arange(len(rows)), ones, shift, out)
+        unit.add_product(Activations(inputs[rows]), np.arange(len(rows)), ones, shift, out)
         return out
 
     whole = product(np.arange(300))
@@ -163,17 +163,17 @@ def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
 def test_several_tasks_codes_are_added_as_one_after_the_other(seed, most):
     generator = np.random.default_rng(seed)
     columns, rows, tokens = (int(generator.integers(2, high)) for high in (40, 30, 60))
-    inputs = Inputs(generator.normal(size=(tokens, columns)).astype(np.float32))
+    inputs = Activations(generator.normal(size=(tokens, columns)).astype(np.float32))
     parts = []
     for number in range(int(generator.integers(1, 6))):
         codes = generator.integers(-3, 4, (rows, columns)).astype(np.int8)
-        unit = DenseCodes(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
+        unit = Int8Matrix(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
         places = np.flatnonzero(generator.random(tokens) < (0.5 if number else 0))  # the first has no tokens
         factors, shift = (generator.normal(size=size).astype(np.float32) for size in (len(places), rows))
-        parts.append(CodesPart(unit, places, factors, shift))
+        parts.append(Int8Term(unit, places, factors, shift))
     together, apart = (np.ones((tokens, rows), np.float32) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_codes, "_MOST_SUMS", most)
+        patch.setattr(int8, "_MOST_SUMS", most)
         add_products(parts, inputs, together)
     for part in parts:
         part.unit.add_product(inputs, part.places, part.factors, part.shift, apart)
@@ -182,28 +182,28 @@ def test_several_tasks_codes_are_added_as_one_after_the_other(seed, most):
 
 def test_a_zero_point_shifts_the_codes(folder):
     vector, dense = artifact_of(folder, (12, 30), 3, 0.9, 123, zero=2)
-    unit = unit_form(vector, "w")
-    assert isinstance(unit, DenseCodes)
+    unit = cpu_matrix(vector, "w")
+    assert isinstance(unit, Int8Matrix)
     assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32))
 
 
 @pytest.mark.parametrize(
     ("bits", "density", "kind"),
-    [(1, 0.03, SparseRows), (1, 0.2, DenseCodes), (7, 0.2, DenseCodes), (8, 0.2, SparseRows), (8, 0.5, DenseValues),
-     (16, 0.05, SparseRows), (32, 0.5, DenseValues)],
+    [(1, 0.03, CsrMatrix), (1, 0.2, Int8Matrix), (7, 0.2, Int8Matrix), (8, 0.2, CsrMatrix), (8, 0.5, Float32Matrix),
+     (16, 0.05, CsrMatrix), (32, 0.5, Float32Matrix)],
 )  # fmt: skip
 def test_density_and_bits_decide_on_the_form(folder, bits, density, kind):
     unit, _ = made(folder, (bits, density, (40, 50), 5))
     assert type(unit) is kind
     turned, _ = made(folder, (bits, density, (40, 50), 5), turned=True)
-    assert type(turned) is Turned
-    assert turned.nbytes == unit.nbytes or kind is SparseRows
+    assert type(turned) is TransposedMatrix
+    assert turned.nbytes == unit.nbytes or kind is CsrMatrix
 
 
 def test_a_vector_is_kept_as_values(folder):
     vector, dense = artifact_of(folder, (50,), 1, 0.3, 9)
-    unit = unit_form(vector, "w")
-    assert isinstance(unit, DenseValues)
+    unit = cpu_matrix(vector, "w")
+    assert isinstance(unit, Float32Matrix)
     assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32)[None])
 
 
@@ -217,7 +217,7 @@ def test_a_token_of_zeros_stays_zero_in_bytes():
     values = np.zeros((2, 5), np.float32)
     values[1, 2] = -3
     for count in (2, 3):
-        digits, units = Inputs(values).digits(count)
+        digits, units = Activations(values).digits(count)
         assert not digits[:, 0].any()
         assert units[0] == 0
         assert np.float64(units[1]) * (digits[0, 1, 2] * 256.0 ** (count - 1)) == pytest.approx(-3, rel=1e-6)

@@ -7,12 +7,12 @@ from support.checkpoints import memory_pair
 from support.tiny_models import changed_state
 from torch import nn
 
-from flexswitch.merging.switching.costs import Chooser, Costs
-from flexswitch.merging.switching.merged_matrices import MergedMatrices
-from flexswitch.merging.switching.merged_products import MergedLayer, merged_product
-from flexswitch.merging.switching.row_plan import row_plan
+from flexswitch.merging.switching.batch_plan import batch_plan
+from flexswitch.merging.switching.cost_model import CostModel, Costs
+from flexswitch.merging.switching.merged_linear import MergedLayer, merged_product
+from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.task_units import TaskUnits
+from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 SHAPE = 6, 4
@@ -26,8 +26,8 @@ def tasks_of(base, count):
 
 
 def units_of(vectors, turned=frozenset()):
-    sizes = dict.fromkeys(vectors[0].units, 1.0)
-    return TaskUnits(vectors, sizes, turned, 1 << 20, torch.device("cpu"))
+    sizes = dict.fromkeys(vectors[0].tensors, 1.0)
+    return TaskDeltas(vectors, sizes, turned, 1 << 20, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
     own = base["weight"].to(dtype)
     given = own.t().contiguous().t() if turned else own  # of any strides
     units = units_of(vectors, {"weight"} if turned else set())
-    matrix = MergedMatrices({"weight": given}, units, 1 << 20, 0.0).of({0: 1.0})[0]["weight"]
+    matrix = MergedWeights({"weight": given}, units, 1 << 20, 0.0).of({0: 1.0})[0]["weight"]
     exact = own.double() + delta_tensor(vectors[0], "weight").double()
     assert matrix.dtype == dtype
     if dtype == torch.bfloat16:
@@ -53,7 +53,7 @@ def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
 
 
 def test_a_task_is_kept_once_batches_would_have_gained_its_cost_and_as_many_as_fit(base):
-    store = MergedMatrices(base, units_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, turn=10.0)
+    store = MergedWeights(base, units_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, turn=10.0)
     assert store.most == 2
     assert set(store.of({0: 6.0, 1: 11.0})) == {1}
     assert set(store.of({0: 6.0})) == {0}  # 12 of 10, and 1 was asked for longer ago
@@ -63,24 +63,24 @@ def test_a_task_is_kept_once_batches_would_have_gained_its_cost_and_as_many_as_f
 
 
 def test_a_task_of_the_same_batch_is_not_driven_out(base):
-    store = MergedMatrices(base, units_of(tasks_of(base, 2)), ENTRIES * 4, turn=1.0)
+    store = MergedWeights(base, units_of(tasks_of(base, 2)), ENTRIES * 4, turn=1.0)
     assert set(store.of({0: 5.0, 1: 5.0})) == {0}
     assert set(store.of({0: 5.0, 1: 5.0})) == {0}
     assert set(store.of({1: 5.0})) == {1}
 
 
 def test_nothing_is_kept_where_there_is_no_room(base):
-    assert MergedMatrices(base, units_of(tasks_of(base, 1)), 1, turn=0.0).of({0: float("inf")}) == {}
+    assert MergedWeights(base, units_of(tasks_of(base, 1)), 1, turn=0.0).of({0: float("inf")}) == {}
 
 
 def plan_of(weights, vectors, marks=None):
-    return row_plan(np.array(weights, np.float32), units_of(vectors), None, marks)
+    return batch_plan(np.array(weights, np.float32), units_of(vectors), None, marks)
 
 
 def test_rows_of_one_task_take_no_product_with_the_base(base):
     vectors = tasks_of(base, 2)
     plan = plan_of([[1, 0], [0, 1], [0.4, 0.6]], vectors)
-    plan.merge(MergedMatrices(base, plan_units(plan), 1 << 20, 0.0).of({0: 1.0, 1: 1.0}))
+    plan.merge(MergedWeights(base, plan_units(plan), 1 << 20, 0.0).of({0: 1.0, 1: 1.0}))
 
     def original(tokens):
         raise AssertionError("the base's product")
@@ -103,7 +103,7 @@ def plan_units(plan):
 
 
 def chooser_of(base, **costs):
-    return Chooser(base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "group_calls": 1e12, **costs}))
+    return CostModel(base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "group_calls": 1e12, **costs}))
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from flexswitch.merging.switching.additions import add_embeddings, add_products
-from flexswitch.merging.switching.merged_products import MergedLayer, merged_product
-from flexswitch.merging.switching.row_plan import Plans, RowPlan
-from flexswitch.merging.switching.rows import join_rows, take_rows
+from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.batch_rows import join_rows, take_rows
+from flexswitch.merging.switching.delta_products import add_embeddings, add_products
+from flexswitch.merging.switching.merged_linear import MergedLayer, merged_product
 
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Switch:
+class SwitchedLayer:
     """A module whose weights tasks change. units: its parameter → unit; name: for messages."""
 
     name: str
     module: Any
     units: Mapping[str, str]
-    plans: Plans
+    plans: ActivePlan
 
-    def plan(self) -> RowPlan | None:
+    def plan(self) -> BatchPlan | None:
         """Returns the plan of the batch at hand where one of its tasks changes this module."""
         plan = self.plans.current
         if plan is None or not any(unit in task.units for task in plan.tasks for unit in self.units.values()):
@@ -40,7 +40,7 @@ class Switch:
         return plan
 
 
-def switched_forward(switch: Switch) -> Forward:
+def switched_forward(switch: SwitchedLayer) -> Forward:
     """Returns what answers for a module, chosen by its very type: a subclass may compute anything."""
     kind = type(switch.module)
     if is_linear(switch.module):
@@ -62,7 +62,7 @@ def is_turned(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-def _linear(switch: Switch) -> Forward:
+def _linear(switch: SwitchedLayer) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
     weight, bias = switch.units.get("weight"), switch.units.get("bias")
     layer = MergedLayer(weight or "", bias, original, switch.module.bias, is_turned(switch.module))
@@ -84,7 +84,7 @@ def _linear(switch: Switch) -> Forward:
     return forward
 
 
-def _embedding(switch: Switch) -> Forward:
+def _embedding(switch: SwitchedLayer) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
 
     def forward(ids: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _embedding(switch: Switch) -> Forward:
     return forward
 
 
-def _norm(switch: Switch) -> Forward:
+def _norm(switch: SwitchedLayer) -> Forward:
     module: nn.LayerNorm = switch.module
     original: Callable[..., Tensor] = module.forward
 
@@ -126,12 +126,12 @@ def _norm(switch: Switch) -> Forward:
     return forward
 
 
-def _of_rows(switch: Switch, plan: RowPlan, name: str, own: Tensor) -> Tensor:
+def _of_rows(switch: SwitchedLayer, plan: BatchPlan, name: str, own: Tensor) -> Tensor:
     """Returns a vector of parameters for each row, (row, 1, entry), or one for all, (entry,)."""
     return plan.mixed(switch.units[name], own)[:, None] if name in switch.units else own
 
 
-def _other(switch: Switch) -> Forward:
+def _other(switch: SwitchedLayer) -> Forward:
     """Its parameters are swapped while it runs, so only one thread at a time is in there."""
     module, original, lock = switch.module, switch.module.forward, RLock()
     base = {**dict(module.named_parameters()), **dict(module.named_buffers())}

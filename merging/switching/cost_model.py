@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.dense_codes import DenseCodes
-from flexswitch.merging.switching.merged_products import shares_of_base
-from flexswitch.merging.switching.row_plan import RowPlan, TaskRows
-from flexswitch.merging.switching.sparse_rows import SparseRows
-from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
+from flexswitch.merging.switching.batch_plan import BatchPlan, TaskRows
+from flexswitch.merging.switching.csr import CsrMatrix
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix, TransposedMatrix
+from flexswitch.merging.switching.int8 import Int8Matrix
+from flexswitch.merging.switching.merged_linear import shares_of_base
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
     merged: Mapping[int, float]
 
 
-class Chooser:
+class CostModel:
     """Weighs the engines against each other. Weights that came up lately are taken to be held still."""
 
     def __init__(self, products: Mapping[str, Tensor], held: int, merged: int, costs: Costs) -> None:
@@ -78,7 +78,7 @@ class Chooser:
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._lock = Lock()
 
-    def choose(self, plan: RowPlan, tokens: int) -> Choice:
+    def choose(self, plan: BatchPlan, tokens: int) -> Choice:
         """Returns what takes the least time; tokens: of a row, padding among them."""
         costs, weights = self._costs, self._weights
         fused = (costs.task * weights + costs.task_calls) * len(plan.tasks)
@@ -90,7 +90,7 @@ class Chooser:
         grouped += costs.turn * weights * self._count_new(plan)
         return Choice(fused - weights * sum(merged.values()) < grouped, merged)
 
-    def _gains(self, plan: RowPlan, tokens: int) -> dict[int, float]:
+    def _gains(self, plan: BatchPlan, tokens: int) -> dict[int, float]:
         """Returns what each task's merged matrices save for each weight, of those that save anything.
 
         That is its own product, and the base's of the rows that then need none: a share of it that is the
@@ -108,20 +108,20 @@ class Chooser:
             found[task.number] = float(own.tokens(tokens)[1].sum()) + task.count(tokens) * product - few
         return found if sum(found.values()) > 0 else {}
 
-    def _product(self, units: Mapping[str, TaskUnit]) -> float:
+    def _product(self, units: Mapping[str, DeltaMatrix]) -> float:
         """Returns what a token's products with a task's units take for each weight."""
         total = 0.0
         for name in self._products & units.keys():
             unit = units[name]
-            inner = unit.inner if isinstance(unit, Turned) else unit
-            if isinstance(inner, SparseRows):
+            inner = unit.inner if isinstance(unit, TransposedMatrix) else unit
+            if isinstance(inner, CsrMatrix):
                 total += self._costs.kept * len(inner.values) + self._costs.side * sum(inner.shape)
             else:
-                each = self._costs.code if isinstance(inner, DenseCodes) else self._costs.value
+                each = self._costs.code if isinstance(inner, Int8Matrix) else self._costs.value
                 total += each * inner.shape[0] * inner.shape[1]
         return total / max(1, self._weights)
 
-    def _count_new(self, plan: RowPlan) -> int:
+    def _count_new(self, plan: BatchPlan) -> int:
         """Returns how many of the batch's weight vectors did not come up lately, and notes them all."""
         keys = [vector.tobytes() for vector in plan.vectors]
         with self._lock:

@@ -19,7 +19,7 @@ _OF_MEMORY = {
 }  # fmt: skip
 
 
-class Unpadded(Tensor):
+class UnpaddedTensor(Tensor):
     """A tensor (row, token, …) that holds the tokens that are no padding.
 
     Linear layers, norms over the last dimension and pointwise operations give another such tensor. Any other
@@ -53,8 +53,8 @@ class Unpadded(Tensor):
         tokens = real_tokens(args[0]) if args else None
         if func in _LAYERS and tokens is not None:
             others = (*args[1:], *options.values())
-            if not any(isinstance(each, Unpadded) for each in others) and _is_of_tokens(func, args):
-                return Unpadded(func(tokens, *args[1:], **options), args[0].padding)
+            if not any(isinstance(each, UnpaddedTensor) for each in others) and _is_of_tokens(func, args):
+                return UnpaddedTensor(func(tokens, *args[1:], **options), args[0].padding)
         if func in _OF_MEMORY:
             return func(*whole(args), **options)
         with torch._C.DisableTorchFunctionSubclass():
@@ -70,17 +70,17 @@ class Unpadded(Tensor):
         if given is None:
             return func(*whole(args), **whole(options))
         tokens, padding = given
-        return Unpadded(func(*tokens, **options), padding)
+        return UnpaddedTensor(func(*tokens, **options), padding)
 
 
 def real_tokens(value: Any) -> Tensor | None:
     """Returns the real tokens of an unpadded tensor, None of anything else."""
-    return value._tokens if isinstance(value, Unpadded) else None
+    return value._tokens if isinstance(value, UnpaddedTensor) else None
 
 
 def whole(value: Any) -> Any:
     """Returns a value, or a tuple, list or mapping of values, with whole tensors for unpadded ones."""
-    if isinstance(value, Unpadded):
+    if isinstance(value, UnpaddedTensor):
         return value.whole()
     if isinstance(value, MutableMapping):
         for name, part in list(value.items()):
@@ -102,7 +102,7 @@ def _pointwise_tokens(
     func: Any, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[list[Any], Padding] | None:
     """Returns an operation's arguments for the real tokens alone, None where it has to have the whole."""
-    unpadded = [each for each in args if isinstance(each, Unpadded)]
+    unpadded = [each for each in args if isinstance(each, UnpaddedTensor)]
     if torch.Tag.pointwise not in func.tags or func._schema.is_mutable or not unpadded:
         return None
     if any(isinstance(each, tuple | list) for each in args) or any(
@@ -116,9 +116,9 @@ def _pointwise_tokens(
     return found, first.padding
 
 
-def _tokens_beside(tensor: Tensor, first: Unpadded) -> Tensor | None:
+def _tokens_beside(tensor: Tensor, first: UnpaddedTensor) -> Tensor | None:
     """Returns what of a tensor meets another one's real tokens, None where that has to be whole."""
-    if isinstance(tensor, Unpadded):
+    if isinstance(tensor, UnpaddedTensor):
         return tensor._tokens if tensor.padding is first.padding and tensor.dim() == first.dim() else None
     if tensor.dim() < first.dim() - 1:
         return tensor

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.activations import Activations
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class DenseValues:
+class Float32Matrix:
     """values: (row, column) float32."""
 
     values: FloatArray
@@ -43,7 +43,7 @@ class DenseValues:
         out[places] += factors[:, None] * self.values[ids[places]]
 
     def add_product(
-        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 

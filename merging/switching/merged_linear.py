@@ -1,7 +1,7 @@
 """A layer's output where some tasks' matrices are merged with the base's: θ + λ Σ w τ by whole products.
 
 With r = 1 - Σ λw over those tasks, a token's output is r θx + Σ λw (θ + τ)x: a token of one task alone takes
-one product. What other tasks add to it comes afterwards (additions.py).
+one product. What other tasks add to it comes afterwards (delta_products.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.row_plan import RowPlan, TaskRows, rounded_sum, tokens_of
-from flexswitch.merging.switching.sparse_rows import Ids
+from flexswitch.merging.switching.batch_plan import BatchPlan, TaskRows, rounded_sum, tokens_of
+from flexswitch.merging.switching.csr import Ids
 
 _NOTHING = 2.0**-20  # a share of the base that rounding shares to float32 leaves over
 
@@ -55,7 +55,7 @@ class MergedLayer:
 
 
 def merged_product(
-    plan: RowPlan, tasks: Sequence[TaskRows], layer: MergedLayer, tokens: Tensor, each: int
+    plan: BatchPlan, tasks: Sequence[TaskRows], layer: MergedLayer, tokens: Tensor, each: int
 ) -> Tensor:
     """Returns r θx + Σ λw (θ + τ)x of every token, (token, out), zeros for padding.
 
@@ -92,7 +92,7 @@ def shares_of_base(count: int, tasks: Sequence[TaskRows]) -> NDArray[np.float64]
     return shares
 
 
-def _parts(plan: RowPlan, tasks: Sequence[TaskRows], each: int) -> list[Part]:
+def _parts(plan: BatchPlan, tasks: Sequence[TaskRows], each: int) -> list[Part]:
     """Returns who computes which tokens; the same for all layers of as many tokens a row."""
     key = each, tuple(task.number for task in tasks)
     if key not in plan.parts:
@@ -109,7 +109,7 @@ def _parts(plan: RowPlan, tasks: Sequence[TaskRows], each: int) -> list[Part]:
 
 
 def _part(
-    plan: RowPlan,
+    plan: BatchPlan,
     task: TaskRows | None,
     rows: Ids,
     factors: FloatArray,

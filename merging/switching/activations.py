@@ -12,7 +12,7 @@ from flexswitch.codecs.threads import run_in_parts
 Digits = NDArray[np.int8]
 
 
-class Inputs:
+class Activations:
     """values: (token, column) float32, contiguous."""
 
     def __init__(self, values: FloatArray) -> None:

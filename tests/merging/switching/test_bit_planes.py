@@ -12,8 +12,8 @@ from support.tiny_language_models import language_model, save_language_base, sav
 from support.tiny_models import make_artifact
 
 from flexswitch.codecs.sparse import level_values
-from flexswitch.merging.switching import packed_levels, unit_forms
-from flexswitch.merging.switching.packed_levels import PackedLevels, pack_levels
+from flexswitch.merging.switching import bit_planes, delta_matrix
+from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 SCALE = 0.3
@@ -36,7 +36,7 @@ def packed(case, turned=False):
     zero = int(generator.integers(0, 1 << bits)) if has_zero else None
     dense = np.zeros(matrix, np.float32)
     dense.reshape(-1)[places] = level_values(levels, bits, SCALE, zero)
-    found = pack_levels(places, levels, matrix, bits, SCALE, zero, turned, CPU)
+    found = pack_bit_planes(places, levels, matrix, bits, SCALE, zero, turned, CPU)
     return found, dense.T if turned else dense
 
 
@@ -92,7 +92,7 @@ def test_products_by_decoded_values_are_those_of_float64(case, tokens, wide):
 def kernel():
     """The kernel's module, run by Triton's interpreter on the CPU."""
     pytest.importorskip("triton")
-    name = "flexswitch.merging.switching.packed_product"
+    name = "flexswitch.merging.switching.bit_planes_kernel"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         sys.modules.pop(name, None)
@@ -107,7 +107,7 @@ def test_the_kernels_products_are_those_of_float64_and_touch_only_their_tokens(k
     inputs, places, factors, shift, total, expected = product_case(dense, tokens, torch.float32)
     others = np.setdiff1d(np.arange(tokens), places.numpy())
     before = total[others].clone()
-    kernel.add_packed_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
+    kernel.add_bit_plane_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=1e-3)
     assert torch.equal(total[others], before)
 
@@ -117,7 +117,7 @@ def test_the_kernel_multiplies_narrow_inputs_by_whole_numbers_that_they_hold(ker
     """The interpreter multiplies no bfloat16, which holds whole numbers to 256, and even ones to 512."""
     unit, dense = packed((8, has_zero, 0.5, (70, 100), 3))
     inputs, places, factors, shift, total, expected = product_case(dense, 50, torch.float16)
-    kernel.add_packed_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
+    kernel.add_bit_plane_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=2e-3)
 
 
@@ -139,9 +139,9 @@ def test_a_model_of_packed_units_answers_as_one_of_the_cpus_forms(
     expected = SwitchedModel(model, zoo)(batch, weights=weights).logits
     assert (expected - model(**batch).logits).abs().max() > 0.01
     seen = []
-    monkeypatch.setattr(unit_forms, "_is_packed", lambda device: True)
+    monkeypatch.setattr(delta_matrix, "_is_packed", lambda device: True)
     if by_kernel:
-        monkeypatch.setattr(packed_levels, "_runs_kernel", lambda *tensors: seen.append(tensors) or True)
+        monkeypatch.setattr(bit_planes, "_runs_kernel", lambda *tensors: seen.append(tensors) or True)
     for engine in ("fused", "grouped"):
         found = SwitchedModel(model, zoo, engine=engine)(batch, weights=weights).logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_on_cuda_the_kernel_runs_where_triton_is_and_holds_the_types():
     class Wide(Cuda):
         dtype = torch.float32
 
-    assert packed_levels._runs_kernel(Cuda, Wide) == (importlib.util.find_spec("triton") is not None)
-    assert not packed_levels._runs_kernel(Cuda, Cuda)  # sums are float32
-    assert not packed_levels._runs_kernel(torch.zeros(1), torch.zeros(1))
-    assert isinstance(packed((1, False, 0.1, (3, 4), 0))[0], PackedLevels)
+    assert bit_planes._runs_kernel(Cuda, Wide) == (importlib.util.find_spec("triton") is not None)
+    assert not bit_planes._runs_kernel(Cuda, Cuda)  # sums are float32
+    assert not bit_planes._runs_kernel(torch.zeros(1), torch.zeros(1))
+    assert isinstance(packed((1, False, 0.1, (3, 4), 0))[0], BitPlaneMatrix)

@@ -10,9 +10,9 @@ from support.tiny_models import changed_state
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows
+from flexswitch.merging.switching.batch_first import layer_of_other_order, unlike_rows
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.unpadded import real_tokens
+from flexswitch.merging.switching.unpadded_tensor import real_tokens
 
 ROWS, TASKS = 5, 3
 

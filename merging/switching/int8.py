@@ -1,6 +1,6 @@
 """A unit's delta as one signed byte an entry times a step: for high densities.
 
-Products run in whole numbers: inputs are split into two or three bytes (inputs.py), and the products of bytes
+Products run in integers: inputs are split into two or three bytes (activations.py); the products of bytes
 are summed exactly in 32 bits. So the error is that of rounding an input to 16 or 24 bits, and a token's
 result depends on nothing else in the batch.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
-from flexswitch.merging.switching.inputs import Digits, Inputs
+from flexswitch.merging.switching.activations import Activations, Digits
 
 Ids = NDArray[np.int64]
 Codes = NDArray[np.int8]
@@ -34,7 +34,7 @@ def digits_for(delta_size: float, base_size: float) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseCodes:
+class Int8Matrix:
     """codes: (row, column) int8; table: (256,), the float32 nearest to code c times step, at c + 128.
 
     digits: bytes that an input is split into.
@@ -75,25 +75,25 @@ class DenseCodes:
         run_in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
 
     def add_product(
-        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 
         inputs: (token, column), shift: (row,), out: (token, row).
         """
-        add_products([CodesPart(self, places, factors, shift)], inputs, out)
+        add_products([Int8Term(self, places, factors, shift)], inputs, out)
 
 
-class CodesPart(NamedTuple):
-    """One task's part in a layer: see `DenseCodes.add_product`."""
+class Int8Term(NamedTuple):
+    """One task's part in a layer: see `Int8Matrix.add_product`."""
 
-    unit: DenseCodes
+    unit: Int8Matrix
     places: Ids
     factors: FloatArray
     shift: FloatArray
 
 
-def add_products(parts: Sequence[CodesPart], inputs: Inputs, out: FloatArray) -> None:
+def add_products(parts: Sequence[Int8Term], inputs: Activations, out: FloatArray) -> None:
     """Adds several tasks' parts to a layer's output, one after the other; out: (token, row)."""
     for digits in sorted({part.unit.digits for part in parts}):
         own = [part for part in parts if part.unit.digits == digits and len(part.places)]
@@ -101,9 +101,9 @@ def add_products(parts: Sequence[CodesPart], inputs: Inputs, out: FloatArray) ->
             _add_of_digits(together, inputs, digits, out)
 
 
-def _in_runs(parts: Sequence[CodesPart], most: int) -> list[list[CodesPart]]:
+def _in_runs(parts: Sequence[Int8Term], most: int) -> list[list[Int8Term]]:
     """Returns the parts in runs of at most so many tokens; one part is a run whatever it has."""
-    runs: list[list[CodesPart]] = []
+    runs: list[list[Int8Term]] = []
     tokens = 0
     for part in parts:
         tokens += len(part.places)
@@ -114,7 +114,7 @@ def _in_runs(parts: Sequence[CodesPart], most: int) -> list[list[CodesPart]]:
     return runs
 
 
-def _add_of_digits(parts: Sequence[CodesPart], inputs: Inputs, digits: int, out: FloatArray) -> None:
+def _add_of_digits(parts: Sequence[Int8Term], inputs: Activations, digits: int, out: FloatArray) -> None:
     """Gathers and joins all parts at once; the products alone are each task's own."""
     whole, units = inputs.digits(digits)
     starts = np.cumsum([0, *(len(part.places) for part in parts)])

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
-from flexswitch.merging.switching.dense_codes import LARGEST_CODE, Codes, DenseCodes, digits_for
-from flexswitch.merging.switching.dense_values import DenseValues
-from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.packed_levels import PackedLevels, pack_levels
-from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
+from flexswitch.merging.switching.csr import CsrMatrix, Ids
+from flexswitch.merging.switching.float32 import Float32Matrix
+from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
 
 # Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
@@ -26,7 +26,7 @@ _SPARSE_BESIDE_CODES = 0.055
 _SPARSE_BESIDE_VALUES = 0.3
 
 
-class TaskUnit(Protocol):
+class DeltaMatrix(Protocol):
     """One unit's delta τ as a matrix: the first dimension by all others."""
 
     @property
@@ -44,7 +44,7 @@ class TaskUnit(Protocol):
         """Adds factor · τ to (row, column) weights in place."""
 
 
-class CompiledUnit(TaskUnit, Protocol):
+class CpuDeltaMatrix(DeltaMatrix, Protocol):
     """A unit that the compiled passes of the CPU multiply by."""
 
     def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
@@ -54,7 +54,7 @@ class CompiledUnit(TaskUnit, Protocol):
         """
 
     def add_product(
-        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 
@@ -76,10 +76,10 @@ class _Entries(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Turned:
+class TransposedMatrix:
     """A unit whose layer multiplies by its transpose, (in, out): kept as (out, in)."""
 
-    inner: CompiledUnit | PackedLevels
+    inner: CpuDeltaMatrix | BitPlaneMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,21 +101,21 @@ class Turned:
         self.inner.add_to(weights.T, factor)
 
 
-def device_form(
+def read_delta_matrix(
     vector: TaskVector, unit: str, turned: bool, base_size: float, device: torch.device
-) -> TaskUnit:
+) -> DeltaMatrix:
     """Returns a unit's delta as a device's products take it, packed where its levels have up to 8 bits.
 
     What has no such levels, and vectors, are as on the CPU. Raises: DecodeError.
     """
     is_matrix = len(vector.tensors[unit].shape) > 1
     if not isinstance(vector, ArtifactVector) or not is_matrix or not _is_packed(device):
-        return unit_form(vector, unit, turned, base_size)
+        return cpu_matrix(vector, unit, turned, base_size)
     record = vector.artifact.header.tensors[unit]
     if not 0 < record.bits <= 8:
-        return unit_form(vector, unit, turned, base_size)
+        return cpu_matrix(vector, unit, turned, base_size)
     places, levels = _levels_of(vector, unit)
-    packed = pack_levels(
+    packed = pack_bit_planes(
         places,
         levels.astype(np.uint8),
         _matrix_of(vector, unit),
@@ -125,12 +125,12 @@ def device_form(
         turned,
         device,
     )
-    return Turned(packed) if turned else packed
+    return TransposedMatrix(packed) if turned else packed
 
 
-def unit_form(
+def cpu_matrix(
     vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0
-) -> CompiledUnit | Turned:
+) -> CpuDeltaMatrix | TransposedMatrix:
     """Returns a unit's delta in its form; `turned` says that its layer multiplies by the transpose.
 
     base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector
@@ -139,23 +139,23 @@ def unit_form(
     matrix = _matrix_of(vector, unit)
     entries = _coded(vector, unit) if isinstance(vector, ArtifactVector) else _plain(vector, unit)
     if len(vector.tensors[unit].shape) < 2:
-        return DenseValues(_spread(entries.places, entries.values, matrix, False))
+        return Float32Matrix(_spread(entries.places, entries.values, matrix, False))
     made = _matrix_form(entries, matrix, turned, base_size)
-    return Turned(made) if turned else made
+    return TransposedMatrix(made) if turned else made
 
 
 def _matrix_form(
     entries: "_Entries", matrix: tuple[int, int], turned: bool, base_size: float
-) -> CompiledUnit:
+) -> CpuDeltaMatrix:
     density = len(entries.places) / max(1, matrix[0] * matrix[1])
     if density <= (_SPARSE_BESIDE_VALUES if entries.codes is None else _SPARSE_BESIDE_CODES):
         return _sparse_rows(entries, matrix, turned)
     narrow = 1 in matrix  # torch's product of bytes is wrong over a single column (seen in 2.13)
     if entries.codes is None or entries.table is None or narrow:
-        return DenseValues(_spread(entries.places, entries.values, matrix, turned))
+        return Float32Matrix(_spread(entries.places, entries.values, matrix, turned))
     codes = _spread(entries.places, entries.codes, matrix, turned)
     size = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
-    return DenseCodes(codes, entries.table, entries.step, digits_for(size, base_size))
+    return Int8Matrix(codes, entries.table, entries.step, digits_for(size, base_size))
 
 
 def _plain(vector: TaskVector, unit: str) -> _Entries:
@@ -205,16 +205,14 @@ def _codes_of_levels(bits: int, zero: int | None) -> Codes | None:
     return codes.astype(np.int8) if np.abs(codes).max() <= LARGEST_CODE else None
 
 
-def _sparse_rows(entries: _Entries, matrix: tuple[int, int], turned: bool) -> SparseRows:
+def _sparse_rows(entries: _Entries, matrix: tuple[int, int], turned: bool) -> CsrMatrix:
     rows, columns = np.divmod(entries.places, max(1, matrix[1]))
     values = entries.values
     if turned:
         order = np.argsort(columns, kind="stable")
         rows, columns, values, matrix = columns[order], rows[order], values[order], matrix[::-1]
     starts = np.searchsorted(rows, np.arange(matrix[0] + 1))
-    return SparseRows(
-        matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values
-    )
+    return CsrMatrix(matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values)
 
 
 def _spread(places: Ids, found: NDArray[Any], matrix: tuple[int, int], turned: bool) -> NDArray[Any]:

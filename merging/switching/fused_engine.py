@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
+from flexswitch.merging.switching.batch_first import layer_of_other_order, unlike_rows
+from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.fused_layers import SwitchedLayer, is_linear, is_turned, switched_forward
 from flexswitch.merging.switching.heads import Head, install_heads
-from flexswitch.merging.switching.layers import Switch, is_linear, is_turned, switched_forward
-from flexswitch.merging.switching.row_layout import layer_of_other_order, unlike_rows
-from flexswitch.merging.switching.row_plan import Plans, RowPlan
-from flexswitch.merging.switching.unpadded import whole
+from flexswitch.merging.switching.unpadded_tensor import whole
 
 
-class Fused:
+class FusedEngine:
     """A module that answers each row of a batch under its own weights; the base's are never changed.
 
     products: the units that inputs are multiplied by, and the base's tensors; turned: those of them whose
@@ -26,7 +26,7 @@ class Fused:
         self, module: nn.Module, names: Mapping[str, str], heads: Mapping[str, Sequence[Head]]
     ) -> None:
         """names: unit → the module's name for it; heads: a layer's name → its heads, one a task."""
-        self._plans, self._source = Plans(), module
+        self._plans, self._source = ActivePlan(), module
         self._lock, self._is_looked_at = Lock(), False
         self._misfit: str | None = None
         self.module = replica(module)
@@ -35,7 +35,7 @@ class Fused:
             id(state[inside]): unit for unit, inside in names.items()
         }  # a tied tensor has several names
         switches = [
-            Switch(name, owner, _units(owner, unit_of), self._plans)
+            SwitchedLayer(name, owner, _units(owner, unit_of), self._plans)
             for name, owner in self.module.named_modules()
             if any(id(tensor) in unit_of for tensor in _tensors(owner, recurse=False).values())
         ]
@@ -58,20 +58,20 @@ class Fused:
                 self._is_looked_at = True
             return self._misfit
 
-    def answer(self, batch: Any, plan: RowPlan) -> Any:
+    def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its weights and head."""
         self._check(batch)
         with self._plans.following(plan if plan.count else None):
             return whole(self.module(batch) if isinstance(batch, Tensor) else self.module(**batch))
 
-    def follow(self, batch: Any, plan: RowPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
+    def follow(self, batch: Any, plan: BatchPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
         """Returns what a call gives on the module for a batch, each row under its weights."""
         self._check(batch)
         with self._plans.following(plan):
             found: Tensor = whole(call(self.module))
             return found
 
-    def generate(self, batch: Mapping[str, Tensor], plan: RowPlan, **options: Any) -> Any:
+    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
         """Returns what the module's own `generate` does, each sequence under its row's weights throughout."""
         self._check(batch)
         module: Any = self.module

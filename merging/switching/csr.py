@@ -11,7 +11,7 @@ from torch import Tensor
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
-from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.activations import Activations
 
 Ids = NDArray[np.int64]
 Columns = NDArray[np.unsignedinteger[Any]]
@@ -22,7 +22,7 @@ _SUMS = 64  # rows whose sums are turned back together
 
 
 @dataclass(frozen=True, eq=False)
-class SparseRows:
+class CsrMatrix:
     """starts: (row + 1,) int64, where each row begins; columns, values: (kept,), row by row, float32."""
 
     shape: tuple[int, int]
@@ -65,7 +65,7 @@ class SparseRows:
         run_in_parts(lambda start, stop: _add_rows(*arrays, start, stop), len(places), out.size)
 
     def add_product(
-        self, inputs: Inputs, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
     ) -> None:
         """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
 

@@ -1,6 +1,6 @@
 """A unit's delta in bits, as it stays in a device's memory: a mask, and a plane for each bit of a level.
 
-A product decodes the bits where it needs them: on CUDA inside the kernel (packed_product.py), where Triton is
+A product decodes the bits where it needs them: on CUDA inside the kernel (bit_planes_kernel.py), if Triton is
 installed, which comes with torch for CUDA; elsewhere into values that are dropped after it.
 """
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray, level_table
-from flexswitch.merging.switching.sparse_rows import Ids
+from flexswitch.merging.switching.csr import Ids
 
 _WORD = 32
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
-class PackedLevels:
+class BitPlaneMatrix:
     """planes: (1 + bits, row, word) int32, the mask and the levels' bits, the lowest first; a column of a row
     is bit column % 32 of its word column // 32. columns: how many there are. A level stands for
     step · (2 · level + low); table: (2^bits,) float32, that of each level.
@@ -63,9 +63,9 @@ class PackedLevels:
         shift: (row,), total: (token, row), all three float32 or float64; all on the device.
         """
         if _runs_kernel(inputs, total):
-            from flexswitch.merging.switching.packed_product import add_packed_product
+            from flexswitch.merging.switching.bit_planes_kernel import add_bit_plane_product
 
-            add_packed_product(self.planes, self.step, self.low, inputs, places, factors, shift, total)
+            add_bit_plane_product(self.planes, self.step, self.low, inputs, places, factors, shift, total)
             return
         delta = self.dense().to(inputs.dtype)
         product = torch.nn.functional.linear(inputs[places], delta)
@@ -81,7 +81,7 @@ class PackedLevels:
         return self.table[levels] * bits[0]
 
 
-def pack_levels(
+def pack_bit_planes(
     places: Ids,
     levels: NDArray[np.uint8],
     matrix: tuple[int, int],
@@ -90,7 +90,7 @@ def pack_levels(
     zero: int | None,
     turned: bool,
     device: torch.device,
-) -> PackedLevels:
+) -> BitPlaneMatrix:
     """Returns a unit's entries in bits on a device.
 
     places, levels: (kept,), where entries lie in a matrix of so many rows and columns, and their levels of up
@@ -106,7 +106,7 @@ def pack_levels(
     table = torch.from_numpy(level_table(bits, scale, zero)).to(device)
     steps = (1 << bits) - 1
     step, low = (scale / max(1, steps), -steps) if zero is None else (scale / 2, -2 * zero)
-    return PackedLevels(torch.from_numpy(np.stack(planes)).to(device), width, step, low, table)
+    return BitPlaneMatrix(torch.from_numpy(np.stack(planes)).to(device), width, step, low, table)
 
 
 def _words(flags: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.rows import take_rows
+from flexswitch.merging.switching.batch_rows import take_rows
 
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest magnitude; else:
 _SAME_IN_HALF = 3e-2

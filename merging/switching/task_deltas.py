@@ -6,11 +6,11 @@ from threading import Lock
 
 import torch
 
-from flexswitch.merging.switching.unit_forms import TaskUnit, device_form
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix, read_delta_matrix
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
-class TaskUnits:
+class TaskDeltas:
     """All tasks' units, decoded when they are first needed; the tasks used last stay while they fit.
 
     base_sizes: the root mean square of the base's weights in each unit, of those that are kept; turned: the
@@ -29,17 +29,17 @@ class TaskUnits:
         self._vectors = vectors
         self._base_sizes, self._turned = base_sizes, turned
         self._cache_bytes, self._device = cache_bytes, device
-        self._kept: OrderedDict[int, dict[str, TaskUnit]] = OrderedDict()
+        self._kept: OrderedDict[int, dict[str, DeltaMatrix]] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._lock = Lock()
 
-    def __getitem__(self, task: int) -> Mapping[str, TaskUnit]:
+    def __getitem__(self, task: int) -> Mapping[str, DeltaMatrix]:
         """Returns a task's units by name. Raises: DecodeError."""
         with self._lock:
             if task not in self._kept:
                 vector = self._vectors[task]
                 units = {
-                    unit: device_form(
+                    unit: read_delta_matrix(
                         vector, unit, unit in self._turned, self._base_sizes[unit], self._device
                     )
                     for unit in vector.tensors

@@ -11,41 +11,41 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
-from flexswitch.merging.switching.dense_codes import CodesPart, DenseCodes
-from flexswitch.merging.switching.dense_codes import add_products as add_code_products
-from flexswitch.merging.switching.dense_values import DenseValues
-from flexswitch.merging.switching.inputs import Inputs
-from flexswitch.merging.switching.packed_levels import PackedLevels
-from flexswitch.merging.switching.row_plan import Given, RowPlan, TaskRows
-from flexswitch.merging.switching.sparse_rows import SparseRows
-from flexswitch.merging.switching.unit_forms import TaskUnit, Turned
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.batch_plan import BatchPlan, LayerInput, TaskRows
+from flexswitch.merging.switching.bit_planes import BitPlaneMatrix
+from flexswitch.merging.switching.csr import CsrMatrix
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix, TransposedMatrix
+from flexswitch.merging.switching.float32 import Float32Matrix
+from flexswitch.merging.switching.int8 import Int8Matrix, Int8Term
+from flexswitch.merging.switching.int8 import add_products as add_code_products
 
-_COMPILED_FORMS = (SparseRows, DenseCodes, DenseValues)
+_COMPILED_FORMS = (CsrMatrix, Int8Matrix, Float32Matrix)
 _COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def add_products(
-    tasks: Sequence[TaskRows], weight: str | None, bias: str | None, given: Given, out: Tensor, each: int
+    tasks: Sequence[TaskRows], weight: str | None, bias: str | None, given: LayerInput, out: Tensor, each: int
 ) -> None:
     """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place; weight, bias: its units, if any.
 
     out: (token, out) and contiguous, `each` tokens a row. Codes and sparse products come last.
     """
-    sparse: list[tuple[TaskRows, SparseRows, Tensor]] = []
-    codes: list[CodesPart] = []
+    sparse: list[tuple[TaskRows, CsrMatrix, Tensor]] = []
+    codes: list[Int8Term] = []
     with _summed(out) as total:
         for task in tasks:
             matrix, vector = (task.units.get(unit or "") for unit in (weight, bias))
             if matrix is None and vector is None:
                 continue
             shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
-            inner = matrix.inner if isinstance(matrix, Turned) else matrix
+            inner = matrix.inner if isinstance(matrix, TransposedMatrix) else matrix
             if not isinstance(inner, _COMPILED_FORMS) or not _is_compiled(out):
                 _add_by_torch(task, inner, shift, given.tokens, total, each)
-            elif isinstance(inner, SparseRows):
+            elif isinstance(inner, CsrMatrix):
                 sparse.append((task, inner, shift))
-            elif isinstance(inner, DenseCodes):
-                codes.append(CodesPart(inner, *task.tokens(each), shift.numpy()))
+            elif isinstance(inner, Int8Matrix):
+                codes.append(Int8Term(inner, *task.tokens(each), shift.numpy()))
             else:
                 places, factors = task.tokens(each)
                 inner.add_product(given.inputs, places, factors, shift.numpy(), total.numpy())
@@ -57,7 +57,7 @@ def add_products(
 
 def _add_by_torch(
     task: TaskRows,
-    matrix: TaskUnit | None,
+    matrix: DeltaMatrix | None,
     shift: Tensor,
     inputs: Tensor,
     total: Tensor,
@@ -65,7 +65,7 @@ def _add_by_torch(
 ) -> None:
     where, shares = (torch.from_numpy(part).to(total.device) for part in task.tokens(each))
     added = shift.to(total)
-    if isinstance(matrix, PackedLevels):
+    if isinstance(matrix, BitPlaneMatrix):
         matrix.add_product(inputs, where, shares, added, total)
         return
     if matrix is not None:
@@ -76,7 +76,7 @@ def _add_by_torch(
 
 
 def _add_sparse(
-    tasks: Sequence[tuple[TaskRows, SparseRows, Tensor]], inputs: Inputs, total: FloatArray, each: int
+    tasks: Sequence[tuple[TaskRows, CsrMatrix, Tensor]], inputs: Activations, total: FloatArray, each: int
 ) -> None:
     """Deals the batch's tokens out to threads: each takes the same tokens through all tasks."""
 
@@ -87,7 +87,7 @@ def _add_sparse(
     run_in_parts(work, len(total), total.size + inputs.values.size)
 
 
-def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int) -> None:
+def add_embeddings(plan: BatchPlan, unit: str, ids: Tensor, out: Tensor, each: int) -> None:
     """Adds Σ_k w_k τ_k[id] to a table's output in place; ids: (token,), out: (token, width), contiguous."""
     with _summed(out) as total:
         for task in plan.tasks:
@@ -99,7 +99,7 @@ def add_embeddings(plan: RowPlan, unit: str, ids: Tensor, out: Tensor, each: int
                 table.add_rows(ids.numpy(), places, factors, total.numpy())
                 continue
             where, weights = (torch.from_numpy(part).to(out.device) for part in (places, factors))
-            if isinstance(table, PackedLevels):
+            if isinstance(table, BitPlaneMatrix):
                 rows = table.rows(ids[where])
             else:
                 rows = table.dense().to(out.device)[ids[where]]

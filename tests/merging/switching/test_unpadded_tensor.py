@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexswitch.merging.switching.padding import Padding
-from flexswitch.merging.switching.unpadded import Unpadded, real_tokens, whole
+from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, real_tokens, whole
 
 MARKS = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], bool)
 ROWS, LENGTH = MARKS.shape
@@ -30,7 +30,7 @@ def pair(padding, seed=0, width=WIDTH):
     """Returns a whole tensor, zero in its padding, and the unpadded one of it."""
     generator = torch.Generator().manual_seed(seed)
     tensor = torch.randn(ROWS, LENGTH, width, generator=generator) * torch.from_numpy(MARKS)[:, :, None]
-    return tensor, Unpadded(real(tensor).clone(), padding)
+    return tensor, UnpaddedTensor(real(tensor).clone(), padding)
 
 
 def random(*shape):
@@ -129,14 +129,14 @@ def test_its_memory_is_that_of_the_whole(padding):
 def test_a_product_over_the_tokens_sees_the_whole(padding):
     numbers = torch.arange(1.0, 1 + ROWS * LENGTH).view(ROWS, LENGTH) * torch.from_numpy(MARKS)
     weight = random(2, LENGTH)
-    found = functional.linear(Unpadded(real(numbers), padding), weight)
+    found = functional.linear(UnpaddedTensor(real(numbers), padding), weight)
     assert torch.equal(found, functional.linear(numbers, weight))
 
 
 def test_an_operation_that_adds_rows_sees_the_whole():
     padding = Padding(MARKS[:1])
     tensor = torch.ones(1, LENGTH, WIDTH) * torch.from_numpy(MARKS[:1])[:, :, None]
-    unpadded = Unpadded(torch.ones(2, WIDTH), padding)
+    unpadded = UnpaddedTensor(torch.ones(2, WIDTH), padding)
     more = random(ROWS, LENGTH, WIDTH)
     assert torch.equal(unpadded + more, tensor + more)
 

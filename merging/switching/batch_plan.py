@@ -14,12 +14,12 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.inputs import Inputs
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.csr import Ids
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.padding import Padding
-from flexswitch.merging.switching.sparse_rows import Ids
-from flexswitch.merging.switching.task_units import TaskUnits
-from flexswitch.merging.switching.unit_forms import TaskUnit
-from flexswitch.merging.switching.unpadded import Unpadded, real_tokens, whole
+from flexswitch.merging.switching.task_deltas import TaskDeltas
+from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, real_tokens, whole
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class TaskRows:
     """
 
     number: int
-    units: Mapping[str, TaskUnit]
+    units: Mapping[str, DeltaMatrix]
     rows: Ids
     factors: FloatArray
     padding: Padding | None = None
@@ -47,7 +47,7 @@ class TaskRows:
     def tokens(self, each: int) -> tuple[Ids, FloatArray]:
         """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out.
 
-        Places are those in what `RowPlan.taken` gives.
+        Places are those in what `BatchPlan.taken` gives.
         """
         if self._tokens is None or self._tokens[0] != each:
             self._tokens = each, *tokens_of(self.rows, self.factors, self.padding, each)
@@ -72,7 +72,7 @@ def tokens_of(rows: Ids, factors: FloatArray, padding: Padding | None, each: int
 
 
 @dataclass(eq=False)
-class Given:
+class LayerInput:
     """A layer's inputs. tensor, version: what they were made of; tokens: (token, column)."""
 
     tensor: Tensor
@@ -80,9 +80,9 @@ class Given:
     tokens: Tensor
 
     @cached_property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> Activations:
         """The tokens as compiled products take them."""
-        return Inputs(self.tokens.to(torch.float32).contiguous().numpy())
+        return Activations(self.tokens.to(torch.float32).contiguous().numpy())
 
     def is_of(self, tensor: Tensor) -> bool:
         """Returns whether these are what a tensor holds."""
@@ -90,12 +90,12 @@ class Given:
 
 
 @dataclass(eq=False)
-class RowPlan:
+class BatchPlan:
     """A batch's rows: how many, the tasks in play, and whose head answers each.
 
     vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which
     of them a row has; heads: (row,), a task's number, or None where the module keeps its own; parts: what
-    merged_products.py works out once for many layers.
+    merged_linear.py works out once for many layers.
     """
 
     count: int
@@ -105,14 +105,14 @@ class RowPlan:
     heads: Ids | None = None
     padding: Padding | None = None
     parts: dict[Any, Any] = field(default_factory=dict)
-    _given: Given | None = None
+    _given: LayerInput | None = None
 
     def merge(self, matrices: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Lets layers take some tasks' matrices with the base's in them; task's number → unit → matrix."""
         for task in self.tasks:
             task.matrices = matrices.get(task.number, {})
 
-    def given(self, tensor: Tensor, each: int) -> Given:
+    def given(self, tensor: Tensor, each: int) -> LayerInput:
         """Returns a layer's inputs, (…, column) of `each` tokens a row.
 
         What was made of them is used again where the next layer is given the same tensor, unchanged.
@@ -122,7 +122,7 @@ class RowPlan:
         is_counted = self.padding is None or not self.padding.is_noted(source)
         if self._given is None or not is_counted or not self._given.is_of(source):
             tokens = self.taken(source.reshape(-1, source.shape[-1]), each) if real is None else real
-            self._given = Given(source, source._version, tokens)
+            self._given = LayerInput(source, source._version, tokens)
         return self._given
 
     def taken(self, tokens: Tensor, each: int) -> Tensor:
@@ -138,7 +138,7 @@ class RowPlan:
         if padding is None or not padding.fits(each):
             return taken.view(*shape, *taken.shape[1:])
         if padding.left_out and shape == padding.marks.shape and taken.device.type == "cpu":
-            return Unpadded(taken, padding)
+            return UnpaddedTensor(taken, padding)
         return padding.whole(taken).view(*shape, *taken.shape[1:])
 
     def left_out(self, each: int) -> int:
@@ -178,13 +178,13 @@ def rounded_sum(base: Tensor, delta: Tensor) -> Tensor:
     return (base.to(torch.promote_types(base.dtype, torch.float32)) + delta.to(base.device)).to(base.dtype)
 
 
-class Plans(local):
+class ActivePlan(local):
     """The plan of the batch that this thread's module is answering, if any."""
 
-    current: RowPlan | None = None
+    current: BatchPlan | None = None
 
     @contextmanager
-    def following(self, plan: RowPlan | None) -> Iterator[None]:
+    def following(self, plan: BatchPlan | None) -> Iterator[None]:
         """Makes the module's layers follow a plan in this thread for as long as it lasts."""
         before, self.current = self.current, plan
         try:
@@ -193,9 +193,9 @@ class Plans(local):
             self.current = before
 
 
-def row_plan(
-    weights: FloatArray, units: TaskUnits, heads: Ids | None, marks: NDArray[np.bool_] | None
-) -> RowPlan:
+def batch_plan(
+    weights: FloatArray, units: TaskDeltas, heads: Ids | None, marks: NDArray[np.bool_] | None
+) -> BatchPlan:
     """Returns the plan of a batch.
 
     weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; marks: (row, token), False for
@@ -208,4 +208,4 @@ def row_plan(
         rows = np.flatnonzero(weights[:, task])
         factors = np.ascontiguousarray(weights[rows, task])
         tasks.append(TaskRows(int(task), units[int(task)], rows, factors, padding))
-    return RowPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads, padding)
+    return BatchPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads, padding)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
+from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.batch_rows import join_rows, take_rows
+from flexswitch.merging.switching.csr import CsrMatrix, Ids
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
-from flexswitch.merging.switching.row_plan import Plans, RowPlan
-from flexswitch.merging.switching.rows import join_rows, take_rows
-from flexswitch.merging.switching.sparse_rows import Ids, SparseRows
-from flexswitch.merging.switching.task_units import TaskUnits
-from flexswitch.merging.switching.unit_forms import TaskUnit
+from flexswitch.merging.switching.task_deltas import TaskDeltas
 
 Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture, by their numbers
 
@@ -33,12 +33,12 @@ class _Holder:
 
     module: nn.Module
     weights: Mapping[str, Tensor]
-    plans: Plans
+    plans: ActivePlan
     factors: Factors = ()
     users: int = 0
 
 
-class Grouped:
+class GroupedEngine:
     """Serves several threads at a time; a module that one of them uses is not turned meanwhile."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Grouped:
         module: nn.Module,
         names: Mapping[str, str],
         heads: Mapping[str, Sequence[Head]],
-        units: TaskUnits,
+        units: TaskDeltas,
         cache_bytes: int,
     ) -> None:
         """names: unit → the module's name for it. One module is kept whatever its size."""
@@ -58,7 +58,7 @@ class Grouped:
         self._holders: list[_Holder] = []  # the most recently used last
         self._lock = Lock()
 
-    def answer(self, batch: Any, plan: RowPlan) -> Any:
+    def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its weights and head."""
         outputs, rows = [], []
         for number, vector in enumerate(plan.vectors):
@@ -99,7 +99,7 @@ class Grouped:
         return found
 
     def _new_holder(self) -> _Holder:
-        plans, module = Plans(), replica(self._module)
+        plans, module = ActivePlan(), replica(self._module)
         own = {
             id(tensor): tensor.detach().clone(memory_format=torch.contiguous_format)
             for tensor in self._base.values()
@@ -135,9 +135,9 @@ class Grouped:
         holder.factors = factors
 
 
-def _take_back(added: Sequence[TaskUnit], weights: FloatArray, base: FloatArray) -> None:
+def _take_back(added: Sequence[DeltaMatrix], weights: FloatArray, base: FloatArray) -> None:
     """Puts the base's values wherever these units may have changed a weight."""
-    few = [unit for unit in added if isinstance(unit, SparseRows)]
+    few = [unit for unit in added if isinstance(unit, CsrMatrix)]
     if len(few) < len(added):
         np.copyto(weights, base)
         return
@@ -145,5 +145,5 @@ def _take_back(added: Sequence[TaskUnit], weights: FloatArray, base: FloatArray)
         unit.take_back(weights, base)
 
 
-def _heads_alone(count: int, heads: Ids | None) -> RowPlan:
-    return RowPlan(count, (), np.zeros((1, 0), np.float32), np.zeros(count, np.int64), heads)
+def _heads_alone(count: int, heads: Ids | None) -> BatchPlan:
+    return BatchPlan(count, (), np.zeros((1, 0), np.float32), np.zeros(count, np.int64), heads)

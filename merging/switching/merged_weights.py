@@ -10,14 +10,14 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.row_plan import rounded_sum
-from flexswitch.merging.switching.task_units import TaskUnits
-from flexswitch.merging.switching.unit_forms import TaskUnit
+from flexswitch.merging.switching.batch_plan import rounded_sum
+from flexswitch.merging.switching.delta_matrix import DeltaMatrix
+from flexswitch.merging.switching.task_deltas import TaskDeltas
 
 Matrices = Mapping[str, Tensor]  # unit → θ + τ, in the base's shape and dtype
 
 
-class MergedMatrices:
+class MergedWeights:
     """Keeps whole matrices of some tasks, within so many bytes; several threads may ask at a time.
 
     base: the units that layers multiply by, the base's tensors. A task's matrices are made once batches would
@@ -25,7 +25,7 @@ class MergedMatrices:
     that were asked for longest ago. So tasks that come up once, or take turns, cost little.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], units: TaskUnits, cache_bytes: int, turn: float) -> None:
+    def __init__(self, base: Mapping[str, Tensor], units: TaskDeltas, cache_bytes: int, turn: float) -> None:
         self._base, self._units, self._turn = base, units, turn
         size = sum(tensor.numel() * tensor.element_size() for tensor in base.values())
         self.most = cache_bytes // size if size else 0
@@ -63,7 +63,7 @@ class MergedMatrices:
         return {unit: _merged(base, units[unit]) for unit, base in self._base.items() if unit in units}
 
 
-def _merged(base: Tensor, unit: TaskUnit) -> Tensor:
+def _merged(base: Tensor, unit: DeltaMatrix) -> Tensor:
     """Returns base + τ, computed in float32 or wider and rounded once to the base's dtype."""
     if base.dtype != torch.float32:
         return rounded_sum(base.detach(), unit.dense().view(base.shape))
