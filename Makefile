@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make types, make bench; each installs what it needs.
+# make demo, make test, make test-deep, make lint, make types, make bench; each installs what it needs.
 #
 # Where no virtual environment is active, one is made in .venv. TORCH names the torch that pip installs:
 # on Linux the plain package brings several gigabytes of CUDA, which nothing here needs. To choose
@@ -18,7 +18,7 @@ PYTHON := $(VENV)/bin/python
 BIN := $(abspath $(VENV))/bin
 ROOMS := cli merging codecs recipes
 
-.PHONY: demo test lint types bench check-data clean
+.PHONY: demo test test-deep lint types bench check-data clean
 
 $(PYTHON):
 	python3 -m venv $(VENV)
@@ -33,7 +33,11 @@ demo: $(VENV)/installed-eval
 	PATH="$(BIN):$$PATH" $(BIN)/flexswitch run recipes/digits.yaml
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest -n $(THREADS) --cov --cov-report=term
+	$(PYTHON) -m pytest -n $(THREADS) -m "not deep"
+
+# The slow tests, and every law on as many examples as it names; tests/support/laws.py.
+test-deep: $(VENV)/installed-dev
+	FLEXSWITCH_TEST_DEPTH=deep $(PYTHON) -m pytest -n $(THREADS) -m "hypothesis or deep"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -43,9 +47,11 @@ types: $(VENV)/installed-dev build/types
 	MYPYPATH=build/types $(BIN)/mypy -p flexswitch
 
 # mypy finds the package through links, since the folders do not carry its name.
-build/types:
+build/types: Makefile
 	mkdir -p build/types/flexswitch
-	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/flexswitch/$$room; done
+	for name in $(ROOMS) api/__init__.py api/py.typed; do \
+		ln -sfn ../../../$$name build/types/flexswitch/$${name#api/}; done
+	touch build/types
 
 # WORK takes 30 GB of synthetic checkpoints. DATA is a folder of <task>.train.jsonl.gz and <task>.test.jsonl.gz; run.py says where the eight are from.
 bench: check-data $(VENV)/installed-benchmarks

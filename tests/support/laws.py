@@ -1,0 +1,16 @@
+"""How many examples hypothesis tries: a quarter of a law's own number, and all of them in `make test-deep`."""
+
+import os
+from typing import Any
+
+import hypothesis
+
+DEEP = os.environ.get("FLEXSWITCH_TEST_DEPTH") == "deep"
+_QUICK_SHARE = 4
+_LEAST = 5
+
+
+def settings(max_examples: int, **others: Any) -> hypothesis.settings:
+    """Returns hypothesis' settings; max_examples: those of a deep run."""
+    quick = max(_LEAST, max_examples // _QUICK_SHARE)
+    return hypothesis.settings(max_examples=max_examples if DEEP else min(quick, max_examples), **others)
