@@ -74,7 +74,7 @@ class LearningOptions:
         device = self.device or "cpu"
         check_device(device)
         task_file(self.exemplars, task, "train")
-        get_adapter(self.adapter or vector.model.adapter, base, trusted=self.adapter is not None)
+        get_adapter(base, vector.model.adapter, self.adapter)
         return TrainingInputs(base, self.exemplars, self.per_task or 100, self.adapter, device)
 
     def saving(self, output: Path) -> "CheckpointFile | None":

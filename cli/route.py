@@ -64,7 +64,7 @@ def route(
     examples = read_samples(input_, limit)
     checkpoint = open_checkpoint(base)
     check_base(checkpoint, opened.record.base, str(zoo))
-    model = get_adapter(adapter or opened.record.adapter, checkpoint, trusted=adapter is not None)
+    model = get_adapter(checkpoint, opened.record.adapter, adapter)
     router = open_router(opened, model, features, neighbours, vote, device)
     with console.progress(f"routing {len(examples):,} samples of {input_}", chunk_count(examples)) as step:
         routed = route_file(router, input_, examples, snap, mix, step)

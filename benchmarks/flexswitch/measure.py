@@ -219,7 +219,7 @@ def likeness(shop: Workshop, row: dict[str, Any]) -> dict[str, float]:
 
 def answers(shop: Workshop, task: str, vector: TaskVector, examples: Examples) -> NDArray[np.float64]:
     """Returns log probabilities, (example, class); each thread answers batches of its own."""
-    adapter = get_adapter("hf-encoder", shop.base, trusted=True)
+    adapter = get_adapter(shop.base, "hf-encoder")
     model = adapter.model(vector.model.config, vector.extras)
     outputs = restored_tensors(shop.base, vector, 1.0, torch.float32)
     load_weights(model, {adapter.parameter_name(name): each.whole() for name, each in outputs.items()}, task)

@@ -77,7 +77,7 @@ class Model:
     """The base as a source of every layer's features, kept in files of `cache`."""
 
     def __init__(self, base: Path, data: Path, tasks: list[str], cache: Path) -> None:
-        self.adapter = get_adapter("hf-encoder", open_checkpoint(str(base)), False)
+        self.adapter = get_adapter(open_checkpoint(str(base)), "hf-encoder")
         self.encoder = self.adapter.encoder()
         self.last = layer_count(self.encoder)
         self._data, self._tasks, self._cache = data, tasks, cache

@@ -104,7 +104,7 @@ def merged_seconds(tokens: int, tasks: int = 1) -> float:
 
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     """Returns what a pass takes for one token, what a task adds to it, and what turning weights does."""
-    module = get_adapter("hf-encoder", open_checkpoint(str(models / "base")), trusted=True).encoder()
+    module = get_adapter(open_checkpoint(str(models / "base")), "hf-encoder").encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
     fused = SwitchedModel(module, opened, engine="fused")

@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="measured beside the base")
     options = parser.parse_args()
     base = open_checkpoint(str(options.models / "base"))
-    adapter = get_adapter("hf-encoder", base, trusted=True)
+    adapter = get_adapter(base, "hf-encoder")
     module = adapter.encoder()
     body, indexes = [], {}
     with torch.inference_mode():

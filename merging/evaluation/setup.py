@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config
@@ -61,12 +58,11 @@ def open_evaluation(request: Request) -> Evaluation:
     base = open_checkpoint(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
     vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
-    adapter_name = request.adapter or zoo.record.adapter
-    _check_declared(adapter_name, base, vectors)
+    _check_declared(request.adapter or zoo.record.adapter, base, vectors)
     available = {task: read_examples(task_file(request.data, task, "test"), labelled=True) for task in zoo}
-    examples = {task: each.take(_scored_rows(request, each)) for task, each in available.items()}
+    examples = {task: each.first(request.limit) for task, each in available.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
-    adapter = get_adapter(adapter_name, base, trusted=request.adapter is not None)
+    adapter = get_adapter(base, zoo.record.adapter, request.adapter)
     routed = any(method in ROUTED for method in request.methods)
     router = _router(request, zoo, adapter, available) if routed else None
     bench = Bench(base, adapter, vectors, examples, request.device)
@@ -98,10 +94,6 @@ def _check_declared(adapter: str | None, base: Checkpoint, vectors: Mapping[str,
     for task, vector in vectors.items():
         config = read_config(base) | vector.model.config
         check_scored(declared_kind(adapter, config, vector.extras), task, vector)
-
-
-def _scored_rows(request: Request, examples: Examples) -> NDArray[np.int64]:
-    return np.arange(len(examples))[: request.limit]
 
 
 def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> StreamRouter:

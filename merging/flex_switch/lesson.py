@@ -145,9 +145,7 @@ def open_lesson(
     """
     check_base(inputs.base, vector.identity(), vector.source)
     available = read_exemplars(task, inputs, goal, least)
-    adapter = get_adapter(
-        inputs.adapter or vector.model.adapter, inputs.base, trusted=inputs.adapter is not None
-    )
+    adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter)
     objective = Objective(goal, adapter, inputs.device, precision)
     model = _model(objective, vector)
     names = _names(objective, vector, model)

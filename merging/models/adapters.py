@@ -60,21 +60,22 @@ CLASSES: dict[str, _Known] = {
 }
 
 
-def get_adapter(name: str | None, base: Checkpoint, trusted: bool) -> Adapter:
-    """Returns the adapter of that name for a base.
+def get_adapter(base: Checkpoint, recorded: str | None, given: str | None = None) -> Adapter:
+    """Returns the adapter that runs a base: the one the user gave, or the one recorded in a file.
 
-    `trusted` says that the name comes from the user, not from a file: only then may it name code.
-    Raises: UsageError on an unknown name; InputError where the base has no config.json.
+    Only a name that the user gave may name code.
+    Raises: UsageError on an unknown name; InputError if the base has no config.json.
     """
+    name = recorded if given is None else given
     if name is None:
         raise UsageError(
             f"nothing says how the models are run; give --adapter (known: {', '.join(ADAPTERS)})"
         )
     if name.startswith("python:"):
-        if not trusted:
+        if given is None:
             raise UsageError(f"the zoo asks for the code '{name}'; if you trust it, give it as --adapter")
-        made: Adapter = _load_factory(name)(base)
-        return made
+        adapter: Adapter = _load_factory(name)(base)
+        return adapter
     if name not in CLASSES:
         raise UsageError(unknown_name("adapter", name, CLASSES))
     return CLASSES[name](base)

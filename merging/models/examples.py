@@ -42,11 +42,19 @@ class Examples:
             return Examples(self.inputs[rows], labels)
         return Examples([self.inputs[row] for row in rows], labels)
 
-    def by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the rows ordered by the length of their text, so that batches need little padding."""
+    def first(self, count: int | None) -> "Examples":
+        """Returns the first `count` examples, or all if it is None."""
+        return self.take(np.arange(len(self))[:count])
+
+    def order_by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the permutation that sorts the rows by text length, so that batches need little padding."""
         if isinstance(self.inputs, np.ndarray):
-            return rows
-        return rows[np.argsort([len(self.inputs[row]) for row in rows], kind="stable")]
+            return np.arange(len(rows))
+        return np.argsort([len(self.inputs[row]) for row in rows], kind="stable")
+
+    def by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows sorted by text length."""
+        return rows[self.order_by_length(rows)]
 
 
 def tasks_with(folder: Path, split: str) -> dict[str, Path]:

@@ -113,7 +113,7 @@ class ModelFeatures:
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of some examples, (row, width) float32 on the CPU."""
-        order = np.argsort(lengths(examples, rows), kind="stable")
+        order = examples.order_by_length(rows)
         found = [self._batch(examples, rows[part]) for part in _chunks(order)]
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
@@ -145,13 +145,6 @@ class ModelFeatures:
 def computing_in(dtype: str, device: str) -> torch.autocast:
     """Returns a context in which a device's products are computed in that type."""
     return torch.autocast(torch.device(device).type, _DTYPES[dtype], enabled=dtype != "float32")
-
-
-def lengths(examples: Examples, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns what of each row decides on padding: the length of its text, 0 for arrays."""
-    if isinstance(examples.inputs, np.ndarray):
-        return np.zeros(len(rows), np.int64)
-    return np.array([len(examples.inputs[row]) for row in rows], np.int64)
 
 
 def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

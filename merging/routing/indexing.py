@@ -91,7 +91,7 @@ def _runner(request: Request, zoo: Zoo) -> Callable[[], Runner]:
     check_base(base, zoo.record.base, str(zoo.path))
 
     def make() -> Runner:
-        adapter = get_adapter(request.adapter or zoo.record.adapter, base, request.adapter is not None)
+        adapter = get_adapter(base, zoo.record.adapter, request.adapter)
         return Runner(adapter, request.device, request.dtype)
 
     return make

@@ -63,8 +63,7 @@ def read_samples(path: Path, limit: int | None) -> Examples:
     """Returns the samples of a file, the first `limit` of them. Raises: InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected samples as one of {', '.join(SUFFIXES)}")
-    samples = read_examples(path, labelled=False)
-    return samples.take(np.arange(len(samples))[:limit])
+    return read_examples(path, labelled=False).first(limit)
 
 
 def chunk_count(examples: Examples) -> int:

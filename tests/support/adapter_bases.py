@@ -15,8 +15,8 @@ def save_bases(folder):
     return {"text": save_text_base(folder / "text"), "image": save_image_base(folder / "image")}
 
 
-def adapter_of(name, base, trusted=False):
-    return get_adapter(name, open_checkpoint(str(base)), trusted)
+def adapter_of(name, base, given=None):
+    return get_adapter(open_checkpoint(str(base)), name, given)
 
 
 def change_config(folder, file="config.json", **entries):

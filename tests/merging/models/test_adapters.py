@@ -91,7 +91,7 @@ def module(tmp_path, monkeypatch):
 
 def test_a_python_adapter_is_made_by_its_factory_where_the_user_names_it(bases, module):
     checkpoint = open_checkpoint(str(bases["text"]))
-    adapter = get_adapter("python:own_adapter:make", checkpoint, trusted=True)
+    adapter = get_adapter(checkpoint, None, "python:own_adapter:make")
     assert (adapter.neighbours, adapter.base) == (3, checkpoint)
 
 
@@ -112,7 +112,7 @@ def test_code_that_a_zoo_names_is_not_even_imported(bases, module):
     ],
 )
 def test_a_factory_that_is_not_there_is_told(bases, module, name, reason):
-    assert message(UsageError, lambda: adapter_of(name, bases["text"], trusted=True)) == (
+    assert message(UsageError, lambda: adapter_of(None, bases["text"], name)) == (
         f"--adapter {name}: {reason}; expected python:package.module:factory"
     )
 

@@ -45,7 +45,7 @@ def base(bases, tmp_path):
 
 
 def adapter_of(base):
-    return get_adapter(CAUSAL, open_checkpoint(str(base)), trusted=False)
+    return get_adapter(open_checkpoint(str(base)), CAUSAL)
 
 
 def loaded(adapter, model, outputs):

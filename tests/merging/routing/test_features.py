@@ -33,7 +33,7 @@ def image_base(tmp_path_factory):
 
 
 def source_of(kind, base, adapter=CLASSIFIER):
-    return feature_source(str(kind), Runner(get_adapter(adapter, open_checkpoint(str(base)), False)), {})
+    return feature_source(str(kind), Runner(get_adapter(open_checkpoint(str(base)), adapter)), {})
 
 
 def from_file(path):

@@ -165,7 +165,7 @@ def test_the_labels_of_exemplars_are_not_read(zoo, data):
 def test_the_index_of_a_real_base_is_that_of_its_features(tmp_path):
     toy = text_toy(tmp_path, test_count=1)
     zoo, base = open_zoo(toy.zoo), open_checkpoint(str(toy.base))
-    source = feature_source("layer:1", Runner(get_adapter(zoo.record.adapter, base, False)), zoo)
+    source = feature_source("layer:1", Runner(get_adapter(base, zoo.record.adapter)), zoo)
     record, _ = build(zoo, toy.data, per_task=4, source=source)
     assert record.features == "layer:1"
     query_set = read_query_set(open_zoo(toy.zoo))

@@ -263,7 +263,7 @@ def indexed(toy, folder, features, **settings):
 @pytest.mark.parametrize("features", ["input", "layer:1", "pooled", "average:layer:1", "shape+layers:0+1"])
 def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_states(toy, tmp_path, features):
     zoo = indexed(toy, tmp_path, features)
-    adapter = get_adapter("hf-sequence-classification", open_checkpoint(str(toy.base)), True)
+    adapter = get_adapter(open_checkpoint(str(toy.base)), "hf-sequence-classification")
     samples = read_examples(task_file(toy.data, "birds", "train"), labelled=False).take(np.arange(9))
     batch = adapter.batch(samples.inputs)
     expected = open_router(zoo, adapter, None, 3, "kernel", "cpu")
