@@ -1,11 +1,10 @@
 """`bitmask`: one bit an entry says whether it is kept; then the kept entries' levels."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from flexswitch.codecs.bits import pack_levels, packed_bytes, unpack_mask
-from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.codec import PayloadReader, check_kept, take_levels
 from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
 
@@ -15,7 +14,6 @@ class Bitmask:
     """Source: Qi et al. 2025 (arXiv 2412.00054), the activation switch and the polarity switch as bits."""
 
     name: ClassVar[str] = "bitmask"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = True
 
     @classmethod
@@ -23,13 +21,13 @@ class Bitmask:
         """Returns the codec; it has no settings."""
         return cls()
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the mask, then the levels."""
-        return {"data": sparse.mask.tobytes() + pack_levels(sparse.levels, sparse.bits)}
+        return sparse.mask.tobytes() + pack_levels(sparse.levels, sparse.bits)
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         mask = unpack_mask(reader.take(layout.mask_bytes), layout.entries)
         check_kept(count_bits(mask), layout)
         levels = take_levels(reader, layout)

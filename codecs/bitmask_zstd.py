@@ -1,11 +1,10 @@
 """`bitmask-zstd`: the mask of `bitmask` in a zstandard frame, for densities of a fifth to a half."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from flexswitch.codecs.bits import pack_levels, packed_bytes, unpack_mask
-from flexswitch.codecs.codec import PartReader, check_block, check_kept, take_level_plane
+from flexswitch.codecs.codec import PayloadReader, check_block, check_kept, take_level_plane
 from flexswitch.codecs.huffman import byte_counts, frame_bytes
 from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
@@ -19,7 +18,6 @@ class BitmaskZstd:
     """The levels, then the frame."""
 
     name: ClassVar[str] = "bitmask-zstd"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = True
 
     @classmethod
@@ -27,15 +25,15 @@ class BitmaskZstd:
         """Returns the codec; it has no settings."""
         return cls()
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the levels, then the frame."""
         check_block(sparse.layout, ValueError)
-        return {"data": pack_levels(sparse.levels, sparse.bits) + zstd_compress(sparse.mask.tobytes())}
+        return pack_levels(sparse.levels, sparse.bits) + zstd_compress(sparse.mask.tobytes())
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
         check_block(layout)
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         levels = take_level_plane(reader, layout)
         mask = unpack_mask(zstd_decompress(reader.rest(), layout.mask_bytes), layout.entries)
         check_kept(count_bits(mask), layout)

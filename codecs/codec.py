@@ -1,6 +1,5 @@
-"""The protocol of a codec: how a sparse tensor becomes named parts of bytes, and back."""
+"""The protocol of a codec: turns a sparse tensor into bytes and back."""
 
-from collections.abc import Mapping
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from flexswitch.codecs.bits import packed_bytes, unpack_levels
@@ -12,90 +11,90 @@ from flexswitch.codecs.sparse import BLOCK_ENTRIES, Levels, SparseLayout, Sparse
 class Codec(Protocol):
     """A frozen dataclass whose fields are its settings; the container stores them beside its name.
 
-    `decode` undoes `encode` exactly where `lossless`, and reads 2,000 M entries a second or more where
-    `fast`. A name, once released, keeps its bytes.
+    `decode` is the exact inverse of `encode`. A codec is `fast` if it decodes at least 2,000 M entries a
+    second. The bytes of a released name never change.
     """
 
     name: ClassVar[str]
-    lossless: ClassVar[bool]
     fast: ClassVar[bool]
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec with the settings that store a tensor of these counts smallest."""
+        """Returns the codec with the settings that give the smallest encoding."""
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
-        """Returns the tensor's parts; never changes its input."""
+    def encode(self, sparse: SparseTensor) -> bytes:
+        """Returns the encoded tensor. The input is not changed."""
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
-        """Returns the tensor. Raises: DecodeError on parts that `encode` cannot have written."""
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
+        """Returns the tensor.
+
+        Raises: DecodeError if `encode` cannot have written the data.
+        """
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the bytes of all parts that `encode` will write, exactly or within 2 %."""
+        """Returns the size of the encoding, exactly or within 2 %."""
 
 
 @runtime_checkable
 class EntryCodec(Protocol):
-    """A codec that gives the kept positions at once, without a mask between."""
+    """A codec that decodes to kept positions directly, without a mask."""
 
-    def entries(self, parts: Mapping[str, bytes], layout: SparseLayout) -> tuple[Positions, Levels]:
-        """Returns the rising flat positions of the kept entries and their levels. Raises: DecodeError."""
+    def entries(self, data: bytes, layout: SparseLayout) -> tuple[Positions, Levels]:
+        """Returns the flat positions of the kept entries, in rising order, and their levels.
+
+        Raises: DecodeError.
+        """
 
 
-def decoded_entries(
-    codec: Codec, parts: Mapping[str, bytes], layout: SparseLayout
-) -> tuple[Positions, Levels]:
-    """Returns a block's kept positions, flat and rising, and their levels. Raises: DecodeError."""
+def decoded_entries(codec: Codec, data: bytes, layout: SparseLayout) -> tuple[Positions, Levels]:
+    """Returns the flat positions of a block's kept entries, in rising order, and their levels.
+
+    Raises: DecodeError.
+    """
     if isinstance(codec, EntryCodec):
-        return codec.entries(parts, layout)
-    sparse = codec.decode(parts, layout)
+        return codec.entries(data, layout)
+    sparse = codec.decode(data, layout)
     return mask_positions(sparse.mask, layout.kept), sparse.levels
 
 
-class PartReader:
-    """Takes a codec's fields one after the other from the one part that it writes.
+class PayloadReader:
+    """Reads the fields of an encoded tensor one after the other."""
 
-    Each further part costs a line of the container's header, so fields whose lengths follow from what
-    came before share the part `data`.
-    """
-
-    def __init__(self, parts: Mapping[str, bytes]) -> None:
-        if set(parts) != {"data"}:
-            raise DecodeError(f"parts {sorted(parts)}, expected ['data']")
-        self._data = parts["data"]
+    def __init__(self, data: bytes) -> None:
+        self._data = data
         self._used = 0
 
     def take(self, size: int) -> bytes:
-        """Returns the next `size` bytes. Raises: DecodeError where there are fewer."""
+        """Returns the next `size` bytes. Raises: DecodeError if there are fewer."""
         if size > len(self._data) - self._used:
             raise DecodeError(f"{len(self._data)} bytes, expected at least {self._used + size}")
         self._used += size
         return self._data[self._used - size : self._used]
 
     def rest(self) -> bytes:
-        """Returns all bytes that are left."""
+        """Returns all remaining bytes."""
         return self.take(len(self._data) - self._used)
 
     def finish(self) -> None:
-        """Raises: DecodeError where bytes are left."""
+        """Raises: DecodeError if bytes remain."""
         if self._used != len(self._data):
             raise DecodeError(f"{len(self._data)} bytes, expected {self._used}")
 
 
-def take_levels(reader: PartReader, layout: SparseLayout) -> Levels:
-    """Returns the levels that end a part. Raises: DecodeError."""
+def take_levels(reader: PayloadReader, layout: SparseLayout) -> Levels:
+    """Returns the levels, which must be the last field. Raises: DecodeError."""
     levels = take_level_plane(reader, layout)
     reader.finish()
     return levels
 
 
-def take_level_plane(reader: PartReader, layout: SparseLayout) -> Levels:
-    """Returns the levels that stand next. Raises: DecodeError."""
+def take_level_plane(reader: PayloadReader, layout: SparseLayout) -> Levels:
+    """Returns the levels, which must be the next field. Raises: DecodeError."""
     return unpack_levels(reader.take(packed_bytes(layout.kept, layout.bits)), layout.bits, layout.kept)
 
 
 def check_block(layout: SparseLayout, error: type[Exception] = DecodeError) -> None:
-    """Raises: `error` where a tensor is no block that such a codec codes at once."""
+    """Raises: `error` if a tensor has more entries than a block, or keeps more entries than it has."""
     if layout.kept > layout.entries:
         raise error(f"{layout.kept} of {layout.entries} entries are kept")
     if layout.entries > BLOCK_ENTRIES:
@@ -103,6 +102,6 @@ def check_block(layout: SparseLayout, error: type[Exception] = DecodeError) -> N
 
 
 def check_kept(found: int, layout: SparseLayout) -> None:
-    """Raises: DecodeError where the bytes mark another number of entries than the container says."""
+    """Raises: DecodeError if the number of marked entries is not the one in the container."""
     if found != layout.kept:
         raise DecodeError(f"{found} entries are marked as kept, expected {layout.kept}")

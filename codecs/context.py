@@ -5,7 +5,6 @@ signs in a row follow one of a few patterns, or its opposite. The model of `cont
 from the rows before; what it can't learn, the floating levels, stands in front as it is.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.bits import pack_levels
-from flexswitch.codecs.codec import PartReader, check_block, take_level_plane, take_levels
+from flexswitch.codecs.codec import PayloadReader, check_block, take_level_plane, take_levels
 from flexswitch.codecs.context_model import (
     LOWEST_STATE,
     MOST_PATTERNS,
@@ -35,7 +34,6 @@ class Context:
     """patterns: 1, 2, 4, 8 or 16 patterns of signs that rows follow."""
 
     name: ClassVar[str] = "context"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     patterns: int = 1
@@ -50,27 +48,27 @@ class Context:
         choices = (1, 4, 16) if 1 <= stats.layout.bits <= _WIDEST_MODELLED else (1,)
         return min((cls(patterns) for patterns in choices), key=lambda codec: codec.estimate_bytes(stats))
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the floating levels, then the coded bits."""
         check_block(sparse.layout, ValueError)
         if not len(sparse.levels):
-            return {"data": b""}
+            return b""
         modelled = 1 <= sparse.bits <= _WIDEST_MODELLED
         rows, columns = matrix_shape(sparse.shape)
         marked = np.unpackbits(sparse.mask, count=rows * columns, bitorder="little").reshape(rows, columns)
         if not modelled:
             coded = _encode_matrix(marked, np.empty(0, np.uint8), 0, np.zeros(rows, np.int32), self.patterns)
-            return {"data": pack_levels(sparse.levels, sparse.bits) + coded}
+            return pack_levels(sparse.levels, sparse.bits) + coded
         levels = sparse.levels.astype(np.uint8, copy=False)
         signs = 2 * (levels >> (sparse.bits - 1)).astype(np.int32) - 1  # (kept,)
         places = mask_positions(sparse.mask, len(levels))
         patterns = assign_rows(rows, columns, places, signs, self.patterns)
-        return {"data": _encode_matrix(marked, levels, sparse.bits, patterns, self.patterns)}
+        return _encode_matrix(marked, levels, sparse.bits, patterns, self.patterns)
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
         check_block(layout)
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         if not layout.kept:
             mask, levels = np.zeros(layout.mask_bytes, np.uint8), take_levels(reader, layout)
             return SparseTensor(layout.shape, mask, levels, layout.bits)
@@ -88,7 +86,7 @@ class Context:
 
     def estimate_bytes(self, stats: SparseStats) -> int:
         """Returns the exact bytes, by encoding."""
-        return len(self.encode(stats.sparse)["data"])
+        return len(self.encode(stats.sparse))
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -5,7 +5,6 @@ kept entries' levels. Source: Qi et al. 2025, released code (Binary-Task-Switch)
 mask and sign bits group by group, here they stand in planes of the same total size.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,7 +17,7 @@ from flexswitch.codecs.bits import (
     unpack_fields,
     unpack_mask,
 )
-from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.codec import PayloadReader, check_kept, take_levels
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
@@ -29,7 +28,6 @@ class Flag4:
     """Groups of 4 entries; a nibble for each group that keeps any."""
 
     name: ClassVar[str] = "flag4"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     @classmethod
@@ -37,7 +35,7 @@ class Flag4:
         """Returns the codec; it has no settings."""
         return cls()
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the flags, the flagged groups' masks, then the levels."""
         groups = -(-sparse.layout.entries // 4)
         nibbles = np.stack([sparse.mask & 0x0F, sparse.mask >> 4], axis=1).reshape(-1)[:groups]  # (groups,)
@@ -47,11 +45,11 @@ class Flag4:
             pack_fields(nibbles[flags], 4),
             pack_levels(sparse.levels, sparse.bits),
         ]
-        return {"data": b"".join(fields)}
+        return b"".join(fields)
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         groups = -(-layout.entries // 4)
         flag_bits = unpack_mask(reader.take(packed_bytes(groups, 1)), groups)
         flagged_count = count_bits(flag_bits)

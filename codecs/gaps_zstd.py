@@ -3,7 +3,6 @@
 For densities of a few thousandths to a fifth. The byte 255 stands for 255 dropped entries and goes on.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.bits import pack_levels, packed_bytes
-from flexswitch.codecs.codec import PartReader, check_block, take_level_plane
+from flexswitch.codecs.codec import PayloadReader, check_block, take_level_plane
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.huffman import byte_counts, frame_bytes
 from flexswitch.codecs.masks import ESCAPE, Positions, mask_of, positions_after_steps
@@ -26,7 +25,6 @@ class GapsZstd:
     """The levels, then the frame."""
 
     name: ClassVar[str] = "gaps-zstd"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = True
 
     @classmethod
@@ -34,21 +32,21 @@ class GapsZstd:
         """Returns the codec; it has no settings."""
         return cls()
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the levels, then the frame."""
         check_block(sparse.layout, ValueError)
         steps = _gap_bytes(sparse.gaps)
-        return {"data": pack_levels(sparse.levels, sparse.bits) + zstd_compress(steps.tobytes())}
+        return pack_levels(sparse.levels, sparse.bits) + zstd_compress(steps.tobytes())
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        positions, levels = self.entries(parts, layout)
+        positions, levels = self.entries(data, layout)
         return SparseTensor(layout.shape, mask_of(positions, layout.entries), levels, layout.bits)
 
-    def entries(self, parts: Mapping[str, bytes], layout: SparseLayout) -> tuple[Positions, Levels]:
+    def entries(self, data: bytes, layout: SparseLayout) -> tuple[Positions, Levels]:
         """Returns the kept positions and their levels. Raises: DecodeError."""
         check_block(layout)
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         levels = take_level_plane(reader, layout)
         most = layout.kept + layout.entries // ESCAPE
         steps = np.frombuffer(zstd_decompress(reader.rest(), most), np.uint8)

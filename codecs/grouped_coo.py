@@ -5,7 +5,6 @@ kept entries (less one) and their offsets, ⌈log₂ G⌉ bits each; then the ke
 Source: Gao et al. 2026 (arXiv 2604.28109), sparsity-aware storage strategy.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,7 +17,7 @@ from flexswitch.codecs.bits import (
     unpack_fields,
     unpack_mask,
 )
-from flexswitch.codecs.codec import PartReader, check_kept, take_levels
+from flexswitch.codecs.codec import PayloadReader, check_kept, take_levels
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.masks import count_bits
 from flexswitch.codecs.sparse import GROUP_SIZES, SparseLayout, SparseStats, SparseTensor
@@ -29,7 +28,6 @@ class GroupedCoo:
     """group: entries a group, a power of two of 4 … 256."""
 
     name: ClassVar[str] = "grouped-coo"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     group: int = 16
@@ -47,7 +45,7 @@ class GroupedCoo:
         """Returns the codec with the group size that takes the fewest bytes, the smaller one on a tie."""
         return min((cls(group) for group in GROUP_SIZES), key=lambda codec: codec.estimate_bytes(stats))
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the flags, the flagged groups' counts, the offsets, then the levels."""
         groups = -(-sparse.layout.entries // self.group)
         marked = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
@@ -60,11 +58,11 @@ class GroupedCoo:
             pack_fields((positions % self.group).astype(np.uint8), self._width),
             pack_levels(sparse.levels, sparse.bits),
         ]
-        return {"data": b"".join(fields)}
+        return b"".join(fields)
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        reader, width = PartReader(parts), self._width
+        reader, width = PayloadReader(data), self._width
         groups = -(-layout.entries // self.group)
         flag_bits = unpack_mask(reader.take(packed_bytes(groups, 1)), groups)
         flags = np.unpackbits(flag_bits, count=groups, bitorder="little").view(np.bool_)

@@ -1,12 +1,11 @@
 """`raw`: one word an entry, 0 where it is dropped; no packing, for tensors that keep nearly everything."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from flexswitch.codecs.codec import PartReader, check_kept
+from flexswitch.codecs.codec import PayloadReader, check_kept
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseLayout, SparseStats, SparseTensor
 
@@ -24,7 +23,6 @@ class Raw:
     """Words hold level + 1 for quantised levels, and the value's own bit pattern for float levels."""
 
     name: ClassVar[str] = "raw"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     @classmethod
@@ -32,18 +30,18 @@ class Raw:
         """Returns the codec; it has no settings."""
         return cls()
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the words."""
         entries = sparse.layout.entries
         words = np.zeros(entries, _WORDS[sparse.bits])
         marked = np.unpackbits(sparse.mask, count=entries, bitorder="little").view(np.bool_)
         offset = 1 if sparse.bits <= 8 else 0
         words[marked] = sparse.levels.astype(words.dtype) + words.dtype.type(offset)
-        return {"data": words.tobytes()}
+        return words.tobytes()
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        reader = PartReader(parts)
+        reader = PayloadReader(data)
         word = _WORDS[layout.bits]
         words = np.frombuffer(reader.take(layout.entries * word.itemsize), word)
         reader.finish()

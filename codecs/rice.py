@@ -4,7 +4,6 @@ Source: R. F. Rice 1979, "Some practical universal noiseless coding techniques".
 parts stand in planes, so that both are read in one pass each.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,7 +15,7 @@ from flexswitch.codecs.bits import (
     packed_bytes,
     unpack_wide_fields,
 )
-from flexswitch.codecs.codec import PartReader, check_block, check_kept, take_level_plane
+from flexswitch.codecs.codec import PayloadReader, check_block, check_kept, take_level_plane
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.masks import Positions, count_bits, mask_gaps, mask_of, positions_after_gaps
 from flexswitch.codecs.sparse import Levels, SparseLayout, SparseStats, SparseTensor
@@ -29,7 +28,6 @@ class Rice:
     """remainder: bits of a gap's fixed part, in 0..20; the rest of it is unary."""
 
     name: ClassVar[str] = "rice"
-    lossless: ClassVar[bool] = True
     fast: ClassVar[bool] = True
 
     remainder: int = 0
@@ -54,7 +52,7 @@ class Rice:
         near = range(max(0, width - 2), min(_WIDEST, width + 2) + 1)  # planes end on whole bytes
         return min((cls(each) for each in near), key=lambda codec: codec.estimate_bytes(stats))
 
-    def encode(self, sparse: SparseTensor) -> dict[str, bytes]:
+    def encode(self, sparse: SparseTensor) -> bytes:
         """Returns the levels, the remainders, then the unary parts."""
         check_block(sparse.layout, ValueError)
         gaps = sparse.gaps
@@ -67,17 +65,17 @@ class Rice:
             pack_fields(remainders, self.remainder),
             np.packbits(unary, bitorder="little").tobytes(),
         ]
-        return {"data": b"".join(fields)}
+        return b"".join(fields)
 
-    def decode(self, parts: Mapping[str, bytes], layout: SparseLayout) -> SparseTensor:
+    def decode(self, data: bytes, layout: SparseLayout) -> SparseTensor:
         """Returns the tensor. Raises: DecodeError."""
-        positions, levels = self.entries(parts, layout)
+        positions, levels = self.entries(data, layout)
         return SparseTensor(layout.shape, mask_of(positions, layout.entries), levels, layout.bits)
 
-    def entries(self, parts: Mapping[str, bytes], layout: SparseLayout) -> tuple[Positions, Levels]:
+    def entries(self, data: bytes, layout: SparseLayout) -> tuple[Positions, Levels]:
         """Returns the kept positions and their levels. Raises: DecodeError."""
         check_block(layout)
-        reader, width = PartReader(parts), self.remainder
+        reader, width = PayloadReader(data), self.remainder
         levels = take_level_plane(reader, layout)
         remainders = unpack_wide_fields(reader.take(packed_bytes(layout.kept, width)), width, layout.kept)
         unary = np.frombuffer(reader.rest(), np.uint8)

@@ -74,4 +74,4 @@ def store_block(block: SparseTensor, codec: str, effort: str) -> StoredBlock:
 
 
 def _stored(codec: Codec, block: SparseTensor) -> StoredBlock:
-    return StoredBlock(codec, len(block.levels), codec.encode(block)["data"])
+    return StoredBlock(codec, len(block.levels), codec.encode(block))

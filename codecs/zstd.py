@@ -1,4 +1,4 @@
-"""zstandard frames without what a container knows already: no magic number, no checksum."""
+"""zstandard frames without a magic number and a checksum, which the container makes unnecessary."""
 
 from functools import cache
 
@@ -6,9 +6,11 @@ import zstandard
 
 from flexswitch.codecs.errors import DecodeError
 
-# Entropy is all there is to gain in masks and gaps; higher levels look for repeats and find none.
+# Masks and gaps gain from entropy coding alone; the repeats that higher levels search for are rare.
 _LEVEL = 1
 _LARGEST_WINDOW = 1 << 23
+# A block holds at most 2^17 bytes and takes at least 4.
+_MOST_GROWTH = 1 << 15
 
 
 @cache
@@ -23,16 +25,16 @@ def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
 
 
 def zstd_compress(data: bytes, level: int = _LEVEL) -> bytes:
-    """Returns one frame; no bytes where there is no data."""
+    """Returns one frame, or no bytes if `data` is empty."""
     if not data:
         return b""
     return zstandard.ZstdCompressor(compression_params=_parameters(level)).compress(data)
 
 
 def zstd_decompress(frame: bytes, limit: int) -> bytes:
-    """Returns what a frame of at most `limit` bytes holds.
+    """Returns the content of a frame, of at most `limit` bytes.
 
-    Raises: DecodeError on anything else, before memory is taken for it.
+    Raises: DecodeError on an invalid or larger frame, before any memory is allocated for its content.
     """
     if not frame:
         return b""
@@ -40,6 +42,7 @@ def zstd_decompress(frame: bytes, limit: int) -> bytes:
         parameters = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
         if parameters.has_checksum or parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN:
             raise DecodeError("a zstandard frame with a checksum, or without its content size")
+        limit = min(limit, _MOST_GROWTH * len(frame))
         if not 0 < parameters.content_size <= limit:
             raise DecodeError(f"a zstandard frame of {parameters.content_size} bytes, expected 1 to {limit}")
         reader = zstandard.ZstdDecompressor(

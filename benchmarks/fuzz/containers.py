@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoders import BITS, CHOICES, check_again, check_tensor, scattered
+from decoders import BITS, check_again, check_tensor, scattered
 from outcomes import FindingError
 
 from flexswitch.codecs.errors import FlexswitchError
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.extra_forms import EXTRA_FORMS, packed_extra
 from flexswitch.codecs.format.records import (
-    BLOCKS,
     CHECKSUM_KEY,
-    EXTRA_PREFIX,
+    DATA,
     METADATA_KEY,
     TABLE,
     ArtifactHeader,
@@ -81,7 +81,6 @@ def _check_whole(artifact: Artifact, name: str) -> None:
 
 
 def _check_parts(artifact: Artifact, name: str) -> None:
-    artifact.packed(name)
     artifact.check(name)
     artifact.row_flags(name)
     for _ in artifact.entries(name):
@@ -93,7 +92,7 @@ def _check_parts(artifact: Artifact, name: str) -> None:
 
 @dataclass
 class Pieces:
-    """What an artifact consists of; `table` is None in one of version 1."""
+    """The two documents of an artifact, and its other tensors."""
 
     document: Any
     table: Any
@@ -101,7 +100,7 @@ class Pieces:
 
 
 def take_apart(data: bytes) -> Pieces:
-    """Returns an artifact's pieces. Raises: any error where the file is damaged too much."""
+    """Returns an artifact's pieces. Raises: any error if the file is damaged too much."""
     (length,) = struct.unpack_from("<Q", data)
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     document = json.loads(header.pop("__metadata__")[METADATA_KEY])
@@ -109,20 +108,22 @@ def take_apart(data: bytes) -> Pieces:
         name: (str(entry["dtype"]), list(entry["shape"]), body[slice(*entry["data_offsets"])])
         for name, entry in header.items()
     }
-    table = json.loads(zstd_decompress(payloads.pop(TABLE)[2], 1 << 22)) if TABLE in payloads else None
+    table = json.loads(zstd_decompress(payloads.pop(TABLE)[2], 1 << 22))
     return Pieces(document, table, payloads)
 
 
 def put_together(pieces: Pieces) -> bytes:
-    """Returns the file, its sizes, offsets and checksums made to fit as far as the documents allow."""
+    """Returns the file; its sizes, offsets and checksums fit as far as the documents allow."""
     document, payloads = pieces.document, dict(pieces.payloads)
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        _mend_records(pieces)
-    if pieces.table is not None:
-        table = zstd_compress(_json(pieces.table))
-        payloads[TABLE] = ("U8", [len(table)], table)
-        if isinstance(document, dict) and "table" in document:
-            document["table"] = {"size": len(table), "crc32": crc32(table)}
+        data, used = pieces.payloads[DATA][2], 0
+        for record in _records(pieces):
+            record["crc32"] = crc32(data[used : used + record["size"]])
+            used += record["size"]
+    table = zstd_compress(_json(pieces.table))
+    payloads[TABLE] = ("U8", [len(table)], table)
+    if isinstance(document, dict) and "table" in document:
+        document["table"] = {"size": len(table), "crc32": crc32(table)}
     text, entries, end = _json(document), {}, 0
     for name, (dtype, shape, data) in payloads.items():
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
@@ -132,23 +133,11 @@ def put_together(pieces: Pieces) -> bytes:
     return struct.pack("<Q", len(header)) + header + b"".join(data for _, _, data in payloads.values())
 
 
-def _mend_records(pieces: Pieces) -> None:
-    for name, extra in pieces.document.get("extras", {}).items():
-        if EXTRA_PREFIX + name in pieces.payloads:
-            extra["crc32"] = crc32(pieces.payloads[EXTRA_PREFIX + name][2])
-    if pieces.table is None:
-        for name, record in pieces.document["tensors"].items():
-            record["crc32"]["data"] = crc32(pieces.payloads[f"{name}/data"][2])
-        return
-    blocks, used = pieces.payloads[BLOCKS][2], 0
-    for block in _block_records(pieces):
-        block["crc32"] = crc32(blocks[used : used + block["size"]])
-        used += block["size"]
-
-
-def _block_records(pieces: Pieces) -> list[dict[str, Any]]:
+def _records(pieces: Pieces) -> list[dict[str, Any]]:
+    """Returns the records of all extras and blocks, in the order of their bytes."""
     tensors = pieces.table["tensors"].values()
-    return [block for each in tensors for block in [each.get("rows"), *each["blocks"]] if block]
+    blocks = [block for each in tensors for block in [each.get("rows"), *each["blocks"]] if block]
+    return [*pieces.table.get("extras", {}).values(), *blocks]
 
 
 def _json(document: Any) -> bytes:
@@ -169,10 +158,10 @@ def mutate(data: bytes, draw: random.Random, change: Change) -> bytes:
         if action == 0:
             return change(put_together(pieces))
         if action < 5:
-            _change_json(pieces, "document" if pieces.table is None or action == 1 else "table", draw)
+            _change_json(pieces, "document" if action == 1 else "table", draw)
         elif action < 10:
             with suppress(AttributeError, KeyError, TypeError, ValueError, IndexError):
-                _change_block(pieces, draw, change)
+                _change_record(pieces, draw, change)
         else:
             _change_payload(pieces, draw, change)
     return put_together(pieces)
@@ -194,9 +183,9 @@ def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
     elif isinstance(value, list):
         holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
     elif isinstance(value, dict):
-        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "data", "dtype", "zero"))] = 1
+        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero"))] = 1
     elif isinstance(value, str):
-        holder[key] = draw.choice((*CODECS, "BF16", "I64", value + "x"))
+        holder[key] = draw.choice((*CODECS, *EXTRA_FORMS, "BF16", "I64", value + "x"))
     elif isinstance(value, int) and action < 6:
         holder[key] = draw.choice(
             (value - 1, value + 1, 2 * value, value // 2, value ^ 1 << draw.randrange(20))
@@ -213,26 +202,21 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(value[key])
 
 
-def _change_block(pieces: Pieces, draw: random.Random, change: Change) -> None:
-    """Changes the bytes of one block, and its record's size with them."""
-    if pieces.table is None:
-        name = f"{draw.choice(list(pieces.document['tensors']))}/data"
-        data = change(pieces.payloads[name][2])
-        pieces.payloads[name] = ("U8", [len(data)], data)
-        return
-    records, data = _block_records(pieces), pieces.payloads[BLOCKS][2]
+def _change_record(pieces: Pieces, draw: random.Random, change: Change) -> None:
+    """Changes the bytes of one block or extra, and the size in its record with them."""
+    records, data = _records(pieces), pieces.payloads[DATA][2]
     number = draw.randrange(len(records))
     start = sum(record["size"] for record in records[:number])
     end = start + records[number]["size"]
-    block = change(data[start:end])
-    records[number]["size"] = len(block)
-    data = data[:start] + block + data[end:]
-    pieces.payloads[BLOCKS] = ("U8", [len(data)], data)
+    changed = change(data[start:end])
+    records[number]["size"] = len(changed)
+    data = data[:start] + changed + data[end:]
+    pieces.payloads[DATA] = ("U8", [len(data)], data)
 
 
 def _change_payload(pieces: Pieces, draw: random.Random, change: Change) -> None:
     """Changes, adds or removes one payload."""
-    name = draw.choice([*pieces.payloads, "extra/more"])
+    name = draw.choice([*pieces.payloads, "more"])
     dtype, shape, data = pieces.payloads.get(name, ("U8", [0], b""))
     action = draw.randrange(4)
     if action == 0:
@@ -257,26 +241,31 @@ def changed_bytes(data: bytes, draw: random.Random) -> bytes:
 
 
 def seeds(folder: Path) -> Iterator[bytes]:
-    """Yields valid artifacts of all versions, which hold blocks of every codec."""
+    """Yields valid artifacts that together hold blocks of every codec and extras of every form."""
     draw, path = random.Random(0), folder / "seed.fsw"
+    head = np.linspace(0, 1, 600, dtype="<f4").tobytes()
     for number, name in enumerate(CODECS):
-        with ArtifactWriter(path, _header()) as writer:
-            writer.add_extra("head", RawTensor("F32", (2, 1), draw.randbytes(8)))
-            writer.add_extra("empty", RawTensor("I64", (0, 3), b""))
+        with ArtifactWriter(path) as writer:
+            writer.add_extra("head", packed_extra(RawTensor("F32", (3, 200), head)))
+            writer.add_extra("bias", packed_extra(RawTensor("F32", (2, 1), draw.randbytes(8))))
+            writer.add_extra("empty", packed_extra(RawTensor("I64", (0, 3), b"")))
             for place, shape in enumerate([(5, 59), (400, 4, 5), (7,), (0, 3), ()]):
                 sparse = _scattered(shape, BITS[1 + (number + place) % (len(BITS) - 1)], number)
                 codec = name if place < 3 else "auto"
                 writer.add_tensor(f"{place}", packed_tensor(sparse, store(sparse, codec), 0.5, "BF16"))
+            writer.finish(_header())
         yield path.read_bytes()
-        yield put_together(_version_1(name, draw))
-    with ArtifactWriter(path, _header()) as writer:  # two blocks, of 8 rows and of one
-        sparse = scattered((9, 66_000), 1, 1e-4, 0)
-        writer.add_tensor("long", packed_tensor(sparse, store(sparse, "rice"), 1.0, "F32"))
-    yield path.read_bytes()
-    with ArtifactWriter(path, _header()) as writer:
-        sparse = _with_zero(_scattered((400, 4, 5), 3, 0), 2)
-        writer.add_tensor("zero", packed_tensor(sparse, store(sparse), 0.5, "F32", 2))
-    yield path.read_bytes()
+    long = scattered((9, 66_000), 1, 1e-4, 0)  # two blocks, of 8 rows and of one
+    yield _artifact_of(path, packed_tensor(long, store(long, "rice"), 1.0, "F32"))
+    zero = _with_zero(_scattered((400, 4, 5), 3, 0), 2)
+    yield _artifact_of(path, packed_tensor(zero, store(zero), 0.5, "F32", 2))
+
+
+def _artifact_of(path: Path, tensor: PackedTensor) -> bytes:
+    with ArtifactWriter(path) as writer:
+        writer.add_tensor("w", tensor)
+        writer.finish(_header())
+    return path.read_bytes()
 
 
 def _scattered(shape: tuple[int, ...], bits: int, seed: int) -> SparseTensor:
@@ -304,26 +293,3 @@ def _header() -> ArtifactHeader:
         method=MethodRecord(name="t-switch", settings={"drop": 0.6}),
         parameters=1000,
     )
-
-
-def _version_1(name: str, draw: random.Random) -> Pieces:
-    """Returns an artifact of version 1, each of its tensors by a codec of that name."""
-    document = _header().model_dump(exclude={"tensors"}, exclude_defaults=True)
-    document = {"format": "flexswitch-artifact", "version": 1, **document, "tensors": {}}
-    payloads: dict[str, Payload] = {}
-    for place, shape in enumerate([(5, 59), (31,), (3, 0)]):
-        codec = draw.choice([each for each in CHOICES if each.name == name])
-        sparse = scattered(shape, draw.choice((1, 2, 4, 8, 16, 32)), 0.3, place)
-        data = codec.encode(sparse)["data"]
-        payloads[f"{place}/data"] = ("U8", [len(data)], data)
-        document["tensors"][f"{place}"] = {
-            "shape": list(shape),
-            "codec": {"name": name, "settings": dict(vars(codec))},
-            "kept": len(sparse.levels),
-            "bits": sparse.bits,
-            "scale": 0.5,
-            "crc32": {"data": crc32(data)},
-        }
-    document["extras"] = {"head": {"dtype": "F32", "shape": [1], "crc32": ""}}
-    payloads[f"{EXTRA_PREFIX}head"] = ("F32", [1], b"\0\0\x80?")
-    return Pieces(document, None, payloads)

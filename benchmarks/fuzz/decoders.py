@@ -42,15 +42,15 @@ class Case:
 def target(data: bytes) -> None:
     """Decodes an input. Raises: FlexswitchError where it is refused, FindingError on a broken promise."""
     case = case_of(data)
-    parts, layout = {"data": case.payload}, case.layout
-    sparse = case.codec.decode(parts, layout)
+    layout = case.layout
+    sparse = case.codec.decode(case.payload, layout)
     check_tensor(sparse, layout)
-    positions, levels = decoded_entries(case.codec, parts, layout)
+    positions, levels = decoded_entries(case.codec, case.payload, layout)
     marked = np.unpackbits(sparse.mask, count=layout.entries, bitorder="little")
     if not np.array_equal(np.flatnonzero(marked), positions) or not np.array_equal(levels, sparse.levels):
         raise FindingError("its entries are not those of the decoded tensor")
     check_again(case.codec, sparse)
-    if case.codec.name in ONE_FORM and case.codec.encode(sparse) != parts:
+    if case.codec.name in ONE_FORM and case.codec.encode(sparse) != case.payload:
         raise FindingError("a second form of the same tensor is accepted")
 
 
@@ -79,7 +79,7 @@ def case_of(data: bytes) -> Case:
     if not head[2] & 1:
         return Case(codec, SparseLayout(shape, number % (math.prod(shape) + 1), bits), rest)
     sparse = scattered(shape, bits, (head[12] / 255) ** 3, number)
-    payload, layout = bytearray(codec.encode(sparse)["data"]), sparse.layout
+    payload, layout = bytearray(codec.encode(sparse)), sparse.layout
     kept = min(max(layout.kept + (0, 0, 0, 0, 0, 0, 1, -1)[head[13] & 7], 0), layout.entries)
     for start in range(0, len(rest) - 3, 4):
         damage(payload, rest[start], int.from_bytes(rest[start + 1 : start + 3], "little"), rest[start + 3])
@@ -132,7 +132,7 @@ def valid(codec: int, bits: int, draw: random.Random) -> bytes:
         shape = bytes([21 * draw.randrange(4) + draw.randrange(13)]) + draw.randbytes(4)
     sparse = scattered(shape_of(shape), BITS[bits], draw.random() ** 3, draw.randrange(1 << 32))
     head = bytes([codec, bits, 0]) + shape + len(sparse.levels).to_bytes(4, "little") + bytes(3)
-    return head + CHOICES[codec].encode(sparse)["data"]
+    return head + CHOICES[codec].encode(sparse)
 
 
 def seeds() -> Iterator[bytes]:

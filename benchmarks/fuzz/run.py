@@ -29,7 +29,7 @@ import decoders  # noqa: E402
 from outcomes import LIMIT_BYTES, LIMIT_SECONDS, Tally, memory_limit  # noqa: E402
 from report import machine, table, write_section  # noqa: E402
 
-TARGETS = {"decoders": "bytes to a codec", "containers": "an artifact, version 1, 2 or 3"}
+TARGETS = {"decoders": "bytes to a codec", "containers": "an artifact"}
 LONGEST = {"decoders": 4096, "containers": 32768}
 
 

@@ -102,8 +102,9 @@ class Ours:
             name="w", base=_UNKNOWN, method=MethodRecord(name="t-switch"), parameters=self.base.numel()
         )
         form = store(compressed.sparse, effort=effort)
-        with ArtifactWriter(path, header) as writer:
+        with ArtifactWriter(path) as writer:
             writer.add_tensor("w", packed_tensor(compressed.sparse, form, compressed.scale, "F32"))
+            writer.finish(header)
         return open_artifact(path)
 
     def compress_files(self, known: bool) -> None:

@@ -75,8 +75,9 @@ def measure_random(density: float, work: Path) -> Sizes:
         header = ArtifactHeader(
             name="random", base=base, method=MethodRecord(name="t-switch"), parameters=sparse.layout.entries
         )
-        with ArtifactWriter(work / "random.fsw", header) as writer:
+        with ArtifactWriter(work / "random.fsw") as writer:
             writer.add_tensor("w", packed_tensor(sparse, store(sparse, effort=effort), 1.0, "F32"))
+            writer.finish(header)
         artifact = open_artifact(work / "random.fsw")
         payload[effort] = artifact.header.tensors["w"].size
         overhead = artifact.path.stat().st_size - payload[effort]

@@ -4,19 +4,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import (
-    BLOCKS,
     CHECKSUM_KEY,
-    EXTRA_PREFIX,
+    DATA,
     METADATA_KEY,
     TABLE,
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
     ExtraRecord,
-    RawTensor,
     TableRecord,
     TensorRecord,
     TensorTable,
@@ -33,7 +32,7 @@ _TABLE_LEVEL = 19
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A compressed tensor as it goes into an artifact: its record, and the bytes of all its blocks."""
+    """A compressed tensor as it is stored in an artifact: its record and the bytes of all its blocks."""
 
     record: TensorRecord
     data: bytes
@@ -42,7 +41,10 @@ class PackedTensor:
 def packed_tensor(
     sparse: SparseTensor, form: StoredForm, scale: float, dtype: str, zero: int | None = None
 ) -> PackedTensor:
-    """Returns a tensor's record and bytes; dtype is the fine-tuned checkpoint's, zero its zero point."""
+    """Returns a tensor's record and bytes.
+
+    dtype: of the fine-tuned checkpoint, by its safetensors name. zero: the zero point, if there is one.
+    """
     record = TensorRecord(
         shape=list(sparse.shape),
         dtype=dtype,
@@ -67,30 +69,45 @@ def _block_record(block: StoredBlock) -> BlockRecord:
 
 
 class ArtifactWriter:
-    """Writes an artifact tensor by tensor; nothing but the records is held in memory."""
+    """Writes extras, then compressed tensors, then the header; only the records are held in memory."""
 
-    def __init__(self, path: Path, header: ArtifactHeader) -> None:
-        self._header = header
+    def __init__(self, path: Path) -> None:
         self._tensors: dict[str, TensorRecord] = {}
         self._extras: dict[str, ExtraRecord] = {}
         self._writer = SafetensorsWriter(path, {})
+        self._writer.extend(DATA, b"")
+        self._is_finished = False
 
-    def add_extra(self, name: str, extra: RawTensor) -> None:
-        """Stores a tensor as it is; extras come before the compressed tensors."""
-        self._writer.add(EXTRA_PREFIX + name, extra.dtype, extra.shape, [extra.data])
-        checksum = self._writer.checksums[EXTRA_PREFIX + name]
-        self._extras[name] = ExtraRecord(dtype=extra.dtype, shape=list(extra.shape), crc32=checksum)
+    def add_extra(self, name: str, extra: PackedExtra) -> None:
+        """Stores an extra. Raises: ValueError if it is stored already, or after a compressed tensor."""
+        if name in self._extras or self._tensors:
+            raise ValueError(f"{name}: written twice, or behind a compressed tensor")
+        self._writer.extend(DATA, extra.data)
+        self._extras[name] = extra.record
 
     def add_tensor(self, name: str, packed: PackedTensor) -> None:
-        """Stores a compressed tensor. Raises: ValueError where it is stored already."""
+        """Stores a compressed tensor. Raises: ValueError if it is stored already."""
         if name in self._tensors:
             raise ValueError(f"{name}: written twice")
-        self._writer.extend(BLOCKS, packed.data)
+        self._writer.extend(DATA, packed.data)
         self._tensors[name] = packed.record
 
-    def set_header(self, header: ArtifactHeader) -> None:
-        """Replaces what the artifact says of itself, known only once all tensors are read."""
-        self._header = header
+    def finish(self, header: ArtifactHeader) -> None:
+        """Writes the table and the header, without which the file is no artifact.
+
+        The header's own `extras` and `tensors` are ignored: those that were added are written.
+        """
+        contents = TensorTable(extras=self._extras, tensors=self._tensors, training=header.training)
+        table = zstd_compress(_json(contents.model_dump(exclude_defaults=True)), _TABLE_LEVEL)
+        self._writer.add(TABLE, "U8", (len(table),), [table])
+        document = ArtifactDocument(
+            **header.model_dump(exclude={"extras", "tensors", "training"}),
+            table=TableRecord(size=len(table), crc32=crc32(table)),
+        )
+        identity = {"format": document.format, "version": document.version}
+        text = _json(identity | document.model_dump(exclude_defaults=True))
+        self._writer.metadata = {METADATA_KEY: text.decode(), CHECKSUM_KEY: crc32(text)}
+        self._is_finished = True
 
     def __enter__(self) -> Self:
         return self
@@ -98,31 +115,11 @@ class ArtifactWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._writer.extend(BLOCKS, b"")
-            table = TensorTable(tensors=self._tensors, training=self._header.training).model_dump(
-                exclude_defaults=True
-            )
-            stored = zstd_compress(_json(table), _TABLE_LEVEL)
-            self._writer.add(TABLE, "U8", (len(stored),), [stored])
-            described = self._header.model_dump(exclude={"tensors", "extras", "training"})
-            document = ArtifactDocument(
-                version=max([_version(self._header), *(record.version for record in self._tensors.values())]),
-                **described,
-                extras=self._extras,
-                table=TableRecord(size=len(stored), crc32=crc32(stored)),
-            )
-            identity = {"format": document.format, "version": document.version}
-            text = _json(identity | document.model_dump(exclude_defaults=True))
-            self._writer.metadata = {METADATA_KEY: text.decode(), CHECKSUM_KEY: crc32(text)}
         self._writer.__exit__(kind, error, trace)
-
-
-def _version(header: ArtifactHeader) -> Literal[2, 3]:
-    """Returns the least version of the format that has all that a header says."""
-    return 2 if header.training is None else 3
+        if kind is None and not self._is_finished:
+            raise ValueError("an artifact needs a header: call finish(header)")
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    """Returns a document's JSON: defaults left out, tensors in the order they were added."""
+    """Returns a document as compact JSON, its fields in the given order."""
     return json.dumps(document, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The `.fsw` file: one compressed task vector in a safetensors container. FORMAT.md specifies it."""
+"""Reads the `.fsw` file, one compressed task vector in a safetensors container. FORMAT.md specifies it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,21 +12,19 @@ from numpy.typing import NDArray
 from flexswitch.codecs.blocks import Grid, as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
-from flexswitch.codecs.format.artifact_writer import PackedTensor
-from flexswitch.codecs.format.container_v1 import read_version_1
+from flexswitch.codecs.format.extra_forms import unpacked_extra
 from flexswitch.codecs.format.records import (
-    BLOCKS,
-    EXTRA_PREFIX,
+    DATA,
     METADATA_KEY,
     TABLE,
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
+    ExtraRecord,
     RawTensor,
     TensorRecord,
     TensorTable,
     crc32,
-    document_version,
     parse_document,
     validated,
 )
@@ -42,13 +40,13 @@ from flexswitch.codecs.zstd import zstd_decompress
 
 Read = TypeVar("Read")
 
-# A table of blocks that are all alike grows so much; more is an attack on memory.
+# The table of an artifact whose blocks are all alike grows this much; more is an attack on memory.
 _TABLE_GROWTH, _TABLE_FREE_BYTES = 1000, 1 << 20
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor's stored blocks, the row flags first: their records, layouts and offsets in the file."""
+    """Where a tensor's blocks are, the row flags first: their records, layouts and offsets in the file."""
 
     blocks: list[BlockRecord]
     layouts: list[SparseLayout]
@@ -56,12 +54,14 @@ class _Place:
 
 
 class Artifact:
-    """An open `.fsw` file: its header, and any one tensor or block of it on demand."""
+    """An open `.fsw` file. Tensors and blocks are read on demand."""
 
-    def __init__(self, path: Path, header: ArtifactHeader, stored: Header, places: dict[str, _Place]) -> None:
+    def __init__(
+        self, path: Path, header: ArtifactHeader, extra_offsets: dict[str, int], places: dict[str, _Place]
+    ) -> None:
         self.path = path
         self.header = header
-        self._stored = stored
+        self._extra_offsets = extra_offsets
         self._places = places
         self._file = RangeReader(path, ArtifactError)
 
@@ -92,7 +92,7 @@ class Artifact:
             self.block(name, index)
 
     def block(self, name: str, index: int) -> SparseTensor:
-        """Returns one block of a compressed tensor, without its empty rows; reads nothing else.
+        """Returns one block of a compressed tensor, without its empty rows. Reads nothing else.
 
         Raises: DecodeError naming the file, the tensor and the block.
         """
@@ -102,7 +102,7 @@ class Artifact:
         return block
 
     def entries(self, name: str) -> Iterator[tuple[int, NDArray[Any], Levels]]:
-        """Yields, block by block, a start, the kept entries' rising places behind it, and their levels.
+        """Yields for each block a start, the kept entries' rising positions relative to it, and their levels.
 
         Raises: DecodeError naming the file, the tensor and the block.
         """
@@ -120,42 +120,39 @@ class Artifact:
             start += layouts[number].entries
 
     def row_flags(self, name: str) -> NDArray[np.bool_] | None:
-        """Returns which rows are stored, (row,); None where all are. Raises: DecodeError."""
+        """Returns which rows are stored, (row,), or None if all are. Raises: DecodeError."""
         if self.header.tensors[name].rows is None:
             return None
         flags = self._decode(name, 0, _decoded)
         return np.unpackbits(flags.mask, count=flags.layout.entries, bitorder="little").view(np.bool_)
 
-    def packed(self, name: str) -> PackedTensor:
-        """Returns one compressed tensor as it is stored. Raises: DecodeError."""
-        record = self.header.tensors[name]
-        return PackedTensor(
-            record,
-            b"".join(self._block_data(name, number) for number in range(len(self._places[name].blocks))),
-        )
-
     def extra(self, name: str) -> RawTensor:
-        """Returns one tensor that is stored as it is. Raises: DecodeError."""
-        record, stored = self.header.extras[name], self._stored.tensors[EXTRA_PREFIX + name]
-        data = self._checked(f"extra '{name}'", stored.offset, stored.size, record.crc32)
-        return RawTensor(record.dtype, tuple(record.shape), data)
+        """Returns one of the task's own tensors. Raises: DecodeError naming the file and the tensor."""
+        record = self.header.extras[name]
+        data = self._checked(f"extra '{name}'", self._extra_offsets[name], record.size, record.crc32)
+        try:
+            return unpacked_extra(record, data)
+        except DecodeError as error:
+            raise DecodeError(f"{self.path}: extra '{name}': {error}") from error
+        except MemoryError as error:
+            raise DecodeError(
+                f"{self.path}: extra '{name}' of shape {record.shape} does not fit into memory"
+            ) from error
 
     def extra_bytes(self) -> int:
-        """Returns the stored bytes of all extras."""
-        return sum(self._stored.tensors[EXTRA_PREFIX + name].size for name in self.header.extras)
+        """Returns the stored size of all extras."""
+        return sum(record.size for record in self.header.extras.values())
 
-    def _decode(
-        self, name: str, number: int, read: Callable[[Codec, dict[str, bytes], SparseLayout], Read]
-    ) -> Read:
+    def _decode(self, name: str, number: int, read: Callable[[Codec, bytes, SparseLayout], Read]) -> Read:
         block, layout = self._places[name].blocks[number], self._places[name].layouts[number]
         data = self._block_data(name, number)
         try:
-            return read(stored_codec(block.codec, block.settings), {"data": data}, layout)
+            return read(stored_codec(block.codec, block.settings), data, layout)
         except DecodeError as error:
             raise DecodeError(f"{self.path}: {self._called(name, number)}: {error}") from error
 
     def _check_levels(self, name: str, number: int, levels: Levels) -> None:
-        """Raises: DecodeError where a kept entry is at the tensor's zero point."""
+        """Raises: DecodeError if a kept entry is at the tensor's zero point."""
         zero = self.header.tensors[name].zero
         if zero is not None and (levels == zero).any():
             raise DecodeError(f"{self.path}: {self._called(name, number)}: a kept value is zero")
@@ -165,7 +162,7 @@ class Artifact:
         return self._checked(self._called(name, number) + ",", offset, block.size, block.crc32)
 
     def _called(self, name: str, number: int) -> str:
-        """Returns what a stored block is called in messages."""
+        """Returns the name of a stored block in messages."""
         has_rows = self.header.tensors[name].rows is not None
         block = "row flags" if has_rows and number == 0 else f"block {number - has_rows}"
         return f"tensor '{name}', {block}"
@@ -180,14 +177,14 @@ class Artifact:
         return data
 
 
-def _decoded(codec: Codec, parts: dict[str, bytes], layout: SparseLayout) -> SparseTensor:
-    return codec.decode(parts, layout)
+def _decoded(codec: Codec, data: bytes, layout: SparseLayout) -> SparseTensor:
+    return codec.decode(data, layout)
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Opens an artifact and checks its header; blocks are checked as they are read.
+    """Opens an artifact and checks its header; blocks are checked when they are read.
 
-    Raises: InputError where there is no such file or it is no artifact; ArtifactError where it is damaged.
+    Raises: InputError if there is no such file or it is no artifact; ArtifactError if it is damaged.
     """
     if not path.is_file():
         raise InputError(
@@ -197,81 +194,75 @@ def open_artifact(path: Path) -> Artifact:
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
         raise InputError(f"{path}: not a flexswitch artifact: its metadata lacks the key '{METADATA_KEY}'")
-    is_whole = document_version(path, text) == 1  # each tensor is one block
-    if is_whole:
-        header, offsets = read_version_1(path, text, stored)
-    else:
-        header, offsets = _read_header(path, text, stored)
-    _check_extras(path, header, stored)
-    places = {}
-    for name, record in header.tensors.items():
-        if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
-            raise ArtifactError(
-                f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
-                f"keeps {record.kept} entries; its header is damaged"
-            )
-        if record.zero is not None and record.bits > 8:
-            raise ArtifactError(
-                f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
-                "damaged"
-            )
-        blocks = record.stored
-        ends = accumulate((block.size for block in blocks), initial=offsets[name])
-        layouts = [record.layout] if is_whole else _block_layouts(path, name, record)
-        places[name] = _Place(blocks, layouts, list(ends))
-    return Artifact(path, header, stored, places)
-
-
-def _read_header(path: Path, text: str, stored: Header) -> tuple[ArtifactHeader, dict[str, int]]:
-    """Returns the header of a file of version 2 or 3, and where each tensor begins."""
     document = parse_document(ArtifactDocument, path, text, stored.metadata)
-    expected = {BLOCKS, TABLE, *(EXTRA_PREFIX + name for name in document.extras)}
-    if expected != set(stored.tensors):
-        odd = sorted(expected ^ set(stored.tensors))[0]
-        raise ArtifactError(f"{path}: payload '{odd}' stands in only one of its two headers; it is damaged")
-    table, blocks = stored.tensors[TABLE], stored.tensors[BLOCKS]
-    for name, tensor in ((TABLE, table), (BLOCKS, blocks)):
+    table = _read_table(path, document, stored)
+    described = document.model_dump(exclude={"format", "version", "table"})
+    header = ArtifactHeader(**described).model_copy(update=dict(table))
+    offset = stored.tensors[DATA].offset
+    extra_offsets, places = {}, {}
+    for name, extra in header.extras.items():
+        _check_extra(path, name, extra)
+        extra_offsets[name] = offset
+        offset += extra.size
+    for name, record in header.tensors.items():
+        _check_record(path, name, record)
+        blocks = record.stored
+        offsets = list(accumulate((block.size for block in blocks), initial=offset))
+        places[name] = _Place(blocks, _block_layouts(path, name, record), offsets[:-1])
+        offset = offsets[-1]
+    return Artifact(path, header, extra_offsets, places)
+
+
+def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> TensorTable:
+    """Returns an artifact's table. Raises: ArtifactError if it is damaged or does not fit the file."""
+    if set(stored.tensors) != {DATA, TABLE}:
+        raise ArtifactError(
+            f"{path}: holds the tensors {sorted(stored.tensors)}, expected {[DATA, TABLE]}; it is damaged"
+        )
+    table, data = stored.tensors[TABLE], stored.tensors[DATA]
+    for name, tensor in stored.tensors.items():
         if tensor.dtype != "U8" or len(tensor.shape) != 1:
             raise ArtifactError(
                 f"{path}: its tensor '{name}' is {tensor.dtype} {list(tensor.shape)}, expected U8 of one "
                 "dimension"
             )
-    data = RangeReader(path, ArtifactError).read(table.offset, table.size).tobytes()
-    if table.size != document.table.size or crc32(data) != document.table.crc32:
+    frame = RangeReader(path, ArtifactError).read(table.offset, table.size).tobytes()
+    if table.size != document.table.size or crc32(frame) != document.table.crc32:
         raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")
     try:
-        listed = zstd_decompress(data, _TABLE_GROWTH * len(data) + _TABLE_FREE_BYTES).decode()
+        text = zstd_decompress(frame, _TABLE_GROWTH * len(frame) + _TABLE_FREE_BYTES).decode()
     except (DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
-    parsed = validated(TensorTable, path, listed)
-    tensors = parsed.tensors
-    if parsed.training is not None and document.version < 3:
+    found = validated(TensorTable, path, text)
+    listed = sum(extra.size for extra in found.extras.values())
+    listed += sum(record.size for record in found.tensors.values())
+    if listed != data.size:
         raise ArtifactError(
-            f"{path}: its table has a record of learning, which version {document.version} has not; it is "
+            f"{path}: its table lists {listed:,} bytes of data, and it holds {data.size:,}; it is damaged"
+        )
+    return found
+
+
+def _check_extra(path: Path, name: str, record: ExtraRecord) -> None:
+    if record.dtype not in DTYPE_BYTES:
+        raise ArtifactError(f"{path}: extra '{name}' has the dtype {record.dtype}; its header is damaged")
+
+
+def _check_record(path: Path, name: str, record: TensorRecord) -> None:
+    if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
+            f"keeps {record.kept} entries; its header is damaged"
+        )
+    if record.zero is not None and record.bits > 8:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
             "damaged"
         )
-    offsets, end = {}, blocks.offset
-    for name, record in tensors.items():
-        if record.version > document.version:
-            raise ArtifactError(
-                f"{path}: tensor '{name}' has levels of {record.bits} bits and the zero point {record.zero}, "
-                f"which version {document.version} has not; its header is damaged"
-            )
-        offsets[name] = end
-        end += record.size
-    if end != blocks.offset + blocks.size:
-        raise ArtifactError(
-            f"{path}: its table lists blocks of {end - blocks.offset:,} bytes, and it holds {blocks.size:,}; "
-            "it is damaged"
-        )
-    described = document.model_dump(exclude={"format", "version", "table"})
-    return ArtifactHeader(**described).model_copy(
-        update={"tensors": tensors, "training": parsed.training}
-    ), offsets
 
 
 def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
-    """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError where they don't fit it."""
+    """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError if they don't fit its shape."""
     grid = as_matrix(tuple(record.shape))
     layouts = []
     if record.rows is not None:
@@ -293,13 +284,3 @@ def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLa
                 "its header is damaged"
             )
     return layouts
-
-
-def _check_extras(path: Path, header: ArtifactHeader, stored: Header) -> None:
-    for name, extra in header.extras.items():
-        found = stored.tensors[EXTRA_PREFIX + name]
-        if (found.dtype, list(found.shape)) != (extra.dtype, extra.shape):
-            raise ArtifactError(
-                f"{path}: extra '{name}' is {found.dtype} {list(found.shape)} in one of its two headers and "
-                f"{extra.dtype} {extra.shape} in the other; it is damaged"
-            )

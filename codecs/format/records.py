@@ -1,6 +1,6 @@
-"""The records of which flexswitch's files consist: strict schemas of their JSON documents.
+"""Strict schemas of the JSON documents in flexswitch's files.
 
-FORMAT.md specifies them. Every field is checked for presence, type and range before anything is believed.
+FORMAT.md specifies them. Every field is checked for presence, type and range before it is used.
 """
 
 import json
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,8 +18,7 @@ from flexswitch.codecs.sparse import SparseLayout
 
 METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
-EXTRA_PREFIX = "extra/"
-BLOCKS, TABLE = "blocks", "table"  # the tensors of an artifact beside its extras
+DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -29,9 +28,9 @@ TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
 
 
 class Strict(BaseModel):
-    """A record whose fields are all known and of their stated type."""
+    """A record without unknown fields or type conversions."""
 
-    # Some models' config.json holds Infinity, which pydantic would write as null.
+    # The config.json of some models holds Infinity, which pydantic would write as null.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
 
 
@@ -39,9 +38,10 @@ Document = TypeVar("Document", bound=Strict)
 
 
 class BaseIdentity(Strict):
-    """Which base a task vector belongs to.
+    """Identifies the base model of a task vector.
 
-    fingerprint covers every byte of the base, sample a few slices of each tensor; id is its hub id.
+    fingerprint: covers every byte of the base. quick_fingerprint: covers a few slices of each tensor.
+    id: the base's id on the Hugging Face hub.
     """
 
     fingerprint: Sha256
@@ -50,10 +50,10 @@ class BaseIdentity(Strict):
 
 
 class ModelRecord(Strict):
-    """How the fine-tuned model differs from its base beside the weights.
+    """How the fine-tuned model differs from its base, apart from the weights.
 
-    A base name with base_prefix removed and prefix put in front is the fine-tuned name; config holds
-    the entries of the fine-tuned config.json that differ from the base's.
+    base_prefix, prefix: removing the first from a base name and prepending the second gives the
+    fine-tuned name. config: the entries of the fine-tuned config.json that differ from the base's.
     """
 
     adapter: str | None = None
@@ -67,15 +67,14 @@ class ModelRecord(Strict):
 
 
 class MethodRecord(Strict):
-    """The compression method with every parameter."""
+    """The compression method and all of its settings."""
 
     name: str
     settings: dict[str, str | int | float | bool] = {}
-    seed: int | None = None
 
 
 class BlockRecord(Strict):
-    """One block as it is stored: by which codec, how many entries it keeps, in how many bytes."""
+    """One stored block: its codec, number of kept entries, size in bytes and checksum."""
 
     codec: str
     settings: dict[str, int] = {}
@@ -85,9 +84,10 @@ class BlockRecord(Strict):
 
 
 class TensorRecord(Strict):
-    """One compressed tensor. rows, where there are any, marks the rows that are stored, a bit each.
+    """One compressed tensor.
 
-    zero is the level that stands for 0, or would, in a tensor with a zero point; no kept entry has it.
+    zero: the zero point, if the tensor has one: the level that stands for 0. No kept entry has it.
+    rows: one bit for each row of the matrix, 1 if the row is stored; None if all rows are stored.
     """
 
     shape: Annotated[list[Count], Field(max_length=64)]
@@ -109,13 +109,8 @@ class TensorRecord(Strict):
         return SparseLayout(tuple(self.shape), self.kept, self.bits)
 
     @property
-    def version(self) -> Literal[2, 3]:
-        """The first version of the artifact that can hold it, as far as version 2."""
-        return 3 if self.zero is not None or self.bits in (3, 5, 6, 7) else 2
-
-    @property
     def stored(self) -> list[BlockRecord]:
-        """The row flags, where there are any, then the blocks, as they stand in the file."""
+        """The row flags, if any, then the blocks, in file order."""
         return [*([self.rows] if self.rows else []), *self.blocks]
 
     @property
@@ -124,40 +119,48 @@ class TensorRecord(Strict):
         return sum(block.size for block in self.stored)
 
 
+class FormRecord(Strict):
+    """The form in which an extra is stored, by name and settings."""
+
+    name: str
+    settings: dict[str, int] = {}
+
+
 class ExtraRecord(Strict):
-    """One tensor that is stored as it is."""
+    """One of the task's own tensors, such as a head."""
 
     dtype: str
     shape: Annotated[list[Count], Field(max_length=64)]
+    form: FormRecord
+    size: Count
     crc32: Crc32
 
 
 class TableRecord(Strict):
-    """The bytes of the table of tensors as they are stored, and their checksum."""
+    """Size and checksum of the table as it is stored."""
 
     size: Count
     crc32: Crc32
 
 
 class ArtifactDocument(Strict):
-    """The JSON document in an artifact's metadata. parameters counts all entries of the base's units."""
+    """The JSON document in an artifact's metadata. parameters: number of entries of all compared tensors."""
 
     format: Literal["flexswitch-artifact"] = "flexswitch-artifact"
-    version: Literal[2, 3] = 2
+    version: Literal[1] = 1
     name: TaskName
     base: BaseIdentity
     model: ModelRecord = ModelRecord()
     method: MethodRecord
     parameters: Count
-    extras: dict[str, ExtraRecord] = {}
     table: TableRecord
 
 
 class QualityRecord(Strict):
-    """A compressed model beside the fine-tuned one, on the exemplars learned from and on those held out.
+    """How well a compressed model matches the fine-tuned one, on training and on held-out exemplars.
 
-    divergence: nats a sample or token, of features the mean squared difference. agreement: the share of
-    equal answers.
+    divergence: in nats per example or token; for features the mean squared difference. agreement: share
+    of equal answers.
     """
 
     divergence: float
@@ -167,10 +170,11 @@ class QualityRecord(Strict):
 
 
 class TrainingRecord(Strict):
-    """What a learned compression started from and came to. Numbers have four significant digits.
+    """The record of a compression's training. Numbers have four significant digits.
 
-    before: at the start; after: of what is stored. curve: (steps done, mean loss,
-    mean estimated bits a parameter) of successive stretches of the steps.
+    exemplars, held_out: how many were used for training and how many held out. before: at the start of
+    training. after: of the stored result. curve: (steps done, mean loss, mean estimated bits per
+    parameter) for successive ranges of steps.
     """
 
     exemplars: Count
@@ -182,14 +186,15 @@ class TrainingRecord(Strict):
 
 
 class TensorTable(Strict):
-    """The JSON document of the table: base name → record, in the order of their bytes in the file."""
+    """The JSON document of the table: name → record, in the order of their bytes in the file."""
 
+    extras: dict[str, ExtraRecord] = {}
     tensors: dict[str, TensorRecord]
     training: TrainingRecord | None = None
 
 
 class ArtifactHeader(Strict):
-    """What an artifact says of itself and of each tensor."""
+    """The contents of an artifact's two JSON documents."""
 
     name: TaskName
     base: BaseIdentity
@@ -203,7 +208,7 @@ class ArtifactHeader(Strict):
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor stored as it is: dtype by its safetensors name, little-endian row-major bytes."""
+    """A dense tensor: dtype by its safetensors name, little-endian row-major bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -211,7 +216,7 @@ class RawTensor:
 
 
 def crc32(data: bytes | bytearray | memoryview) -> str:
-    """Returns the CRC-32 of ISO-HDLC (zlib's) as 8 hexadecimal digits."""
+    """Returns the CRC-32 (zlib's) as 8 hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
@@ -221,24 +226,22 @@ def float32_scale(scale: float) -> float:
 
 
 def parse_document(kind: type[Document], path: Path, text: str, metadata: Mapping[str, str]) -> Document:
-    """Returns a file's JSON document. Raises: ArtifactError on a wrong checksum, version or field."""
+    """Returns a file's JSON document.
+
+    Raises: InputError on a file of another format; ArtifactError on a wrong checksum, version or field.
+    """
     if metadata.get(CHECKSUM_KEY) != crc32(text.encode()):
         raise ArtifactError(f"{path}: its header is damaged: the checksum in '{CHECKSUM_KEY}' does not fit")
     return parse_strict(kind, path, text)
 
 
 def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of that kind.
+    """Returns a JSON document of the given kind.
 
-    Raises: InputError where it is another kind; ArtifactError naming the first wrong field.
+    Raises: InputError on a document of another kind; ArtifactError naming the first wrong field.
     """
-    _check_kind(kind, path, _parsed(path, text))
+    _check_format(kind, path, _parsed(path, text))
     return validated(kind, path, text)
-
-
-def document_version(path: Path, text: str) -> object:
-    """Returns what a JSON document names as its version. Raises: ArtifactError where it does not parse."""
-    return _parsed(path, text).get("version")
 
 
 def _parsed(path: Path, text: str) -> dict[str, object]:
@@ -251,22 +254,21 @@ def _parsed(path: Path, text: str) -> dict[str, object]:
     return document
 
 
-def _check_kind(kind: type[Document], path: Path, document: dict[str, object]) -> None:
-    expected = kind.model_fields["format"].default
-    newest = max(get_args(kind.model_fields["version"].annotation))
+def _check_format(kind: type[Document], path: Path, document: dict[str, object]) -> None:
+    expected, newest = (kind.model_fields[field].default for field in ("format", "version"))
     version, found = document.get("version"), document.get("format")
     if isinstance(found, str) and found != expected:
-        raise InputError(f"{path}: is a {found}, expected a {expected}")
+        raise InputError(f"{path}: its format is {found}, expected {expected}")
     if "version" in document and type(version) is not int:
         raise ArtifactError(f"{path}: its field 'version' is {version!r}, expected a whole number")
     if isinstance(version, int) and version > newest:
         raise ArtifactError(
-            f"{path}: format version {version}, this flexswitch reads {newest}; install a newer one"
+            f"{path}: has format version {version}, this flexswitch reads {newest}; install a newer one"
         )
 
 
 def validated(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of that kind. Raises: ArtifactError naming the first wrong field."""
+    """Returns a JSON document of the given kind. Raises: ArtifactError naming the first wrong field."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as reason:

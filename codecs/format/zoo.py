@@ -17,6 +17,7 @@ from flexswitch.codecs.errors import ArtifactError, InputError, unknown_name
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import BaseIdentity, Count, Sha256, Strict, TaskName, parse_strict
 
 ZOO_FILE = "zoo.json"
@@ -164,11 +165,12 @@ def pack_task(artifact: Artifact, zoo: Path, tensors: Iterable[PackedTensor]) ->
     target = zoo / _task_path(header.name)
     target.parent.mkdir(exist_ok=True)
     with atomic_file(target, overwrite=False) as partial:
-        with ArtifactWriter(partial, header) as writer:
+        with ArtifactWriter(partial) as writer:
             for name in header.extras:
-                writer.add_extra(name, artifact.extra(name))
+                writer.add_extra(name, packed_extra(artifact.extra(name)))
             for name, packed in zip(header.tensors, tensors, strict=True):
                 writer.add_tensor(name, packed)
+            writer.finish(header)
         size, digest = partial.stat().st_size, file_sha256(partial)
     return TaskRecord(
         file=_task_path(header.name),

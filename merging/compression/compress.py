@@ -8,7 +8,8 @@ from typing import Any
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.format.atomic import atomic_file
-from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.extra_forms import packed_extra
+from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
@@ -21,7 +22,6 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 # Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
 # computing it costs more than memory does. Above, it is computed for each reading.
 _CACHED_ENTRIES, _HELD_ENTRIES = 1 << 20, 1 << 24
-_UNKNOWN_BASE = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
 
 
 def compress(
@@ -45,15 +45,8 @@ def compress(
     are not made again. The bytes depend on none of the three. training: what a learned method takes.
     Raises: InputError, UsageError.
     """
-    header = ArtifactHeader(
-        name=name,
-        base=_UNKNOWN_BASE,
-        model=vector.model,
-        method=MethodRecord(name=method, settings=_recorded(settings)),
-        parameters=vector.parameters,
-    )
-    chosen = plan(method, vector, Job(header, jobs, training), settings)
-    header = header.model_copy(update={"training": chosen.training})
+    job = Job(name, MethodRecord(name=method, settings=_recorded(settings)), jobs, training)
+    chosen = plan(method, vector, job, settings)
 
     def work(unit: str) -> PackedTensor | None:
         info = vector.tensors[unit]
@@ -64,20 +57,20 @@ def compress(
         form = store(sparse, effort=chosen.effort)
         return packed_tensor(sparse, form, compressed.scale, info.dtype, compressed.zero)
 
-    side = SideFile(path, vector, header) if resume else None
+    side = SideFile(path, vector, job, chosen.training) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
         side or nullcontext(),
-        ArtifactWriter(partial, header) as writer,
+        ArtifactWriter(partial) as writer,
     ):
         for extra in vector.extras:
-            writer.add_extra(extra, vector.extra(extra))
+            writer.add_extra(extra, packed_extra(vector.extra(extra)))
         for unit, packed in _packed(vector, work, side, jobs, memory):
             on_tensor(unit)
             if packed is not None:
                 writer.add_tensor(unit, packed)
-        # Last, since reading the tensors has hashed most of the base.
-        writer.set_header(header.model_copy(update={"base": vector.identity()}))
+        # Last, because reading the tensors has hashed most of the base.
+        writer.finish(job.header(vector, chosen.training))
     if side is not None:
         side.remove()
 

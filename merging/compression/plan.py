@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
+from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class Progress(NamedTuple):
@@ -63,20 +64,27 @@ NO_TRAINING = Training()
 
 @dataclass(frozen=True)
 class Job:
-    """What a method may know beside the task vector.
+    """What a method is given besides the task vector.
 
-    header: what the artifact will say of itself, its base still unknown. jobs: threads; no result may depend
-    on them.
+    task: the task's name. method: the record of the method. jobs: number of threads; no result may depend
+    on it.
     """
 
-    header: ArtifactHeader
+    task: str
+    method: MethodRecord
     jobs: int = 1
     training: Training = NO_TRAINING
 
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return self.header.name
+    def header(self, vector: TaskVector, record: TrainingRecord | None = None) -> ArtifactHeader:
+        """Returns the artifact's header. Hashes the tensors of the base that have not been read yet."""
+        return ArtifactHeader(
+            name=self.task,
+            base=vector.identity(),
+            model=vector.model,
+            method=self.method,
+            parameters=vector.parameters,
+            training=record,
+        )
 
 
 @dataclass(frozen=True)

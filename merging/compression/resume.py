@@ -13,7 +13,18 @@ from pydantic import Field, ValidationError
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
-from flexswitch.codecs.format.records import ArtifactHeader, Count, Crc32, Sha256, Strict, TensorRecord, crc32
+from flexswitch.codecs.format.records import (
+    Count,
+    Crc32,
+    MethodRecord,
+    ModelRecord,
+    Sha256,
+    Strict,
+    TensorRecord,
+    TrainingRecord,
+    crc32,
+)
+from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SUFFIX = ".resume"
@@ -24,7 +35,11 @@ class _Run(Strict):
 
     format: Literal["flexswitch-resume"] = "flexswitch-resume"
     version: Literal[1] = 1
-    header: ArtifactHeader
+    task: str
+    method: MethodRecord
+    model: ModelRecord
+    parameters: Count
+    training: TrainingRecord | None
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     inputs: list[tuple[int, int]]  # size and time of change of each file
 
@@ -47,13 +62,22 @@ class _Line(Strict):
 class SideFile:
     """An open side file; entering it opens it, leaving it closes it, and nothing is lost either way."""
 
-    def __init__(self, output: Path, vector: TaskVector, header: ArtifactHeader) -> None:
+    def __init__(self, output: Path, vector: TaskVector, job: Job, training: TrainingRecord | None) -> None:
         self.path = side_file(output)
         self._vector = vector
         tensors = {name: (info.dtype, info.shape) for name, info in vector.tensors.items()}
         stats = [file.stat() for file in vector.files]
         inputs = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        self._run = _Run(header=header, tensors=tensors, inputs=inputs).model_dump_json().encode() + b"\n"
+        run = _Run(
+            task=job.task,
+            method=job.method,
+            model=vector.model,
+            parameters=vector.parameters,
+            training=training,
+            tensors=tensors,
+            inputs=inputs,
+        )
+        self._run = run.model_dump_json().encode() + b"\n"
         self._places: dict[str, tuple[_Entry, int]] = {}
 
     def __enter__(self) -> Self:

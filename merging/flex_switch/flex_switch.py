@@ -88,7 +88,7 @@ def flexswitch(
         )
     if objective != "none" and inputs is not None:
         read_exemplars(job.task, inputs, objective, least)  # to hear of too few before long work
-    header = job.header.model_copy(update={"base": vector.identity()})
+    header = job.header(vector)
     with parallel_map(job.jobs) as each:
         problem = read_problem(vector, header, widths, effort, each)
         target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)

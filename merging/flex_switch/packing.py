@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import ParallelMap
@@ -27,7 +28,7 @@ class Packer:
         effort: str,
         each: ParallelMap,
     ) -> None:
-        self._vector = vector
+        self._extras = {name: packed_extra(vector.extra(name)) for name in vector.extras}
         self._header = header
         self._units = units
         self._effort = effort
@@ -65,12 +66,13 @@ class Packer:
     def _file_bytes(self, packed: Sequence[PackedTensor | None]) -> int:
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"
-            with ArtifactWriter(path, self._header) as writer:
-                for extra in self._vector.extras:
-                    writer.add_extra(extra, self._vector.extra(extra))
+            with ArtifactWriter(path) as writer:
+                for name, extra in self._extras.items():
+                    writer.add_extra(name, extra)
                 for unit, each in zip(self._units, packed, strict=True):
                     if each is not None:
                         writer.add_tensor(unit.name, each)
+                writer.finish(self._header)
             return path.stat().st_size
 
 

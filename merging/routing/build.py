@@ -118,7 +118,7 @@ def extend_index(
             "--overwrite` learns it from all tasks"
         )
     grown = QuerySet(
-        header.model_copy(update={"version": 2, "tasks": [*header.tasks, *found.tasks]}),
+        header.model_copy(update={"tasks": [*header.tasks, *found.tasks]}),
         np.concatenate([query_set.points, points]),
         np.concatenate([query_set.task_ids, found.task_ids + np.int32(len(header.tasks))]),
         projection,

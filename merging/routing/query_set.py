@@ -23,11 +23,11 @@ class QuerySetHeader(Strict):
     """The JSON document of a query set: its tasks, in the order of their ids, and how it was made.
 
     parts: how many layers the features are of; averaged: the tasks whose average computes them, where one
-    does. Version 1 had no projections: its points were the features.
+    does.
     """
 
     format: Literal["flexswitch-query-set"] = "flexswitch-query-set"
-    version: Literal[1, 2] = 2
+    version: Literal[1] = 1
     tasks: list[str]
     features: str
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -114,27 +114,24 @@ def read_query_set(zoo: Zoo) -> QuerySet:
     stored = read_header(path, ArtifactError)
     header = parse_document(QuerySetHeader, path, stored.metadata.get(METADATA_KEY, ""), stored.metadata)
     layouts = {name: (tensor.dtype, len(tensor.shape)) for name, tensor in stored.tensors.items()}
-    points = "features" if header.version == 1 else "points"
-    if layouts not in _layouts(header.version):
-        raise ArtifactError(f"{path}: holds the tensors {layouts}, expected {points} and task_ids")
+    if layouts not in _LAYOUTS:
+        raise ArtifactError(f"{path}: holds the tensors {layouts}, expected points and task_ids")
     file = RangeReader(path, ArtifactError)
     arrays = {
         name: file.read(tensor.offset, tensor.size).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
         for name, tensor in stored.tensors.items()
     }
     found = QuerySet(
-        header, arrays[points].astype(np.float32), arrays["task_ids"], _projection(header, arrays)
+        header, arrays["points"].astype(np.float32), arrays["task_ids"], _projection(header, arrays)
     )
     if not _fits(found, arrays):
-        raise ArtifactError(f"{path}: its {points} and task ids do not fit together; index the zoo again")
+        raise ArtifactError(f"{path}: its points and task ids do not fit together; index the zoo again")
     return found
 
 
-def _layouts(version: int) -> list[dict[str, tuple[str, int]]]:
-    """Returns the sets of tensors that a version may hold: name → dtype and dimensions."""
+def _layouts() -> list[dict[str, tuple[str, int]]]:
+    """Returns the sets of tensors that a query set may hold: name → dtype and dimensions."""
     ids = {"task_ids": ("I32", 1)}
-    if version == 1:
-        return [ids | {"features": ("F32", 2)}]
     mean, deviation, metric = ({name: ("F32", 1 + (name == "metric"))} for name in _MATRICES)
     projected = ids | {"points": ("F16", 2)}
     normalised = [projected | mean, projected | mean | deviation]
@@ -142,6 +139,7 @@ def _layouts(version: int) -> list[dict[str, tuple[str, int]]]:
 
 
 _MATRICES = ("mean", "deviation", "metric")
+_LAYOUTS = _layouts()
 
 
 def _projection(header: QuerySetHeader, arrays: Mapping[str, NDArray[Any]]) -> Projection | None:
@@ -205,5 +203,5 @@ def _subset(query_set: QuerySet, tasks: list[str]) -> QuerySet:
     names = np.array(query_set.header.tasks)[query_set.task_ids]
     rows = np.isin(names, tasks)
     ids = np.array([tasks.index(name) for name in names[rows]], np.int32)
-    header = query_set.header.model_copy(update={"tasks": tasks, "version": 2})
+    header = query_set.header.model_copy(update={"tasks": tasks})
     return QuerySet(header, query_set.points[rows], ids, query_set.projection)

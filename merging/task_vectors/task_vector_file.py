@@ -18,7 +18,6 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
-    EXTRA_PREFIX,
     METADATA_KEY,
     BaseIdentity,
     Count,
@@ -41,7 +40,7 @@ from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, Ten
 from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor
 
 SUFFIX = ".tv.safetensors"
-EXACT_PREFIX = "exact/"
+EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
 DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WIDEST_COUNT = 10**15  # what the header's space is reserved for, where a count is not known yet

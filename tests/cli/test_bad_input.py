@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.artifact_files import stored_form
 from support.commands import files_below, write_base
 
 from flexswitch.codecs.format.container import open_artifact
@@ -182,7 +183,7 @@ def test_an_empty_exemplar_file(zoo, fails):
 
 def test_flipped_bits_in_an_artifact_are_reported_by_tensor(zoo, fails):
     path = zoo / "red.fsw"
-    content = open_artifact(path).packed("layer.weight").data
+    content = stored_form(open_artifact(path), "layer.weight").data
     data = bytearray(path.read_bytes())
     offset = data.index(content)
     data[offset + 5] ^= 0x10

@@ -138,7 +138,7 @@ def test_each_codec_has_a_reference() -> None:
 @given(sparse=sparse_tensors(largest=700))
 def test_the_bytes_are_those_of_the_plain_reference(codec: Codec, sparse: SparseTensor) -> None:
     expected = REFERENCES[codec.name](sparse, positions(sparse), **vars(codec))
-    assert codec.encode(sparse) == {"data": expected}
+    assert codec.encode(sparse) == expected
 
 
 @pytest.mark.parametrize("name", FRAMED)
@@ -147,7 +147,7 @@ def test_the_bytes_are_those_of_the_plain_reference(codec: Codec, sparse: Sparse
 def test_the_levels_and_what_the_frame_holds_are_those_of_the_reference(
     name: str, sparse: SparseTensor
 ) -> None:
-    data, levels = stored_codec(name, {}).encode(sparse)["data"], levels_of(sparse)
+    data, levels = stored_codec(name, {}).encode(sparse), levels_of(sparse)
     assert data[: len(levels)] == levels
     assert opened_frame(data[len(levels) :]) == FRAME_CONTENTS[name](sparse, positions(sparse))
 
@@ -157,9 +157,9 @@ def test_the_levels_and_what_the_frame_holds_are_those_of_the_reference(
 def test_a_gap_of_any_length_is_written_as_the_reference_does(name: str, gap: int) -> None:
     for kept in ([gap], [0, gap + 1], [gap, 2 * gap + 1]):
         sparse = sparse_tensor((2 * gap + 2,), kept, [0] * len(kept), 0)
-        data = stored_codec(name, {}).encode(sparse)["data"]
+        data = stored_codec(name, {}).encode(sparse)
         assert opened_frame(data) == FRAME_CONTENTS[name](sparse, kept)
-        assert_same(stored_codec(name, {}).decode({"data": data}, sparse.layout), sparse)
+        assert_same(stored_codec(name, {}).decode(data, sparse.layout), sparse)
 
 
 # Golden bytes: tests/golden/write.py writes them once for a new codec, and they stay for ever
@@ -173,13 +173,11 @@ def test_golden_bytes_decode_and_are_encoded_again(name: str) -> None:
     for case in json.loads(described.read_text()):
         codec = stored_codec(name, case["settings"])
         expected = sparse_tensor(tuple(case["shape"]), case["kept"], case["levels"], case["bits"])
-        parts = {}
-        for part, size in case["parts"].items():
-            parts[part] = data[used : used + size]
-            used += size
-        assert_same(codec.decode(parts, expected.layout), expected)
+        payload = data[used : used + case["size"]]
+        used += case["size"]
+        assert_same(codec.decode(payload, expected.layout), expected)
         if name not in FRAMED:  # zstandard's bytes may differ between its versions
-            assert codec.encode(expected) == parts
+            assert codec.encode(expected) == payload
     assert used == len(data)
 
 
@@ -187,7 +185,7 @@ def test_golden_bytes_decode_and_are_encoded_again(name: str) -> None:
 def test_golden_files_hold_the_cases_that_are_written_for_a_codec(name: str) -> None:
     stored = json.loads((GOLDEN / f"{name}.json").read_text())
     expected = [case | {"shape": list(case["shape"])} for case in cases(name)]
-    assert [{key: value for key, value in case.items() if key != "parts"} for case in stored] == expected
+    assert [{key: value for key, value in case.items() if key != "size"} for case in stored] == expected
 
 
 # FORMAT.md's worked example
@@ -219,13 +217,13 @@ def test_the_worked_example_has_a_row_for_each_codec() -> None:
 def test_the_worked_example_has_the_bytes_that_are_written(name: str) -> None:
     chosen, data = example_rows()[name]
     codec, sparse = stored_codec(name, chosen), example()
-    assert_same(codec.decode({"data": data}, sparse.layout), sparse)
+    assert_same(codec.decode(data, sparse.layout), sparse)
     if name in FRAMED:
         levels = levels_of(sparse)
         assert data[: len(levels)] == levels
         assert opened_frame(data[len(levels) :]) == FRAME_CONTENTS[name](sparse, positions(sparse))
         return
-    assert codec.encode(sparse) == {"data": data}
+    assert codec.encode(sparse) == data
     if name in REFERENCES:
         assert REFERENCES[name](sparse, positions(sparse), **chosen) == data
 

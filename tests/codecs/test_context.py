@@ -219,30 +219,30 @@ def test_the_plain_decoder_reads_what_is_written(
 ) -> None:
     patterns = (1, 2, 4, 8, 16)[(bits + directions + shape[0]) % 5]
     sparse = matrix(shape, bits, shares(kind, shape), directions, seed=bits)
-    data = Context(patterns).encode(sparse)["data"]
+    data = Context(patterns).encode(sparse)
     assert_same(plain_tensor(data, shape, len(sparse.levels), bits, patterns), sparse)
-    assert_same(Context(patterns).decode({"data": data}, sparse.layout), sparse)
+    assert_same(Context(patterns).decode(data, sparse.layout), sparse)
 
 
 @pytest.mark.parametrize("patterns", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("bits", [0, 1, 4, 16])
 def test_the_plain_decoder_reads_any_number_of_patterns(bits: int, patterns: int) -> None:
     sparse = matrix((48, 70), bits, 0.3, 3, seed=patterns)
-    data = Context(patterns).encode(sparse)["data"]
+    data = Context(patterns).encode(sparse)
     assert_same(plain_tensor(data, (48, 70), len(sparse.levels), bits, patterns), sparse)
 
 
 @FEW
 @given(sparse=sparse_tensors(largest=300))
 def test_the_plain_decoder_reads_tensors_of_any_shape(sparse: SparseTensor) -> None:
-    data = Context(4).encode(sparse)["data"]
+    data = Context(4).encode(sparse)
     assert_same(plain_tensor(data, sparse.shape, len(sparse.levels), sparse.bits, 4), sparse)
 
 
 @pytest.mark.parametrize("bits", [0, 2, 16])
 def test_a_damaged_stream_is_read_or_refused_as_by_the_plain_decoder(bits: int) -> None:
     sparse = matrix((12, 9), bits, 0.3, 2, seed=5)
-    data, layout = Context(4).encode(sparse)["data"], sparse.layout
+    data, layout = Context(4).encode(sparse), sparse.layout
     generator, read = np.random.default_rng(0), 0
     for _ in range(300):
         damaged = bytearray(data)
@@ -252,9 +252,9 @@ def test_a_damaged_stream_is_read_or_refused_as_by_the_plain_decoder(bits: int) 
             expected = plain_tensor(bytes(damaged), (12, 9), layout.kept, bits, 4)
         except DamagedError:
             with pytest.raises(DecodeError):
-                Context(4).decode({"data": bytes(damaged)}, layout)
+                Context(4).decode(bytes(damaged), layout)
         else:
-            assert_same(Context(4).decode({"data": bytes(damaged)}, layout), expected)
+            assert_same(Context(4).decode(bytes(damaged), layout), expected)
             read += 1
     assert read >= (50 if bits == 16 else 0)  # of damaged floats, which stand as they are
 

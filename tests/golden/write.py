@@ -1,7 +1,7 @@
-"""Writes the golden bytes of a new codec, once: cd tests && python -m golden.write NAME.
+"""Writes golden files, once: cd tests && python -m golden.write NAME, of a codec or "artifact".
 
-`NAME.bin` holds the parts of all cases, one after the other; `NAME.json` says what they decode to. Bytes
-that have been released are never written again: another layout gets another name.
+`NAME.bin` holds the payloads of all cases of a codec, one after the other; `NAME.json` says what they decode
+to. Released bytes never change: another layout gets another name.
 """
 
 import json
@@ -11,33 +11,55 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.sparse_tensors import SETTINGS, sparse_tensor
+from support.artifact_files import EXTRAS, HEADER, ROWS, Tensors, by_rows
+from support.sparse_tensors import BITS, SETTINGS, sparse_tensor, write_artifact
 
-from flexswitch.codecs.registry import get_codec
+from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
+from flexswitch.codecs.registry import get_codec, stored_codec
 
 SHAPE = (5, 59)
 KEPT = [2, 3, 64, 65, 66, 67, 68, 69, 70, 71, 100, 131, 255, 256, 290, 294]
 LARGER = (48, 59)
-BITS = (0, 1, 2, 4, 8, 16, 32)  # all that there were when the first golden files were written
-# Written before a tensor could be a mask alone, and before there was a larger case.
-FIRST = ("bitmask", "grouped-coo", "flag4", "raw")
+
+_LONG = sparse_tensor((2, 600_000), [0, (1 << 20) - 1, 1 << 20, 1_199_999], [1, 0, 1, 1], 1)
+_STEPS = sparse_tensor((3, 7), [1, 4, 5, 14, 20], [3, 0, 2, 1, 3], 3)
+_STEPS_BY_ROWS = sparse_tensor((90, 2), [3, 10, 11], [0, 3, 1], 2)
+GOLDEN_TENSORS: Tensors = ROWS | {
+    "long": (_LONG, 0.25, stored_codec("grouped-coo", {"group": 256})),
+    "zero": (_STEPS, 0.5, stored_codec("rice", {"remainder": 2})),
+    "zero by rows": (_STEPS_BY_ROWS, 0.25, by_rows(_STEPS_BY_ROWS, [1, 5], stored_codec("bitmask", {}))),
+}
+_ZEROS = {"zero": 5, "zero by rows": 2}
+_RECORD = TrainingRecord(
+    exemplars=12,
+    exemplars_sha256="ef" * 32,
+    held_out=8,
+    before=QualityRecord(divergence=0.25, agreement=0.5),
+    after=QualityRecord(divergence=0.125, agreement=0.75, held_out_divergence=0.5, held_out_agreement=0.625),
+    curve=[(3, 0.5, 0.25), (6, 0.25, 0.125)],
+)
+
+
+def write_golden(path: Path) -> Path:
+    """Writes an artifact with every field of its two documents; returns its path."""
+    header = HEADER.model_copy(update={"training": _RECORD})
+    return write_artifact(path, GOLDEN_TENSORS, EXTRAS, header, _ZEROS)
 
 
 def cases(name: str) -> Iterator[dict[str, Any]]:
-    """Yields what a codec's golden bytes hold: each of the tests' settings with all bits, and a larger one."""
+    """Yields the cases of a codec: each of the tests' settings with all bit widths, and a larger one."""
     chosen = SETTINGS.get(name, [{}])
     for settings in chosen:
-        for bits in BITS[name in FIRST :]:
+        for bits in BITS:
             levels = [(0x9E3779B1 * (index + 1) >> 7) % (1 << bits) for index in range(len(KEPT))]
             yield {"settings": settings, "bits": bits, "shape": SHAPE, "kept": KEPT, "levels": levels}
-    if name not in FIRST:
-        kept, levels = patterned()
-        more = {"bits": 4, "shape": LARGER, "kept": kept, "levels": levels}
-        yield {"settings": chosen[len(chosen) // 2], **more}
+    kept, levels = patterned()
+    more = {"bits": 4, "shape": LARGER, "kept": kept, "levels": levels}
+    yield {"settings": chosen[len(chosen) // 2], **more}
 
 
 def patterned() -> tuple[list[int], list[int]]:
-    """Returns kept positions, none in ten rows, and levels whose signs follow one of three patterns."""
+    """Returns kept positions, none of them in ten rows, and levels whose signs follow one of three patterns."""
     draw = random.Random(0)
     rows, columns = LARGER
     patterns = [[draw.random() < 0.5 for _ in range(columns)] for _ in range(3)]
@@ -52,14 +74,13 @@ def patterned() -> tuple[list[int], list[int]]:
 
 
 def write(name: str) -> None:
-    """Writes one codec's two files; fails where they exist."""
+    """Writes one codec's two files; fails if they exist."""
     data, written = b"", []
     for case in cases(name):
         sparse = sparse_tensor(case["shape"], case["kept"], case["levels"], case["bits"])
-        parts = get_codec(name)(**case["settings"]).encode(sparse)
-        sizes = {part: len(content) for part, content in parts.items()}
-        written.append({"settings": case["settings"], "bits": case["bits"], "parts": sizes} | case)
-        data += b"".join(parts.values())
+        payload = get_codec(name)(**case["settings"]).encode(sparse)
+        written.append({"size": len(payload)} | case)
+        data += payload
     folder = Path(__file__).parent
     with (folder / f"{name}.bin").open("xb") as file:
         file.write(data)
@@ -69,4 +90,7 @@ def write(name: str) -> None:
 
 if __name__ == "__main__":
     for each in sys.argv[1:]:
-        write(each)
+        if each == "artifact":
+            write_golden(Path(__file__).with_name("artifact.fsw"))
+        else:
+            write(each)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from safetensors.numpy import load_file
 from support.sparse_tensors import assert_same, header, sparse_tensor
 
 from flexswitch.codecs.blocks import take_rows
 from flexswitch.codecs.codec import Codec
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError
+from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
@@ -44,7 +46,7 @@ def by_rows(sparse: SparseTensor, rows: list[int], codec: Codec) -> StoredForm:
     taken = SparseTensor(
         (len(rows), columns), take_rows(sparse.mask, columns, marked), sparse.levels, sparse.bits
     )
-    stored = [StoredBlock(codec, len(part.levels), codec.encode(part)["data"]) for part in (flags, taken)]
+    stored = [StoredBlock(codec, len(part.levels), codec.encode(part)) for part in (flags, taken)]
     return StoredForm(stored[0], (stored[1],))
 
 
@@ -63,12 +65,13 @@ EXTRAS = {
     "classifier.weight": RawTensor("F32", (2, 3), np.arange(6, dtype="<f4").tobytes()),
     "position_ids": RawTensor("I64", (1, 2), np.arange(2, dtype="<i8").tobytes()),
     "empty": RawTensor("F16", (0, 4), b""),
+    "pooler": RawTensor("F32", (20, 20), np.linspace(-1, 1, 400, dtype="<f4").tobytes()),
 }
 HEADER = header(
     model=ModelRecord(
         adapter="hf-encoder", prefix="bert.", config={"num_labels": 2, "limit": [0.0, math.inf]}
     ),
-    method=MethodRecord(name="t-switch", settings={"drop": 0.6, "side": "both", "count": 3}, seed=7),
+    method=MethodRecord(name="t-switch", settings={"drop": 0.6, "side": "both", "count": 3, "seed": 7}),
 )
 
 
@@ -112,8 +115,8 @@ def flip(path: Path, bit: int) -> None:
 
 
 def flip_block_bit(path: Path, bit: int = 0) -> None:
-    """Flips one bit of an artifact's blocks, counted from where the first one begins."""
-    flip(path, 8 * read_header(path, ArtifactError).tensors["blocks"].offset + bit)
+    """Flips one bit of an artifact's data, counted from its start."""
+    flip(path, 8 * read_header(path, ArtifactError).tensors["data"].offset + bit)
 
 
 # --- changes of what an artifact says ---------------------------------------------------------------------
@@ -162,9 +165,25 @@ def frame(data: bytes) -> bytes:
 
 def damage_table(path: Path, change: Change) -> Path:
     """Changes the document of an artifact's table and makes every size and checksum fit."""
+    return damage_whole_table(path, lambda document: change(document["tensors"]))
+
+
+def damage_whole_table(path: Path, change: Change) -> Path:
+    """Changes an artifact's table, extras included, and makes every size and checksum fit."""
     document = read_table(path)
-    change(document["tensors"])
+    change(document)
     return put_table(path, frame(json.dumps(document).encode()))
+
+
+def stored_form(artifact: Artifact, name: str) -> PackedTensor:
+    """Returns a compressed tensor as it is stored: its record and the bytes of its blocks."""
+    header, data = artifact.header, load_file(artifact.path)["data"].tobytes()
+    start = artifact.extra_bytes()
+    for other, record in header.tensors.items():
+        if other == name:
+            return PackedTensor(record, data[start : start + record.size])
+        start += record.size
+    raise KeyError(name)
 
 
 def put_table(path: Path, table: bytes) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
+from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.pairing import Selection
@@ -109,8 +109,7 @@ def extracted(vector: TaskVector, path: Path, dtype: Any = "float32") -> TaskVec
 
 def job(name: str = "task", jobs: int = 1) -> Job:
     """Returns a job without guidance, for a task of that name."""
-    base = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
-    return Job(ArtifactHeader(name=name, base=base, method=MethodRecord(name="any"), parameters=1), jobs)
+    return Job(name, MethodRecord(name="any"), jobs)
 
 
 def law_settings(method: str, **settings: Any) -> dict[str, Any]:

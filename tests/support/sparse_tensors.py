@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flexswitch.codecs.blocks import as_matrix, cut
 from flexswitch.codecs.codec import Codec
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord, RawTensor
 from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
@@ -126,13 +127,14 @@ def write_artifact(
 
     A codec in place of the form stands for one that leaves no rows out and takes this codec for each block.
     """
-    with ArtifactWriter(path, wanted or header()) as writer:
+    with ArtifactWriter(path) as writer:
         for name, extra in (extras or {}).items():
-            writer.add_extra(name, extra)
+            writer.add_extra(name, packed_extra(extra))
         for name, (sparse, scale, form) in tensors.items():
             if not isinstance(form, StoredForm):
                 cuts = cut(sparse, as_matrix(sparse.shape))
-                stored = [StoredBlock(form, len(part.levels), form.encode(part)["data"]) for part in cuts]
+                stored = [StoredBlock(form, len(part.levels), form.encode(part)) for part in cuts]
                 form = StoredForm(None, tuple(stored))
             writer.add_tensor(name, packed_tensor(sparse, form, scale, "F32", (zeros or {}).get(name)))
+        writer.finish(wanted or header())
     return path

@@ -9,12 +9,23 @@ import pytest
 import zstandard
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from support.artifact_files import EXTRAS, HEADER, ROWS, TENSORS, Tensors, assert_holds, message, read_table
+from support.artifact_files import (
+    EXTRAS,
+    HEADER,
+    ROWS,
+    TENSORS,
+    Tensors,
+    assert_holds,
+    message,
+    read_table,
+    stored_form,
+)
 from support.sparse_tensors import assert_same, every_codec, header, sparse_tensor, write_artifact
 
 from flexswitch.codecs.codec import Codec
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     METADATA_KEY,
@@ -45,12 +56,12 @@ def test_an_artifact_gives_back_what_was_written(path: Path) -> None:
 def test_every_codec_goes_through_a_file(tmp_path: Path, codec: Codec) -> None:
     tensors: Tensors = {
         f"bits {bits}": (sparse_tensor((300,), [7, 8, 299], [1, 1, 1], bits), 0.5, codec)
-        for bits in (1, 2, 4, 8, 16, 32)
+        for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
     }
     artifact = open_artifact(write_artifact(tmp_path / "a.fsw", tensors))
     for name, (sparse, _, _) in tensors.items():
         assert_same(artifact.sparse(name), sparse)
-        data = codec.encode(SparseTensor((1, 300), sparse.mask, sparse.levels, sparse.bits))["data"]
+        data = codec.encode(SparseTensor((1, 300), sparse.mask, sparse.levels, sparse.bits))
         block = BlockRecord(codec=codec.name, settings=vars(codec), kept=3, size=len(data), crc32=crc32(data))
         record = artifact.header.tensors[name]
         assert (record.rows, record.blocks, record.size, record.kept) == (None, [block], len(data), 3)
@@ -75,25 +86,23 @@ def test_the_same_input_gives_the_same_bytes(path: Path, tmp_path: Path) -> None
 
 def test_tensors_go_from_one_artifact_into_another_as_they_are_stored(path: Path, tmp_path: Path) -> None:
     artifact = open_artifact(path)
-    with ArtifactWriter(tmp_path / "copy.fsw", HEADER) as writer:
+    with ArtifactWriter(tmp_path / "copy.fsw") as writer:
         for name in artifact.header.extras:
-            writer.add_extra(name, artifact.extra(name))
+            writer.add_extra(name, packed_extra(artifact.extra(name)))
         for name in artifact.header.tensors:
-            writer.add_tensor(name, artifact.packed(name))
+            writer.add_tensor(name, stored_form(artifact, name))
+        writer.finish(artifact.header)
     assert (tmp_path / "copy.fsw").read_bytes() == path.read_bytes()
 
 
 def test_any_safetensors_reader_opens_an_artifact(path: Path) -> None:
     arrays = load_file(path)
     artifact = open_artifact(path)
-    blocks = b"".join(artifact.packed(name).data for name in ROWS)
-    assert arrays.keys() == {"blocks", "table", *(f"extra/{name}" for name in EXTRAS)}
-    assert all(arrays[name].dtype == np.uint8 and arrays[name].ndim == 1 for name in ("blocks", "table"))
-    assert arrays["blocks"].tobytes() == blocks
-    assert {name: arrays[f"extra/{name}"].tobytes() for name in EXTRAS} == {
-        name: extra.data for name, extra in EXTRAS.items()
-    }
-    assert arrays["extra/classifier.weight"].shape == (2, 3)
+    assert arrays.keys() == {"data", "table"}
+    assert all(array.dtype == np.uint8 and array.ndim == 1 for array in arrays.values())
+    records = [*artifact.header.extras.values(), *artifact.header.tensors.values()]
+    assert arrays["data"].size == sum(record.size for record in records)
+    assert arrays["data"].tobytes().startswith(EXTRAS["classifier.weight"].data)
     with safe_open(path, framework="np") as opened:
         metadata = opened.metadata()
     assert set(metadata) == {METADATA_KEY, CHECKSUM_KEY}
@@ -105,6 +114,8 @@ def test_any_safetensors_reader_opens_an_artifact(path: Path) -> None:
 def test_the_table_is_one_zstandard_frame_without_its_magic_number(path: Path) -> None:
     stored = load_file(path)["table"].tobytes()
     text = zstandard.ZstdDecompressor().decompress(zstandard.FRAME_HEADER + stored)
+    assert list(json.loads(text)) == ["extras", "tensors"]
+    assert list(json.loads(text)["extras"]) == list(EXTRAS)
     assert list(json.loads(text)["tensors"]) == list(ROWS)
     assert zstandard.get_frame_parameters(zstandard.FRAME_HEADER + stored).content_size == len(text)
 
@@ -117,7 +128,7 @@ def test_defaults_are_left_out_of_both_documents(tmp_path: Path) -> None:
     del document["table"]
     assert document == {
         "format": "flexswitch-artifact",
-        "version": 2,
+        "version": 1,
         "name": "sst2",
         "base": {"fingerprint": "ab" * 32, "quick_fingerprint": "cd" * 32, "id": "org/base"},
         "method": {"name": "t-switch", "settings": {"drop": 0.6}},
@@ -132,7 +143,7 @@ def test_extras_are_described_without_being_read(path: Path) -> None:
     found = {name: (extra.dtype, extra.shape) for name, extra in artifact.header.extras.items()}
     assert found["classifier.weight"] == ("F32", [2, 3])
     assert found["empty"] == ("F16", [0, 4])
-    assert artifact.extra_bytes() == 24 + 16
+    assert artifact.extra_bytes() == 24 + 16 + artifact.header.extras["pooler"].size < 24 + 16 + 1600
 
 
 def test_an_artifact_without_tensors_is_one(tmp_path: Path) -> None:
@@ -146,21 +157,24 @@ def test_a_config_keeps_infinite_numbers_in_every_file() -> None:
     assert ModelRecord.model_validate_json(record.model_dump_json()) == record
 
 
-def test_the_header_may_be_told_after_the_tensors(tmp_path: Path) -> None:
+def test_an_artifact_without_a_header_is_a_bug(tmp_path: Path) -> None:
     sparse, scale, _ = TENSORS["encoder.bias"]
-    with ArtifactWriter(tmp_path / "a.fsw", header()) as writer:
-        writer.add_tensor("encoder.bias", packed_tensor(sparse, store(sparse), scale, "F32"))
-        writer.set_header(HEADER)
-    found = open_artifact(tmp_path / "a.fsw").header
-    assert found.model_copy(update={"tensors": {}}) == HEADER
+    packed = packed_tensor(sparse, store(sparse), scale, "F32")
+
+    def write() -> None:
+        with ArtifactWriter(tmp_path / "a.fsw") as writer:
+            writer.add_tensor("encoder.bias", packed)
+
+    with pytest.raises(ValueError, match=r"^an artifact needs a header: call finish\(header\)$"):
+        write()
 
 
 def test_an_interrupted_artifact_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.fsw"
 
     def interrupt() -> None:
-        with ArtifactWriter(path, HEADER) as writer:
-            writer.add_extra("position_ids", EXTRAS["position_ids"])
+        with ArtifactWriter(path) as writer:
+            writer.add_extra("position_ids", packed_extra(EXTRAS["position_ids"]))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -171,10 +185,17 @@ def test_an_interrupted_artifact_is_none(tmp_path: Path) -> None:
 def test_a_tensor_written_twice_is_a_bug(tmp_path: Path) -> None:
     sparse, scale, _ = TENSORS["encoder.bias"]
     packed = packed_tensor(sparse, store(sparse), scale, "F32")
-    with ArtifactWriter(tmp_path / "a.fsw", HEADER) as writer:
+    extra = packed_extra(EXTRAS["position_ids"])
+    with ArtifactWriter(tmp_path / "a.fsw") as writer:
+        writer.add_extra("ids", extra)
+        with pytest.raises(ValueError, match=r"^ids: written twice, or behind a compressed tensor$"):
+            writer.add_extra("ids", extra)
         writer.add_tensor("encoder.bias", packed)
         with pytest.raises(ValueError, match=r"^encoder\.bias: written twice$"):
             writer.add_tensor("encoder.bias", packed)
+        with pytest.raises(ValueError, match=r"^more: written twice, or behind a compressed tensor$"):
+            writer.add_extra("more", extra)
+        writer.finish(HEADER)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.artifact_files import EXTRAS, HEADER, ROWS
+from support.artifact_files import EXTRAS, HEADER, ROWS, stored_form
 from support.sparse_tensors import assert_same, write_artifact
 
 from flexswitch.codecs import blocks as blocks_module
@@ -71,7 +71,7 @@ def test_a_block_is_read_alone(cut_up: CutUp, codec: str) -> None:
 def load_offset(path: Path) -> int:
     """Returns where an artifact's blocks begin."""
     data = path.read_bytes()
-    return data.index(load_file(path)["blocks"].tobytes())
+    return data.index(load_file(path)["data"].tobytes())
 
 
 def test_rows_that_keep_nothing_are_left_out(cut_up: CutUp) -> None:
@@ -81,7 +81,7 @@ def test_rows_that_keep_nothing_are_left_out(cut_up: CutUp) -> None:
     assert record.rows is not None
     assert record.rows.kept == full.sum()
     assert record.stored == [record.rows, *record.blocks]
-    assert record.size == len(artifact.packed("w").data) == sum(block.size for block in record.stored)
+    assert record.size == len(stored_form(artifact, "w").data) == sum(block.size for block in record.stored)
     flags = artifact.row_flags("w")
     assert flags is not None
     assert np.array_equal(flags, full)
@@ -122,7 +122,7 @@ def test_damage_to_a_block_stays_there(cut_up: CutUp) -> None:
         f"{path}: tensor 'w', block 1, is damaged: its checksum is {bad}, expected {good}; "
         "restore the file from a copy, or compress it again"
     )
-    reads = (artifact.sparse, artifact.packed, lambda name: artifact.block(name, 1))
+    reads = (artifact.sparse, artifact.check, lambda name: artifact.block(name, 1))
     for read in (*reads, lambda name: list(artifact.entries(name))):
         with pytest.raises(DecodeError) as caught:
             read("w")

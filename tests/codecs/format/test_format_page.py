@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden.write import GOLDEN_TENSORS, write_golden
 from pydantic import BaseModel
 from safetensors import safe_open
-from support.artifact_files import EXTRAS, GOLDEN, HEADER, ROWS, TENSORS, Tensors, assert_holds, read_table
-from support.sparse_tensors import BASE, header, sparse_tensor, write_artifact
+from support.artifact_files import (
+    EXTRAS,
+    GOLDEN,
+    HEADER,
+    ROWS,
+    TENSORS,
+    assert_holds,
+    read_table,
+    stored_form,
+)
+from support.sparse_tensors import BASE, header, write_artifact
 
 import flexswitch.codecs.format.container
 from flexswitch.codecs.format.container import open_artifact
@@ -20,14 +30,17 @@ from flexswitch.codecs.format.records import (
     BaseIdentity,
     BlockRecord,
     ExtraRecord,
+    FormRecord,
     MethodRecord,
     ModelRecord,
+    QualityRecord,
     TableRecord,
     TensorRecord,
     TensorTable,
+    TrainingRecord,
     crc32,
 )
-from flexswitch.codecs.format.zoo import IndexRecord, TaskRecord, ZooRecord
+from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, TaskRecord, ZooRecord
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorHeader
@@ -41,18 +54,14 @@ def path(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "sst2.fsw", ROWS, EXTRAS, HEADER)
 
 
-LONG = sparse_tensor((2, 600_000), [0, (1 << 20) - 1, 1 << 20, 1_199_999], [1, 0, 1, 1], 1)
-
-
-def test_the_golden_artifact_of_version_2_is_read(path: Path) -> None:
-    artifact = open_artifact(GOLDEN / "artifact2.fsw")
-    tensors: Tensors = ROWS | {"long": (LONG, 0.25, stored_codec("grouped-coo", {"group": 256}))}
-    assert_holds(artifact, tensors)
-    again = open_artifact(write_artifact(path, tensors, EXTRAS, HEADER))
+def test_the_golden_artifact_is_read(path: Path) -> None:
+    artifact = open_artifact(GOLDEN / "artifact.fsw")
+    assert_holds(artifact, GOLDEN_TENSORS)
+    again = open_artifact(write_golden(path))
     assert artifact.header == again.header
     assert len(artifact.header.tensors["long"].blocks) == 2
-    for name in tensors:
-        assert artifact.packed(name) == again.packed(name)
+    for name in GOLDEN_TENSORS:
+        assert stored_form(artifact, name) == stored_form(again, name)
 
 
 def worked_example(kind: str) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def test_the_worked_example_has_the_checksum_of_its_document() -> None:
     [
         ArtifactDocument, TensorTable, TableRecord, BlockRecord, ExtraRecord, ArtifactHeader, BaseIdentity,
         ModelRecord, MethodRecord, TensorRecord, ZooRecord, TaskRecord, IndexRecord, TaskVectorHeader,
-        QuerySetHeader,
+        QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, RoutingAccuracy,
     ],
 )  # fmt: skip
 def test_the_format_page_names_every_field(record: type[BaseModel]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.artifact_files import EXTRAS, HEADER, ROWS, assert_holds
+from support.artifact_files import EXTRAS, HEADER, ROWS, assert_holds, stored_form
 from support.checkpoints import message
 from support.sparse_tensors import write_artifact
 
@@ -54,7 +54,7 @@ def test_packing_twice_gives_the_same_bytes(tmp_path: Path, artifact: Artifact) 
 
 
 def test_tensors_are_taken_as_they_come(tmp_path: Path, artifact: Artifact) -> None:
-    pack_task(artifact, tmp_path, (artifact.packed(name) for name in artifact.header.tensors))
+    pack_task(artifact, tmp_path, (stored_form(artifact, name) for name in artifact.header.tensors))
     assert (tmp_path / EXAMPLE).read_bytes() == artifact.path.read_bytes()
 
 

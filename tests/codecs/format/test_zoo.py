@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.artifact_files import stored_form
 from support.sparse_tensors import BASE, assert_same, header, sparse_tensor, write_artifact
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
@@ -47,7 +48,7 @@ def artifact_file(folder: Path, task: str, base: BaseIdentity = BASE) -> Path:
 
 def packed_task(file: Path, zoo: Path) -> TaskRecord:
     artifact = open_artifact(file)
-    return pack_task(artifact, zoo, map(artifact.packed, artifact.header.tensors))
+    return pack_task(artifact, zoo, (stored_form(artifact, name) for name in artifact.header.tensors))
 
 
 @pytest.fixture
@@ -165,12 +166,12 @@ def test_a_description_that_is_no_json_object_is_refused(path: Path, text: str, 
 def test_another_document_is_refused(path: Path) -> None:
     change_document(path, lambda document: document.update(format="flexswitch-artifact"))
     told = message(lambda: open_zoo(path), InputError)
-    assert told == f"{path / 'zoo.json'}: is a flexswitch-artifact, expected a flexswitch-zoo"
+    assert told == f"{path / 'zoo.json'}: its format is flexswitch-artifact, expected flexswitch-zoo"
 
 
 def test_a_newer_zoo_asks_for_a_newer_flexswitch(path: Path) -> None:
-    change_document(path, lambda document: document.update(version=3, unheard_of=[]))
-    expected = f"{path / 'zoo.json'}: format version 3, this flexswitch reads 1; install a newer one"
+    change_document(path, lambda document: document.update(version=2, unheard_of=[]))
+    expected = f"{path / 'zoo.json'}: has format version 2, this flexswitch reads 1; install a newer one"
     assert message(lambda: open_zoo(path)) == expected
 
 

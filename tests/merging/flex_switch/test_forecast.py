@@ -21,7 +21,8 @@ def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 120)}
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with parallel_map(1) as each:
-        problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2, 4]), "small", each)
+        vector = memory_pair(base, tuned)
+        problem = read_problem(vector, job().header(vector), np.array([1, 2, 4]), "small", each)
         spread = np.random.default_rng(0).uniform(0.95, 1.05, 96) if by_rows else np.ones(96)
         kept = [
             Hardened((unit.rms * spread[: len(unit.rows)]).astype(np.float32), bits, 2 * unit.rms)
@@ -38,7 +39,8 @@ def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
     tuned = {"w": torch.from_numpy(normal((96, 80))), "v": torch.from_numpy(normal((5,)))}
     base = {name: torch.zeros_like(tensor) for name, tensor in tuned.items()}
     with parallel_map(1) as each:
-        problem = read_problem(memory_pair(base, tuned), job().header, np.array([1, 2]), "small", each)
+        vector = memory_pair(base, tuned)
+        problem = read_problem(vector, job().header(vector), np.array([1, 2]), "small", each)
     kept = [Hardened(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
     shifts = np.linspace(-20, 20, 500)
     found = [forecast(problem.units, problem.choices, kept)(shift) for shift in shifts]

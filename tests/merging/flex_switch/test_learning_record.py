@@ -1,4 +1,4 @@
-"""The record of learning in an artifact: version 3, kept by a zoo, drawn as a chart."""
+"""The record of a training in an artifact: read back, kept by a zoo, drawn as a chart."""
 
 import json
 import sys
@@ -10,18 +10,16 @@ from support.artifact_files import (
     HEADER,
     TENSORS,
     assert_holds,
-    damage,
     message,
     put_table,
     read_table,
-    split,
 )
 from support.artifact_files import frame as zstd_frame
 from support.sparse_tensors import write_artifact
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.records import METADATA_KEY, MethodRecord, QualityRecord, TrainingRecord
+from flexswitch.codecs.format.records import MethodRecord, QualityRecord, TrainingRecord
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch.learning_chart import draw_learning
 from flexswitch.merging.zoos.pack import Form, create_zoo
@@ -50,14 +48,7 @@ def path(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "sst2.fsw", TENSORS, EXTRAS, HEADER_LEARNED)
 
 
-def version(path: Path) -> int:
-    stored, _ = split(path)
-    found: int = json.loads(stored["__metadata__"][METADATA_KEY])["version"]
-    return found
-
-
-def test_an_artifact_with_a_record_is_of_version_3_and_gives_it_back(path: Path) -> None:
-    assert version(path) == 3
+def test_an_artifact_gives_back_its_record(path: Path) -> None:
     artifact = open_artifact(path)
     assert artifact.header.training == RECORD
     assert_holds(artifact, TENSORS)
@@ -83,21 +74,15 @@ def test_a_zoo_keeps_the_record(tmp_path: Path, path: Path) -> None:
     create_zoo(tmp_path / "zoo", [path], Form(), None, False, lambda name: None)
     packed = open_zoo(tmp_path / "zoo")["sst2"]
     assert packed.header.training == RECORD
-    assert version(packed.path) == 3
-
-
-def test_a_file_of_version_2_has_no_record(path: Path) -> None:
-    damage(path, lambda document: document.update(version=2))
-    assert message(path) == "its table has a record of learning, which version 2 has not; it is damaged"
 
 
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("exemplars", -1, "'learning.exemplars' is wrong: Input should be greater than or equal to 0"),
-        ("exemplars_sha256", "ef", "'learning.exemplars_sha256' is wrong: String should match pattern '^[0-9a-f]{64}$'"),
-        ("steps", 9, "'learning.steps' is wrong: Extra inputs are not permitted"),
-        ("curve", [[1.5, 0.1, 0.1]], "'learning.curve.0.0' is wrong: Input should be a valid integer"),
+        ("exemplars", -1, "'training.exemplars' is wrong: Input should be greater than or equal to 0"),
+        ("exemplars_sha256", "ef", "'training.exemplars_sha256' is wrong: String should match pattern '^[0-9a-f]{64}$'"),
+        ("steps", 9, "'training.steps' is wrong: Extra inputs are not permitted"),
+        ("curve", [[1.5, 0.1, 0.1]], "'training.curve.0.0' is wrong: Input should be a valid integer"),
     ],
 )  # fmt: skip
 def test_a_record_with_a_wrong_field_is_refused(path: Path, field: str, value: object, told: str) -> None:

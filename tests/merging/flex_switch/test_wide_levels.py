@@ -27,7 +27,8 @@ def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: in
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 32)}  # 9,728 entries: 1,216 bytes a bit
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with parallel_map(1) as each:
-        problem = read_problem(memory_pair(base, tuned), job().header, BITS, "small", each)
+        vector = memory_pair(base, tuned)
+        problem = read_problem(vector, job().header(vector), BITS, "small", each)
         fitted, size = problem.fill(signs_of(problem), problem.packer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]
     assert is_met(size, target)

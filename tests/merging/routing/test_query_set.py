@@ -113,7 +113,7 @@ def test_a_header_with_a_flipped_bit_is_told_by_its_own_checksum(tmp_path):
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ('{"version": 3}', "format version 3, this flexswitch reads 2; install a newer one"),
+        ('{"version": 2}', "has format version 2, this flexswitch reads 1; install a newer one"),
         ("{}", "its field 'tasks' is wrong: Field required"),
         ("[]", "its JSON document is a list, expected an object"),
         (

@@ -1,11 +1,11 @@
-"""Query sets under a projection, and those of version 1."""
+"""Query sets with a projection."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.checkpoints import message
-from support.query_sets import TASKS, UNFIT, as_packed, indexed, make_query_set, write_by_hand, zoo_with
+from support.query_sets import TASKS, UNFIT, indexed, make_query_set, zoo_with
 from support.tiny_models import contents
 
 from flexswitch.codecs.errors import ArtifactError, InputError
@@ -85,20 +85,6 @@ def test_points_too_large_for_float16_are_refused_and_nothing_is_written(tmp_pat
         "the exemplars' points reach 1e+05, and float16 holds up to 65504.0; take --normalise centred"
     )
     assert contents(tmp_path) == {}
-
-
-def test_a_file_of_version_1_still_opens(tmp_path):
-    whole = make_query_set()
-    document = (
-        '{"format":"flexswitch-query-set","version":1,"tasks":["birds","cities","tools"],'
-        '"features":"layer:1","per_task":4,"seed":7}'
-    )
-    tensors = {"features": ("F32", whole.points), "task_ids": ("I32", whole.task_ids)}
-    read = read_query_set(write_by_hand(tmp_path, tensors, document))
-    np.testing.assert_array_equal(read.points, whole.points)
-    assert read.projection is None
-    record = without_tasks(as_packed(tmp_path), {"birds"})
-    assert read_query_set(zoo_with(tmp_path, record)).header.version == 2
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ each_dtype = pytest.mark.parametrize("dtype", COMPILED_DTYPES, ids=str)
 
 def artifact_of(path: Path, sparse: SparseTensor, scale: float = 0.5, codec: str = "auto") -> Artifact:
     """Returns an artifact of one tensor 'w'."""
-    with ArtifactWriter(path, header()) as writer:
+    with ArtifactWriter(path) as writer:
         writer.add_tensor("w", packed_tensor(sparse, store(sparse, codec), scale, "F32"))
+        writer.finish(header())
     return open_artifact(path)
 
 
@@ -150,8 +151,9 @@ def test_a_module_becomes_the_task_without_a_copy(tmp_path: Path) -> None:
     module = torch.nn.Linear(8, 8, bias=False)
     before, place = module.weight.detach().clone(), module.weight.data_ptr()
     sparse = sparse_tensor((8, 8), [0, 5], [1, 1], 1)
-    with ArtifactWriter(tmp_path / "t.fsw", header()) as writer:
+    with ArtifactWriter(tmp_path / "t.fsw") as writer:
         writer.add_tensor("weight", packed_tensor(sparse, store(sparse), 0.5, "F32"))
+        writer.finish(header())
     add_task(module.state_dict(), open_artifact(tmp_path / "t.fsw"))
     assert module.weight.data_ptr() == place
     assert (module.weight.detach() - before).flatten().nonzero().flatten().tolist() == [0, 5]

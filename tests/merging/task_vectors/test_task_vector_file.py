@@ -144,7 +144,7 @@ def test_a_checkpoint_is_no_task_vector(tmp_path: Path) -> None:
 def test_an_artifact_is_no_task_vector(tmp_path: Path) -> None:
     path = compressed(memory_pair(BASE, BASE), tmp_path / "t.tv.safetensors").path
     assert message(InputError, lambda: TaskVectorFile(path)) == (
-        f"{path}: is a flexswitch-artifact, expected a flexswitch-task-vector"
+        f"{path}: its format is flexswitch-artifact, expected flexswitch-task-vector"
     )
 
 
@@ -168,7 +168,7 @@ def test_a_document_that_does_not_fit_the_file_is_refused(tmp_path: Path) -> Non
     )
     rewritten(path, version=2)
     assert message(ArtifactError, lambda: TaskVectorFile(path)) == (
-        f"{path}: format version 2, this flexswitch reads 1; install a newer one"
+        f"{path}: has format version 2, this flexswitch reads 1; install a newer one"
     )
     rewritten(path, version=1, parameters=-1)
     assert message(ArtifactError, lambda: TaskVectorFile(path)) == (

@@ -41,8 +41,8 @@ def with_adapter(artifact, path, adapter):
     """Copies an artifact's header alone, naming an adapter."""
     header = open_artifact(artifact).header.model_dump() | {"tensors": {}, "extras": {}}
     header["model"] = ModelRecord(adapter=adapter).model_dump()
-    with ArtifactWriter(path, ArtifactHeader.model_validate(header)):
-        pass
+    with ArtifactWriter(path) as writer:
+        writer.finish(ArtifactHeader.model_validate(header))
     return path
 
 

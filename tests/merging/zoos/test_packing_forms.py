@@ -63,8 +63,9 @@ def striped_artifact(path, settings):
     kept = np.flatnonzero(marked).tolist()
     sparse = sparse_tensor((256, 64), kept, [1] * len(kept), 1)
     header = HEADER.model_copy(update={"method": MethodRecord(name="flexswitch", settings=settings)})
-    with ArtifactWriter(path, header) as writer:
+    with ArtifactWriter(path) as writer:
         writer.add_tensor("w", packed_tensor(sparse, store(sparse, effort="small"), 1.0, "F32"))
+        writer.finish(header)
     return path
 
 

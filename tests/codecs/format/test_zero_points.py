@@ -1,34 +1,25 @@
-"""Artifacts of version 3: a zero point, or levels of 3, 5, 6 or 7 bits; others stay version 2, to the byte."""
+"""Tensors with a zero point: what is written is read, and inconsistencies are refused."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.artifact_files import (
     EXTRAS,
-    GOLDEN,
     HEADER,
     ROWS,
-    Change,
     Tensors,
-    assert_holds,
     by_rows,
-    damage,
     damage_table,
     message,
     read_table,
-    split,
 )
 from support.sparse_tensors import assert_same, positions, sparse_tensor, write_artifact
 
 from flexswitch.codecs.errors import DecodeError
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.registry import CODECS, stored_codec
 from flexswitch.codecs.sparse import SparseTensor
-from flexswitch.codecs.storage import store
 from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
@@ -47,35 +38,9 @@ def path(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "sst2.fsw", TENSORS, EXTRAS, HEADER, ZEROS)
 
 
-def version(path: Path) -> int:
-    stored, _ = split(path)
-    found: int = json.loads(stored["__metadata__"][METADATA_KEY])["version"]
-    return found
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8, 16, 32])
-@pytest.mark.parametrize("zero", [None, 0, 1, -7, (1 << 32) - 1])
-def test_only_what_version_2_cannot_say_is_written_as_version_3(
-    tmp_path: Path, bits: int, zero: int | None
-) -> None:
-    sparse = sparse_tensor((4,), [1], [1], bits)
-    with ArtifactWriter(tmp_path / "a.fsw", HEADER) as writer:
-        writer.add_tensor("w", packed_tensor(sparse, store(sparse), 1.0, "F32", zero))
-    assert version(tmp_path / "a.fsw") == (2 if zero is None and bits in (1, 2, 4, 8, 16, 32) else 3)
-
-
-def test_one_such_tensor_makes_the_file_version_3_and_the_others_have_no_zero_point(path: Path) -> None:
-    assert version(path) == 3
+def test_only_tensors_with_a_zero_point_record_one(path: Path) -> None:
     records = read_table(path)["tensors"]
     assert {name: record["zero"] for name, record in records.items() if "zero" in record} == ZEROS
-
-
-def test_the_golden_artifact_of_version_3_is_read(path: Path) -> None:
-    artifact, again = open_artifact(GOLDEN / "artifact3.fsw"), open_artifact(path)
-    assert_holds(artifact, TENSORS)
-    assert artifact.header == again.header
-    for name in TENSORS:
-        assert artifact.packed(name) == again.packed(name)
 
 
 def dense(sparse: SparseTensor, scale: float, zero: int) -> np.ndarray:
@@ -94,7 +59,6 @@ def test_kept_entries_are_steps_from_the_zero_point_and_all_others_zero(path: Pa
 def test_a_zoo_keeps_the_zero_point_in_any_form(tmp_path: Path, path: Path, codec: str) -> None:
     create_zoo(tmp_path / "zoo", [path], Form(codec, "small"), None, False, lambda name: None)
     packed = open_artifact(tmp_path / "zoo" / "tasks" / "sst2.fsw")
-    assert version(packed.path) == 3
     for name, (sparse, scale, _) in TENSORS.items():
         record = packed.header.tensors[name]
         assert (record.scale, record.zero) == (scale, ZEROS.get(name))
@@ -141,15 +105,3 @@ def test_a_kept_entry_at_the_zero_point_is_refused_by_every_reader(
         with pytest.raises(DecodeError) as caught:
             read(name)
         assert str(caught.value) == f"{path}: tensor '{name}', block {block}: a kept value is zero"
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda t: t["matrix"].pop("zero"), "'matrix' has levels of 3 bits and the zero point None"),
-        (lambda t: t["matrix"].update(bits=4), "'matrix' has levels of 4 bits and the zero point 5"),
-    ],
-)
-def test_a_file_of_version_2_has_neither(path: Path, change: Change, told: str) -> None:
-    damage(damage_table(path, change), lambda document: document.update(version=2))
-    assert message(path) == f"tensor {told}, which version 2 has not; its header is damaged"
