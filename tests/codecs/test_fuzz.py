@@ -118,7 +118,7 @@ def test_an_input_that_takes_too_long_is_a_finding(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(outcomes, "LIMIT_SECONDS", 0.05)
     tally = Tally("some")
     tally.run(endless, b"")
-    assert [key.split(":")[0] for key in tally.findings] == ["FindingError at outcomes.py"]
+    assert [key.split(":")[0] for key in tally.findings] == ["FindingError at test_fuzz.py"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not limit memory so")

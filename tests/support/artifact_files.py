@@ -115,8 +115,9 @@ def flip(path: Path, bit: int) -> None:
 
 
 def flip_block_bit(path: Path, bit: int = 0) -> None:
-    """Flips one bit of an artifact's data, counted from its start."""
-    flip(path, 8 * read_header(path, ArtifactError).tensors["data"].offset + bit)
+    """Flips one bit of an artifact's blocks, counted from the start of the first one."""
+    start = read_header(path, ArtifactError).tensors["data"].offset + open_artifact(path).extra_bytes()
+    flip(path, 8 * start + bit)
 
 
 # --- changes of what an artifact says ---------------------------------------------------------------------

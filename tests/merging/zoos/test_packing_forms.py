@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.artifact_files import GOLDEN, HEADER, TENSORS, assert_holds
+from support.artifact_files import HEADER
 from support.sparse_tensors import assert_same, sparse_tensor
 from support.tiny_models import contents, state_artifacts
 
@@ -48,13 +48,6 @@ def test_threads_and_memory_change_no_byte(tmp_path, made, effort):
     for jobs, memory in ((2, 1 << 30), (3, 0), (4, 300)):
         create(tmp_path / str(jobs), list(made.values()), Form("auto", effort, jobs, memory))
         assert contents(tmp_path / str(jobs)) == before
-
-
-def test_artifacts_of_version_1_are_packed(tmp_path):
-    create(tmp_path / "zoo", [GOLDEN / "artifact.fsw"], Form())
-    artifact = open_zoo(tmp_path / "zoo")["sst2"]
-    assert_holds(artifact, TENSORS)
-    assert artifact.header.method == HEADER.method
 
 
 def striped_artifact(path, settings):
