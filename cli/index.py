@@ -30,7 +30,7 @@ def index(
         str | None,
         typer.Option(
             help="auto (the default: the earliest layer within a point of the best), pooled, input, layer:N, "
-            "layers:A+B, average:KIND (of the tasks' average), shape+KIND (the spelling of the texts too, as "
+            "layers:A+B, average:SPEC (of the tasks' average), shape+SPEC (the spelling of the texts too, as "
             "shape+auto), or a .safetensors file of <task>.train and <task>.test.",
             show_default=False,
         ),

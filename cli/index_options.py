@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flexswitch.cli.arguments import choice
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.projection import NORMALISATIONS
 
 _PER_TASK, _RANK = 100, 32

@@ -14,7 +14,7 @@ def index_report(
     """Draws the picture; returns the document and the parts to print. Raises: InputError."""
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.routing.confusion import draw_confusion
-    from flexswitch.merging.routing.report import report_index
+    from flexswitch.merging.routing.index_report import report_index
 
     found = report_index(open_zoo(zoo), device)
     draw_confusion(found.counts, found.tasks, picture, overwrite)

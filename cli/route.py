@@ -9,7 +9,7 @@ from flexswitch.cli.console import Console
 from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Quiet, Snap, Vote
 
 if TYPE_CHECKING:
-    from flexswitch.merging.routing.query_index import Routed
+    from flexswitch.merging.routing.query_index import RoutingResult
 
 
 def route(
@@ -90,7 +90,7 @@ def route(
     return console.result(document, "\n".join(_lines(samples)), _note(far, len(samples)))
 
 
-def _samples(routed: "Routed", tasks: list[str]) -> list[dict[str, Any]]:
+def _samples(routed: "RoutingResult", tasks: list[str]) -> list[dict[str, Any]]:
     """Returns an entry a sample; its weights without zeros, the leading task first, then by size."""
     found = []
     rows = zip(*(part.tolist() for part in routed), strict=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexswitch.merging.models.feature_spec import layers_kind
-from flexswitch.merging.routing.layer_choice import choose_layers
+from flexswitch.merging.models.feature_spec import layers_spec
+from flexswitch.merging.routing.layer_selection import select_layers
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -248,13 +248,13 @@ def _filled(text: str) -> str:
 def _auto(bench: Bench) -> str:
     exemplars, told = bench.model.exemplars(100, 0), []
     for shaped, beside in ((False, exemplars.shapes[:, :0]), (True, exemplars.shapes)):
-        layers, shares = choose_layers(exemplars.layers, beside, exemplars.ids, "centred", 32)
+        layers, shares = select_layers(exemplars.layers, beside, exemplars.ids, "centred", 32)
         best = max(shares, key=lambda each: shares[each])
         option = "shape+auto" if shaped else "auto"
         told.append(
-            f"`--features {option}` takes `{layers_kind(layers, shaped)}` ({shares[layers]:.1f} % "
+            f"`--features {option}` takes `{layers_spec(layers, shaped)}` ({shares[layers]:.1f} % "
             "of held-out exemplars), the earliest within a point of the best, "
-            f"`{layers_kind(best, shaped)}` ({shares[best]:.1f} %)."
+            f"`{layers_spec(best, shaped)}` ({shares[best]:.1f} %)."
         )
     return " ".join(told)
 

@@ -13,7 +13,7 @@ from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file
-from flexswitch.merging.models.feature_spec import layers_kind, parse_kind
+from flexswitch.merging.models.feature_spec import layers_spec, parse_feature_spec
 from flexswitch.merging.models.hidden_states import layer_count
 from flexswitch.merging.routing.confusion import confusion
 from flexswitch.merging.routing.features import FeatureDtype, ModelFeatures
@@ -68,9 +68,9 @@ class Recipe:
     shaped: bool = False
 
     @property
-    def kind(self) -> str:
+    def spec(self) -> str:
         """The name of its features."""
-        return layers_kind(self.layers, self.shaped)
+        return layers_spec(self.layers, self.shaped)
 
 
 class Model:
@@ -82,9 +82,9 @@ class Model:
         self.last = layer_count(self.encoder)
         self._data, self._tasks, self._cache = data, tasks, cache
 
-    def source(self, kind: str, dtype: FeatureDtype = "float32") -> ModelFeatures:
-        """Returns the base's features of a kind."""
-        return ModelFeatures(kind, self.adapter, self.encoder, "cpu", dtype)
+    def source(self, spec: str, dtype: FeatureDtype = "float32") -> ModelFeatures:
+        """Returns the base's features for a spec."""
+        return ModelFeatures(spec, self.adapter, self.encoder, "cpu", dtype)
 
     def examples(self, task: str, split: str) -> Examples:
         """Returns a task's texts."""
@@ -107,7 +107,7 @@ class Model:
     def _states(self, name: str, split: str, rows_of: Rows, dtype: FeatureDtype) -> States:
         kept = self._cache / f"{name}.npz"
         if not kept.exists():
-            source = self.source(layers_kind(tuple(range(self.last + 1)), True), dtype)
+            source = self.source(layers_spec(tuple(range(self.last + 1)), True), dtype)
             found, ids = [], []
             for number, task in enumerate(self._tasks):
                 print(f"features of {task}, {name}", flush=True)
@@ -143,7 +143,7 @@ def query_set_of(
 
     What was learned is remembered: votes need no other metric.
     """
-    key = (recipe.kind, recipe.normalise, recipe.rank, float(exemplars.parts.sum()))
+    key = (recipe.spec, recipe.normalise, recipe.rank, float(exemplars.parts.sum()))
     if key not in _KNOWN:
         _KNOWN[key] = _made(recipe, exemplars, tasks)
     return _KNOWN[key]
@@ -154,7 +154,7 @@ _KNOWN: dict[tuple[object, ...], tuple[QuerySet, RoutingAccuracy | None]] = {}
 
 def _made(recipe: Recipe, exemplars: States, tasks: list[str]) -> tuple[QuerySet, RoutingAccuracy | None]:
     features = exemplars.features(recipe)
-    parts = parse_kind(recipe.kind).parts
+    parts = parse_feature_spec(recipe.spec).parts
     projection = fit_normalisation(features.double(), recipe.normalise, parts)
     accuracy = None
     if recipe.rank is not None:
@@ -162,7 +162,7 @@ def _made(recipe: Recipe, exemplars: States, tasks: list[str]) -> tuple[QuerySet
         learned = learn_metric(normalised, exemplars.ids, recipe.rank)
         accuracy = learned.accuracy
         projection = replace(projection or Projection(parts), metric=learned.metric)
-    header = QuerySetHeader(tasks=tasks, features=recipe.kind, per_task=1, seed=0)
+    header = QuerySetHeader(tasks=tasks, features=recipe.spec, per_task=1, seed=0)
     if projection is None:
         return QuerySet(header, features.numpy(), exemplars.ids), accuracy
     points = as_stored(projection(features).numpy()).astype(np.float32)

@@ -44,7 +44,7 @@ class Adapter(Protocol):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns (sample, class), or (sample, token, vocabulary) of a language model."""
 
-    def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
+    def features(self, encoder: nn.Module, batch: Batch, spec: str) -> Tensor:
         """Returns (sample, width): "pooled" is the mean of the last hidden state's tokens, "input" of the
         embeddings, "layer:N" of layer N, "layers:A+B" those of several, one behind the other.
         """

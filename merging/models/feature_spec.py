@@ -12,15 +12,15 @@ _KNOWN = (
     "input",
     "layer:N",
     "layers:A+B",
-    "average:KIND",
+    "average:SPEC",
     "auto",
-    "shape+KIND",
+    "shape+SPEC",
     "FILE.safetensors",
 )
 
 
 @dataclass(frozen=True)
-class Kind:
+class FeatureSpec:
     """What a model's features are the means of.
 
     layers: numbers of `layer_means`, none of them for the last hidden state; averaged: of the
@@ -38,30 +38,30 @@ class Kind:
         return self.shaped + max(1, len(self.layers))
 
 
-def parse_kind(text: str) -> Kind:
-    """Returns the kind of a name. Raises: UsageError with the known ones.
+def parse_feature_spec(text: str) -> FeatureSpec:
+    """Returns the parsed spec. Raises: UsageError with the known ones.
 
-    >>> parse_kind("layers:2+4")
+    >>> parse_feature_spec("layers:2+4")
     Kind(layers=(2, 4), averaged=False, shaped=False)
     """
-    name = model_kind(text)
+    name = model_spec(text)
     shaped = text.startswith(_SHAPE)
     averaged = text.removeprefix(_SHAPE).startswith(_AVERAGE)
     if name == "pooled":
-        return Kind((), averaged, shaped)
+        return FeatureSpec((), averaged, shaped)
     if name == "input":
-        return Kind((0,), averaged, shaped)
+        return FeatureSpec((0,), averaged, shaped)
     word, _, numbers = name.partition(":")
     parts = numbers.split("+")
     if all(part.isdecimal() for part in parts) and word == ("layer" if len(parts) == 1 else "layers"):
-        return Kind(tuple(int(part) for part in parts), averaged, shaped)
-    raise UsageError(f"--features: {unknown_name('kind', text, _KNOWN)}")
+        return FeatureSpec(tuple(int(part) for part in parts), averaged, shaped)
+    raise UsageError(f"--features: {unknown_name('feature spec', text, _KNOWN)}")
 
 
-def model_kind(text: str) -> str:
+def model_spec(text: str) -> str:
     """Returns what of a name a model is asked for.
 
-    >>> model_kind("shape+average:layer:4")
+    >>> model_spec("shape+average:layer:4")
     'layer:4'
     """
     return text.removeprefix(_SHAPE).removeprefix(_AVERAGE)
@@ -82,10 +82,10 @@ def is_file(features: str) -> bool:
     return features.endswith(".safetensors")
 
 
-def layers_kind(layers: tuple[int, ...], shaped: bool = False) -> str:
+def layers_spec(layers: tuple[int, ...], shaped: bool = False) -> str:
     """Returns the name of the base's features of these layers, with the texts' shape or without it.
 
-    >>> layers_kind((0,)), layers_kind((3,)), layers_kind((0, 3))
+    >>> layers_spec((0,)), layers_spec((3,)), layers_spec((0, 3))
     ('input', 'layer:3', 'layers:0+3')
     """
     before = _SHAPE if shaped else ""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
 from flexswitch.merging.models.examples import Batch
-from flexswitch.merging.models.feature_spec import parse_kind
+from flexswitch.merging.models.feature_spec import parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.models.loading import load_weights
 
@@ -47,9 +47,9 @@ class HuggingFace:
         """Returns the name unchanged; `load_weights` knows under which names transformers saves."""
         return finetuned_name
 
-    def features(self, encoder: nn.Module, batch: Batch, kind: str) -> Tensor:
+    def features(self, encoder: nn.Module, batch: Batch, spec: str) -> Tensor:
         """Returns means over the tokens that are not padding, (sample, width · layers) float32."""
-        layers = parse_kind(kind).layers
+        layers = parse_feature_spec(spec).layers
         if layers:
             return in_short_parts(batch, lambda part: layer_means(encoder, part, layers))
         return in_short_parts(batch, lambda part: pooled_mean(encoder, part))

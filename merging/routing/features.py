@@ -19,12 +19,12 @@ from flexswitch.merging.models.feature_spec import (
     FROM_FILE,
     is_auto,
     is_shaped,
-    layers_kind,
-    model_kind,
-    parse_kind,
+    layers_spec,
+    model_spec,
+    parse_feature_spec,
 )
 from flexswitch.merging.models.hidden_states import layer_count
-from flexswitch.merging.routing.averaged import averaged_encoder
+from flexswitch.merging.routing.averaged_encoder import averaged_encoder
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.routing.text_shape import with_shapes
 
@@ -35,10 +35,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class FeatureSource(Protocol):
-    """Where features come from; a query set records `kind` and `dtype`, which are asked for again at use."""
+    """Where features come from; a query set records `spec` and `dtype`, which are asked for again at use."""
 
     @property
-    def kind(self) -> str:
+    def spec(self) -> str:
         """The features' name."""
 
     @property
@@ -63,13 +63,13 @@ def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
 
     So it does for "shape+auto", the texts' shape before them.
 
-    Raises: UsageError on an unknown kind; InputError where layers are asked for of a model that has none.
+    Raises: UsageError on an unknown feature spec; InputError where layers are asked for of a model that has none.
     """
     if not is_auto(features):
         return model_features(features, runner, zoo, list(zoo))
     encoder = runner.adapter.encoder()
-    kind = layers_kind(tuple(range(layer_count(encoder) + 1)), is_shaped(features))
-    return ModelFeatures(kind, runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
+    spec = layers_spec(tuple(range(layer_count(encoder) + 1)), is_shaped(features))
+    return ModelFeatures(spec, runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
 
 
 def stored_source(header: QuerySetHeader, runner: Runner, zoo: Zoo, file: str | Path | None) -> FeatureSource:
@@ -85,27 +85,27 @@ def stored_source(header: QuerySetHeader, runner: Runner, zoo: Zoo, file: str | 
     return model_features(header.features, replace(runner, dtype=header.dtype), zoo, header.averaged or ())
 
 
-def model_features(kind: str, runner: Runner, zoo: Zoo, averaged: Sequence[str]) -> "ModelFeatures":
+def model_features(spec: str, runner: Runner, zoo: Zoo, averaged: Sequence[str]) -> "ModelFeatures":
     """Returns the base as a source of features, or for `average:` the average over some of a zoo's tasks.
 
-    Raises: UsageError on an unknown kind.
+    Raises: UsageError on an unknown feature spec.
     """
     adapter = runner.adapter
-    is_averaged = parse_kind(kind).averaged
+    is_averaged = parse_feature_spec(spec).averaged
     encoder = averaged_encoder(adapter, zoo, averaged) if is_averaged else adapter.encoder()
-    return ModelFeatures(kind, adapter, encoder.to(runner.device), runner.device, runner.dtype)
+    return ModelFeatures(spec, adapter, encoder.to(runner.device), runner.device, runner.dtype)
 
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """Means of a model's hidden states, behind the shape of the texts where the kind says so.
+    """Means of a model's hidden states, behind the shape of the texts if the spec asks for it.
 
-    Source: methods, §3.
+    Source: docs/methods.md §3.
 
     dtype: "bfloat16" runs the products in that type; the means are float32 in any case.
     """
 
-    kind: str
+    spec: str
     adapter: Adapter
     encoder: nn.Module
     device: str
@@ -128,16 +128,16 @@ class ModelFeatures:
         inputs: what the batch was made of. Raises: InputError where their shape is asked for, and they are no
         texts.
         """
-        kind = parse_kind(self.kind)
-        texts = self._texts(inputs) if kind.shaped else None
+        spec = parse_feature_spec(self.spec)
+        texts = self._texts(inputs) if spec.shaped else None
         with torch.inference_mode(), computing_in(self.dtype, self.device):
-            means = self.adapter.features(self.encoder, batch, model_kind(self.kind)).float().cpu()
-        return means if texts is None else with_shapes(means, texts, kind.parts - 1)
+            means = self.adapter.features(self.encoder, batch, model_spec(self.spec)).float().cpu()
+        return means if texts is None else with_shapes(means, texts, spec.parts - 1)
 
     def _texts(self, inputs: Inputs) -> Sequence[str]:
         if isinstance(inputs, np.ndarray):
             raise InputError(
-                f"features '{self.kind}': the examples are an array of shape {inputs.shape}, expected texts"
+                f"features '{self.spec}': the examples are an array of shape {inputs.shape}, expected texts"
             )
         return inputs
 
@@ -154,7 +154,7 @@ def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 class FileFeatures:
     """A safetensors file with one tensor `<task>.<split>` (example, width) for each examples file."""
 
-    kind = FROM_FILE
+    spec = FROM_FILE
     dtype: FeatureDtype = "float32"
 
     def __init__(self, path: Path) -> None:

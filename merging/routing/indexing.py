@@ -10,8 +10,7 @@ from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.feature_spec import AUTO, FROM_FILE, is_auto, is_file, parse_kind
-from flexswitch.merging.routing.build import Settings, build_index, extend_index, read_exemplars
+from flexswitch.merging.models.feature_spec import AUTO, FROM_FILE, is_auto, is_file, parse_feature_spec
 from flexswitch.merging.routing.features import (
     FeatureDtype,
     FeatureSource,
@@ -20,6 +19,7 @@ from flexswitch.merging.routing.features import (
     feature_source,
     stored_source,
 )
+from flexswitch.merging.routing.index_build import Settings, build_index, extend_index, read_exemplars
 from flexswitch.merging.routing.query_set import read_query_set
 
 
@@ -46,7 +46,7 @@ def index_zoo(
     """
     check_device(request.device)
     if not is_auto(request.features) and not is_file(request.features):
-        parse_kind(request.features)
+        parse_feature_spec(request.features)
     zoo = open_zoo(request.zoo)
     if zoo.record.index is not None and not overwrite:
         raise InputError(

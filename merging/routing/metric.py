@@ -1,6 +1,6 @@
 """A low-rank metric learned from the exemplars' tasks, and whether it routes better than the Euclidean one.
 
-Source: Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md §5.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from torch import Tensor
 from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import one_torch_thread
-from flexswitch.merging.routing.discriminant import Scatter, discriminants, scatter_of
-from flexswitch.merging.routing.leave_out import FOLDS, held_out, leave_one_out
-from flexswitch.merging.routing.neighbour_components import neighbour_components
+from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, leave_one_out
+from flexswitch.merging.routing.lda import Scatter, lda, scatter_of
+from flexswitch.merging.routing.nca import nca
 
 SHRINKAGES = (0.6, 0.4, 0.2, 0.1)  # the safest first
 STEPS = (0, 5, 10, 20, 40)
@@ -25,7 +25,7 @@ _MEASURED = 8000  # exemplars that accuracy is measured on, where there are more
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class LearnedMetric:
     """What learning came to.
 
     metric: (rank, width) float32, None where the Euclidean one is kept; accuracy: None where nothing could
@@ -39,7 +39,7 @@ class Learned:
     shrinkage: float = 0.0
 
 
-def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Learned:
+def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> LearnedMetric:
     """Returns the metric learned from normalised features (exemplar, width) float64.
 
     It starts from linear discriminants and goes on with neighbourhood components; the shrinkage and how many
@@ -48,30 +48,30 @@ def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Le
     ids = torch.from_numpy(task_ids.astype(np.int64))
     counts = ids.bincount()
     if (counts > 0).sum() < 2:
-        return Learned(None, None, "there is one task")
+        return LearnedMetric(None, None, "there is one task")
     if int(counts[counts > 0].min()) < FOLDS:
-        return Learned(None, None, f"a task has fewer than {FOLDS} exemplars")
+        return LearnedMetric(None, None, f"a task has fewer than {FOLDS} exemplars")
     if bool((features == features[0]).all()):
-        return Learned(None, None, "all exemplars have the same features")
+        return LearnedMetric(None, None, "all exemplars have the same features")
     with one_torch_thread():
         return _learned(features, ids, rank)
 
 
-def _learned(features: Tensor, ids: Tensor, rank: int) -> Learned:
+def _learned(features: Tensor, ids: Tensor, rank: int) -> LearnedMetric:
     rows = spread_rows(len(ids), _MEASURED)
     scatters: list[Scatter] = []  # of each fold, which the steps start from again
     shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank, scatters)
     scatters.append(scatter_of(features, ids))
 
     def tried(some: Tensor, of: Tensor) -> list[Tensor]:
-        start = discriminants(scatters.pop(0), rank, shrinkage)
+        start = lda(scatters.pop(0), rank, shrinkage)
         paired = spread_rows(len(of), _PAIRED)
-        return neighbour_components(some[paired], of[paired], start, STEPS)
+        return nca(some[paired], of[paired], start, STEPS)
 
     def all_tried(some: Tensor, of: Tensor) -> list[Tensor]:
         return [torch.eye(some.shape[1], dtype=some.dtype), *tried(some, of)]
 
-    euclidean, *by_steps = held_out(features[rows], ids[rows], all_tried)
+    euclidean, *by_steps = cross_validate(features[rows], ids[rows], all_tried)
     chosen = first_as_good(by_steps, len(rows))
     metric = tried(features, ids)[chosen]
     accuracy = RoutingAccuracy(
@@ -81,8 +81,8 @@ def _learned(features: Tensor, ids: Tensor, rank: int) -> Learned:
         learned_held_out=by_steps[chosen],
     )
     if by_steps[chosen] <= euclidean:
-        return Learned(None, accuracy, "the learned one is no better on held-out exemplars")
-    return Learned(metric.float().numpy(), accuracy, "", STEPS[chosen], shrinkage)
+        return LearnedMetric(None, accuracy, "the learned one is no better on held-out exemplars")
+    return LearnedMetric(metric.float().numpy(), accuracy, "", STEPS[chosen], shrinkage)
 
 
 def best_shrinkage(
@@ -97,9 +97,9 @@ def best_shrinkage(
         scatter = scatter_of(some, of)
         if scatters is not None:
             scatters.append(scatter)
-        return [discriminants(scatter, rank, each, fill=False) for each in SHRINKAGES]
+        return [lda(scatter, rank, each, fill=False) for each in SHRINKAGES]
 
-    found = held_out(features, task_ids, tried)
+    found = cross_validate(features, task_ids, tried)
     chosen = first_as_good(found, len(task_ids))
     return SHRINKAGES[chosen], found[chosen]
 

@@ -10,10 +10,10 @@ MIXES = ("share", "root")
 _SAME = 1e-6  # shares are thirds and tenths in float32
 
 
-def check_mix(kind: str) -> None:
+def check_mix(mix: str) -> None:
     """Raises: UsageError on a kind that is not known."""
-    if kind not in MIXES:
-        raise UsageError(f"--mix: {unknown_name('mix', kind, MIXES)}")
+    if mix not in MIXES:
+        raise UsageError(f"--mix: {unknown_name('mix', mix, MIXES)}")
 
 
 def check_snap(within: float) -> None:
@@ -22,10 +22,10 @@ def check_snap(within: float) -> None:
         raise UsageError(f"--snap {within}: expected a share from 0 to below 0.5")
 
 
-def mixed(shares: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+def mixed(shares: NDArray[np.float32], mix: str) -> NDArray[np.float32]:
     """Returns the weights of task vectors for shares (sample, task) that sum to 1.
 
-    "share": the share itself (methods, §3). "root": its square root, so that the squares sum to 1: task
+    "share": the share itself (docs/methods.md §3). "root": its square root, so that the squares sum to 1: task
     vectors are all but orthogonal, and so a sample that two tasks share is moved as far from the base as one
     of a single task, where shares would move it by less.
     Raises: UsageError on another kind.
@@ -33,8 +33,8 @@ def mixed(shares: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     >>> mixed(np.array([[0.64, 0.36], [1, 0]], np.float32), "root").round(3).tolist()
     [[0.800000011920929, 0.6000000238418579], [1.0, 0.0]]
     """
-    check_mix(kind)
-    return np.sqrt(shares) if kind == "root" else shares
+    check_mix(mix)
+    return np.sqrt(shares) if mix == "root" else shares
 
 
 def snap(shares: NDArray[np.float32], within: float) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """From features to the points that are searched: normalisation, then a learned low-rank metric.
 
-Source: Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md §5.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Per-sample weights from the nearest exemplars of a query set.
 
-Source: Qi et al. 2025 (arXiv 2412.00054), Auto-Switch; methods, §3.
+Source: Qi et al. 2025 (arXiv 2412.00054), Auto-Switch; docs/methods.md §3.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _FAR = 0.99  # share of the exemplars that are not far from the others
 _MEASURED = 4096  # exemplars that tell how far they are from each other, where there are more
 
 
-class Routed(NamedTuple):
+class RoutingResult(NamedTuple):
     """What a batch of samples gets.
 
     weights: (sample, task) float32, each row the shares of the votes, which sum to 1, until they are mixed
@@ -59,7 +59,7 @@ class QueryIndex:
         """The share of the nearest exemplars that are found: 1 where the search is exact."""
         return self._search.recall
 
-    def weights(self, features: Tensor) -> Routed:
+    def weights(self, features: Tensor) -> RoutingResult:
         """Returns the tasks' weights for features (sample, width), on the CPU.
 
         Raises: InputError on another width than the exemplars', or on features that are not finite.
@@ -76,7 +76,7 @@ class QueryIndex:
         distances, positions = self._search.search(queries, self.neighbours)
         nearest = self.task_ids[positions]  # (sample, neighbour)
         weights = votes(distances, nearest, len(self.tasks), self._vote)
-        return Routed(
+        return RoutingResult(
             torch.from_numpy(weights.astype(np.float32)),
             torch.from_numpy(leading_tasks(weights, nearest)),
             torch.from_numpy(distances[:, 0].astype(np.float32)),

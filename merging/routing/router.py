@@ -13,7 +13,7 @@ from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples
 from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source
 from flexswitch.merging.routing.mixing import mixed, snap
-from flexswitch.merging.routing.query_index import QueryIndex, Routed
+from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
 from flexswitch.merging.routing.query_set import check_covers, read_query_set
 
 _CHUNK = 1024  # samples between two steps of progress
@@ -42,8 +42,8 @@ def open_router(
 
 
 def route_file(
-    router: Router, path: Path, examples: Examples, within: float, kind: str, on_routed: Callable[[str], None]
-) -> Routed:
+    router: Router, path: Path, examples: Examples, within: float, mix: str, on_routed: Callable[[str], None]
+) -> RoutingResult:
     """Returns what the samples of a file get, their shares snapped within that and mixed by that kind.
 
     `on_routed` hears after each chunk how many are done. In a feature file the samples' tensor has the name
@@ -55,8 +55,8 @@ def route_file(
         rows = np.arange(start, min(start + _CHUNK, len(examples)))
         found.append(router.index.weights(router.source.rows(task, split, examples, rows)))
         on_routed(f"{rows[-1] + 1:,}")
-    routed = Routed(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return routed._replace(weights=torch.from_numpy(mixed(snap(routed.weights.numpy(), within), kind)))
+    routed = RoutingResult(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return routed._replace(weights=torch.from_numpy(mixed(snap(routed.weights.numpy(), within), mix)))
 
 
 def read_samples(path: Path, limit: int | None) -> Examples:

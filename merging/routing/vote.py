@@ -10,25 +10,25 @@ VOTES = ("uniform", "kernel")
 _SHARPNESS = 2.0  # the last neighbour's vote is worth exp(-2) of the first one's
 
 
-def check_vote(kind: str) -> None:
+def check_vote(vote: str) -> None:
     """Raises: UsageError on a kind that is not known."""
-    if kind not in VOTES:
-        raise UsageError(f"--vote: {unknown_name('vote', kind, VOTES)}")
+    if vote not in VOTES:
+        raise UsageError(f"--vote: {unknown_name('vote', vote, VOTES)}")
 
 
 def votes(
-    distances: NDArray[np.float64], task_ids: NDArray[np.int32], tasks: int, kind: str
+    distances: NDArray[np.float64], task_ids: NDArray[np.int32], tasks: int, vote: str
 ) -> NDArray[np.float64]:
     """Returns weights (sample, task) that sum to 1.
 
     distances, task_ids: (sample, neighbour), the nearest first.
-    "uniform": the share of the neighbours that are the task's (methods, §3).
+    "uniform": the share of the neighbours that are the task's (docs/methods.md §3).
     "kernel": a neighbour at distance d counts exp(-c (d² - d₁²) / (d_K² - d₁²)), d₁ the nearest one's and
     d_K the last one's, whatever the scale of distances.
     Raises: UsageError on another kind.
     """
-    check_vote(kind)
-    shares = np.ones_like(distances) if kind == "uniform" else _kernel(distances)  # (sample, neighbour)
+    check_vote(vote)
+    shares = np.ones_like(distances) if vote == "uniform" else _kernel(distances)  # (sample, neighbour)
     weights = np.zeros((len(distances), tasks))
     for neighbour in range(distances.shape[1]):
         weights[np.arange(len(weights)), task_ids[:, neighbour]] += shares[:, neighbour]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import CLASSES
-from flexswitch.merging.models.feature_spec import FROM_FILE, Kind, parse_kind
+from flexswitch.merging.models.feature_spec import FROM_FILE, FeatureSpec, parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.mixing import mixed, snap
@@ -67,18 +67,18 @@ class ZooRouter:
         texts: what the rows were made of. Raises: InputError where the index takes their shape, and they are
         not given, or not one a row.
         """
-        kind = parse_kind(self._header.features)
+        spec = parse_feature_spec(self._header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
         first = next(iter(given.values()))
-        shaped = self._checked(texts, len(first)) if kind.shaped else None
+        shaped = self._checked(texts, len(first)) if spec.shaped else None
         with torch.no_grad(), computing_in(self._header.dtype, str(first.device)):
-            if kind.averaged:
+            if spec.averaged:
                 tasks = self._header.averaged or []
-                features = self._averaged(batch, tasks, lambda module: _means(module, given, kind))
+                features = self._averaged(batch, tasks, lambda module: _means(module, given, spec))
             else:
-                features = in_short_parts(dict(given), lambda part: _means(self._module, part, kind))
+                features = in_short_parts(dict(given), lambda part: _means(self._module, part, spec))
         if shaped is not None:
-            features = with_shapes(features, shaped, kind.parts - 1)
+            features = with_shapes(features, shaped, spec.parts - 1)
         found = self._index.weights(features.float())
         shares = snap(np.asarray(found.weights), self._routing.snap)
         return torch.from_numpy(mixed(shares, self._routing.mix)[:, self._columns])
@@ -108,9 +108,9 @@ class Lazy:
         return made(batch, texts)
 
 
-def _means(module: nn.Module, batch: Mapping[str, Tensor], kind: Kind) -> Tensor:
+def _means(module: nn.Module, batch: Mapping[str, Tensor], spec: FeatureSpec) -> Tensor:
     given = dict(batch)
-    return layer_means(module, given, kind.layers) if kind.layers else pooled_mean(module, given)
+    return layer_means(module, given, spec.layers) if spec.layers else pooled_mean(module, given)
 
 
 def _main_input(module: nn.Module) -> str:

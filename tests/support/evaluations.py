@@ -10,7 +10,7 @@ from support.tiny_models import (
 
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
-from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.indexing import Request as IndexRequest
 from flexswitch.merging.routing.indexing import index_zoo
 

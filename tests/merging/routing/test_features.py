@@ -32,8 +32,8 @@ def image_base(tmp_path_factory):
     return save_image_base(tmp_path_factory.mktemp("images") / "base")
 
 
-def source_of(kind, base, adapter=CLASSIFIER):
-    return feature_source(str(kind), Runner(get_adapter(open_checkpoint(str(base)), adapter)), {})
+def source_of(spec, base, adapter=CLASSIFIER):
+    return feature_source(str(spec), Runner(get_adapter(open_checkpoint(str(base)), adapter)), {})
 
 
 def from_file(path):
@@ -62,24 +62,24 @@ def plain_hidden_states(base, text):
         return model(**tokens, output_hidden_states=True)
 
 
-@pytest.mark.parametrize("kind", ["pooled", "layer:0", "layer:1", "layer:2"])
-def test_features_are_the_mean_over_a_texts_own_tokens(text_base, kind):
-    found = rows_of(source_of(kind, text_base), TEXTS[:8])
+@pytest.mark.parametrize("spec", ["pooled", "layer:0", "layer:1", "layer:2"])
+def test_features_are_the_mean_over_a_texts_own_tokens(text_base, spec):
+    found = rows_of(source_of(spec, text_base), TEXTS[:8])
     assert (found.dtype, found.shape, found.device.type) == (torch.float32, (8, WIDTH), "cpu")
     for row, text in enumerate(TEXTS[:8]):
         output = plain_hidden_states(text_base, text)
         hidden = (
-            output.last_hidden_state if kind == "pooled" else output.hidden_states[int(kind.split(":")[1])]
+            output.last_hidden_state if spec == "pooled" else output.hidden_states[int(spec.split(":")[1])]
         )
         torch.testing.assert_close(found[row], hidden[0].mean(0), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["pooled", "layers:0+2"])
-def test_the_shapes_of_the_texts_stand_before_a_models_features(text_base, kind):
-    found = rows_of(source_of(f"shape+{kind}", text_base), TEXTS[:8], rows=[5, 1, 1])
+@pytest.mark.parametrize("spec", ["pooled", "layers:0+2"])
+def test_the_shapes_of_the_texts_stand_before_a_models_features(text_base, spec):
+    found = rows_of(source_of(f"shape+{spec}", text_base), TEXTS[:8], rows=[5, 1, 1])
     taken = [TEXTS[row] for row in (5, 1, 1)]
     torch.testing.assert_close(found[:, :WIDTH], text_shapes(taken, WIDTH), rtol=0, atol=0)
-    plain = rows_of(source_of(kind, text_base), TEXTS[:8], rows=[5, 1, 1])
+    plain = rows_of(source_of(spec, text_base), TEXTS[:8], rows=[5, 1, 1])
     torch.testing.assert_close(found[:, WIDTH:], plain, rtol=0, atol=0)
 
 
@@ -91,22 +91,22 @@ def test_images_have_no_shape_of_texts(image_base):
     )
 
 
-@pytest.mark.parametrize("kind", ["pooled", "layer:1"])
-def test_features_of_images_are_the_mean_over_all_tokens(image_base, kind):
+@pytest.mark.parametrize("spec", ["pooled", "layer:1"])
+def test_features_of_images_are_the_mean_over_all_tokens(image_base, spec):
     from transformers import ViTModel
 
     images = np.random.default_rng(0).normal(size=(5, 3, 8, 8)).astype(np.float32)
-    found = rows_of(source_of(kind, image_base, "hf-image-classification"), images)
+    found = rows_of(source_of(spec, image_base, "hf-image-classification"), images)
     model = ViTModel.from_pretrained(image_base, add_pooling_layer=False).eval()
     with torch.no_grad():
         output = model(torch.from_numpy(images), output_hidden_states=True)
-    hidden = output.last_hidden_state if kind == "pooled" else output.hidden_states[1]
+    hidden = output.last_hidden_state if spec == "pooled" else output.hidden_states[1]
     torch.testing.assert_close(found, hidden.mean(1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["pooled", "layer:1"])
-def test_a_texts_features_do_not_depend_on_the_texts_beside_it(text_base, kind):
-    source = source_of(kind, text_base)
+@pytest.mark.parametrize("spec", ["pooled", "layer:1"])
+def test_a_texts_features_do_not_depend_on_the_texts_beside_it(text_base, spec):
+    source = source_of(spec, text_base)
     together = rows_of(source, TEXTS)  # two batches
     alone = torch.cat([rows_of(source, TEXTS, [row]) for row in range(0, len(TEXTS), 9)])
     torch.testing.assert_close(together[::9], alone, rtol=0, atol=1e-5)
@@ -129,21 +129,21 @@ def test_features_of_a_half_precision_base_are_computed_in_float32(text_base, tm
     torch.testing.assert_close(found, rows_of(source_of("pooled", text_base), TEXTS[:4]), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("input", [0]), ("layers:2+0", [2, 0]), ("auto", [0, 1, 2])])
-def test_features_of_several_layers_stand_one_behind_the_other(text_base, kind, layers):
-    source = source_of(kind, text_base)
+@pytest.mark.parametrize(("spec", "layers"), [("input", [0]), ("layers:2+0", [2, 0]), ("auto", [0, 1, 2])])
+def test_features_of_several_layers_stand_one_behind_the_other(text_base, spec, layers):
+    source = source_of(spec, text_base)
     found = rows_of(source, TEXTS[:8])
     assert found.shape == (8, WIDTH * len(layers))
     for row, text in enumerate(TEXTS[:8]):
         states = plain_hidden_states(text_base, text).hidden_states
         expected = torch.cat([states[layer][0].mean(0) for layer in layers])
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-5)
-    assert source.kind == {"auto": "layers:0+1+2"}.get(kind, kind)
+    assert source.spec == {"auto": "layers:0+1+2"}.get(spec, spec)
 
 
-@pytest.mark.parametrize("kind", ["pooled", "layers:0+1"])
-def test_features_in_bfloat16_are_near_those_in_float32(text_base, kind):
-    exact = source_of(kind, text_base)
+@pytest.mark.parametrize("spec", ["pooled", "layers:0+1"])
+def test_features_in_bfloat16_are_near_those_in_float32(text_base, spec):
+    exact = source_of(spec, text_base)
     rough = replace(exact, dtype="bfloat16")
     found, expected = rows_of(rough, TEXTS[:8]), rows_of(exact, TEXTS[:8])
     assert found.dtype == torch.float32
@@ -166,7 +166,7 @@ def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
 
 
 @pytest.mark.parametrize(
-    ("kind", "nearest"),
+    ("spec", "nearest"),
     [
         ("poled", "; did you mean 'pooled'?"),
         ("layer", "; did you mean 'layer:N'?"),
@@ -175,9 +175,9 @@ def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
         ("cls", ""),
     ],
 )
-def test_features_of_an_unknown_kind_are_told_with_the_known_ones(text_base, kind, nearest):
-    assert message(UsageError, lambda: source_of(kind, text_base)) == (
-        f"--features: no kind is named '{kind}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:KIND, auto, shape+KIND, FILE.safetensors)"
+def test_features_of_an_unknown_kind_are_told_with_the_known_ones(text_base, spec, nearest):
+    assert message(UsageError, lambda: source_of(spec, text_base)) == (
+        f"--features: no feature spec is named '{spec}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:SPEC, auto, shape+SPEC, FILE.safetensors)"
     )
 
 
@@ -217,7 +217,7 @@ def file(tmp_path):
 
 def test_features_are_read_from_a_file_by_task_and_split(file):
     source = from_file(file)
-    assert source.kind == "file"
+    assert source.spec == "file"
     found = source.rows("birds", "train", Examples(["a"] * 4, None), np.array([2, 0]))
     assert found.tolist() == [[6, 7, 8], [0, 1, 2]]
     found = source.rows("birds", "test", Examples(["a"] * 2, None), np.arange(2))

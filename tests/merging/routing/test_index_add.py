@@ -12,9 +12,9 @@ from support.tiny_models import Toy, contents, save_state, text_toy, texts
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.models.examples import draw
-from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
-from flexswitch.merging.routing.metric import Learned
+from flexswitch.merging.routing.metric import LearnedMetric
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vectors.task_vector import restore
 from flexswitch.merging.zoos.pack import Form, change_zoo
@@ -203,9 +203,9 @@ def learning(monkeypatch):
 
     def learn(features, task_ids, rank):
         generator = np.random.Generator(np.random.PCG64(rank))
-        return Learned(generator.normal(size=(rank, features.shape[1])).astype(np.float32), None)
+        return LearnedMetric(generator.normal(size=(rank, features.shape[1])).astype(np.float32), None)
 
-    monkeypatch.setattr("flexswitch.merging.routing.build.learn_metric", learn)
+    monkeypatch.setattr("flexswitch.merging.routing.index_build.learn_metric", learn)
 
 
 def test_an_added_task_that_is_removed_again_leaves_the_index_as_it_was(toy):

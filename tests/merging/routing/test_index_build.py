@@ -17,8 +17,8 @@ from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import SUFFIXES, Examples, draw
-from flexswitch.merging.routing.build import Settings, build_index, read_exemplars
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
+from flexswitch.merging.routing.index_build import Settings, build_index, read_exemplars
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
@@ -28,7 +28,7 @@ COUNTS = {"birds": 12, "cities": 9, "tools": 30}
 class CountedFeatures:
     """The features (seed of the task, row) of every example; remembers what it was asked for."""
 
-    kind = "pooled"
+    spec = "pooled"
     dtype = "float32"
 
     def __init__(self):
@@ -255,7 +255,7 @@ def test_a_failing_source_of_features_leaves_the_old_index(zoo, data):
     def fail(task, split, examples, rows):
         raise UsageError("features 'layer:9': no")
 
-    source = SimpleNamespace(kind="layer:9", dtype="float32", rows=fail)
+    source = SimpleNamespace(spec="layer:9", dtype="float32", rows=fail)
     assert refused(open_zoo(zoo.path), data, UsageError, source) == "features 'layer:9': no"
     read_query_set(open_zoo(zoo.path))
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from flexswitch.merging.routing.discriminant import discriminants, scatter_of
-from flexswitch.merging.routing.leave_out import FOLDS, folds, held_out, leave_one_out
+from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, folds, leave_one_out
+from flexswitch.merging.routing.lda import lda, scatter_of
 from flexswitch.merging.routing.metric import first_as_good, learn_metric, spread_rows
-from flexswitch.merging.routing.neighbour_components import _loss, neighbour_components
+from flexswitch.merging.routing.nca import _loss, nca
 
 TASKS = 4
 
@@ -48,7 +48,7 @@ def plain_discriminants(features, ids, shrinkage):
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3, 0.9])
 def test_discriminants_are_fishers(shrinkage):
     features, ids = planted()
-    found = discriminants(scatter_of(features, ids), 32, shrinkage, fill=False).numpy()
+    found = lda(scatter_of(features, ids), 32, shrinkage, fill=False).numpy()
     plain = plain_discriminants(features, ids.numpy(), shrinkage)
     # the same but for signs and one scale: compare the distances they give
     ratio = np.linalg.norm(found) / np.linalg.norm(plain)
@@ -58,7 +58,7 @@ def test_discriminants_are_fishers(shrinkage):
 def test_points_are_scaled_for_votes_that_fall_with_the_square_of_distance():
     features, ids = planted()
     for rank in (2, 3, 10):
-        points = (features - features.mean(0)) @ discriminants(scatter_of(features, ids), rank, 0.5).T
+        points = (features - features.mean(0)) @ lda(scatter_of(features, ids), rank, 0.5).T
         assert points.shape[1] == rank
         # the spread is set before components are left away; exp(-d²) then is neither 0 nor 1 for most pairs
         assert 5 < float(points.square().sum(1).mean()) < 8
@@ -67,8 +67,8 @@ def test_points_are_scaled_for_votes_that_fall_with_the_square_of_distance():
 def test_more_directions_than_discriminants_are_principal_components_of_the_rest():
     features, ids = planted()
     scatter = scatter_of(features, ids)
-    found = discriminants(scatter, 9, 0.5)
-    few = discriminants(scatter, 9, 0.5, fill=False)
+    found = lda(scatter, 9, 0.5)
+    few = lda(scatter, 9, 0.5, fill=False)
     assert (len(found), len(few)) == (9, TASKS - 1)
     scale = float(found[0].norm() / few[0].norm())
     torch.testing.assert_close(found[: TASKS - 1], few * scale)
@@ -78,14 +78,14 @@ def test_more_directions_than_discriminants_are_principal_components_of_the_rest
 
 def test_there_are_no_more_directions_than_the_exemplars_span():
     features, ids = planted(per_task=2, width=20)
-    found = discriminants(scatter_of(features, ids), 32, 0.5)
+    found = lda(scatter_of(features, ids), 32, 0.5)
     assert found.shape == (8, 20)
     assert found.isfinite().all()
 
 
 def test_features_wider_than_the_exemplars_are_many_count_in_their_span_alone():
     features, ids = planted(per_task=4, width=40)
-    found = discriminants(scatter_of(features, ids), 5, 0.4)
+    found = lda(scatter_of(features, ids), 5, 0.4)
     span = np.linalg.svd((features - features.mean(0)).numpy(), full_matrices=False)[2][:15]
     np.testing.assert_allclose(found.numpy() @ span.T @ span, found.numpy(), rtol=0, atol=1e-9)
 
@@ -123,7 +123,7 @@ def test_each_checkpoint_is_better_on_what_it_was_learned_from_and_no_steps_is_t
     features, ids = planted()
     start = 0.05 * torch.eye(20, dtype=torch.float64)[:8]
     same = ids.unsqueeze(0) == ids.unsqueeze(1)
-    found = neighbour_components(features, ids, start, (0, 10, 40))
+    found = nca(features, ids, start, (0, 10, 40))
     torch.testing.assert_close(found[0], start, rtol=0, atol=1e-8)
     losses = [float(_loss(features @ metric.T, same)) for metric in found]
     assert losses[0] > losses[1] > losses[2]
@@ -132,8 +132,8 @@ def test_each_checkpoint_is_better_on_what_it_was_learned_from_and_no_steps_is_t
 def test_a_checkpoint_does_not_depend_on_those_before_it():
     features, ids = planted()
     start = 0.05 * torch.eye(20, dtype=torch.float64)[:8]
-    together = neighbour_components(features, ids, start, (0, 5, 10))
-    alone = neighbour_components(features, ids, start, (10,))
+    together = nca(features, ids, start, (0, 5, 10))
+    alone = nca(features, ids, start, (10,))
     assert torch.equal(together[2], alone[0])
 
 
@@ -160,7 +160,7 @@ def test_a_fifth_of_each_task_is_held_out_in_turn_and_not_seen_by_the_learning()
         seen.append(some)
         return [torch.eye(20, dtype=torch.float64)[:5], torch.eye(20, dtype=torch.float64)]
 
-    found = held_out(features, ids, learn)
+    found = cross_validate(features, ids, learn)
     for number, matrix in enumerate((np.eye(20)[:5], np.eye(20))):
         right = []
         for fold in range(FOLDS):
@@ -222,38 +222,3 @@ def test_the_same_exemplars_give_the_same_bytes_for_any_thread_count():
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1
-
-
-def test_where_nothing_tells_tasks_apart_the_euclidean_metric_is_kept():
-    generator = torch.Generator().manual_seed(5)
-    near = torch.randn(40, 2, generator=generator, dtype=torch.float64)
-    pairs = torch.cat([near, near + 1e-3]).repeat_interleave(1, 0)  # two alike, far from all others
-    ids = torch.arange(40) % 4
-    learned = learn_metric(pairs * 100, torch.cat([ids, ids]).numpy().astype(np.int32), 1)
-    assert learned.metric is None
-    assert learned.reason == "the learned one is no better on held-out exemplars"
-    assert learned.accuracy.learned_held_out <= learned.accuracy.euclidean_held_out
-
-
-@pytest.mark.parametrize(
-    ("counts", "reason"),
-    [((30,), "there is one task"), ((30, 4), "a task has fewer than 5 exemplars")],
-)
-def test_too_few_exemplars_keep_the_euclidean_metric(counts, reason):
-    ids = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    learned = learn_metric(torch.randn(len(ids), 3, dtype=torch.float64), ids, 2)
-    assert (learned.metric, learned.accuracy, learned.reason) == (None, None, reason)
-
-
-@pytest.mark.parametrize(
-    ("features", "reason"),
-    [
-        (np.eye(2).repeat(6, 0), "the learned one is no better on held-out exemplars"),
-        (np.ones((12, 2)), "all exemplars have the same features"),
-    ],
-    ids=["of a task", "of all tasks"],
-)
-def test_exemplars_that_are_the_same_keep_the_euclidean_metric(features, reason):
-    ids = np.repeat(np.arange(2), 6).astype(np.int32)
-    learned = learn_metric(torch.from_numpy(features), ids, 2)
-    assert (learned.metric, learned.reason) == (None, reason)

@@ -25,7 +25,7 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
-from flexswitch.merging.routing.build import Settings
+from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.indexing import Request, index_zoo
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.switching.batch_plan import batch_plan

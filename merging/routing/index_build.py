@@ -13,10 +13,10 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file, tasks_with
-from flexswitch.merging.models.feature_spec import FROM_FILE, layers_kind, parse_kind
+from flexswitch.merging.models.feature_spec import FROM_FILE, layers_spec, parse_feature_spec
+from flexswitch.merging.routing.cross_validation import FOLDS
 from flexswitch.merging.routing.features import FeatureSource
-from flexswitch.merging.routing.layer_choice import choose_layers
-from flexswitch.merging.routing.leave_out import FOLDS
+from flexswitch.merging.routing.layer_selection import select_layers
 from flexswitch.merging.routing.metric import learn_metric
 from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
@@ -32,7 +32,7 @@ class Settings:
     rank: int | None = None
 
 
-class Exemplars(NamedTuple):
+class ExemplarFeatures(NamedTuple):
     """Features (exemplar, width) float32 of tasks' exemplars, and task_ids (exemplar,)."""
 
     tasks: list[str]
@@ -70,19 +70,19 @@ def build_index(
     those that route best are taken. Raises: InputError.
     """
     exemplars, notes = exemplar_features(examples, settings.per_task, settings.seed, source, on_task)
-    kind = source.kind
+    spec = source.spec
     if choose:
-        kind, exemplars, note = _chosen(exemplars, kind, settings)
+        spec, exemplars, note = _chosen(exemplars, spec, settings)
         notes.append(note)
-    parts = 1 if kind == FROM_FILE else parse_kind(kind).parts
+    parts = 1 if spec == FROM_FILE else parse_feature_spec(spec).parts
     projection, accuracy, learned = _projection(exemplars, parts, settings)
     notes += learned
     header = QuerySetHeader(
         tasks=exemplars.tasks,
-        features=kind,
+        features=spec,
         dtype=source.dtype,
         parts=parts,
-        averaged=list(zoo) if kind != FROM_FILE and parse_kind(kind).averaged else None,
+        averaged=list(zoo) if spec != FROM_FILE and parse_feature_spec(spec).averaged else None,
         accuracy=accuracy,
         per_task=settings.per_task,
         seed=settings.seed,
@@ -134,7 +134,7 @@ def exemplar_features(
     seed: int,
     source: FeatureSource,
     on_task: Callable[[str], None],
-) -> tuple[Exemplars, list[str]]:
+) -> tuple[ExemplarFeatures, list[str]]:
     """Returns the exemplars drawn from tasks' examples, and notes on tasks that have too few.
 
     Raises: InputError where features differ in width or are not finite.
@@ -151,23 +151,23 @@ def exemplar_features(
         features.append(source.rows(task, "train", each, rows))
         _check_features(task, features)
         task_ids.append(np.full(len(rows), number, np.int32))
-    return Exemplars(list(examples), torch.cat(features), np.concatenate(task_ids)), notes
+    return ExemplarFeatures(list(examples), torch.cat(features), np.concatenate(task_ids)), notes
 
 
-def _chosen(exemplars: Exemplars, kind: str, settings: Settings) -> tuple[str, Exemplars, str]:
-    """Returns the kind of the layers that route best, the exemplars' features of that kind, and a note."""
+def _chosen(exemplars: ExemplarFeatures, spec: str, settings: Settings) -> tuple[str, ExemplarFeatures, str]:
+    """Returns the spec of the layers that route best, the features of those layers, and a note."""
     counts = np.bincount(exemplars.task_ids)
     if counts.min() < FOLDS:
         raise InputError(
             f"--features auto: task '{exemplars.tasks[int(counts.argmin())]}' has {counts.min()} exemplars, "
             f"and choosing takes {FOLDS} a task; give more, or name a layer: --features layer:N"
         )
-    every = parse_kind(kind)
+    every = parse_feature_spec(spec)
     parts = exemplars.features.reshape(len(exemplars.features), every.parts, -1)  # (exemplar, part, width)
     beside, states = parts[:, : every.shaped], parts[:, every.shaped :]
-    layers, shares = choose_layers(states, beside, exemplars.task_ids, settings.normalise, settings.rank)
+    layers, shares = select_layers(states, beside, exemplars.task_ids, settings.normalise, settings.rank)
     taken, best = (
-        layers_kind(each, every.shaped) for each in (layers, max(shares, key=lambda each: shares[each]))
+        layers_spec(each, every.shaped) for each in (layers, max(shares, key=lambda each: shares[each]))
     )
     note = (
         f"--features auto takes {taken}, which routes {shares[layers]:.1f} % of held-out "
@@ -178,7 +178,7 @@ def _chosen(exemplars: Exemplars, kind: str, settings: Settings) -> tuple[str, E
 
 
 def _projection(
-    exemplars: Exemplars, parts: int, settings: Settings
+    exemplars: ExemplarFeatures, parts: int, settings: Settings
 ) -> tuple[Projection | None, RoutingAccuracy | None, list[str]]:
     """Returns what makes points of features, how well it routes where a metric is learned, and notes."""
     features = exemplars.features.double()

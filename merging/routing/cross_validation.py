@@ -27,7 +27,7 @@ def leave_one_out(points: Tensor, task_ids: Tensor) -> float:
     return _percent(torch.cat(found) == task_ids)
 
 
-def held_out(features: Tensor, task_ids: Tensor, learn: Learn) -> list[float]:
+def cross_validate(features: Tensor, task_ids: Tensor, learn: Learn) -> list[float]:
     """Returns for each metric the share (%) of exemplars that are led to their own task while held out.
 
     A fifth of each task's exemplars is held out in turn: neither `learn` nor the search has them.

@@ -6,8 +6,8 @@ import torch
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.models.feature_spec import Kind, layers_kind, parse_kind
-from flexswitch.merging.routing.layer_choice import candidates, choose_layers
+from flexswitch.merging.models.feature_spec import FeatureSpec, layers_spec, parse_feature_spec
+from flexswitch.merging.routing.layer_selection import candidates, select_layers
 
 TASKS, PER_TASK, WIDTH = 3, 20, 8
 
@@ -33,7 +33,7 @@ def states_of(*strengths):
 )
 def test_the_earliest_of_the_layers_that_route_as_well_is_taken(strengths, expected, rank):
     states, ids = states_of(*strengths)
-    layers, shares = choose_layers(states, states[:, :0], ids, "standardised", rank)
+    layers, shares = select_layers(states, states[:, :0], ids, "standardised", rank)
     assert layers[-1] == expected[-1]
     assert shares[layers] >= max(shares.values()) - 1
     assert list(shares) == candidates(3)
@@ -44,7 +44,7 @@ def test_two_layers_are_taken_where_both_are_needed():
     states, ids = states_of(0, 0, 0)
     states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
     states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
-    layers, shares = choose_layers(states, states[:, :0], ids, "standardised", 4)
+    layers, shares = select_layers(states, states[:, :0], ids, "standardised", 4)
     assert layers == (0, 2)
     assert shares[0, 2] == 100
     assert max(shares[0,], shares[2,], shares[0, 1]) < 90
@@ -55,34 +55,36 @@ def test_layers_are_chosen_for_what_they_bring_beside_what_is_taken_with_them():
     states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
     states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
     beside = states[:, :1].clone()
-    layers, shares = choose_layers(states, beside, ids, "standardised", 4)
+    layers, shares = select_layers(states, beside, ids, "standardised", 4)
     assert layers == (2,)
     assert shares[2,] == 100
     assert max(shares[0,], shares[1,], shares[0, 1]) < 90
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "spec"),
     [
-        ("pooled", Kind((), False)),
-        ("input", Kind((0,), False)),
-        ("layer:12", Kind((12,), False)),
-        ("layers:4+0+4", Kind((4, 0, 4), False)),
-        ("average:pooled", Kind((), True)),
-        ("average:layers:0+3", Kind((0, 3), True)),
-        ("shape+pooled", Kind((), False, True)),
-        ("shape+layers:0+3", Kind((0, 3), False, True)),
-        ("shape+average:input", Kind((0,), True, True)),
+        ("pooled", FeatureSpec((), False)),
+        ("input", FeatureSpec((0,), False)),
+        ("layer:12", FeatureSpec((12,), False)),
+        ("layers:4+0+4", FeatureSpec((4, 0, 4), False)),
+        ("average:pooled", FeatureSpec((), True)),
+        ("average:layers:0+3", FeatureSpec((0, 3), True)),
+        ("shape+pooled", FeatureSpec((), False, True)),
+        ("shape+layers:0+3", FeatureSpec((0, 3), False, True)),
+        ("shape+average:input", FeatureSpec((0,), True, True)),
     ],
 )
-def test_names_of_kinds_are_read(name, kind):
-    assert parse_kind(name) == kind
-    if kind.layers and not kind.averaged:
-        assert parse_kind(layers_kind(kind.layers, kind.shaped)) == kind
+def test_feature_specs_are_parsed(name, spec):
+    assert parse_feature_spec(name) == spec
+    if spec.layers and not spec.averaged:
+        assert parse_feature_spec(layers_spec(spec.layers, spec.shaped)) == spec
 
 
 @pytest.mark.parametrize(
     "name", ["", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5", "shape+", "shape", "shape+shape+input", "average:shape+input", "shape+auto"]
 )  # fmt: skip
 def test_other_names_are_refused(name):
-    assert message(UsageError, lambda: parse_kind(name)).startswith(f"--features: no kind is named '{name}'")
+    assert message(UsageError, lambda: parse_feature_spec(name)).startswith(
+        f"--features: no feature spec is named '{name}'"
+    )

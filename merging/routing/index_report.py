@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.routing.confusion import confusion
-from flexswitch.merging.routing.leave_out import NEIGHBOURS
+from flexswitch.merging.routing.cross_validation import NEIGHBOURS
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import read_query_set
 

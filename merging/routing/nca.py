@@ -1,6 +1,6 @@
 """Neighbourhood component analysis: a metric under which an exemplar's neighbours are of its own task.
 
-Source: Goldberger et al. 2004; Qi et al. 2025 (arXiv 2412.00054), Auto-FlexSwitch; methods, §5.
+Source: Goldberger et al. 2004; Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md §5.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ from torch import Tensor
 _RATE = 0.02  # of the mean entry
 
 
-def neighbour_components(
-    features: Tensor, task_ids: Tensor, start: Tensor, checkpoints: Sequence[int]
-) -> list[Tensor]:
+def nca(features: Tensor, task_ids: Tensor, start: Tensor, checkpoints: Sequence[int]) -> list[Tensor]:
     """Returns the metric (rank, width) float64 after so many steps of Adam from `start`, for each checkpoint.
 
     The steps raise Σ_i log Σ_{j: task j = task i} p_ij with p_ij ∝ exp(-‖L x_i - L x_j‖²), j ≠ i, over all

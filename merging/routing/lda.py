@@ -43,7 +43,7 @@ def scatter_of(features: Tensor, task_ids: Tensor) -> Scatter:
     return Scatter(span, points, means, counts.to(points) / len(points), variances.clamp(min=0), vectors)
 
 
-def discriminants(scatter: Scatter, rank: int, shrinkage: float, fill: bool = True) -> Tensor:
+def lda(scatter: Scatter, rank: int, shrinkage: float, fill: bool = True) -> Tensor:
     """Returns up to `rank` directions, (rank, width) float64, to multiply features by.
 
     First the linear discriminants, at most one fewer than there are tasks; with `fill` then the principal

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.threads import one_torch_thread
-from flexswitch.merging.routing.leave_out import held_out
+from flexswitch.merging.routing.cross_validation import cross_validate
 from flexswitch.merging.routing.metric import best_shrinkage, spread_rows
 from flexswitch.merging.routing.projection import Normalisation, fit_normalisation
 
@@ -23,7 +23,7 @@ def candidates(last: int) -> list[tuple[int, ...]]:
     return [(0,), *(layers for n in range(1, last + 1) for layers in ((n,), (0, n)))]
 
 
-def choose_layers(
+def select_layers(
     states: Tensor,
     beside: Tensor,
     task_ids: NDArray[np.int32],
@@ -53,4 +53,4 @@ def _share(features: Tensor, ids: Tensor, normalise: Normalisation, parts: int, 
     if rank is not None:
         return best_shrinkage(points, ids, rank)[1]
     identity = torch.eye(points.shape[1], dtype=points.dtype)
-    return held_out(points, ids, lambda some, of: [identity])[0]
+    return cross_validate(points, ids, lambda some, of: [identity])[0]
