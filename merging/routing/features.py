@@ -63,7 +63,7 @@ def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
 
     So it does for "shape+auto", the texts' shape before them.
 
-    Raises: UsageError on an unknown feature spec; InputError where layers are asked for of a model that has none.
+    Raises: UsageError on an unknown feature spec; InputError if the model has no layers to choose from.
     """
     if not is_auto(features):
         return model_features(features, runner, zoo, list(zoo))

@@ -25,10 +25,11 @@ def check_snap(within: float) -> None:
 def mixed(shares: NDArray[np.float32], mix: str) -> NDArray[np.float32]:
     """Returns the weights of task vectors for shares (sample, task) that sum to 1.
 
-    "share": the share itself (docs/methods.md §3). "root": its square root, so that the squares sum to 1: task
-    vectors are all but orthogonal, and so a sample that two tasks share is moved as far from the base as one
-    of a single task, where shares would move it by less.
-    Raises: UsageError on another kind.
+    "share": the share itself (docs/methods.md §3). "root": its square root, so that the squares sum to 1.
+    Task vectors are nearly orthogonal, so a sample that two tasks share then moves as far from the base as a
+    sample of one task; plain shares would move it less.
+
+    Raises: UsageError on an unknown mix.
 
     >>> mixed(np.array([[0.64, 0.36], [1, 0]], np.float32), "root").round(3).tolist()
     [[0.800000011920929, 0.6000000238418579], [1.0, 0.0]]
