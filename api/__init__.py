@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from flexswitch.codecs.errors import FlexswitchError
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.switching.switched_model import SwitchedModel
     from flexswitch.merging.task_vectors.apply import add_task
-    from flexswitch.merging.task_vectors.task_vector import restore
+    from flexswitch.merging.task_vectors.restore import restore
 
 __all__ = (
     "FlexswitchError",

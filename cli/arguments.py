@@ -8,7 +8,7 @@ from typing import Any
 from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.task_vectors.task_vector import task_name
+from flexswitch.merging.task_vectors.task_name import task_name
 
 
 def new_task_name(name: str | None, output: Path) -> str:

@@ -130,8 +130,8 @@ def _opened(
 ) -> "tuple[TaskVector, Checkpoint | None]":
     """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.checkpoints.pairing import EVERYTHING
     from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile

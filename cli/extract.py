@@ -31,7 +31,7 @@ def extract(
     from flexswitch.cli.arguments import choice, new_task_name, selection
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, write_task_vector
 

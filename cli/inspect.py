@@ -184,7 +184,7 @@ def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
 
 def _checkpoint(path: str) -> tuple[dict[str, Any], str, Table, str]:
     from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     rows = table("", "tensor", "shape", "dtype", "parameters", left=3)

@@ -43,12 +43,12 @@ def merge(
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.methods.settings import parse_settings, setting_texts
     from flexswitch.merging.static.merge import merged_tensors
     from flexswitch.merging.static.registry import get_merge
     from flexswitch.merging.task_vectors.model_directory import parse_size, write_model_directory
-    from flexswitch.merging.task_vectors.task_vector import restored_tensors
+    from flexswitch.merging.task_vectors.restore import restored_tensors
 
     console = Console(quiet, json)
     if (task is None) == (method is None):

@@ -46,8 +46,8 @@ def route(
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
     from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
     from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.models.adapters import get_adapter
     from flexswitch.merging.models.device import check_device
     from flexswitch.merging.routing.mixing import check_mix, check_snap

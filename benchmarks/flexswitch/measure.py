@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.storage import store
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training, TrainingInputs
 from flexswitch.merging.compression.registry import get_method
@@ -27,8 +27,10 @@ from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
 from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, restored_tensors
+from flexswitch.merging.task_vectors.restore import restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 HERE = Path(__file__).resolve().parent

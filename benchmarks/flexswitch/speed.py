@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.threads import ParallelMap, parallel_map
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.gated_weights import Gates
 from flexswitch.merging.flex_switch.learn import set_gates

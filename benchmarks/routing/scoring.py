@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.format.zoo import RoutingAccuracy
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file
 from flexswitch.merging.models.feature_spec import layers_spec, parse_feature_spec

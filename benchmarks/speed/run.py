@@ -25,16 +25,16 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tens
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import forget_digests
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.compressed import Delta
+from flexswitch.merging.compression.delta import Delta
 from flexswitch.merging.compression.magnitude import kept_blocks
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.task_vectors.apply import Addend, add_task
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.difference import difference
-from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES
+from flexswitch.merging.task_vectors.task_vector import READ_ENTRIES
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -83,15 +83,15 @@ class Ours:
         """Returns the delta by blocks."""
         base, finetuned = self.base.view(-1), self.finetuned.view(-1)
         return [
-            difference(base[start : start + BLOCK_ENTRIES], finetuned[start : start + BLOCK_ENTRIES])[0]
-            for start in range(0, len(base), BLOCK_ENTRIES)
+            difference(base[start : start + READ_ENTRIES], finetuned[start : start + READ_ENTRIES])[0]
+            for start in range(0, len(base), READ_ENTRIES)
         ]
 
     def extract(self) -> None:
         """Computes the delta block by block, and drops each."""
         base, finetuned = self.base.view(-1), self.finetuned.view(-1)
-        for start in range(0, len(base), BLOCK_ENTRIES):
-            difference(base[start : start + BLOCK_ENTRIES], finetuned[start : start + BLOCK_ENTRIES])
+        for start in range(0, len(base), READ_ENTRIES):
+            difference(base[start : start + READ_ENTRIES], finetuned[start : start + READ_ENTRIES])
 
     def artifact(self, effort: str) -> Artifact:
         """Returns an artifact of the whole matrix at one effort."""
@@ -187,9 +187,9 @@ def measure_ours(dtype: str, entries: int, work: Path, jobs: int) -> dict[str, f
 
     def restored() -> None:
         addend = Addend(artifacts["fast"], "w", 1.0)
-        for start in range(0, entries, BLOCK_ENTRIES):
-            block = flat_fresh[start : start + BLOCK_ENTRIES]
-            block.copy_(flat_base[start : start + BLOCK_ENTRIES])
+        for start in range(0, entries, READ_ENTRIES):
+            block = flat_fresh[start : start + READ_ENTRIES]
+            block.copy_(flat_base[start : start + READ_ENTRIES])
             addend.add_to(block)
 
     seconds = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.csr import CsrMatrix

@@ -24,13 +24,14 @@ from torch.func import functional_call
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

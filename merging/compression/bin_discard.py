@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.compression.chance import drawn_blocks
-from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.magnitude import check_drop
+from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import binarised, t_switch
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from flexswitch.codecs.sums import steady_sum
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.p_discard import p_discard
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.sums import Doubles, steady_sum
 from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import (
     Integers,
     locate,

@@ -13,7 +13,7 @@ from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
-from flexswitch.merging.compression.compressed import Delta
+from flexswitch.merging.compression.delta import Delta
 from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training
 from flexswitch.merging.compression.registry import plan
 from flexswitch.merging.compression.resume import SideFile

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.compression.chance import drawn_blocks
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import check_drop
+from flexswitch.merging.compression.random_mask import drawn_blocks
 
 _BFLOAT_BITS, _FLOAT_BITS = 16, 32
 _INFINITY = 0x7F80_0000  # the bit pattern of the float32

@@ -5,7 +5,7 @@ Source: Qi et al. 2025 (arXiv 2412.00054), the paper's control; methods, §2.
 
 import numpy as np
 
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 

@@ -13,8 +13,8 @@ from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.merging.compression.bin_discard import bin_discard
 from flexswitch.merging.compression.bitdelta import bitdelta
 from flexswitch.merging.compression.compeft import compeft
-from flexswitch.merging.compression.compressed import Compressed
 from flexswitch.merging.compression.dare import dare
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.t_switch import t_switch

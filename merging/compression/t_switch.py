@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.sums import square_sum
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
 
 

@@ -8,7 +8,7 @@ methods, §6.17.
 import numpy as np
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 
 _MOST_BITS = 8
 _LARGEST = float(np.finfo(np.float32).max)

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.models.outputs import OutputKind, output_kind
-from flexswitch.merging.task_vectors.task_vector import OutputTensor, TaskVector, restored_tensors, to_torch
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
+from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _BATCH = 64
 

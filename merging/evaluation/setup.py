@@ -6,8 +6,10 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.evaluation.evaluate import Bench, check_scored, score_fixed
 from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
@@ -19,8 +21,9 @@ from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.vote import check_vote
 from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)

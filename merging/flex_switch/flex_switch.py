@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.compression.compressed import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.flex_switch.course import data_free, learned
 from flexswitch.merging.flex_switch.finish import Course

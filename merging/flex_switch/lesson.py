@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.crossing import crossed
@@ -30,7 +31,8 @@ from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
-from flexswitch.merging.task_vectors.task_vector import TaskVector, restored_tensors
+from flexswitch.merging.task_vectors.restore import restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _ANSWERED_TOGETHER = 25
 _TOGETHER = 4  # examples of a step that are padded to the longest of them

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.models.feature_spec import parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean

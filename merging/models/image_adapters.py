@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo, read_json_object
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.huggingface import HuggingFace
 

@@ -8,7 +8,8 @@ from torch import nn
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.loading import names_inside
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
 def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.models.feature_spec import (

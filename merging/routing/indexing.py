@@ -6,8 +6,8 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.feature_spec import AUTO, FROM_FILE, is_auto, is_file, parse_feature_spec

@@ -9,14 +9,8 @@ from torch import Tensor
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.static.registry import get_merge
-from flexswitch.merging.task_vectors.task_vector import (
-    OutputTensor,
-    TaskVector,
-    base_blocks,
-    check_tensors,
-    delta_tensor,
-    output_dtype,
-)
+from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, check_tensors, output_dtype
+from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 
 def merged_tensors(

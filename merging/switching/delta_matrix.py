@@ -18,7 +18,8 @@ from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_pla
 from flexswitch.merging.switching.csr import CsrMatrix, Ids
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
 # one, at the second a product of all values.

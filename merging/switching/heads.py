@@ -12,7 +12,8 @@ from torch.nn import functional
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.batch_plan import ActivePlan
-from flexswitch.merging.task_vectors.task_vector import TaskVector, to_torch
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 Forward = Callable[..., Any]
 

@@ -25,7 +25,8 @@ from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.padding import marks_of
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (sample, task)
 Engine = Literal["auto", "fused", "merged", "grouped"]

@@ -13,11 +13,13 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.architecture import detect_adapter
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import byte_view, identify, known_digests
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Pairing, Selection, pair
-from flexswitch.merging.task_vectors.difference import difference
-from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, add_delta, raw_tensor
+from flexswitch.merging.task_vectors.difference import add_delta, difference
+from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
+from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 # Entries of config.json that say where a model came from, not how it is run.
 _PROVENANCE_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
@@ -120,10 +122,8 @@ class CheckpointPair:
         """Yields (start, base, fine-tuned) blocks; rows that only the base has are the base's."""
         other = self.pairing.tensors[unit]
         available = self._finetuned.tensors[other].entries
-        entries = self.base.tensors[unit].entries
         digest = hashlib.sha256() if unit not in self.digests else None
-        for start in range(0, entries, BLOCK_ENTRIES):
-            stop = min(entries, start + BLOCK_ENTRIES)
+        for start, stop in block_ranges(self.base.tensors[unit].entries):
             base = self.base.read(unit, start, stop)
             if digest is not None:
                 digest.update(byte_view(base).data)

@@ -26,6 +26,11 @@ def difference(base: Tensor, finetuned: Tensor) -> tuple[FloatArray, bool]:
     return delta, _subtract_floats(wide, changed, delta)
 
 
+def add_delta(base: Tensor, delta: Tensor) -> Tensor:
+    """Returns base + delta in float32; where the delta is zero the base as it is, be it −0."""
+    return torch.where(delta == 0, base, base + delta)
+
+
 @compiled
 def _subtract_floats(base: FloatArray, finetuned: FloatArray, delta: FloatArray) -> bool:
     finite = True

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import TASK_HEADS
-from flexswitch.merging.checkpoints.checkpoint import ADAPTER_CONFIG, read_json_object
+from flexswitch.merging.checkpoints.config import read_json_object
+from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 
 MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
 # Tasks that use no language model's head; old releases of peft save their heads unsaid.

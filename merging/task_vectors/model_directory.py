@@ -13,8 +13,10 @@ from torch import Tensor
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
-from flexswitch.merging.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint, read_config
-from flexswitch.merging.task_vectors.task_vector import OutputTensor
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
+from flexswitch.merging.task_vectors.restore import OutputTensor
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 _NOT_COPIED = ("config.json", ADAPTER_CONFIG)

@@ -4,11 +4,14 @@ from pathlib import Path
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.opening import is_adapter, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.lora import LoraVector
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, task_name
+from flexswitch.merging.task_vectors.task_name import task_name
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 

@@ -36,8 +36,10 @@ from flexswitch.codecs.format.safetensors_file import (
     read_header,
 )
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, TensorInfo
-from flexswitch.merging.task_vectors.task_vector import BLOCK_ENTRIES, TaskVector, raw_tensor
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
+from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 SUFFIX = ".tv.safetensors"
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
@@ -101,9 +103,9 @@ class TaskVectorFile:
 
     def blocks(self, unit: str) -> Iterator[FloatArray]:
         """Yields a unit's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
-        entries, checksum = self.tensors[unit].entries, 0
-        for start in range(0, entries, BLOCK_ENTRIES):
-            stored = self._file.read(unit, start, min(entries, start + BLOCK_ENTRIES))
+        checksum = 0
+        for start, stop in block_ranges(self.tensors[unit].entries):
+            stored = self._file.read(unit, start, stop)
             checksum = zlib.crc32(stored.view(torch.uint8).numpy().data, checksum)
             block = stored.to(torch.float32)
             if not torch.isfinite(block).all():

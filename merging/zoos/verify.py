@@ -8,8 +8,8 @@ from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 

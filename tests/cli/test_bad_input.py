@@ -20,8 +20,8 @@ from support.commands import files_below, write_base
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import fingerprint, sample_fingerprint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 
 COMPRESS = ("--base", "base.safetensors", "-o", "out.fsw", "--method", "t-switch")
 

@@ -5,7 +5,7 @@ import json
 from support.tiny_models import save_image_base, save_text_base
 
 from flexswitch.merging.checkpoints.architecture import ADAPTERS
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 
 TEXT, IMAGE, ENCODER, CAUSAL = ADAPTERS

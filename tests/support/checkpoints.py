@@ -13,14 +13,15 @@ from torch import Tensor
 from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import MethodRecord
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.methods.settings import parse_settings, setting_texts
-from flexswitch.merging.task_vectors import checkpoint_pair, task_vector, task_vector_file
+from flexswitch.merging.task_vectors import artifact_vector, task_vector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
@@ -146,6 +147,6 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, entries: int = 16) -> None:
-    """Makes every module that reads tensors by blocks take small ones."""
-    for module in (checkpoint_pair, task_vector, task_vector_file):
-        monkeypatch.setattr(module, "BLOCK_ENTRIES", entries)
+    """Makes all task vectors be read in small blocks."""
+    for module in (task_vector, artifact_vector):
+        monkeypatch.setattr(module, "READ_ENTRIES", entries)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.delta import Compressed, Delta
 
 Floats = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from support.tiny_models import save_text_base, save_text_classifier, texts, wri
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import QualityRecord
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
@@ -25,7 +25,8 @@ from flexswitch.merging.flex_switch.saved import Saving
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import TaskVector, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")

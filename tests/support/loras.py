@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.lora import LoraVector
 

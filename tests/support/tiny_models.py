@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import get_method

@@ -20,7 +20,8 @@ from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import CODECS, stored_codec
 from flexswitch.codecs.sparse import SparseTensor
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 MATRIX = sparse_tensor((3, 7), [1, 4, 5, 14, 20], [3, 0, 2, 1, 3], 3)

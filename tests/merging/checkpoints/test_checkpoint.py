@@ -10,14 +10,10 @@ from support.checkpoints import State, assert_same_state, message, save_model
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
-from flexswitch.merging.checkpoints import checkpoint as checkpoint_module
-from flexswitch.merging.checkpoints.checkpoint import (
-    Checkpoint,
-    TensorInfo,
-    is_adapter,
-    open_checkpoint,
-    read_config,
-)
+from flexswitch.merging.checkpoints import opening
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.opening import is_adapter, open_checkpoint
 
 NUMBERS = torch.tensor([[1.5, -2.0, 0.0], [0.25, 8.0, -0.5]])  # exact in every floating dtype
 STATE: State = {
@@ -165,7 +161,7 @@ def test_views_of_another_shape_and_empty_tensors_are_not_tied(tmp_path: Path) -
 def test_a_hub_id_is_fetched_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_model(tmp_path, {"w": torch.ones(2)})
     fetched: list[str] = []
-    monkeypatch.setattr(checkpoint_module, "download_checkpoint", lambda name: fetched.append(name) or folder)
+    monkeypatch.setattr(opening, "download_checkpoint", lambda name: fetched.append(name) or folder)
     checkpoint = open_checkpoint("org/no-such-folder@v1")
     assert (checkpoint.hub_id, checkpoint.directory) == ("org/no-such-folder@v1", folder)
     assert fetched == ["org/no-such-folder@v1"]
@@ -175,7 +171,7 @@ def test_what_the_hub_does_not_give_is_no_local_path_either(monkeypatch: pytest.
     def failing(name: str) -> Path:
         raise InputError(f"no repository '{name}'")
 
-    monkeypatch.setattr(checkpoint_module, "download_checkpoint", failing)
+    monkeypatch.setattr(opening, "download_checkpoint", failing)
     found = refused(Path("org/no-such-folder"))
     assert (
         found

@@ -16,7 +16,9 @@ from support.checkpoints import State, message, save_model
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints import checkpoint as checkpoint_module
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 
 STATE: State = {"a": torch.ones(3), "b": torch.zeros(2, 2), "c": torch.arange(5)}
 CUT = "download or save it again"

@@ -11,8 +11,8 @@ from support.checkpoints import MemoryCheckpoint, State, message, save_model
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.merging.checkpoints import fingerprint as fingerprint_module
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base, fingerprint, identify, sample_fingerprint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 
 STATE: State = {
     "b.weight": torch.arange(5000.0).reshape(50, 100),

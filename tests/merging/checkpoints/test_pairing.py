@@ -17,10 +17,12 @@ from support.pairings import BASE, refused, tuned
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import common_prefix
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair, config_changes
-from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
 def test_every_floating_tensor_with_a_dimension_is_a_unit() -> None:

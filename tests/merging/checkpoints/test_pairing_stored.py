@@ -14,13 +14,16 @@ from support.checkpoints import (
     file_pair,
     memory_pair,
     save_model,
+    use_small_blocks,
 )
 from support.pairings import BASE, refused, tuned
 
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
 def test_a_resized_tensor_is_refused_with_both_shapes_and_both_options() -> None:
@@ -63,7 +66,7 @@ def test_a_resized_tensor_is_stored_whole_and_comes_back(tmp_path: Path, rows: i
 def test_the_overlapping_rows_are_taken_and_the_others_are_the_base_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, block: int
 ) -> None:
-    monkeypatch.setattr("flexswitch.merging.task_vectors.checkpoint_pair.BLOCK_ENTRIES", block)
+    use_small_blocks(monkeypatch, block)
     base = {"v": torch.zeros(30), "w": torch.arange(20.0).reshape(4, 5)}
     finetuned = {"v": torch.ones(30), "w": torch.arange(5.0 * rows).reshape(rows, 5) + 1, "x": torch.ones(30)}
     pair = file_pair(tmp_path, base, finetuned, on_resize="rows")

@@ -28,7 +28,8 @@ from flexswitch.merging.compression.compeft import compeft
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.compression.registry import PLANNED
 from flexswitch.merging.compression.t_switch import t_switch
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, TaskVector, delta_tensor
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 SHAPES = {"a": (30, 40), "b.weight": (17,), "c": (2, 3, 5), "d": (4, 4)}
 

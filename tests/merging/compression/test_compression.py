@@ -30,12 +30,14 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import METADATA_KEY
 from flexswitch.codecs.format.safetensors_file import read_header
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.registry import NAMES, plan
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 STATE: State = {
     "a.weight": torch.from_numpy(normal((9, 13))),

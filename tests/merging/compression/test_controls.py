@@ -18,9 +18,9 @@ from support.sparse_tensors import LAWS
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.compression.bin_discard import bin_discard
 from flexswitch.merging.compression.bitdelta import bitdelta
-from flexswitch.merging.compression.chance import drawn_blocks
 from flexswitch.merging.compression.dare import dare
 from flexswitch.merging.compression.p_discard import p_discard
+from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import t_switch
 
 DROPS = st.sampled_from(["0", "0.1", "0.5", "0.9", "0.99"])

@@ -11,10 +11,10 @@ from support.checkpoints import State, extracted, file_pair, flip_bit, message
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import forget_digests
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.compressed import Compressed, Delta
+from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.registry import METHODS
 from flexswitch.merging.compression.resume import side_file
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair

@@ -17,7 +17,7 @@ from support.plain_methods import reference_mask, reference_scale
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.compressed import Compressed
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.magnitude import kept_count
 from flexswitch.merging.compression.registry import METHODS, NAMES, get_method
 from flexswitch.merging.methods.settings import parse_settings

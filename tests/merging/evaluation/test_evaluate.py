@@ -41,7 +41,7 @@ from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.setup import open_evaluation
 from flexswitch.merging.evaluation.stream_weights import batch_means, mixed_stream
 from flexswitch.merging.routing.query_set import read_query_set
-from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.task_vectors.restore import restore
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ from support.tiny_models import (
 )
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import restored_tensors
+from flexswitch.merging.task_vectors.restore import restored_tensors
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.architecture import ADAPTERS, detect_adapter
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 
 

@@ -18,14 +18,15 @@ from support.tiny_models import WIDTH, make_artifact, pack, save_state, texts, w
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.models.outputs import output_kind
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.model_directory import write_model_directory
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, restored_tensors
+from flexswitch.merging.task_vectors.restore import restored_tensors
 
 CAUSAL = "hf-causal-lm"
 KINDS = ("gpt2", "llama")

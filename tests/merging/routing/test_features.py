@@ -11,7 +11,7 @@ from support.checkpoints import message
 from support.tiny_models import WIDTH, save_image_base, save_state, save_text_base, texts
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source

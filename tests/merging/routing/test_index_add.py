@@ -16,7 +16,7 @@ from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
 from flexswitch.merging.routing.metric import LearnedMetric
 from flexswitch.merging.routing.query_set import read_query_set
-from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
 PER_TASK = 10

@@ -14,7 +14,7 @@ from support.tiny_models import contents, pack, save_state, state_artifacts, tex
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import SUFFIXES, Examples, draw
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source

@@ -24,7 +24,9 @@ from flexswitch.merging.static.average import average
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.registry import get_merge
 from flexswitch.merging.static.task_arithmetic import task_arithmetic
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector, LazyState, TaskVector
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.restore import LazyState
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 DELTAS = [torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[3.0, 2.0, 0.0]]), torch.tensor([[-1.0, 3.0, 6.0]])]
 ONES = [1.0, 1.0, 1.0]

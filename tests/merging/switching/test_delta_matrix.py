@@ -17,7 +17,7 @@ from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import TransposedMatrix, cpu_matrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import Int8Matrix, Int8Term, add_products
-from flexswitch.merging.task_vectors.task_vector import ArtifactVector
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 
 SCALE = 0.03
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.routing.index_build import Settings
@@ -32,7 +32,7 @@ from flexswitch.merging.switching.batch_plan import batch_plan
 from flexswitch.merging.switching.cost_model import CostModel, Costs
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.zoo_router import Routing
-from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.switched_model import ENGINES, SwitchedModel
-from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 VOCABULARY, HIDDEN, OUT = 7, 5, 3
 

@@ -7,7 +7,7 @@ from support.tiny_models import TASKS, WIDTH, text_toy, texts
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.task_vectors.restore import restore
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import torch
 from support.checkpoints import MemoryCheckpoint, State, compressed, file_pair, memory_pair, use_small_blocks
 from torch import Tensor
 
-from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import fingerprint, forget_digests, identify
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.checkpoints import use_small_blocks
 from support.loras import (
     PEFT_WARNINGS,
     Toy,
@@ -23,12 +24,13 @@ from support.loras import (
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
 from flexswitch.merging.checkpoints.fingerprint import identify
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
-from flexswitch.merging.task_vectors import checkpoint_pair, lora
+from flexswitch.merging.task_vectors import lora
 from flexswitch.merging.task_vectors.lora import LoraVector
-from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 pytestmark = PEFT_WARNINGS
 
@@ -187,9 +189,8 @@ def test_a_unit_is_the_same_however_it_is_cut_and_on_however_many_threads(
     try:
         for count, block, tile in ((1, 1 << 20, 1 << 15), (2, 1 << 20, 5), (1, 7, 1 << 15), (2, 1, 11)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(lora, "BLOCK_ENTRIES", block)
-            monkeypatch.setattr(checkpoint_pair, "BLOCK_ENTRIES", block)
-            monkeypatch.setattr(lora, "_TILE_ENTRIES", tile)
+            use_small_blocks(monkeypatch, block)
+            monkeypatch.setattr(lora, "TILE_ENTRIES", tile)
             blocks = {unit: list(vector.blocks(unit)) for unit in vector.tensors}
             assert all(len(part) == block for parts in blocks.values() for part in parts[:-1])
             seen.append({unit: np.concatenate(parts).tobytes() for unit, parts in blocks.items()})

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor

@@ -26,16 +26,15 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format import atomic
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
+from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.model_directory import model_card, parse_size, write_model_directory
-from flexswitch.merging.task_vectors.task_vector import (
-    ArtifactVector,
-    OutputTensor,
-    TaskVector,
-    restored_tensors,
-)
+from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 BASE: State = {
     "flags": torch.tensor([True, False, True]),

@@ -20,9 +20,9 @@ from support.checkpoints import (
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
-from flexswitch.merging.checkpoints.checkpoint import open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.task_vectors.open_vector import open_finetuned, open_task_vectors
-from flexswitch.merging.task_vectors.task_vector import restore, restored_tensors
+from flexswitch.merging.task_vectors.restore import restore, restored_tensors
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 BASE: State = {

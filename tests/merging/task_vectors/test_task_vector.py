@@ -28,16 +28,11 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import RawTensor
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
-from flexswitch.merging.task_vectors.task_vector import (
-    ArtifactVector,
-    LazyState,
-    TaskVector,
-    delta_tensor,
-    restore,
-    restored_tensors,
-    task_name,
-    to_torch,
-)
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
+from flexswitch.merging.task_vectors.restore import LazyState, restore, restored_tensors
+from flexswitch.merging.task_vectors.task_name import task_name
+from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
 TINY, LEAST, LARGEST = map(float, np.array([1e-45, 1.1754944e-38, 1.7e38], np.float32))

@@ -25,9 +25,11 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format import atomic
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.merging.checkpoints.checkpoint import SafetensorsCheckpoint, open_checkpoint
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.task_vector import delta_tensor, restore
+from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
 
 

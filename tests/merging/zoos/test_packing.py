@@ -14,7 +14,7 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, ModelRecord
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
-from flexswitch.merging.task_vectors.task_vector import restore
+from flexswitch.merging.task_vectors.restore import restore
 
 
 @pytest.fixture(scope="module")

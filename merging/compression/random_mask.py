@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.compression.compressed import Delta
+from flexswitch.merging.compression.delta import Delta
 
 Marks = NDArray[np.bool_]
 

@@ -1,0 +1,81 @@
+"""A checkpoint in files of torch.save."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+
+
+class TorchCheckpoint:
+    """Tensors in one or more files of torch.save, mapped into memory and unpickled by `weights_only`."""
+
+    def __init__(self, source: str, files: list[Path], directory: Path | None) -> None:
+        self.source = source
+        self.files: Sequence[Path] = files
+        self.directory = directory
+        self.hub_id: str | None = None
+        self.aliases: dict[str, str] = {}
+        self._state: dict[str, Tensor] = {}
+        for path in files:
+            self._state |= _load_state(path)
+        self.tensors: dict[str, TensorInfo] = {}
+        first_names: dict[tuple[object, ...], str] = {}
+        for name, tensor in sorted(self._state.items()):
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            first = first_names.setdefault(place, name) if tensor.numel() else name
+            if first != name:
+                self.aliases[name] = first
+            else:
+                self.tensors[name] = TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
+        return self._state[name].reshape(-1)[start:stop].clone()
+
+    def read_ahead(self, name: str) -> None:
+        """Does nothing: the file is mapped into memory."""
+
+
+def _load_state(path: Path) -> dict[str, Tensor]:
+    """Returns a torch.save file's tensors by name. Raises: InputError."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as reason:  # a file of the format before torch 1.6 can't be mapped
+            if "mmap" not in str(reason):
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as reason:  # torch.load raises half a dozen kinds on a damaged file
+        if isinstance(reason, (OSError, MemoryError)):
+            raise
+        raise InputError(
+            f"{path}: does not load as a state dict with weights_only ({_refusal(reason)})"
+        ) from reason
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: not a state dict: '{name}' holds a {type(value).__name__}, expected names of "
+                "tensors; save the model's state_dict() alone"
+            )
+        if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
+            raise InputError(
+                f"{path}: tensor '{name}' has the dtype {value.dtype} and the layout {value.layout}, "
+                "which is not handled"
+            )
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _refusal(reason: Exception) -> str:
+    """Returns in one line why torch.load refused a file: what it holds beside tensors, or its own words."""
+    held = re.search(r"GLOBAL ([\w.]+)", str(reason))
+    if held:
+        return f"it holds a '{held[1]}'; save the model's state_dict() alone"
+    return (str(reason).splitlines() or [type(reason).__name__])[0][:160]

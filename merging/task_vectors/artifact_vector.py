@@ -1,0 +1,61 @@
+"""The task vector that an artifact decodes to."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.records import BaseIdentity, RawTensor
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.task_vectors.apply import Addend
+from flexswitch.merging.task_vectors.task_vector import READ_ENTRIES
+
+
+class ArtifactVector:
+    """The task vector that an artifact decodes to."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.files = [artifact.path]
+        self.digests: dict[str, str] = {}
+        self.source = str(artifact.path)
+        self.model = artifact.header.model
+        self.parameters = artifact.header.parameters
+        self.tensors = {
+            name: TensorInfo(record.dtype, tuple(record.shape))
+            for name, record in sorted(artifact.header.tensors.items())
+        }
+        self.extras = {
+            name: TensorInfo(record.dtype, tuple(record.shape))
+            for name, record in artifact.header.extras.items()
+        }
+
+    def identity(self) -> BaseIdentity:
+        """Returns the identity of the base it was made from."""
+        return self.artifact.header.base
+
+    def blocks(self, unit: str) -> Iterator[FloatArray]:
+        """Yields a unit's reconstructed delta. Raises: DecodeError."""
+        record = self.artifact.header.tensors[unit]
+        return self.artifact.sparse(unit).dense_blocks(record.scale, READ_ENTRIES, record.zero)
+
+    def addend(self, unit: str, lambda_: float) -> Addend:
+        """Returns λ times a unit's reconstructed delta, to be added in place. Raises: DecodeError."""
+        return Addend(self.artifact, unit, lambda_)
+
+    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns nothing: an artifact holds no corrections."""
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+
+    def extra(self, name: str) -> RawTensor:
+        """Returns a tensor that is stored raw. Raises: DecodeError."""
+        return self.artifact.extra(name)
+
+    def read_ahead(self, unit: str) -> None:
+        """Does nothing: a unit is a few bytes."""
+
+    def is_cheap(self, unit: str) -> bool:
+        """Returns False: a unit is decoded each time."""
+        return False

@@ -1,0 +1,139 @@
+"""A base plus a task vector: θ + λ·τ, computed in float32 and rounded once to the output's dtype.
+
+Source: docs/methods.md §1.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.format.container import Artifact
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
+from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.difference import add_delta
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
+from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor of a restored or merged model; `blocks` yields it flat, in its dtype."""
+
+    info: TensorInfo
+    blocks: Callable[[], Iterator[Tensor]]
+
+    def whole(self) -> Tensor:
+        """Returns the tensor in its shape."""
+        return torch.cat([torch.empty(0, dtype=TORCH_DTYPES[self.info.dtype]), *self.blocks()]).reshape(
+            self.info.shape
+        )
+
+
+class LazyState(Mapping[str, Tensor]):
+    """A state dict whose tensors are computed as they are asked for."""
+
+    def __init__(self, outputs: Mapping[str, OutputTensor]) -> None:
+        self.outputs = outputs
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.outputs[name].whole()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+def restore(base: Checkpoint | str, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
+    """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor in the base's dtype, lazily.
+
+    Raises: InputError where `base` is not the one the task was made from.
+    """
+    checkpoint = open_checkpoint(base) if isinstance(base, str) else base
+    vector = ArtifactVector(task) if isinstance(task, Artifact) else task
+    check_base(checkpoint, vector.identity(), vector.source)
+    return LazyState(restored_tensors(checkpoint, vector, lambda_, None))
+
+
+def restored_tensors(
+    base: Checkpoint, vector: TaskVector, lambda_: float, dtype: torch.dtype | None
+) -> dict[str, OutputTensor]:
+    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name; dtype None keeps the base's.
+
+    Raises: ArtifactError where a unit does not fit the base.
+    """
+    check_tensors(base, vector)
+    outputs = {}
+    for name, info in base.tensors.items():
+        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        read = _blocks(base, vector, name, lambda_, TORCH_DTYPES[output_info.dtype])
+        outputs[vector.model.finetuned_name(name)] = OutputTensor(output_info, read)
+    for name, info in vector.extras.items():
+        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        outputs[name] = OutputTensor(output_info, _extra_block(vector, name, TORCH_DTYPES[output_info.dtype]))
+    return dict(sorted(outputs.items()))
+
+
+def check_tensors(base: Checkpoint, vector: TaskVector) -> None:
+    """Raises: ArtifactError where a unit of the task vector has another name or shape than the base's."""
+    for name, info in vector.tensors.items():
+        found = base.tensors.get(name)
+        if found is None or found.shape != info.shape:
+            held = f"has it with the shape {list(found.shape)}" if found else "has none of that name"
+            raise ArtifactError(
+                f"{vector.source}: tensor '{name}' has the shape {list(info.shape)} and the base "
+                f"{base.source} {held}; make the task vector again"
+            )
+
+
+def output_dtype(info: TensorInfo, dtype: torch.dtype | None) -> str:
+    """Returns a tensor's dtype in an output: the one asked for where it is floating, else its own."""
+    return DTYPE_NAMES[dtype] if dtype is not None and is_floating(info.dtype) else info.dtype
+
+
+def base_blocks(base: Checkpoint, name: str) -> Iterator[Tensor]:
+    """Yields a base tensor flat, block by block, in its own dtype."""
+    for start, stop in block_ranges(base.tensors[name].entries):
+        yield base.read(name, start, stop)
+
+
+def _blocks(
+    base: Checkpoint, vector: TaskVector, name: str, lambda_: float, dtype: torch.dtype
+) -> Callable[[], Iterator[Tensor]]:
+    def read() -> Iterator[Tensor]:
+        if name not in vector.tensors:
+            yield from (block.to(dtype) for block in base_blocks(base, name))
+            return
+        in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype
+        if in_place and isinstance(vector, ArtifactVector):
+            addend = vector.addend(name, lambda_)
+            for block in base_blocks(base, name):
+                addend.add_to(block)
+                yield block
+            return
+        positions, values = vector.exact(name)
+        start = 0
+        for weights, delta in zip(base_blocks(base, name), vector.blocks(name), strict=True):
+            block = add_delta(weights.to(torch.float32), lambda_ * torch.from_numpy(delta))
+            if lambda_ == 1 and len(positions):
+                inside = (positions >= start) & (positions < start + len(block))
+                block[torch.from_numpy(positions[inside] - start)] = torch.from_numpy(values[inside])
+            start += len(block)
+            yield block.to(dtype)
+
+    return read
+
+
+def _extra_block(vector: TaskVector, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+    def read() -> Iterator[Tensor]:
+        yield to_torch(vector.extra(name)).reshape(-1).to(dtype)
+
+    return read
