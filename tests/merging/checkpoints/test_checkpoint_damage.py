@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support.checkpoints import State, message, save_model
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints import checkpoint as checkpoint_module
+from flexswitch.merging.checkpoints import dtypes
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.opening import open_checkpoint
@@ -250,7 +250,7 @@ def test_a_header_that_lies_about_an_offset_is_refused(tmp_path: Path) -> None:
 def test_a_dtype_that_is_not_handled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"w": torch.ones(2, dtype=torch.uint64)}, path)
-    monkeypatch.delitem(checkpoint_module.TORCH_DTYPES, "U64")
+    monkeypatch.delitem(dtypes.TORCH_DTYPES, "U64")
     assert refused(path) == f"{path}: tensor 'w' has the dtype U64, which is not handled"
 
 
