@@ -175,7 +175,7 @@ def _told_what_is_kept(
 
 def _said(console: Console, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Prints what the artifact is and how small; returns the JSON document."""
-    from flexswitch.cli.learning_report import learning_line
+    from flexswitch.cli.training_report import training_line
     from flexswitch.codecs.format.container import open_artifact
 
     header, stored = open_artifact(output).header, output.stat().st_size
@@ -198,5 +198,5 @@ def _said(console: Console, output: Path, settings: dict[str, Any]) -> dict[str,
     ]
     if header.training is not None:
         document["training"] = header.training.model_dump(exclude={"curve"})
-        lines.append(learning_line(header, header.training))
+        lines.append(training_line(header, header.training))
     return console.result(document, *lines)

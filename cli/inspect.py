@@ -71,17 +71,17 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.container import open_artifact
-    from flexswitch.merging.flex_switch.learning_chart import draw_learning
+    from flexswitch.merging.flex_switch.training_chart import draw_training
 
     check_output(plot, overwrite)
     header = open_artifact(Path(path)).header if path.endswith(".fsw") else None
     if header is None or header.training is None or not header.training.curve:
         raise UsageError(f"--plot: {path} has no record of learning; artifacts by a method that learns have")
-    draw_learning(header, header.training, plot, overwrite)
+    draw_training(header, header.training, plot, overwrite)
 
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
-    from flexswitch.cli.learning_report import learning_table
+    from flexswitch.cli.training_report import training_table
     from flexswitch.codecs.format.container import open_artifact
 
     artifact = open_artifact(path)
@@ -115,7 +115,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     totals = _totals(stored, payloads, extras, header.parameters)
     if header.training is None:
         return document, head, rows, totals
-    return document, head, rows, totals, learning_table(header, header.training)
+    return document, head, rows, totals, training_table(header, header.training)
 
 
 def _codecs(record: "TensorRecord") -> str:

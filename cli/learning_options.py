@@ -42,7 +42,7 @@ CheckpointEvery = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Keep the learning in OUTPUT.learning every N steps, and go on where it has some.",
+        help="Keep the learning in OUTPUT.training every N steps, and go on where it has some.",
         show_default=False,
     ),
 ]
@@ -80,12 +80,12 @@ class LearningOptions:
     def saving(self, output: Path) -> "CheckpointFile | None":
         """Returns where the state of a learning is kept, None where it is not asked for."""
         from flexswitch.merging.compression.plan import CheckpointFile
-        from flexswitch.merging.flex_switch.saved import learning_file
+        from flexswitch.merging.flex_switch.training_checkpoint import training_checkpoint_file
 
         return (
             None
             if self.checkpoint_every is None
-            else CheckpointFile(learning_file(output), self.checkpoint_every)
+            else CheckpointFile(training_checkpoint_file(output), self.checkpoint_every)
         )
 
 
@@ -93,7 +93,7 @@ def read_settings(method: str, texts: list[str], target_size: str | None) -> dic
     """Returns a method's settings, the target size among them. Raises: UsageError."""
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.compression.registry import get_method, methods_with
-    from flexswitch.merging.flex_switch.target import target_bytes
+    from flexswitch.merging.flex_switch.size_target import target_bytes
     from flexswitch.merging.methods.settings import parse_settings
 
     settings = parse_settings(method, get_method(method), texts)

@@ -25,12 +25,12 @@ from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, Metho
 from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.plan import TrainingInputs
-from flexswitch.merging.flex_switch.gated_weights import Gates
-from flexswitch.merging.flex_switch.learn import set_gates
-from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesson
-from flexswitch.merging.flex_switch.problem import read_problem
-from flexswitch.merging.flex_switch.student import Student
-from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.gated_tensor import Gates
+from flexswitch.merging.flex_switch.training_step import set_gates
+from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data
+from flexswitch.merging.flex_switch.compression_task import read_compression_task
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent
@@ -100,17 +100,17 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
     )
     precision: Any = "bfloat16" if kind == "bfloat16" else "float32"
     with parallel_map(options.jobs) as each:
-        problem = read_problem(vector, header, BITS, "fast", each)
+        problem = read_compression_task(vector, header, BITS, "fast", each)
         classroom = TrainingInputs(base, options.data)
-        lesson = open_lesson(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
-        rows = batch_rows(0, BATCH, len(lesson.taught), 0)
+        lesson = open_training_data(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
+        rows = batch_rows(0, BATCH, len(lesson.exemplars), 0)
         forward = seconds_of(lambda: model_alone(lesson, rows, each, options.jobs))
         if kind == "plain":
             torch.set_num_threads(options.jobs)
             plain = Plain(problem.units, lesson)
             seconds = seconds_of(lambda: plain.step(rows))
         else:
-            student = Student(lesson.model, problem.units, lesson.names, options.jobs)
+            student = GatedModel(lesson.model, problem.units, lesson.names, options.jobs)
             seconds = seconds_of(lambda: fused_step(problem.units, student, lesson, rows, each, options.jobs))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "forward": forward, "peak": float(peak)}
@@ -127,7 +127,7 @@ def seconds_of(work: Any, times: int = 5) -> float:
     return min(found)
 
 
-def model_alone(lesson: Lesson, rows: list[int], each: ParallelMap, shards: int) -> None:
+def model_alone(lesson: TrainingData, rows: list[int], each: ParallelMap, shards: int) -> None:
     """Runs a batch forward and back by the weights of linear layers, without gates."""
     losses = lesson.losses(rows, shards)
     wanted = [module.weight for module in lesson.model.modules() if isinstance(module, nn.Linear)]
@@ -143,7 +143,7 @@ def model_alone(lesson: Lesson, rows: list[int], each: ParallelMap, shards: int)
 
 
 def fused_step(
-    units: list[Unit], student: Student, lesson: Lesson, rows: list[int], each: ParallelMap, shards: int
+    units: list[DeltaRows], student: GatedModel, lesson: TrainingData, rows: list[int], each: ParallelMap, shards: int
 ) -> None:
     """Runs a step's passes; what Adam does to a few hundred numbers is left out on both sides."""
     share = np.full(len(BITS), 1 / len(BITS), np.float32)
@@ -161,7 +161,7 @@ def fused_step(
 class Plain:
     """The same in torch operations under autograd: a graph over every entry of every tensor."""
 
-    def __init__(self, units: list[Unit], lesson: Lesson) -> None:
+    def __init__(self, units: list[DeltaRows], lesson: TrainingData) -> None:
         self._lesson = lesson
         parameters = dict(lesson.model.named_parameters())
         self._parts = []
@@ -186,7 +186,7 @@ class Plain:
 
 
 class _Losses(nn.Module):
-    def __init__(self, lesson: Lesson) -> None:
+    def __init__(self, lesson: TrainingData) -> None:
         super().__init__()
         self.model = lesson.model
         self._lesson = lesson

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.flex_switch.profile import Choices
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 from flexswitch.merging.flex_switch.rate import RECORD_BITS
 
 Doubles = NDArray[np.float64]
@@ -18,7 +18,7 @@ Doubles = NDArray[np.float64]
 _HALVINGS = 100
 
 
-def choice_bits(choices: Choices, entries: int, factor: float) -> Doubles:
+def choice_bits(choices: RateDistortionTable, entries: int, factor: float) -> Doubles:
     """Returns the estimated bits of each choice of a unit, (choice,); keeping nothing costs nothing."""
     entropies = np.array([entries * binary_entropy(kept / entries) for kept in choices.kept.tolist()])
     bits = factor * (entropies + choices.kept * choices.bits) + RECORD_BITS
@@ -26,7 +26,7 @@ def choice_bits(choices: Choices, entries: int, factor: float) -> Doubles:
     return np.asarray(bits)
 
 
-def allocate(choices: Sequence[Choices], bits: Sequence[Doubles], target: float) -> list[int]:
+def allocate(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], target: float) -> list[int]:
     """Returns each unit's choice, of least error + multiplier · bits, for the one that meets the target."""
     low, high = 1e-40, 1e40  # multipliers: error a bit
     for _ in range(_HALVINGS):
@@ -38,11 +38,11 @@ def allocate(choices: Sequence[Choices], bits: Sequence[Doubles], target: float)
     return _chosen(choices, bits, high)
 
 
-def _chosen(choices: Sequence[Choices], bits: Sequence[Doubles], multiplier: float) -> list[int]:
+def _chosen(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> list[int]:
     return [int(np.argmin(each.errors + multiplier * cost)) for each, cost in zip(choices, bits, strict=True)]
 
 
-def _total(choices: Sequence[Choices], bits: Sequence[Doubles], multiplier: float) -> float:
+def _total(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> float:
     return sum(
         float(cost[chosen]) for cost, chosen in zip(bits, _chosen(choices, bits, multiplier), strict=True)
     )

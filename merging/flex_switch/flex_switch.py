@@ -15,13 +15,13 @@ from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.flex_switch.course import data_free, learned
-from flexswitch.merging.flex_switch.finish import Course
-from flexswitch.merging.flex_switch.lesson import Lesson, open_lesson, read_exemplars
-from flexswitch.merging.flex_switch.problem import Problem, read_problem
-from flexswitch.merging.flex_switch.saved import Saving, run_text
-from flexswitch.merging.flex_switch.target import target_bytes
-from flexswitch.merging.flex_switch.unit import Hardened, sparse_tensor
+from flexswitch.merging.flex_switch.training import data_free, learned
+from flexswitch.merging.flex_switch.finalisation import TrainingSettings
+from flexswitch.merging.flex_switch.training_data import TrainingData, open_training_data, read_exemplars
+from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
+from flexswitch.merging.flex_switch.size_target import target_bytes
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
@@ -90,7 +90,7 @@ def flexswitch(
         read_exemplars(job.task, inputs, objective, least)  # to hear of too few before long work
     header = job.header(vector)
     with parallel_map(job.jobs) as each:
-        problem = read_problem(vector, header, widths, effort, each)
+        problem = read_compression_task(vector, header, widths, effort, each)
         target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)
         if objective == "none" or inputs is None:
             if target is None:
@@ -99,21 +99,21 @@ def flexswitch(
             growth = _GROWTH * same_share if growth is None else growth
             kept = data_free(problem, target, same_share, growth, training.on_note)
             return Plan(_compressor(problem, kept), effort)
-        lesson = open_lesson(vector, job.task, inputs, objective, seed, least, crossings, precision, each)
+        lesson = open_training_data(vector, job.task, inputs, objective, seed, least, crossings, precision, each)
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
-        course = Course(
+        course = TrainingSettings(
             target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed
         )
-        run = run_text(header.method.settings, _inputs(vector, header, lesson))
+        run = run_identity(header.method.settings, _inputs(vector, header, lesson))
         file = training.checkpoint
-        saving = None if file is None else Saving(file.path, file.every, run)
+        saving = None if file is None else TrainingCheckpoint(file.path, file.every, run)
         kept, record = learned(problem, lesson, course, saving, training.on_step, training.on_note)
         return Plan(_compressor(problem, kept), effort, record)
 
 
-def _inputs(vector: TaskVector, header: ArtifactHeader, lesson: Lesson) -> dict[str, object]:
+def _inputs(vector: TaskVector, header: ArtifactHeader, lesson: TrainingData) -> dict[str, object]:
     """Returns what a learning depends on beside its settings; of a fine-tune's files, sizes and times."""
-    labels, stats = lesson.taught.examples.labels, [file.stat() for file in vector.files]
+    labels, stats = lesson.exemplars.examples.labels, [file.stat() for file in vector.files]
     return {
         "task": header.name,
         "base": header.base.fingerprint,
@@ -133,7 +133,7 @@ def _bit_widths(text: str) -> NDArray[np.int64]:
     return np.array(widths, np.int64)
 
 
-def _target(problem: Problem, text: str) -> int:
+def _target(problem: CompressionTask, text: str) -> int:
     vector = problem.vector
     target, empty = target_bytes(text, vector.parameters), problem.packer().empty_size()
     if target <= empty:
@@ -144,7 +144,7 @@ def _target(problem: Problem, text: str) -> int:
     return target
 
 
-def _compressor(problem: Problem, hardened: Sequence[Hardened]) -> Callable[[Delta], Compressed]:
+def _compressor(problem: CompressionTask, hardened: Sequence[Quantisation]) -> Callable[[Delta], Compressed]:
     by_name = {unit.name: (unit, kept) for unit, kept in zip(problem.units, hardened, strict=True)}
 
     def compress(delta: Delta) -> Compressed:

@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
-class Taught:
+class Targets:
     """Examples with the fine-tuned model's answers.
 
     answers: one tensor an example, (column,), or (token, vocabulary) of its own tokens in float16.
@@ -63,7 +63,7 @@ class Objective:
             return self.adapter.features(model, batch, "pooled")
         return self.adapter.logits(model, batch)
 
-    def loss(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> Tensor:
+    def loss(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns what is to fall, a scalar in float32. Raises: UsageError where it is not defined."""
         if self.goal == "task" and taught.kind != "features":
             labels = taught.examples.labels
@@ -71,14 +71,14 @@ class Objective:
             return task_loss(taught.kind, found, chosen, batch)
         return self.divergence(found, taught, rows, batch)
 
-    def divergence(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> Tensor:
+    def divergence(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the mean divergence from the fine-tuned model."""
         expected, mask = self._expected(found, taught, rows, batch)
         if taught.kind == "features":
             return (expected - found.float()).square().mean()
         return divergence(taught.kind, expected, found, mask)
 
-    def agreement(self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch) -> tuple[int, int]:
+    def agreement(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> tuple[int, int]:
         """Returns how many answers are the fine-tuned model's, of how many; of features none are counted."""
         if taught.kind == "features":
             return 0, 0
@@ -86,7 +86,7 @@ class Objective:
         return agreement(taught.kind, expected, found, mask)
 
     def _expected(
-        self, found: Tensor, taught: Taught, rows: Sequence[int], batch: Batch
+        self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
         answers = [taught.answers[row].to(self.device) for row in rows]
         if taught.kind != "tokens":
@@ -98,18 +98,18 @@ class Objective:
         return expected, mask
 
 
-def joined(one: Taught, two: Taught) -> Taught:
+def joined(one: Targets, two: Targets) -> Targets:
     """Returns the examples of both, without labels."""
     if isinstance(one.examples.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([one.examples.inputs, two.examples.inputs])
     else:
         inputs = [*one.examples.inputs, *two.examples.inputs]
-    return Taught(Examples(inputs, None), one.answers + two.answers, one.kind)
+    return Targets(Examples(inputs, None), one.answers + two.answers, one.kind)
 
 
 def answers_of(
     objective: Objective, model: nn.Module, config: Mapping[str, Any], examples: Examples, rows: Sequence[int]
-) -> Taught:
+) -> Targets:
     """Returns some examples with a model's answers."""
     batch = objective.batch(examples, rows)
     with torch.inference_mode():
@@ -121,4 +121,4 @@ def answers_of(
     if kind == "tokens":
         marks = batch.get("attention_mask", torch.ones(found.shape[:2])).cpu() != 0
         answers = [answer[mark].half() for answer, mark in zip(answers, marks, strict=True)]
-    return Taught(examples.take(np.asarray(rows, np.int64)), answers, kind)
+    return Targets(examples.take(np.asarray(rows, np.int64)), answers, kind)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 Doubles = NDArray[np.float64]
 
@@ -40,16 +40,16 @@ class Parameters:
         """Returns where a unit's rows lie in `rows`."""
         return slice(int(self.starts[number]), int(self.starts[number + 1]))
 
-    def of_rows(self, unit: Unit, number: int) -> Doubles:
+    def of_rows(self, unit: DeltaRows, number: int) -> Doubles:
         """Returns a unit's free thresholds, (row,)."""
         own = np.full(len(unit.rows), self.free[number])
         return own + self.rows[self.rows_of(number)] if len(self.rows) else own
 
-    def thresholds(self, unit: Unit, number: int) -> FloatArray:
+    def thresholds(self, unit: DeltaRows, number: int) -> FloatArray:
         """Returns a unit's thresholds in the units of its weights, (row,)."""
         return (np.logaddexp(0, self.of_rows(unit, number)) * unit.rms).astype(np.float32)
 
-    def by_free(self, unit: Unit, number: int, by_threshold: Doubles) -> Doubles:
+    def by_free(self, unit: DeltaRows, number: int, by_threshold: Doubles) -> Doubles:
         """Returns the derivatives by a unit's free thresholds, given those by its rows', (row,)."""
         slope = unit.rms / (1 + np.exp(-self.of_rows(unit, number)))  # softplus' is the sigmoid
         return np.asarray(by_threshold * slope)
@@ -60,11 +60,11 @@ class Parameters:
         powers = np.exp(scaled - scaled.max())
         return np.asarray(powers / powers.sum())
 
-    def hardened(self, units: Sequence[Unit]) -> list[Hardened]:
+    def hardened(self, units: Sequence[DeltaRows]) -> list[Quantisation]:
         """Returns what each unit keeps: hard gates, and the bit-width of the largest share."""
         chosen = self.logits.argmax(1)
         return [
-            Hardened(
+            Quantisation(
                 self.thresholds(unit, number),
                 int(self.bits[chosen[number]]),
                 float(np.float32(np.exp(self.log_scales[number, chosen[number]]))),
@@ -110,6 +110,6 @@ def clip_free(free: Doubles) -> None:
     np.clip(free, *_FREE_RANGE, out=free)
 
 
-def free_of(threshold: float) -> float:
+def inverse_softplus(threshold: float) -> float:
     """Returns the free number whose softplus is a positive threshold."""
     return float(threshold + np.log(-np.expm1(-threshold)))

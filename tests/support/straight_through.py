@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from support.checkpoints import memory_pair
 from torch import Tensor
 
-from flexswitch.merging.flex_switch.gated_weights import Gates
-from flexswitch.merging.flex_switch.unit import Unit, read_unit
+from flexswitch.merging.flex_switch.gated_tensor import Gates
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, read_delta_rows
 
 Floats = NDArray[np.float32]
 _EDGE = 1e-3  # of a level: nearer to where rounding jumps, float32 and float64 may round apart
@@ -23,10 +23,10 @@ class Plain(NamedTuple):
     shares: Tensor
 
 
-def unit_of(delta: Floats, name: str = "w") -> Unit:
+def unit_of(delta: Floats, name: str = "w") -> DeltaRows:
     """Returns a tensor's unit, read as any other, from a fine-tune of zeros."""
     changed = torch.from_numpy(delta.copy())
-    unit = read_unit(memory_pair({name: torch.zeros_like(changed)}, {name: changed}), name)
+    unit = read_delta_rows(memory_pair({name: torch.zeros_like(changed)}, {name: changed}), name)
     assert unit is not None
     return unit
 
@@ -64,7 +64,7 @@ def plain_quantised(values: Tensor, bits: int, scale: Tensor) -> Tensor:
     return scale * (2 * rounded / steps - 1)
 
 
-def plain_weights(base: Tensor, unit: Unit, gates: Gates, plain: Plain) -> Tensor:
+def plain_weights(base: Tensor, unit: DeltaRows, gates: Gates, plain: Plain) -> Tensor:
     """Returns a whole tensor's weights, float64, in its shape; the rows that did not change are the base's."""
     rows = base.double().reshape(-1, unit.columns)
     values = plain_values(torch.from_numpy(unit.delta).reshape(-1, unit.columns), gates, plain)

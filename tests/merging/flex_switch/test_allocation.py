@@ -10,7 +10,7 @@ from support.sparse_tensors import LAWS
 
 from flexswitch.codecs.sparse import binary_entropy
 from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
-from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 
 Doubles = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ def brute_error(delta: Floats, threshold: float, bits: int, scale: float) -> flo
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e15])
 def test_each_choice_keeps_what_is_above_its_threshold_at_the_error_it_says(count: int, size: float) -> None:
     delta = heavy(count, seed=count, size=size)
-    choices = choices_of(delta, np.array([1, 2, 4, 8]))
+    choices = rate_distortion_table(delta, np.array([1, 2, 4, 8]))
     total = float((delta.astype(np.float64) ** 2).sum())
     magnitudes = np.abs(delta)
     for row in range(0, len(choices.kept), 1 + len(choices.kept) // 60):
@@ -51,7 +51,7 @@ def test_each_choice_keeps_what_is_above_its_threshold_at_the_error_it_says(coun
 
 def test_the_first_choice_keeps_nothing_and_for_each_bit_width_one_keeps_everything() -> None:
     delta = heavy(1000, seed=0)
-    choices = choices_of(delta, np.array([1, 4]))
+    choices = rate_distortion_table(delta, np.array([1, 4]))
     assert (choices.kept[0], choices.thresholds[0]) == (0, np.abs(delta).max())
     assert choices.errors[0] == pytest.approx(float((delta.astype(np.float64) ** 2).sum()), rel=1e-12)
     for bits in (1, 4):
@@ -61,7 +61,7 @@ def test_the_first_choice_keeps_nothing_and_for_each_bit_width_one_keeps_everyth
 
 def test_the_scale_of_signs_alone_is_the_mean_magnitude_of_what_is_kept() -> None:
     delta = heavy(2000, seed=1)
-    choices = choices_of(delta, np.array([1]))
+    choices = rate_distortion_table(delta, np.array([1]))
     magnitudes = np.abs(delta.astype(np.float64))
     for row in range(1, len(choices.kept)):
         kept = magnitudes[magnitudes > choices.thresholds[row]]
@@ -71,7 +71,7 @@ def test_the_scale_of_signs_alone_is_the_mean_magnitude_of_what_is_kept() -> Non
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_scale_of_more_bits_is_hardly_worse_than_the_best_of_a_fine_grid(bits: int) -> None:
     delta = heavy(1000, seed=2)
-    choices = choices_of(delta, np.array([bits]))
+    choices = rate_distortion_table(delta, np.array([bits]))
     for row in np.flatnonzero(choices.kept >= 20)[::12]:
         threshold = float(choices.thresholds[row])
         largest = float(np.abs(delta).max())
@@ -83,7 +83,7 @@ def test_the_scale_of_more_bits_is_hardly_worse_than_the_best_of_a_fine_grid(bit
 
 def test_nothing_costs_nothing_and_the_rest_what_the_entropy_says() -> None:
     delta = heavy(1000, seed=3)
-    choices = choices_of(delta, np.array([1, 2]))
+    choices = rate_distortion_table(delta, np.array([1, 2]))
     found = choice_bits(choices, 1000, 0.5)
     double = choice_bits(choices, 1000, 1.0)
     entropies = [
@@ -95,7 +95,7 @@ def test_nothing_costs_nothing_and_the_rest_what_the_entropy_says() -> None:
     assert (found[1:] > 0.5 * np.array(entropies)[1:]).all()  # a record comes on top
 
 
-def random_choices(seed: int, count: int) -> tuple[Choices, Doubles]:
+def random_choices(seed: int, count: int) -> tuple[RateDistortionTable, Doubles]:
     """Returns choices whose error and bits have nothing to do with each other but at the first."""
     generator = np.random.default_rng(seed)
     errors = generator.exponential(10.0 ** generator.uniform(-6, 3), count)
@@ -103,7 +103,7 @@ def random_choices(seed: int, count: int) -> tuple[Choices, Doubles]:
     bits = generator.exponential(1000, count)
     bits[0] = 0
     zeros = np.zeros(count, np.int64)
-    return Choices(zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors, np.zeros(count)), bits
+    return RateDistortionTable(zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors, np.zeros(count)), bits
 
 
 def multipliers(errors: Doubles, bits: Doubles, chosen: int) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def test_what_all_fits_is_kept_at_the_least_error() -> None:
 
 
 def test_a_unit_that_matters_more_gets_more_of_the_bits() -> None:
-    quiet, loud = (choices_of(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5))
+    quiet, loud = (rate_distortion_table(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5))
     bits = [choice_bits(each, 4000, 1.0) for each in (quiet, loud)]
     rows = allocate([quiet, loud], bits, 3000)
     assert quiet.kept[rows[0]] < loud.kept[rows[1]]

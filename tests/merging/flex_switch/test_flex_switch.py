@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.lessons import Heard, School, measured, text_school
+from support.training_cases import Reports, TrainingCase, measured, text_case
 from support.tiny_models import (
     texts,
 )
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.flex_switch import course
-from flexswitch.merging.flex_switch import lesson as lesson_module
+from flexswitch.merging.flex_switch import training as course
+from flexswitch.merging.flex_switch import training_data as lesson_module
 from flexswitch.merging.flex_switch.objective import Objective
-from flexswitch.merging.flex_switch.profile import Choices
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 from flexswitch.merging.zoos.pack import Form, create_zoo
@@ -29,12 +29,12 @@ class StopError(Exception):
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
 @pytest.fixture(scope="module")
-def learned(school: School, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def learned(school: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return school.learn(tmp_path_factory.mktemp("learned") / "birds.fsw")
 
 
@@ -43,7 +43,7 @@ def learned(school: School, tmp_path_factory: pytest.TempPathFactory) -> Artifac
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 2), (2, 1), (3, 1)])
 def test_the_bytes_depend_on_no_number_of_threads(
-    jobs: int, threads: int, school: School, learned: Artifact, tmp_path: Path
+    jobs: int, threads: int, school: TrainingCase, learned: Artifact, tmp_path: Path
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -56,7 +56,7 @@ def test_the_bytes_depend_on_no_number_of_threads(
 
 
 def test_another_seed_learns_something_else_and_the_same_one_the_same(
-    school: School, learned: Artifact, tmp_path: Path
+    school: TrainingCase, learned: Artifact, tmp_path: Path
 ) -> None:
     again = school.learn(tmp_path / "birds.fsw")
     assert again.path.read_bytes() == learned.path.read_bytes()
@@ -66,18 +66,18 @@ def test_another_seed_learns_something_else_and_the_same_one_the_same(
 
 
 def test_a_task_vector_file_learns_the_same_as_its_checkpoints(
-    school: School, learned: Artifact, tmp_path: Path
+    school: TrainingCase, learned: Artifact, tmp_path: Path
 ) -> None:
     file = tmp_path / "birds.tv.safetensors"
     write_task_vector(school.vector(), file, "birds", "float32", overwrite=True)
-    found = School(school.base, file, school.data, school.per_task).learn(tmp_path / "birds.fsw")
+    found = TrainingCase(school.base, file, school.data, school.per_task).learn(tmp_path / "birds.fsw")
     assert found.path.read_bytes() == learned.path.read_bytes()
 
 
 # --- what is written and recorded -------------------------------------------------------------------------
 
 
-def test_what_was_learned_is_recorded(school: School, learned: Artifact) -> None:
+def test_what_was_learned_is_recorded(school: TrainingCase, learned: Artifact) -> None:
     record = learned.header.training
     assert (record.exemplars, record.held_out) == (24, 16)
     assert record.after.divergence < record.before.divergence
@@ -95,8 +95,8 @@ def test_what_was_learned_is_recorded(school: School, learned: Artifact) -> None
     assert learned.path.stat().st_size <= 5000
 
 
-def test_every_step_is_told(school: School, tmp_path: Path) -> None:
-    heard = Heard()
+def test_every_step_is_told(school: TrainingCase, tmp_path: Path) -> None:
+    heard = Reports()
     school.learn(tmp_path / "birds.fsw", heard=heard)
     assert [progress.step for progress in heard.steps] == list(range(1, 31))
     assert all(np.isfinite([progress.loss, progress.bits]).all() for progress in heard.steps)
@@ -111,14 +111,14 @@ def test_packing_it_as_small_as_it_was_made_keeps_the_record_and_the_size(
     assert packed.path.stat().st_size <= 5000
 
 
-def test_only_the_bit_widths_that_are_asked_for_are_stored(school: School, tmp_path: Path) -> None:
+def test_only_the_bit_widths_that_are_asked_for_are_stored(school: TrainingCase, tmp_path: Path) -> None:
     for bits, allowed in (("1", {1}), ("3,2", {2, 3})):
         found = school.learn(tmp_path / "birds.fsw", f"bits={bits}", "steps=60")
         assert {record.bits for record in found.header.tensors.values()} <= allowed
         assert found.header.training.after.divergence < found.header.training.before.divergence
 
 
-def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path) -> None:
+def test_a_larger_lambda_gives_a_smaller_artifact(school: TrainingCase, tmp_path: Path) -> None:
     sizes = []
     for lambda_ in ("0.01", "30"):
         found = school.learn(tmp_path / "birds.fsw", f"lambda={lambda_}")
@@ -131,7 +131,7 @@ def test_a_larger_lambda_gives_a_smaller_artifact(school: School, tmp_path: Path
 @pytest.mark.parametrize(
     "setting", ["granularity=rows", "gates=uniform", "shards=1", "refit=0", "effort=fast"]
 )
-def test_other_settings_learn_too(setting: str, school: School, tmp_path: Path) -> None:
+def test_other_settings_learn_too(setting: str, school: TrainingCase, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", setting)
     assert found.header.training.after.divergence < found.header.training.before.divergence
     assert found.path.stat().st_size <= 5000
@@ -142,9 +142,9 @@ def test_other_settings_learn_too(setting: str, school: School, tmp_path: Path) 
 @pytest.mark.parametrize("target", [5000, 9000])
 @pytest.mark.parametrize("granularity", ["tensor", "rows"])
 def test_a_small_size_is_met_with_the_record_in_the_file(
-    target: int, granularity: str, school: School, tmp_path: Path
+    target: int, granularity: str, school: TrainingCase, tmp_path: Path
 ) -> None:
-    heard = Heard()
+    heard = Reports()
     settings = (f"target_size={target}", f"granularity={granularity}")
     found = school.learn(tmp_path / "birds.fsw", *settings, heard=heard)
     assert 0.97 * target <= found.path.stat().st_size <= target
@@ -153,7 +153,7 @@ def test_a_small_size_is_met_with_the_record_in_the_file(
     assert record.after.divergence == pytest.approx(measured(school, found).divergence, rel=2e-3)
 
 
-def test_steps_in_bfloat16_learn_too(school: School, tmp_path: Path) -> None:
+def test_steps_in_bfloat16_learn_too(school: TrainingCase, tmp_path: Path) -> None:
     found, exact = (
         school.learn(tmp_path / precision / "birds.fsw", f"precision={precision}", f"target_size={target}")
         for precision, target in (("bfloat16", "5KB"), ("float32", "5000"))  # records of the same length
@@ -166,7 +166,7 @@ def test_steps_in_bfloat16_learn_too(school: School, tmp_path: Path) -> None:
 
 
 def test_without_crossings_only_the_exemplars_are_learned_from(
-    school: School, learned: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    school: TrainingCase, learned: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     plain = Objective.batch
@@ -186,10 +186,10 @@ def test_without_crossings_only_the_exemplars_are_learned_from(
 
 
 def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
-    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
-    plain = lesson_module.crossed
+    plain = lesson_module.augmented
 
     def crossed(inputs: Inputs, count: int, seed: int) -> Inputs:
         counts.append(count)
@@ -206,11 +206,11 @@ def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
 
 @pytest.mark.parametrize("nearer", ["uniform", "relative", "absolute"])
 def test_learning_starts_from_what_has_the_smallest_loss(
-    nearer: str, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nearer: str, school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the same share of every unit, and the allocations by errors over each one's mean square, and as such."""
-    starts: dict[str, list[Hardened]] = {}
-    firsts: list[list[Hardened]] = []
+    starts: dict[str, list[Quantisation]] = {}
+    firsts: list[list[Quantisation]] = []
     losses = iter(
         loss  # of a start's first power, then of one larger and one smaller
         for name in ("uniform", "relative", "absolute")
@@ -218,7 +218,7 @@ def test_learning_starts_from_what_has_the_smallest_loss(
     )
     plain, plain_uniform = course.allocated, course.uniform
 
-    def allocated(units: list[Unit], choices: list[Choices], *rest: Any) -> Any:
+    def allocated(units: list[DeltaRows], choices: list[RateDistortionTable], *rest: Any) -> Any:
         name = "absolute" if "relative" in starts else "relative"
         for unit, each in zip(units, choices, strict=True):
             nothing = float(np.square(unit.delta.astype(np.float64)).sum())
@@ -232,14 +232,14 @@ def test_learning_starts_from_what_has_the_smallest_loss(
         starts["uniform"] = plain_uniform(*given)
         return starts["uniform"]
 
-    def first_parameters(units: list[Unit], choices: list[Choices], kept: list[Hardened], *rest: Any) -> None:
+    def initial_parameters(units: list[DeltaRows], choices: list[RateDistortionTable], kept: list[Quantisation], *rest: Any) -> None:
         firsts.append(kept)
         raise StopError
 
     monkeypatch.setattr(course, "allocated", allocated)
     monkeypatch.setattr(course, "uniform", uniform)
-    monkeypatch.setattr(course, "first_parameters", first_parameters)
-    monkeypatch.setattr(lesson_module.Lesson, "loss", lambda lesson, each: next(losses, 1.0))
+    monkeypatch.setattr(course, "initial_parameters", initial_parameters)
+    monkeypatch.setattr(lesson_module.TrainingData, "loss", lambda lesson, each: next(losses, 1.0))
     with pytest.raises(StopError):
         school.learn(tmp_path / "birds.fsw")
     thresholds = {name: [each.thresholds[0] for each in start] for name, start in starts.items()}
@@ -250,7 +250,7 @@ def test_learning_starts_from_what_has_the_smallest_loss(
 
 
 def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(
-    school: School, tmp_path: Path
+    school: TrainingCase, tmp_path: Path
 ) -> None:
     found = school.learn(tmp_path / "birds.fsw", "gates=uniform", "bits=1")
     records = [

@@ -40,7 +40,7 @@ def test_an_interrupt_leaves_nothing(compress: Compress, monkeypatch: pytest.Mon
 def test_a_learning_that_was_interrupted_goes_on_and_ends_in_the_same_bytes(
     compress: Compress, learned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = compress.output.with_name("birds.fsw.learning")
+    kept = compress.output.with_name("birds.fsw.training")
     for step in (4, 6):  # after two steps of the first run and four of the second
         monkeypatch.setattr("flexswitch.cli.compress.hearer", interrupted_at(step))
         outcome = compress.learn("--checkpoint-every", 2)
@@ -49,7 +49,7 @@ def test_a_learning_that_was_interrupted_goes_on_and_ends_in_the_same_bytes(
             f"flexswitch: the learning is kept in {kept}; the same command goes on from there",
             "flexswitch: interrupted; nothing half-written is left",
         ]
-        assert compress.left() == ["birds.fsw.learning"]
+        assert compress.left() == ["birds.fsw.training"]
     heard: list[int] = []
     monkeypatch.setattr(
         "flexswitch.cli.compress.hearer",
@@ -68,10 +68,10 @@ def test_another_learning_does_not_go_on_from_it(compress: Compress, monkeypatch
     outcome = compress.learn("--checkpoint-every", 2, "--set", "seed=1")
     assert (outcome.status, outcome.error) == (
         1,
-        f"{compress.output}.learning: belongs to a learning of other inputs or with other settings; repeat "
+        f"{compress.output}.training: belongs to a learning of other inputs or with other settings; repeat "
         "that one, or delete the file",
     )
-    assert compress.left() == ["birds.fsw.learning"]
+    assert compress.left() == ["birds.fsw.training"]
 
 
 def test_a_signal_in_the_middle_of_the_steps_ends_it_with_status_130(text: Toy, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import tiny_language_models, tiny_models
-from support.lessons import Heard, School, measured, text_school
+from support.training_cases import Reports, TrainingCase, measured, text_case
 from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import (
     bert_config,
@@ -34,39 +34,39 @@ def _wider_models() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
-def image_school(folder: Path) -> School:
+def image_school(folder: Path) -> TrainingCase:
     base = save_image_base(folder / "base")
     finetuned = save_image_classifier(base, folder / "model", 3, seed=1)
     pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
     (folder / "data").mkdir()
     np.savez(folder / "data" / "birds.train.npz", x=pixels)
-    return School(base, finetuned, folder / "data")
+    return TrainingCase(base, finetuned, folder / "data")
 
 
-def encoder_school(folder: Path) -> School:
+def encoder_school(folder: Path) -> TrainingCase:
     base = save_text_base(folder / "base")
     finetuned = save_encoder_with_head(base, folder / "model", 3, seed=1)
     return with_texts(folder, base, finetuned)
 
 
-def language_school(kind: str) -> Callable[[Path], School]:
-    def make(folder: Path) -> School:
+def language_school(kind: str) -> Callable[[Path], TrainingCase]:
+    def make(folder: Path) -> TrainingCase:
         base = save_language_base(folder / "base", kind)
         return with_texts(folder, base, save_language_model(base, folder / "model", seed=1, size=0.1))
 
     return make
 
 
-def regression_school(folder: Path) -> School:
+def regression_school(folder: Path) -> TrainingCase:
     base = save_text_base(folder / "base")
     return with_texts(folder, base, save_text_classifier(base, folder / "model", classes=1, seed=1))
 
 
-def lora_school(folder: Path) -> School:
+def lora_school(folder: Path) -> TrainingCase:
     from transformers import AutoModelForSequenceClassification
 
     base = save_text_base(folder / "base")
@@ -83,10 +83,10 @@ def lora_school(folder: Path) -> School:
     return replace(with_texts(folder, base, folder / "model"), adapter="hf-sequence-classification")
 
 
-def with_texts(folder: Path, base: Path, finetuned: Path) -> School:
+def with_texts(folder: Path, base: Path, finetuned: Path) -> TrainingCase:
     (folder / "data").mkdir()
     write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 40, 1), None)
-    return School(base, finetuned, folder / "data")
+    return TrainingCase(base, finetuned, folder / "data")
 
 
 SCHOOLS = {
@@ -111,7 +111,7 @@ def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_p
     assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_the_features_can_be_held_to_instead(school: School, tmp_path: Path) -> None:
+def test_the_features_can_be_held_to_instead(school: TrainingCase, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", "objective=mse")
     record = found.header.training
     assert record.after.divergence < record.before.divergence
@@ -119,8 +119,8 @@ def test_the_features_can_be_held_to_instead(school: School, tmp_path: Path) -> 
     assert measured(school, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_labels_can_be_learned_from_instead(school: School, tmp_path: Path) -> None:
-    heard, data = Heard(), tmp_path / "data"
+def test_labels_can_be_learned_from_instead(school: TrainingCase, tmp_path: Path) -> None:
+    heard, data = Reports(), tmp_path / "data"
     data.mkdir()
     inputs = texts("birds", 40, 1)
     write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(school.finetuned, school.base, inputs))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from support.lessons import School, measured
+from support.training_cases import TrainingCase, measured
 from support.tiny_models import bert_config, make_artifact, texts, write_jsonl, write_tokenizer
 from torch import Tensor
 
@@ -17,14 +17,14 @@ SIZE = 9000
 SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "refit=10")
 
 
-class Problem(NamedTuple):
-    school: School
+class CompressionTask(NamedTuple):
+    school: TrainingCase
     marks: dict[str, Tensor]  # base name → which entries are planted
     learned: Artifact
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
     """A text classifier that is its base, large changes of 3 % of six matrices, and weak noise everywhere."""
     from transformers import BertForSequenceClassification, BertModel
 
@@ -46,8 +46,8 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     finetuned.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 80, 1), None)
-    school = School(folder / "base", folder / "model", folder / "data", per_task=48)
-    return Problem(school, marks, school.learn(folder / "birds.fsw", *SETTINGS))
+    school = TrainingCase(folder / "base", folder / "model", folder / "data", per_task=48)
+    return CompressionTask(school, marks, school.learn(folder / "birds.fsw", *SETTINGS))
 
 
 def kept_entries(artifact: Artifact, name: str) -> Tensor:
@@ -57,7 +57,7 @@ def kept_entries(artifact: Artifact, name: str) -> Tensor:
     return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
 
 
-def test_what_was_planted_is_kept_and_hardly_any_noise(problem: Problem) -> None:
+def test_what_was_planted_is_kept_and_hardly_any_noise(problem: CompressionTask) -> None:
     found = sum(
         int((kept_entries(problem.learned, name) & marks).sum())
         for name, marks in problem.marks.items()
@@ -70,7 +70,7 @@ def test_what_was_planted_is_kept_and_hardly_any_noise(problem: Problem) -> None
     assert problem.learned.path.stat().st_size <= SIZE
 
 
-def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: Problem, tmp_path: Path) -> None:
+def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: CompressionTask, tmp_path: Path) -> None:
     school, size = problem.school, problem.learned.path.stat().st_size
     for drop in ("0.96", "0.965", "0.97", "0.975", "0.98", "0.985", "0.99"):
         ruled = make_artifact(
@@ -84,7 +84,7 @@ def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: Pro
     assert learned.held_out_divergence < rule.held_out_divergence / 4
 
 
-def test_what_is_recorded_is_what_the_stored_artifact_gives(problem: Problem) -> None:
+def test_what_is_recorded_is_what_the_stored_artifact_gives(problem: CompressionTask) -> None:
     record = problem.learned.header.training
     found = measured(problem.school, problem.learned)
     assert record.after.divergence == pytest.approx(found.divergence, rel=2e-3)

@@ -13,15 +13,15 @@ from support.straight_through import Floats, away_from_edges, plain_leaves, plai
 from torch import Tensor
 
 from flexswitch.codecs.blocks import as_matrix
-from flexswitch.merging.flex_switch.gated_weights import DeviceWeights, GatedWeights, Gates, gated_weights
-from flexswitch.merging.flex_switch.unit import Hardened, Unit, levels_of, sparse_tensor
+from flexswitch.merging.flex_switch.gated_tensor import DeviceGatedTensor, GatedTensor, Gates, gated_weights
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows, levels_of, sparse_tensor
 
 SHAPES = [(1,), (7,), (1030,), (1, 1), (5, 1), (9, 8), (6, 13), (3, 1024), (2, 1025), (2, 2051), (4, 3, 5)]
 CANDIDATES = [[1], [4], [1, 2, 4, 8], [2, 3], [1, 8], [3, 5, 6, 7]]
 
 
-class Problem(NamedTuple):
-    unit: Unit
+class CompressionTask(NamedTuple):
+    unit: DeltaRows
     gates: Gates
     base: Tensor
     gradient: Tensor
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 def problem(
     shape: tuple[int, ...], bits: list[int], seed: int, by_rows: bool, left_out: float, zeros: float = 0.0
-) -> Problem:
+) -> CompressionTask:
     """Returns a random one, some rows and a share of entries without change; none lies where rounding jumps."""
     generator = np.random.default_rng(seed)
     scales = generator.uniform(0.3, 2.5, len(bits)).astype(np.float32)
@@ -50,7 +50,7 @@ def problem(
         shares.astype(np.float32),
     )
     base, gradient = (torch.from_numpy(generator.normal(size=shape).astype(np.float32)) for _ in range(2))
-    return Problem(unit, gates, base, gradient)
+    return CompressionTask(unit, gates, base, gradient)
 
 
 PROBLEMS = st.builds(
@@ -64,17 +64,17 @@ PROBLEMS = st.builds(
 )
 
 
-def rows_of(unit: Unit, tensor: Tensor) -> Tensor:
+def rows_of(unit: DeltaRows, tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, unit.columns)[torch.from_numpy(unit.rows)]
 
 
-def delta_of(unit: Unit) -> Floats:
+def delta_of(unit: DeltaRows) -> Floats:
     return unit.delta.reshape(-1, unit.columns)
 
 
 @LAWS
 @given(given_one=PROBLEMS)
-def test_weights_are_the_base_and_the_mixture_of_what_passes_its_gate(given_one: Problem) -> None:
+def test_weights_are_the_base_and_the_mixture_of_what_passes_its_gate(given_one: CompressionTask) -> None:
     unit, gates, base, _ = given_one
     weights = base.clone()
     kept = gated_weights(unit, weights).apply(gates)
@@ -90,7 +90,7 @@ def test_weights_are_the_base_and_the_mixture_of_what_passes_its_gate(given_one:
 
 @LAWS
 @given(given_one=PROBLEMS)
-def test_slopes_are_those_of_the_number_that_pass_when_gates_are_soft(given_one: Problem) -> None:
+def test_slopes_are_those_of_the_number_that_pass_when_gates_are_soft(given_one: CompressionTask) -> None:
     unit, gates, base, _ = given_one
     kept = gated_weights(unit, base.clone()).apply(gates)
     thresholds = plain_leaves(gates).thresholds
@@ -103,7 +103,7 @@ def test_slopes_are_those_of_the_number_that_pass_when_gates_are_soft(given_one:
 
 @LAWS
 @given(given_one=PROBLEMS)
-def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one: Problem) -> None:
+def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one: CompressionTask) -> None:
     unit, gates, base, gradient = given_one
     plain = plain_leaves(gates)
     (plain_weights(base, unit, gates, plain) * gradient.double()).sum().backward()
@@ -118,11 +118,11 @@ def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one:
 
 @LAWS
 @given(given_one=PROBLEMS)
-def test_torch_operations_of_another_device_agree_with_the_compiled_passes(given_one: Problem) -> None:
+def test_torch_operations_of_another_device_agree_with_the_compiled_passes(given_one: CompressionTask) -> None:
     unit, gates, base, gradient = given_one
     one, two = base.clone(), base.clone()
-    compiled, other = gated_weights(unit, one), DeviceWeights(unit, two)
-    assert type(compiled) is not DeviceWeights
+    compiled, other = gated_weights(unit, one), DeviceGatedTensor(unit, two)
+    assert type(compiled) is not DeviceGatedTensor
     kept, kept_too = compiled.apply(gates), other.apply(gates)
     assert kept.kept.tolist() == kept_too.kept.tolist()
     cut_off = 2e-7 * unit.columns / gates.width  # the compiled slope is 0 where it would be below 2e-7
@@ -157,10 +157,10 @@ def test_far_from_its_threshold_an_entry_has_no_slope_and_nothing_overflows() ->
     assert (found.reduce(gates, torch.ones(3, 1)).by_threshold == 0).all()
 
 
-@pytest.mark.parametrize("kind", [gated_weights, DeviceWeights])
+@pytest.mark.parametrize("kind", [gated_weights, DeviceGatedTensor])
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05, 0.2])
 def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
-    kind: Callable[[Unit, Tensor], GatedWeights], threshold: float
+    kind: Callable[[DeltaRows, Tensor], GatedTensor], threshold: float
 ) -> None:
     delta = np.array([[0, 0.25, 0, -0.125], [0.5, 0, -0.0, 0], [0, 0, 0, 0]], np.float32)
     unit, base = unit_of(delta), torch.arange(12.0).reshape(3, 4)
@@ -192,7 +192,7 @@ def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
 @LAWS
 @given(given_one=PROBLEMS, touched=st.lists(st.integers(0, 99), max_size=12), seed=st.integers(0, 99))
 def test_a_sparse_gradient_says_what_the_dense_one_says(
-    given_one: Problem, touched: list[int], seed: int
+    given_one: CompressionTask, touched: list[int], seed: int
 ) -> None:
     """Rows in any order, some twice, some of them rows that did not change."""
     unit, gates, base, _ = given_one
@@ -202,7 +202,7 @@ def test_a_sparse_gradient_says_what_the_dense_one_says(
     sparse = torch.sparse_coo_tensor(rows[None], values, (grid.rows, grid.columns), check_invariants=True)
     dense = sparse.to_dense()
     size = float(dense.abs().sum()) * float(gates.scales.max()) / gates.width
-    for kind in (gated_weights, DeviceWeights):
+    for kind in (gated_weights, DeviceGatedTensor):
         found = kind(unit, base.clone().reshape(grid.rows, grid.columns))
         expected = found.reduce(gates, dense)
         for one, two in zip(found.reduce(gates, sparse), expected, strict=True):
@@ -240,11 +240,11 @@ def test_a_gradient_may_lie_in_memory_in_any_order() -> None:
 
 @LAWS
 @given(given_one=PROBLEMS, candidate=st.integers(0, 7))
-def test_what_is_stored_decodes_to_what_the_model_was_given(given_one: Problem, candidate: int) -> None:
+def test_what_is_stored_decodes_to_what_the_model_was_given(given_one: CompressionTask, candidate: int) -> None:
     unit, gates, base, _ = given_one
     candidate %= len(gates.bits)
     scale = float(gates.scales[candidate])
-    hardened = Hardened(gates.thresholds, int(gates.bits[candidate]), scale)
+    hardened = Quantisation(gates.thresholds, int(gates.bits[candidate]), scale)
     chosen = gates._replace(
         bits=gates.bits[[candidate]], scales=gates.scales[[candidate]], shares=np.ones(1, np.float32)
     )
@@ -263,7 +263,7 @@ def test_levels_are_the_nearest_and_stop_at_the_ends(bits: int) -> None:
     values = np.linspace(-3, 3, 601).astype(np.float32)
     values = values[values != 0]
     places = np.array([2 * level + 1 - 2**bits for level in range(2**bits)]) / (2**bits - 1)
-    found = levels_of(values, Hardened(np.zeros(1, np.float32), bits, 1.25))
+    found = levels_of(values, Quantisation(np.zeros(1, np.float32), bits, 1.25))
     chosen = np.abs(values - 1.25 * places[found])
     nearest = np.abs(values[:, None] - 1.25 * places).min(1)
     np.testing.assert_allclose(chosen, nearest, atol=1e-6)

@@ -7,17 +7,17 @@ from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.harden import is_met
-from flexswitch.merging.flex_switch.problem import Problem, read_problem
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
+from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 BITS = np.array([1, 2, 4, 8])
 
 
-def signs_of(problem: Problem) -> list[Hardened]:
+def signs_of(problem: CompressionTask) -> list[Quantisation]:
     """Returns the signs of the larger half of every unit."""
     return [
-        Hardened(np.full(len(unit.rows), np.median(np.abs(unit.delta))), 1, unit.rms)
+        Quantisation(np.full(len(unit.rows), np.median(np.abs(unit.delta))), 1, unit.rms)
         for unit in problem.units
     ]
 
@@ -28,8 +28,8 @@ def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: in
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
-        problem = read_problem(vector, job().header(vector), BITS, "small", each)
+        problem = read_compression_task(vector, job().header(vector), BITS, "small", each)
         fitted, size = problem.fill(signs_of(problem), problem.packer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]
-    assert is_met(size, target)
+    assert meets_target(size, target)
     assert all(kept.scale > 0 for kept in fitted)

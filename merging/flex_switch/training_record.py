@@ -7,15 +7,15 @@ import numpy as np
 from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.lesson import Lesson
+from flexswitch.merging.flex_switch.training_data import TrainingData
 
 _CURVE_POINTS = 20
 _DIGITS = 4
 
 
-def quality(lesson: Lesson, each: ParallelMap) -> QualityRecord:
+def quality(lesson: TrainingData, each: ParallelMap) -> QualityRecord:
     """Returns how the model, as it is now, compares with the fine-tuned one."""
-    learned = lesson.divergence(lesson.taught, each)
+    learned = lesson.divergence(lesson.exemplars, each)
     held_out = lesson.divergence(lesson.held_out, each) if lesson.held_out is not None else (None, None)
     return QualityRecord(
         divergence=_short(learned[0]),
@@ -25,8 +25,8 @@ def quality(lesson: Lesson, each: ParallelMap) -> QualityRecord:
     )
 
 
-def learning_record(
-    lesson: Lesson,
+def training_record(
+    lesson: TrainingData,
     before: QualityRecord,
     after: QualityRecord,
     history: Sequence[Progress],
@@ -44,7 +44,7 @@ def learning_record(
         if len(stretch)
     ]
     return TrainingRecord(
-        exemplars=len(lesson.taught),
+        exemplars=len(lesson.exemplars),
         exemplars_sha256=lesson.digest,
         held_out=0 if lesson.held_out is None else len(lesson.held_out),
         before=before,

@@ -21,7 +21,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import MethodRecord, QualityRecord, TrainingRecord
 from flexswitch.codecs.format.zoo import open_zoo
-from flexswitch.merging.flex_switch.learning_chart import draw_learning
+from flexswitch.merging.flex_switch.training_chart import draw_training
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 RECORD = TrainingRecord(
@@ -97,7 +97,7 @@ def test_a_record_with_a_wrong_field_is_refused(path: Path, field: str, value: o
 
 def drawn(path: Path, record: TrainingRecord = RECORD, objective: str = "kl") -> bytes:
     method = MethodRecord(name="flexswitch", settings={"objective": objective})
-    draw_learning(HEADER.model_copy(update={"method": method}), record, path, overwrite=True)
+    draw_training(HEADER.model_copy(update={"method": method}), record, path, overwrite=True)
     return path.read_bytes()
 
 

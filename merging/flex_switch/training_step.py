@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.gated_weights import Gates, Kept, Slopes
+from flexswitch.merging.flex_switch.gated_tensor import Gates, GateCounts, GateGradients
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
-from flexswitch.merging.flex_switch.student import Loss, Student
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 Doubles = NDArray[np.float64]
 
@@ -54,11 +54,11 @@ class Schedule:
 
 Batches = Callable[[int], Sequence[Loss]]  # a step → the loss of each shard; their sum is the batch's
 # What is kept, and the factors before → real over estimated bits of each unit, (unit,).
-Measure = Callable[[Sequence[Hardened], Doubles], Doubles]
+Measure = Callable[[Sequence[Quantisation], Doubles], Doubles]
 
 
 @dataclass(eq=False)
-class Learner:
+class TrainingState:
     """The state that a step changes; saved, it goes on as if it had never stopped.
 
     factors: (unit,), see rate.py. pace: how long steps are, of the usual.
@@ -75,9 +75,9 @@ class Learner:
 
 
 def learn(
-    learner: Learner,
-    units: Sequence[Unit],
-    student: Student,
+    learner: TrainingState,
+    units: Sequence[DeltaRows],
+    student: GatedModel,
     batches: Batches,
     schedule: Schedule,
     measure: Measure,
@@ -91,18 +91,18 @@ def learn(
         on_step(_step(learner, units, student, batches(learner.step), schedule, each))
 
 
-def set_gates(student: Student, gates: Sequence[Gates], each: ParallelMap) -> list[Kept | None]:
+def set_gates(student: GatedModel, gates: Sequence[Gates], each: ParallelMap) -> list[GateCounts | None]:
     """Writes the weights under these gates; returns what each unit keeps, None where the model lacks it."""
     student.gates = list(gates)
 
-    def apply(number: int) -> Kept | None:
+    def apply(number: int) -> GateCounts | None:
         weights = student.weights[number]
         return None if weights is None else weights.apply(gates[number])
 
     return each(apply, len(gates))
 
 
-def hard_gates(units: Sequence[Unit], hardened: Sequence[Hardened]) -> list[Gates]:
+def hard_gates(units: Sequence[DeltaRows], hardened: Sequence[Quantisation]) -> list[Gates]:
     """Returns the gates that give exactly what is kept."""
     one = np.ones(1, np.float32)
     return [
@@ -118,9 +118,9 @@ def hard_gates(units: Sequence[Unit], hardened: Sequence[Hardened]) -> list[Gate
 
 
 def _step(
-    learner: Learner,
-    units: Sequence[Unit],
-    student: Student,
+    learner: TrainingState,
+    units: Sequence[DeltaRows],
+    student: GatedModel,
     losses: Sequence[Loss],
     schedule: Schedule,
     each: ParallelMap,
@@ -147,7 +147,7 @@ def _step(
     return progress
 
 
-def _gates(parameters: Parameters, unit: Unit, number: int, share: float) -> Gates:
+def _gates(parameters: Parameters, unit: DeltaRows, number: int, share: float) -> Gates:
     """Returns a unit's gates when this share of the steps is done."""
     thresholds, width = parameters.thresholds(unit, number), _annealed(_WIDTHS, share) * unit.rms
     scales = np.exp(parameters.log_scales[number]).astype(np.float32)
@@ -162,13 +162,13 @@ def _annealed(ends: tuple[float, float], share: float) -> float:
     return ends[0] * math.pow(ends[1] / ends[0], share)
 
 
-def summed(slopes: Sequence[Slopes | None]) -> Slopes | None:
+def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
     """Returns the sum over shards, in their order."""
     present = [each for each in slopes if each is not None]
-    return Slopes(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
+    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
-def _rate(parameters: Parameters, gates: Gates, kept: Kept | None, unit: Unit, factor: float) -> Rate | None:
+def _rate(parameters: Parameters, gates: Gates, kept: GateCounts | None, unit: DeltaRows, factor: float) -> Rate | None:
     if kept is None:
         return None
     shares = gates.shares.astype(np.float64)
@@ -176,10 +176,10 @@ def _rate(parameters: Parameters, gates: Gates, kept: Kept | None, unit: Unit, f
 
 
 def _move(
-    learner: Learner,
-    units: Sequence[Unit],
+    learner: TrainingState,
+    units: Sequence[DeltaRows],
     gates: Sequence[Gates],
-    slopes: Sequence[Slopes | None],
+    slopes: Sequence[GateGradients | None],
     rates: Sequence[Rate | None],
     schedule: Schedule,
 ) -> None:

@@ -5,27 +5,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.lessons import School, text_school
+from support.training_cases import TrainingCase, text_case
 
-from flexswitch.merging.flex_switch import course
-from flexswitch.merging.flex_switch.gated_weights import Slopes
-from flexswitch.merging.flex_switch.learn import Learner, Schedule, _gates, _move, _shift
+from flexswitch.merging.flex_switch import training as course
+from flexswitch.merging.flex_switch.gated_tensor import GateGradients
+from flexswitch.merging.flex_switch.training_step import TrainingState, Schedule, _gates, _move, _shift
 from flexswitch.merging.flex_switch.parameters import Parameters
 from flexswitch.merging.flex_switch.rate import rate_of
-from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
 def test_at_a_tenth_of_the_pace_a_step_goes_a_tenth_as_far(
-    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, moves = course.learn, []
 
-    def learn(learner: Learner, *given: Any) -> None:
+    def learn(learner: TrainingState, *given: Any) -> None:
         before = learner.parameters.log_scales.copy()
         plain(learner, *given)
         moves.append(learner.parameters.log_scales - before)
@@ -52,13 +52,13 @@ def test_thresholds_are_shifted_half_way_to_the_size_where_that_is_had_by_it(
 def test_bits_are_not_saved_where_fewer_than_wanted_are_used(share: float, weighed: bool) -> None:
     rows, columns = 4, 32
     delta = np.random.default_rng(0).normal(size=rows * columns).astype(np.float32)
-    unit = Unit("w", (rows, columns), "float32", np.arange(rows), columns, delta, 1.0)
+    unit = DeltaRows("w", (rows, columns), "float32", np.arange(rows), columns, delta, 1.0)
     bits, none = np.array([1, 2]), np.zeros(0)
     parameters = Parameters(bits, np.array([0, rows]), np.ones(1), none, np.zeros((1, 2)), np.zeros((1, 2)))
     gates = _gates(parameters, unit, 0, 0.0)
     rate = rate_of(np.full(rows, 5), np.ones(rows), columns, bits, np.array([0.5, 0.5]), 1.0)
-    slopes = Slopes(np.ones(rows), np.zeros(2), np.zeros(2))  # to keep less is a loss; the width is none
+    slopes = GateGradients(np.ones(rows), np.zeros(2), np.zeros(2))  # to keep less is a loss; the width is none
     schedule = Schedule(steps=100, target=rate.bits / share, multiplier=0.0)
-    _move(Learner(parameters, np.ones(1)), [unit], [gates], [slopes], [rate], schedule)
+    _move(TrainingState(parameters, np.ones(1)), [unit], [gates], [slopes], [rate], schedule)
     assert (parameters.logits[0, 0] > parameters.logits[0, 1]) == weighed
     assert weighed or parameters.logits.tolist() == [[0, 0]]

@@ -10,42 +10,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.checkpoints import message
-from support.lessons import School, text_school
+from support.training_cases import TrainingCase, text_case
 from support.sparse_tensors import LAWS
 from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import MAX_TOKENS, texts, write_jsonl
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.crossing import crossed
-from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows, open_lesson, read_exemplars
+from flexswitch.merging.flex_switch.augmentation import crossed
+from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data, read_exemplars
 from flexswitch.merging.flex_switch.objective import Goal, Precision
-from flexswitch.merging.flex_switch.report import quality
+from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.models.examples import draw
 
 
 def opened(
-    school: School,
+    school: TrainingCase,
     task: str = "birds",
     goal: Goal = "kl",
     seed: int = 0,
     jobs: int = 1,
     crossings: int = 0,
     precision: Precision = "float32",
-) -> Lesson:
+) -> TrainingData:
     with parallel_map(jobs) as each:
-        return open_lesson(
+        return open_training_data(
             school.vector(), task, school.classroom(), goal, seed, 1, crossings, precision, each
         )
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"), count=70)
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"), count=70)
 
 
 @pytest.fixture(scope="module")
-def lesson(school: School) -> Lesson:
+def lesson(school: TrainingCase) -> TrainingData:
     return opened(school)
 
 
@@ -80,11 +80,11 @@ def test_passes_and_seeds_are_shuffled_differently() -> None:
 
 
 def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
-    school: School, lesson: Lesson
+    school: TrainingCase, lesson: TrainingData
 ) -> None:
     inputs = texts("birds", 70, 1)
     drawn = draw(70, school.per_task, 0, "birds")
-    assert lesson.taught.examples.inputs == [inputs[row] for row in drawn]
+    assert lesson.exemplars.examples.inputs == [inputs[row] for row in drawn]
     assert lesson.held_out is not None
     held_out = list(lesson.held_out.examples.inputs)
     assert len(held_out) == school.per_task
@@ -95,33 +95,33 @@ def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
 
 @pytest.mark.parametrize(("count", "held_out"), [(24, 0), (25, 1), (47, 23), (60, 24)])
 def test_as_many_are_held_out_as_are_left_up_to_those_learned_from(
-    count: int, held_out: int, school: School, tmp_path: Path
+    count: int, held_out: int, school: TrainingCase, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", count, 1), None)
-    found = opened(School(school.base, school.finetuned, tmp_path, school.per_task))
-    assert len(found.taught) == 24
+    found = opened(TrainingCase(school.base, school.finetuned, tmp_path, school.per_task))
+    assert len(found.exemplars) == 24
     assert (0 if found.held_out is None else len(found.held_out)) == held_out
     with parallel_map(1) as each:
         record = quality(found, each)
     assert (record.held_out_divergence is None) == (held_out == 0)
 
 
-def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(school: School, tmp_path: Path) -> None:
+def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(school: TrainingCase, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for task in ("cities", "birds", "tools"):
         write_jsonl(tmp_path / "data" / f"{task}.train.jsonl", texts("birds", 70, 1), None)
-    other = School(school.base, school.finetuned, tmp_path / "data", school.per_task)
+    other = TrainingCase(school.base, school.finetuned, tmp_path / "data", school.per_task)
     found = {task: opened(other, task) for task in ("tools", "birds")}
     alone = opened(school)
     assert found["birds"].digest == alone.digest
-    assert found["birds"].taught.examples.inputs == alone.taught.examples.inputs
-    assert found["tools"].taught.examples.inputs != alone.taught.examples.inputs
-    fewer = opened(School(school.base, school.finetuned, school.data, 10))
-    assert set(fewer.taught.examples.inputs) <= set(alone.taught.examples.inputs)
+    assert found["birds"].exemplars.examples.inputs == alone.exemplars.examples.inputs
+    assert found["tools"].exemplars.examples.inputs != alone.exemplars.examples.inputs
+    fewer = opened(TrainingCase(school.base, school.finetuned, school.data, 10))
+    assert set(fewer.exemplars.examples.inputs) <= set(alone.exemplars.examples.inputs)
     assert opened(school, seed=1).digest != alone.digest
 
 
-def test_exemplars_are_read_whole_and_too_few_are_refused(school: School) -> None:
+def test_exemplars_are_read_whole_and_too_few_are_refused(school: TrainingCase) -> None:
     found = read_exemplars("birds", school.classroom(), "kl", school.per_task)
     assert list(found.inputs) == texts("birds", 70, 1)
     assert found.labels is None
@@ -136,28 +136,28 @@ def test_exemplars_are_read_whole_and_too_few_are_refused(school: School) -> Non
 
 
 def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
-    school: School, lesson: Lesson
+    school: TrainingCase, lesson: TrainingData
 ) -> None:
     found = opened(school, crossings=2, seed=0)
-    assert found.crossed is not None
-    assert found.taught.examples.inputs == lesson.taught.examples.inputs
-    inputs = list(found.crossed.examples.inputs)
-    assert inputs == crossed(found.taught.examples.inputs, 2 * school.per_task, 0)
-    assert (found.crossed.kind, found.digest) == ("classes", lesson.digest)
+    assert found.augmented is not None
+    assert found.exemplars.examples.inputs == lesson.exemplars.examples.inputs
+    inputs = list(found.augmented.examples.inputs)
+    assert inputs == crossed(found.exemplars.examples.inputs, 2 * school.per_task, 0)
+    assert (found.augmented.kind, found.digest) == ("classes", lesson.digest)
     expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
     torch.testing.assert_close(
-        torch.stack(found.crossed.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
+        torch.stack(found.augmented.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
     )
-    assert len(found.lessons) == 3 * school.per_task
-    assert list(found.lessons.examples.inputs) == [*found.taught.examples.inputs, *inputs]
-    both = [*found.taught.answers, *found.crossed.answers]
-    assert all(torch.equal(one, two) for one, two in zip(found.lessons.answers, both, strict=True))
+    assert len(found.training_set) == 3 * school.per_task
+    assert list(found.training_set.examples.inputs) == [*found.exemplars.examples.inputs, *inputs]
+    both = [*found.exemplars.answers, *found.augmented.answers]
+    assert all(torch.equal(one, two) for one, two in zip(found.training_set.answers, both, strict=True))
     with torch.no_grad():
         last = float(found.losses([3 * school.per_task - 1], 1)[0](found.model))
     alone = torch.stack(
         plain_logits(school.finetuned, school.base, inputs[-1:], "AutoModelForSequenceClassification")
     )
-    batch = found.objective.batch(found.crossed.examples, [len(inputs) - 1])
+    batch = found.objective.batch(found.augmented.examples, [len(inputs) - 1])
     with torch.no_grad():
         student = found.objective.outputs(found.model, batch).double().log_softmax(-1)
     teacher = alone.double().log_softmax(-1)
@@ -166,15 +166,15 @@ def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
 
 @pytest.mark.parametrize(("goal", "crossings"), [("kl", 0), ("task", 3)])
 def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
-    goal: Goal, crossings: int, school: School
+    goal: Goal, crossings: int, school: TrainingCase
 ) -> None:
     found = opened(school, goal=goal, crossings=crossings)
-    assert found.crossed is None
-    assert found.lessons is found.taught
+    assert found.augmented is None
+    assert found.training_set is found.exemplars
 
 
 @pytest.mark.parametrize("goal", ["kl", "mse", "task"])
-def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: Goal, school: School) -> None:
+def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: Goal, school: TrainingCase) -> None:
     found = opened(school, goal=goal, crossings=2, precision="bfloat16")
     exact = opened(school, goal=goal)
     with parallel_map(2) as each, torch.no_grad():
@@ -182,13 +182,13 @@ def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: 
         alone = [float(exact.losses([row], 1)[0](exact.model)) for row in range(school.per_task)]
         assert exact.loss(each) == value
         if goal != "task":
-            assert found.divergence(found.taught, each)[0] == pytest.approx(value, rel=1e-6)
+            assert found.divergence(found.exemplars, each)[0] == pytest.approx(value, rel=1e-6)
     assert value == pytest.approx(np.mean(alone), rel=1e-4)
 
 
-def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(school: School, lesson: Lesson) -> None:
+def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(school: TrainingCase, lesson: TrainingData) -> None:
     found = opened(school, precision="bfloat16")
-    for one, two in zip(found.taught.answers, lesson.taught.answers, strict=True):
+    for one, two in zip(found.exemplars.answers, lesson.exemplars.answers, strict=True):
         assert torch.equal(one, two)
     rows = list(range(school.per_task))
     with torch.no_grad():
@@ -215,12 +215,12 @@ def plain_logits(folder: Path, tokenizer: Path, inputs: list[str], kind: str) ->
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(jobs: int, school: School) -> None:
+def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(jobs: int, school: TrainingCase) -> None:
     found = opened(school, jobs=jobs)
-    assert found.taught.kind == "classes"
-    inputs = list(found.taught.examples.inputs)
+    assert found.exemplars.kind == "classes"
+    inputs = list(found.exemplars.examples.inputs)
     expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
-    torch.testing.assert_close(torch.stack(found.taught.answers), torch.stack(expected), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.stack(found.exemplars.answers), torch.stack(expected), rtol=1e-3, atol=1e-4)
     base, own = load_file(school.base / "model.safetensors"), found.model.state_dict()
     assert sorted(found.names) == sorted(base)
     for name, inside in found.names.items():
@@ -235,17 +235,17 @@ def test_the_answers_of_a_language_model_are_those_at_each_texts_own_tokens(tmp_
     inputs = [" ".join(text.split()[:9]) for text in texts("birds", 30, 1)]
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "birds.train.jsonl", inputs, None)
-    school = School(base, finetuned, tmp_path / "data")
+    school = TrainingCase(base, finetuned, tmp_path / "data")
     found = opened(school)
-    assert found.taught.kind == "tokens"
-    plain = plain_logits(finetuned, base, list(found.taught.examples.inputs), "AutoModelForCausalLM")
-    for answer, expected in zip(found.taught.answers, plain, strict=True):
+    assert found.exemplars.kind == "tokens"
+    plain = plain_logits(finetuned, base, list(found.exemplars.examples.inputs), "AutoModelForCausalLM")
+    for answer, expected in zip(found.exemplars.answers, plain, strict=True):
         assert answer.dtype == torch.float16
         torch.testing.assert_close(answer.float(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_divergence_is_the_kl_and_the_agreement_the_share_of_equal_answers(
-    school: School, lesson: Lesson, tmp_path: Path
+    school: TrainingCase, lesson: TrainingData, tmp_path: Path
 ) -> None:
     """The base with the task's head, against the fine-tuned model, by transformers alone."""
     from safetensors.torch import load_file
@@ -254,20 +254,20 @@ def test_the_divergence_is_the_kl_and_the_agreement_the_share_of_equal_answers(
     state = load_file(school.finetuned / "model.safetensors")
     state |= {"bert." + name: tensor for name, tensor in load_file(school.base / "model.safetensors").items()}
     save_file(state, tmp_path / "mixed" / "model.safetensors", {"format": "pt"})
-    kind, inputs = "AutoModelForSequenceClassification", list(lesson.taught.examples.inputs)
+    kind, inputs = "AutoModelForSequenceClassification", list(lesson.exemplars.examples.inputs)
     student = (
         torch.stack(plain_logits(tmp_path / "mixed", school.base, inputs, kind)).double().log_softmax(-1)
     )
     teacher = torch.stack(plain_logits(school.finetuned, school.base, inputs, kind)).double().log_softmax(-1)
     expected = float((teacher.exp() * (teacher - student)).sum(-1).mean())
     with parallel_map(2) as each:
-        divergence, agreement = lesson.divergence(lesson.taught, each)
+        divergence, agreement = lesson.divergence(lesson.exemplars, each)
     assert divergence == pytest.approx(expected, rel=1e-3)
     assert agreement == float((student.argmax(-1) == teacher.argmax(-1)).double().mean())
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 9])
-def test_the_losses_of_shards_add_up_to_the_batchs_mean(shards: int, lesson: Lesson) -> None:
+def test_the_losses_of_shards_add_up_to_the_batchs_mean(shards: int, lesson: TrainingData) -> None:
     rows = [3, 17, 0, 5, 9, 11, 2]
     losses = lesson.losses(rows, shards)
     assert len(losses) == min(shards, len(rows))
@@ -277,13 +277,13 @@ def test_the_losses_of_shards_add_up_to_the_batchs_mean(shards: int, lesson: Les
     assert total == pytest.approx(np.mean(alone), rel=1e-4)
 
 
-def test_the_digest_is_that_of_the_inputs_and_their_order(school: School, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_inputs_and_their_order(school: TrainingCase, tmp_path: Path) -> None:
     inputs = texts("birds", 70, 1)
     digests = []
     for number, changed in enumerate((inputs, [*inputs[:-1], "word0"], inputs[::-1])):
         folder = tmp_path / str(number)
         folder.mkdir()
         write_jsonl(folder / "birds.train.jsonl", changed, [0] * 70)
-        digests.append(opened(School(school.base, school.finetuned, folder, per_task=70)).digest)
-    assert digests[0] == opened(School(school.base, school.finetuned, school.data, per_task=70)).digest
+        digests.append(opened(TrainingCase(school.base, school.finetuned, folder, per_task=70)).digest)
+    assert digests[0] == opened(TrainingCase(school.base, school.finetuned, school.data, per_task=70)).digest
     assert len(set(digests)) == 3

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 
 
-def learning_line(header: "ArtifactHeader", learning: "TrainingRecord") -> str:
+def training_line(header: "ArtifactHeader", learning: "TrainingRecord") -> str:
     """Returns one line on how near the compressed model came to the fine-tuned one."""
     before, after = learning.before, learning.after
     line = (
@@ -26,7 +26,7 @@ def learning_line(header: "ArtifactHeader", learning: "TrainingRecord") -> str:
     return line
 
 
-def learning_table(header: "ArtifactHeader", learning: "TrainingRecord") -> Table:
+def training_table(header: "ArtifactHeader", learning: "TrainingRecord") -> Table:
     """Returns divergence and agreement, before and after, on the exemplars and on those held out."""
     before, after = learning.before, learning.after
     rows = table(

@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import TrainingRecord
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.finish import Course, Study
-from flexswitch.merging.flex_switch.harden import is_met
-from flexswitch.merging.flex_switch.learn import Learner, Schedule, learn
-from flexswitch.merging.flex_switch.lesson import Lesson
+from flexswitch.merging.flex_switch.finalisation import TrainingSettings, TrainingRun
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
+from flexswitch.merging.flex_switch.training_step import TrainingState, Schedule, learn
+from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.flex_switch.parameters import Adam
-from flexswitch.merging.flex_switch.problem import Problem
-from flexswitch.merging.flex_switch.report import learning_record, quality
-from flexswitch.merging.flex_switch.saved import Saving
-from flexswitch.merging.flex_switch.start import (
+from flexswitch.merging.flex_switch.compression_task import CompressionTask
+from flexswitch.merging.flex_switch.training_record import training_record, quality
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
+from flexswitch.merging.flex_switch.initialisation import (
     allocated,
-    best_growth,
-    first_parameters,
-    made_up,
+    best_norm_compensation,
+    initial_parameters,
+    compensate_norm,
     relative,
     uniform,
 )
-from flexswitch.merging.flex_switch.student import Student
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 Doubles = NDArray[np.float64]
 
@@ -35,37 +35,37 @@ _UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
 
 
 def data_free(
-    problem: Problem, target: int, same_share: bool, growth: float, on_note: Callable[[str], None]
-) -> list[Hardened]:
+    problem: CompressionTask, target: int, same_share: bool, growth: float, on_note: Callable[[str], None]
+) -> list[Quantisation]:
     """Returns what is kept at a size in bytes without data. Source: methods, §4.
 
     It is the allocation of least squared error, or the `same_share` of every unit; growth: the power of
-    `made_up` by which scales are larger than those of least error.
+    `compensate_norm` by which scales are larger than those of least error.
     """
     packer, bits = problem.packer(), problem.payload_bits(target)
     kept, factors = allocated(problem.units, problem.choices, bits, packer)
     if same_share:
         kept = uniform(problem.units, problem.choices, problem.bits, bits, factors)
-    kept = made_up(problem.choices, kept, growth)
+    kept = compensate_norm(problem.choices, kept, growth)
     fitted, found = problem.fill(kept, packer, target)
     _note_missed(found, target, on_note)
     return fitted
 
 
 def learned(
-    problem: Problem,
-    lesson: Lesson,
-    course: Course,
-    saving: Saving | None,
+    problem: CompressionTask,
+    lesson: TrainingData,
+    course: TrainingSettings,
+    saving: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
-) -> tuple[list[Hardened], TrainingRecord]:
+) -> tuple[list[Quantisation], TrainingRecord]:
     """Returns what is kept, and the record of how it was learned.
 
     Where nothing better than the start is found, that is kept, and told. Raises: InputError where the loss on
     the exemplars is then higher by more than the record of the learning, which takes room too, accounts for.
     """
-    study = Study(problem, lesson, Student(lesson.model, problem.units, lesson.names, course.shards), course)
+    study = TrainingRun(problem, lesson, GatedModel(lesson.model, problem.units, lesson.names, course.shards), course)
     packer = problem.packer()
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     start, factors = _best_start(study, size)
@@ -86,14 +86,14 @@ def learned(
 
 
 def _led_from(
-    study: Study,
-    start: list[Hardened],
+    study: TrainingRun,
+    start: list[Quantisation],
     factors: Doubles,
     size: int,
-    saving: Saving | None,
+    saving: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
-) -> tuple[float, list[Hardened], TrainingRecord]:
+) -> tuple[float, list[Quantisation], TrainingRecord]:
     """Returns where steps lead from a start, the loss first; by shorter steps where those lead away from it.
 
     Where all do, scales alone are learned.
@@ -104,9 +104,9 @@ def _led_from(
     schedule = Schedule(course.steps, target, course.multiplier, gates_move=not course.uniform)
     measure = problem.packer().factors
 
-    def beginner(pace: float) -> Learner:
-        first = first_parameters(problem.units, problem.choices, start, problem.bits, course.by_rows)
-        return Learner(first, factors.copy(), Adam(groups={"rows": first.starts}), pace)
+    def beginner(pace: float) -> TrainingState:
+        first = initial_parameters(problem.units, problem.choices, start, problem.bits, course.by_rows)
+        return TrainingState(first, factors.copy(), Adam(groups={"rows": first.starts}), pace)
 
     def stepped(progress: Progress) -> None:
         on_step(progress)
@@ -118,7 +118,7 @@ def _led_from(
         saving.restore(learner)
     while True:
         learn(learner, problem.units, study.student, study.batches, schedule, measure, problem.each, stepped)
-        record = learning_record(study.lesson, before, before, learner.history, problem.vector.parameters)
+        record = training_record(study.lesson, before, before, learner.history, problem.vector.parameters)
         loss, found, after = study.finished(learner.parameters.hardened(problem.units), record)
         if loss < loss_before:
             return loss, found, after
@@ -131,7 +131,7 @@ def _led_from(
         learner = beginner(shorter[0])
 
 
-def _best_start(study: Study, size: int) -> tuple[list[Hardened], Doubles]:
+def _best_start(study: TrainingRun, size: int) -> tuple[list[Quantisation], Doubles]:
     """Returns the start nearest to the fine-tuned model on the exemplars, and its factors.
 
     Starts are the same share of every unit, or the allocation by errors, in units of each one's mean square
@@ -144,13 +144,13 @@ def _best_start(study: Study, size: int) -> tuple[list[Hardened], Doubles]:
     starts = [uniform(units, choices, problem.bits, bits, factors)]
     if not study.course.uniform:
         starts += [kept, allocated(units, problem.choices, bits, packer)[0]]
-    found = [best_growth(choices, start, study.loss) for start in starts]
+    found = [best_norm_compensation(choices, start, study.loss) for start in starts]
     return min(found, key=lambda each: each[0])[1], factors
 
 
 def _note_missed(found: int, target: int, on_note: Callable[[str], None]) -> None:
     """Says so where a size is not the target as it is promised."""
-    if not is_met(found, target):
+    if not meets_target(found, target):
         on_note(
             f"the artifact takes {found:,} bytes, {found / target:.1%} of the {target:,} asked for: nothing "
             "more has changed, or whole rows of it are equal"

@@ -12,7 +12,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class DeltaRows:
     """The rows of one tensor that changed at all; the others keep nothing.
 
     rows: (row,) int64, where they lie in the tensor, taken as a matrix (codecs/blocks.py). delta:
@@ -35,7 +35,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Hardened:
+class Quantisation:
     """What is kept of a unit: entries above their row's threshold, (row,) float32, as levels of `bits`."""
 
     thresholds: FloatArray
@@ -43,7 +43,7 @@ class Hardened:
     scale: float
 
 
-def read_unit(vector: TaskVector, name: str) -> Unit | None:
+def read_delta_rows(vector: TaskVector, name: str) -> DeltaRows | None:
     """Returns a tensor of a task vector, None where it did not change."""
     info = vector.tensors[name]
     grid = as_matrix(info.shape)
@@ -53,10 +53,10 @@ def read_unit(vector: TaskVector, name: str) -> Unit | None:
         return None
     delta = whole[rows].reshape(-1)
     rms = float(np.sqrt(square_sum(delta) / len(delta)))
-    return Unit(name, info.shape, info.dtype, rows, grid.columns, delta, rms)
+    return DeltaRows(name, info.shape, info.dtype, rows, grid.columns, delta, rms)
 
 
-def sparse_tensor(unit: Unit, hardened: Hardened) -> SparseTensor:
+def sparse_tensor(unit: DeltaRows, hardened: Quantisation) -> SparseTensor:
     """Returns the entries that a unit keeps, each as its nearest level."""
     by_row = unit.delta.reshape(-1, unit.columns)  # (row, column)
     kept = np.abs(by_row) > hardened.thresholds[:, None]
@@ -67,7 +67,7 @@ def sparse_tensor(unit: Unit, hardened: Hardened) -> SparseTensor:
     return SparseTensor(unit.shape, mask, levels_of(by_row[kept], hardened), hardened.bits)
 
 
-def levels_of(values: FloatArray, hardened: Hardened) -> NDArray[np.uint8]:
+def levels_of(values: FloatArray, hardened: Quantisation) -> NDArray[np.uint8]:
     """Returns the nearest level of each value, (kept,); see codecs/sparse.py for what a level stands for."""
     if hardened.bits == 1:
         return (values > 0).view(np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.checkpoints import file_pair, message
-from support.lessons import Heard, School, text_school
+from support.training_cases import Reports, TrainingCase, text_case
 from support.tiny_models import changed_state, texts, tiny_state, write_jsonl
 
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
@@ -17,17 +17,17 @@ from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.lesson import Lesson
-from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.training_data import TrainingData
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.methods.settings import parse_settings
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
-def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings: str) -> str:
+def refusal(kind: type[FlexswitchError], school: TrainingCase, folder: Path, *settings: str) -> str:
     """Returns why a learning is refused, and checks that it left nothing behind."""
     told = message(kind, lambda: school.learn(folder / "out" / "birds.fsw", *settings))
     assert list((folder / "out").iterdir()) == []
@@ -76,7 +76,7 @@ def refusal(kind: type[FlexswitchError], school: School, folder: Path, *settings
     ],
 )
 def test_a_setting_outside_its_range_is_refused(
-    settings: Sequence[str], expected: str, school: School, tmp_path: Path
+    settings: Sequence[str], expected: str, school: TrainingCase, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
     assert refusal(UsageError, school, tmp_path, *settings) == expected
@@ -102,7 +102,7 @@ def test_without_exemplars_nothing_is_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("per_task", "found"), [(100, 40), (20, 20)])
 def test_fewer_exemplars_than_the_least_are_refused(
-    per_task: int, found: int, school: School, tmp_path: Path
+    per_task: int, found: int, school: TrainingCase, tmp_path: Path
 ) -> None:
     told = refusal(InputError, replace(school, per_task=per_task), tmp_path, "least=41")
     assert told == (
@@ -111,30 +111,30 @@ def test_fewer_exemplars_than_the_least_are_refused(
     )
 
 
-def test_as_many_exemplars_as_are_allowed_suffice(school: School, tmp_path: Path) -> None:
+def test_as_many_exemplars_as_are_allowed_suffice(school: TrainingCase, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", "least=24")
     assert found.header.training.exemplars == 24
 
 
-def test_a_task_without_a_file_of_exemplars_is_refused(school: School, tmp_path: Path) -> None:
+def test_a_task_without_a_file_of_exemplars_is_refused(school: TrainingCase, tmp_path: Path) -> None:
     told = message(InputError, lambda: school.learn(tmp_path / "cities.fsw"))
     assert told.startswith(
         f"{school.data}: has no train file of the task 'cities'; expected cities.train with one of "
     )
 
 
-def test_labels_are_asked_for_where_they_are_learned_from(school: School, tmp_path: Path) -> None:
+def test_labels_are_asked_for_where_they_are_learned_from(school: TrainingCase, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", 40, 1), None)
     told = refusal(InputError, replace(school, data=tmp_path), tmp_path, "objective=task")
     assert told == f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
 
 
-def test_another_base_is_refused(school: School, tmp_path: Path) -> None:
+def test_another_base_is_refused(school: TrainingCase, tmp_path: Path) -> None:
     from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 
     file = tmp_path / "birds.tv.safetensors"
     write_task_vector(school.vector(), file, "birds", "float32", overwrite=True)
-    other = text_school(tmp_path / "other", seed=3)
+    other = text_case(tmp_path / "other", seed=3)
     state = {name: tensor + 1 for name, tensor in load_file(other.base / "model.safetensors").items()}
     save_file(state, other.base / "model.safetensors", {"format": "pt"})
     told = refusal(InputError, replace(other, finetuned=file), tmp_path)
@@ -142,15 +142,15 @@ def test_another_base_is_refused(school: School, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_does_not_fall_is_refused(
-    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving, saved = Saving(tmp_path / "out" / "birds.fsw.learning", 1), []
+    saving, saved = TrainingCheckpoint(tmp_path / "out" / "birds.fsw.training", 1), []
 
     before: list[float] = []
     after: list[float] = []
-    plain = Lesson.loss
+    plain = TrainingData.loss
 
-    def loss(lesson: Lesson, each: ParallelMap) -> float:
+    def loss(lesson: TrainingData, each: ParallelMap) -> float:
         """Returns the loss, once all is learned ten times as much with each time that it is asked for."""
         (after if saved else before).append(10 * (before + after)[-1] if saved else plain(lesson, each))
         return (before + after)[-1]
@@ -158,7 +158,7 @@ def test_a_loss_that_does_not_fall_is_refused(
     def on_step(progress: Progress) -> None:
         saved.append(saving.path.exists())
 
-    monkeypatch.setattr(Lesson, "loss", loss)
+    monkeypatch.setattr(TrainingData, "loss", loss)
     output = tmp_path / "out" / "birds.fsw"
     told = message(InputError, lambda: school.learn(output, saving=saving, on_step=on_step))
     assert list((tmp_path / "out").iterdir()) == []  # the saved learning would only lead here again
@@ -176,17 +176,17 @@ def test_a_loss_that_does_not_fall_is_refused(
 
 @pytest.mark.parametrize("spoilt", [1, 2, 3])
 def test_steps_that_lead_away_are_taken_again_as_shorter_ones_and_then_left_out(
-    spoilt: int, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoilt: int, school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, heard = Lesson.loss, Heard()
+    plain, heard = TrainingData.loss, Reports()
     last: dict[tuple[bool, int], float] = {}  # whether there were steps, and notes → the last loss
 
-    def loss(lesson: Lesson, each: ParallelMap) -> float:
+    def loss(lesson: TrainingData, each: ParallelMap) -> float:
         place = bool(heard.steps), len(heard.notes)
         last[place] = plain(lesson, each) + (9 if heard.steps and len(heard.notes) < spoilt else 0)
         return last[place]
 
-    monkeypatch.setattr(Lesson, "loss", loss)
+    monkeypatch.setattr(TrainingData, "loss", loss)
     found = school.learn(tmp_path / "birds.fsw", "target_size=9KB", heard=heard)
     before = last[False, 0]
     assert heard.notes == [
@@ -204,8 +204,8 @@ def test_steps_that_lead_away_are_taken_again_as_shorter_ones_and_then_left_out(
     assert found.header.training.after.divergence == pytest.approx(last[True, spoilt], rel=5e-3)
 
 
-def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: Path) -> None:
-    spoiled = text_school(tmp_path / "spoiled")
+def test_a_loss_that_is_not_finite_ends_the_learning(school: TrainingCase, tmp_path: Path) -> None:
+    spoiled = text_case(tmp_path / "spoiled")
     path = spoiled.finetuned / "model.safetensors"
     state = load_file(path)
     state["classifier.weight"] = 3e38 * state["classifier.weight"].sign()
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_ends_the_learning(school: School, tmp_path: P
 
 @pytest.mark.parametrize("above", [1, 100, 400])
 def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
-    above: int, school: School, tmp_path: Path
+    above: int, school: TrainingCase, tmp_path: Path
 ) -> None:
     told = refusal(InputError, school, tmp_path, "target_size=300")
     found = re.fullmatch(

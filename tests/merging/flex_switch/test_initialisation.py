@@ -5,24 +5,24 @@ import pytest
 from support.deltas import normal
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.flex_switch.problem import widened
-from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.compression_task import widened
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 from flexswitch.merging.flex_switch.rate import RECORD_BITS
-from flexswitch.merging.flex_switch.start import best_growth, first_parameters, made_up, scale_at, uniform
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.initialisation import best_norm_compensation, initial_parameters, compensate_norm, scale_at, uniform
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 BITS = np.array([1, 2, 4, 8])
 
 
-def kept_of(width: int, share: float) -> tuple[Unit, Choices, Hardened]:
+def kept_of(width: int, share: float) -> tuple[DeltaRows, RateDistortionTable, Quantisation]:
     """Returns a unit, its choices, and the one of a bit-width that keeps about a share."""
     delta = normal((40, 30)).reshape(-1)
-    unit = Unit("w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean())))
-    choices = choices_of(delta, BITS)
+    unit = DeltaRows("w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean())))
+    choices = rate_distortion_table(delta, BITS)
     rows = np.flatnonzero(choices.bits == width)
     row = rows[np.abs(choices.kept[rows] - share * len(delta)).argmin()]
     thresholds = np.full(40, choices.thresholds[row])
-    return unit, choices, Hardened(thresholds, width, float(np.float32(choices.scales[row])))
+    return unit, choices, Quantisation(thresholds, width, float(np.float32(choices.scales[row])))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
@@ -30,7 +30,7 @@ def test_the_first_power_gives_signs_the_sum_of_all_magnitudes(share: float) -> 
     unit, choices, kept = kept_of(1, share)
     magnitudes = np.abs(unit.delta.astype(np.float64))
     count = np.count_nonzero(magnitudes > kept.thresholds[0])
-    (grown,) = made_up([choices], [kept], 1.0)
+    (grown,) = compensate_norm([choices], [kept], 1.0)
     assert grown.scale * count == pytest.approx(magnitudes.sum(), rel=1e-6)
     assert (grown.thresholds.tolist(), grown.bits) == (kept.thresholds.tolist(), 1)
 
@@ -38,7 +38,7 @@ def test_the_first_power_gives_signs_the_sum_of_all_magnitudes(share: float) -> 
 @pytest.mark.parametrize("width", [1, 4])
 def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
     _, choices, kept = kept_of(width, 0.05)
-    none, half, whole = (made_up([choices], [kept], power)[0].scale for power in (0.0, 0.5, 1.0))
+    none, half, whole = (compensate_norm([choices], [kept], power)[0].scale for power in (0.0, 0.5, 1.0))
     assert none == kept.scale
     assert whole > 3 * kept.scale
     assert half == pytest.approx(np.sqrt(none * whole), rel=1e-6)
@@ -47,15 +47,15 @@ def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
 @pytest.mark.parametrize("power", [0.0, 0.4, 0.7, 0.8, 1.0])
 def test_the_growth_of_least_loss_is_found_on_either_side(power: float) -> None:
     _, choices, kept = kept_of(1, 0.02)
-    (wanted,) = made_up([choices], [kept], power)
-    least, found = best_growth([choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale)))
+    (wanted,) = compensate_norm([choices], [kept], power)
+    least, found = best_norm_compensation([choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale)))
     assert (least, found[0].scale) == (0, wanted.scale)
 
 
 def test_every_candidate_starts_with_the_growth_of_the_one_that_is_kept() -> None:
     unit, choices, kept = kept_of(1, 0.05)
-    (grown,) = made_up([choices], [kept], 0.7)
-    plain, found = (first_parameters([unit], [choices], [each], BITS, False) for each in (kept, grown))
+    (grown,) = compensate_norm([choices], [kept], 0.7)
+    plain, found = (initial_parameters([unit], [choices], [each], BITS, False) for each in (kept, grown))
     np.testing.assert_allclose(
         found.log_scales - plain.log_scales, np.full((1, 4), np.log(grown.scale / kept.scale)), rtol=1e-6
     )
@@ -84,7 +84,7 @@ def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
 @pytest.mark.parametrize("width", [2, 4, 8])
 def test_wider_levels_have_their_own_best_scale_as_many_times_larger_as_before(width: int) -> None:
     _, choices, kept = kept_of(1, 0.05)
-    (grown,) = made_up([choices], [kept], 0.7)
+    (grown,) = compensate_norm([choices], [kept], 0.7)
     plain, found = (widened(choices, each, width) for each in (kept, grown))
     assert (found.bits, found.thresholds.tolist()) == (width, kept.thresholds.tolist())
     assert plain.scale == scale_at(choices, float(kept.thresholds[0]), width)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkpoints import flip_bit, message
-from support.lessons import Heard, School, text_school
+from support.training_cases import Reports, TrainingCase, text_case
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.merging.flex_switch import finish
-from flexswitch.merging.flex_switch.learn import Learner, Progress
+from flexswitch.merging.flex_switch import finalisation as finish
+from flexswitch.merging.flex_switch.training_step import TrainingState, Progress
 from flexswitch.merging.flex_switch.parameters import Parameters
-from flexswitch.merging.flex_switch.saved import Saving, learning_file, run_text
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, training_checkpoint_file, run_identity
 
 LONG = "steps=54"  # the rate is measured anew after 50
 
@@ -24,17 +24,17 @@ class StopError(Exception):
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
 @pytest.fixture(scope="module")
-def whole(school: School, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def whole(school: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """What comes of it without an interruption, and without a state on disk."""
     return school.learn(tmp_path_factory.mktemp("whole") / "birds.fsw", LONG)
 
 
-def interrupt(school: School, output: Path, saving: Saving, at: int, *settings: str) -> None:
+def interrupt(school: TrainingCase, output: Path, saving: TrainingCheckpoint, at: int, *settings: str) -> None:
     """Learns up to a step and stops there, before the state is saved."""
 
     def on_step(progress: Progress) -> None:
@@ -46,19 +46,19 @@ def interrupt(school: School, output: Path, saving: Saving, at: int, *settings: 
     assert not output.exists()
 
 
-def steps_of(school: School, output: Path, saving: Saving, *settings: str) -> list[int]:
+def steps_of(school: TrainingCase, output: Path, saving: TrainingCheckpoint, *settings: str) -> list[int]:
     """Learns to the end; returns the steps that it took."""
-    heard = Heard()
+    heard = Reports()
     school.learn(output, LONG, *settings, saving=saving, heard=heard, jobs=3)
     return [progress.step for progress in heard.steps]
 
 
 @pytest.mark.parametrize(("every", "stops"), [(1, (2,)), (5, (12, 51)), (50, (51,))])
 def test_one_that_goes_on_on_other_threads_ends_in_the_same_bytes(
-    every: int, stops: tuple[int, ...], school: School, whole: Artifact, tmp_path: Path
+    every: int, stops: tuple[int, ...], school: TrainingCase, whole: Artifact, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    saving = Saving(learning_file(output), every)
+    saving = TrainingCheckpoint(training_checkpoint_file(output), every)
     for stop in stops:
         interrupt(school, output, saving, stop)
     steps = steps_of(school, output, saving)
@@ -67,10 +67,10 @@ def test_one_that_goes_on_on_other_threads_ends_in_the_same_bytes(
 
 
 def test_one_that_stops_after_its_last_step_only_ends(
-    school: School, whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    school: TrainingCase, whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "birds.fsw"
-    saving = Saving(learning_file(output), 1)
+    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
 
     def stopped(*given: object) -> None:
         raise StopError
@@ -84,9 +84,9 @@ def test_one_that_stops_after_its_last_step_only_ends(
 
 
 @pytest.mark.parametrize("setting", ["seed=1", "target_size=6KB"])
-def test_the_state_of_another_run_is_refused(setting: str, school: School, tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused(setting: str, school: TrainingCase, tmp_path: Path) -> None:
     output = tmp_path / "birds.fsw"
-    saving = Saving(learning_file(output), 1)
+    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
     interrupt(school, output, saving, 3, setting)
     before = saving.path.read_bytes()
     told = message(InputError, lambda: steps_of(school, output, saving))
@@ -100,19 +100,19 @@ def test_the_state_of_another_run_is_refused(setting: str, school: School, tmp_p
     assert not saving.path.exists()
 
 
-def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(school: School, tmp_path: Path) -> None:
+def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(school: TrainingCase, tmp_path: Path) -> None:
     output = tmp_path / "birds.fsw"
-    saving = Saving(learning_file(output), 1)
+    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
     interrupt(school, output, saving, 3)
     (tmp_path / "data").mkdir()
     lines = (school.data / "birds.train.jsonl").read_text().replace("word0", "word1")
     (tmp_path / "data" / "birds.train.jsonl").write_text(lines)
     shutil.copytree(school.finetuned, tmp_path / "model")
-    other = text_school(tmp_path / "other", seed=5)
+    other = text_case(tmp_path / "other", seed=5)
     shutil.copy(other.finetuned / "model.safetensors", tmp_path / "model")
     others = [
-        School(school.base, school.finetuned, tmp_path / "data", school.per_task),
-        School(school.base, tmp_path / "model", school.data, school.per_task),
+        TrainingCase(school.base, school.finetuned, tmp_path / "data", school.per_task),
+        TrainingCase(school.base, tmp_path / "model", school.data, school.per_task),
     ]
     for each in others:
         told = message(InputError, lambda each=each: steps_of(each, output, saving))
@@ -122,7 +122,7 @@ def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(school: Sc
 # --- the file itself --------------------------------------------------------------------------------------
 
 
-def learner(seed: int) -> Learner:
+def learner(seed: int) -> TrainingState:
     """Returns a state in which no two numbers are the same."""
     generator = np.random.default_rng(seed)
     parameters = Parameters(
@@ -134,7 +134,7 @@ def learner(seed: int) -> Learner:
         generator.normal(size=(2, 2)),
     )
     factors, pace = generator.normal(size=2), generator.random()
-    found = Learner(parameters, factors, pace=pace, step=7, along=generator.normal(), rate_square=2.5)
+    found = TrainingState(parameters, factors, pace=pace, step=7, along=generator.normal(), rate_square=2.5)
     found.adam.count = 7
     for name, array in parameters.learned().items():
         found.adam.moments[name] = (generator.normal(size=array.shape), generator.normal(size=array.shape))
@@ -142,7 +142,7 @@ def learner(seed: int) -> Learner:
     return found
 
 
-def numbers(state: Learner) -> list[object]:
+def numbers(state: TrainingState) -> list[object]:
     """Returns all that a step changes."""
     moments = [part.tolist() for pair in state.adam.moments.values() for part in pair]
     learned = [array.tolist() for array in state.parameters.learned().values()]
@@ -151,7 +151,7 @@ def numbers(state: Learner) -> list[object]:
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    saving, state, found = Saving(tmp_path / "a", 1, "run"), learner(0), learner(1)
+    saving, state, found = TrainingCheckpoint(tmp_path / "a", 1, "run"), learner(0), learner(1)
     saving.restore(found)
     assert numbers(found) == numbers(learner(1))
     saving.save(state)
@@ -160,7 +160,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_state_is_saved_after_every_so_many_steps(tmp_path: Path) -> None:
-    saving, state = Saving(tmp_path / "a", 3, "run"), learner(0)
+    saving, state = TrainingCheckpoint(tmp_path / "a", 3, "run"), learner(0)
     found = []
     for state.step in range(1, 8):
         saving.save(state)
@@ -170,7 +170,7 @@ def test_a_state_is_saved_after_every_so_many_steps(tmp_path: Path) -> None:
 
 
 def test_a_damaged_state_is_refused_or_of_no_consequence(tmp_path: Path) -> None:
-    saving, state = Saving(tmp_path / "a", 1, "run"), learner(0)
+    saving, state = TrainingCheckpoint(tmp_path / "a", 1, "run"), learner(0)
     saving.save(state)
     whole, refused = saving.path.read_bytes(), 0
     for offset in range(0, len(whole), 7):
@@ -191,7 +191,7 @@ def test_a_damaged_state_is_refused_or_of_no_consequence(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
 def test_a_state_that_is_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
-    saving = Saving(tmp_path / "a", 1, "run")
+    saving = TrainingCheckpoint(tmp_path / "a", 1, "run")
     saving.save(learner(0))
     saving.path.write_bytes(saving.path.read_bytes()[:kept])
     told = message(InputError, lambda: saving.restore(learner(1)))
@@ -200,7 +200,7 @@ def test_a_state_that_is_cut_short_is_refused(kept: int, tmp_path: Path) -> None
 
 
 def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    saving = Saving(tmp_path / "a", 1, "run")
+    saving = TrainingCheckpoint(tmp_path / "a", 1, "run")
     saving.save(learner(0))
     with np.load(saving.path) as arrays:
         older = {name: arrays[name][:2] if name == "sums" else arrays[name] for name in arrays.files}
@@ -215,5 +215,5 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_the_text_of_a_run_tells_settings_and_inputs_apart() -> None:
     runs = [({"a": 1}, {}), ({"a": 2}, {}), ({}, {"a": 1}), ({"a": "1"}, {}), ({"b": 1}, {})]
-    assert len({run_text(*run) for run in runs}) == len(runs)
-    assert run_text({"a": 1, "b": 2}, {}) == run_text({"b": 2, "a": 1}, {})
+    assert len({run_identity(*run) for run in runs}) == len(runs)
+    assert run_identity({"a": 1, "b": 2}, {}) == run_identity({"b": 2, "a": 1}, {})

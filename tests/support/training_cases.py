@@ -18,10 +18,10 @@ from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.lesson import open_lesson
+from flexswitch.merging.flex_switch.training_data import open_training_data
 from flexswitch.merging.flex_switch.objective import Goal
-from flexswitch.merging.flex_switch.report import quality
-from flexswitch.merging.flex_switch.saved import Saving
+from flexswitch.merging.flex_switch.training_record import quality
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
@@ -33,7 +33,7 @@ FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")
 
 
 @dataclass
-class Heard:
+class Reports:
     """What a learning said on its way."""
 
     steps: list[Progress] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class School:
+class TrainingCase:
     """A base, a fine-tune of it, and a folder with the exemplars of its task; settings over FEW."""
 
     base: Path
@@ -62,10 +62,10 @@ class School:
         """Returns where the task is learned."""
         return TrainingInputs(open_checkpoint(str(self.base)), self.data, self.per_task, self.adapter)
 
-    def learn(self, path: Path, *given: str, heard: Heard | None = None, **more: Any) -> Artifact:
+    def learn(self, path: Path, *given: str, heard: Reports | None = None, **more: Any) -> Artifact:
         """Compresses into `path`, the task being its stem. more: saving, jobs, on_step."""
-        heard = heard or Heard()
-        saving: Saving | None = more.get("saving")
+        heard = heard or Reports()
+        saving: TrainingCheckpoint | None = more.get("saving")
         on_step: Callable[[Progress], None] = more.get("on_step", heard.steps.append)
         training = Training(self.classroom(), saving, on_step, heard.notes.append)
         settings = {text.split("=")[0]: text for text in (*FEW, *given)}
@@ -80,9 +80,9 @@ class School:
         return open_artifact(path)
 
 
-def text_school(
+def text_case(
     folder: Path, task: str = "birds", classes: int = 3, count: int = 40, seed: int = 1
-) -> School:
+) -> TrainingCase:
     """Makes a text classifier's, so wide that most of an artifact's bytes are for entries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_models, "WIDTH", 64)
@@ -92,14 +92,14 @@ def text_school(
     data.mkdir()
     labels = np.random.default_rng(seed).integers(0, classes, count).tolist()
     write_jsonl(data / f"{task}.train.jsonl", texts(task, count, seed), labels)
-    return School(base, finetuned, data)
+    return TrainingCase(base, finetuned, data)
 
 
-def measured(school: School, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
+def measured(school: TrainingCase, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
     with parallel_map(1) as each:
         vector = school.vector()
-        lesson = open_lesson(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
+        lesson = open_training_data(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
         inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
         state = restore(open_checkpoint(str(school.base)), artifact)
         load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")

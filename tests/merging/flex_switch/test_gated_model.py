@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flexswitch.codecs.threads import ParallelMap, parallel_map
-from flexswitch.merging.flex_switch import student as student_module
-from flexswitch.merging.flex_switch.gated_weights import Gates, Slopes
-from flexswitch.merging.flex_switch.learn import set_gates, summed
-from flexswitch.merging.flex_switch.student import Student
-from flexswitch.merging.flex_switch.unit import Unit, read_unit
+from flexswitch.merging.flex_switch import gated_model as student_module
+from flexswitch.merging.flex_switch.gated_tensor import Gates, GateGradients
+from flexswitch.merging.flex_switch.training_step import set_gates, summed
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, read_delta_rows
 
 BITS = np.array([1, 2, 4])
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -43,7 +43,7 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     return found
 
 
-def units_of(model: nn.Module) -> list[Unit]:
+def units_of(model: nn.Module) -> list[DeltaRows]:
     """Returns a fine-tune's units: every parameter changed, of the words only a few."""
     base = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     finetuned = changed_state(base, seed=1, size=0.2)
@@ -51,11 +51,11 @@ def units_of(model: nn.Module) -> list[Unit]:
         if "word_embeddings" in name:
             finetuned[name][::3] = base[name][::3]
     vector = memory_pair(base, finetuned)
-    units = [read_unit(vector, name) for name in vector.tensors]
+    units = [read_delta_rows(vector, name) for name in vector.tensors]
     return [unit for unit in units if unit is not None]
 
 
-def gates_of(units: Sequence[Unit], seed: int = 0) -> list[Gates]:
+def gates_of(units: Sequence[DeltaRows], seed: int = 0) -> list[Gates]:
     """Returns gates of all candidates, a threshold a row, in which no value lies where rounding jumps."""
     generator = np.random.default_rng(seed)
     return [
@@ -72,7 +72,7 @@ def gates_of(units: Sequence[Unit], seed: int = 0) -> list[Gates]:
 
 def expected_slopes(
     model: nn.Module,
-    units: Sequence[Unit],
+    units: Sequence[DeltaRows],
     gates: Sequence[Gates],
     loss: Callable[[Tensor], Tensor],
     tokens: Tensor,
@@ -90,7 +90,7 @@ def expected_slopes(
     return float(found.detach()), plain
 
 
-def check_slopes(slopes: Sequence[Slopes | None], plain: Sequence[Plain], units: Sequence[Unit]) -> None:
+def check_slopes(slopes: Sequence[GateGradients | None], plain: Sequence[Plain], units: Sequence[DeltaRows]) -> None:
     for unit, found, leaves in zip(units, slopes, plain, strict=True):
         assert found is not None, unit.name
         for one, leaf in zip(found, leaves, strict=True):
@@ -117,7 +117,7 @@ def test_gradients_through_a_model_are_those_of_weights_built_from_the_delta(
         return found.log_softmax(-1)[..., 1].square().mean()
 
     value, plain = expected_slopes(make(), units, gates, loss, tokens)
-    student = Student(make(), units, {unit.name: unit.name for unit in units}, 1)
+    student = GatedModel(make(), units, {unit.name: unit.name for unit in units}, 1)
     with only_worker() as each:
         kept = set_gates(student, gates, each)
         ((found, slopes),) = student.backward_all([lambda model: loss(logits(model, tokens))], each)
@@ -127,10 +127,10 @@ def test_gradients_through_a_model_are_those_of_weights_built_from_the_delta(
 
 
 def embedding_slopes(
-    model: nn.Module, units: Sequence[Unit], tokens: Tensor
-) -> tuple[list[bool], list[Slopes]]:
+    model: nn.Module, units: Sequence[DeltaRows], tokens: Tensor
+) -> tuple[list[bool], list[GateGradients]]:
     """Returns of two steps whether each gradient was sparse, and the slopes."""
-    student = Student(model, units, {unit.name: unit.name for unit in units}, 1)
+    student = GatedModel(model, units, {unit.name: unit.name for unit in units}, 1)
     seen: list[bool] = []
     for weights in student.weights:
         assert weights is not None
@@ -144,8 +144,8 @@ def embedding_slopes(
     return seen, found
 
 
-def watched(reduce: Callable[[Gates, Tensor], Slopes], seen: list[bool]) -> Callable[[Gates, Tensor], Slopes]:
-    def reduced(gates: Gates, gradient: Tensor) -> Slopes:
+def watched(reduce: Callable[[Gates, Tensor], GateGradients], seen: list[bool]) -> Callable[[Gates, Tensor], GateGradients]:
+    def reduced(gates: Gates, gradient: Tensor) -> GateGradients:
         seen.append(gradient.is_sparse)
         return reduce(gates, gradient)
 
@@ -189,7 +189,7 @@ def test_a_tied_tensors_gradient_differs_from_that_of_one_use_alone() -> None:
         model = gpt2()
         if not tied:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-        student = Student(model, units, {units[0].name: units[0].name}, 1)
+        student = GatedModel(model, units, {units[0].name: units[0].name}, 1)
         with only_worker() as each:
             set_gates(student, gates, each)
             ((_, (slopes,)),) = student.backward_all(
@@ -209,7 +209,7 @@ def test_the_sum_over_shards_is_the_whole_batchs(threads: int) -> None:
         return lambda model: logits(model, tokens[rows]).square().sum()
 
     with parallel_map(threads) as each:
-        whole, cut = Student(bert(), units, names, 1), Student(bert(), units, names, 3)
+        whole, cut = GatedModel(bert(), units, names, 1), GatedModel(bert(), units, names, 3)
         for student in (whole, cut):
             set_gates(student, gates, each)
         ((value, one),) = whole.backward_all([part(slice(None))], each)
@@ -236,7 +236,7 @@ class Odd(nn.Module):
         return (inputs - self.mean) @ self.weight.t()
 
 
-def odd_student() -> tuple[Student, list[Unit], list[Gates]]:
+def odd_student() -> tuple[GatedModel, list[DeltaRows], list[Gates]]:
     base = {
         "weight": torch.ones(2, 3),
         "idle": torch.ones(3),
@@ -245,11 +245,11 @@ def odd_student() -> tuple[Student, list[Unit], list[Gates]]:
     }
     vector = memory_pair(base, {name: tensor + 1 for name, tensor in base.items()})
     units = [
-        unit for name in ("weight", "idle", "mean", "other") if (unit := read_unit(vector, name)) is not None
+        unit for name in ("weight", "idle", "mean", "other") if (unit := read_delta_rows(vector, name)) is not None
     ]
     one = np.ones(1, np.float32)
     gates = [Gates(np.full(len(unit.rows), 0.5, np.float32), 0.3, np.array([1]), one, one) for unit in units]
-    return Student(Odd(), units, {name: name for name in ("weight", "idle", "mean")}, 2), units, gates
+    return GatedModel(Odd(), units, {name: name for name in ("weight", "idle", "mean")}, 2), units, gates
 
 
 def test_a_unit_that_the_model_lacks_or_that_no_loss_depends_on_has_no_gradient() -> None:

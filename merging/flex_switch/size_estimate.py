@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.flex_switch.allocation import choice_bits
-from flexswitch.merging.flex_switch.profile import Choices
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 # The shift of log thresholds → about as many bits as what is then kept takes; more is never less.
-Forecast = Callable[[float], float]
+SizeEstimate = Callable[[float], float]
 
 _TINY = 1e-38
 
 
-def forecast(units: Sequence[Unit], choices: Sequence[Choices], hardened: Sequence[Hardened]) -> Forecast:
+def forecast(units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], hardened: Sequence[Quantisation]) -> SizeEstimate:
     """Returns the forecast for what is kept, by the middle one of a unit's thresholds.
 
     Past the density that takes most it stays at the most: masks of nearly all entries take less again.

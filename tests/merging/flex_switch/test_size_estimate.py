@@ -9,10 +9,10 @@ from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.forecast import forecast
-from flexswitch.merging.flex_switch.harden import scaled
-from flexswitch.merging.flex_switch.problem import read_problem
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.size_estimate import forecast
+from flexswitch.merging.flex_switch.fit_to_size import scaled
+from flexswitch.merging.flex_switch.compression_task import read_compression_task
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -22,10 +22,10 @@ def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
-        problem = read_problem(vector, job().header(vector), np.array([1, 2, 4]), "small", each)
+        problem = read_compression_task(vector, job().header(vector), np.array([1, 2, 4]), "small", each)
         spread = np.random.default_rng(0).uniform(0.95, 1.05, 96) if by_rows else np.ones(96)
         kept = [
-            Hardened((unit.rms * spread[: len(unit.rows)]).astype(np.float32), bits, 2 * unit.rms)
+            Quantisation((unit.rms * spread[: len(unit.rows)]).astype(np.float32), bits, 2 * unit.rms)
             for unit in problem.units
         ]
         ahead, packer = forecast(problem.units, problem.choices, kept), problem.packer()
@@ -40,13 +40,13 @@ def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
     base = {name: torch.zeros_like(tensor) for name, tensor in tuned.items()}
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
-        problem = read_problem(vector, job().header(vector), np.array([1, 2]), "small", each)
-    kept = [Hardened(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
+        problem = read_compression_task(vector, job().header(vector), np.array([1, 2]), "small", each)
+    kept = [Quantisation(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
     shifts = np.linspace(-20, 20, 500)
     found = [forecast(problem.units, problem.choices, kept)(shift) for shift in shifts]
     assert (np.diff(found) <= 0).all()
     most = 1.585 * (96 * 80 + 5)  # log2(3) bits an entry, a sign and a mask of two in three
     assert found[0] == pytest.approx(most, rel=0.1)
     assert found[-1] == 0
-    nothing = [Hardened(np.full(len(unit.rows), np.float32(math.inf)), 1, 1.0) for unit in problem.units]
+    nothing = [Quantisation(np.full(len(unit.rows), np.float32(math.inf)), 1, 1.0) for unit in problem.units]
     assert forecast(problem.units, problem.choices, nothing)(-20) == 0

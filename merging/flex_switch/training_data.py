@@ -16,16 +16,16 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.compression.plan import TrainingInputs
-from flexswitch.merging.flex_switch.crossing import crossed
+from flexswitch.merging.flex_switch.augmentation import crossed
 from flexswitch.merging.flex_switch.objective import (
     Goal,
     Objective,
     Precision,
-    Taught,
+    Targets,
     answers_of,
     joined,
 )
-from flexswitch.merging.flex_switch.student import Loss
+from flexswitch.merging.flex_switch.gated_model import Loss
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
@@ -40,31 +40,31 @@ _MOST_HELD_OUT = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingData:
     """model: holds the base's weights. names: unit → the model's name. held_out: not learned from."""
 
     objective: Objective
     model: nn.Module
     names: dict[str, str]
-    taught: Taught
-    crossed: Taught | None
-    held_out: Taught | None
+    taught: Targets
+    crossed: Targets | None
+    held_out: Targets | None
     digest: str
 
     def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
         """Returns the loss of each shard of a batch, weighted so that their sum is the batch's mean."""
-        ordered = list(self.lessons.examples.by_length(np.asarray(sorted(rows), np.int64)))
+        ordered = list(self.training_set.examples.by_length(np.asarray(sorted(rows), np.int64)))
         parts = [ordered[shard::shards] for shard in range(shards)]
         return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
 
     @cached_property
-    def lessons(self) -> Taught:
+    def lessons(self) -> Targets:
         """All that is learned from: the exemplars, then those crossed from them."""
-        return self.taught if self.crossed is None else joined(self.taught, self.crossed)
+        return self.exemplars if self.augmented is None else joined(self.exemplars, self.augmented)
 
     def _loss(self, rows: list[int], weight: float) -> Loss:
         def loss(model: nn.Module) -> Tensor:
-            batch = self.objective.batch(self.lessons.examples, rows)
+            batch = self.objective.batch(self.training_set.examples, rows)
             return torch.stack(
                 [
                     weight
@@ -80,22 +80,22 @@ class Lesson:
     def _part_loss(self, model: nn.Module, rows: list[int], batch: Batch) -> Tensor:
         with self.objective.precise():
             found = self.objective.outputs(model, batch)
-        return self.objective.loss(found, self.lessons, rows, batch)
+        return self.objective.loss(found, self.training_set, rows, batch)
 
     def loss(self, each: ParallelMap) -> float:
         """Returns the model's mean loss on the exemplars."""
-        parts = _parts(self.taught.examples)
+        parts = _parts(self.exemplars.examples)
 
         def score(number: int) -> float:
             rows = parts[number]
-            batch = self.objective.batch(self.taught.examples, rows)
+            batch = self.objective.batch(self.exemplars.examples, rows)
             with torch.inference_mode():
                 found = self.objective.outputs(self.model, batch)
-                return len(rows) * float(self.objective.loss(found, self.taught, rows, batch))
+                return len(rows) * float(self.objective.loss(found, self.exemplars, rows, batch))
 
-        return sum(each(score, len(parts))) / len(self.taught)
+        return sum(each(score, len(parts))) / len(self.exemplars)
 
-    def divergence(self, taught: Taught, each: ParallelMap) -> tuple[float, float]:
+    def divergence(self, taught: Targets, each: ParallelMap) -> tuple[float, float]:
         """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
         parts = _parts(taught.examples)
 
@@ -130,7 +130,7 @@ def read_exemplars(task: str, inputs: TrainingInputs, goal: Goal, least: int) ->
     return available
 
 
-def open_lesson(
+def open_training_data(
     vector: TaskVector,
     task: str,
     inputs: TrainingInputs,
@@ -140,7 +140,7 @@ def open_lesson(
     crossings: int,
     precision: Precision,
     each: ParallelMap,
-) -> Lesson:
+) -> TrainingData:
     """Returns all that learning a task takes, the fine-tuned model's answers among it.
 
     Raises: InputError where there are fewer exemplars than `least`, or a file is missing; UsageError.
@@ -164,7 +164,7 @@ def open_lesson(
         more = _taught(objective, model, config, made, each)
     rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0)
-    return Lesson(objective, model, names, taught, more, rest, _digest(taught.examples))
+    return TrainingData(objective, model, names, taught, more, rest, _digest(taught.examples))
 
 
 def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
@@ -213,12 +213,12 @@ def _load(
 
 def _taught(
     objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: ParallelMap
-) -> Taught:
+) -> Targets:
     parts = _parts(examples)
     found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))
     answers = [answer for part in found for answer in part.answers]
     places = np.argsort(np.concatenate(parts))
-    return Taught(examples, [answers[place] for place in places], found[0].kind)
+    return Targets(examples, [answers[place] for place in places], found[0].kind)
 
 
 def _parts(examples: Examples) -> list[list[int]]:

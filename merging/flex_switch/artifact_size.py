@@ -13,18 +13,18 @@ from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.rate import fitted_factor
-from flexswitch.merging.flex_switch.unit import Hardened, Unit, sparse_tensor
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows, sparse_tensor
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
-class Packer:
+class ArtifactSizer:
     """Packs the units of one task vector; `header` is what the artifact will say of itself."""
 
     def __init__(
         self,
         vector: TaskVector,
         header: ArtifactHeader,
-        units: Sequence[Unit],
+        units: Sequence[DeltaRows],
         effort: str,
         each: ParallelMap,
     ) -> None:
@@ -34,7 +34,7 @@ class Packer:
         self._effort = effort
         self._each = each
 
-    def size(self, hardened: Sequence[Hardened]) -> int:
+    def size(self, hardened: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact that keeps this, extras and header included."""
         return self._file_bytes(self._packed(hardened))
 
@@ -42,7 +42,7 @@ class Packer:
         """Returns the bytes of the artifact that keeps nothing."""
         return self._file_bytes([None] * len(self._units))
 
-    def factors(self, hardened: Sequence[Hardened], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    def factors(self, hardened: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns each unit's real over estimated bits (rate.py), (unit,)."""
         found = before.copy()
         for number, (unit, packed) in enumerate(zip(self._units, self._packed(hardened), strict=True)):
@@ -53,10 +53,10 @@ class Packer:
                 )
         return found
 
-    def _packed(self, hardened: Sequence[Hardened]) -> list[PackedTensor | None]:
+    def _packed(self, hardened: Sequence[Quantisation]) -> list[PackedTensor | None]:
         return self._each(lambda number: self._pack(self._units[number], hardened[number]), len(self._units))
 
-    def _pack(self, unit: Unit, hardened: Hardened) -> PackedTensor | None:
+    def _pack(self, unit: DeltaRows, hardened: Quantisation) -> PackedTensor | None:
         sparse = sparse_tensor(unit, hardened)
         if not len(sparse.levels):
             return None
@@ -76,7 +76,7 @@ class Packer:
             return path.stat().st_size
 
 
-def kept_by_row(unit: Unit, hardened: Hardened) -> NDArray[np.int64]:
+def kept_by_row(unit: DeltaRows, hardened: Quantisation) -> NDArray[np.int64]:
     """Returns how many entries each row keeps, (row,)."""
     kept = np.abs(unit.delta.reshape(-1, unit.columns)) > hardened.thresholds[:, None]
     return np.asarray(np.count_nonzero(kept, axis=1))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flexswitch.merging.flex_switch.forecast import Forecast
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.size_estimate import SizeEstimate
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 _LEAST_SHARE = 0.97  # of the target: what is promised
 _ENOUGH = 0.99  # where the search stops
@@ -27,7 +27,7 @@ _HALVINGS = 40
 _SAME = 1e-4  # shifts that are nearer than this part only what is equal
 _PAST_MOST = 0.98  # of the largest size: where so little is found by keeping more, no more is to be had
 
-Size = Callable[[Sequence[Hardened]], int]
+Size = Callable[[Sequence[Quantisation]], int]
 
 
 class Found(NamedTuple):
@@ -37,15 +37,15 @@ class Found(NamedTuple):
     size: int
 
 
-def scaled(hardened: Sequence[Hardened], by: float) -> list[Hardened]:
+def scaled(hardened: Sequence[Quantisation], by: float) -> list[Quantisation]:
     """Returns the same with all thresholds multiplied by e^by."""
     factor = np.float32(math.exp(by))
     return [replace(each, thresholds=each.thresholds * factor) for each in hardened]
 
 
 def fit_to_size(
-    hardened: Sequence[Hardened], size: Size, forecast: Forecast, least: int, target: int
-) -> tuple[list[Hardened], int]:
+    hardened: Sequence[Quantisation], size: Size, forecast: SizeEstimate, least: int, target: int
+) -> tuple[list[Quantisation], int]:
     """Returns what is kept at the size nearest below the target, and that size.
 
     size: the bytes of the artifact. forecast: how they will change, in proportion, but for the `least` that
@@ -83,8 +83,8 @@ def fit_to_size(
 
 
 def _between(
-    less: list[Hardened], found: int, more: list[Hardened], size: Size, target: int
-) -> tuple[list[Hardened], int]:
+    less: list[Quantisation], found: int, more: list[Quantisation], size: Size, target: int
+) -> tuple[list[Quantisation], int]:
     """Returns the first rows by the thresholds that keep more, as many as the target takes; and the size."""
     best, rows, beyond = (less, found), 0, 1 + sum(len(each.thresholds) for each in less)
     while beyond - rows > 1 and best[1] < _ENOUGH * target:
@@ -98,7 +98,7 @@ def _between(
     return best
 
 
-def _mixed(less: Sequence[Hardened], more: Sequence[Hardened], rows: int) -> list[Hardened]:
+def _mixed(less: Sequence[Quantisation], more: Sequence[Quantisation], rows: int) -> list[Quantisation]:
     """Returns `more` for the first rows, counted over all units, and `less` for the others."""
     mixed = []
     for one, two in zip(less, more, strict=True):
@@ -109,12 +109,12 @@ def _mixed(less: Sequence[Hardened], more: Sequence[Hardened], rows: int) -> lis
     return mixed
 
 
-def is_met(found: int, target: int) -> bool:
+def meets_target(found: int, target: int) -> bool:
     """Returns whether a size is the target as it is promised: at most that, and at least 97 % of it."""
     return _LEAST_SHARE * target <= found <= target
 
 
-def _next_step(found: Found, forecast: Forecast, least: int, aim: float, tried: int) -> float:
+def _next_step(found: Found, forecast: SizeEstimate, least: int, aim: float, tried: int) -> float:
     """Returns where the forecast, as many times as large as was found, is the aim; a step away at least.
 
     Where the most is too little, everything is tried.
@@ -128,7 +128,7 @@ def _next_step(found: Found, forecast: Forecast, least: int, aim: float, tried: 
     return max(-_RANGE, found.shift + (step if step / shortest > 1 else shortest))
 
 
-def _next_between(below: Found, above: Found, forecast: Forecast, aim: float) -> float:
+def _next_between(below: Found, above: Found, forecast: SizeEstimate, aim: float) -> float:
     """Returns where the forecast lies as the aim does between the two, but never near an end."""
     part = (aim - below.size) / (above.size - below.size)
     low, high = forecast(below.shift), forecast(above.shift)
@@ -137,7 +137,7 @@ def _next_between(below: Found, above: Found, forecast: Forecast, aim: float) ->
     return min(max(shift, above.shift + 0.1 * width), below.shift - 0.1 * width)
 
 
-def _shift_of(forecast: Forecast, wanted: float, low: float, high: float) -> float:
+def _shift_of(forecast: SizeEstimate, wanted: float, low: float, high: float) -> float:
     """Returns the largest shift between the two where so much is forecast, or the first of them."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import TrainingRecord
-from flexswitch.merging.flex_switch.harden import is_met
-from flexswitch.merging.flex_switch.learn import hard_gates, set_gates
-from flexswitch.merging.flex_switch.lesson import Lesson, batch_rows
-from flexswitch.merging.flex_switch.problem import Problem
-from flexswitch.merging.flex_switch.refit import RATES, refit_scales
-from flexswitch.merging.flex_switch.report import quality
-from flexswitch.merging.flex_switch.student import Loss, Student
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
+from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
+from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows
+from flexswitch.merging.flex_switch.compression_task import CompressionTask
+from flexswitch.merging.flex_switch.scale_refit import RATES, refit_scales
+from flexswitch.merging.flex_switch.training_record import quality
+from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingSettings:
     """How to learn. target: bytes of the artifact; without one `multiplier` weighs them, in loss a bit."""
 
     target: int | None
@@ -34,27 +34,27 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class TrainingRun:
     """All that learning works with; the student's weights are those of what was last looked at."""
 
-    problem: Problem
-    lesson: Lesson
-    student: Student
-    course: Course
+    problem: CompressionTask
+    lesson: TrainingData
+    student: GatedModel
+    course: TrainingSettings
 
     def batches(self, step: int) -> Sequence[Loss]:
         """Returns the losses of a step's batch, one a shard."""
-        rows = batch_rows(step, self.course.batch, len(self.lesson.lessons), self.course.seed)
+        rows = batch_rows(step, self.course.batch, len(self.lesson.training_set), self.course.seed)
         return self.lesson.losses(rows, self.course.shards)
 
-    def loss(self, hardened: Sequence[Hardened]) -> float:
+    def loss(self, hardened: Sequence[Quantisation]) -> float:
         """Returns the loss of what is kept, on the exemplars."""
         set_gates(self.student, hard_gates(self.problem.units, hardened), self.problem.each)
         return self.lesson.loss(self.problem.each)
 
     def finished(
-        self, hardened: list[Hardened], record: TrainingRecord
-    ) -> tuple[float, list[Hardened], TrainingRecord]:
+        self, hardened: list[Quantisation], record: TrainingRecord
+    ) -> tuple[float, list[Quantisation], TrainingRecord]:
         """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
         problem, target = self.problem, self.course.target
         if target is not None:
@@ -62,7 +62,7 @@ class Study:
         found, after = self._settled(self._refitted(hardened), record)
         return self.lesson.loss(problem.each), found, after
 
-    def _refitted(self, hardened: list[Hardened]) -> list[Hardened]:
+    def _refitted(self, hardened: list[Quantisation]) -> list[Quantisation]:
         """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as is."""
         steps, before = self.course.refit, self.loss(hardened)
         for rate in RATES if steps else ():
@@ -80,8 +80,8 @@ class Study:
         return hardened
 
     def _settled(
-        self, hardened: list[Hardened], record: TrainingRecord
-    ) -> tuple[list[Hardened], TrainingRecord]:
+        self, hardened: list[Quantisation], record: TrainingRecord
+    ) -> tuple[list[Quantisation], TrainingRecord]:
         """Returns what is kept with the record of it, at the size together; the student holds it.
 
         The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
@@ -94,7 +94,7 @@ class Study:
             settled = record.model_copy(update={"after": quality(self.lesson, problem.each)})
             packer = problem.packer(settled)
             found = 0 if target is None else packer.size(hardened)
-            if target is None or (found <= target and (tried or is_met(found, target))):
+            if target is None or (found <= target and (tried or meets_target(found, target))):
                 return hardened, settled
             aim -= max(0, found - target + _SPARE)
             if aim <= packer.empty_size():

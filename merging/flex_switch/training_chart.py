@@ -7,7 +7,7 @@ from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 
 
-def draw_learning(header: ArtifactHeader, learning: TrainingRecord, path: Path, overwrite: bool) -> None:
+def draw_training(header: ArtifactHeader, learning: TrainingRecord, path: Path, overwrite: bool) -> None:
     """Writes a PNG: the loss (logarithmic) above, the estimated bits a parameter below.
 
     Raises: InputError where matplotlib is not installed, or the output may not be written.

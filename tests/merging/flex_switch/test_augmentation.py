@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sparse_tensors import LAWS
 
-from flexswitch.merging.flex_switch.crossing import crossed
+from flexswitch.merging.flex_switch.augmentation import crossed
 
 TEXTS = [
     " ".join(f"{letter}{place}" for place in range(length))

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.merging.compression.plan import CheckpointFile, Progress
-from flexswitch.merging.flex_switch.learn import Learner
+from flexswitch.merging.flex_switch.training_step import TrainingState
 
-_SUFFIX = ".learning"
+_SUFFIX = ".training"
 _SUMS = 3  # numbers that are held as "sums"
 
 
 @dataclass(frozen=True)
-class Saving(CheckpointFile):
+class TrainingCheckpoint(CheckpointFile):
     """The state of a training on disk; run: what a state belongs to."""
 
     run: str = ""
 
-    def restore(self, learner: Learner) -> None:
+    def restore(self, learner: TrainingState) -> None:
         """Puts the saved state into a learner, where there is one.
 
         Raises: InputError where it is another run's, or damaged.
@@ -44,7 +44,7 @@ class Saving(CheckpointFile):
             )
         _put(learner, saved)
 
-    def save(self, learner: Learner) -> None:
+    def save(self, learner: TrainingState) -> None:
         """Writes the state, whole or not at all, if it is time to."""
         if learner.step % self.every:
             return
@@ -52,12 +52,12 @@ class Saving(CheckpointFile):
             np.savez(file, allow_pickle=False, run=np.array(self.run), **_arrays(learner))
 
 
-def learning_file(output: Path) -> Path:
+def training_checkpoint_file(output: Path) -> Path:
     """Returns where the state of an output's learning is kept."""
     return output.with_name(output.name + _SUFFIX)
 
 
-def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
+def _arrays(learner: TrainingState) -> dict[str, NDArray[np.float64]]:
     arrays = {**learner.parameters.learned(), "factors": learner.factors}
     for name, (mean, square) in learner.adam.moments.items():
         arrays |= {f"{name}.mean": mean, f"{name}.square": square}
@@ -67,7 +67,7 @@ def _arrays(learner: Learner) -> dict[str, NDArray[np.float64]]:
     return arrays
 
 
-def _check_names(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
+def _check_names(learner: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
     """Raises: ValueError where something is missing, as when the end of a file, its directory, is damaged."""
     learned = [name + part for name in learner.parameters.learned() for part in ("", ".mean", ".square")]
     missing = {*learned, "factors", "counts", "sums", "history"} - set(saved)
@@ -77,7 +77,7 @@ def _check_names(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> 
         raise ValueError(f"it holds {len(saved['sums'])} sums, expected {_SUMS}: another version wrote it")
 
 
-def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
+def _put(learner: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
     for name, array in learner.parameters.learned().items():
         array[:] = saved[name]
         learner.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
@@ -87,6 +87,6 @@ def _put(learner: Learner, saved: Mapping[str, NDArray[np.float64]]) -> None:
     learner.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
 
 
-def run_text(settings: Mapping[str, object], inputs: Mapping[str, object]) -> str:
+def run_identity(settings: Mapping[str, object], inputs: Mapping[str, object]) -> str:
     """Returns what a state belongs to: any difference would lead elsewhere."""
     return json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, sort_keys=True)

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.gated_weights import GatedWeights, Gates, Slopes, gated_weights
-from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.gated_tensor import GatedTensor, Gates, GateGradients, gated_weights
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
 
 
-class Student:
+class GatedModel:
     """A model and its units; the gates that were set last are those that slopes are by.
 
     weights: of each unit, None where the model lacks it.
     """
 
     def __init__(
-        self, model: nn.Module, units: Sequence[Unit], names: Mapping[str, str], shards: int
+        self, model: nn.Module, units: Sequence[DeltaRows], names: Mapping[str, str], shards: int
     ) -> None:
         """Takes a model that holds the base's weights; names: unit → the model's name, where it has it."""
         self.model = model.requires_grad_(False)
         state = model.state_dict(keep_vars=True)
         tensors = [state[names[unit.name]] if unit.name in names else None for unit in units]
-        self.weights: list[GatedWeights | None] = [
+        self.weights: list[GatedTensor | None] = [
             None if tensor is None else gated_weights(unit, tensor)
             for unit, tensor in zip(units, tensors, strict=True)
         ]
@@ -44,7 +44,7 @@ class Student:
 
     def backward_all(
         self, losses: Sequence[Loss], each: ParallelMap
-    ) -> list[tuple[float, list[Slopes | None]]]:
+    ) -> list[tuple[float, list[GateGradients | None]]]:
         """Runs shards forward and back; returns each one's loss, and by unit the slopes, None without any."""
         return each(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
 
@@ -52,7 +52,7 @@ class Student:
 class _Replica:
     """The model again: every tensor shared, the units' as leaves of this replica's own graph."""
 
-    def __init__(self, student: Student, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
+    def __init__(self, student: GatedModel, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
         self._student = student
         self._model = replica(model)
         leaves = {id(tensor): nn.Parameter(tensor.data) for tensor in learned.values()}
@@ -64,9 +64,9 @@ class _Replica:
             hook = self._reducer(number)
             leaves[id(tensor)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         _make_embeddings_sparse(self._model)
-        self._slopes: list[Slopes | None] = []
+        self._slopes: list[GateGradients | None] = []
 
-    def backward(self, loss: Loss) -> tuple[float, list[Slopes | None]]:
+    def backward(self, loss: Loss) -> tuple[float, list[GateGradients | None]]:
         self._slopes = [None] * len(self._student.weights)
         with torch.enable_grad():
             found = loss(self._model)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
-from flexswitch.merging.flex_switch.packing import Packer
-from flexswitch.merging.flex_switch.parameters import Parameters, free_of
-from flexswitch.merging.flex_switch.profile import Choices, choices_of
+from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
+from flexswitch.merging.flex_switch.parameters import Parameters, inverse_softplus
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 from flexswitch.merging.flex_switch.rate import FIRST_FACTOR
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 Doubles = NDArray[np.float64]
 
@@ -27,14 +27,14 @@ _POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _FIRST_POWER = 5  # place of the one that is tried first
 
 
-def all_choices(units: Sequence[Unit], bits: NDArray[np.int64], each: ParallelMap) -> list[Choices]:
+def all_choices(units: Sequence[DeltaRows], bits: NDArray[np.int64], each: ParallelMap) -> list[RateDistortionTable]:
     """Returns every unit's choices of density and bit-width."""
-    return each(lambda number: choices_of(units[number].delta, bits), len(units))
+    return each(lambda number: rate_distortion_table(units[number].delta, bits), len(units))
 
 
 def allocated(
-    units: Sequence[Unit], choices: Sequence[Choices], target: float, packer: Packer
-) -> tuple[list[Hardened], Doubles]:
+    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], target: float, packer: ArtifactSizer
+) -> tuple[list[Quantisation], Doubles]:
     """Returns what the allocation keeps in about `target` bits, and each unit's factor (rate.py).
 
     The factors come from storing what is kept, a few times over.
@@ -46,7 +46,7 @@ def allocated(
     return kept, factors
 
 
-def relative(units: Sequence[Unit], choices: Sequence[Choices]) -> list[Choices]:
+def relative(units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable]) -> list[RateDistortionTable]:
     """Returns the choices with errors in units of each tensor's mean square."""
     return [
         replace(each, errors=each.errors / unit.rms**2) for unit, each in zip(units, choices, strict=True)
@@ -54,12 +54,12 @@ def relative(units: Sequence[Unit], choices: Sequence[Choices]) -> list[Choices]
 
 
 def uniform(
-    units: Sequence[Unit],
-    choices: Sequence[Choices],
+    units: Sequence[DeltaRows],
+    choices: Sequence[RateDistortionTable],
     widths: NDArray[np.int64],
     target: float,
     factors: Doubles,
-) -> list[Hardened]:
+) -> list[Quantisation]:
     """Returns the same share kept of every unit in about `target` bits.
 
     In the least of the bit-widths, or in the next one where no share of those takes so many.
@@ -88,14 +88,14 @@ def uniform(
     return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
 
 
-def best_growth(
-    choices: Sequence[Choices], kept: Sequence[Hardened], loss: Callable[[Sequence[Hardened]], float]
-) -> tuple[float, list[Hardened]]:
-    """Returns the least loss that `made_up` gives by any power tried, and what is kept with those scales.
+def best_norm_compensation(
+    choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], loss: Callable[[Sequence[Quantisation]], float]
+) -> tuple[float, list[Quantisation]]:
+    """Returns the least loss that `compensate_norm` gives by any power tried, and what is kept with those scales.
 
     Powers are tried up and down from one that is near the best at most sizes, while the loss falls.
     """
-    grown = [made_up(choices, kept, power) for power in _POWERS]
+    grown = [compensate_norm(choices, kept, power) for power in _POWERS]
     best, least = _FIRST_POWER, loss(grown[_FIRST_POWER])
     for step in (1, -1):
         while 0 <= best + step < len(grown) and (found := loss(grown[best + step])) < least:
@@ -103,7 +103,7 @@ def best_growth(
     return least, grown[best]
 
 
-def made_up(choices: Sequence[Choices], kept: Sequence[Hardened], power: float) -> list[Hardened]:
+def compensate_norm(choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float) -> list[Quantisation]:
     """Returns the same with larger scales, to make up for what is left out.
 
     Each grows by a power of Σ |τ| over that of what is kept: by its first, both sums would be equal, as DARE
@@ -120,10 +120,10 @@ def made_up(choices: Sequence[Choices], kept: Sequence[Hardened], power: float) 
     return grown
 
 
-def first_parameters(
-    units: Sequence[Unit],
-    choices: Sequence[Choices],
-    kept: Sequence[Hardened],
+def initial_parameters(
+    units: Sequence[DeltaRows],
+    choices: Sequence[RateDistortionTable],
+    kept: Sequence[Quantisation],
     bits: NDArray[np.int64],
     by_rows: bool,
 ) -> Parameters:
@@ -136,7 +136,7 @@ def first_parameters(
     log_scales, logits = np.empty((len(units), len(bits))), np.zeros((len(units), len(bits)))
     for number, (unit, each, own) in enumerate(zip(units, choices, kept, strict=True)):
         threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
-        free[number] = free_of(max(threshold / unit.rms, 1e-3))
+        free[number] = inverse_softplus(max(threshold / unit.rms, 1e-3))
         growth = np.log(own.scale / scale_at(each, float(own.thresholds[0]), own.bits))
         for candidate, width in enumerate(bits.tolist()):
             log_scales[number, candidate] = np.log(scale_at(each, threshold, width)) + growth
@@ -145,8 +145,8 @@ def first_parameters(
 
 
 def _keep(
-    units: Sequence[Unit], choices: Sequence[Choices], target: float, factors: Doubles
-) -> list[Hardened]:
+    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], target: float, factors: Doubles
+) -> list[Quantisation]:
     costs = [
         choice_bits(each, unit.entries, factor)
         for unit, each, factor in zip(units, choices, factors, strict=True)
@@ -155,31 +155,31 @@ def _keep(
     return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
 
 
-def _hardened(unit: Unit, choices: Choices, row: int) -> Hardened:
+def _hardened(unit: DeltaRows, choices: RateDistortionTable, row: int) -> Quantisation:
     thresholds = np.full(len(unit.rows), choices.thresholds[row], np.float32)
     width = int(choices.bits[row])
-    return Hardened(thresholds, width, scale_at(choices, float(thresholds[0]), width))
+    return Quantisation(thresholds, width, scale_at(choices, float(thresholds[0]), width))
 
 
-def _at_share(unit: Unit, choices: Choices, share: float, width: int) -> int:
+def _at_share(unit: DeltaRows, choices: RateDistortionTable, share: float, width: int) -> int:
     """Returns the row of the choice of that bit-width that keeps no more than a share of the entries."""
     few = (choices.kept == 0) | (choices.bits == width)
     rows = np.flatnonzero(few & (choices.kept <= share * unit.entries))
     return int(rows[choices.kept[rows].argmax()])
 
 
-def _least_row(unit: Unit, choices: Choices) -> int:
+def _least_row(unit: DeltaRows, choices: RateDistortionTable) -> int:
     """Returns the row of the first choice that keeps something, and the least share."""
     rows = np.flatnonzero(choices.kept >= max(1.0, _LEAST_DENSITY * unit.entries))
     return int(rows[choices.kept[rows].argmin()])
 
 
-def scale_at(choices: Choices, threshold: float, width: int) -> float:
+def scale_at(choices: RateDistortionTable, threshold: float, width: int) -> float:
     """Returns the best scale of a bit-width where about this threshold is kept."""
     return float(np.float32(choices.scales[_nearest(choices, threshold, width)]))
 
 
-def _nearest(choices: Choices, threshold: float, width: int) -> int:
+def _nearest(choices: RateDistortionTable, threshold: float, width: int) -> int:
     """Returns the row of the choice of that bit-width that keeps something, at about this threshold."""
     rows = np.flatnonzero((choices.bits == width) & (choices.kept > 0))
     return int(rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()])

@@ -22,7 +22,7 @@ _SCALES = 12  # candidates of a scale at two bits or more
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class RateDistortionTable:
     """What a unit can keep, a row for each choice; the first keeps nothing.
 
     thresholds: entries above are kept. kept, bits, scales: what that gives. errors: ‖τ − τ̂‖². masses: Σ |τ|
@@ -37,7 +37,7 @@ class Choices:
     masses: Doubles
 
 
-def choices_of(delta: FloatArray, bits: NDArray[np.int64]) -> Choices:
+def rate_distortion_table(delta: FloatArray, bits: NDArray[np.int64]) -> RateDistortionTable:
     """Returns the choices of (density, bit-width), each with its best scale."""
     counts, sums, squares = np.zeros(_BINS, np.int64), np.zeros(_BINS), np.zeros(_BINS)
     _fill(delta.view(np.uint32), counts, sums, squares)
@@ -56,7 +56,7 @@ def choices_of(delta: FloatArray, bits: NDArray[np.int64]) -> Choices:
             scale, error = _best_scale(width, counts[taken], sums[taken], squares[taken])
             rows.append((edges[cut], int(kept[cut]), width, scale, float(left[cut]) + error, masses[cut]))
     thresholds, numbers, widths, scales, errors, masses = map(np.array, zip(*rows, strict=True))
-    return Choices(thresholds.astype(np.float32), numbers, widths, scales, errors, masses)
+    return RateDistortionTable(thresholds.astype(np.float32), numbers, widths, scales, errors, masses)
 
 
 def _best_scale(bits: int, counts: Integers, sums: Doubles, squares: Doubles) -> tuple[float, float]:

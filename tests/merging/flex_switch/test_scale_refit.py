@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lessons import School, text_school
+from support.training_cases import TrainingCase, text_case
 
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.merging.flex_switch import finish
-from flexswitch.merging.flex_switch.refit import RATES
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch import finalisation as finish
+from flexswitch.merging.flex_switch.scale_refit import RATES
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    return text_school(tmp_path_factory.mktemp("school"))
+def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    return text_case(tmp_path_factory.mktemp("school"))
 
 
 def scales_of(artifact: Artifact) -> list[float]:
@@ -24,12 +24,12 @@ def scales_of(artifact: Artifact) -> list[float]:
 
 @pytest.mark.parametrize("helps", [None, *range(len(RATES))])
 def test_scales_are_fitted_at_the_first_rate_that_helps(
-    helps: int | None, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    helps: int | None, school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "refit=0")
     plain, tried = finish.refit_scales, []
 
-    def refit_scales(*given: Any) -> list[Hardened]:
+    def refit_scales(*given: Any) -> list[Quantisation]:
         *fitted, rate, each = given
         tried.append(rate)
         if rate == (None if helps is None else RATES[helps]):

@@ -9,23 +9,23 @@ from support.sparse_tensors import LAWS
 from support.straight_through import unit_of
 
 from flexswitch.merging.flex_switch import parameters as module
-from flexswitch.merging.flex_switch.packing import kept_by_row
-from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free, free_of
-from flexswitch.merging.flex_switch.profile import choices_of
-from flexswitch.merging.flex_switch.start import first_parameters
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.artifact_size import kept_by_row
+from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free, inverse_softplus
+from flexswitch.merging.flex_switch.rate_distortion import rate_distortion_table
+from flexswitch.merging.flex_switch.initialisation import initial_parameters
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 BITS = np.array([1, 2, 4, 8])
 
 
-def two_units() -> list[Unit]:
+def two_units() -> list[DeltaRows]:
     generator = np.random.default_rng(0)
     first = generator.normal(size=(5, 40)).astype(np.float32)
     first[2] = 0
     return [unit_of(first, "first"), unit_of(3 * generator.normal(size=30).astype(np.float32), "second")]
 
 
-def random_parameters(units: list[Unit], by_rows: bool, seed: int) -> Parameters:
+def random_parameters(units: list[DeltaRows], by_rows: bool, seed: int) -> Parameters:
     generator = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])])
     tables = [generator.normal(size=(len(units), len(BITS))) for _ in range(2)]
@@ -77,7 +77,7 @@ def test_shares_are_the_softmax_and_the_largest_logit_is_what_is_kept(temperatur
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.1, 1.0, 5.0, 40.0])
 def test_a_free_number_is_the_one_whose_softplus_is_the_threshold(threshold: float) -> None:
-    assert np.logaddexp(0, free_of(threshold)) == pytest.approx(threshold, rel=1e-9)
+    assert np.logaddexp(0, inverse_softplus(threshold)) == pytest.approx(threshold, rel=1e-9)
 
 
 def test_free_numbers_are_kept_where_they_can_move() -> None:
@@ -153,13 +153,13 @@ def test_adam_leaves_what_never_had_a_slope() -> None:
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
     units = two_units()
-    choices = [choices_of(unit.delta, BITS) for unit in units]
+    choices = [rate_distortion_table(unit.delta, BITS) for unit in units]
     kept = []
     for unit, each, bits in zip(units, choices, (4, 1), strict=True):
         row = int(np.flatnonzero((each.bits == bits) & (each.kept >= 10))[0])
         thresholds = np.full(len(unit.rows), each.thresholds[row])
-        kept.append(Hardened(thresholds, bits, float(np.float32(each.scales[row]))))
-    parameters = first_parameters(units, choices, kept, BITS, by_rows)
+        kept.append(Quantisation(thresholds, bits, float(np.float32(each.scales[row]))))
+    parameters = initial_parameters(units, choices, kept, BITS, by_rows)
     assert len(parameters.free) == 2
     assert parameters.rows.tolist() == ([0] * 5 if by_rows else [])
     assert parameters.starts.tolist() == [0, 4, 5]
@@ -171,7 +171,7 @@ def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
 
 def test_a_unit_that_the_allocation_drops_starts_with_an_entry() -> None:
     units = two_units()
-    choices = [choices_of(unit.delta, BITS) for unit in units]
-    kept = [Hardened(np.full(len(unit.rows), np.inf, np.float32), 1, unit.rms) for unit in units]
-    hardened = first_parameters(units, choices, kept, BITS, by_rows=False).hardened(units)
+    choices = [rate_distortion_table(unit.delta, BITS) for unit in units]
+    kept = [Quantisation(np.full(len(unit.rows), np.inf, np.float32), 1, unit.rms) for unit in units]
+    hardened = initial_parameters(units, choices, kept, BITS, by_rows=False).hardened(units)
     assert [int(kept_by_row(unit, each).sum()) for unit, each in zip(units, hardened, strict=True)] == [1, 1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.flex_switch.gates import apply_gates, reduce_gradient
-from flexswitch.merging.flex_switch.unit import Unit
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 
 Doubles = NDArray[np.float64]
 
@@ -32,14 +32,14 @@ class Gates(NamedTuple):
     shares: FloatArray
 
 
-class Kept(NamedTuple):
+class GateCounts(NamedTuple):
     """Of each row (row,): the entries that pass the gates, and −Σ ∂gate/∂threshold."""
 
     kept: NDArray[np.int64]
     slopes: Doubles
 
 
-class Slopes(NamedTuple):
+class GateGradients(NamedTuple):
     """Derivatives of a loss by thresholds (row,), scales and shares (candidate,)."""
 
     by_threshold: Doubles
@@ -47,41 +47,41 @@ class Slopes(NamedTuple):
     by_share: Doubles
 
 
-class GatedWeights(Protocol):
+class GatedTensor(Protocol):
     """The weights of one unit."""
 
-    def apply(self, gates: Gates) -> Kept:
+    def apply(self, gates: Gates) -> GateCounts:
         """Writes base + gated values into the weights, in place."""
 
-    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+    def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
         """Returns what the gradient by the weights says of the gates, as they were last applied."""
 
 
-def gated_weights(unit: Unit, weights: Tensor) -> GatedWeights:
+def gated_weights(unit: DeltaRows, weights: Tensor) -> GatedTensor:
     """Returns a unit's weights under gates; `weights` is the model's own tensor and holds the base."""
-    return (_Compiled if weights.device.type == "cpu" else DeviceWeights)(unit, weights)
+    return (CompiledGatedTensor if weights.device.type == "cpu" else DeviceGatedTensor)(unit, weights)
 
 
-class _Compiled:
+class CompiledGatedTensor:
     """By compiled passes, float32 on the CPU."""
 
-    def __init__(self, unit: Unit, weights: Tensor) -> None:
+    def __init__(self, unit: DeltaRows, weights: Tensor) -> None:
         self._unit = unit
         self._weights = weights.detach().view(-1).numpy()
         self._base = self._weights.reshape(-1, unit.columns)[unit.rows].reshape(-1)
 
-    def apply(self, gates: Gates) -> Kept:
+    def apply(self, gates: Gates) -> GateCounts:
         unit = self._unit
         kept, slopes = np.empty(len(unit.rows), np.int64), np.empty(len(unit.rows))
         apply_gates(
             self._base, unit.delta, unit.rows, unit.columns, gates.thresholds, np.float32(gates.width),
             gates.bits, gates.scales, gates.shares, self._weights, kept, slopes,
         )  # fmt: skip
-        return Kept(kept, slopes)
+        return GateCounts(kept, slopes)
 
-    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+    def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
         unit, candidates = self._unit, len(gates.bits)
-        slopes = Slopes(np.zeros(len(unit.rows)), np.zeros(candidates), np.zeros(candidates))
+        slopes = GateGradients(np.zeros(len(unit.rows)), np.zeros(candidates), np.zeros(candidates))
         if not gradient.is_sparse:
             flat = gradient.contiguous().view(-1).numpy()
             self._reduce(gates, flat, unit.delta, unit.rows, gates.thresholds, slopes)
@@ -100,7 +100,7 @@ class _Compiled:
         delta: FloatArray,
         rows: NDArray[np.int64],
         thresholds: FloatArray,
-        slopes: Slopes,
+        slopes: GateGradients,
     ) -> None:
         reduce_gradient(
             gradient, delta, rows, self._unit.columns, thresholds, np.float32(gates.width), gates.bits,
@@ -108,10 +108,10 @@ class _Compiled:
         )  # fmt: skip
 
 
-class DeviceWeights:
+class DeviceGatedTensor:
     """By torch operations on the weights' own device; sums in float64."""
 
-    def __init__(self, unit: Unit, weights: Tensor) -> None:
+    def __init__(self, unit: DeltaRows, weights: Tensor) -> None:
         self._weights = weights.detach().view(-1, unit.columns)
         self._rows = torch.from_numpy(unit.rows).to(weights.device)
         self._delta = torch.from_numpy(unit.delta).view(-1, unit.columns).to(weights.device)
@@ -119,7 +119,7 @@ class DeviceWeights:
         height = max(1, _DEVICE_ENTRIES // unit.columns)
         self._parts = [slice(start, start + height) for start in range(0, len(unit.rows), height)]
 
-    def apply(self, gates: Gates) -> Kept:
+    def apply(self, gates: Gates) -> GateCounts:
         kept, slopes = [], []
         for part in self._parts:
             delta, distances, passes = self._gated(gates, part)
@@ -127,9 +127,9 @@ class DeviceWeights:
             self._weights[self._rows[part]] = self._base[part] + torch.where(passes, values, 0)
             kept.append(passes.sum(1))
             slopes.append(_kernel(distances).sum(1, dtype=torch.float64) / gates.width)
-        return Kept(torch.cat(kept).cpu().numpy(), torch.cat(slopes).cpu().numpy())
+        return GateCounts(torch.cat(kept).cpu().numpy(), torch.cat(slopes).cpu().numpy())
 
-    def reduce(self, gates: Gates, gradient: Tensor) -> Slopes:
+    def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
         by_row = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(self._weights.shape)
         by_threshold, by_scale, by_share = [], [], []
         for part in self._parts:
@@ -146,7 +146,7 @@ class DeviceWeights:
                 for each, (bits, scale, share) in zip(quantised, _candidates(gates), strict=True)
             ]
             by_scale.append(torch.stack(turns))
-        return Slopes(
+        return GateGradients(
             torch.cat(by_threshold).cpu().numpy(),
             torch.stack(by_scale).sum(0).cpu().numpy(),
             torch.stack(by_share).sum(0).cpu().numpy(),
@@ -160,7 +160,7 @@ class DeviceWeights:
         return delta, distances, delta.abs() > thresholds
 
 
-def _touched_rows(gradient: Tensor, unit: Unit) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
+def _touched_rows(gradient: Tensor, unit: DeltaRows) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
     """Returns a sparse gradient's rows, flat; of those the unit has, their places there and in the unit."""
     whole = gradient.coalesce()
     touched = whole.indices()[0].numpy()

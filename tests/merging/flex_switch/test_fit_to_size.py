@@ -18,19 +18,19 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.harden import fit_to_size, is_met, scaled
-from flexswitch.merging.flex_switch.target import target_bytes
-from flexswitch.merging.flex_switch.unit import Hardened
+from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target, scaled
+from flexswitch.merging.flex_switch.size_target import target_bytes
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
-HARDENED = [Hardened(np.array([1, 2], np.float32), 1, 0.5), Hardened(np.array([0.3], np.float32), 4, 2.0)]
+HARDENED = [Quantisation(np.array([1, 2], np.float32), 1, 0.5), Quantisation(np.array([0.3], np.float32), 4, 2.0)]
 
 
 LEAST = 40  # bytes of an artifact that keeps nothing
 
 
-def shift_of(hardened: Sequence[Hardened]) -> float:
+def shift_of(hardened: Sequence[Quantisation]) -> float:
     """Returns by how much the thresholds of HARDENED were moved."""
     return math.log(float(hardened[0].thresholds[0]))
 
@@ -50,7 +50,7 @@ def shift_of(hardened: Sequence[Hardened]) -> float:
 def test_the_size_found_is_at_most_the_target_and_near_it(
     target: int, start: float, steepness: float, foreseen: float, wobble: float, phase: float
 ) -> None:
-    def size(hardened: Sequence[Hardened]) -> int:
+    def size(hardened: Sequence[Quantisation]) -> int:
         shift = shift_of(hardened)
         return LEAST + int(
             start * target * math.exp(-steepness * shift) * (1 + wobble * math.sin(90 * shift + phase))
@@ -58,7 +58,7 @@ def test_the_size_found_is_at_most_the_target_and_near_it(
 
     found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-foreseen * shift), LEAST, target)
     assert reached == size(found)
-    assert is_met(reached, target)
+    assert meets_target(reached, target)
     assert 0.97 * target <= reached <= target
 
 
@@ -67,7 +67,7 @@ def test_the_size_found_is_at_most_the_target_and_near_it(
 def test_a_size_that_jumps_over_the_target_ends_below_it(target: int, jump: float, place: float) -> None:
     below = max(1, int(target / jump))
 
-    def size(hardened: Sequence[Hardened]) -> int:
+    def size(hardened: Sequence[Quantisation]) -> int:
         return below if shift_of(hardened) > place else target + 1 + below
 
     found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-5 * shift), 0, target)
@@ -80,7 +80,7 @@ def test_a_right_forecast_leads_to_the_size_at_once() -> None:
     def foreseen(shift: float) -> float:
         return math.exp(-3 * shift) / (1 + math.exp(-3 * shift))
 
-    def size(hardened: Sequence[Hardened]) -> int:
+    def size(hardened: Sequence[Quantisation]) -> int:
         tried.append(shift_of(hardened))
         return LEAST + int(10_000 * foreseen(tried[-1]))
 
@@ -92,7 +92,7 @@ def test_a_right_forecast_leads_to_the_size_at_once() -> None:
 def test_what_is_small_enough_with_everything_kept_is_left_at_that() -> None:
     found, reached = fit_to_size(HARDENED, lambda hardened: 100, lambda shift: min(1, -shift), 0, 1000)
     assert reached == 100
-    assert not is_met(reached, 1000)
+    assert not meets_target(reached, 1000)
     assert found[0].thresholds.max() < 1e-3
 
 
@@ -104,7 +104,7 @@ def test_where_keeping_more_takes_less_the_search_ends_at_the_most(start: float)
     def foreseen(shift: float) -> float:
         return 600 + 400 / (1 + max(shift + start, 0) ** 2)
 
-    def size(hardened: Sequence[Hardened]) -> int:
+    def size(hardened: Sequence[Quantisation]) -> int:
         tried.append(shift_of(hardened) + start)
         return int(600 + 400 / (1 + tried[-1] ** 2))
 

@@ -7,24 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.learn import hard_gates, set_gates, summed
+from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates, summed
 from flexswitch.merging.flex_switch.parameters import Adam
-from flexswitch.merging.flex_switch.student import Loss, Student
-from flexswitch.merging.flex_switch.unit import Hardened, Unit
+from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 # What is nearly right already is spoilt by the first, which is then followed by the next.
 RATES = (0.01, 0.001, 0.0001)
 
 
 def refit_scales(
-    units: Sequence[Unit],
-    hardened: Sequence[Hardened],
-    student: Student,
+    units: Sequence[DeltaRows],
+    hardened: Sequence[Quantisation],
+    student: GatedModel,
     batches: Callable[[int], Sequence[Loss]],
     steps: int,
     rate: float,
     each: ParallelMap,
-) -> list[Hardened]:
+) -> list[Quantisation]:
     """Returns the same with scales moved by some steps of Adam, at a rate that falls from that to nothing."""
     log_scales, adam = np.log([kept.scale for kept in hardened]), Adam()
     for step in range(steps):
@@ -40,7 +40,7 @@ def refit_scales(
     return _with_scales(hardened, np.exp(log_scales))
 
 
-def _with_scales(hardened: Sequence[Hardened], scales: NDArray[np.float64]) -> list[Hardened]:
+def _with_scales(hardened: Sequence[Quantisation], scales: NDArray[np.float64]) -> list[Quantisation]:
     return [
         replace(kept, scale=float(np.float32(scale))) for kept, scale in zip(hardened, scales, strict=True)
     ]
