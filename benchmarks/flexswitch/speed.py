@@ -25,12 +25,12 @@ from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, Metho
 from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.plan import TrainingInputs
-from flexswitch.merging.flex_switch.gated_tensor import Gates
-from flexswitch.merging.flex_switch.training_step import set_gates
-from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data
 from flexswitch.merging.flex_switch.compression_task import read_compression_task
-from flexswitch.merging.flex_switch.gated_model import GatedModel
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.gated_tensor import Gates
+from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data
+from flexswitch.merging.flex_switch.training_step import set_gates
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent
@@ -143,7 +143,12 @@ def model_alone(lesson: TrainingData, rows: list[int], each: ParallelMap, shards
 
 
 def fused_step(
-    units: list[DeltaRows], student: GatedModel, lesson: TrainingData, rows: list[int], each: ParallelMap, shards: int
+    units: list[DeltaRows],
+    student: GatedModel,
+    lesson: TrainingData,
+    rows: list[int],
+    each: ParallelMap,
+    shards: int,
 ) -> None:
     """Runs a step's passes; what Adam does to a few hundred numbers is left out on both sides."""
     share = np.full(len(BITS), 1 / len(BITS), np.float32)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 from flexswitch.merging.flex_switch.rate import RECORD_BITS
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
 Doubles = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import ParallelMap
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, sparse_tensor
 from flexswitch.merging.flex_switch.rate import fitted_factor
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows, sparse_tensor
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.size_estimate import forecast
-from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
-from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, read_delta_rows
+from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows, read_delta_rows
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
+from flexswitch.merging.flex_switch.size_estimate import forecast
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -38,12 +38,16 @@ class CompressionTask:
         """Returns what is left for the units in an artifact of so many bytes."""
         return 8.0 * (target - self.packer().empty_size())
 
-    def fit(self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int) -> tuple[list[Quantisation], int]:
+    def fit(
+        self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int
+    ) -> tuple[list[Quantisation], int]:
         """Returns what is kept at a size in bytes, and that size; the widths of levels stay."""
         ahead = forecast(self.units, self.choices, hardened)
         return fit_to_size(hardened, packer.size, ahead, packer.empty_size(), target)
 
-    def fill(self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int) -> tuple[list[Quantisation], int]:
+    def fill(
+        self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int
+    ) -> tuple[list[Quantisation], int]:
         """Returns what is kept at a size, and that size; in wider levels where those given do not fill it.
 
         Each unit then takes the next bit-width, with its best scale at the threshold it has, as many times

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import TrainingRecord
-from flexswitch.merging.flex_switch.fit_to_size import meets_target
-from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
-from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
-from flexswitch.merging.flex_switch.scale_refit import RATES, refit_scales
-from flexswitch.merging.flex_switch.training_record import quality
-from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
+from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
+from flexswitch.merging.flex_switch.scale_refit import RATES, refit_scales
+from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows
+from flexswitch.merging.flex_switch.training_record import quality
+from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
 
 _SETTLING = 8  # tries to meet the target with the record of the end
 _SPARE = 16  # bytes by which to aim lower, beyond what was too much

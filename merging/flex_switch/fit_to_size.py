@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flexswitch.merging.flex_switch.size_estimate import SizeEstimate
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.size_estimate import SizeEstimate
 
 _LEAST_SHARE = 0.97  # of the target: what is promised
 _ENOUGH = 0.99  # where the search stops

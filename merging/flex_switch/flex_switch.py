@@ -15,13 +15,13 @@ from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.flex_switch.training import data_free, learned
-from flexswitch.merging.flex_switch.finalisation import TrainingSettings
-from flexswitch.merging.flex_switch.training_data import TrainingData, open_training_data, read_exemplars
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
-from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
-from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
+from flexswitch.merging.flex_switch.finalisation import TrainingSettings
+from flexswitch.merging.flex_switch.size_target import target_bytes
+from flexswitch.merging.flex_switch.training import data_free, learned
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
+from flexswitch.merging.flex_switch.training_data import TrainingData, open_training_data, read_exemplars
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
@@ -99,7 +99,9 @@ def flexswitch(
             growth = _GROWTH * same_share if growth is None else growth
             kept = data_free(problem, target, same_share, growth, training.on_note)
             return Plan(_compressor(problem, kept), effort)
-        lesson = open_training_data(vector, job.task, inputs, objective, seed, least, crossings, precision, each)
+        lesson = open_training_data(
+            vector, job.task, inputs, objective, seed, least, crossings, precision, each
+        )
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
         course = TrainingSettings(
             target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.gated_tensor import GatedTensor, Gates, GateGradients, gated_weights
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
+from flexswitch.merging.flex_switch.gated_tensor import GatedTensor, GateGradients, Gates, gated_weights
 from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar

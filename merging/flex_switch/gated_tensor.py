@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.flex_switch.gates import apply_gates, reduce_gradient
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
+from flexswitch.merging.flex_switch.gates import apply_gates, reduce_gradient
 
 Doubles = NDArray[np.float64]
 
@@ -160,7 +160,9 @@ class DeviceGatedTensor:
         return delta, distances, delta.abs() > thresholds
 
 
-def _touched_rows(gradient: Tensor, unit: DeltaRows) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
+def _touched_rows(
+    gradient: Tensor, unit: DeltaRows
+) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
     """Returns a sparse gradient's rows, flat; of those the unit has, their places there and in the unit."""
     whole = gradient.coalesce()
     touched = whole.indices()[0].numpy()

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.parameters import Parameters, inverse_softplus
-from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 from flexswitch.merging.flex_switch.rate import FIRST_FACTOR
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 
 Doubles = NDArray[np.float64]
 
@@ -27,7 +27,9 @@ _POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _FIRST_POWER = 5  # place of the one that is tried first
 
 
-def all_choices(units: Sequence[DeltaRows], bits: NDArray[np.int64], each: ParallelMap) -> list[RateDistortionTable]:
+def all_choices(
+    units: Sequence[DeltaRows], bits: NDArray[np.int64], each: ParallelMap
+) -> list[RateDistortionTable]:
     """Returns every unit's choices of density and bit-width."""
     return each(lambda number: rate_distortion_table(units[number].delta, bits), len(units))
 
@@ -89,9 +91,11 @@ def uniform(
 
 
 def best_norm_compensation(
-    choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], loss: Callable[[Sequence[Quantisation]], float]
+    choices: Sequence[RateDistortionTable],
+    kept: Sequence[Quantisation],
+    loss: Callable[[Sequence[Quantisation]], float],
 ) -> tuple[float, list[Quantisation]]:
-    """Returns the least loss that `compensate_norm` gives by any power tried, and what is kept with those scales.
+    """Returns the least loss of `compensate_norm` over the powers tried, and what is kept then.
 
     Powers are tried up and down from one that is near the best at most sizes, while the loss falls.
     """
@@ -103,7 +107,9 @@ def best_norm_compensation(
     return least, grown[best]
 
 
-def compensate_norm(choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float) -> list[Quantisation]:
+def compensate_norm(
+    choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float
+) -> list[Quantisation]:
     """Returns the same with larger scales, to make up for what is left out.
 
     Each grows by a power of Σ |τ| over that of what is kept: by its first, both sums would be equal, as DARE

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 
 Doubles = NDArray[np.float64]
 

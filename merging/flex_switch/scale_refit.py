@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates, summed
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
+from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
 from flexswitch.merging.flex_switch.parameters import Adam
-from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
+from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates, summed
 
 # What is nearly right already is spoilt by the first, which is then followed by the next.
 RATES = (0.01, 0.001, 0.0001)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.flex_switch.allocation import choice_bits
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 # The shift of log thresholds → about as many bits as what is then kept takes; more is never less.
 SizeEstimate = Callable[[float], float]
@@ -20,7 +20,9 @@ SizeEstimate = Callable[[float], float]
 _TINY = 1e-38
 
 
-def forecast(units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], hardened: Sequence[Quantisation]) -> SizeEstimate:
+def forecast(
+    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], hardened: Sequence[Quantisation]
+) -> SizeEstimate:
     """Returns the forecast for what is kept, by the middle one of a unit's thresholds.
 
     Past the density that takes most it stays at the most: masks of nearly all entries take less again.

@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import TrainingRecord
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.finalisation import TrainingSettings, TrainingRun
-from flexswitch.merging.flex_switch.fit_to_size import meets_target
-from flexswitch.merging.flex_switch.training_step import TrainingState, Schedule, learn
-from flexswitch.merging.flex_switch.training_data import TrainingData
-from flexswitch.merging.flex_switch.parameters import Adam
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
-from flexswitch.merging.flex_switch.training_record import training_record, quality
-from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.finalisation import TrainingRun, TrainingSettings
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
+from flexswitch.merging.flex_switch.gated_model import GatedModel
 from flexswitch.merging.flex_switch.initialisation import (
     allocated,
     best_norm_compensation,
-    initial_parameters,
     compensate_norm,
+    initial_parameters,
     relative,
     uniform,
 )
-from flexswitch.merging.flex_switch.gated_model import GatedModel
-from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.parameters import Adam
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
+from flexswitch.merging.flex_switch.training_data import TrainingData
+from flexswitch.merging.flex_switch.training_record import quality, training_record
+from flexswitch.merging.flex_switch.training_step import Schedule, TrainingState, learn
 
 Doubles = NDArray[np.float64]
 
@@ -65,7 +65,9 @@ def learned(
     Where nothing better than the start is found, that is kept, and told. Raises: InputError where the loss on
     the exemplars is then higher by more than the record of the learning, which takes room too, accounts for.
     """
-    study = TrainingRun(problem, lesson, GatedModel(lesson.model, problem.units, lesson.names, course.shards), course)
+    study = TrainingRun(
+        problem, lesson, GatedModel(lesson.model, problem.units, lesson.names, course.shards), course
+    )
     packer = problem.packer()
     size = course.target or round(_UNWEIGHED_SHARE * 4 * problem.vector.parameters) + packer.empty_size()
     start, factors = _best_start(study, size)

@@ -17,6 +17,7 @@ from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.augmentation import crossed
+from flexswitch.merging.flex_switch.gated_model import Loss
 from flexswitch.merging.flex_switch.objective import (
     Goal,
     Objective,
@@ -25,7 +26,6 @@ from flexswitch.merging.flex_switch.objective import (
     answers_of,
     joined,
 )
-from flexswitch.merging.flex_switch.gated_model import Loss
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
@@ -46,8 +46,8 @@ class TrainingData:
     objective: Objective
     model: nn.Module
     names: dict[str, str]
-    taught: Targets
-    crossed: Targets | None
+    exemplars: Targets
+    augmented: Targets | None
     held_out: Targets | None
     digest: str
 
@@ -58,7 +58,7 @@ class TrainingData:
         return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
 
     @cached_property
-    def lessons(self) -> Targets:
+    def training_set(self) -> Targets:
         """All that is learned from: the exemplars, then those crossed from them."""
         return self.exemplars if self.augmented is None else joined(self.exemplars, self.augmented)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.gated_tensor import Gates, GateCounts, GateGradients
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
+from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
+from flexswitch.merging.flex_switch.gated_tensor import GateCounts, GateGradients, Gates
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
-from flexswitch.merging.flex_switch.gated_model import Loss, GatedModel
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 Doubles = NDArray[np.float64]
 
@@ -168,7 +168,9 @@ def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
     return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
-def _rate(parameters: Parameters, gates: Gates, kept: GateCounts | None, unit: DeltaRows, factor: float) -> Rate | None:
+def _rate(
+    parameters: Parameters, gates: Gates, kept: GateCounts | None, unit: DeltaRows, factor: float
+) -> Rate | None:
     if kept is None:
         return None
     shares = gates.shares.astype(np.float64)

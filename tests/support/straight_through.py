@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from support.checkpoints import memory_pair
 from torch import Tensor
 
-from flexswitch.merging.flex_switch.gated_tensor import Gates
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, read_delta_rows
+from flexswitch.merging.flex_switch.gated_tensor import Gates
 
 Floats = NDArray[np.float32]
 _EDGE = 1e-3  # of a level: nearer to where rounding jumps, float32 and float64 may round apart

@@ -18,10 +18,10 @@ from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.training_data import open_training_data
 from flexswitch.merging.flex_switch.objective import Goal
-from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
+from flexswitch.merging.flex_switch.training_data import open_training_data
+from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
@@ -99,7 +99,9 @@ def measured(school: TrainingCase, artifact: Artifact, goal: Goal = "kl") -> Qua
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
     with parallel_map(1) as each:
         vector = school.vector()
-        lesson = open_training_data(vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each)
+        lesson = open_training_data(
+            vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each
+        )
         inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
         state = restore(open_checkpoint(str(school.base)), artifact)
         load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")

@@ -103,7 +103,9 @@ def random_choices(seed: int, count: int) -> tuple[RateDistortionTable, Doubles]
     bits = generator.exponential(1000, count)
     bits[0] = 0
     zeros = np.zeros(count, np.int64)
-    return RateDistortionTable(zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors, np.zeros(count)), bits
+    return RateDistortionTable(
+        zeros.astype(np.float32), zeros, zeros, np.zeros(count), errors, np.zeros(count)
+    ), bits
 
 
 def multipliers(errors: Doubles, bits: Doubles, chosen: int) -> tuple[float, float]:
@@ -149,7 +151,9 @@ def test_what_all_fits_is_kept_at_the_least_error() -> None:
 
 
 def test_a_unit_that_matters_more_gets_more_of_the_bits() -> None:
-    quiet, loud = (rate_distortion_table(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5))
+    quiet, loud = (
+        rate_distortion_table(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5)
+    )
     bits = [choice_bits(each, 4000, 1.0) for each in (quiet, loud)]
     rows = allocate([quiet, loud], bits, 3000)
     assert quiet.kept[rows[0]] < loud.kept[rows[1]]

@@ -18,13 +18,16 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
 from flexswitch.merging.compression.registry import get_method
+from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target, scaled
 from flexswitch.merging.flex_switch.size_target import target_bytes
-from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
-HARDENED = [Quantisation(np.array([1, 2], np.float32), 1, 0.5), Quantisation(np.array([0.3], np.float32), 4, 2.0)]
+HARDENED = [
+    Quantisation(np.array([1, 2], np.float32), 1, 0.5),
+    Quantisation(np.array([0.3], np.float32), 4, 2.0),
+]
 
 
 LEAST = 40  # bytes of an artifact that keeps nothing

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.training_cases import Reports, TrainingCase, measured, text_case
 from support.tiny_models import (
     texts,
 )
+from support.training_cases import Reports, TrainingCase, measured, text_case
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch import training as course
 from flexswitch.merging.flex_switch import training_data as lesson_module
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.objective import Objective
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.task_vectors.task_vector_file import write_task_vector
 from flexswitch.merging.zoos.pack import Form, create_zoo
@@ -232,7 +232,9 @@ def test_learning_starts_from_what_has_the_smallest_loss(
         starts["uniform"] = plain_uniform(*given)
         return starts["uniform"]
 
-    def initial_parameters(units: list[DeltaRows], choices: list[RateDistortionTable], kept: list[Quantisation], *rest: Any) -> None:
+    def initial_parameters(
+        units: list[DeltaRows], choices: list[RateDistortionTable], kept: list[Quantisation], *rest: Any
+    ) -> None:
         firsts.append(kept)
         raise StopError
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import tiny_language_models, tiny_models
-from support.training_cases import Reports, TrainingCase, measured, text_case
 from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import (
     bert_config,
@@ -22,6 +21,7 @@ from support.tiny_models import (
     texts,
     write_jsonl,
 )
+from support.training_cases import Reports, TrainingCase, measured, text_case
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from support.training_cases import TrainingCase, measured
 from support.tiny_models import bert_config, make_artifact, texts, write_jsonl, write_tokenizer
+from support.training_cases import TrainingCase, measured
 from torch import Tensor
 
 from flexswitch.codecs.format.container import Artifact
@@ -70,7 +70,9 @@ def test_what_was_planted_is_kept_and_hardly_any_noise(problem: CompressionTask)
     assert problem.learned.path.stat().st_size <= SIZE
 
 
-def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(problem: CompressionTask, tmp_path: Path) -> None:
+def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(
+    problem: CompressionTask, tmp_path: Path
+) -> None:
     school, size = problem.school, problem.learned.path.stat().st_size
     for drop in ("0.96", "0.965", "0.97", "0.975", "0.98", "0.985", "0.99"):
         ruled = make_artifact(

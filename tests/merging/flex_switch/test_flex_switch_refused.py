@@ -141,7 +141,9 @@ def test_a_learning_that_does_not_help_is_refused(
 def test_a_start_that_nothing_better_is_found_than_is_kept_and_that_is_told(
     compress: Compress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexswitch.merging.flex_switch.training_data.TrainingData.loss", lambda lesson, each: 0.25)
+    monkeypatch.setattr(
+        "flexswitch.merging.flex_switch.training_data.TrainingData.loss", lambda lesson, each: 0.25
+    )
     outcome = compress.learn()
     assert outcome.status == 0
     assert "steps lead to a loss of 0.25 on the exemplars, from 0.25: what is kept is that of the start" in (

@@ -15,10 +15,10 @@ from torch.func import functional_call
 
 from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.flex_switch import gated_model as student_module
-from flexswitch.merging.flex_switch.gated_tensor import Gates, GateGradients
-from flexswitch.merging.flex_switch.training_step import set_gates, summed
-from flexswitch.merging.flex_switch.gated_model import GatedModel
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, read_delta_rows
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.gated_tensor import GateGradients, Gates
+from flexswitch.merging.flex_switch.training_step import set_gates, summed
 
 BITS = np.array([1, 2, 4])
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -90,7 +90,9 @@ def expected_slopes(
     return float(found.detach()), plain
 
 
-def check_slopes(slopes: Sequence[GateGradients | None], plain: Sequence[Plain], units: Sequence[DeltaRows]) -> None:
+def check_slopes(
+    slopes: Sequence[GateGradients | None], plain: Sequence[Plain], units: Sequence[DeltaRows]
+) -> None:
     for unit, found, leaves in zip(units, slopes, plain, strict=True):
         assert found is not None, unit.name
         for one, leaf in zip(found, leaves, strict=True):
@@ -144,7 +146,9 @@ def embedding_slopes(
     return seen, found
 
 
-def watched(reduce: Callable[[Gates, Tensor], GateGradients], seen: list[bool]) -> Callable[[Gates, Tensor], GateGradients]:
+def watched(
+    reduce: Callable[[Gates, Tensor], GateGradients], seen: list[bool]
+) -> Callable[[Gates, Tensor], GateGradients]:
     def reduced(gates: Gates, gradient: Tensor) -> GateGradients:
         seen.append(gradient.is_sparse)
         return reduce(gates, gradient)
@@ -245,7 +249,9 @@ def odd_student() -> tuple[GatedModel, list[DeltaRows], list[Gates]]:
     }
     vector = memory_pair(base, {name: tensor + 1 for name, tensor in base.items()})
     units = [
-        unit for name in ("weight", "idle", "mean", "other") if (unit := read_delta_rows(vector, name)) is not None
+        unit
+        for name in ("weight", "idle", "mean", "other")
+        if (unit := read_delta_rows(vector, name)) is not None
     ]
     one = np.ones(1, np.float32)
     gates = [Gates(np.full(len(unit.rows), 0.5, np.float32), 0.3, np.array([1]), one, one) for unit in units]

@@ -13,8 +13,8 @@ from support.straight_through import Floats, away_from_edges, plain_leaves, plai
 from torch import Tensor
 
 from flexswitch.codecs.blocks import as_matrix
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, levels_of, sparse_tensor
 from flexswitch.merging.flex_switch.gated_tensor import DeviceGatedTensor, GatedTensor, Gates, gated_weights
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows, levels_of, sparse_tensor
 
 SHAPES = [(1,), (7,), (1030,), (1, 1), (5, 1), (9, 8), (6, 13), (3, 1024), (2, 1025), (2, 2051), (4, 3, 5)]
 CANDIDATES = [[1], [4], [1, 2, 4, 8], [2, 3], [1, 8], [3, 5, 6, 7]]
@@ -118,7 +118,9 @@ def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one:
 
 @LAWS
 @given(given_one=PROBLEMS)
-def test_torch_operations_of_another_device_agree_with_the_compiled_passes(given_one: CompressionTask) -> None:
+def test_torch_operations_of_another_device_agree_with_the_compiled_passes(
+    given_one: CompressionTask,
+) -> None:
     unit, gates, base, gradient = given_one
     one, two = base.clone(), base.clone()
     compiled, other = gated_weights(unit, one), DeviceGatedTensor(unit, two)
@@ -240,7 +242,9 @@ def test_a_gradient_may_lie_in_memory_in_any_order() -> None:
 
 @LAWS
 @given(given_one=PROBLEMS, candidate=st.integers(0, 7))
-def test_what_is_stored_decodes_to_what_the_model_was_given(given_one: CompressionTask, candidate: int) -> None:
+def test_what_is_stored_decodes_to_what_the_model_was_given(
+    given_one: CompressionTask, candidate: int
+) -> None:
     unit, gates, base, _ = given_one
     candidate %= len(gates.bits)
     scale = float(gates.scales[candidate])

@@ -6,10 +6,16 @@ from support.deltas import normal
 
 from flexswitch.codecs.sparse import binary_entropy
 from flexswitch.merging.flex_switch.compression_task import widened
-from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
+from flexswitch.merging.flex_switch.initialisation import (
+    best_norm_compensation,
+    compensate_norm,
+    initial_parameters,
+    scale_at,
+    uniform,
+)
 from flexswitch.merging.flex_switch.rate import RECORD_BITS
-from flexswitch.merging.flex_switch.initialisation import best_norm_compensation, initial_parameters, compensate_norm, scale_at, uniform
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 
 BITS = np.array([1, 2, 4, 8])
 
@@ -48,7 +54,9 @@ def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
 def test_the_growth_of_least_loss_is_found_on_either_side(power: float) -> None:
     _, choices, kept = kept_of(1, 0.02)
     (wanted,) = compensate_norm([choices], [kept], power)
-    least, found = best_norm_compensation([choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale)))
+    least, found = best_norm_compensation(
+        [choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale))
+    )
     assert (least, found[0].scale) == (0, wanted.scale)
 
 

@@ -10,10 +10,10 @@ from support.straight_through import unit_of
 
 from flexswitch.merging.flex_switch import parameters as module
 from flexswitch.merging.flex_switch.artifact_size import kept_by_row
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
+from flexswitch.merging.flex_switch.initialisation import initial_parameters
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free, inverse_softplus
 from flexswitch.merging.flex_switch.rate_distortion import rate_distortion_table
-from flexswitch.merging.flex_switch.initialisation import initial_parameters
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, DeltaRows
 
 BITS = np.array([1, 2, 4, 8])
 

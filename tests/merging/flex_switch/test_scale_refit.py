@@ -9,8 +9,8 @@ from support.training_cases import TrainingCase, text_case
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.flex_switch import finalisation as finish
-from flexswitch.merging.flex_switch.scale_refit import RATES
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.scale_refit import RATES
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.size_estimate import forecast
-from flexswitch.merging.flex_switch.fit_to_size import scaled
 from flexswitch.merging.flex_switch.compression_task import read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.fit_to_size import scaled
+from flexswitch.merging.flex_switch.size_estimate import forecast
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

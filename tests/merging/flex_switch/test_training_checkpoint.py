@@ -12,9 +12,13 @@ from support.training_cases import Reports, TrainingCase, text_case
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.flex_switch import finalisation as finish
-from flexswitch.merging.flex_switch.training_step import TrainingState, Progress
 from flexswitch.merging.flex_switch.parameters import Parameters
-from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, training_checkpoint_file, run_identity
+from flexswitch.merging.flex_switch.training_checkpoint import (
+    TrainingCheckpoint,
+    run_identity,
+    training_checkpoint_file,
+)
+from flexswitch.merging.flex_switch.training_step import Progress, TrainingState
 
 LONG = "steps=54"  # the rate is measured anew after 50
 
@@ -34,7 +38,9 @@ def whole(school: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> Art
     return school.learn(tmp_path_factory.mktemp("whole") / "birds.fsw", LONG)
 
 
-def interrupt(school: TrainingCase, output: Path, saving: TrainingCheckpoint, at: int, *settings: str) -> None:
+def interrupt(
+    school: TrainingCase, output: Path, saving: TrainingCheckpoint, at: int, *settings: str
+) -> None:
     """Learns up to a step and stops there, before the state is saved."""
 
     def on_step(progress: Progress) -> None:
@@ -100,7 +106,9 @@ def test_the_state_of_another_run_is_refused(setting: str, school: TrainingCase,
     assert not saving.path.exists()
 
 
-def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(school: TrainingCase, tmp_path: Path) -> None:
+def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(
+    school: TrainingCase, tmp_path: Path
+) -> None:
     output = tmp_path / "birds.fsw"
     saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
     interrupt(school, output, saving, 3)

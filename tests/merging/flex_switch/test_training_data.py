@@ -10,16 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.checkpoints import message
-from support.training_cases import TrainingCase, text_case
 from support.sparse_tensors import LAWS
 from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import MAX_TOKENS, texts, write_jsonl
+from support.training_cases import TrainingCase, text_case
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.augmentation import crossed
-from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data, read_exemplars
 from flexswitch.merging.flex_switch.objective import Goal, Precision
+from flexswitch.merging.flex_switch.training_data import (
+    TrainingData,
+    batch_rows,
+    open_training_data,
+    read_exemplars,
+)
 from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.models.examples import draw
 
@@ -174,7 +179,9 @@ def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
 
 
 @pytest.mark.parametrize("goal", ["kl", "mse", "task"])
-def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: Goal, school: TrainingCase) -> None:
+def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(
+    goal: Goal, school: TrainingCase
+) -> None:
     found = opened(school, goal=goal, crossings=2, precision="bfloat16")
     exact = opened(school, goal=goal)
     with parallel_map(2) as each, torch.no_grad():
@@ -186,7 +193,9 @@ def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(goal: 
     assert value == pytest.approx(np.mean(alone), rel=1e-4)
 
 
-def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(school: TrainingCase, lesson: TrainingData) -> None:
+def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(
+    school: TrainingCase, lesson: TrainingData
+) -> None:
     found = opened(school, precision="bfloat16")
     for one, two in zip(found.exemplars.answers, lesson.exemplars.answers, strict=True):
         assert torch.equal(one, two)
@@ -215,12 +224,16 @@ def plain_logits(folder: Path, tokenizer: Path, inputs: list[str], kind: str) ->
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(jobs: int, school: TrainingCase) -> None:
+def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(
+    jobs: int, school: TrainingCase
+) -> None:
     found = opened(school, jobs=jobs)
     assert found.exemplars.kind == "classes"
     inputs = list(found.exemplars.examples.inputs)
     expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
-    torch.testing.assert_close(torch.stack(found.exemplars.answers), torch.stack(expected), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        torch.stack(found.exemplars.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
+    )
     base, own = load_file(school.base / "model.safetensors"), found.model.state_dict()
     assert sorted(found.names) == sorted(base)
     for name, inside in found.names.items():

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.checkpoints import file_pair, message
-from support.training_cases import Reports, TrainingCase, text_case
 from support.tiny_models import changed_state, texts, tiny_state, write_jsonl
+from support.training_cases import Reports, TrainingCase, text_case
 
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
+from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.methods.settings import parse_settings
 
 

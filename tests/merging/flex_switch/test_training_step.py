@@ -8,11 +8,11 @@ import pytest
 from support.training_cases import TrainingCase, text_case
 
 from flexswitch.merging.flex_switch import training as course
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 from flexswitch.merging.flex_switch.gated_tensor import GateGradients
-from flexswitch.merging.flex_switch.training_step import TrainingState, Schedule, _gates, _move, _shift
 from flexswitch.merging.flex_switch.parameters import Parameters
 from flexswitch.merging.flex_switch.rate import rate_of
-from flexswitch.merging.flex_switch.delta_rows import DeltaRows
+from flexswitch.merging.flex_switch.training_step import Schedule, TrainingState, _gates, _move, _shift
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def test_bits_are_not_saved_where_fewer_than_wanted_are_used(share: float, weigh
     parameters = Parameters(bits, np.array([0, rows]), np.ones(1), none, np.zeros((1, 2)), np.zeros((1, 2)))
     gates = _gates(parameters, unit, 0, 0.0)
     rate = rate_of(np.full(rows, 5), np.ones(rows), columns, bits, np.array([0.5, 0.5]), 1.0)
-    slopes = GateGradients(np.ones(rows), np.zeros(2), np.zeros(2))  # to keep less is a loss; the width is none
+    slopes = GateGradients(
+        np.ones(rows), np.zeros(2), np.zeros(2)
+    )  # to keep less is a loss; the width is none
     schedule = Schedule(steps=100, target=rate.bits / share, multiplier=0.0)
     _move(TrainingState(parameters, np.ones(1)), [unit], [gates], [slopes], [rate], schedule)
     assert (parameters.logits[0, 0] > parameters.logits[0, 1]) == weighed

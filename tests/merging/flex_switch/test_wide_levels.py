@@ -7,9 +7,9 @@ from support.checkpoints import job, memory_pair
 from support.deltas import normal
 
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.fit_to_size import meets_target
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
+from flexswitch.merging.flex_switch.fit_to_size import meets_target
 
 BITS = np.array([1, 2, 4, 8])
 
