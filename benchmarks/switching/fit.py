@@ -34,8 +34,8 @@ DENSITIES = (0.01, 0.03)  # of sparse rows
 MODEL_WEIGHTS = 6 * sum(rows * columns for rows, columns in SHAPES)  # of MiniLM-L6's linear layers
 
 
-def unit_of(kind: str, shape: tuple[int, int], density: float) -> DeltaMatrix:
-    """Returns a random unit in one of the forms."""
+def matrix_of(kind: str, shape: tuple[int, int], density: float) -> DeltaMatrix:
+    """Returns a random delta matrix in one of the forms."""
     generator = np.random.default_rng(0)
     codes = generator.choice(np.array([-1, 1], np.int8), shape)
     kept = generator.random(shape) < density
@@ -64,12 +64,12 @@ def product_seconds(kind: str, tokens: int, density: float = 0.4) -> float:
     """Returns the time of all shapes' products of one task."""
     total = 0.0
     for shape in SHAPES:
-        unit, out = unit_of(kind, shape, density), np.zeros((tokens, shape[0]), np.float32)
+        matrix, out = matrix_of(kind, shape, density), np.zeros((tokens, shape[0]), np.float32)
         values = np.random.default_rng(1).normal(size=(tokens, shape[1])).astype(np.float32)
-        places, ones, shift = np.arange(tokens), np.ones(tokens, np.float32), np.zeros(shape[0], np.float32)
+        positions, ones, bias = np.arange(tokens), np.ones(tokens, np.float32), np.zeros(shape[0], np.float32)
         total += seconds(
-            lambda unit=unit, values=values, places=places, ones=ones, shift=shift, out=out: unit.add_product(
-                Activations(values), places, ones, shift, out
+            lambda matrix=matrix, values=values, positions=positions, ones=ones, bias=bias, out=out: (
+                matrix.add_product(Activations(values), positions, ones, bias, out)
             )
         )
     return total
@@ -88,15 +88,15 @@ def merged_seconds(tokens: int, tasks: int = 1) -> float:
 
     tasks: how many matrices of each shape take turns.
     """
-    places, total = torch.randperm(tokens), 0.0
+    positions, total = torch.randperm(tokens), 0.0
     for shape in SHAPES:
         x, out = torch.randn(tokens, shape[1]), torch.empty(tokens, shape[0])
         weights = [torch.randn(shape) for _ in range(tasks)]
 
         def products(x: Tensor = x, weights: list[Tensor] = weights, out: Tensor = out) -> None:
             for weight in weights:
-                found = torch.nn.functional.linear(x.index_select(0, places), weight)
-                out.index_copy_(0, places, found)
+                found = torch.nn.functional.linear(x.index_select(0, positions), weight)
+                out.index_copy_(0, positions, found)
 
         total += seconds(products) / tasks
     return total
@@ -134,19 +134,20 @@ def main() -> None:
     print(f"float32 product: {2e-9 / one:.0f} Gflop/s on one thread")
     thin, thick = (product_seconds("kept", TOKENS, density) / (one * TOKENS) for density in DENSITIES)
     kept = (thick - thin) / (weights * (DENSITIES[1] - DENSITIES[0]))
-    print(f"kept: {kept:.1f}\nside: {(thin - kept * weights * DENSITIES[0]) / sum(map(sum, SHAPES)):.0f}")
-    for kind in ("code", "value"):
-        print(f"{kind}: {product_seconds(kind, TOKENS) / (one * weights * TOKENS):.2f}")
-    print(f"merged: {merged_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
+    side = (thin - kept * weights * DENSITIES[0]) / sum(map(sum, SHAPES))
+    print(f"csr_entry: {kept:.1f}\ncsr_side: {side:.0f}")
+    for kind, name in (("code", "int8_entry"), ("value", "float32_entry")):
+        print(f"{name}: {product_seconds(kind, TOKENS) / (one * weights * TOKENS):.2f}")
+    print(f"merged_entry: {merged_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
     slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
     slope = (merged_seconds(TOKENS) - merged_seconds(FEW)) / (TOKENS - FEW)
-    print(f"matrices: {max(0.0, merged_seconds(FEW, MANY) - slope * FEW) / (one * weights):.1f}")
+    print(f"merged_task: {max(0.0, merged_seconds(FEW, MANY) - slope * FEW) / (one * weights):.1f}")
     slope = (many - few) / (TOKENS - FEW)
-    print(f"group: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
+    print(f"mixture: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
     calls = call_seconds(options.models, options.zoo)
-    print(f"turn: {calls['turn'] / (one * MODEL_WEIGHTS):.0f}")
-    print(f"task_calls: {calls['task'] / one:.0e}\ngroup_calls: {calls['group'] / one:.0e}")
+    print(f"new_mixture: {calls['turn'] / (one * MODEL_WEIGHTS):.0f}")
+    print(f"task_calls: {calls['task'] / one:.0e}\nmixture_calls: {calls['group'] / one:.0e}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class Naive:
         state = module.state_dict()
         self.base = {inside: state[inside] for inside in names.values()}
         self.deltas = [
-            {names[unit]: delta_tensor(vector, unit) for unit in vector.tensors} for vector in vectors
+            {names[name]: delta_tensor(vector, name) for name in vector.tensors} for vector in vectors
         ]
 
     def __call__(self, batch: Batch, shares: Tensor) -> Tensor:

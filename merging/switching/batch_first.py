@@ -1,7 +1,7 @@
-"""Whether the layers of a module see the rows of a batch first, as the fused engine takes them to.
+"""Checks that every layer of a module is given the rows of a batch first, as the fused engine requires.
 
-A module may put tokens before rows, and where the counts happen to fit nothing would tell: so two rows are
-answered, and again the other way round. What a layer is given then has to be the same in the other order.
+Shapes can't tell where a module puts tokens before rows and both counts fit. So two rows are answered in both
+orders: a layer is batch-first where the two halves of its input change places with the rows.
 """
 
 from collections.abc import Callable, Collection
@@ -11,75 +11,69 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_rows import take_rows
+from flexswitch.merging.switching.batch_rows import row_count, take_rows
 
-_SAME = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest magnitude; else:
-_SAME_IN_HALF = 3e-2
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative to the largest magnitude
+_HALF_TOLERANCE = 3e-2
 
 
-def unlike_rows(batch: Any) -> tuple[int, int] | None:
-    """Returns two rows of a batch that differ, None where all are equal."""
-    count = _row_count(batch)
+def distinct_rows(batch: Any) -> tuple[int, int] | None:
+    """Returns two rows of a batch that differ, or None where all are equal."""
+    count = row_count(batch)
     values = [batch] if isinstance(batch, Tensor) else list(batch.values())
-    tensors = [each for each in values if isinstance(each, Tensor) and each.dim() and len(each) == count]
+    tensors = [value for value in values if isinstance(value, Tensor) and value.dim() and len(value) == count]
     for row in range(1, count):
-        if any(not torch.equal(each[0], each[row]) for each in tensors):
+        if any(not torch.equal(tensor[0], tensor[row]) for tensor in tensors):
             return 0, row
     return None
 
 
-def layer_of_other_order(
+def layer_not_batch_first(
     module: nn.Module, names: Collection[str], batch: Any, rows: tuple[int, int]
 ) -> str | None:
-    """Returns the first of some layers that is given something else than rows first, None where none is.
+    """Returns the first of some layers that is not given rows first, or None.
 
-    names: the layers, as the module names them; rows: two of the batch that differ.
+    names: the layers, as the module names them; rows: two rows of the batch that differ.
     """
-    straight, turned = (
-        _given(module, names, take_rows(batch, torch.tensor(order), _row_count(batch)))
+    straight, swapped = (
+        _layer_inputs(module, names, take_rows(batch, torch.tensor(order), row_count(batch)))
         for order in (rows, rows[::-1])
     )
-    for (name, one), (_, other) in zip(straight, turned, strict=True):
-        if not _is_turned(one, other):
+    for (name, one), (_, other) in zip(straight, swapped, strict=True):
+        if not _is_swapped(one, other):
             return name
     return None
 
 
-def _given(module: nn.Module, names: Collection[str], batch: Any) -> list[tuple[str, Tensor]]:
-    """Returns what the layers are given, in the order of the calls: of each call the longest tensors."""
+def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any) -> list[tuple[str, Tensor]]:
+    """Returns the longest inputs of each call of the layers, in the order of the calls."""
     own, found = replica(module).eval(), list[tuple[str, Tensor]]()
-    for each in own.modules():
-        if isinstance(each, nn.Embedding | nn.EmbeddingBag):
-            each.max_norm = None  # with one it would change the weights, which are the module's own
+    for part in own.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.max_norm = None  # otherwise it would change its weights, which the replica shares
 
-    def noted(name: str) -> Callable[..., None]:
+    def hook(name: str) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
             tensors = [
-                each for each in (*inputs, *options.values()) if isinstance(each, Tensor) and each.dim()
+                value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim()
             ]
-            longest = max((len(each) for each in tensors), default=1)
-            found.extend((name, each.clone()) for each in tensors if len(each) == longest > 1)
+            longest = max((len(tensor) for tensor in tensors), default=1)
+            found.extend((name, tensor.clone()) for tensor in tensors if len(tensor) == longest > 1)
 
         return note
 
     for name in names:
-        own.get_submodule(name).register_forward_pre_hook(noted(name), with_kwargs=True)
+        own.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
     own(batch) if isinstance(batch, Tensor) else own(**batch)
     return found
 
 
-def _is_turned(one: Tensor, other: Tensor) -> bool:
-    """Returns whether the halves of one are those of the other, the other way round."""
+def _is_swapped(one: Tensor, other: Tensor) -> bool:
+    """Returns whether `other` is `one` with its two halves exchanged; NaN equals anything."""
     if one.shape != other.shape or len(one) % 2:
         return False
-    turned = torch.cat([other[len(other) // 2 :], other[: len(other) // 2]])
+    swapped = torch.cat([other[len(other) // 2 :], other[: len(other) // 2]])
     if not one.is_floating_point():
-        return torch.equal(one, turned)
-    apart, size = (one - turned).abs(), one.abs().max() if one.numel() else 0.0
-    return not bool(
-        (apart > _SAME.get(one.dtype, _SAME_IN_HALF) * size).any()
-    )  # of what is nan nothing is told
-
-
-def _row_count(batch: Any) -> int:
-    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+        return torch.equal(one, swapped)
+    error, size = (one - swapped).abs(), one.abs().max() if one.numel() else 0.0
+    return not bool((error > _TOLERANCE.get(one.dtype, _HALF_TOLERANCE) * size).any())

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from threading import local
 from typing import Any
 
@@ -14,162 +13,147 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.activations import LayerInput
 from flexswitch.merging.switching.csr import Ids
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas
-from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, real_tokens, whole
+from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
 
 
 @dataclass(eq=False)
 class TaskRows:
-    """One task's part in a batch. rows: those it has a share in, rising; factors: λ·w of each, float32.
+    """One task's share in a batch.
 
-    matrices: those of the base with the task's part in them, by unit, where layers are to take them.
+    number: its column in the weights; deltas: tensor → delta matrix; rows: the rows with a weight other than
+    0, rising; factors: λ·w of each such row, float32; merged: tensor → θ + τ, for layers to use instead.
     """
 
     number: int
-    units: Mapping[str, DeltaMatrix]
+    deltas: Mapping[str, DeltaMatrix]
     rows: Ids
     factors: FloatArray
     padding: Padding | None = None
-    matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    merged: Mapping[str, Tensor] = field(default_factory=dict)
     _tokens: tuple[int, Ids, FloatArray] | None = None
     _within: dict[tuple[int, int, int], tuple[Ids, FloatArray]] = field(default_factory=dict)
 
-    def count(self, each: int) -> int:
-        """Returns how many tokens these rows have, `each` a row; padding is left out."""
-        if self.padding is None or not self.padding.fits(each):
-            return len(self.rows) * each
-        return int(self.padding.marks[self.rows].sum())
+    def token_count(self, per_row: int) -> int:
+        """Returns the number of these rows' tokens, without padding; per_row: the tokens of a row."""
+        if self.padding is None or not self.padding.covers(per_row):
+            return len(self.rows) * per_row
+        return int(self.padding.mask[self.rows].sum())
 
-    def tokens(self, each: int) -> tuple[Ids, FloatArray]:
-        """Returns where these rows' tokens lie, `each` a row, and each one's factor; padding is left out.
+    def tokens(self, per_row: int) -> tuple[Ids, FloatArray]:
+        """Returns the positions of these rows' tokens, without padding, and each token's factor.
 
-        Places are those in what `BatchPlan.taken` gives.
+        Positions are those in the result of `BatchPlan.unpad`.
         """
-        if self._tokens is None or self._tokens[0] != each:
-            self._tokens = each, *tokens_of(self.rows, self.factors, self.padding, each)
+        if self._tokens is None or self._tokens[0] != per_row:
+            self._tokens = per_row, *tokens_of(self.rows, self.factors, self.padding, per_row)
         return self._tokens[1:]
 
-    def tokens_within(self, each: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
-        """Returns those of `tokens` that lie from `start` to before `stop`, found once for all layers."""
-        key = each, start, stop
+    def tokens_within(self, per_row: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
+        """Returns those of `tokens` with positions from `start` to before `stop`; cached for all layers."""
+        key = per_row, start, stop
         if key not in self._within:
-            places, factors = self.tokens(each)
-            own = slice(*np.searchsorted(places, (start, stop)))
-            self._within[key] = places[own], factors[own]
+            positions, factors = self.tokens(per_row)
+            own = slice(*np.searchsorted(positions, (start, stop)))
+            self._within[key] = positions[own], factors[own]
         return self._within[key]
 
 
-def tokens_of(rows: Ids, factors: FloatArray, padding: Padding | None, each: int) -> tuple[Ids, FloatArray]:
-    """Returns where some rows' tokens lie, `each` a row, and each one's factor; padding is left out."""
-    if padding is not None and padding.fits(each):
-        return padding.places(rows, factors)
-    places = (rows[:, None] * each + np.arange(each)).reshape(-1)
-    return places, np.repeat(factors, each)
-
-
-@dataclass(eq=False)
-class LayerInput:
-    """A layer's inputs. tensor, version: what they were made of; tokens: (token, column)."""
-
-    tensor: Tensor
-    version: int
-    tokens: Tensor
-
-    @cached_property
-    def inputs(self) -> Activations:
-        """The tokens as compiled products take them."""
-        return Activations(self.tokens.to(torch.float32).contiguous().numpy())
-
-    def is_of(self, tensor: Tensor) -> bool:
-        """Returns whether these are what a tensor holds."""
-        return self.tensor is tensor and self.version == tensor._version
+def tokens_of(
+    rows: Ids, factors: FloatArray, padding: Padding | None, per_row: int
+) -> tuple[Ids, FloatArray]:
+    """Returns the positions of some rows' tokens, without padding, and each token's factor."""
+    if padding is not None and padding.covers(per_row):
+        return padding.positions(rows, factors)
+    positions = (rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+    return positions, np.repeat(factors, per_row)
 
 
 @dataclass(eq=False)
 class BatchPlan:
-    """A batch's rows: how many, the tasks in play, and whose head answers each.
+    """The rows of a batch, the tasks that answer them, and each row's head.
 
-    vectors: (distinct, task) float32, the different weights there are, λ among them; vector_of: (row,), which
-    of them a row has; heads: (row,), a task's number, or None where the module keeps its own; parts: what
-    merged_linear.py works out once for many layers.
+    count: the number of rows; mixtures: (mixture, task) float32, the distinct rows of the weights times λ;
+    mixture_of: (row,), the mixture of each row; heads: (row,), a task's number, or None for the module's own
+    head; token_groups: a cache of merged_linear.py.
     """
 
     count: int
     tasks: Sequence[TaskRows]
-    vectors: FloatArray
-    vector_of: Ids
+    mixtures: FloatArray
+    mixture_of: Ids
     heads: Ids | None = None
     padding: Padding | None = None
-    parts: dict[Any, Any] = field(default_factory=dict)
-    _given: LayerInput | None = None
+    token_groups: dict[Any, Any] = field(default_factory=dict)
+    _layer_input: LayerInput | None = None
 
-    def merge(self, matrices: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Lets layers take some tasks' matrices with the base's in them; task's number → unit → matrix."""
+    def use_merged(self, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Lets layers use some tasks' merged weights: task's number → tensor → θ + τ."""
         for task in self.tasks:
-            task.matrices = matrices.get(task.number, {})
+            task.merged = weights.get(task.number, {})
 
-    def given(self, tensor: Tensor, each: int) -> LayerInput:
-        """Returns a layer's inputs, (…, column) of `each` tokens a row.
+    def layer_input(self, tensor: Tensor, per_row: int) -> LayerInput:
+        """Returns a layer's input (…, column), in which a row has `per_row` tokens.
 
-        What was made of them is used again where the next layer is given the same tensor, unchanged.
+        The previous layer's is returned where that was given the same, unchanged tensor.
         """
         real = real_tokens(tensor)
-        source: Tensor = whole(tensor) if real is None else real
-        is_counted = self.padding is None or not self.padding.is_noted(source)
-        if self._given is None or not is_counted or not self._given.is_of(source):
-            tokens = self.taken(source.reshape(-1, source.shape[-1]), each) if real is None else real
-            self._given = LayerInput(source, source._version, tokens)
-        return self._given
+        source: Tensor = padded(tensor) if real is None else real
+        has_version = self.padding is None or not self.padding.is_padded(source)
+        if self._layer_input is None or not has_version or not self._layer_input.is_from(source):
+            tokens = self.unpad(source.reshape(-1, source.shape[-1]), per_row) if real is None else real
+            self._layer_input = LayerInput(source, source._version, tokens)
+        return self._layer_input
 
-    def taken(self, tokens: Tensor, each: int) -> Tensor:
-        """Returns what layers compute of (token, …): all of it, or what is no padding."""
-        return self.padding.taken(tokens) if self.padding and self.padding.fits(each) else tokens
+    def unpad(self, tokens: Tensor, per_row: int) -> Tensor:
+        """Returns the tokens (token, …) that layers compute: all of them, or those that are not padding."""
+        return self.padding.unpad(tokens) if self.padding and self.padding.covers(per_row) else tokens
 
-    def placed(self, taken: Tensor, shape: torch.Size, each: int) -> Tensor:
-        """Returns what layers computed of the tokens that `taken` gives, (*shape, …); what was left out is 0.
+    def pad(self, tokens: Tensor, shape: torch.Size, per_row: int) -> Tensor:
+        """Returns the output for the tokens of `unpad` as (*shape, …), with zeros for padding.
 
-        On the CPU as an unpadded tensor where it can be: on devices kernels of all kinds read its memory.
+        On the CPU this is an unpadded tensor where possible; GPU kernels need the whole memory.
         """
         padding = self.padding
-        if padding is None or not padding.fits(each):
-            return taken.view(*shape, *taken.shape[1:])
-        if padding.left_out and shape == padding.marks.shape and taken.device.type == "cpu":
-            return UnpaddedTensor(taken, padding)
-        return padding.whole(taken).view(*shape, *taken.shape[1:])
+        if padding is None or not padding.covers(per_row):
+            return tokens.view(*shape, *tokens.shape[1:])
+        if padding.removed and shape == padding.mask.shape and tokens.device.type == "cpu":
+            return UnpaddedTensor(tokens, padding)
+        return padding.pad(tokens).view(*shape, *tokens.shape[1:])
 
-    def left_out(self, each: int) -> int:
-        """Returns how many tokens, of `each` a row, `taken` leaves out."""
-        return self.padding.left_out if self.padding and self.padding.fits(each) else 0
+    def removed(self, per_row: int) -> int:
+        """Returns the number of tokens that `unpad` removes."""
+        return self.padding.removed if self.padding and self.padding.covers(per_row) else 0
 
-    def each(self, length: int, name: str) -> int:
-        """Returns how many of a first dimension a row has. Raises: InputError where that is no whole."""
+    def per_row(self, length: int, name: str) -> int:
+        """Returns a first dimension's length for each row. Raises: InputError on a remainder."""
         if length % self.count:
             raise InputError(
-                f"the module '{name}' is given a first dimension of {length}, which is no multiple of the "
-                f"batch's {self.count} rows; rows can't be told apart there: use engine='grouped'"
+                f"the module '{name}' is given a first dimension of {length}, expected a multiple of the "
+                f"batch's {self.count} rows: use engine='grouped'"
             )
         return length // self.count
 
-    def mixed(self, unit: str, base: Tensor) -> Tensor:
+    def row_vectors(self, name: str, base: Tensor) -> Tensor:
         """Returns base + λ Σ w τ of a vector for each row, (row, entry), in the base's dtype."""
         total = np.zeros((self.count, base.numel()), np.float32)
         for task in self.tasks:
-            if unit in task.units:
-                total[task.rows] += task.factors[:, None] * task.units[unit].dense().view(-1).numpy()
+            if name in task.deltas:
+                total[task.rows] += task.factors[:, None] * task.deltas[name].dense().view(-1).numpy()
         return rounded_sum(base, torch.from_numpy(total))
 
-    def weights(self, number: int, unit: str, base: Tensor) -> Tensor:
-        """Returns base + λ Σ w τ of a unit under one of the weight vectors, in the base's shape and dtype."""
+    def mixed_weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
+        """Returns base + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
         total = torch.zeros(base.numel())
-        row = int(np.flatnonzero(self.vector_of == number)[0])
+        row = int(np.flatnonzero(self.mixture_of == mixture)[0])
         for task in self.tasks:
-            if unit in task.units and row in task.rows:
+            if name in task.deltas and row in task.rows:
                 factor = float(task.factors[np.searchsorted(task.rows, row)])
-                total.add_(task.units[unit].dense().cpu().view(-1), alpha=factor)
+                total.add_(task.deltas[name].dense().cpu().view(-1), alpha=factor)
         return rounded_sum(base, total.view(base.shape))
 
 
@@ -184,8 +168,8 @@ class ActivePlan(local):
     current: BatchPlan | None = None
 
     @contextmanager
-    def following(self, plan: BatchPlan | None) -> Iterator[None]:
-        """Makes the module's layers follow a plan in this thread for as long as it lasts."""
+    def using(self, plan: BatchPlan | None) -> Iterator[None]:
+        """Makes the module's layers follow a plan in this thread."""
         before, self.current = self.current, plan
         try:
             yield
@@ -194,18 +178,18 @@ class ActivePlan(local):
 
 
 def batch_plan(
-    weights: FloatArray, units: TaskDeltas, heads: Ids | None, marks: NDArray[np.bool_] | None
+    weights: FloatArray, deltas: TaskDeltas, heads: Ids | None, mask: NDArray[np.bool_] | None
 ) -> BatchPlan:
     """Returns the plan of a batch.
 
-    weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; marks: (row, token), False for
+    weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; mask: (row, token), False for
     padding, or None.
     """
-    padding = None if marks is None else Padding(marks)
-    vectors, vector_of = np.unique(weights, axis=0, return_inverse=True)
+    padding = None if mask is None else Padding(mask)
+    mixtures, mixture_of = np.unique(weights, axis=0, return_inverse=True)
     tasks = []
     for task in np.flatnonzero((weights != 0).any(0)):
         rows = np.flatnonzero(weights[:, task])
         factors = np.ascontiguousarray(weights[rows, task])
-        tasks.append(TaskRows(int(task), units[int(task)], rows, factors, padding))
-    return BatchPlan(len(weights), tasks, vectors, vector_of.reshape(-1), heads, padding)
+        tasks.append(TaskRows(int(task), deltas[int(task)], rows, factors, padding))
+    return BatchPlan(len(weights), tasks, mixtures, mixture_of.reshape(-1), heads, padding)

@@ -1,4 +1,4 @@
-"""Takes rows out of what a module is given, and joins what it returns."""
+"""The rows of what modules take and return, whatever tuples and mappings their tensors are in."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 
+def row_count(batch: Any) -> int:
+    """Returns the number of rows of a batch: a tensor, or a mapping of tensors."""
+    return len(first_tensor(batch))
+
+
+def first_tensor(batch: Any) -> Tensor:
+    """Returns a batch that is a tensor, or the first tensor of a mapping."""
+    return batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+
+
 def take_rows(value: Any, rows: Tensor, length: int) -> Any:
-    """Returns the rows of every tensor in a value whose first dimension is `length`; all else as it is."""
+    """Returns a value with only some rows of each tensor whose first dimension is `length`."""
     if isinstance(value, Tensor):
         return value[rows.to(value.device)] if value.dim() and len(value) == length else value
     if isinstance(value, tuple | list):
@@ -19,9 +29,9 @@ def take_rows(value: Any, rows: Tensor, length: int) -> Any:
 
 
 def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
-    """Returns several outputs as one, rows in that order; tuples and mappings by their parts.
+    """Returns several outputs as one with rows in the given order; tuples and mappings are joined by parts.
 
-    Of a mapping, what has no rows is left out: keys and values that a model caches belong to its weights.
+    Parts of a mapping without rows are dropped: a cache of keys and values belongs to one output's weights.
     """
     first = outputs[0]
     if first is None:

@@ -1,10 +1,12 @@
-"""A unit's delta in bits, as it stays in a device's memory: a mask, and a plane for each bit of a level.
+"""A delta matrix as bit planes, for GPUs: a mask, and a plane for each bit of a level.
 
 A product decodes the bits where it needs them: on CUDA inside the kernel (bit_planes_kernel.py), if Triton is
-installed, which comes with torch for CUDA; elsewhere into values that are dropped after it.
+installed, as it is with torch for CUDA; elsewhere into float values that are dropped after the product. It
+reads 1 + bits bits an entry instead of 16 or 32, and multiplies as many times as a dense product does.
 """
 
 import importlib.util
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +23,17 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, eq=False)
 class BitPlaneMatrix:
-    """planes: (1 + bits, row, word) int32, the mask and the levels' bits, the lowest first; a column of a row
-    is bit column % 32 of its word column // 32. columns: how many there are. A level stands for
-    step · (2 · level + low); table: (2^bits,) float32, that of each level.
+    """A matrix of up to 8 bits an entry.
+
+    planes: (1 + bits, row, word) int32, the mask and the levels' bits, the lowest first; column c of a row is
+    bit c % 32 of its word c // 32. columns: the number of columns. The value of a level is
+    scale · (2 · level + offset); table: (2^bits,) float32, the value of each level.
     """
 
     planes: Tensor
     columns: int
-    step: float
-    low: int
+    scale: float
+    offset: int
     table: Tensor
 
     @property
@@ -39,7 +43,7 @@ class BitPlaneMatrix:
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The size in memory."""
         return self.planes.nbytes + self.table.nbytes
 
     def dense(self) -> Tensor:
@@ -55,24 +59,26 @@ class BitPlaneMatrix:
         return self._values(self.planes[:, ids])
 
     def add_product(
-        self, inputs: Tensor, places: Tensor, factors: Tensor, shift: Tensor, total: Tensor
+        self, inputs: Tensor, positions: Tensor, factors: Tensor, bias: Tensor, total: Tensor
     ) -> None:
-        """Adds factors[i] · (τ·x + shift) to total[places[i]] for x = inputs[places[i]].
+        """Adds factors[i] · (τ·x + bias) to total[positions[i]] for x = inputs[positions[i]].
 
-        inputs: (token, column), in any floating type; places: (entry,) int64, each once; factors: (entry,),
-        shift: (row,), total: (token, row), all three float32 or float64; all on the device.
+        inputs: (token, column), of any floating type; positions: (entry,) int64, distinct; factors: (entry,),
+        bias: (row,), total: (token, row), all three float32 or float64; all tensors on the device.
         """
-        if _runs_kernel(inputs, total):
+        if runs_kernel(inputs, total):
             from flexswitch.merging.switching.bit_planes_kernel import add_bit_plane_product
 
-            add_bit_plane_product(self.planes, self.step, self.low, inputs, places, factors, shift, total)
+            add_bit_plane_product(
+                self.planes, self.scale, self.offset, inputs, positions, factors, bias, total
+            )
             return
         delta = self.dense().to(inputs.dtype)
-        product = torch.nn.functional.linear(inputs[places], delta)
-        total.index_add_(0, places, (product.to(total.dtype) + shift) * factors[:, None])
+        product = torch.nn.functional.linear(inputs[positions], delta)
+        total.index_add_(0, positions, (product.to(total.dtype) + bias) * factors[:, None])
 
     def _values(self, planes: Tensor) -> Tensor:
-        """Returns what planes (1 + bits, row, word) stand for, (row, column) float32."""
+        """Returns the values of planes (1 + bits, row, word), (row, column) float32."""
         shifts = torch.arange(_WORD, dtype=torch.int32, device=planes.device)
         bits = ((planes[..., None] >> shifts) & 1).flatten(2)[:, :, : self.columns]  # (plane, row, column)
         levels = torch.zeros(bits.shape[1:], dtype=torch.int64, device=planes.device)
@@ -82,41 +88,43 @@ class BitPlaneMatrix:
 
 
 def pack_bit_planes(
-    places: Ids,
+    positions: Ids,
     levels: NDArray[np.uint8],
     matrix: tuple[int, int],
     bits: int,
     scale: float,
     zero: int | None,
-    turned: bool,
+    transposed: bool,
     device: torch.device,
 ) -> BitPlaneMatrix:
-    """Returns a unit's entries in bits on a device.
+    """Returns a matrix as bit planes on a device.
 
-    places, levels: (kept,), where entries lie in a matrix of so many rows and columns, and their levels of up
-    to 8 bits; turned: pack the transpose.
+    positions: (kept,), in the flattened matrix; levels: (kept,), of up to 8 bits; matrix: rows and columns;
+    transposed: whether to pack the transpose.
     """
     rows, columns = matrix
-    width = rows if turned else columns
+    width = rows if transposed else columns
     planes = []
-    for plane in (np.ones(len(places), np.uint8), *((levels >> bit) & 1 for bit in range(bits))):
+    for plane in (np.ones(len(positions), np.uint8), *((levels >> bit) & 1 for bit in range(bits))):
         whole = np.zeros(matrix, np.uint8)
-        whole.reshape(-1)[places] = plane
-        planes.append(_words(whole.T if turned else whole))
+        whole.reshape(-1)[positions] = plane
+        planes.append(_words(whole.T if transposed else whole))
     table = torch.from_numpy(level_table(bits, scale, zero)).to(device)
     steps = (1 << bits) - 1
-    step, low = (scale / max(1, steps), -steps) if zero is None else (scale / 2, -2 * zero)
-    return BitPlaneMatrix(torch.from_numpy(np.stack(planes)).to(device), width, step, low, table)
+    step, offset = (scale / max(1, steps), -steps) if zero is None else (scale / 2, -2 * zero)
+    return BitPlaneMatrix(torch.from_numpy(np.stack(planes)).to(device), width, step, offset, table)
 
 
 def _words(flags: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Returns bits (row, column) as (row, word), rows filled up with zeros."""
+    """Returns bits (row, column) packed into words, (row, word), each row padded with zeros."""
     filled = np.zeros((len(flags), -(-flags.shape[1] // _WORD) * _WORD), np.uint8)
     filled[:, : flags.shape[1]] = flags
     return np.packbits(filled, axis=1, bitorder="little").view(np.int32)
 
 
-def _runs_kernel(inputs: Tensor, total: Tensor) -> bool:
-    if inputs.device.type != "cuda" or total.dtype != torch.float32 or inputs.dtype not in _KERNEL_DTYPES:
+def runs_kernel(inputs: Tensor, total: Tensor) -> bool:
+    """Returns whether the Triton kernel computes a product: on CUDA, or anywhere by Triton's interpreter."""
+    has_kernel = inputs.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if not has_kernel or total.dtype != torch.float32 or inputs.dtype not in _KERNEL_DTYPES:
         return False
     return importlib.util.find_spec("triton") is not None

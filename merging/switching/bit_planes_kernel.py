@@ -1,4 +1,4 @@
-"""The product with a delta that is packed in bits, decoded inside the kernel. It takes Triton."""
+"""A Triton kernel for the product with bit planes, which it decodes tile by tile."""
 
 from typing import Any
 
@@ -7,69 +7,69 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TOKENS, _ROWS, _WORDS = 32, 64, 2  # of one program; words are of 32 columns
+_TOKENS, _ROWS, _WORDS = 32, 64, 2  # a program's tile; a word holds 32 columns
 
 
 def add_bit_plane_product(
     planes: Tensor,
-    step: float,
-    low: int,
+    scale: float,
+    offset: int,
     inputs: Tensor,
-    places: Tensor,
+    positions: Tensor,
     factors: Tensor,
-    shift: Tensor,
+    bias: Tensor,
     total: Tensor,
 ) -> None:
-    """Adds factors[i] · (τ·x + shift) to total[places[i]] for x = inputs[places[i]], in place.
+    """Adds factors[i] · (τ·x + bias) to total[positions[i]] for x = inputs[positions[i]], in position.
 
-    planes, step, low: of BitPlaneMatrix; inputs: (token, column) float32, bfloat16, float16; places: (entry,)
-    int64, each once; factors: (entry,), shift: (row,), total: (token, row), float32. Inputs are multiplied by
-    whole numbers, which their type holds exactly; sums are float32.
+    planes, scale, offset: those of a BitPlaneMatrix; inputs: (token, column) float32, bfloat16 or float16;
+    positions: (entry,) int64, distinct; factors: (entry,), bias: (row,), total: (token, row), float32. The
+    inputs are multiplied by integers, which their type holds exactly; the sums are float32.
     """
-    if not len(places):
+    if not len(positions):
         return
     bits, rows, words = len(planes) - 1, planes.shape[1], planes.shape[2]
-    grid = (triton.cdiv(len(places), _TOKENS), triton.cdiv(rows, _ROWS))
+    grid = (triton.cdiv(len(positions), _TOKENS), triton.cdiv(rows, _ROWS))
     kernel: Any = _add
     with torch.cuda.device_of(inputs):
         kernel[grid](
-            inputs.contiguous(), planes, places, factors, shift, total,
-            len(places), rows, inputs.shape[1], words, step, low,
+            inputs.contiguous(), planes, positions, factors, bias, total,
+            len(positions), rows, inputs.shape[1], words, scale, offset,
             bits, _TOKENS, _ROWS, _WORDS,
         )  # fmt: skip
 
 
 @triton.jit
 def _add(
-    inputs, planes, places, factors, shift, total,
-    count, rows, columns, words, step, low,
+    inputs, planes, positions, factors, bias, total,
+    count, rows, columns, words, scale, offset,
     level_bits: tl.constexpr, tile_tokens: tl.constexpr, tile_rows: tl.constexpr, tile_words: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of the product, (tile_tokens, tile_rows)."""
     entry = tl.program_id(0) * tile_tokens + tl.arange(0, tile_tokens)
     row = tl.program_id(1) * tile_rows + tl.arange(0, tile_rows)
     is_entry, is_row = entry < count, row < rows
-    place = tl.load(places + entry, mask=is_entry, other=0)
+    position = tl.load(positions + entry, mask=is_entry, other=0)
     sums = tl.full((tile_tokens, tile_rows), 0.0, tl.float32)
     for first in range(0, words, tile_words):
         column = first * 32 + tl.arange(0, tile_words * 32)
         is_column = column < columns
         given = tl.load(
-            inputs + place[:, None] * columns + column[None, :],
+            inputs + position[:, None] * columns + column[None, :],
             mask=is_entry[:, None] & is_column[None, :],
             other=0.0,
         )
         word = planes + row[None, :] * words + (column // 32)[:, None]  # (column, row)
         there = is_row[None, :] & is_column[:, None]
-        place_in_word = (column % 32)[:, None]
-        kept = (tl.load(word, mask=there, other=0) >> place_in_word) & 1
-        whole = kept * low
+        bit_in_word = (column % 32)[:, None]
+        kept = (tl.load(word, mask=there, other=0) >> bit_in_word) & 1
+        whole = kept * offset
         for bit in tl.static_range(level_bits):
             plane = tl.load(word + (bit + 1) * rows * words, mask=there, other=0)
-            whole += kept * (((plane >> place_in_word) & 1) << (bit + 1))
+            whole += kept * (((plane >> bit_in_word) & 1) << (bit + 1))
         sums = tl.dot(given, whole.to(given.dtype), sums, input_precision="ieee")
-    added = step * sums + tl.load(shift + row, mask=is_row, other=0.0)[None, :]
+    added = scale * sums + tl.load(bias + row, mask=is_row, other=0.0)[None, :]
     factor = tl.load(factors + entry, mask=is_entry, other=0.0)
-    out = total + place[:, None] * rows + row[None, :]
+    out = total + position[:, None] * rows + row[None, :]
     inside = is_entry[:, None] & is_row[None, :]
     tl.store(out, tl.load(out, mask=inside, other=0.0) + factor[:, None] * added, mask=inside)

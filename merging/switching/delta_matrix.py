@@ -1,7 +1,8 @@
-"""The forms of a unit's delta in memory, and which one a unit gets.
+"""A task's change to one weight matrix, held in memory, and the choice of its form.
 
-Few entries a row are kept as such; many as one byte each where their levels are small whole numbers; what is
-left as float32. Density and levels alone decide, never a clock.
+Low densities are kept as CSR (csr.py); higher ones as int8 where the levels are small integers (int8.py),
+otherwise as float32 (float32.py); a device with memory of its own keeps low-bit levels as bit planes
+(bit_planes.py). Density and levels alone decide, never a clock.
 """
 
 from dataclasses import dataclass
@@ -21,14 +22,13 @@ from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, d
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-# Shares of kept entries (benchmarks/switching): at the first a product of bytes takes as long as a sparse
-# one, at the second a product of all values.
-_SPARSE_BESIDE_CODES = 0.055
-_SPARSE_BESIDE_VALUES = 0.3
+# Densities (benchmarks/switching) at which a CSR product takes as long as an int8 one, or a float32 one.
+_CSR_OR_INT8 = 0.055
+_CSR_OR_FLOAT32 = 0.3
 
 
 class DeltaMatrix(Protocol):
-    """One unit's delta τ as a matrix: the first dimension by all others."""
+    """One tensor's delta τ as a matrix: the first dimension by all others."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,7 +36,7 @@ class DeltaMatrix(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The size in memory."""
 
     def dense(self) -> Tensor:
         """Returns the delta, (row, column) float32."""
@@ -46,39 +46,40 @@ class DeltaMatrix(Protocol):
 
 
 class CpuDeltaMatrix(DeltaMatrix, Protocol):
-    """A unit that the compiled passes of the CPU multiply by."""
+    """A delta matrix with compiled products on the CPU."""
 
-    def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
-        """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column).
+    def add_rows(self, ids: Ids, positions: Ids, factors: FloatArray, out: FloatArray) -> None:
+        """Adds factors[i] · τ[ids[positions[i]]] to out[positions[i]]; ids: (token,), out: (token, column).
 
-        places: (entry,), each once; factors: (entry,) float32.
+        positions: (entry,), distinct; factors: (entry,) float32.
         """
 
     def add_product(
-        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
     ) -> None:
-        """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
+        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
 
-        inputs: (token, column), shift: (row,), out: (token, row).
+        inputs: (token, column), bias: (row,), out: (token, row).
         """
 
 
 class _Entries(NamedTuple):
-    """A unit's kept entries. places: (kept,), rising; values: (kept,); codes: (kept,), or None without.
+    """A matrix's kept entries.
 
-    table: (256,), the value of code c at c + 128.
+    positions: (kept,), rising, in the flattened matrix; values: (kept,); codes: (kept,) int8, or None where
+    the values are no small multiples of a scale; table: (256,), the value of code c at c + 128.
     """
 
-    places: Ids
+    positions: Ids
     values: FloatArray
     codes: Codes | None = None
     table: FloatArray | None = None
-    step: float = 0.0
+    scale: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class TransposedMatrix:
-    """A unit whose layer multiplies by its transpose, (in, out): kept as (out, in)."""
+    """The matrix of a layer that multiplies by its transpose, (in, out), kept as (out, in)."""
 
     inner: CpuDeltaMatrix | BitPlaneMatrix
 
@@ -90,7 +91,7 @@ class TransposedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The size in memory."""
         return self.inner.nbytes
 
     def dense(self) -> Tensor:
@@ -102,103 +103,102 @@ class TransposedMatrix:
         self.inner.add_to(weights.T, factor)
 
 
-def read_delta_matrix(
-    vector: TaskVector, unit: str, turned: bool, base_size: float, device: torch.device
-) -> DeltaMatrix:
-    """Returns a unit's delta as a device's products take it, packed where its levels have up to 8 bits.
+def untransposed(matrix: DeltaMatrix) -> DeltaMatrix:
+    """Returns the matrix that a layer multiplies its inputs by, (out, in)."""
+    return matrix.inner if isinstance(matrix, TransposedMatrix) else matrix
 
-    What has no such levels, and vectors, are as on the CPU. Raises: DecodeError.
+
+def read_delta_matrix(
+    vector: TaskVector, name: str, transposed: bool, base_rms: float, device: torch.device | None = None
+) -> DeltaMatrix:
+    """Returns a tensor's delta matrix: bit planes on a device where its levels have up to 8 bits.
+
+    device: None for the CPU's forms, which vectors and wider levels have in any case; transposed, base_rms:
+    as for `cpu_matrix`. Raises: DecodeError.
     """
-    is_matrix = len(vector.tensors[unit].shape) > 1
-    if not isinstance(vector, ArtifactVector) or not is_matrix or not _is_packed(device):
-        return cpu_matrix(vector, unit, turned, base_size)
-    record = vector.artifact.header.tensors[unit]
+    if device is None or not isinstance(vector, ArtifactVector) or len(vector.tensors[name].shape) < 2:
+        return cpu_matrix(vector, name, transposed, base_rms)
+    record = vector.artifact.header.tensors[name]
     if not 0 < record.bits <= 8:
-        return cpu_matrix(vector, unit, turned, base_size)
-    places, levels = _levels_of(vector, unit)
+        return cpu_matrix(vector, name, transposed, base_rms)
+    positions, levels = _levels_of(vector, name)
     packed = pack_bit_planes(
-        places,
+        positions,
         levels.astype(np.uint8),
-        _matrix_of(vector, unit),
+        _matrix_shape(vector, name),
         record.bits,
         record.scale,
         record.zero,
-        turned,
+        transposed,
         device,
     )
-    return TransposedMatrix(packed) if turned else packed
+    return TransposedMatrix(packed) if transposed else packed
 
 
 def cpu_matrix(
-    vector: TaskVector, unit: str, turned: bool = False, base_size: float = 0.0
+    vector: TaskVector, name: str, transposed: bool = False, base_rms: float = 0.0
 ) -> CpuDeltaMatrix | TransposedMatrix:
-    """Returns a unit's delta in its form; `turned` says that its layer multiplies by the transpose.
+    """Returns a tensor's delta matrix in the cheapest of the CPU's forms; a vector is kept as float32.
 
-    base_size: the root mean square of the base's weights, by which the delta's products are precise. A vector
-    is kept as values: there is little to save. Raises: DecodeError.
+    transposed: whether the tensor's layer multiplies by the transpose; base_rms: the root mean square of the
+    base's weights, which sets the precision of the products. Raises: DecodeError.
     """
-    matrix = _matrix_of(vector, unit)
-    entries = _coded(vector, unit) if isinstance(vector, ArtifactVector) else _plain(vector, unit)
-    if len(vector.tensors[unit].shape) < 2:
-        return Float32Matrix(_spread(entries.places, entries.values, matrix, False))
-    made = _matrix_form(entries, matrix, turned, base_size)
-    return TransposedMatrix(made) if turned else made
+    shape = _matrix_shape(vector, name)
+    entries = _coded(vector, name) if isinstance(vector, ArtifactVector) else _plain(vector, name)
+    if len(vector.tensors[name].shape) < 2:
+        return Float32Matrix(_scatter(entries.positions, entries.values, shape, False))
+    made = _cheapest(entries, shape, transposed, base_rms)
+    return TransposedMatrix(made) if transposed else made
 
 
-def _matrix_form(
-    entries: "_Entries", matrix: tuple[int, int], turned: bool, base_size: float
-) -> CpuDeltaMatrix:
-    density = len(entries.places) / max(1, matrix[0] * matrix[1])
-    if density <= (_SPARSE_BESIDE_VALUES if entries.codes is None else _SPARSE_BESIDE_CODES):
-        return _sparse_rows(entries, matrix, turned)
-    narrow = 1 in matrix  # torch's product of bytes is wrong over a single column (seen in 2.13)
-    if entries.codes is None or entries.table is None or narrow:
-        return Float32Matrix(_spread(entries.places, entries.values, matrix, turned))
-    codes = _spread(entries.places, entries.codes, matrix, turned)
-    size = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
-    return Int8Matrix(codes, entries.table, entries.step, digits_for(size, base_size))
+def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool, base_rms: float) -> CpuDeltaMatrix:
+    density = len(entries.positions) / max(1, shape[0] * shape[1])
+    if density <= (_CSR_OR_FLOAT32 if entries.codes is None else _CSR_OR_INT8):
+        return _csr(entries, shape, transposed)
+    is_narrow = 1 in shape  # torch's int8 product is wrong over a single column (seen in 2.13)
+    if entries.codes is None or entries.table is None or is_narrow:
+        return Float32Matrix(_scatter(entries.positions, entries.values, shape, transposed))
+    codes = _scatter(entries.positions, entries.codes, shape, transposed)
+    rms = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
+    return Int8Matrix(codes, entries.table, entries.scale, digits_for(rms, base_rms))
 
 
-def _plain(vector: TaskVector, unit: str) -> _Entries:
-    whole = np.concatenate([np.empty(0, np.float32), *vector.blocks(unit)])
-    places = np.flatnonzero(whole)
-    return _Entries(places, whole[places])
+def _plain(vector: TaskVector, name: str) -> _Entries:
+    whole = np.concatenate([np.empty(0, np.float32), *vector.blocks(name)])
+    positions = np.flatnonzero(whole)
+    return _Entries(positions, whole[positions])
 
 
-def _is_packed(device: torch.device) -> bool:
-    return device.type != "cpu"
-
-
-def _matrix_of(vector: TaskVector, unit: str) -> tuple[int, int]:
-    shape = vector.tensors[unit].shape
+def _matrix_shape(vector: TaskVector, name: str) -> tuple[int, int]:
+    shape = vector.tensors[name].shape
     rows = shape[0] if len(shape) > 1 else 1
-    return rows, vector.tensors[unit].entries // max(1, rows)
+    return rows, vector.tensors[name].entries // max(1, rows)
 
 
-def _levels_of(vector: ArtifactVector, unit: str) -> tuple[Ids, Levels]:
-    """Returns where a unit's kept entries lie, rising, and their levels, (kept,)."""
-    blocks = list(vector.artifact.entries(unit))
-    places = [start + each.astype(np.int64) for start, each, _ in blocks]
-    levels = np.concatenate([each for _, _, each in blocks]) if blocks else np.empty(0, np.uint8)
-    return np.concatenate([np.empty(0, np.int64), *places]), levels
+def _levels_of(vector: ArtifactVector, name: str) -> tuple[Ids, Levels]:
+    """Returns the positions of a tensor's kept entries, rising, and their levels, (kept,)."""
+    blocks = list(vector.artifact.entries(name))
+    positions = [start + block.astype(np.int64) for start, block, _ in blocks]
+    levels = np.concatenate([block for _, _, block in blocks]) if blocks else np.empty(0, np.uint8)
+    return np.concatenate([np.empty(0, np.int64), *positions]), levels
 
 
-def _coded(vector: ArtifactVector, unit: str) -> _Entries:
-    record = vector.artifact.header.tensors[unit]
-    flat, levels = _levels_of(vector, unit)
+def _coded(vector: ArtifactVector, name: str) -> _Entries:
+    record = vector.artifact.header.tensors[name]
+    positions, levels = _levels_of(vector, name)
     values = level_values(levels, record.bits, record.scale, record.zero)
     codes = _codes_of_levels(record.bits, record.zero)
     if codes is None:
-        return _Entries(flat, values)
+        return _Entries(positions, values)
     table = np.zeros(256, np.float32)
     table[codes.astype(np.int64) + 128] = level_table(record.bits, record.scale, record.zero)
     table[128] = 0
-    step = record.scale if record.zero is not None else record.scale / max(1, (1 << record.bits) - 1)
-    return _Entries(flat, values, codes[levels], table, step)
+    scale = record.scale if record.zero is not None else record.scale / max(1, (1 << record.bits) - 1)
+    return _Entries(positions, values, codes[levels], table, scale)
 
 
 def _codes_of_levels(bits: int, zero: int | None) -> Codes | None:
-    """Returns each level's value over the step, a whole number, (2^bits,); None where one takes no byte."""
+    """Returns each level's value over the scale, an integer, (2^bits,); None where one exceeds a byte."""
     if bits > 8:
         return None
     steps = (1 << bits) - 1
@@ -206,17 +206,17 @@ def _codes_of_levels(bits: int, zero: int | None) -> Codes | None:
     return codes.astype(np.int8) if np.abs(codes).max() <= LARGEST_CODE else None
 
 
-def _sparse_rows(entries: _Entries, matrix: tuple[int, int], turned: bool) -> CsrMatrix:
-    rows, columns = np.divmod(entries.places, max(1, matrix[1]))
+def _csr(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CsrMatrix:
+    rows, columns = np.divmod(entries.positions, max(1, shape[1]))
     values = entries.values
-    if turned:
+    if transposed:
         order = np.argsort(columns, kind="stable")
-        rows, columns, values, matrix = columns[order], rows[order], values[order], matrix[::-1]
-    starts = np.searchsorted(rows, np.arange(matrix[0] + 1))
-    return CsrMatrix(matrix, starts, columns.astype(np.uint16 if matrix[1] <= 1 << 16 else np.uint32), values)
+        rows, columns, values, shape = columns[order], rows[order], values[order], shape[::-1]
+    indptr = np.searchsorted(rows, np.arange(shape[0] + 1))
+    return CsrMatrix(shape, indptr, columns.astype(np.uint16 if shape[1] <= 1 << 16 else np.uint32), values)
 
 
-def _spread(places: Ids, found: NDArray[Any], matrix: tuple[int, int], turned: bool) -> NDArray[Any]:
-    whole = np.zeros(matrix, found.dtype)
-    whole.reshape(-1)[places] = found
-    return np.ascontiguousarray(whole.T) if turned else whole
+def _scatter(positions: Ids, found: NDArray[Any], shape: tuple[int, int], transposed: bool) -> NDArray[Any]:
+    whole = np.zeros(shape, found.dtype)
+    whole.reshape(-1)[positions] = found
+    return np.ascontiguousarray(whole.T) if transposed else whole

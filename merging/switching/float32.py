@@ -1,4 +1,7 @@
-"""A unit's delta as float32 values: for what neither few entries nor small whole numbers hold."""
+"""A dense delta matrix of float32 values: where neither CSR nor int8 fits.
+
+A product is torch's own, so it costs rows times columns times tokens, as the base's product does.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +18,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Float32Matrix:
-    """values: (row, column) float32."""
+    """A dense matrix. values: (row, column) float32."""
 
     values: FloatArray
 
@@ -27,7 +30,7 @@ class Float32Matrix:
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The size in memory."""
         return self.values.nbytes
 
     def dense(self) -> Tensor:
@@ -38,17 +41,20 @@ class Float32Matrix:
         """Adds factor · τ to (row, column) weights in place."""
         torch.from_numpy(weights).add_(torch.from_numpy(self.values), alpha=factor)
 
-    def add_rows(self, ids: Ids, places: Ids, factors: FloatArray, out: FloatArray) -> None:
-        """Adds factors[i] · τ[ids[places[i]]] to out[places[i]]; ids: (token,), out: (token, column)."""
-        out[places] += factors[:, None] * self.values[ids[places]]
+    def add_rows(self, ids: Ids, positions: Ids, factors: FloatArray, out: FloatArray) -> None:
+        """Adds factors[i] · τ[ids[positions[i]]] to out[positions[i]].
+
+        ids: (token,), out: (token, column).
+        """
+        out[positions] += factors[:, None] * self.values[ids[positions]]
 
     def add_product(
-        self, inputs: Activations, places: Ids, factors: FloatArray, shift: FloatArray, out: FloatArray
+        self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
     ) -> None:
-        """Adds factors[i] · (τ·x + shift) to out[places[i]] for x = inputs[places[i]].
+        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
 
-        inputs: (token, column), shift: (row,), out: (token, row).
+        inputs: (token, column), bias: (row,), out: (token, row).
         """
-        taken = torch.from_numpy(inputs.values)[torch.from_numpy(places)]
+        taken = torch.from_numpy(inputs.values)[torch.from_numpy(positions)]
         product = torch.nn.functional.linear(taken, torch.from_numpy(self.values))
-        out[places] += factors[:, None] * (product.numpy() + shift)
+        out[positions] += factors[:, None] * (product.numpy() + bias)

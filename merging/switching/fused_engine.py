@@ -1,4 +1,7 @@
-"""The fused engine: one pass for the whole batch, the tasks' parts added layer by layer."""
+"""The fused engine: one pass for the whole batch, to which every layer adds the tasks' deltas.
+
+Its cost is one forward pass of the base, plus each task's delta products over the tokens that it answers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
@@ -8,89 +11,91 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_first import layer_of_other_order, unlike_rows
+from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.fused_layers import SwitchedLayer, is_linear, is_turned, switched_forward
+from flexswitch.merging.switching.fused_layers import (
+    SwitchedLayer,
+    is_linear,
+    is_transposed,
+    switched_forward,
+)
 from flexswitch.merging.switching.heads import Head, install_heads
-from flexswitch.merging.switching.unpadded_tensor import whole
+from flexswitch.merging.switching.unpadded_tensor import padded
 
 
 class FusedEngine:
-    """A module that answers each row of a batch under its own weights; the base's are never changed.
+    """A module that answers each row of a batch under its own mixture; the base's weights never change.
 
-    products: the units that inputs are multiplied by, and the base's tensors; turned: those of them whose
-    layers multiply by the transpose. Serves several threads at a time.
+    matrices: the weights of linear layers, tensor → the base's; transposed: those of layers that multiply by
+    the transpose. Thread-safe.
     """
 
     def __init__(
         self, module: nn.Module, names: Mapping[str, str], heads: Mapping[str, Sequence[Head]]
     ) -> None:
-        """names: unit → the module's name for it; heads: a layer's name → its heads, one a task."""
+        """names: tensor → the module's name for it; heads: a layer's name → its heads, one for each task."""
         self._plans, self._source = ActivePlan(), module
-        self._lock, self._is_looked_at = Lock(), False
-        self._misfit: str | None = None
+        self._lock, self._is_checked = Lock(), False
+        self._bad_layer: str | None = None
         self.module = replica(module)
         state = self.module.state_dict(keep_vars=True)
-        unit_of = {
-            id(state[inside]): unit for unit, inside in names.items()
-        }  # a tied tensor has several names
+        name_of = {id(state[inside]): name for name, inside in names.items()}  # tied tensors have one id
         switches = [
-            SwitchedLayer(name, owner, _units(owner, unit_of), self._plans)
+            SwitchedLayer(name, owner, _tensor_names(owner, name_of), self._plans)
             for name, owner in self.module.named_modules()
-            if any(id(tensor) in unit_of for tensor in _tensors(owner, recurse=False).values())
+            if any(id(tensor) in name_of for tensor in _tensors(owner, recurse=False).values())
         ]
         self._layers = [switch.name for switch in switches]
-        matrices = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.units]
-        self.products = {switch.units["weight"]: switch.module.weight for switch in matrices}
-        self.turned = {switch.units["weight"] for switch in matrices if is_turned(switch.module)}
+        linear = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.tensors]
+        self.matrices = {switch.tensors["weight"]: switch.module.weight for switch in linear}
+        self.transposed = {switch.tensors["weight"] for switch in linear if is_transposed(switch.module)}
         for switch in switches:
             switch.module.forward = switched_forward(switch)
         install_heads(self.module, heads, self._plans)
 
-    def misfit(self, batch: Any) -> str | None:
-        """Returns the name of a layer that is not given the rows of a batch first, None where all are.
+    def layer_not_batch_first(self, batch: Any) -> str | None:
+        """Returns the name of a layer that is not given the rows of a batch first, or None.
 
-        The first batch with two unlike rows tells; until then nothing is known to be amiss.
+        The first batch with two distinct rows decides; earlier batches return None.
         """
         with self._lock:
-            if not self._is_looked_at and (rows := unlike_rows(batch)) is not None:
-                self._misfit = layer_of_other_order(self._source, self._layers, batch, rows)
-                self._is_looked_at = True
-            return self._misfit
+            if not self._is_checked and (rows := distinct_rows(batch)) is not None:
+                self._bad_layer = layer_not_batch_first(self._source, self._layers, batch, rows)
+                self._is_checked = True
+            return self._bad_layer
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
-        """Returns the module's output for a batch, each row under its weights and head."""
+        """Returns the module's output for a batch, each row under its own mixture and head."""
         self._check(batch)
-        with self._plans.following(plan if plan.count else None):
-            return whole(self.module(batch) if isinstance(batch, Tensor) else self.module(**batch))
+        with self._plans.using(plan if plan.count else None):
+            return padded(self.module(batch) if isinstance(batch, Tensor) else self.module(**batch))
 
-    def follow(self, batch: Any, plan: BatchPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
-        """Returns what a call gives on the module for a batch, each row under its weights."""
+    def call(self, batch: Any, plan: BatchPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Returns the result of a call of the module for a batch, each row under its own mixture."""
         self._check(batch)
-        with self._plans.following(plan):
-            found: Tensor = whole(call(self.module))
+        with self._plans.using(plan):
+            found: Tensor = padded(call(self.module))
             return found
 
     def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
-        """Returns what the module's own `generate` does, each sequence under its row's weights throughout."""
+        """Returns the result of the module's `generate`, each sequence under its prompt's mixture."""
         self._check(batch)
         module: Any = self.module
-        with self._plans.following(plan):
-            return whole(module.generate(**batch, **options))
+        with self._plans.using(plan):
+            return padded(module.generate(**batch, **options))
 
     def _check(self, batch: Any) -> None:
-        misfit = self.misfit(batch)
-        if misfit is not None:
+        layer = self.layer_not_batch_first(batch)
+        if layer is not None:
             raise InputError(
-                f"the module '{misfit}' is not given the rows of a batch first, so they can't be told apart "
-                "there: use engine='grouped'"
+                f"the module '{layer}' is not given the rows of a batch first: use engine='grouped'"
             )
 
 
-def _units(owner: nn.Module, unit_of: Mapping[int, str]) -> dict[str, str]:
-    """Returns the unit of each tensor in a module and below it that has one."""
+def _tensor_names(owner: nn.Module, name_of: Mapping[int, str]) -> dict[str, str]:
+    """Returns the task vectors' names for the tensors of a module and its submodules."""
     tensors = _tensors(owner, recurse=True)
-    return {name: unit_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in unit_of}
+    return {name: name_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in name_of}
 
 
 def _tensors(owner: nn.Module, recurse: bool) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""The layers of a switched module: each answers every row of a batch under that row's own weights.
+"""The layers of a fused module: each answers every row of a batch under that row's own mixture of tasks.
 
-A layer's base product is computed once for the whole batch, and the tasks' parts are added to it. A module of
-none of the known kinds runs once for each different weight vector of the batch, on its rows.
+A layer's base product is computed once for the whole batch, and the products with the tasks' deltas are added
+to it. A layer of an unknown kind runs once for each mixture of the batch, on that mixture's rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,34 +18,38 @@ from torch.nn import functional
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import join_rows, take_rows
 from flexswitch.merging.switching.delta_products import add_embeddings, add_products
-from flexswitch.merging.switching.merged_linear import MergedLayer, merged_product
+from flexswitch.merging.switching.merged_linear import MergedLayer, merged_output
 
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class SwitchedLayer:
-    """A module whose weights tasks change. units: its parameter → unit; name: for messages."""
+    """A layer whose weights tasks change.
+
+    name: the module's name for it; tensors: its parameters and buffers → the task vectors' names for them.
+    """
 
     name: str
     module: Any
-    units: Mapping[str, str]
+    tensors: Mapping[str, str]
     plans: ActivePlan
 
     def plan(self) -> BatchPlan | None:
-        """Returns the plan of the batch at hand where one of its tasks changes this module."""
+        """Returns the current plan where one of its tasks changes this layer, otherwise None."""
         plan = self.plans.current
-        if plan is None or not any(unit in task.units for task in plan.tasks for unit in self.units.values()):
+        names = self.tensors.values()
+        if plan is None or not any(name in task.deltas for task in plan.tasks for name in names):
             return None
         return plan
 
 
 def switched_forward(switch: SwitchedLayer) -> Forward:
-    """Returns what answers for a module, chosen by its very type: a subclass may compute anything."""
+    """Returns a layer's switched forward pass by its exact type, as a subclass may compute anything."""
     kind = type(switch.module)
     if is_linear(switch.module):
         return _linear(switch)
-    if kind is nn.Embedding and switch.module.max_norm is None:  # with one it changes its own weights
+    if kind is nn.Embedding and switch.module.max_norm is None:  # with max_norm it changes its weights
         return _embedding(switch)
     if kind is nn.LayerNorm and len(switch.module.normalized_shape) == 1:
         return _norm(switch)
@@ -54,32 +58,32 @@ def switched_forward(switch: SwitchedLayer) -> Forward:
 
 def is_linear(module: nn.Module) -> bool:
     """Returns whether a module multiplies by a matrix, or its transpose, and adds a bias."""
-    return type(module) is nn.Linear or is_turned(module)
+    return type(module) is nn.Linear or is_transposed(module)
 
 
-def is_turned(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Returns whether a module multiplies by its weight's rows, (in, out), as transformers' Conv1D does."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def _linear(switch: SwitchedLayer) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
-    weight, bias = switch.units.get("weight"), switch.units.get("bias")
-    layer = MergedLayer(weight or "", bias, original, switch.module.bias, is_turned(switch.module))
+    weight, bias = switch.tensors.get("weight"), switch.tensors.get("bias")
+    layer = MergedLayer(weight or "", bias, original, switch.module.bias, is_transposed(switch.module))
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
         if plan is None:
             return original(inputs)
-        plan.each(len(inputs), switch.name)
-        each = inputs.shape[:-1].numel() // plan.count
-        given = plan.given(inputs, each)
-        merged = [task for task in plan.tasks if weight in task.matrices]
-        out = merged_product(plan, merged, layer, given.tokens, each) if merged else original(given.tokens)
-        others = [task for task in plan.tasks if weight not in task.matrices]
-        add_products(others, weight, bias, given, out, each)
+        plan.per_row(len(inputs), switch.name)
+        per_row = inputs.shape[:-1].numel() // plan.count
+        given = plan.layer_input(inputs, per_row)
+        merged = [task for task in plan.tasks if weight in task.merged]
+        out = merged_output(plan, merged, layer, given.tokens, per_row) if merged else original(given.tokens)
+        others = [task for task in plan.tasks if weight not in task.merged]
+        add_products(others, weight, bias, given, out, per_row)
         out = out.to(inputs.dtype) if merged else out
-        return plan.placed(out, inputs.shape[:-1], each)
+        return plan.pad(out, inputs.shape[:-1], per_row)
 
     return forward
 
@@ -91,14 +95,14 @@ def _embedding(switch: SwitchedLayer) -> Forward:
         plan = switch.plan()
         if plan is None:
             return original(ids)
-        if len(ids) == 1 < plan.count:  # the same for all rows, as positions are
+        if len(ids) == 1 < plan.count:  # the same for all rows, such as position ids
             ids = ids.expand(plan.count, *ids.shape[1:])
-        plan.each(len(ids), switch.name)
-        each = ids.numel() // plan.count
-        tokens = plan.taken(ids.reshape(-1), each)
+        plan.per_row(len(ids), switch.name)
+        per_row = ids.numel() // plan.count
+        tokens = plan.unpad(ids.reshape(-1), per_row)
         out = original(tokens)
-        add_embeddings(plan, switch.units["weight"], tokens, out, each)
-        return plan.placed(out, ids.shape, each)
+        add_embeddings(plan, switch.tensors["weight"], tokens, out, per_row)
+        return plan.pad(out, ids.shape, per_row)
 
     return forward
 
@@ -111,7 +115,7 @@ def _norm(switch: SwitchedLayer) -> Forward:
         plan = switch.plan()
         if plan is None:
             return original(inputs)
-        plan.each(len(inputs), switch.name)
+        plan.per_row(len(inputs), switch.name)
         shape = inputs.shape
         if inputs.dim() != 3 or len(inputs) != plan.count:
             inputs = inputs.reshape(plan.count, -1, shape[-1])  # (row, token, entry)
@@ -128,11 +132,11 @@ def _norm(switch: SwitchedLayer) -> Forward:
 
 def _of_rows(switch: SwitchedLayer, plan: BatchPlan, name: str, own: Tensor) -> Tensor:
     """Returns a vector of parameters for each row, (row, 1, entry), or one for all, (entry,)."""
-    return plan.mixed(switch.units[name], own)[:, None] if name in switch.units else own
+    return plan.row_vectors(switch.tensors[name], own)[:, None] if name in switch.tensors else own
 
 
 def _other(switch: SwitchedLayer) -> Forward:
-    """Its parameters are swapped while it runs, so only one thread at a time is in there."""
+    """Swaps the parameters while the layer runs, so only one thread at a time may run it."""
     module, original, lock = switch.module, switch.module.forward, RLock()
     base = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
@@ -145,14 +149,15 @@ def _other(switch: SwitchedLayer) -> Forward:
                 part for part in (*inputs, *options.values()) if isinstance(part, Tensor) and part.dim()
             ]
             length = max((len(part) for part in tensors), default=0)
-            each = plan.each(length, switch.name)
+            per_row = plan.per_row(length, switch.name)
             outputs, rows = [], []
-            with switch.plans.following(None):
-                for number in range(len(plan.vectors)):
-                    own = np.flatnonzero(plan.vector_of == number)
-                    rows.append(torch.from_numpy((own[:, None] * each + np.arange(each)).reshape(-1)))
+            with switch.plans.using(None):
+                for number in range(len(plan.mixtures)):
+                    own = np.flatnonzero(plan.mixture_of == number)
+                    rows.append(torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1)))
                     state = {
-                        name: plan.weights(number, unit, base[name]) for name, unit in switch.units.items()
+                        name: plan.mixed_weight(number, tensor, base[name])
+                        for name, tensor in switch.tensors.items()
                     }
                     given = take_rows((inputs, options), rows[-1], length)
                     outputs.append(functional_call(module, state, *given))

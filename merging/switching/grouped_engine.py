@@ -1,8 +1,9 @@
-"""The grouped engine: rows of equal weights are answered together, by a module that holds those weights.
+"""The grouped engine: rows of equal mixtures are answered together, by a module that holds their weights.
 
-Such modules are kept, the least recently used being turned into the next: in place, what its tasks had
-changed is put back to the base's values and the new tasks' parts are added. So a weight is always the base's
-plus the same additions in the same order, whatever the module held before.
+Its cost is one small forward pass for each mixture, plus rewriting the weights for each new mixture. Some
+modules are kept; the least recently used one is rewritten in place: what its tasks changed is restored to the
+base's values, then the new tasks' deltas are added. So a weight is always the base's plus the same additions
+in the same order, whatever the module held before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,12 @@ from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 
-Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture, by their numbers
+Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture
 
 
 @dataclass(eq=False)
-class _Holder:
-    """A module with its own copy of the weights that tasks change, and what they hold now."""
+class _HeldModule:
+    """A module with its own copy of the weights that tasks change, and the mixture that they hold."""
 
     module: nn.Module
     weights: Mapping[str, Tensor]
@@ -39,66 +40,66 @@ class _Holder:
 
 
 class GroupedEngine:
-    """Serves several threads at a time; a module that one of them uses is not turned meanwhile."""
+    """Modules for as many mixtures as fit into a cache. Thread-safe: a module in use is not rewritten."""
 
     def __init__(
         self,
         module: nn.Module,
         names: Mapping[str, str],
         heads: Mapping[str, Sequence[Head]],
-        units: TaskDeltas,
+        deltas: TaskDeltas,
         cache_bytes: int,
     ) -> None:
-        """names: unit → the module's name for it. One module is kept whatever its size."""
-        self._module, self._names, self._heads, self._units = module, names, heads, units
+        """names: tensor → the module's name for it. At least one module is kept, whatever its size."""
+        self._module, self._heads, self._deltas = module, heads, deltas
         state = module.state_dict(keep_vars=True)
-        self._base = {unit: state[inside] for unit, inside in names.items()}
+        self._base = {name: state[inside] for name, inside in names.items()}
         size = sum(tensor.numel() * tensor.element_size() for tensor in self._base.values())
-        self.most = max(1, cache_bytes // max(1, size))
-        self._holders: list[_Holder] = []  # the most recently used last
+        self.capacity = max(1, cache_bytes // max(1, size))
+        self._held: list[_HeldModule] = []  # the most recently used last
         self._lock = Lock()
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
-        """Returns the module's output for a batch, each row under its weights and head."""
+        """Returns the module's output for a batch, each row under its own mixture and head."""
         outputs, rows = [], []
-        for number, vector in enumerate(plan.vectors):
-            own = np.flatnonzero(plan.vector_of == number)
+        for number, mixture in enumerate(plan.mixtures):
+            own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]
-            factors = tuple((int(task), float(vector[task])) for task in np.flatnonzero(vector))
+            factors = tuple((int(task), float(mixture[task])) for task in np.flatnonzero(mixture))
             given = take_rows(batch, torch.from_numpy(own), plan.count)
-            with self._holding(factors) as holder, holder.plans.following(_heads_alone(len(own), heads)):
-                outputs.append(holder.module(given) if isinstance(given, Tensor) else holder.module(**given))
+            with self._borrowed(factors) as held, held.plans.using(_plan_of_heads(len(own), heads)):
+                outputs.append(held.module(given) if isinstance(given, Tensor) else held.module(**given))
             rows.append(torch.from_numpy(own))
         return join_rows(outputs, torch.argsort(torch.cat(rows)))
 
     @contextmanager
-    def _holding(self, factors: Factors) -> Iterator[_Holder]:
+    def _borrowed(self, factors: Factors) -> Iterator[_HeldModule]:
         with self._lock:
-            holder = self._find(factors)
-            holder.users += 1
+            held = self._find(factors)
+            held.users += 1
         try:
-            yield holder
+            yield held
         finally:
             with self._lock:
-                holder.users -= 1
+                held.users -= 1
 
-    def _find(self, factors: Factors) -> _Holder:
-        """Returns a module of these weights: one that has them, an idle one turned, or a new one."""
-        found = next((each for each in self._holders if each.factors == factors), None)
+    def _find(self, factors: Factors) -> _HeldModule:
+        """Returns a module with this mixture: one that holds it, a rewritten idle one, or a new one."""
+        found = next((each for each in self._held if each.factors == factors), None)
         if found is None:
-            idle = next((each for each in self._holders if not each.users), None)
-            if idle is None or len(self._holders) < self.most:
-                idle = self._new_holder()
-                self._holders.append(idle)
-            self._turn(idle, factors)
+            idle = next((each for each in self._held if not each.users), None)
+            if idle is None or len(self._held) < self.capacity:
+                idle = self._new_module()
+                self._held.append(idle)
+            self._rewrite(idle, factors)
             found = idle
-        self._holders.remove(found)
-        self._holders.append(found)
-        while len(self._holders) > self.most and not self._holders[0].users:
-            del self._holders[0]  # more threads than modules were there for a while
+        self._held.remove(found)
+        self._held.append(found)
+        while len(self._held) > self.capacity and not self._held[0].users:
+            del self._held[0]  # there were more threads than modules
         return found
 
-    def _new_holder(self) -> _Holder:
+    def _new_module(self) -> _HeldModule:
         plans, module = ActivePlan(), replica(self._module)
         own = {
             id(tensor): tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -112,38 +113,38 @@ class GroupedEngine:
                 if id(buffer) in own:
                     setattr(owner, name, own[id(buffer)])
         install_heads(module, self._heads, plans)
-        return _Holder(module, {unit: own[id(tensor)] for unit, tensor in self._base.items()}, plans)
+        return _HeldModule(module, {name: own[id(tensor)] for name, tensor in self._base.items()}, plans)
 
-    def _turn(self, holder: _Holder, factors: Factors) -> None:
-        old = [self._units[task] for task, _ in holder.factors]
-        new = [(self._units[task], factor) for task, factor in factors]
-        for unit, weights in holder.weights.items():
-            base = self._base[unit].detach()
+    def _rewrite(self, held: _HeldModule, factors: Factors) -> None:
+        old = [self._deltas[task] for task, _ in held.factors]
+        new = [(self._deltas[task], factor) for task, factor in factors]
+        for name, weights in held.weights.items():
+            base = self._base[name].detach()
             rows = weights.shape[0] if weights.dim() > 1 else 1
-            added = [(units[unit], factor) for units, factor in new if unit in units]
+            added = [(deltas[name], factor) for deltas, factor in new if name in deltas]
             if weights.device.type == "cpu" and weights.dtype == torch.float32:
                 target, source = (part.reshape(rows, -1).numpy() for part in (weights, base))
-                _take_back([units[unit] for units in old if unit in units], target, source)
-                for part, factor in added:
-                    part.add_to(target, factor)
+                _restore([deltas[name] for deltas in old if name in deltas], target, source)
+                for matrix, factor in added:
+                    matrix.add_to(target, factor)
                 continue
             wide = base.reshape(rows, -1).to(torch.promote_types(base.dtype, torch.float32), copy=True)
-            for part, factor in added:
-                delta = part.dense().to(wide.device)
+            for matrix, factor in added:
+                delta = matrix.dense().to(wide.device)
                 wide.add_(delta.view(wide.shape), alpha=factor)
             weights.copy_(wide.view(weights.shape))
-        holder.factors = factors
+        held.factors = factors
 
 
-def _take_back(added: Sequence[DeltaMatrix], weights: FloatArray, base: FloatArray) -> None:
-    """Puts the base's values wherever these units may have changed a weight."""
-    few = [unit for unit in added if isinstance(unit, CsrMatrix)]
-    if len(few) < len(added):
+def _restore(added: Sequence[DeltaMatrix], weights: FloatArray, base: FloatArray) -> None:
+    """Restores the base's values wherever these deltas may have changed a weight."""
+    sparse = [matrix for matrix in added if isinstance(matrix, CsrMatrix)]
+    if len(sparse) < len(added):
         np.copyto(weights, base)
         return
-    for unit in few:
-        unit.take_back(weights, base)
+    for matrix in sparse:
+        matrix.restore(weights, base)
 
 
-def _heads_alone(count: int, heads: Ids | None) -> BatchPlan:
+def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:
     return BatchPlan(count, (), np.zeros((1, 0), np.float32), np.zeros(count, np.int64), heads)

@@ -1,4 +1,4 @@
-"""Heads that differ from row to row: the tasks' own linear layers, stored raw beside their vectors."""
+"""Heads that differ from row to row: linear layers that the tasks store beside their task vectors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Head:
 def read_heads(
     module: nn.Module, vectors: Sequence[TaskVector], rename: Callable[[str], str]
 ) -> dict[str, list[Head]]:
-    """Returns the heads that tasks keep for themselves, by the module's name of the layer, one a task.
+    """Returns the tasks' own heads by the module's name of the layer, one for each task.
 
-    Tensors that the module lacks are left out. Raises: InputError where a layer is not linear, or a task has
-    none.
+    Tensors that the module lacks are ignored. Raises: InputError where a layer is not linear, or a task lacks
+    a head that another has.
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
@@ -62,9 +62,9 @@ def read_heads(
 
 
 def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans: ActivePlan) -> None:
-    """Makes a module's layers answer each row under its plan's head.
+    """Makes a module answer each row with the head that the current plan names.
 
-    Where heads have different numbers of classes, rows of the smaller ones end in -inf.
+    Where heads have different numbers of classes, the rows of smaller heads end in -inf.
     """
     for layer, tasks in heads.items():
         owner: Any = module.get_submodule(layer)
@@ -80,7 +80,7 @@ def _head_forward(
         plan = plans.current
         if plan is None or plan.heads is None:
             return original(inputs)
-        plan.each(len(inputs), name)
+        plan.per_row(len(inputs), name)
         rows = inputs.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, in)
         out = rows.new_full((*rows.shape[:2], width), -torch.inf)
         for task in np.unique(plan.heads):

@@ -1,6 +1,20 @@
-"""A model whose every sample answers under its own mixture of tasks.
+"""A model whose every row is answered under its own mixture of tasks.
 
-Source: methods, §3; Qi et al. 2025 (arXiv 2412.00054), Auto-SwitchedLayer.
+How a batch is answered:
+
+1. Each row's weights come from the caller, or from a router (zoo_router.py asks a zoo's query index).
+2. batch_plan.py lists the rows of each task and the distinct mixtures, and padding.py the tokens to skip.
+3. cost_model.py estimates the engines' times and picks one, unless the caller named it:
+   - fused_engine.py runs the base once; every layer (fused_layers.py) adds products with the tasks' delta
+     matrices (delta_products.py). It suits many mixtures of few rows.
+   - A task with many tokens is computed by its merged weights θ + τ instead (merged_weights.py holds
+     them, merged_linear.py multiplies by them). The engine "merged" does so for all tasks.
+   - grouped_engine.py runs a module with rewritten weights for each mixture. It suits few recurring ones.
+4. heads.py ends each row with the head of its task.
+
+A delta matrix is decoded once (task_deltas.py), in the form that multiplies fastest (delta_matrix.py).
+
+Source: docs/methods.md §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +28,22 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
-from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
+from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
 from flexswitch.merging.switching.csr import Ids
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import read_heads
 from flexswitch.merging.switching.merged_weights import MergedWeights
-from flexswitch.merging.switching.padding import marks_of
+from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
-from flexswitch.merging.switching.zoo_router import Lazy, Routing, ZooRouter
+from flexswitch.merging.switching.tensor_names import tensor_names
+from flexswitch.merging.switching.zoo_router import LazyRouter, Routing, ZooRouter
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (sample, task)
+Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (row, task)
 Engine = Literal["auto", "fused", "merged", "grouped"]
 
 ENGINES = ("auto", "fused", "merged", "grouped")
@@ -36,31 +51,30 @@ _CACHE_BYTES = 4 << 30
 
 
 class _Loaded(NamedTuple):
-    """A zoo as it was read: replaced as a whole, so that a batch never sees half of another."""
+    """A zoo as it was read; it is replaced as a whole, so that no batch sees parts of two."""
 
     zoo: Mapping[str, Artifact | TaskVector]
     tasks: list[str]
-    units: TaskDeltas
+    deltas: TaskDeltas
     fused: FusedEngine
     merged: MergedWeights
     grouped: GroupedEngine
-    chooser: CostModel
+    cost_model: CostModel
     has_heads: bool
     router: Router | None
 
 
 class SwitchedModel(nn.Module):
-    """Wraps a module that holds the base's weights; the module itself is left as it is.
+    """Wraps a module that holds the base's weights, without changing it. For inference only; thread-safe.
 
     Row i of the output equals the forward pass of θ + λ Σ_k w_k(x_i) τ̂_k on row i alone, within the
-    dtype's tolerance, whatever else is in the batch. Where tasks keep heads of their own that the module has
-    a layer for, row i is answered under the head of the caller's task, or of its largest weight; rows of a
-    head with fewer classes than another's end in -inf. Of padding, where a batch has an "attention_mask"
-    (row, token), nothing is promised: the fused engine leaves it out, on the CPU between layers too, where
-    there is much of it. That engine takes every layer's first dimension to be over the rows of the batch, or
-    over their tokens row by row; two rows of the first batch tell whether it is, and a module that puts
-    tokens first is left to the grouped engine, or refused. For inference: no gradients pass. It may be called
-    from several threads. Move the module to its device and dtype before it is wrapped.
+    dtype's tolerance, whatever else is in the batch. Where the tasks have heads for a layer of the
+    module, row i is answered with the head of the caller's task, or of its largest weight; rows of a head
+    with fewer classes than another's end in -inf. The output for padding, by a batch's "attention_mask"
+    (row, token), is undefined: the fused engine skips much of it. That engine requires every layer's
+    first dimension to be over the rows of the batch, or over their tokens row by row. The first batch
+    shows whether this holds; otherwise "auto" uses the grouped engine, and "fused" is refused. Move the
+    module to its device and dtype before wrapping it.
     """
 
     def __init__(
@@ -78,16 +92,16 @@ class SwitchedModel(nn.Module):
         rename: Callable[[str], str] = str,
         strict: bool = True,
     ) -> None:
-        """router: gives a batch its weights, (row, task); without one a zoo's query index does, by `routing`.
+        """Reads the tasks' names and heads; their deltas are decoded when they are first needed.
 
-        engine: "fused" adds the tasks' parts in every layer; "merged" multiplies there by matrices θ + τ, of
-        as many tasks as fit; "grouped" answers rows of equal weights together by modules that hold them;
-        "auto" takes the cheapest one by `costs`, None for those of the kind of processor at hand.
-        cache_bytes: of the tasks' decoded parts, again of such matrices (on the CPU alone), and again of the
-        grouped engine's modules. rename: the module's name for a tensor of a fine-tuned checkpoint, but for a
-        prefix; strict: whether it must have all that the tasks change.
+        router: returns the weights of a batch, (row, task); None for the zoo's query index, which is asked
+        with the options `routing`. engine: "auto" for the cheapest one by `costs`, or its name (the module's
+        docstring describes them). cache_bytes: for the tasks' delta matrices, for merged weights (on the CPU
+        only), and for the grouped engine's modules, each. costs: None for those of this kind of processor.
+        rename: returns the module's name for a tensor of a fine-tuned checkpoint, up to a prefix. strict:
+        whether the module must have all tensors that the tasks change.
 
-        Raises: InputError where the module lacks what the tasks change, or a head does not fit.
+        Raises: InputError where the module lacks a changed tensor, or a head does not fit.
         """
         super().__init__()
         if engine not in ENGINES:
@@ -100,14 +114,14 @@ class SwitchedModel(nn.Module):
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the weights' columns."""
+        """The tasks, in the order of the weights' columns."""
         return list(self._loaded.tasks)
 
     def refresh(self) -> None:
-        """Reads the zoo's directory again, and takes over tasks that were added, changed or removed.
+        """Reads the zoo's directory again, with the tasks that were added, changed or removed.
 
-        Batches that are being answered meanwhile see the zoo as it was. Raises: InputError where the tasks
-        did not come from a directory, ArtifactError.
+        Batches in progress are answered with the zoo as it was. Raises: InputError where the model was made
+        without a directory, ArtifactError.
         """
         zoo = self._loaded.zoo
         if not isinstance(zoo, Zoo):
@@ -115,7 +129,7 @@ class SwitchedModel(nn.Module):
         self._loaded = self._load(open_zoo(zoo.path))
 
     def route(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
-        """Returns the weights that a batch gets of itself, (sample, task); texts: see `forward`.
+        """Returns the router's weights for a batch, (row, task); texts: as for `forward`.
 
         Raises: InputError.
         """
@@ -130,27 +144,27 @@ class SwitchedModel(nn.Module):
         heads: Any = None,
         texts: Sequence[str] | None = None,
     ) -> Any:
-        """Returns the module's output; `weights` (sample, task) overrides the router's.
+        """Returns the module's output; `weights` (row, task) replaces the router's.
 
-        batch: a tensor, or a dict of tensors that become keyword arguments; the first dimension is over
-        samples, in the output too. heads: a task's name for each sample. texts: what the samples were made
-        of, for a zoo that was indexed with features of their shape. Raises: InputError without weights and
-        router, or on weights of another shape.
+        batch: a tensor, or a dict of tensors, the keyword arguments of the module; the first dimension is
+        over rows, in the output too. heads: a task's name for each row. texts: the text of each row, for a
+        zoo indexed with features of the texts' shape. Raises: InputError without weights and router, or on
+        weights of another shape.
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads, texts)
         choice = self._choice(loaded, batch, plan)
         if not choice.fused:
             return loaded.grouped.answer(batch, plan)
-        plan.merge(loaded.merged.of(choice.merged))
+        plan.use_merged(loaded.merged.get(choice.merged))
         return loaded.fused.answer(batch, plan)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def warm_up(self, batch: Any) -> None:
-        """Answers a batch by all tasks and every engine, so that nothing is decoded or compiled later on."""
+        """Answers a batch under all tasks by every engine, so that all decoding and compiling is done."""
         loaded = self._loaded
-        shares = torch.full((_row_count(batch), len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
+        shares = torch.full((row_count(batch), len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
         plan = self._plan(loaded, batch, shares, None)
         for engine in (loaded.fused, loaded.grouped) if self._engine == "auto" else ():
             engine.answer(batch, plan)
@@ -165,10 +179,10 @@ class SwitchedModel(nn.Module):
         texts: Sequence[str] | None = None,
         **options: Any,
     ) -> Any:
-        """Returns what the module's `generate` does; a sequence keeps the weights of its prompt throughout.
+        """Returns the result of the module's `generate`; each sequence keeps its prompt's weights.
 
-        batch: prompts, as `generate` takes them by name; texts: see `forward`; options: its other arguments.
-        Always fused.
+        batch: the prompts, as keyword arguments of `generate`; texts: as for `forward`; options: the other
+        arguments. The fused engine answers, whichever was chosen.
         """
         loaded = self._loaded
         return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None, texts), **options)
@@ -178,25 +192,24 @@ class SwitchedModel(nn.Module):
         vectors: list[TaskVector] = [
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
-        names = _names(self.module, vectors, self._rename, self._strict)
+        names = tensor_names(self.module, vectors, self._rename, self._strict)
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
         fused = FusedEngine(self.module, names, heads)
         state = self.module.state_dict()
-        sizes = {unit: float(state[inside].float().square().mean().sqrt()) for unit, inside in names.items()}
-        units = TaskDeltas(vectors, sizes, fused.turned, self._cache_bytes, _device_of(self.module))
-        grouped = GroupedEngine(self.module, names, heads, units, self._cache_bytes)
-        merged = MergedWeights(
-            fused.products,
-            units,
-            self._cache_bytes if _device_of(self.module).type == "cpu" else 0,
-            self._costs.turn,
-        )
-        chooser = CostModel(fused.products, grouped.most, merged.most, self._costs)
+        base_rms = {
+            name: float(state[inside].float().square().mean().sqrt()) for name, inside in names.items()
+        }
+        device = _device_of(self.module)
+        deltas = TaskDeltas(vectors, base_rms, fused.transposed, self._cache_bytes, device)
+        grouped = GroupedEngine(self.module, names, heads, deltas, self._cache_bytes)
+        merged_bytes = self._cache_bytes if device.type == "cpu" else 0
+        merged = MergedWeights(fused.matrices, deltas, merged_bytes, self._costs.new_mixture)
+        cost_model = CostModel(fused.matrices, grouped.capacity, merged.capacity, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
-            average = _Average(tasks, units, fused)
-            router = Lazy(lambda: ZooRouter(self.module, zoo, self._routing, average))
-        return _Loaded(zoo, tasks, units, fused, merged, grouped, chooser, bool(heads), router)
+            average = _AveragedModule(tasks, deltas, fused)
+            router = LazyRouter(lambda: ZooRouter(self.module, zoo, self._routing, average))
+        return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads), router)
 
     def _plan(
         self,
@@ -207,97 +220,66 @@ class SwitchedModel(nn.Module):
         texts: Sequence[str] | None = None,
     ) -> BatchPlan:
         weights = _route(loaded, batch, texts) if weights is None else weights
-        count = _row_count(batch)
+        count = row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
-                f"the weights have the shape {list(weights.shape)}, expected (sample, task) = "
+                f"the weights have the shape {list(weights.shape)}, expected (row, task) = "
                 f"{[count, len(loaded.tasks)]}"
             )
         shares = weights.detach().to("cpu", torch.float32).numpy()
-        numbers = None
+        head_of_row = None
         if loaded.has_heads:
-            numbers = shares.argmax(1) if heads is None else _numbers(heads, loaded.tasks, count)
+            head_of_row = shares.argmax(1) if heads is None else _task_numbers(heads, loaded.tasks, count)
         elif heads is not None:
-            raise InputError("heads were named, but the module has no layer for heads of the tasks' own")
-        return batch_plan(
-            np.float32(self._lambda) * shares, loaded.units, numbers, marks_of(batch, self.module)
-        )
+            raise InputError("heads= names tasks, but the module has no layer that the tasks have heads for")
+        factors = np.float32(self._lambda) * shares
+        return batch_plan(factors, loaded.deltas, head_of_row, token_mask(batch, self.module))
 
     def _choice(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> Choice:
         if not plan.count or self._engine == "fused":
             return Choice(True, {})
         if self._engine == "merged":
             return Choice(True, {task.number: float("inf") for task in plan.tasks})
-        if self._engine == "grouped" or loaded.fused.misfit(batch) is not None:
+        if self._engine == "grouped" or loaded.fused.layer_not_batch_first(batch) is not None:
             return Choice(False, {})
-        first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
-        return loaded.chooser.choose(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+        first = first_tensor(batch)
+        return loaded.cost_model.choose(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
 
 
 def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:
     if loaded.router is None:
         raise InputError(
-            "nothing chooses the tasks: give weights=, or wrap the module with a zoo that `flexswitch index` "
-            "has indexed, or with a router"
+            "there are no weights: give weights= or a router, or wrap the module with a zoo that has an "
+            "index (`flexswitch index`)"
         )
     return loaded.router(batch) if texts is None else loaded.router(batch, texts)
 
 
 @dataclass(frozen=True, eq=False)
-class _Average:
-    """What a call gives on the module under the average of some tasks."""
+class _AveragedModule:
+    """Calls the module under the average of some tasks."""
 
     tasks: list[str]
-    units: TaskDeltas
+    deltas: TaskDeltas
     fused: FusedEngine
 
     def __call__(self, batch: Any, names: list[str], call: Callable[[nn.Module], Tensor]) -> Tensor:
-        count = _row_count(batch)
+        count = row_count(batch)
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
-        return self.fused.follow(
-            batch, batch_plan(shares, self.units, None, marks_of(batch, self.fused.module)), call
-        )
+        mask = token_mask(batch, self.fused.module)
+        return self.fused.call(batch, batch_plan(shares, self.deltas, None, mask), call)
 
 
 def _device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
 
 
-def _row_count(batch: Any) -> int:
-    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
-
-
-def _numbers(heads: Any, tasks: list[str], count: int) -> Ids:
-    """Returns the tasks' numbers. Raises: InputError on an unknown one, or where it is not one a sample."""
+def _task_numbers(heads: Any, tasks: list[str], count: int) -> Ids:
+    """Returns each row's task number. Raises: InputError on an unknown task or a wrong count."""
     for task in heads:
         if task not in tasks:
             raise InputError(f"heads: {unknown_name('task', task, tasks)}")
     if len(heads) != count:
-        raise InputError(f"heads names {len(heads)} tasks, expected {count}, one a sample")
+        raise InputError(f"heads names {len(heads)} tasks, expected {count}, one for each row")
     return np.array([tasks.index(task) for task in heads], np.int64)
-
-
-def _names(
-    module: nn.Module, vectors: list[TaskVector], rename: Callable[[str], str], strict: bool
-) -> dict[str, str]:
-    """Returns the module's name of each unit. Raises: InputError where it has none of that shape."""
-    shapes = {name: info.shape for vector in vectors for name, info in sorted(vector.tensors.items())}
-    own = module.state_dict()
-    names: dict[str, str] = {}
-    for vector in vectors:
-        named = {name: rename(vector.model.finetuned_name(name)) for name in vector.tensors}
-        inside = names_inside(module, list(named.values()))
-        names |= {name: inside[other] for name, other in named.items() if other in inside}
-    for name, shape in shapes.items():
-        if name not in names and not strict:
-            continue
-        if name not in names:
-            raise InputError(f"the module has no parameter '{name}', which the zoo's tasks change")
-        found = list(own[names[name]].shape)
-        if found != list(shape):
-            raise InputError(
-                f"the module's parameter '{names[name]}' has the shape {found}, the zoo's tasks change one "
-                f"of shape {list(shape)}"
-            )
-    return names

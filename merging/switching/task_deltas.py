@@ -1,4 +1,4 @@
-"""The tasks' units in memory, decoded when they are first needed."""
+"""The tasks' delta matrices in memory, decoded when they are first needed."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
@@ -11,48 +11,49 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class TaskDeltas:
-    """All tasks' units, decoded when they are first needed; the tasks used last stay while they fit.
+    """A cache of decoded tasks; it drops the least recently used ones, and keeps at least one task.
 
-    base_sizes: the root mean square of the base's weights in each unit, of those that are kept; turned: the
-    units whose layers multiply by the transpose; device: of the products. One task is kept whatever its size.
-    May be asked from several threads.
+    base_rms: tensor → the root mean square of the base's weights; other tensors are not decoded; transposed:
+    the tensors whose layers multiply by the transpose; device: where the products run; bit_planes: whether
+    low-bit matrices are kept as bit planes, None for on every device but the CPU. Thread-safe.
     """
 
     def __init__(
         self,
         vectors: Sequence[TaskVector],
-        base_sizes: Mapping[str, float],
-        turned: Set[str],
+        base_rms: Mapping[str, float],
+        transposed: Set[str],
         cache_bytes: int,
         device: torch.device,
+        bit_planes: bool | None = None,
     ) -> None:
-        self._vectors = vectors
-        self._base_sizes, self._turned = base_sizes, turned
+        self._vectors, self._base_rms, self._transposed = vectors, base_rms, transposed
         self._cache_bytes, self._device = cache_bytes, device
+        self._bit_planes = device.type != "cpu" if bit_planes is None else bit_planes
         self._kept: OrderedDict[int, dict[str, DeltaMatrix]] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._lock = Lock()
 
     def __getitem__(self, task: int) -> Mapping[str, DeltaMatrix]:
-        """Returns a task's units by name. Raises: DecodeError."""
+        """Returns a task's delta matrices by tensor name. Raises: DecodeError."""
         with self._lock:
             if task not in self._kept:
-                vector = self._vectors[task]
-                units = {
-                    unit: read_delta_matrix(
-                        vector, unit, unit in self._turned, self._base_sizes[unit], self._device
-                    )
-                    for unit in vector.tensors
-                    if unit in self._base_sizes
-                }
-                self._kept[task] = units
-                self._sizes[task] = sum(each.nbytes for each in units.values())
+                self._kept[task] = self._decoded(self._vectors[task])
+                self._sizes[task] = sum(matrix.nbytes for matrix in self._kept[task].values())
             self._kept.move_to_end(task)
-            while len(self._kept) > 1 and sum(self._sizes.values()) > self._cache_bytes:
+            while len(self._kept) > 1 and self.nbytes > self._cache_bytes:
                 del self._sizes[self._kept.popitem(last=False)[0]]
             return self._kept[task]
 
     @property
     def nbytes(self) -> int:
-        """The memory that the decoded units take."""
+        """The memory that the decoded tasks take."""
         return sum(self._sizes.values())
+
+    def _decoded(self, vector: TaskVector) -> dict[str, DeltaMatrix]:
+        device = self._device if self._bit_planes else None
+        return {
+            name: read_delta_matrix(vector, name, name in self._transposed, self._base_rms[name], device)
+            for name in vector.tensors
+            if name in self._base_rms
+        }

@@ -1,7 +1,7 @@
-"""Tokens without the padding among them, in the place of a whole tensor between the layers of a module.
+"""A tensor that stores only the tokens that are not padding, for use between the layers of a module.
 
-The idea is ModernBERT's unpadding (Warner et al. 2024, arXiv 2412.13663, §2.1.2), without its change of the
-module: operations that treat every token alone are made of fewer tokens, all others see the whole tensor.
+The idea is ModernBERT's unpadding (Warner et al. 2024, arXiv 2412.13663, §2.1.2), without changes to the
+module: operations that treat each token alone run on fewer tokens, all others see the padded tensor.
 """
 
 from collections.abc import MutableMapping
@@ -13,50 +13,50 @@ from torch.nn import functional
 
 from flexswitch.merging.switching.padding import Padding
 
-_LAYERS = {functional.linear, functional.layer_norm, functional.rms_norm}  # beside pointwise operations
-_OF_MEMORY = {
+_TOKEN_LAYERS = {functional.linear, functional.layer_norm, functional.rms_norm}
+_MEMORY_ACCESS = {
     Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.untyped_storage
 }  # fmt: skip
 
 
 class UnpaddedTensor(Tensor):
-    """A tensor (row, token, …) that holds the tokens that are no padding.
+    """A tensor (row, token, …) that stores only the tokens that are not padding.
 
-    Linear layers, norms over the last dimension and pointwise operations give another such tensor. Any other
-    operation, and any that changes this one, is given the whole tensor, its padding zeros, which this one
-    holds from then on.
+    Linear layers, norms over the last dimension and pointwise operations return another such tensor. Any
+    other operation, and any that changes this tensor, gets the padded tensor, with zeros for
+    padding, which is stored from then on.
     """
 
     padding: Padding
     _tokens: Tensor | None  # (real token, …)
-    _whole: Tensor | None  # either of the two is there
+    _padded: Tensor | None  # exactly one of the two is set
 
     def __new__(cls, tokens: Tensor, padding: Padding) -> Self:
-        """tokens: (real token, …), those that `padding.taken` gives."""
-        shape = (*padding.marks.shape, *tokens.shape[1:])
+        """tokens: (real token, …), the result of `padding.unpad`."""
+        shape = (*padding.mask.shape, *tokens.shape[1:])
         made: Self = Tensor._make_wrapper_subclass(cls, shape, dtype=tokens.dtype, device=tokens.device)
-        made.padding, made._tokens, made._whole = padding, tokens, None
+        made.padding, made._tokens, made._padded = padding, tokens, None
         return made
 
-    def whole(self) -> Tensor:
-        """Returns all tokens; what is changed in them is changed here."""
+    def padded(self) -> Tensor:
+        """Returns the padded tensor; changes to it are changes to this one."""
         if self._tokens is not None:
-            self._whole, self._tokens = self.padding.whole(self._tokens), None
-            self.padding.note_whole(self._whole)
-        assert self._whole is not None
-        return self._whole
+            self._padded, self._tokens = self.padding.pad(self._tokens), None
+            self.padding.note_padded(self._padded)
+        assert self._padded is not None
+        return self._padded
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answers a function of torch, before it is made up of operations."""
+        """Handles a torch function before it is split into operations."""
         options = kwargs or {}
         tokens = real_tokens(args[0]) if args else None
-        if func in _LAYERS and tokens is not None:
+        if func in _TOKEN_LAYERS and tokens is not None:
             others = (*args[1:], *options.values())
-            if not any(isinstance(each, UnpaddedTensor) for each in others) and _is_of_tokens(func, args):
+            if not any(isinstance(each, UnpaddedTensor) for each in others) and _is_per_token(func, args):
                 return UnpaddedTensor(func(tokens, *args[1:], **options), args[0].padding)
-        if func in _OF_MEMORY:
-            return func(*whole(args), **options)
+        if func in _MEMORY_ACCESS:
+            return func(*padded(args), **options)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **options)
 
@@ -64,44 +64,44 @@ class UnpaddedTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch takes a class method
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Answers an operation."""
+        """Handles an operation: on the real tokens where it is pointwise, otherwise on padded tensors."""
         options = kwargs or {}
         given = _pointwise_tokens(func, args, options)
         if given is None:
-            return func(*whole(args), **whole(options))
+            return func(*padded(args), **padded(options))
         tokens, padding = given
         return UnpaddedTensor(func(*tokens, **options), padding)
 
 
 def real_tokens(value: Any) -> Tensor | None:
-    """Returns the real tokens of an unpadded tensor, None of anything else."""
+    """Returns the real tokens of an unpadded tensor, or None for anything else."""
     return value._tokens if isinstance(value, UnpaddedTensor) else None
 
 
-def whole(value: Any) -> Any:
-    """Returns a value, or a tuple, list or mapping of values, with whole tensors for unpadded ones."""
+def padded(value: Any) -> Any:
+    """Returns a value, or a tuple, list or mapping of values, with unpadded tensors padded."""
     if isinstance(value, UnpaddedTensor):
-        return value.whole()
+        return value.padded()
     if isinstance(value, MutableMapping):
         for name, part in list(value.items()):
-            if (found := whole(part)) is not part:
+            if (found := padded(part)) is not part:
                 value[name] = found
     elif isinstance(value, tuple | list):
-        parts = [whole(part) for part in value]
+        parts = [padded(part) for part in value]
         if any(part is not found for part, found in zip(value, parts, strict=True)):
             return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
 
 
-def _is_of_tokens(func: Any, args: tuple[Any, ...]) -> bool:
-    """Returns whether a layer works on the last dimension alone, and that is not over tokens."""
+def _is_per_token(func: Any, args: tuple[Any, ...]) -> bool:
+    """Returns whether a layer acts on the last dimension alone, and that is not the token dimension."""
     return args[0].dim() > 2 and (func is functional.linear or (len(args) > 1 and len(args[1]) == 1))
 
 
 def _pointwise_tokens(
     func: Any, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[list[Any], Padding] | None:
-    """Returns an operation's arguments for the real tokens alone, None where it has to have the whole."""
+    """Returns a pointwise operation's arguments for the real tokens, or None where it needs padding."""
     unpadded = [each for each in args if isinstance(each, UnpaddedTensor)]
     if torch.Tag.pointwise not in func.tags or func._schema.is_mutable or not unpadded:
         return None
@@ -110,18 +110,18 @@ def _pointwise_tokens(
     ):
         return None
     first = unpadded[0]
-    found = [_tokens_beside(each, first) if isinstance(each, Tensor) else each for each in args]
+    found = [_aligned_tokens(each, first) if isinstance(each, Tensor) else each for each in args]
     if any(own is None and each is not None for each, own in zip(args, found, strict=True)):
         return None
     return found, first.padding
 
 
-def _tokens_beside(tensor: Tensor, first: UnpaddedTensor) -> Tensor | None:
-    """Returns what of a tensor meets another one's real tokens, None where that has to be whole."""
+def _aligned_tokens(tensor: Tensor, first: UnpaddedTensor) -> Tensor | None:
+    """Returns a tensor's values for the real tokens of another, or None where that has to be padded."""
     if isinstance(tensor, UnpaddedTensor):
         return tensor._tokens if tensor.padding is first.padding and tensor.dim() == first.dim() else None
     if tensor.dim() < first.dim() - 1:
         return tensor
     if tensor.dim() > first.dim():
         return None
-    return first.padding.meeting(tensor if tensor.dim() == first.dim() else tensor[None])
+    return first.padding.aligned(tensor if tensor.dim() == first.dim() else tensor[None])

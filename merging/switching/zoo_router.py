@@ -1,4 +1,4 @@
-"""Chooses a batch's tasks by the query index in a zoo, with features of the wrapped module itself."""
+"""A router that asks a zoo's query index, with features of the wrapped module itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,15 @@ from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
 from flexswitch.merging.routing.text_shape import with_shapes
 
-_NEIGHBOURS = 5  # where the zoo names no adapter that says how many vote
+_NEIGHBOURS = 5  # where the zoo names no adapter, which has a default
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How a zoo's query index is asked. neighbours: K, None for the adapter's own; vote: "uniform" or
-    "kernel"; snap: shares of at most this are dropped, and the others scaled; mix: "share" or "root".
+    """How a zoo's query index is asked.
+
+    neighbours: their number, None for the adapter's default; vote: "uniform" or "kernel"; snap: shares of at
+    most this are dropped and the others rescaled; mix: "share" or "root".
     """
 
     neighbours: int | None = None
@@ -35,24 +37,24 @@ class Routing:
     mix: str = "share"
 
 
-# A module's hidden states of a batch under the average of some tasks, by their names.
+# Calls a module for a batch under the average of the named tasks.
 Averaged = Callable[[Any, list[str], Callable[[nn.Module], Tensor]], Tensor]
 
 
 class ZooRouter:
-    """Gives each row of a batch its weights, (row, task) in the order of the zoo's tasks.
+    """Returns weights (row, task) for a batch, in the order of the zoo's tasks.
 
-    Features of layer N run N layers of the base, once for the whole batch.
+    Features of layer N run the first N layers of the base, once for the whole batch.
     """
 
     def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing, averaged: Averaged) -> None:
-        """Raises: InputError where the zoo has no index of all its tasks, or one of a file's features."""
+        """Raises: InputError where the zoo's index lacks a task, or holds features of a file."""
         query_set = read_query_set(zoo)
         check_covers(query_set, list(zoo), zoo.path)
         self._header: QuerySetHeader = query_set.header
         if self._header.features == FROM_FILE:
             raise InputError(
-                f"{zoo.path}: was indexed with features of a file, which a batch does not bring; "
+                f"{zoo.path}: was indexed with features of a file, which a batch does not have; "
                 "give weights=, or a router when wrapping the module"
             )
         adapter = CLASSES.get(zoo.record.adapter or "")
@@ -64,8 +66,8 @@ class ZooRouter:
     def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
         """Returns weights (row, task) float32 on the CPU.
 
-        texts: what the rows were made of. Raises: InputError where the index takes their shape, and they are
-        not given, or not one a row.
+        texts: the text of each row. Raises: InputError where the index has features of the texts' shape and
+        the texts are missing or too few.
         """
         spec = parse_feature_spec(self._header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
@@ -86,23 +88,23 @@ class ZooRouter:
     def _checked(self, texts: Sequence[str] | None, rows: int) -> Sequence[str]:
         if texts is None:
             raise InputError(
-                f"the zoo was indexed with features '{self._header.features}', which take the shape of the "
-                "texts; give texts=, one a row, or weights="
+                f"the zoo was indexed with features '{self._header.features}', which include the texts' "
+                "shape; give texts=, one for each row, or weights="
             )
         if len(texts) != rows:
-            raise InputError(f"texts= holds {len(texts)} texts, expected {rows}, one a row")
+            raise InputError(f"texts= holds {len(texts)} texts, expected {rows}, one for each row")
         return texts
 
 
-class Lazy:
-    """A router that is made when it is first asked: a caller's own weights take no query index."""
+class LazyRouter:
+    """A router that is made on its first call: weights given by the caller need no query index."""
 
     def __init__(self, make: Callable[[], ZooRouter]) -> None:
         self._make, self._lock = make, Lock()
         self._made: ZooRouter | None = None
 
     def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
-        """Returns weights (row, task). Raises: InputError where the zoo's index can't be used."""
+        """Returns weights (row, task). Raises: InputError where the zoo's index is unusable."""
         with self._lock:
             made = self._made = self._made or self._make()
         return made(batch, texts)
@@ -114,5 +116,5 @@ def _means(module: nn.Module, batch: Mapping[str, Tensor], spec: FeatureSpec) ->
 
 
 def _main_input(module: nn.Module) -> str:
-    """Returns the name of the tensor that a transformers model takes first."""
+    """Returns the name of a transformers model's first input."""
     return str(getattr(module, "main_input_name", "input_ids"))

@@ -1,4 +1,4 @@
-"""Deltas packed in bits, as devices hold them, and the kernel that multiplies by them, in Triton's interpreter."""
+"""Delta matrices as bit planes, and the kernel that multiplies by them, in Triton's interpreter."""
 
 import importlib
 import sys
@@ -12,10 +12,16 @@ from support.tiny_language_models import language_model, save_language_base, sav
 from support.tiny_models import make_artifact
 
 from flexswitch.codecs.sparse import level_values
-from flexswitch.merging.switching import bit_planes, delta_matrix
-from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
+from flexswitch.merging.switching.batch_plan import batch_plan
+from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes, runs_kernel
+from flexswitch.merging.switching.fused_engine import FusedEngine
+from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.switched_model import SwitchedModel
+from flexswitch.merging.switching.task_deltas import TaskDeltas
+from flexswitch.merging.switching.tensor_names import tensor_names
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 
+KERNEL = "flexswitch.merging.switching.bit_planes_kernel"
 SCALE = 0.3
 CPU = torch.device("cpu")
 CASES = st.tuples(
@@ -27,64 +33,64 @@ CASES = st.tuples(
 )
 
 
-def packed(case, turned=False):
-    """Returns a packed unit, and its delta in float32."""
-    bits, has_zero, density, matrix, seed = case
+def packed(case, transposed=False):
+    """Returns bit planes, and its delta in float32."""
+    bits, has_zero, density, shape, seed = case
     generator = np.random.default_rng(seed)
-    places = np.flatnonzero(generator.random(matrix) < density)
-    levels = generator.integers(0, 1 << bits, len(places)).astype(np.uint8)
+    positions = np.flatnonzero(generator.random(shape) < density)
+    levels = generator.integers(0, 1 << bits, len(positions)).astype(np.uint8)
     zero = int(generator.integers(0, 1 << bits)) if has_zero else None
-    dense = np.zeros(matrix, np.float32)
-    dense.reshape(-1)[places] = level_values(levels, bits, SCALE, zero)
-    found = pack_bit_planes(places, levels, matrix, bits, SCALE, zero, turned, CPU)
-    return found, dense.T if turned else dense
+    dense = np.zeros(shape, np.float32)
+    dense.reshape(-1)[positions] = level_values(levels, bits, SCALE, zero)
+    found = pack_bit_planes(positions, levels, shape, bits, SCALE, zero, transposed, CPU)
+    return found, dense.T if transposed else dense
 
 
 def product_case(delta, tokens, dtype, seed=5):
-    """Returns inputs, places, factors, shift, a total, and what it becomes, in float64."""
+    """Returns inputs, positions, factors, bias, a total, and what it becomes, in float64."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(tokens, delta.shape[1], generator=generator).to(dtype)
-    places = torch.randperm(tokens, generator=generator)[: max(1, tokens // 2)].sort().values
-    factors, shift = (
-        torch.randn(len(places), generator=generator),
+    positions = torch.randperm(tokens, generator=generator)[: max(1, tokens // 2)].sort().values
+    factors, bias = (
+        torch.randn(len(positions), generator=generator),
         torch.randn(len(delta), generator=generator),
     )
     total = torch.randn(tokens, len(delta), generator=generator)
     expected = total.double()
-    matrix = torch.from_numpy(np.ascontiguousarray(delta)).double()
-    expected[places] += factors[:, None].double() * (inputs[places].double() @ matrix.T + shift.double())
-    return inputs, places, factors, shift, total, expected
+    weight = torch.from_numpy(np.ascontiguousarray(delta)).double()
+    expected[positions] += factors[:, None].double() * (inputs[positions].double() @ weight.T + bias.double())
+    return inputs, positions, factors, bias, total, expected
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=CASES, turned=st.booleans())
-def test_a_packed_delta_is_given_back_to_the_last_bit(case, turned):
-    unit, dense = packed(case, turned)
-    assert unit.shape == dense.shape
-    assert np.array_equal(unit.dense().numpy(), dense)
+@given(case=CASES, transposed=st.booleans())
+def test_a_packed_delta_is_given_back_to_the_last_bit(case, transposed):
+    matrix, dense = packed(case, transposed)
+    assert matrix.shape == dense.shape
+    assert np.array_equal(matrix.dense().numpy(), dense)
     ids = torch.tensor([len(dense) - 1, 0, 0])
-    assert np.array_equal(unit.rows(ids).numpy(), dense[ids.numpy()])
+    assert np.array_equal(matrix.rows(ids).numpy(), dense[ids.numpy()])
     weights = np.ones_like(dense)
-    unit.add_to(weights, 2.0)
+    matrix.add_to(weights, 2.0)
     assert np.array_equal(weights, 1 + 2 * dense)
 
 
-def test_it_takes_a_bit_an_entry_and_one_for_each_bit_of_a_level():
-    unit, _ = packed((1, False, 0.3, (64, 320), 0))
-    assert unit.planes.nbytes == 2 * 64 * 320 / 8
-    unit, _ = packed((4, False, 0.3, (64, 320), 0))
-    assert unit.planes.nbytes == 5 * 64 * 320 / 8
+def test_an_entry_takes_one_bit_and_one_for_each_bit_of_its_level():
+    matrix, _ = packed((1, False, 0.3, (64, 320), 0))
+    assert matrix.planes.nbytes == 2 * 64 * 320 / 8
+    matrix, _ = packed((4, False, 0.3, (64, 320), 0))
+    assert matrix.planes.nbytes == 5 * 64 * 320 / 8
 
 
 @settings(deadline=None, max_examples=40)
 @given(case=CASES, tokens=st.integers(1, 40), wide=st.booleans())
 def test_products_by_decoded_values_are_those_of_float64(case, tokens, wide):
-    unit, dense = packed(case)
+    matrix, dense = packed(case)
     dtype = torch.float64 if wide else torch.float32
-    inputs, places, factors, shift, total, expected = product_case(dense, tokens, dtype)
+    inputs, positions, factors, bias, total, expected = product_case(dense, tokens, dtype)
     if wide:
         total = total.double()
-    unit.add_product(inputs, places, factors.to(total), shift.to(total), total)
+    matrix.add_product(inputs, positions, factors.to(total), bias.to(total), total)
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=1e-3)
 
 
@@ -92,22 +98,23 @@ def test_products_by_decoded_values_are_those_of_float64(case, tokens, wide):
 def kernel():
     """The kernel's module, run by Triton's interpreter on the CPU."""
     pytest.importorskip("triton")
-    name = "flexswitch.merging.switching.bit_planes_kernel"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        sys.modules.pop(name, None)
-        yield importlib.import_module(name)
-    sys.modules.pop(name, None)
+        sys.modules.pop(KERNEL, None)
+        yield importlib.import_module(KERNEL)
+    sys.modules.pop(KERNEL, None)
 
 
 @settings(deadline=None, max_examples=40)
 @given(case=CASES, tokens=st.integers(1, 70))
 def test_the_kernels_products_are_those_of_float64_and_touch_only_their_tokens(kernel, case, tokens):
-    unit, dense = packed(case)
-    inputs, places, factors, shift, total, expected = product_case(dense, tokens, torch.float32)
-    others = np.setdiff1d(np.arange(tokens), places.numpy())
+    matrix, dense = packed(case)
+    inputs, positions, factors, bias, total, expected = product_case(dense, tokens, torch.float32)
+    others = np.setdiff1d(np.arange(tokens), positions.numpy())
     before = total[others].clone()
-    kernel.add_bit_plane_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
+    kernel.add_bit_plane_product(
+        matrix.planes, matrix.scale, matrix.offset, inputs, positions, factors, bias, total
+    )
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=1e-3)
     assert torch.equal(total[others], before)
 
@@ -115,19 +122,21 @@ def test_the_kernels_products_are_those_of_float64_and_touch_only_their_tokens(k
 @pytest.mark.parametrize("has_zero", [False, True])
 def test_the_kernel_multiplies_narrow_inputs_by_whole_numbers_that_they_hold(kernel, has_zero):
     """The interpreter multiplies no bfloat16, which holds whole numbers to 256, and even ones to 512."""
-    unit, dense = packed((8, has_zero, 0.5, (70, 100), 3))
-    inputs, places, factors, shift, total, expected = product_case(dense, 50, torch.float16)
-    kernel.add_bit_plane_product(unit.planes, unit.step, unit.low, inputs, places, factors, shift, total)
+    matrix, dense = packed((8, has_zero, 0.5, (70, 100), 3))
+    inputs, positions, factors, bias, total, expected = product_case(dense, 50, torch.float16)
+    kernel.add_bit_plane_product(
+        matrix.planes, matrix.scale, matrix.offset, inputs, positions, factors, bias, total
+    )
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=2e-3)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("by_kernel", [False, True])
-def test_a_model_of_packed_units_answers_as_one_of_the_cpus_forms(
-    kernel, monkeypatch, tmp_path, turned, by_kernel
+def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(
+    kernel, monkeypatch, tmp_path, transposed, by_kernel
 ):
-    """The way that a model on a device goes, on the CPU; `turned`: GPT-2, whose layers multiply by (in, out)."""
-    kind = "gpt2" if turned else "llama"
+    """The way that a model on a device goes, on the CPU; `transposed`: GPT-2, whose layers multiply by (in, out)."""
+    kind = "gpt2" if transposed else "llama"
     base = save_language_base(tmp_path / "base", kind)
     model = language_model(kind).from_pretrained(base).eval()
     zoo = {}
@@ -138,24 +147,32 @@ def test_a_model_of_packed_units_answers_as_one_of_the_cpus_forms(
     weights = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.4], [0, 0], [0.3, 0.7], [1, 0]])
     expected = SwitchedModel(model, zoo)(batch, weights=weights).logits
     assert (expected - model(**batch).logits).abs().max() > 0.01
-    seen = []
-    monkeypatch.setattr(delta_matrix, "_is_packed", lambda device: True)
-    if by_kernel:
-        monkeypatch.setattr(bit_planes, "_runs_kernel", lambda *tensors: seen.append(tensors) or True)
-    for engine in ("fused", "grouped"):
-        found = SwitchedModel(model, zoo, engine=engine)(batch, weights=weights).logits
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert bool(seen) == by_kernel
+    vectors = [ArtifactVector(artifact) for artifact in zoo.values()]
+    names = tensor_names(model, vectors, str, strict=True)
+    fused = FusedEngine(model, names, {})
+    rms = dict.fromkeys(names, 1.0)
+    deltas = TaskDeltas(vectors, rms, fused.transposed, 1 << 30, CPU, bit_planes=True)
+    plan = batch_plan(weights.numpy(), deltas, None, None)
+    monkeypatch.delitem(sys.modules, KERNEL)
+    if not by_kernel:
+        monkeypatch.delenv("TRITON_INTERPRET")
+    with torch.no_grad():
+        for engine in (fused, GroupedEngine(model, names, {}, deltas, 1 << 30)):
+            found = engine.answer(batch, plan).logits
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (KERNEL in sys.modules) == by_kernel
 
 
-def test_on_cuda_the_kernel_runs_where_triton_is_and_holds_the_types():
+def test_on_cuda_the_kernel_runs_where_triton_is_installed_and_supports_the_dtypes(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
     class Cuda:
         device, dtype = torch.device("cuda"), torch.bfloat16
 
     class Wide(Cuda):
         dtype = torch.float32
 
-    assert bit_planes._runs_kernel(Cuda, Wide) == (importlib.util.find_spec("triton") is not None)
-    assert not bit_planes._runs_kernel(Cuda, Cuda)  # sums are float32
-    assert not bit_planes._runs_kernel(torch.zeros(1), torch.zeros(1))
+    assert runs_kernel(Cuda, Wide) == (importlib.util.find_spec("triton") is not None)
+    assert not runs_kernel(Cuda, Cuda)  # sums are float32
+    assert not runs_kernel(torch.zeros(1), torch.zeros(1))
     assert isinstance(packed((1, False, 0.1, (3, 4), 0))[0], BitPlaneMatrix)

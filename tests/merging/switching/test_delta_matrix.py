@@ -1,4 +1,4 @@
-"""The forms of a unit in memory against the dense delta in float64, whatever its bits, density and layer."""
+"""Every form of a delta matrix against the dense delta in float64, for all bits, densities and layers."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sparse_tensors import header, write_artifact
 
-from flexswitch.codecs import threads
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseTensor, level_values
-from flexswitch.merging.switching import int8
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import TransposedMatrix, cpu_matrix
@@ -23,7 +21,7 @@ SCALE = 0.03
 
 
 def artifact_of(folder, shape, bits, density, seed, zero=None):
-    """Returns a task vector of one unit "w", and its delta in float64."""
+    """Returns a task vector of one tensor "w", and its delta in float64."""
     generator = np.random.default_rng(seed)
     entries = int(np.prod(shape))
     marked = generator.random(entries) < density
@@ -63,128 +61,126 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("forms")
 
 
-def made(folder, case, turned=False, base_size=0.0):
+def made(folder, case, transposed=False, base_rms=0.0):
     bits, density, shape, seed = case
     (folder / f"{seed}.fsw").unlink(missing_ok=True)
     vector, dense = artifact_of(folder, shape, bits, density, seed)
-    return cpu_matrix(vector, "w", turned, base_size), dense
+    return cpu_matrix(vector, "w", transposed, base_rms), dense
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=KINDS, turned=st.booleans())
-def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, turned):
-    unit, dense = made(folder, case, turned)
-    assert unit.shape == dense.shape
-    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32))
+@given(case=KINDS, transposed=st.booleans())
+def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, transposed):
+    matrix, dense = made(folder, case, transposed)
+    assert matrix.shape == dense.shape
+    assert np.array_equal(matrix.dense().numpy(), dense.astype(np.float32))
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=KINDS, turned=st.booleans(), factor=st.sampled_from([1.0, 0.3, -2.0]))
-def test_adding_and_taking_back_changes_weights_as_the_delta_does(folder, case, turned, factor):
-    unit, dense = made(folder, case, turned)
+@given(case=KINDS, transposed=st.booleans(), factor=st.sampled_from([1.0, 0.3, -2.0]))
+def test_adding_and_restoring_changes_weights_as_the_delta_does(folder, case, transposed, factor):
+    matrix, dense = made(folder, case, transposed)
     base = np.random.default_rng(1).normal(size=dense.shape).astype(np.float32)
     weights = base.copy()
-    unit.add_to(weights, factor)
+    matrix.add_to(weights, factor)
     np.testing.assert_allclose(
         weights, base + np.float32(factor) * dense.astype(np.float32), rtol=1e-6, atol=1e-7
     )
-    if isinstance(unit, CsrMatrix):
-        unit.take_back(weights, base)
+    if isinstance(matrix, CsrMatrix):
+        matrix.restore(weights, base)
         assert np.array_equal(weights, base)
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=KINDS, turned=st.booleans(), tokens=st.integers(1, 140), data=st.data())
-def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case, turned, tokens, data):
-    unit, dense = made(folder, case, turned)
-    matrix = dense.T if turned else dense  # (out, in)
+@given(case=KINDS, transposed=st.booleans(), tokens=st.integers(1, 140), data=st.data())
+def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case, transposed, tokens, data):
+    matrix, dense = made(folder, case, transposed)
+    weight = dense.T if transposed else dense  # (out, in)
     generator = np.random.default_rng(2)
-    inputs = (generator.normal(size=(tokens, matrix.shape[1])) * generator.choice([1e-3, 1, 40])).astype(
+    inputs = (generator.normal(size=(tokens, weight.shape[1])) * generator.choice([1e-3, 1, 40])).astype(
         np.float32
     )
-    places = np.array(sorted(data.draw(st.sets(st.integers(0, tokens - 1), min_size=1))), np.int64)
-    factors = generator.normal(size=len(places)).astype(np.float32)
-    shift = generator.normal(size=len(matrix)).astype(np.float32)
-    before = generator.normal(size=(tokens, len(matrix))).astype(np.float32)
+    positions = np.array(sorted(data.draw(st.sets(st.integers(0, tokens - 1), min_size=1))), np.int64)
+    factors = generator.normal(size=len(positions)).astype(np.float32)
+    bias = generator.normal(size=len(weight)).astype(np.float32)
+    before = generator.normal(size=(tokens, len(weight))).astype(np.float32)
     out = before.copy()
-    form = unit.inner if turned else unit
-    form.add_product(Activations(inputs), places, factors, shift, out)
+    form = matrix.inner if transposed else matrix
+    form.add_product(Activations(inputs), positions, factors, bias, out)
     expected = before.astype(np.float64)
-    expected[places] += factors[:, None] * (inputs[places].astype(np.float64) @ matrix.T + shift)
-    size = np.abs(inputs[places]).max() * np.abs(matrix).sum(1).max(initial=0) + 4
+    expected[positions] += factors[:, None] * (inputs[positions].astype(np.float64) @ weight.T + bias)
+    size = np.abs(inputs[positions]).max() * np.abs(weight).sum(1).max(initial=0) + 4
     np.testing.assert_allclose(out, expected, rtol=0, atol=3e-6 * size)
-    others = np.setdiff1d(np.arange(tokens), places)
+    others = np.setdiff1d(np.arange(tokens), positions)
     assert np.array_equal(out[others], before[others])
 
 
 @settings(deadline=None, max_examples=60)
 @given(case=KINDS, tokens=st.integers(1, 40))
 def test_looked_up_rows_are_added_where_they_belong(folder, case, tokens):
-    unit, dense = made(folder, case)
+    matrix, dense = made(folder, case)
     generator = np.random.default_rng(3)
     ids = generator.integers(0, len(dense), tokens)
-    places = np.flatnonzero(generator.random(tokens) < 0.7)
-    factors = generator.normal(size=len(places)).astype(np.float32)
+    positions = np.flatnonzero(generator.random(tokens) < 0.7)
+    factors = generator.normal(size=len(positions)).astype(np.float32)
     out = np.ones((tokens, dense.shape[1]), np.float32)
-    unit.add_rows(ids, places, factors, out)
+    matrix.add_rows(ids, positions, factors, out)
     expected = np.ones((tokens, dense.shape[1]))
-    expected[places] += factors[:, None] * dense[ids[places]]
+    expected[positions] += factors[:, None] * dense[ids[positions]]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("bits", "density"), [(1, 0.03), (16, 0.03), (1, 0.6), (4, 0.6)])
-def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(
-    folder, bits, density, monkeypatch
-):
-    unit, _ = made(folder, (bits, density, (30, 50), 77))
-    inputs = np.random.default_rng(4).normal(size=(300, 50)).astype(np.float32)
+def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(folder, bits, density):
+    rows, columns, tokens = 900, 700, 1200  # enough for three threads
+    matrix, _ = made(folder, (bits, density, (rows, columns), 77))
+    inputs = np.random.default_rng(4).normal(size=(tokens, columns)).astype(np.float32)
 
-    def product(rows):
-        out = np.zeros((len(rows), 30), np.float32)
-        ones, shift = np.ones(len(rows), np.float32), np.zeros(30, np.float32)
-        unit.add_product(Activations(inputs[rows]), np.arange(len(rows)), ones, shift, out)
+    def product(chosen):
+        out = np.zeros((len(chosen), rows), np.float32)
+        ones, bias = np.ones(len(chosen), np.float32), np.zeros(rows, np.float32)
+        matrix.add_product(Activations(inputs[chosen]), np.arange(len(chosen)), ones, bias, out)
         return out
 
-    whole = product(np.arange(300))
-    for rows in ([0], [299, 3], list(range(100, 180))):
-        assert np.array_equal(product(np.array(rows)), whole[rows])
-    monkeypatch.setattr(threads, "PART_ENTRIES", 1)
+    whole = product(np.arange(tokens))
+    for chosen in ([0], [299, 3], list(range(100, 180))):
+        assert np.array_equal(product(np.array(chosen)), whole[chosen])
     threads_before = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert np.array_equal(product(np.arange(300)), whole)
+            assert np.array_equal(product(np.arange(tokens)), whole)
     finally:
         torch.set_num_threads(threads_before)
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32), most=st.integers(1, 3000))
-def test_several_tasks_codes_are_added_as_one_after_the_other(seed, most):
+def test_several_int8_tasks_are_added_as_one_after_the_other(seed, most):
     generator = np.random.default_rng(seed)
     columns, rows, tokens = (int(generator.integers(2, high)) for high in (40, 30, 60))
     inputs = Activations(generator.normal(size=(tokens, columns)).astype(np.float32))
     parts = []
     for number in range(int(generator.integers(1, 6))):
         codes = generator.integers(-3, 4, (rows, columns)).astype(np.int8)
-        unit = Int8Matrix(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
-        places = np.flatnonzero(generator.random(tokens) < (0.5 if number else 0))  # the first has no tokens
-        factors, shift = (generator.normal(size=size).astype(np.float32) for size in (len(places), rows))
-        parts.append(Int8Term(unit, places, factors, shift))
+        matrix = Int8Matrix(codes, np.zeros(256, np.float32), float(generator.uniform(0.1, 2)), digits=2)
+        positions = np.flatnonzero(
+            generator.random(tokens) < (0.5 if number else 0)
+        )  # the first has no tokens
+        factors, bias = (generator.normal(size=size).astype(np.float32) for size in (len(positions), rows))
+        parts.append(Int8Term(matrix, positions, factors, bias))
     together, apart = (np.ones((tokens, rows), np.float32) for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8, "_MOST_SUMS", most)
-        add_products(parts, inputs, together)
+    add_products(parts, inputs, together, max_sums=most)
     for part in parts:
-        part.unit.add_product(inputs, part.places, part.factors, part.shift, apart)
+        part.matrix.add_product(inputs, part.positions, part.factors, part.bias, apart)
     assert np.array_equal(together, apart)
 
 
 def test_a_zero_point_shifts_the_codes(folder):
     vector, dense = artifact_of(folder, (12, 30), 3, 0.9, 123, zero=2)
-    unit = cpu_matrix(vector, "w")
-    assert isinstance(unit, Int8Matrix)
-    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32))
+    matrix = cpu_matrix(vector, "w")
+    assert isinstance(matrix, Int8Matrix)
+    assert np.array_equal(matrix.dense().numpy(), dense.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -192,24 +188,24 @@ def test_a_zero_point_shifts_the_codes(folder):
     [(1, 0.03, CsrMatrix), (1, 0.2, Int8Matrix), (7, 0.2, Int8Matrix), (8, 0.2, CsrMatrix), (8, 0.5, Float32Matrix),
      (16, 0.05, CsrMatrix), (32, 0.5, Float32Matrix)],
 )  # fmt: skip
-def test_density_and_bits_decide_on_the_form(folder, bits, density, kind):
-    unit, _ = made(folder, (bits, density, (40, 50), 5))
-    assert type(unit) is kind
-    turned, _ = made(folder, (bits, density, (40, 50), 5), turned=True)
-    assert type(turned) is TransposedMatrix
-    assert turned.nbytes == unit.nbytes or kind is CsrMatrix
+def test_density_and_bits_decide_the_form(folder, bits, density, kind):
+    matrix, _ = made(folder, (bits, density, (40, 50), 5))
+    assert type(matrix) is kind
+    transposed, _ = made(folder, (bits, density, (40, 50), 5), transposed=True)
+    assert type(transposed) is TransposedMatrix
+    assert transposed.nbytes == matrix.nbytes or kind is CsrMatrix
 
 
-def test_a_vector_is_kept_as_values(folder):
+def test_a_vector_is_kept_as_float32(folder):
     vector, dense = artifact_of(folder, (50,), 1, 0.3, 9)
-    unit = cpu_matrix(vector, "w")
-    assert isinstance(unit, Float32Matrix)
-    assert np.array_equal(unit.dense().numpy(), dense.astype(np.float32)[None])
+    matrix = cpu_matrix(vector, "w")
+    assert isinstance(matrix, Float32Matrix)
+    assert np.array_equal(matrix.dense().numpy(), dense.astype(np.float32)[None])
 
 
-def test_a_delta_far_smaller_than_the_base_takes_a_byte_less_of_its_inputs(folder):
-    small, _ = made(folder, (1, 0.5, (40, 50), 5), base_size=1.0)
-    large, _ = made(folder, (1, 0.5, (40, 50), 5), base_size=SCALE)
+def test_a_delta_far_smaller_than_the_base_uses_one_byte_less_of_its_inputs(folder):
+    small, _ = made(folder, (1, 0.5, (40, 50), 5), base_rms=1.0)
+    large, _ = made(folder, (1, 0.5, (40, 50), 5), base_rms=SCALE)
     assert (small.digits, large.digits) == (2, 3)
 
 
@@ -217,7 +213,7 @@ def test_a_token_of_zeros_stays_zero_in_bytes():
     values = np.zeros((2, 5), np.float32)
     values[1, 2] = -3
     for count in (2, 3):
-        digits, units = Activations(values).digits(count)
+        digits, scales = Activations(values).digits(count)
         assert not digits[:, 0].any()
-        assert units[0] == 0
-        assert np.float64(units[1]) * (digits[0, 1, 2] * 256.0 ** (count - 1)) == pytest.approx(-3, rel=1e-6)
+        assert scales[0] == 0
+        assert np.float64(scales[1]) * (digits[0, 1, 2] * 256.0 ** (count - 1)) == pytest.approx(-3, rel=1e-6)

@@ -10,7 +10,7 @@ from support.tiny_models import changed_state
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.switching.batch_first import layer_of_other_order, unlike_rows
+from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.unpadded_tensor import real_tokens
 
@@ -33,7 +33,7 @@ def weights_of(rows=ROWS):
 
 
 def mixed_answer(module, base, states, row, call):
-    """Returns what a call gives on the module that holds one row's mixed weights."""
+    """Returns the result of a call of the module with one row's mixed weights."""
     own = {
         name: tensor
         + sum(share * (state[name] - tensor) for share, state in zip(row.tolist(), states, strict=True))
@@ -131,23 +131,22 @@ MODULES = {
 
 @pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_each_row_passes_a_layer_of_its_own(kind, engine):
+def test_each_row_passes_a_layer_with_its_own_weights(kind, engine):
     torch.manual_seed(1)
     make, inputs = MODULES[kind]
     assert_rows(make(), inputs, engine)
 
 
-def test_rows_that_a_layer_does_not_see_first_are_refused_with_the_way_out():
+def test_a_layer_that_is_not_given_rows_first_is_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)
     assert message(InputError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
-        "the module '1' is not given the rows of a batch first, so they can't be told apart there: use "
-        "engine='grouped'"
+        "the module '1' is not given the rows of a batch first: use engine='grouped'"
     )
-    same = torch.randn(1, 3, 4).expand(2, 3, 4)  # of equal rows nothing is told, and they are counted alone
+    same = torch.randn(1, 3, 4).expand(2, 3, 4)  # equal rows show no order: only their count is checked
     assert message(InputError, lambda: switched(module)[0](same, weights=weights_of(2))) == (
-        "the module '1' is given a first dimension of 3, which is no multiple of the batch's 2 rows; rows can't "
-        "be told apart there: use engine='grouped'"
+        "the module '1' is given a first dimension of 3, expected a multiple of the batch's 2 rows: use "
+        "engine='grouped'"
     )
 
 
@@ -163,14 +162,14 @@ def test_a_module_that_puts_tokens_first_is_found_where_the_counts_fit_and_auto_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rows_first_are_known_whatever_the_numbers_are(dtype):
+def test_rows_first_are_recognised_whatever_the_numbers_are(dtype):
     module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)).to(dtype)
     rows = 1e3 * torch.randn(ROWS, 2, 4, dtype=dtype)
     rows[1] = torch.nan
-    assert layer_of_other_order(module, ["0", "1", "2"], rows, (0, 1)) is None
-    assert layer_of_other_order(module, ["0", "1", "2"], rows, (0, 2)) is None
-    assert unlike_rows(rows[2:3].expand(ROWS, 2, 4)) is None
-    assert unlike_rows({"rows": torch.tensor([4, 4, 5])}) == (0, 2)
+    assert layer_not_batch_first(module, ["0", "1", "2"], rows, (0, 1)) is None
+    assert layer_not_batch_first(module, ["0", "1", "2"], rows, (0, 2)) is None
+    assert distinct_rows(rows[2:3].expand(ROWS, 2, 4)) is None
+    assert distinct_rows({"rows": torch.tensor([4, 4, 5])}) == (0, 2)
 
 
 class OrderedTokens(nn.Module):
@@ -239,7 +238,7 @@ class Pictured(Masked):
 
 
 @pytest.mark.parametrize("kind", ["decoder", "picture"])
-def test_a_mask_that_may_not_be_of_all_tokens_leaves_nothing_out(kind):
+def test_a_mask_that_may_not_cover_all_tokens_removes_nothing(kind):
     torch.manual_seed(3)
     model, _, _ = switched(Pictured(is_encoder_decoder=kind == "decoder"))
     mask = torch.ones(ROWS, 8, dtype=torch.long)
@@ -253,7 +252,7 @@ def test_a_mask_that_may_not_be_of_all_tokens_leaves_nothing_out(kind):
 
 
 @pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
-def test_a_batch_of_padding_alone_is_answered_somehow(engine):
+def test_a_batch_of_padding_alone_has_finite_answers(engine):
     model, _, _ = switched(Masked(), engine)
     tokens = torch.zeros(ROWS, 8, dtype=torch.long)
     found = model({"tokens": tokens, "attention_mask": torch.zeros_like(tokens)}, weights=weights_of())
@@ -284,7 +283,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("engine", ["fused", "merged"])
 @pytest.mark.parametrize(("padding", "computed"), [(0, 40), (5, 40), (6, 34)])
-def test_much_padding_is_left_out_between_layers_too(padding, computed, engine):
+def test_much_padding_is_skipped_between_layers_too(padding, computed, engine):
     module = Masked()
     module.product = nn.Sequential(nn.Linear(4, 3), Counting(), nn.Linear(3, 2))
     model, _, _ = switched(module, engine)
@@ -319,7 +318,7 @@ def test_padded_tokens_that_are_changed_through_a_view_are_read_again(engine):
         torch.testing.assert_close(found[row, :3], expected[0, :3], rtol=1e-4, atol=1e-5)
 
 
-def test_it_runs_under_inference_mode_and_passes_no_gradients():
+def test_it_runs_in_inference_mode_and_has_no_gradients():
     model, _, _ = switched(nn.Linear(4, 3))
     rows = torch.randn(ROWS, 4)
     plain = model(rows, weights=weights_of())

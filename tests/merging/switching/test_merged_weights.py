@@ -1,4 +1,4 @@
-"""Matrices of the base with a task's part in them: which are kept, and what layers make of them."""
+"""Merged weights: which tasks have them, and what layers compute by them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch import nn
 
 from flexswitch.merging.switching.batch_plan import batch_plan
 from flexswitch.merging.switching.cost_model import CostModel, Costs
-from flexswitch.merging.switching.merged_linear import MergedLayer, merged_product
+from flexswitch.merging.switching.merged_linear import MergedLayer, merged_output
 from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.task_deltas import TaskDeltas
@@ -25,9 +25,9 @@ def tasks_of(base, count):
     return [memory_pair(base, changed_state(base, number, 0.5)) for number in range(count)]
 
 
-def units_of(vectors, turned=frozenset()):
+def deltas_of(vectors, transposed=frozenset()):
     sizes = dict.fromkeys(vectors[0].tensors, 1.0)
-    return TaskDeltas(vectors, sizes, turned, 1 << 20, torch.device("cpu"))
+    return TaskDeltas(vectors, sizes, transposed, 1 << 20, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
     vectors = tasks_of(base, 1)
     own = base["weight"].to(dtype)
     given = own.t().contiguous().t() if turned else own  # of any strides
-    units = units_of(vectors, {"weight"} if turned else set())
-    matrix = MergedWeights({"weight": given}, units, 1 << 20, 0.0).of({0: 1.0})[0]["weight"]
+    deltas = deltas_of(vectors, {"weight"} if turned else set())
+    matrix = MergedWeights({"weight": given}, deltas, 1 << 20, 0.0).get({0: 1.0})[0]["weight"]
     exact = own.double() + delta_tensor(vectors[0], "weight").double()
     assert matrix.dtype == dtype
     if dtype == torch.bfloat16:
@@ -52,41 +52,41 @@ def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
     assert torch.equal(own, base["weight"].to(dtype))
 
 
-def test_a_task_is_kept_once_batches_would_have_gained_its_cost_and_as_many_as_fit(base):
-    store = MergedWeights(base, units_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, turn=10.0)
-    assert store.most == 2
-    assert set(store.of({0: 6.0, 1: 11.0})) == {1}
-    assert set(store.of({0: 6.0})) == {0}  # 12 of 10, and 1 was asked for longer ago
-    assert set(store.of({2: 6.0})) == set()
-    assert set(store.of({2: 6.0})) == {2}  # in place of 1
-    assert set(store.of({0: 1.0, 1: 9.0, 2: 1.0})) == {0, 2}  # what 1 had gained before is used up
+def test_a_task_is_merged_once_batches_would_have_saved_its_cost_and_as_many_are_kept_as_fit(base):
+    store = MergedWeights(base, deltas_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, cost=10.0)
+    assert store.capacity == 2
+    assert set(store.get({0: 6.0, 1: 11.0})) == {1}
+    assert set(store.get({0: 6.0})) == {0}  # 12 of 10, and 1 was asked for longer ago
+    assert set(store.get({2: 6.0})) == set()
+    assert set(store.get({2: 6.0})) == {2}  # in place of 1
+    assert set(store.get({0: 1.0, 1: 9.0, 2: 1.0})) == {0, 2}  # what 1 had gained before is used up
 
 
-def test_a_task_of_the_same_batch_is_not_driven_out(base):
-    store = MergedWeights(base, units_of(tasks_of(base, 2)), ENTRIES * 4, turn=1.0)
-    assert set(store.of({0: 5.0, 1: 5.0})) == {0}
-    assert set(store.of({0: 5.0, 1: 5.0})) == {0}
-    assert set(store.of({1: 5.0})) == {1}
+def test_a_task_of_the_same_batch_is_not_dropped(base):
+    store = MergedWeights(base, deltas_of(tasks_of(base, 2)), ENTRIES * 4, cost=1.0)
+    assert set(store.get({0: 5.0, 1: 5.0})) == {0}
+    assert set(store.get({0: 5.0, 1: 5.0})) == {0}
+    assert set(store.get({1: 5.0})) == {1}
 
 
 def test_nothing_is_kept_where_there_is_no_room(base):
-    assert MergedWeights(base, units_of(tasks_of(base, 1)), 1, turn=0.0).of({0: float("inf")}) == {}
+    assert MergedWeights(base, deltas_of(tasks_of(base, 1)), 1, cost=0.0).get({0: float("inf")}) == {}
 
 
 def plan_of(weights, vectors, marks=None):
-    return batch_plan(np.array(weights, np.float32), units_of(vectors), None, marks)
+    return batch_plan(np.array(weights, np.float32), deltas_of(vectors), None, marks)
 
 
 def test_rows_of_one_task_take_no_product_with_the_base(base):
     vectors = tasks_of(base, 2)
     plan = plan_of([[1, 0], [0, 1], [0.4, 0.6]], vectors)
-    plan.merge(MergedWeights(base, plan_units(plan), 1 << 20, 0.0).of({0: 1.0, 1: 1.0}))
+    plan.use_merged(MergedWeights(base, plan_deltas(plan), 1 << 20, 0.0).get({0: 1.0, 1: 1.0}))
 
     def original(tokens):
         raise AssertionError("the base's product")
 
     tokens = torch.randn(3, SHAPE[1])
-    found = merged_product(
+    found = merged_output(
         plan, list(plan.tasks), MergedLayer("weight", None, original, None, False), tokens, 1
     )
     deltas = [delta_tensor(vector, "weight").double() for vector in vectors]
@@ -97,13 +97,15 @@ def test_rows_of_one_task_take_no_product_with_the_base(base):
         torch.testing.assert_close(found[row].double(), mixed @ tokens[row].double(), rtol=1e-5, atol=1e-5)
 
 
-def plan_units(plan):
-    """Returns a plan's tasks' units, by number."""
-    return {task.number: task.units for task in plan.tasks}
+def plan_deltas(plan):
+    """Returns the deltas of a plan's tasks, by number."""
+    return {task.number: task.deltas for task in plan.tasks}
 
 
-def chooser_of(base, **costs):
-    return CostModel(base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "group_calls": 1e12, **costs}))
+def cost_model_of(base, **costs):
+    return CostModel(
+        base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "mixture_calls": 1e12, **costs})
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,24 +117,28 @@ def chooser_of(base, **costs):
         ([[0.3, 0], [0, 0.3]], {}),  # the base's product is needed all the same
     ],
 )
-def test_what_is_gained_is_told_for_each_weight(base, weights, gained):
+def test_savings_are_estimated_for_each_weight(base, weights, gained):
     plan = plan_of(weights, tasks_of(base, 2))
-    found = chooser_of(base, kept=0.5, value=0.5, merged=1.0, task=2.0, matrices=6.0).choose(plan, LENGTH)
+    found = cost_model_of(
+        base, csr_entry=0.5, float32_entry=0.5, merged_entry=1.0, task=2.0, merged_task=6.0
+    ).choose(plan, LENGTH)
     assert found.fused
     assert found.merged == pytest.approx(gained)
 
 
-def test_small_parts_of_a_batch_are_not_worth_a_matrix(base):
+def test_small_shares_of_a_batch_are_not_merged(base):
     plan = plan_of([[1, 0], [0, 1]], tasks_of(base, 2))
-    assert chooser_of(base, value=0.5, matrices=20.0).choose(plan, LENGTH).merged == {}
+    assert cost_model_of(base, float32_entry=0.5, merged_task=20.0).choose(plan, LENGTH).merged == {}
 
 
-def test_auto_merges_what_pays_and_answers_as_the_other_engines():
+def test_auto_merges_tasks_that_pay_and_answers_as_the_other_engines():
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(value=2.0, kept=2.0, matrices=0.0, turn=1.0, task_calls=0.0, group_calls=1e12)
+    costs = Costs(
+        float32_entry=2.0, csr_entry=2.0, merged_task=0.0, new_mixture=1.0, task_calls=0.0, mixture_calls=1e12
+    )
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])

@@ -91,12 +91,12 @@ def test_heads_are_refused_where_they_are_unknown_too_few_or_not_there(toy):
         InputError, lambda: model(BATCH, weights=weights, heads=["bird"] * 6)
     )
     assert message(InputError, lambda: model(BATCH, weights=weights, heads=["birds"])) == (
-        "heads names 1 tasks, expected 6, one a sample"
+        "heads names 1 tasks, expected 6, one for each row"
     )
     headless = SwitchedModel(base_classifier(toy), zoo, heads=False)
     assert headless(BATCH, weights=weights).logits.shape == (6, 2)
     assert message(InputError, lambda: headless(BATCH, weights=weights, heads=["birds"] * 6)) == (
-        "heads were named, but the module has no layer for heads of the tasks' own"
+        "heads= names tasks, but the module has no layer that the tasks have heads for"
     )
 
 
@@ -227,21 +227,19 @@ def test_an_unknown_engine_is_named():
     )
 
 
-def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_at_once(toy):
+def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_by_one_pass(toy):
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo))
-    units, fused = model._loaded.units, model._loaded.fused
-    costs = Costs(turn=150.0, group=20.0, task_calls=0.0, group_calls=0.0)
-    chooser = CostModel(fused.products, 8, 0, costs)
+    deltas, fused = model._loaded.deltas, model._loaded.fused
+    costs = Costs(new_mixture=150.0, mixture=20.0, task_calls=0.0, mixture_calls=0.0)
+    cost_model = CostModel(fused.matrices, 8, 0, costs)
 
-    def prefers_fused(weights, marks=None):
-        return chooser.choose(batch_plan(weights.numpy(), units, None, marks), tokens=30).fused
+    def prefers_fused(weights, mask=None):
+        return cost_model.choose(batch_plan(weights.numpy(), deltas, None, mask), tokens=30).fused
 
     one_each = torch.eye(3)[torch.arange(30) % 3]
     assert prefers_fused(one_each)  # their weights would have to be made first
     assert not prefers_fused(one_each)
-    assert prefers_fused(
-        one_each, marks=np.arange(30)[None] < np.ones((30, 1))
-    )  # of padding nothing is computed
+    assert prefers_fused(one_each, mask=np.arange(30)[None] < np.ones((30, 1)))  # padding is not computed
     assert prefers_fused(torch.rand(6, 3, generator=torch.Generator().manual_seed(0)))
 
 
@@ -277,31 +275,31 @@ def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_state
     assert len(asked.unique(dim=0)) > 1
 
 
-def test_an_index_of_texts_shapes_is_asked_with_the_texts(toy, tmp_path):
+def test_an_index_of_the_texts_shapes_needs_the_texts(toy, tmp_path):
     zoo = indexed(toy, tmp_path, "shape+input")
     model = SwitchedModel(base_classifier(toy), zoo)
-    assert "give texts=, one a row, or weights=" in message(InputError, lambda: model(BATCH))
+    assert "give texts=, one for each row, or weights=" in message(InputError, lambda: model(BATCH))
     wrong = message(InputError, lambda: model.route(BATCH, texts=["one"]))
-    assert wrong == "texts= holds 1 texts, expected 6, one a row"
+    assert wrong == "texts= holds 1 texts, expected 6, one for each row"
     shouted = model.route(BATCH, texts=["LOUD, 12 !"] * 6)
     assert not torch.equal(shouted, model.route(BATCH, texts=["quiet"] * 6))
     assert model(BATCH, weights=torch.eye(3)[[0] * 6]).logits.shape[0] == 6
 
 
-def test_a_router_of_the_callers_own_gets_the_texts_where_they_are_given(toy):
-    heard = []
+def test_the_callers_router_gets_the_texts_where_they_are_given(toy):
+    received = []
 
     def router(batch, *texts):
-        heard.append(texts)
+        received.append(texts)
         return torch.eye(3)[[0] * 6]
 
     model = SwitchedModel(base_classifier(toy), open_zoo(toy.zoo), router)
     model(BATCH)
     model(BATCH, texts=["a"] * 6)
-    assert heard == [(), (["a"] * 6,)]
+    assert received == [(), (["a"] * 6,)]
 
 
-def test_an_index_that_lacks_a_task_is_refused_only_where_it_is_asked(toy, tmp_path):
+def test_an_index_that_lacks_a_task_is_refused_only_when_it_is_used(toy, tmp_path):
     zoo = indexed(toy, tmp_path, "input")
     artifact = make_artifact(toy.base, toy.finetuned["birds"], tmp_path / "more.fsw")
     change_zoo(zoo.path, [artifact.path], [], Form(), None, False, lambda task: None)
@@ -310,7 +308,7 @@ def test_an_index_that_lacks_a_task_is_refused_only_where_it_is_asked(toy, tmp_p
     assert "has no exemplars of the task 'more'" in message(InputError, lambda: model(BATCH))
 
 
-def test_an_index_of_a_files_features_can_not_be_asked_for_a_batch(toy, tmp_path):
+def test_an_index_of_a_files_features_is_refused_for_a_batch(toy, tmp_path):
     path = tmp_path / "features.safetensors"
     files = {task: task_file(toy.data, task, "train") for task in TASKS}
     counts = {task: len(read_examples(file, labelled=False)) for task, file in files.items()}

@@ -197,7 +197,7 @@ def test_without_router_and_weights_nothing_is_answered():
     net = make_net(0)
     model = SwitchedModel(net, make_tasks(net, 2)[1])
     assert message(InputError, lambda: model(tokens_for(0, 2))) == (
-        "nothing chooses the tasks: give weights=, or wrap the module with a zoo that `flexswitch index` has indexed, or with a router"
+        "there are no weights: give weights= or a router, or wrap the module with a zoo that has an index (`flexswitch index`)"
     )
 
 
@@ -205,7 +205,7 @@ def test_without_router_and_weights_nothing_is_answered():
 def test_weights_of_another_shape_are_refused(shape):
     net = make_net(0)
     model = SwitchedModel(net, make_tasks(net, 2)[1])
-    expected = f"the weights have the shape {shape}, expected (sample, task) = [2, 2]"
+    expected = f"the weights have the shape {shape}, expected (row, task) = [2, 2]"
     tokens = tokens_for(0, 2)
     assert message(InputError, lambda: model(tokens, weights=torch.zeros(shape))) == expected
     assert message(InputError, lambda: model({"tokens": tokens}, weights=torch.zeros(shape))) == expected
@@ -317,8 +317,8 @@ def test_a_tiny_cache_gives_the_same_answers(engine):
     tight = SwitchedModel(net, vectors, engine=engine, cache_bytes=1)
     assert torch.equal(tight(tokens, weights=weights), expected)
     assert torch.equal(tight(tokens, weights=weights), expected)
-    assert len(tight._loaded.units._kept) == 1
-    assert len(tight._loaded.grouped._holders) == (engine == "grouped")
+    assert len(tight._loaded.deltas._kept) == 1
+    assert len(tight._loaded.grouped._held) == (engine == "grouped")
     assert_row_contract(net, states, expected, weights, tokens=tokens)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that hold the real tokens alone: what operations make of them, and when they become whole."""
+"""Tensors that store the real tokens alone: what operations return for them, and when they are padded."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexswitch.merging.switching.padding import Padding
-from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, real_tokens, whole
+from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
 
 MARKS = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], bool)
 ROWS, LENGTH = MARKS.shape
@@ -53,8 +53,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize("turned", [False, True], ids=["before", "behind"])
-def test_a_pointwise_operation_with_a_tensor_of_any_shape_is_of_the_real_tokens(padding, other, turned):
+@pytest.mark.parametrize("turned", [False, True], ids=["before", "after"])
+def test_a_pointwise_operation_with_a_tensor_of_any_shape_runs_on_the_real_tokens(padding, other, turned):
     tensor, unpadded = pair(padding)
     found = other - unpadded if turned else unpadded - other
     expected = other - tensor if turned else tensor - other
@@ -82,7 +82,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("call", [*POINTWISE.values(), *LAYERS.values()], ids=[*POINTWISE, *LAYERS])
-def test_what_treats_tokens_alone_is_of_the_real_tokens(padding, call):
+def test_an_operation_on_each_token_runs_on_the_real_tokens(padding, call):
     tensor, unpadded = pair(padding)
     with torch.no_grad():
         found, expected = call(unpadded), call(tensor)
@@ -93,7 +93,7 @@ def test_what_treats_tokens_alone_is_of_the_real_tokens(padding, call):
 
 WHOLE = {
     "view": lambda x: x.view(ROWS, LENGTH * WIDTH),
-    "turned": lambda x: x.transpose(1, 2),
+    "transposed": lambda x: x.transpose(1, 2),
     "sum over tokens": lambda x: x.sum(1),
     "token": lambda x: x[:, 0],
     "rows": lambda x: x[torch.tensor([1, 0])],
@@ -112,28 +112,28 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("call", WHOLE.values(), ids=WHOLE)
-def test_anything_else_sees_the_whole_with_zeros_for_padding(padding, call):
+def test_any_other_operation_gets_the_padded_tensor_with_zeros(padding, call):
     tensor, unpadded = pair(padding)
     found = call(unpadded)
     assert type(found) is Tensor
     assert torch.equal(found, call(tensor))
-    assert torch.equal(unpadded.whole(), tensor)
+    assert torch.equal(unpadded.padded(), tensor)
 
 
-def test_its_memory_is_that_of_the_whole(padding):
+def test_its_memory_is_that_of_the_padded_tensor(padding):
     _, unpadded = pair(padding)
-    assert unpadded.data_ptr() == unpadded.whole().data_ptr() != 0
+    assert unpadded.data_ptr() == unpadded.padded().data_ptr() != 0
     assert unpadded.untyped_storage().data_ptr() == unpadded.data_ptr()
 
 
-def test_a_product_over_the_tokens_sees_the_whole(padding):
+def test_a_product_over_the_tokens_gets_the_padded_tensor(padding):
     numbers = torch.arange(1.0, 1 + ROWS * LENGTH).view(ROWS, LENGTH) * torch.from_numpy(MARKS)
     weight = random(2, LENGTH)
     found = functional.linear(UnpaddedTensor(real(numbers), padding), weight)
     assert torch.equal(found, functional.linear(numbers, weight))
 
 
-def test_an_operation_that_adds_rows_sees_the_whole():
+def test_an_operation_that_adds_rows_gets_the_padded_tensor():
     padding = Padding(MARKS[:1])
     tensor = torch.ones(1, LENGTH, WIDTH) * torch.from_numpy(MARKS[:1])[:, :, None]
     unpadded = UnpaddedTensor(torch.ones(2, WIDTH), padding)
@@ -146,8 +146,8 @@ def test_what_is_changed_in_place_is_the_same_tensor(padding):
     other, before = random(ROWS, LENGTH, WIDTH), unpadded
     unpadded += other
     functional.relu_(unpadded)
-    assert torch.equal(before.whole(), functional.relu(tensor + other))
-    assert torch.equal(unpadded, before.whole())
+    assert torch.equal(before.padded(), functional.relu(tensor + other))
+    assert torch.equal(unpadded, before.padded())
 
 
 def test_an_ordinary_tensor_is_changed_in_place_by_an_unpadded_one(padding):
@@ -163,16 +163,16 @@ def test_a_change_through_a_view_is_seen(padding):
     tensor, unpadded = pair(padding)
     unpadded[:, 1] = 7.0
     tensor[:, 1] = 7.0
-    assert torch.equal(whole(unpadded + 1.0), tensor + 1.0)
+    assert torch.equal(padded(unpadded + 1.0), tensor + 1.0)
 
 
-def test_tensors_of_other_paddings_meet_whole(padding):
+def test_tensors_of_different_paddings_are_padded(padding):
     tensor, unpadded = pair(padding)
     other, also = pair(Padding(MARKS.copy()), seed=1)
     assert torch.equal(unpadded + also, tensor + other)
 
 
-def test_a_list_of_tensors_is_answered_whole(padding):
+def test_a_list_of_tensors_is_padded(padding):
     tensor, unpadded = pair(padding)
     (found,) = torch._foreach_add([unpadded], 1.0)
     assert torch.equal(found, tensor + 1.0)
@@ -183,14 +183,14 @@ class Output(NamedTuple):
     more: list[Tensor]
 
 
-def test_outputs_of_any_form_are_made_whole(padding):
+def test_outputs_of_any_form_are_padded(padding):
     tensor, unpadded = pair(padding)
     untouched = (torch.ones(1), None, "text")
-    assert whole(untouched) is untouched
-    found = whole(Output(unpadded, [unpadded, unpadded * 2.0]))
+    assert padded(untouched) is untouched
+    found = padded(Output(unpadded, [unpadded, unpadded * 2.0]))
     assert type(found) is Output
     assert [type(each) for each in (found.hidden, *found.more)] == [Tensor] * 3
     assert torch.equal(found.more[1], tensor * 2)
     mapping = {"hidden": pair(padding)[1], "text": "text"}
-    assert whole(mapping) is mapping
+    assert padded(mapping) is mapping
     assert torch.equal(mapping["hidden"], tensor)
