@@ -92,23 +92,21 @@ class LearningOptions:
 def read_settings(method: str, texts: list[str], target_size: str | None) -> dict[str, Any]:
     """Returns a method's settings, the target size among them. Raises: UsageError."""
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.compression.registry import get_method, methods_with
-    from flexswitch.merging.flex_switch.size_target import target_bytes
-    from flexswitch.merging.methods.settings import parse_settings
+    from flexswitch.merging.methods.registry import get_method
+    from flexswitch.merging.methods.settings import check_settings, compressions_with, parse_settings
 
-    settings = parse_settings(method, get_method(method), texts)
+    chosen = get_method(method, "compression")
+    settings: dict[str, Any] = dict(parse_settings(texts))
     if target_size is not None:
-        if "target_size" not in settings:
+        if method not in compressions_with("target_size"):
             raise UsageError(
                 f"--target-size: {method} meets no size; those that do: "
-                f"{', '.join(methods_with('target_size'))}"
+                f"{', '.join(compressions_with('target_size'))}"
             )
-        if settings["target_size"] is not None:
+        if "target_size" in settings:
             raise UsageError("give one of --target-size and --set target_size")
         settings["target_size"] = target_size
-    if settings.get("target_size") is not None:
-        target_bytes(settings["target_size"], 1)  # only to hear early of a wrong one
-    return settings
+    return check_settings(chosen, settings).model_dump(by_alias=True)
 
 
 def check_learning(options: LearningOptions, method: str, settings: dict[str, Any], has_base: bool) -> bool:
@@ -117,14 +115,15 @@ def check_learning(options: LearningOptions, method: str, settings: dict[str, An
     Raises: UsageError where it does and lacks what that takes, or does not and options would do nothing.
     """
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.merging.compression.registry import learns, methods_with
+    from flexswitch.merging.methods.registry import get_method, method_names
 
-    if not learns(settings):
+    needs = get_method(method, "compression").needs
+    if "exemplars" not in needs or settings["objective"] == "none":
         if given := options.given():
             way = f"{method} with objective=none" if "objective" in settings else method
             raise UsageError(
                 f"{', '.join(given)}: {way} does not learn from examples; those that do: "
-                f"{', '.join(methods_with('objective'))}"
+                f"{', '.join(method_names('compression', 'exemplars'))}"
             )
         return False
     if options.exemplars is None:

@@ -44,9 +44,9 @@ def merge(
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.merging.checkpoints.opening import open_checkpoint
-    from flexswitch.merging.methods.settings import parse_settings, setting_texts
+    from flexswitch.merging.methods.registry import Method, get_method
+    from flexswitch.merging.methods.settings import check_settings, parse_settings, recorded
     from flexswitch.merging.static.merge import merged_tensors
-    from flexswitch.merging.static.registry import get_merge
     from flexswitch.merging.task_vectors.model_directory import parse_size, write_model_directory
     from flexswitch.merging.task_vectors.restore import restored_tensors
 
@@ -54,17 +54,19 @@ def merge(
     if (task is None) == (method is None):
         raise UsageError("give one of --task NAME and --method NAME")
     way = method or "restored"
-    settings = parse_settings(way, get_merge(method) if method else _restored, set_ or [])
+    restored = Method("restored", "merge", f"{__name__}:_restored", ("the task vector",), "")
+    chosen = get_method(method, "merge") if method else restored
+    settings = recorded(check_settings(chosen, parse_settings(set_ or [])))
     shard_bytes, torch_dtype = parse_size(max_shard_size), _torch_dtype(dtype)
     check_output(output, overwrite)
     checkpoint = open_checkpoint(base)
     vectors = _open_vectors(sources, checkpoint, task)
     if task is not None:
-        outputs = restored_tensors(checkpoint, vectors[task], settings["lambda_"], torch_dtype)
+        outputs = restored_tensors(checkpoint, vectors[task], settings["lambda"], torch_dtype)
     else:
         outputs = merged_tensors(checkpoint, list(vectors.values()), way, settings, torch_dtype)
     changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
-    card = _card(checkpoint, list(vectors), way, setting_texts(settings))
+    card = _card(checkpoint, list(vectors), way, [f"{key}={value}" for key, value in settings.items()])
     with console.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as step:
         write_model_directory(output, outputs, checkpoint, changes, card, shard_bytes, overwrite, step)
     stored = sum(file.stat().st_size for file in output.iterdir())

@@ -22,7 +22,6 @@ from flexswitch.codecs.storage import store
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training, TrainingInputs
-from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
@@ -184,7 +183,7 @@ def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
 
 def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
     """Compresses one task."""
-    settings = parse_settings(method, get_method(method), texts)
+    settings = parse_settings(texts)
     training = Training(
         TrainingInputs(shop.base, shop.data), on_note=lambda note: print(task, note, flush=True)
     )

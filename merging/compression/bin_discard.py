@@ -4,31 +4,35 @@ Source: Qi et al. 2025 (arXiv 2412.00054), the paper's controls; methods, §2 an
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.compression.delta import Compressed, Delta
-from flexswitch.merging.compression.magnitude import check_drop
 from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import binarised, t_switch
 
 
 def bin_discard(
-    delta: Delta, *, by: Literal["magnitude", "random"] = "magnitude", drop: float = 0.6, seed: int = 0
+    delta: Delta,
+    *,
+    by: Annotated[
+        Literal["magnitude", "random"],
+        Field(description="keep the entries that p-discard keeps (the largest), or those that dare keeps"),
+    ] = "magnitude",
+    drop: Annotated[float, Field(ge=0, lt=1, description="share of the entries to drop")] = 0.6,
+    seed: Annotated[int, Field(description="seed of the random mask")] = 0,
 ) -> Compressed:
     """Returns the signs of what a control keeps, under the switch knob ‖kept‖₂ / √(number kept).
 
-    by: `magnitude` keeps what P-Discard does, and so is T-Switch by its other name; `random` keeps what
-    DARE does with this drop rate and seed. The knob is that of T-Switch in both: of the values as they are,
-    not divided by 1 − drop, so that a random mask gives 1 − drop of the expected value.
-    Raises: UsageError on a drop rate outside its range.
+    With `magnitude` it is T-Switch. With `random` the kept values are not divided by 1 − drop first, so the
+    expected value is 1 − drop of the delta's.
     """
     if by == "magnitude":
         return t_switch(delta, drop=drop)
-    check_drop(drop)
     return binarised(delta.shape, _drawn(delta, drop, seed))
 
 

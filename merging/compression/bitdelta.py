@@ -5,21 +5,31 @@ Source: Liu et al. 2024, "BitDelta: Your Fine-Tune May Only Be Worth One Bit" (a
 methods, §6.18.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from flexswitch.codecs.sums import steady_sum
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.p_discard import p_discard
 
 
-def bitdelta(delta: Delta, *, embeddings: Literal["full", "bits"] = "full") -> Compressed:
-    """Returns sign(delta) · mean|delta| of a matrix, zeros as +1, and any other tensor in float32.
+def bitdelta(
+    delta: Delta,
+    *,
+    embeddings: Annotated[
+        Literal["full", "bits"],
+        Field(
+            description="matrices with `embed` in their name: keep them in float32, as the released code "
+            "does, or take their signs"
+        ),
+    ] = "full",
+) -> Compressed:
+    """Returns sign(delta) · mean|delta| of a matrix, zeros as +1.
 
-    embeddings: what becomes of matrices with `embed` in their name: `full`, as in the released code, keeps
-    them in float32, `bits` takes them as any matrix. So do all tensors that have not two dimensions, and
-    a matrix whose mean is zero in float32: whatever is not zero is kept as it is.
+    Tensors that do not have two dimensions, and matrices whose mean is zero in float32, are kept in float32
+    without their zeros.
     """
     is_embedding = "embed" in delta.name.lower()
     entries = int(np.prod(delta.shape, dtype=np.int64))

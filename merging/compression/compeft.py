@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial as bind
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.sums import Doubles, steady_sum
@@ -33,18 +34,20 @@ _HISTOGRAM_BYTES = 1 << 21  # what a tensor that is counted takes: one histogram
 Found = TypeVar("Found")
 
 
-def compeft(vector: TaskVector, job: Job, *, density: float = 0.05, alpha: float = 1.0) -> Plan:
+def compeft(
+    vector: TaskVector,
+    job: Job,
+    *,
+    density: Annotated[float, Field(gt=0, le=1, description="share of all entries to keep")] = 0.05,
+    alpha: Annotated[float, Field(gt=0, description="scale over the task vector's deviation")] = 1.0,
+) -> Plan:
     """Returns the plan that keeps signs under the scale alpha · std(τ), over all tensors as one flat vector.
 
-    density: of its d entries, unchanged ones too, the ⌊density · d⌋ largest in magnitude are kept, and all
-    that equal the least of them; zeros are not; in (0, 1]. alpha: above 0. The deviation is that of all d
-    entries from their mean, the sum of squares divided by d. The task vector is read twice for it.
-    Raises: UsageError on a setting outside its range.
+    Of its d entries, unchanged ones too, the ⌊density · d⌋ largest in magnitude are kept, and all that equal
+    the smallest of them, but no zeros. The deviation is that of all d entries from their mean: the sum of
+    squares is divided by d. The task vector is read twice.
+    Raises: UsageError where the scale is beyond float32.
     """
-    if not 0 < density <= 1:
-        raise UsageError(f"density={density}: expected a share above 0 and of at most 1")
-    if not alpha > 0:
-        raise UsageError(f"alpha={alpha}: expected a number above 0")
     counts, total = np.zeros(1 << 15, np.int64), 0.0
     for magnitudes, part in _each(vector, job, bind(_count, vector)):
         counts, total = counts + magnitudes, total + part

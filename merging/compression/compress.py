@@ -1,6 +1,6 @@
 """Compresses a task vector into an artifact: tensors on several threads, written in order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial as bind
 from pathlib import Path
@@ -14,9 +14,10 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 from flexswitch.merging.compression.delta import Delta
-from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training
-from flexswitch.merging.compression.registry import plan
+from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training, plan
 from flexswitch.merging.compression.resume import SideFile
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
@@ -29,7 +30,7 @@ def compress(
     path: Path,
     name: str,
     method: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     overwrite: bool,
     on_tensor: Callable[[str], None] = lambda unit: None,
     jobs: int = DEFAULT_JOBS,
@@ -45,7 +46,8 @@ def compress(
     are not made again. The bytes depend on none of the three. training: what a learned method takes.
     Raises: InputError, UsageError.
     """
-    job = Job(name, MethodRecord(name=method, settings=_recorded(settings)), jobs, training)
+    made_by = recorded(check_settings(get_method(method, "compression"), settings))
+    job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training)
     chosen = plan(method, vector, job, settings)
 
     def work(unit: str) -> PackedTensor | None:
@@ -73,11 +75,6 @@ def compress(
         writer.finish(job.header(vector, chosen.training))
     if side is not None:
         side.remove()
-
-
-def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings as they are written on the command line; those that are not given are left out."""
-    return {key.rstrip("_"): value for key, value in settings.items() if value is not None}
 
 
 def _packed(

@@ -4,30 +4,32 @@ Source: Yu et al. 2024, "Language Models are Super Mario" (arXiv 2311.03099); me
 """
 
 from fractions import Fraction
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import check_drop
 from flexswitch.merging.compression.random_mask import drawn_blocks
 
-_BFLOAT_BITS, _FLOAT_BITS = 16, 32
+_FLOAT_BITS = 32
 _INFINITY = 0x7F80_0000  # the bit pattern of the float32
 
 
-def dare(delta: Delta, *, drop: float = 0.9, bits: int = 32, seed: int = 0) -> Compressed:
-    """Returns entries kept by chance, each times 1 / (1 − drop), as floating values; zeros are left out.
+def dare(
+    delta: Delta,
+    *,
+    drop: Annotated[float, Field(ge=0, lt=1, description="probability that an entry is dropped")] = 0.9,
+    bits: Annotated[Literal[16, 32], Field(description="bits of a value: bfloat16 or float32")] = 32,
+    seed: Annotated[int, Field(description="seed of the mask, with the task's and tensor's names")] = 0,
+) -> Compressed:
+    """Returns randomly kept entries, each times 1 / (1 − drop), as floating-point values; zeros are left out.
 
-    drop: the chance of each entry, drawn by itself, to be dropped, in [0, 1). bits: 32 for float32 values,
-    or 16 for bfloat16. seed: what is drawn follows from it, the task and the tensor's name.
-    Raises: UsageError on a setting outside its range; InputError where a rescaled value is not finite.
+    Raises: InputError where a rescaled value is not finite.
     """
-    check_drop(drop)
-    if bits not in (_BFLOAT_BITS, _FLOAT_BITS):
-        raise UsageError(f"bits={bits}: expected {_BFLOAT_BITS} or {_FLOAT_BITS}")
     share = float(1 - Fraction(str(drop)))
     masks, levels = [], []
     for block, drawn in drawn_blocks(delta, drop, seed):

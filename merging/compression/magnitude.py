@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
-from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.masks import COUNTS, PLACES, count_bits
 from flexswitch.codecs.sparse import FloatArray
 
@@ -33,12 +32,6 @@ def kept_count(drop: float, count: int) -> int:
     7
     """
     return math.floor((1 - Fraction(str(drop))) * count)
-
-
-def check_drop(drop: float) -> None:
-    """Raises: UsageError where a drop rate lies outside [0, 1)."""
-    if not 0 <= drop < 1:
-        raise UsageError(f"drop={drop}: expected a share of at least 0 and below 1")
 
 
 class Place(NamedTuple):

@@ -3,19 +3,21 @@
 Source: Qi et al. 2025 (arXiv 2412.00054), the paper's control; methods, §2.
 """
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
+from flexswitch.merging.compression.magnitude import kept_blocks
 
 
-def p_discard(delta: Delta, *, drop: float = 0.6) -> Compressed:
-    """Returns the largest entries of both signs as float32.
-
-    drop: the share of each sign's entries that is dropped, in [0, 1).
-    Raises: UsageError on a drop rate outside its range.
-    """
-    check_drop(drop)
+def p_discard(
+    delta: Delta,
+    *,
+    drop: Annotated[float, Field(ge=0, lt=1, description="share of each sign's entries to drop")] = 0.6,
+) -> Compressed:
+    """Returns the largest entries of both signs as float32."""
     masks, patterns = [], []
     for mask, values in kept_blocks(delta.read, drop):
         masks.append(mask)

@@ -1,13 +1,16 @@
-"""What a method that looks at the whole task vector first takes and gives: a job, and the plan for it."""
+"""How a task vector's tensors are compressed: the plan that a method returns, and what it is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial as bind
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.compression.delta import Compressed, Delta
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import check_settings
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -97,3 +100,13 @@ class Plan:
     compress: Callable[[Delta], Compressed]
     effort: str = "fast"
     training: TrainingRecord | None = None
+
+
+def plan(name: str, vector: TaskVector, job: Job, settings: Mapping[str, Any]) -> Plan:
+    """Returns how the method of that name compresses a task vector's tensors. Raises: UsageError."""
+    method = get_method(name, "compression")
+    function, arguments = method.load(), dict(check_settings(method, settings))
+    if "a tensor's delta" in method.needs:
+        return Plan(bind(function, **arguments))
+    made: Plan = function(vector, job, **arguments)
+    return made

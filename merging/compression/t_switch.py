@@ -6,24 +6,27 @@ Source: Qi et al. 2025, "Less is More: Efficient Model Merging with Binary Task 
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import check_drop, kept_blocks
+from flexswitch.merging.compression.magnitude import kept_blocks
 
 
-def t_switch(delta: Delta, *, drop: float = 0.6) -> Compressed:
+def t_switch(
+    delta: Delta,
+    *,
+    drop: Annotated[float, Field(ge=0, lt=1, description="share of each sign's entries to drop")] = 0.6,
+) -> Compressed:
     """Returns the activation switch (mask), the polarity switch (signs) and the switch knob (scale).
 
-    drop: the share α of each sign's entries that is dropped, in [0, 1). The scale is
-    ‖kept‖₂ / √(number kept), so the binarised tensor has the kept values' norm.
-    Raises: UsageError on a drop rate outside its range.
+    The scale is ‖kept‖₂ / √(number kept), so the binarised tensor has the kept values' norm.
     """
-    check_drop(drop)
     return binarised(delta.shape, kept_blocks(delta.read, drop))
 
 

@@ -5,25 +5,25 @@ Source: Kim et al. 2025, "Task Vector Quantization for Memory-Efficient Model Me
 methods, §6.17.
 """
 
-import numpy as np
+from typing import Annotated
 
-from flexswitch.codecs.errors import UsageError
+import numpy as np
+from pydantic import Field
+
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 
-_MOST_BITS = 8
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def tvq(delta: Delta, *, bits: int = 2) -> Compressed:
+def tvq(
+    delta: Delta, *, bits: Annotated[int, Field(ge=1, le=8, description="bits of a level")] = 2
+) -> Compressed:
     """Returns asymmetric uniform levels; entries at the zero point are zero and not kept.
 
     With D = (max τ − min τ) / (2^bits − 1) and z = −round(min τ / D), halves to the even number, the level
     is q = clamp(round(τ / D) + z, 0, 2^bits − 1) and its value D · (q − z). Where all entries are the same
-    value, D is its magnitude, and one level is the value itself. bits: 1 to 8.
-    Raises: UsageError on bits outside their range.
+    value, D is its magnitude, and one level is the value itself.
     """
-    if not 1 <= bits <= _MOST_BITS:
-        raise UsageError(f"bits={bits}: expected a whole number from 1 to {_MOST_BITS}")
     extremes = [float(bound) for block in delta.read() for bound in (block.min(), block.max())]
     low, high, top = min(extremes, default=0.0), max(extremes, default=0.0), (1 << bits) - 1
     step = _float32_from((high - low) / top or abs(low)) or 1.0

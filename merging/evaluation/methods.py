@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.compression.registry import NAMES
 from flexswitch.merging.evaluation.evaluate import Bench, Score, score_fixed
 from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
-from flexswitch.merging.methods.settings import parse_settings
+from flexswitch.merging.methods.registry import method_names
 from flexswitch.merging.static.merge import merged_tensors
-from flexswitch.merging.static.registry import MERGES
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 ROUTED = ("auto-switch", "auto-flexswitch")  # both by the zoo's index; the second's metric is learned
-KNOWN = ("base", "individual", *MERGES, *NAMES, *ROUTED)
+COMPRESSIONS, MERGES = method_names("compression"), method_names("merge")
+KNOWN = ("base", "individual", *MERGES, *COMPRESSIONS, *ROUTED)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
             raise InputError(
                 "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
             )
-        if method in NAMES and packed != [method]:
+        if method in COMPRESSIONS and packed != [method]:
             raise InputError(f"--methods {method}: {zoo.path} holds tasks compressed by {', '.join(packed)}")
         if method in ROUTED:
             zoo.index_file()
@@ -70,13 +69,11 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
         return [score_fixed(bench, method, weights_of(bench, finetuned, 1.0), mean_bytes(sizes))]
     if method in MERGES:
         vectors = list((finetuned or bench.vectors).values())
-        outputs = merged_tensors(
-            bench.base, vectors, method, parse_settings(method, MERGES[method], []), None
-        )
+        outputs = merged_tensors(bench.base, vectors, method, {}, None)
         merged = {name: output.whole() for name, output in outputs.items()}
         return [score_fixed(bench, method, lambda task: bench.set_merged(task, merged), head_bytes(bench))]
     stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in bench.vectors])
-    if method in NAMES:
+    if method in COMPRESSIONS:
         return [score_fixed(bench, method, weights_of(bench, bench.vectors, 1.0), stored)]
     return [_switched(evaluation, method, mode, stored) for mode in modes]
 

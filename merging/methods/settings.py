@@ -1,49 +1,143 @@
-"""Settings of methods: `key=value` texts checked against the keyword-only arguments of a function."""
+"""Settings of methods: a pydantic model made from the keyword-only arguments of a method's function.
 
+An argument's annotation carries its range and meaning: `drop: Annotated[float, Field(ge=0, lt=1,
+description="…")] = 0.6`.
+"""
+
+import functools
 import inspect
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from flexswitch.codecs.errors import UsageError, unknown_name
+from flexswitch.merging.methods.registry import Method, get_method, method_names
+
+_WORDS: dict[Any, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
-def parse_settings(name: str, method: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
-    """Returns a method's arguments, given texts over defaults; `lambda_` is written `lambda`.
+class Setting(NamedTuple):
+    """One setting as it is shown: its default, what values it takes, and what it means."""
 
-    Raises: UsageError on a text without '=', an unknown setting, or a value of the wrong type.
+    name: str
+    default: Any
+    expected: str
+    meaning: str
+
+
+@functools.cache
+def settings_model(method: Method) -> type[BaseModel]:
+    """Returns the model of a method's settings; the argument `lambda_` is the setting `lambda`."""
+    parameters = inspect.signature(method.load(), eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        each.name: (
+            Annotated[_from_text(each.annotation), Field(alias=each.name.rstrip("_"))],
+            each.default,
+        )
+        for each in parameters
+        if each.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    return create_model(method.name, __config__=config, **fields)
+
+
+def check_settings(method: Method, settings: Mapping[str, Any]) -> BaseModel:
+    """Returns a method's settings, those that are given over the defaults.
+
+    A value may be a text, as on the command line. `dict(model)` has the function's arguments,
+    `recorded(model)` what an artifact records. Raises: UsageError on an unknown name or a value out of range.
     """
-    parameters = _settings(method)
-    arguments = {key: parameter.default for key, parameter in parameters.items()}
-    by_option = {key.rstrip("_"): key for key in parameters}
+    model = settings_model(method)
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            known = [each.name for each in describe_settings(method)]
+            raise UsageError(unknown_name(f"setting of {method.name}", name, known)) from error
+        # A validator of the method's own says itself what it expects.
+        if first["type"] == "value_error":
+            expected = str(first["ctx"]["error"])
+        else:
+            expected = f"expected {_expected(_fields(model)[name])}"
+        raise UsageError(f"setting {name}={first['input']} of {method.name}: {expected}") from error
+
+
+def recorded(settings: BaseModel) -> dict[str, Any]:
+    """Returns settings by name, without those that are None."""
+    return settings.model_dump(by_alias=True, exclude_none=True)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Returns settings from `KEY=VALUE` texts; the last of two values of one key counts. Raises: UsageError.
+
+    >>> parse_settings(["drop=0.7", "seed=3"])
+    {'drop': '0.7', 'seed': '3'}
+    """
+    found = {}
     for text in texts:
-        option, equals, value = text.partition("=")
+        key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: expected key=value")
-        if option not in by_option:
-            raise UsageError(f"--set {text}: {unknown_name(f'setting of {name}', option, by_option)}")
-        key = by_option[option]
-        try:
-            arguments[key] = TypeAdapter(parameters[key].annotation).validate_python(value)
-        except ValidationError as error:
-            raise UsageError(f"--set {text}: {error.errors()[0]['msg']}") from error
-        if isinstance(arguments[key], float) and not math.isfinite(arguments[key]):
-            raise UsageError(f"--set {text}: expected a finite number")
-    return arguments
+            raise UsageError(f"--set {text}: expected KEY=VALUE")
+        found[key] = value
+    return found
 
 
-def setting_texts(arguments: dict[str, Any]) -> list[str]:
-    """Returns a method's arguments as `key=value` texts, the inverse of `parse_settings`."""
-    return [f"{key.rstrip('_')}={value}" for key, value in arguments.items()]
+def describe_settings(method: Method) -> list[Setting]:
+    """Returns a method's settings in the order of its function's arguments."""
+    fields = _fields(settings_model(method))
+    return [
+        Setting(name, field.default, _expected(field), field.description or "")
+        for name, field in fields.items()
+    ]
 
 
-def setting_names(method: Callable[..., Any]) -> list[str]:
-    """Returns the names of a method's settings, as Python writes them."""
-    return list(_settings(method))
+def compressions_with(setting: str) -> list[str]:
+    """Returns the names of the compression methods that have a setting."""
+    names = method_names("compression")
+    return [name for name in names if setting in _fields(settings_model(get_method(name, "compression")))]
 
 
-def _settings(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(method).parameters
-    return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Returns a model's fields by the names of the settings."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _from_text(annotation: Any) -> Any:
+    """Returns an annotation that also takes a `Literal`'s choices as texts, numbers among them."""
+    bare, *metadata = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if get_origin(bare) is not Literal:
+        return annotation
+    by_text = {str(choice): choice for choice in get_args(bare)}
+
+    def choice(value: Any) -> Any:
+        return by_text.get(value, value) if isinstance(value, str) else value
+
+    return Annotated[bare, BeforeValidator(choice), *metadata]
+
+
+def _expected(field: FieldInfo) -> str:
+    """Returns what values a setting takes, in words.
+
+    >>> _expected(FieldInfo.from_annotation(Annotated[float, Field(ge=0, lt=1)]))
+    'a number of at least 0 and below 1'
+    >>> _expected(FieldInfo.from_annotation(Literal["mean", "sum"]))
+    'mean or sum'
+    """
+    is_union = get_origin(field.annotation) is UnionType
+    kinds = get_args(field.annotation) if is_union else (field.annotation,)
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+    named = " or ".join(words for kind, words in _WORDS.items() if kind in kinds)
+    bounds = [
+        f"{text} {value:g}"
+        for constraint in field.metadata
+        for key, text in (("gt", "above"), ("ge", "of at least"), ("lt", "below"), ("le", "of at most"))
+        if (value := getattr(constraint, key, None)) is not None
+    ]
+    return " ".join([named, *([" and ".join(bounds)] if bounds else [])])

@@ -1,6 +1,7 @@
 """Merges task vectors into one model, tensor by tensor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial as bind
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
-from flexswitch.merging.static.registry import get_merge
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import check_settings
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, check_tensors, output_dtype
 from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
@@ -17,7 +19,7 @@ def merged_tensors(
     base: Checkpoint,
     vectors: Sequence[TaskVector],
     method: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     dtype: torch.dtype | None,
 ) -> dict[str, OutputTensor]:
     """Returns the merged model's tensors by base name, the tasks in the order given, each of weight 1.
@@ -25,13 +27,14 @@ def merged_tensors(
     The tasks' own tensors (heads) and buffers are not merged. dtype None keeps the base's.
     Raises: UsageError on an unknown method; ArtifactError where a unit does not fit the base.
     """
-    combine = get_merge(method)
+    chosen = get_method(method, "merge")
+    combine = bind(chosen.load(), **dict(check_settings(chosen, settings)))
     for vector in vectors:
         check_tensors(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
-        read = _blocks(base, vectors, name, combine, settings, TORCH_DTYPES[output_info.dtype])
+        read = _blocks(base, vectors, name, combine, TORCH_DTYPES[output_info.dtype])
         outputs[name] = OutputTensor(output_info, read)
     return outputs
 
@@ -41,7 +44,6 @@ def _blocks(
     vectors: Sequence[TaskVector],
     name: str,
     combine: Callable[..., Tensor],
-    settings: dict[str, Any],
     dtype: torch.dtype,
 ) -> Callable[[], Iterator[Tensor]]:
     def read() -> Iterator[Tensor]:
@@ -52,7 +54,7 @@ def _blocks(
         deltas = [
             delta_tensor(vector, name) if name in vector.tensors else torch.zeros(shape) for vector in vectors
         ]  # (task, ...)
-        merged = combine(deltas, [1.0] * len(vectors), **settings)
+        merged = combine(deltas, [1.0] * len(vectors))
         yield (base.read(name).to(torch.float32) + merged.reshape(-1)).to(dtype)
 
     return read

@@ -1,13 +1,20 @@
 """Task arithmetic. Source: methods, §6.2; Ilharco et al. 2023 (arXiv 2212.04089)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 
-def task_arithmetic(deltas: Sequence[Tensor], weights: Sequence[float], *, lambda_: float = 0.3) -> Tensor:
-    """Returns λ Σ_k weight_k · τ_k; a negative λ makes the model forget."""
+def task_arithmetic(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    lambda_: Annotated[float, Field(description="scale of the sum; a negative one unlearns the tasks")] = 0.3,
+) -> Tensor:
+    """Returns λ Σ_k weight_k · τ_k."""
     total = torch.zeros_like(deltas[0])
     for delta, weight in zip(deltas, weights, strict=True):
         total += weight * delta

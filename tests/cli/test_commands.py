@@ -201,14 +201,13 @@ def test_an_unknown_option_ends_with_status_2(flexswitch):
 def test_the_help_names_everything_that_is_registered(flexswitch):
     from flexswitch.codecs.registry import CODECS
     from flexswitch.merging.checkpoints.architecture import ADAPTERS
-    from flexswitch.merging.compression.registry import METHODS, PLANNED
     from flexswitch.merging.evaluation.methods import KNOWN, MODES
-    from flexswitch.merging.static.registry import MERGES
+    from flexswitch.merging.methods.registry import method_names
 
     named = {
-        "compress": (*METHODS, *PLANNED),
+        "compress": method_names("compression"),
         "pack": (*CODECS, *ADAPTERS),
-        "merge": MERGES,
+        "merge": method_names("merge"),
         "eval": (*KNOWN, *MODES),
     }
     for command, names in named.items():

@@ -19,8 +19,6 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Job
-from flexswitch.merging.compression.registry import get_method
-from flexswitch.merging.methods.settings import parse_settings, setting_texts
 from flexswitch.merging.task_vectors import artifact_vector, task_vector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -116,7 +114,7 @@ def job(name: str = "task", jobs: int = 1) -> Job:
 def law_settings(method: str, **settings: Any) -> dict[str, Any]:
     """Returns a method's settings, those that take no examples where it would learn by default."""
     learns_nothing = {"objective": "none", "target_size": "100KB"} if method == "flexswitch" else {}
-    return parse_settings(method, get_method(method), setting_texts(learns_nothing | settings))
+    return learns_nothing | settings
 
 
 def compressed(vector: TaskVector, path: Path, method: str = "t-switch", **settings: Any) -> Artifact:

@@ -17,7 +17,6 @@ from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.zoos.pack import Form, create_zoo
@@ -88,8 +87,7 @@ def make_artifact(
     """Compresses a fine-tune into an artifact named after the file's stem."""
     selection = Selection(exclude=tuple(exclude))
     vector = open_finetuned(str(finetuned), open_checkpoint(str(base)), selection)
-    parsed = parse_settings(method, get_method(method), settings)
-    compress(vector, path, path.stem, method, parsed, overwrite=True)
+    compress(vector, path, path.stem, method, parse_settings(settings), overwrite=True)
     return open_artifact(path)
 
 

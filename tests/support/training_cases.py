@@ -17,7 +17,6 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
-from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.flex_switch.objective import Goal
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_data import open_training_data
@@ -71,7 +70,7 @@ class TrainingCase:
         settings = {text.split("=")[0]: text for text in (*FEW, *given)}
         if "lambda" in settings:
             del settings["target_size"]
-        parsed = parse_settings("flexswitch", get_method("flexswitch"), list(settings.values()))
+        parsed = parse_settings(list(settings.values()))
         path.parent.mkdir(exist_ok=True, parents=True)
         compress(
             self.vector(), path, path.stem, "flexswitch", parsed, overwrite=True, jobs=more.get("jobs", 1),

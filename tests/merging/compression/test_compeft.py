@@ -24,9 +24,9 @@ from support.deltas import Floats, delta, marked, normal
 from support.sparse_tensors import LAWS
 
 from flexswitch.codecs.errors import UsageError
+from flexswitch.merging.compression import compeft as compeft_module
 from flexswitch.merging.compression.compeft import compeft
 from flexswitch.merging.compression.plan import Job, Plan
-from flexswitch.merging.compression.registry import PLANNED
 from flexswitch.merging.compression.t_switch import t_switch
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
@@ -115,10 +115,10 @@ def test_a_task_vector_of_zeros_or_nothing_gives_nothing(tmp_path: Path, shape: 
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"density": 0.0}, "density=0.0: expected a share above 0 and of at most 1"),
-        ({"density": 1.5}, "density=1.5: expected a share above 0 and of at most 1"),
-        ({"alpha": 0.0}, "alpha=0.0: expected a number above 0"),
-        ({"alpha": -1.0}, "alpha=-1.0: expected a number above 0"),
+        ({"density": 0.0}, "setting density=0.0 of compeft: expected a number above 0 and of at most 1"),
+        ({"density": 1.5}, "setting density=1.5 of compeft: expected a number above 0 and of at most 1"),
+        ({"alpha": 0.0}, "setting alpha=0.0 of compeft: expected a number above 0"),
+        ({"alpha": -1.0}, "setting alpha=-1.0 of compeft: expected a number above 0"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(tmp_path: Path, setting: dict[str, float], told: str) -> None:
@@ -142,10 +142,10 @@ def test_a_plan_says_with_which_effort_its_tensors_are_stored(
     sizes = {}
     for effort in ("fast", "small"):
 
-        def planned(vector: TaskVector, job: Job, effort: str = effort) -> Plan:
+        def planned(vector: TaskVector, job: Job, effort: str = effort, **settings: float) -> Plan:
             assert (vector, job.task) == (pair, "task")
             return Plan(partial(t_switch, drop=0.5), effort)
 
-        monkeypatch.setitem(PLANNED, "compeft", planned)
+        monkeypatch.setattr(compeft_module, "compeft", planned)
         sizes[effort] = compressed(pair, tmp_path / "t.fsw", "compeft").header.tensors["w"].size
     assert sizes["small"] < 0.9 * sizes["fast"]

@@ -33,7 +33,8 @@ from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.registry import NAMES, plan
+from flexswitch.merging.compression.plan import plan
+from flexswitch.merging.methods.registry import method_names
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.restore import restore
@@ -85,7 +86,7 @@ def test_an_artifact_gives_back_base_plus_the_reference(
     assert_same_state(restored, expected)
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", method_names("compression"))
 def test_a_restored_model_is_the_base_plus_what_the_method_keeps(tmp_path: Path, method: str) -> None:
     pair = file_pair(tmp_path, STATE, TUNED)
     artifact = compressed(pair, tmp_path / "t.fsw", method)
@@ -114,7 +115,7 @@ def test_lambda_scales_what_an_artifact_decodes_to(tmp_path: Path) -> None:
     assert torch.equal(restored["head"], TUNED["head"])
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", method_names("compression"))
 def test_a_task_vector_file_and_two_checkpoints_give_the_same_bytes(tmp_path: Path, method: str) -> None:
     config = {"model_type": "bert", "limit": 1.0}
     base = save_model(tmp_path / "base", STATE, config)
@@ -128,7 +129,7 @@ def test_a_task_vector_file_and_two_checkpoints_give_the_same_bytes(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", method_names("compression"))
 def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -144,7 +145,7 @@ def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
 
 @pytest.mark.parametrize("memory", [0, 1000, 1 << 30])
 @pytest.mark.parametrize("jobs", [1, 2, 3])
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", method_names("compression"))
 def test_jobs_and_memory_do_not_change_the_bytes(tmp_path: Path, method: str, jobs: int, memory: int) -> None:
     base = {f"{place}.weight": torch.from_numpy(normal((20 * place, 7), place)) for place in range(1, 9)}
     tuned = {name: tensor * 1.5 for name, tensor in base.items()} | {"3.weight": base["3.weight"]}

@@ -22,6 +22,8 @@ from flexswitch.merging.compression.dare import dare
 from flexswitch.merging.compression.p_discard import p_discard
 from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import t_switch
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import check_settings
 
 DROPS = st.sampled_from(["0", "0.1", "0.5", "0.9", "0.99"])
 
@@ -106,8 +108,8 @@ def test_a_value_that_grows_beyond_its_bits_is_refused(value: float, bits: int) 
 
 @pytest.mark.parametrize("bits", [0, 8, 17, 64])
 def test_dare_refuses_other_bits(bits: int) -> None:
-    found = message(UsageError, lambda: dare(delta(normal((3,))), bits=bits))
-    assert found == f"bits={bits}: expected 16 or 32"
+    found = message(UsageError, lambda: check_settings(get_method("dare", "compression"), {"bits": bits}))
+    assert found == f"setting bits={bits} of dare: expected 16 or 32"
 
 
 @LAWS

@@ -13,9 +13,9 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints.fingerprint import forget_digests
 from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.compression import t_switch
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Compressed, Delta
-from flexswitch.merging.compression.registry import METHODS
 from flexswitch.merging.compression.resume import side_file
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -50,13 +50,13 @@ class Made:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.units: list[str] = []
-        method = METHODS["t-switch"]
+        method = t_switch.t_switch
 
         def counting(delta: Delta, *, drop: float = 0.6) -> Compressed:
             self.units.append(delta.name)
             return method(delta, drop=drop)
 
-        monkeypatch.setitem(METHODS, "t-switch", counting)
+        monkeypatch.setattr(t_switch, "t_switch", counting)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_without_resume_an_interrupt_leaves_nothing(tmp_path: Path, checkpoints:
 def test_an_error_in_the_middle_keeps_what_is_finished(
     tmp_path: Path, checkpoints: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, method = tmp_path / "task.fsw", METHODS["t-switch"]
+    path, method = tmp_path / "task.fsw", t_switch.t_switch
 
     def failing(delta: Delta, *, drop: float = 0.6) -> Compressed:
         if delta.name == "d":
@@ -145,7 +145,7 @@ def test_an_error_in_the_middle_keeps_what_is_finished(
         return method(delta, drop=drop)
 
     with monkeypatch.context() as context:
-        context.setitem(METHODS, "t-switch", failing)
+        context.setattr(t_switch, "t_switch", failing)
         with pytest.raises(MemoryError):
             run(opened(checkpoints), path)
     assert made.units == UNITS[:3]

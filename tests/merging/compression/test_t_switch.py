@@ -19,8 +19,7 @@ from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.magnitude import kept_count
-from flexswitch.merging.compression.registry import METHODS, NAMES, get_method
-from flexswitch.merging.methods.settings import parse_settings
+from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 DROPS = ["0", "0.4", "0.6", "0.7", "0.93", "0.97"]
@@ -28,8 +27,7 @@ DROPS = ["0", "0.4", "0.6", "0.7", "0.93", "0.97"]
 
 def run(method: str, values: Floats, drop: str, block: int = 1 << 20) -> Compressed:
     before = values.copy()
-    given_settings = parse_settings(method, METHODS[method], [f"drop={drop}"])
-    found = METHODS[method](delta(values, block), **given_settings)
+    found: Compressed = get_method(method, "compression").load()(delta(values, block), drop=float(drop))
     np.testing.assert_array_equal(values, before)
     return found
 
@@ -156,11 +154,5 @@ def test_a_drop_rate_outside_its_range_is_refused(tmp_path: Path, method: str, d
     path = tmp_path / "t.fsw"
     pair = memory_pair({"w": torch.zeros(3)}, {"w": torch.ones(3)})
     found = message(UsageError, lambda: compress(pair, path, "t", method, {"drop": drop}, False))
-    assert found == f"drop={drop}: expected a share of at least 0 and below 1"
+    assert found == f"setting drop={drop} of {method}: expected a number of at least 0 and below 1"
     assert not path.exists()
-
-
-def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    assert message(UsageError, lambda: get_method("tswitch")) == (
-        f"no compression method is named 'tswitch'; did you mean 't-switch'? (known: {', '.join(NAMES)})"
-    )

@@ -15,6 +15,8 @@ from support.sparse_tensors import LAWS
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.compression.tvq import tvq
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import check_settings
 
 BITS = st.integers(1, 8)
 MANY = settings(LAWS, max_examples=150)
@@ -109,8 +111,8 @@ def test_what_is_empty_or_zero_keeps_nothing(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_outside_their_range_are_refused(bits: int) -> None:
-    found = message(UsageError, lambda: tvq(delta(normal((3,))), bits=bits))
-    assert found == f"bits={bits}: expected a whole number from 1 to 8"
+    found = message(UsageError, lambda: check_settings(get_method("tvq", "compression"), {"bits": bits}))
+    assert found == f"setting bits={bits} of tvq: expected a whole number of at least 1 and of at most 8"
 
 
 def test_the_commands_of_rtvq_give_the_shared_part_plus_an_offset(models: Path, flexswitch: Runner) -> None:

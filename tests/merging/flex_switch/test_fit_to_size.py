@@ -17,7 +17,6 @@ from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
-from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target, scaled
 from flexswitch.merging.flex_switch.size_target import target_bytes
@@ -190,7 +189,7 @@ def allocated(
     jobs: int = 1,
 ) -> int:
     """Compresses without exemplars; returns the bytes of the file."""
-    parsed = parse_settings("flexswitch", get_method("flexswitch"), ["objective=none", *settings])
+    parsed = parse_settings(["objective=none", *settings])
     training = Training(on_note=on_note)
     compress(
         memory_pair(base, finetuned),

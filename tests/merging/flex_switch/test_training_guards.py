@@ -16,7 +16,6 @@ from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.compression.registry import get_method
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.methods.settings import parse_settings
@@ -85,15 +84,14 @@ def test_a_setting_outside_its_range_is_refused(
 def test_a_size_and_a_lambda_exclude_each_other(tmp_path: Path) -> None:
     vector = file_pair(tmp_path, tiny_state(), changed_state(tiny_state(), 1))
     texts = ["lambda=1", "target_size=1KB"]
-    parsed = parse_settings("flexswitch", get_method("flexswitch"), texts)
+    parsed = parse_settings(texts)
     told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", parsed, False))
     assert told == "lambda=1.0: expected a number above 0, an objective, and no target size"
 
 
 def test_without_exemplars_nothing_is_learned(tmp_path: Path) -> None:
     vector = file_pair(tmp_path, tiny_state(), changed_state(tiny_state(), 1))
-    parsed = parse_settings("flexswitch", get_method("flexswitch"), [])
-    told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", parsed, False))
+    told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", {}, False))
     assert told == (
         "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
     )

@@ -1,0 +1,81 @@
+"""The methods that compress a task vector or merge several: one record each.
+
+To add one, write its file, its record here and its test. A method's function is imported when it is used.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flexswitch.codecs.errors import UsageError, unknown_name
+
+Kind = Literal["compression", "merge"]
+Need = Literal["a tensor's delta", "the task vector", "the task vectors", "exemplars", "the base"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: its name, its function as "module:function", what it needs, and where it is published.
+
+    The function's keyword-only arguments are the method's settings.
+    """
+
+    name: str
+    kind: Kind
+    function: str
+    needs: tuple[Need, ...]
+    source: str
+
+    def load(self) -> Callable[..., Any]:
+        """Returns the method's function."""
+        module, function = self.function.split(":")
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return loaded
+
+
+_DELTA: tuple[Need, ...] = ("a tensor's delta",)
+_COMPRESSION = "flexswitch.merging.compression"
+_STATIC = "flexswitch.merging.static"
+_T_SWITCH_PAPER = "Qi et al. 2025 (arXiv 2412.00054)"
+
+METHODS = (
+    Method("t-switch", "compression", f"{_COMPRESSION}.t_switch:t_switch", _DELTA, _T_SWITCH_PAPER),
+    Method("p-discard", "compression", f"{_COMPRESSION}.p_discard:p_discard", _DELTA, _T_SWITCH_PAPER),
+    Method("bin-discard", "compression", f"{_COMPRESSION}.bin_discard:bin_discard", _DELTA, _T_SWITCH_PAPER),
+    Method("dare", "compression", f"{_COMPRESSION}.dare:dare", _DELTA, "Yu et al. 2024 (arXiv 2311.03099)"),
+    Method("tvq", "compression", f"{_COMPRESSION}.tvq:tvq", _DELTA, "Kim et al. 2025 (arXiv 2503.06921)"),
+    Method(
+        "bitdelta", "compression", f"{_COMPRESSION}.bitdelta:bitdelta", _DELTA,
+        "Liu et al. 2024 (arXiv 2402.10193)",
+    ),
+    Method(
+        "compeft", "compression", f"{_COMPRESSION}.compeft:compeft", ("the task vector",),
+        "Yadav et al. 2023 (arXiv 2311.13171)",
+    ),
+    Method(
+        "flexswitch", "compression", "flexswitch.merging.flex_switch.flex_switch:flexswitch",
+        ("the task vector", "exemplars", "the base"), "Gao et al. 2026 (arXiv 2604.28109)",
+    ),
+    Method(
+        "average", "merge", f"{_STATIC}.average:average", ("the task vectors",),
+        "Wortsman et al. 2022 (arXiv 2203.05482)",
+    ),
+    Method(
+        "task-arithmetic", "merge", f"{_STATIC}.task_arithmetic:task_arithmetic", ("the task vectors",),
+        "Ilharco et al. 2023 (arXiv 2212.04089)",
+    ),
+)  # fmt: skip
+
+
+def method_names(kind: Kind, need: Need | None = None) -> list[str]:
+    """Returns the names of the methods of a kind, or of those among them that have a need."""
+    return [each.name for each in METHODS if each.kind == kind and need in (None, *each.needs)]
+
+
+def get_method(name: str, kind: Kind) -> Method:
+    """Returns the method of that name and kind. Raises: UsageError."""
+    for method in METHODS:
+        if (method.name, method.kind) == (name, kind):
+            return method
+    raise UsageError(unknown_name(f"{kind} method", name, method_names(kind)))
