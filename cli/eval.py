@@ -12,7 +12,7 @@ from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Overwr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flexswitch.merging.evaluation.evaluate import Score
+    from flexswitch.merging.evaluation.scores import Score
 
 
 def evaluate(

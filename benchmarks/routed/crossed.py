@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.merging.evaluation.evaluate import Bench, labels_of
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
+from flexswitch.merging.evaluation.task_models import TaskModels, labels_of
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -26,9 +26,9 @@ from report import machine, table, write_section  # noqa: E402  # a sibling, fou
 _BATCH = 64
 
 
-def right(bench: Bench, family: Family, task: str, vector: int | None) -> float:
+def right(task_models: TaskModels, family: Family, task: str, vector: int | None) -> float:
     """Returns the share (%) of a task's texts that its head answers right under one vector, None for none."""
-    tasks, examples = list(bench.vectors), bench.examples[task]
+    tasks, examples = list(task_models.vectors), task_models.examples[task]
     order = np.argsort([len(str(text)) for text in examples.inputs], kind="stable")
     answers = np.empty(len(examples), np.int64)
     for start in range(0, len(order), _BATCH):
@@ -36,7 +36,7 @@ def right(bench: Bench, family: Family, task: str, vector: int | None) -> float:
         weights = torch.zeros(len(rows), len(tasks))
         if vector is not None:
             weights[:, vector] = 1
-        batch = bench.adapter.batch([examples.inputs[row] for row in rows])
+        batch = task_models.adapter.batch([examples.inputs[row] for row in rows])
         logits = family.model(batch, weights=weights, heads=[task] * len(rows))
         answers[rows] = logits.argmax(-1).numpy()
     return 100 * float((answers == labels_of(examples)).mean())
@@ -52,12 +52,12 @@ def main() -> None:
     base = str(options.models / "base")
     request = Request(options.zoo, base, options.data, methods=["base"], limit=options.limit)
     evaluation = open_evaluation(request)
-    bench = evaluation.bench
-    tasks = list(bench.vectors)
-    (family,) = families(bench, "auto")
+    task_models = evaluation.task_models
+    tasks = list(task_models.vectors)
+    (family,) = families(task_models, "auto")
     body = []
     for task in tasks:
-        shares = [right(bench, family, task, vector) for vector in (*range(len(tasks)), None)]
+        shares = [right(task_models, family, task, vector) for vector in (*range(len(tasks)), None)]
         body.append([task, *(f"{share:.1f}" for share in shares)])
         print(body[-1], flush=True)
     methods = sorted({record.method for record in evaluation.zoo.record.tasks.values()})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_file
-from flexswitch.merging.evaluation.evaluate import Score
+from flexswitch.merging.evaluation.scores import Score
 
 
 def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:

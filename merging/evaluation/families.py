@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flexswitch.merging.evaluation.evaluate import Bench
+from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
@@ -44,36 +44,36 @@ class Family:
     has_heads: bool
 
 
-def families(bench: Bench, engine: Engine) -> Iterator[Family]:
+def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
     """Yields all tasks in as few families as there can be."""
-    names = list(bench.vectors)
-    for group in _groups(bench):
+    names = list(task_models.vectors)
+    for group in _groups(task_models):
         task = names[group[0]]
-        bench.set_weights(task, bench.vectors[task], 0.0)
-        plain, several = Logits(bench.adapter, bench.models[task]).eval(), len(group) > 1
+        task_models.set_weights(task, task_models.vectors[task], 0.0)
+        plain, several = Logits(task_models.adapter, task_models.models[task]).eval(), len(group) > 1
         model = SwitchedModel(
             plain,
-            bench.vectors,
+            task_models.vectors,
             engine=engine,
             heads=several,
-            rename=bench.adapter.parameter_name,
+            rename=task_models.adapter.parameter_name,
             strict=False,
         )
         yield Family(group, plain, model, several)
 
 
-def _groups(bench: Bench) -> list[list[int]]:
+def _groups(task_models: TaskModels) -> list[list[int]]:
     """Returns tasks of the same config but for labels, and of heads that are linear and of the same width."""
     groups: dict[str, list[int]] = {}
-    for number, (task, vector) in enumerate(bench.vectors.items()):
+    for number, (task, vector) in enumerate(task_models.vectors.items()):
         config = {name: value for name, value in vector.model.config.items() if name not in _LABELS}
         widths = sorted((name, info.shape[1:]) for name, info in vector.extras.items())
-        alone = "" if _has_linear_heads(bench, task) else task
+        alone = "" if _has_linear_heads(task_models, task) else task
         groups.setdefault(repr((sorted(config.items()), widths, alone)), []).append(number)
     return list(groups.values())
 
 
-def _has_linear_heads(bench: Bench, task: str) -> bool:
-    inside = bench.extra_names(task)
+def _has_linear_heads(task_models: TaskModels, task: str) -> bool:
+    inside = task_models.extra_names(task)
     owners = {name.rpartition(".")[0] for name in inside.values()}
-    return all(type(bench.models[task].get_submodule(owner)) is nn.Linear for owner in owners)
+    return all(type(task_models.models[task].get_submodule(owner)) is nn.Linear for owner in owners)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.evaluation.evaluate import Bench, Score, score_fixed
+from flexswitch.merging.evaluation.fixed_weights import score_fixed
 from flexswitch.merging.evaluation.routed import MODES, score_routed
+from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
+from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.methods.registry import method_names
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.switching.switched_model import Engine
@@ -27,7 +29,7 @@ class Evaluation:
     method is asked for; base_score: the base under each task's head, the yardstick of time.
     """
 
-    bench: Bench
+    task_models: TaskModels
     zoo: Zoo
     finetuned: Mapping[str, TaskVector]
     router: StreamRouter | None
@@ -61,28 +63,37 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
 
 def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Score]:
     """Returns a method's rows: one, or for a routed method one for each mode."""
-    bench, finetuned = evaluation.bench, evaluation.finetuned
+    task_models, finetuned = evaluation.task_models, evaluation.finetuned
     if method == "base":
         return [evaluation.base_score]
     if method == "individual":
         sizes = [_dense_bytes(vector) for vector in finetuned.values()]
-        return [score_fixed(bench, method, weights_of(bench, finetuned, 1.0), mean_bytes(sizes))]
+        return [score_fixed(task_models, method, weights_of(task_models, finetuned, 1.0), mean_bytes(sizes))]
     if method in MERGES:
-        vectors = list((finetuned or bench.vectors).values())
-        outputs = merged_tensors(bench.base, vectors, method, {}, None)
+        vectors = list((finetuned or task_models.vectors).values())
+        outputs = merged_tensors(task_models.base, vectors, method, {}, None)
         merged = {name: output.whole() for name, output in outputs.items()}
-        return [score_fixed(bench, method, lambda task: bench.set_merged(task, merged), head_bytes(bench))]
-    stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in bench.vectors])
+        return [
+            score_fixed(
+                task_models,
+                method,
+                lambda task: task_models.set_merged(task, merged),
+                head_bytes(task_models),
+            )
+        ]
+    stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in task_models.vectors])
     if method in COMPRESSIONS:
-        return [score_fixed(bench, method, weights_of(bench, bench.vectors, 1.0), stored)]
+        return [score_fixed(task_models, method, weights_of(task_models, task_models.vectors, 1.0), stored)]
     return [_switched(evaluation, method, mode, stored) for mode in modes]
 
 
 def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> Score:
     if evaluation.router is None or evaluation.zoo.record.index is None:
         raise ValueError("a routed method is scored with its query index")
-    share = evaluation.zoo.record.index.size / len(evaluation.bench.vectors)
-    return score_routed(evaluation.bench, method, evaluation.router, mode, evaluation.engine, stored + share)
+    share = evaluation.zoo.record.index.size / len(evaluation.task_models.vectors)
+    return score_routed(
+        evaluation.task_models, method, evaluation.router, mode, evaluation.engine, stored + share
+    )
 
 
 def _check_learned(zoo: Zoo) -> None:
@@ -100,14 +111,16 @@ def mean_bytes(sizes: Sequence[int]) -> float:
     return sum(sizes) / len(sizes)
 
 
-def head_bytes(bench: Bench) -> float:
+def head_bytes(task_models: TaskModels) -> float:
     """Returns the mean bytes of the tasks' own tensors."""
-    return mean_bytes([_extra_bytes(vector) for vector in bench.vectors.values()])
+    return mean_bytes([_extra_bytes(vector) for vector in task_models.vectors.values()])
 
 
-def weights_of(bench: Bench, vectors: Mapping[str, TaskVector], lambda_: float) -> Callable[[str], None]:
+def weights_of(
+    task_models: TaskModels, vectors: Mapping[str, TaskVector], lambda_: float
+) -> Callable[[str], None]:
     """Returns what puts θ + λ·τ into a task's model."""
-    return lambda task: bench.set_weights(task, vectors[task], lambda_)
+    return lambda task: task_models.set_weights(task, vectors[task], lambda_)
 
 
 def _extra_bytes(vector: TaskVector) -> int:

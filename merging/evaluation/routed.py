@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.merging.evaluation.evaluate import Bench, RoutingScore, Score, labels_of
 from flexswitch.merging.evaluation.families import Family, families
+from flexswitch.merging.evaluation.scores import RoutingScore, Score
 from flexswitch.merging.evaluation.stream_weights import (
     Chosen,
     Stream,
@@ -21,6 +21,7 @@ from flexswitch.merging.evaluation.stream_weights import (
     mixed_stream,
     samples_of,
 )
+from flexswitch.merging.evaluation.task_models import TaskModels, labels_of
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
@@ -41,7 +42,12 @@ class _Times:
 
 
 def score_routed(
-    bench: Bench, method: str, router: StreamRouter, mode: str, engine: Engine, bytes_per_task: float
+    task_models: TaskModels,
+    method: str,
+    router: StreamRouter,
+    mode: str,
+    engine: Engine,
+    bytes_per_task: float,
 ) -> Score:
     """Scores a routed method.
 
@@ -49,21 +55,21 @@ def score_routed(
     of one task, as the published evaluation does; "oracle": the true task's. Timed are features,
     search and answers, against the base's forward pass of every fourth of the same batches.
     """
-    tasks = list(bench.vectors)
-    stream = mixed_stream([len(bench.examples[task]) for task in tasks])
+    tasks = list(task_models.vectors)
+    stream = mixed_stream([len(task_models.examples[task]) for task in tasks])
     chosen = Chosen.nothing(len(stream), len(tasks))
     times, correct = _Times(), np.zeros(len(stream), np.bool_)
     if mode == "batch-mean":
-        _choose_means(bench, router, stream, chosen, times)
-    for family in families(bench, engine):
+        _choose_means(task_models, router, stream, chosen, times)
+    for family in families(task_models, engine):
         own = np.flatnonzero(np.isin(stream[:, 0], family.tasks))
-        first = _batch_of(bench, stream[own[:1]])
+        first = _batch_of(task_models, stream[own[:1]])
         family.model.warm_up(first)
         if mode == "per-sample":
             router.choose(stream[own[:1]], first)
         for number, start in enumerate(range(0, len(own), _BATCH)):
             chunk = own[start : start + _BATCH]
-            batch = _batch_of(bench, stream[chunk])
+            batch = _batch_of(task_models, stream[chunk])
             started = time.perf_counter()
             if mode == "per-sample":
                 chosen.put(chunk, router.choose(stream[chunk], batch))
@@ -72,7 +78,7 @@ def score_routed(
             weights = router.weights(chosen.shares[chunk])
             answers = _answers(family, tasks, batch, weights, stream[chunk])
             taken = time.perf_counter() - started
-            correct[chunk] = answers == _true_classes(bench, stream[chunk])
+            correct[chunk] = answers == _true_classes(task_models, stream[chunk])
             times.all += taken
             if number % _COMPARED == 0:
                 times.compared += taken
@@ -90,20 +96,22 @@ def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
     return RoutingScore(accuracy(counts), counts, float(entropy(chosen.shares).mean()), snapped)
 
 
-def _choose_means(bench: Bench, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times) -> None:
+def _choose_means(
+    task_models: TaskModels, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times
+) -> None:
     for start in range(0, len(stream), _BATCH):
         part = np.arange(start, min(start + _BATCH, len(stream)))
-        batch = _batch_of(bench, stream[part])
+        batch = _batch_of(task_models, stream[part])
         started = time.perf_counter()
         chosen.put(part, router.choose(stream[part], batch))
         times.all += time.perf_counter() - started
     chosen.shares[:] = batch_means(stream, chosen.shares)
 
 
-def _batch_of(bench: Bench, samples: Stream) -> Batch:
+def _batch_of(task_models: TaskModels, samples: Stream) -> Batch:
     """Returns samples of several tasks as one batch, in their order."""
-    batch = bench.adapter.batch(samples_of(bench.examples, samples))
-    return {name: value.to(bench.device) for name, value in batch.items()}
+    batch = task_models.adapter.batch(samples_of(task_models.examples, samples))
+    return {name: value.to(task_models.device) for name, value in batch.items()}
 
 
 def _answers(
@@ -122,6 +130,6 @@ def _base_seconds(family: Family, batch: Batch) -> float:
     return time.perf_counter() - started
 
 
-def _true_classes(bench: Bench, samples: Stream) -> NDArray[np.int64]:
-    labels = [labels_of(each) for each in bench.examples.values()]
+def _true_classes(task_models: TaskModels, samples: Stream) -> NDArray[np.int64]:
+    labels = [labels_of(each) for each in task_models.examples.values()]
     return np.array([labels[task][row] for task, row in samples])

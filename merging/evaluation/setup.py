@@ -10,9 +10,10 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.evaluation.evaluate import Bench, check_scored, score_fixed
+from flexswitch.merging.evaluation.fixed_weights import score_fixed
 from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
+from flexswitch.merging.evaluation.task_models import TaskModels, check_classes
 from flexswitch.merging.models.adapters import Adapter, get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Examples, read_examples, task_file
@@ -68,10 +69,12 @@ def open_evaluation(request: Request) -> Evaluation:
     adapter = get_adapter(base, zoo.record.adapter, request.adapter)
     routed = any(method in ROUTED for method in request.methods)
     router = _router(request, zoo, adapter, available) if routed else None
-    bench = Bench(base, adapter, vectors, examples, request.device)
-    bench.warm_up()
-    base_score = score_fixed(bench, "base", weights_of(bench, vectors, 0.0), head_bytes(bench))
-    return Evaluation(bench, zoo, finetuned, router, base_score, request.engine)
+    task_models = TaskModels(base, adapter, vectors, examples, request.device)
+    task_models.warm_up()
+    base_score = score_fixed(
+        task_models, "base", weights_of(task_models, vectors, 0.0), head_bytes(task_models)
+    )
+    return Evaluation(task_models, zoo, finetuned, router, base_score, request.engine)
 
 
 def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
@@ -96,7 +99,7 @@ def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
 def _check_declared(adapter: str | None, base: Checkpoint, vectors: Mapping[str, TaskVector]) -> None:
     for task, vector in vectors.items():
         config = read_config(base) | vector.model.config
-        check_scored(declared_kind(adapter, config, vector.extras), task, vector)
+        check_classes(declared_kind(adapter, config, vector.extras), task, vector)
 
 
 def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> StreamRouter:

@@ -42,7 +42,7 @@ def parse_feature_spec(text: str) -> FeatureSpec:
     """Returns the parsed spec. Raises: UsageError with the known ones.
 
     >>> parse_feature_spec("layers:2+4")
-    Kind(layers=(2, 4), averaged=False, shaped=False)
+    FeatureSpec(layers=(2, 4), averaged=False, shaped=False)
     """
     name = model_spec(text)
     shaped = text.startswith(_SHAPE)

@@ -8,7 +8,7 @@ from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.evaluation.chart import draw_chart
-from flexswitch.merging.evaluation.evaluate import Score
+from flexswitch.merging.evaluation.scores import Score
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCORES = [

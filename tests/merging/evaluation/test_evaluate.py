@@ -36,8 +36,8 @@ from support.tiny_models import (
 )
 
 from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
-from flexswitch.merging.evaluation.evaluate import Score
 from flexswitch.merging.evaluation.methods import score
+from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.setup import open_evaluation
 from flexswitch.merging.evaluation.stream_weights import batch_means, mixed_stream
 from flexswitch.merging.routing.query_set import read_query_set

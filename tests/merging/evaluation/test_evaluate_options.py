@@ -64,7 +64,7 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
     one = open_evaluation(request(toy, methods=methods, neighbours=1))
     samples = mixed_stream([30, 30, 30])
-    routed = one.router.choose(samples, _batch_of(one.bench, samples))
+    routed = one.router.choose(samples, _batch_of(one.task_models, samples))
     assert set(np.unique(routed.shares).tolist()) == {0.0, 1.0}
 
 

@@ -1,7 +1,6 @@
-"""Scores one set of weights a task, and what all scoring stands on: models, heads, batches."""
+"""The models and examples of a zoo's tasks, on which every method is scored."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,42 +22,9 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 _BATCH = 64
 
 
-@dataclass(frozen=True, eq=False)
-class RoutingScore:
-    """How samples were routed: right ones in %, counts (task, routed task), mean entropy in bits.
-
-    snapped: % of the samples some of whose shares were dropped.
-    """
-
-    accuracy: float
-    counts: NDArray[np.int64]
-    entropy: float
-    snapped: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of the table: accuracies in percent, seconds a sample, bytes a task beside the base.
-
-    time_over_base: over the base's forward pass of the same batches, where that was measured.
-    """
-
-    method: str
-    accuracy: dict[str, float]
-    bytes_per_task: float
-    seconds: float
-    routing: RoutingScore | None = None
-    time_over_base: float | None = None
-
-    @property
-    def average(self) -> float:
-        """The mean over tasks."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
-
-
 @dataclass
-class Bench:
-    """What all methods are scored on: the base, the tasks' models without weights, and the examples."""
+class TaskModels:
+    """The base, a model and labelled examples for each task; every method is scored on these."""
 
     base: Checkpoint
     adapter: Adapter
@@ -74,40 +40,40 @@ class Bench:
             self.models[task].to(self.device)
 
     def warm_up(self) -> None:
-        """Runs one sample of each task, so that what is timed later is not the first call.
+        """Runs one sample of each task, so that no timed call is the first.
 
-        Raises: InputError where what a model answers is no class.
+        Raises: InputError if a model's output is not a class.
         """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
             with torch.inference_mode():
                 logits = self.adapter.logits(model, batch)
             vector = self.vectors[task]
-            check_scored(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
+            check_classes(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
 
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
-        """Puts θ + λ·τ and the vector's own head into a task's model; λ = 0 is the base under that head."""
+        """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 is the base with that head."""
         self._load(task, restored_tensors(self.base, vector, lambda_, torch.float32), vector.source)
 
     def set_merged(self, task: str, merged: Mapping[str, Tensor]) -> None:
-        """Puts merged weights, by base name, under a task's own head."""
+        """Loads merged weights (base name → tensor) and the task's own head into its model."""
         vector = self.vectors[task]
         state = {vector.model.finetuned_name(name): tensor for name, tensor in merged.items()}
         state |= {name: to_torch(vector.extra(name)) for name in vector.extras}
         self._load_state(task, state, vector.source)
 
     def extra_names(self, task: str) -> dict[str, str]:
-        """Returns the names that a task's own tensors have in its model; one that it lacks is left out."""
+        """Returns stored name → name in the model, for a task's own tensors that its model has."""
         named = {self.adapter.parameter_name(name): name for name in self.vectors[task].extras}
         inside = names_inside(self.models[task], list(named))
         return {named[name]: own for name, own in inside.items()}
 
     def batches(self, task: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yields a task's examples in batches, with their rows."""
+        """Yields (rows, batch) of all of a task's examples."""
         return self.batches_of(task, np.arange(len(self.examples[task])))
 
     def batches_of(self, task: str, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yields some of a task's examples in batches, with their rows; texts of like length together."""
+        """Yields (rows, batch) of some of a task's examples, sorted by length."""
         rows = self.examples[task].by_length(rows)
         for start in range(0, len(rows), _BATCH):
             chunk = rows[start : start + _BATCH]
@@ -122,8 +88,8 @@ class Bench:
         load_weights(self.models[task], named, source)
 
 
-def check_scored(kind: OutputKind | None, task: str, vector: TaskVector) -> None:
-    """Raises: InputError where a task's outputs are no classes: the largest of them would be no answer."""
+def check_classes(kind: OutputKind | None, task: str, vector: TaskVector) -> None:
+    """Raises: InputError if a task's outputs are not classes, so that the largest logit is no answer."""
     if kind not in ("tokens", "values"):
         return
     found = "is a language model" if kind == "tokens" else "answers with numbers, as a regression does,"
@@ -133,31 +99,8 @@ def check_scored(kind: OutputKind | None, task: str, vector: TaskVector) -> None
     )
 
 
-def score_fixed(bench: Bench, method: str, prepare: Callable[[str], None], bytes_per_task: float) -> Score:
-    """Scores one set of weights a task; `prepare` puts them into the task's model and is not timed."""
-    accuracy, seconds, count = {}, 0.0, 0
-    for task in bench.vectors:
-        prepare(task)
-        labels = labels_of(bench.examples[task])
-        started = time.perf_counter()
-        correct = 0
-        for rows, batch in bench.batches(task):
-            correct += int((_predict(bench, task, batch) == labels[rows]).sum())
-        seconds += time.perf_counter() - started
-        count += len(labels)
-        accuracy[task] = 100 * correct / len(labels)
-    return Score(method, accuracy, bytes_per_task, seconds / count)
-
-
-def _predict(bench: Bench, task: str, batch: Batch) -> NDArray[np.int64]:
-    with torch.inference_mode():
-        logits = bench.adapter.logits(bench.models[task], batch)
-    predicted: NDArray[np.int64] = logits.argmax(-1).cpu().numpy()
-    return predicted
-
-
 def labels_of(examples: Examples) -> NDArray[np.int64]:
-    """Returns the classes of examples, (example,). Raises: InputError where they carry none."""
+    """Returns the classes of examples, (example,). Raises: InputError if they have no labels."""
     if examples.labels is None:
-        raise InputError("the test examples carry no labels")
+        raise InputError("the test examples have no labels")
     return examples.labels

@@ -1,0 +1,41 @@
+"""The result of scoring one method."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingScore:
+    """How samples were routed.
+
+    accuracy: % of samples routed to their own task; counts: (task, routed task); entropy: mean, in bits;
+    snapped: % of samples with at least one dropped share.
+    """
+
+    accuracy: float
+    counts: NDArray[np.int64]
+    entropy: float
+    snapped: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table.
+
+    accuracy: task → %; bytes_per_task: stored bytes, without the base; seconds: per sample; time_over_base:
+    relative to the base's forward pass of the same batches, None if not measured.
+    """
+
+    method: str
+    accuracy: dict[str, float]
+    bytes_per_task: float
+    seconds: float
+    routing: RoutingScore | None = None
+    time_over_base: float | None = None
+
+    @property
+    def average(self) -> float:
+        """The mean accuracy over tasks."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
