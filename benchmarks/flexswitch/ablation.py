@@ -24,9 +24,9 @@ from report import machine, table, write_section  # noqa: E402
 SIZE, STEPS = 265, 100  # kB
 SEEDS = (0, 1)
 PARTS = {
-    "no LGS: the same share of every tensor": ("gates=uniform",),
+    "no LGS: the same share of every tensor": ("densities=uniform",),
     "no BAS: signs alone": ("bits=1",),
-    "neither": ("gates=uniform", "bits=1"),
+    "neither": ("densities=uniform", "bits=1"),
 }
 FORMS = {"bitmask": "masks and signs", "flag4": "the 2025 form", "grouped-coo": "the paper's grouped COO"}
 

@@ -33,7 +33,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 HERE = Path(__file__).resolve().parent
-FLEXSWITCH = ("precision=bfloat16", "crossings=5")
+FLEXSWITCH = ("precision=bfloat16", "augmentations=5")
 # Method → the setting that its size follows from, and its others.
 SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "t-switch": ("drop", ()),

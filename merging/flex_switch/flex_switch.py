@@ -5,10 +5,11 @@ Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.records import ArtifactHeader
@@ -27,59 +28,85 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32
 # Without data: the power that is near the best on every text task of benchmarks/flexswitch, 50 to 435 kB.
-_GROWTH = 0.7
+_NORM_COMPENSATION = 0.7
 
 
 def flexswitch(
     vector: TaskVector,
     job: Job,
     *,
-    objective: Literal["kl", "mse", "task", "none"] = "kl",
-    target_size: str | None = None,
-    lambda_: float | None = None,
-    steps: int = 500,
-    bits: str = "1,2,4,8",
-    granularity: Literal["tensor", "rows"] = "tensor",
-    gates: Literal["learned", "uniform", "allocated"] | None = None,
-    growth: float | None = None,
-    batch: int = 16,
-    shards: int = 2,
-    refit: int = 20,
-    least: int = 32,
-    crossings: int = 3,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    effort: Literal["fast", "small"] = "small",
-    seed: int = 0,
+    objective: Annotated[
+        Literal["kl", "mse", "task", "none"],
+        Field(
+            description="What training minimises: kl, the divergence of the answers from the fine-tuned "
+            "model's; mse, that of the pooled features; task, the loss on labels; none, no data."
+        ),
+    ] = "kl",
+    target_size: Annotated[
+        str | None,
+        Field(
+            description="Size of the whole artifact: bytes (400KB), a share of float32 (0.5%) or bits a "
+            "parameter (0.16bpp); 0.5% where neither this nor lambda is given."
+        ),
+    ] = None,
+    lambda_: Annotated[
+        float | None,
+        Field(gt=0, description="Weight of the size as a share of float32, without a target size."),
+    ] = None,
+    steps: Annotated[int, Field(ge=1, description="Training steps.")] = 500,
+    bits: Annotated[
+        str, Field(description="Candidate bit-widths of a kept value, from 1 to 8, joined by commas.")
+    ] = "1,2,4,8",
+    granularity: Annotated[
+        Literal["tensor", "rows"], Field(description="Train one threshold per tensor or one per row.")
+    ] = "tensor",
+    densities: Annotated[
+        Literal["learned", "uniform", "allocated"] | None,
+        Field(
+            description="How densities are chosen: learned (the default with data); uniform, the same in "
+            "every tensor (the default without data); allocated, of least squared error (only without data)."
+        ),
+    ] = None,
+    norm_compensation: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Without data: exponent of Σ|τ| over the kept Σ|τ| by which scales are enlarged; "
+            "0.7 for uniform densities and 0 for allocated ones by default.",
+        ),
+    ] = None,
+    batch: Annotated[int, Field(ge=1, description="Training examples per step.")] = 16,
+    shards: Annotated[int, Field(ge=1, description="Parts of a batch, each run on a thread of its own.")] = 2,
+    scale_refit_steps: Annotated[
+        int, Field(ge=0, description="Steps that train the scales alone once the thresholds are fixed.")
+    ] = 20,
+    min_exemplars: Annotated[int, Field(ge=1, description="Fewer exemplars than this are refused.")] = 32,
+    augmentations: Annotated[
+        int, Field(ge=0, description="Inputs mixed from two exemplars, per exemplar; not for objective=task.")
+    ] = 3,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="Precision of the matrix products of a step.")
+    ] = "float32",
+    effort: Annotated[
+        Literal["fast", "small"], Field(description="Store blocks quickly, or in the fewest bytes.")
+    ] = "small",
+    seed: Annotated[int, Field(ge=0, description="Seed of the exemplars' choice and order.")] = 0,
 ) -> Plan:
-    """Returns what is kept of every tensor, learned so that the model's answers stay the fine-tuned one's.
+    """Returns the plan that compresses every tensor, trained to keep the fine-tuned model's answers.
 
-    objective: `kl` or `mse`, the divergence of answers or of pooled features from the fine-tuned model's;
-    `task`, the loss on labels; `none`, no data. target_size: 400KB,
-    0.5% of float32, or 0.16bpp (bits a parameter), for the whole artifact; 0.5% without it and without
-    `lambda_`, which weighs the share of float32 instead. bits: candidates of a kept value's bit-width.
-    granularity: a threshold a tensor or a row. gates: `learned`; `uniform`, the same share of every tensor,
-    which is what there is without data; or then `allocated`, the least squared error at the size. growth:
-    without data, the power of Σ |τ| over that of what is kept by which scales are larger than those of least
-    squared error: 0.7, and 0 where shares are allocated; learning finds its own. batch: exemplars a step,
-    worked on in so many shards, a thread each. refit: steps that fit the scales anew at the end. crossings:
-    inputs made of two exemplars, for each one (not for `task`). least: exemplars without which nothing is
-    learned. precision: of the products of a step; bfloat16 is several times as fast where the processor has
-    it. effort: how small the blocks are stored. Raises: UsageError on a setting outside its range; InputError
-    where the size can't be met, exemplars are too few, or the divergence does not fall.
+    Raises: UsageError where settings conflict; InputError where the size can't be met, exemplars are
+    too few, or training does not lower the loss.
     """
-    least_values = {"steps": steps, "batch": batch, "shards": shards, "least": least}
-    for name, value in least_values.items():
-        if value < 1:
-            raise UsageError(f"{name}={value}: expected at least 1")
-    if min(refit, crossings, seed) < 0:
-        raise UsageError(f"refit={refit}, crossings={crossings}, seed={seed}: expected numbers of at least 0")
-    if lambda_ is not None and (target_size is not None or objective == "none" or lambda_ <= 0):
-        raise UsageError(f"lambda={lambda_}: expected a number above 0, an objective, and no target size")
-    if growth is not None and (objective != "none" or not 0 <= growth <= 1):
-        raise UsageError(f"growth={growth}: expected 0 to 1, and objective=none: learning finds its own")
-    if gates == ("learned" if objective == "none" else "allocated"):
+    if lambda_ is not None and (target_size is not None or objective == "none"):
+        raise UsageError(f"lambda={lambda_}: give an objective with data, and no target size")
+    if norm_compensation is not None and objective != "none":
+        raise UsageError(
+            f"norm_compensation={norm_compensation}: needs objective=none; training fits the scales"
+        )
+    if densities == ("learned" if objective == "none" else "allocated"):
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
-        raise UsageError(f"gates={gates}: expected {known} with objective={objective}")
+        raise UsageError(f"densities={densities}: expected {known} with objective={objective}")
     widths = _bit_widths(bits)
     training, inputs = job.training, job.training.inputs
     if objective != "none" and inputs is None:
@@ -87,7 +114,7 @@ def flexswitch(
             "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
         )
     if objective != "none" and inputs is not None:
-        read_exemplars(job.task, inputs, objective, least)  # to hear of too few before long work
+        read_exemplars(job.task, inputs, objective, min_exemplars)  # refuse too few before long work
     header = job.header(vector)
     with parallel_map(job.jobs) as each:
         problem = read_compression_task(vector, header, widths, effort, each)
@@ -95,16 +122,24 @@ def flexswitch(
         if objective == "none" or inputs is None:
             if target is None:
                 raise ValueError("the data-free allocation takes a target")
-            same_share = gates != "allocated"
-            growth = _GROWTH * same_share if growth is None else growth
-            kept = data_free(problem, target, same_share, growth, training.on_note)
+            same_share = densities != "allocated"
+            power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
+            kept = data_free(problem, target, same_share, power, training.on_note)
             return Plan(_compressor(problem, kept), effort)
         lesson = open_training_data(
-            vector, job.task, inputs, objective, seed, least, crossings, precision, each
+            vector, job.task, inputs, objective, seed, min_exemplars, augmentations, precision, each
         )
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
         course = TrainingSettings(
-            target, multiplier, steps, granularity == "rows", gates == "uniform", batch, shards, refit, seed
+            target,
+            multiplier,
+            steps,
+            granularity == "rows",
+            densities == "uniform",
+            batch,
+            shards,
+            scale_refit_steps,
+            seed,
         )
         run = run_identity(header.method.settings, _inputs(vector, header, lesson))
         file = training.checkpoint

@@ -125,7 +125,7 @@ def read_exemplars(task: str, inputs: TrainingInputs, goal: Goal, least: int) ->
     if count < least:
         raise InputError(
             f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
-            f"with --set least={count}, or learn from none with --set objective=none"
+            f"with --set min_exemplars={count}, or learn from none with --set objective=none"
         )
     return available
 
@@ -137,7 +137,7 @@ def open_training_data(
     goal: Goal,
     seed: int,
     least: int,
-    crossings: int,
+    augmentations: int,
     precision: Precision,
     each: ParallelMap,
 ) -> TrainingData:
@@ -159,8 +159,8 @@ def open_training_data(
     exemplars = available.take(learned)
     taught = _taught(objective, model, config, exemplars, each)
     more = None
-    if crossings and goal != "task":
-        made = Examples(crossed(exemplars.inputs, crossings * len(exemplars), seed), None)
+    if augmentations and goal != "task":
+        made = Examples(crossed(exemplars.inputs, augmentations * len(exemplars), seed), None)
         more = _taught(objective, model, config, made, each)
     rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0)

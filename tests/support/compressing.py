@@ -5,7 +5,7 @@ from pathlib import Path
 from support.commands import Outcome, Runner, files_below
 from support.tiny_models import Toy
 
-LEARN = ("--method", "flexswitch", "--target-size", "4KB", "--set", "steps=6", "--set", "least=8")
+LEARN = ("--method", "flexswitch", "--target-size", "4KB", "--set", "steps=6", "--set", "min_exemplars=8")
 
 
 class Compress:

@@ -28,7 +28,7 @@ from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
-FEW = ("target_size=5KB", "steps=30", "refit=4", "batch=8", "least=8")
+FEW = ("target_size=5KB", "steps=30", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
 
 
 @dataclass

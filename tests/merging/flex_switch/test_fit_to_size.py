@@ -212,7 +212,7 @@ def test_an_artifact_is_at_most_the_size_asked_for_and_hardly_less(seed: int, tm
     target = target_bytes(asked, parameters)
     notes: list[str] = []
     gates = ["uniform", "allocated"][seed // 5]
-    settings = [f"target_size={asked}", f"bits={['1', '1,2,4,8', '2,3'][seed % 3]}", f"gates={gates}"]
+    settings = [f"target_size={asked}", f"bits={['1', '1,2,4,8', '2,3'][seed % 3]}", f"densities={gates}"]
     found = allocated(base, finetuned, tmp_path / "task.fsw", *settings, on_note=notes.append)
     assert 0.97 * target <= found <= target
     assert notes == []
@@ -225,7 +225,7 @@ def test_an_artifact_is_at_most_the_size_asked_for_and_hardly_less(seed: int, tm
 
 def test_without_data_the_same_share_may_be_kept_and_what_is_kept_stand_for_all(tmp_path: Path) -> None:
     base, finetuned = random_pair(2)
-    settings = ("target_size=4KB", "bits=1", "growth=1")
+    settings = ("target_size=4KB", "bits=1", "norm_compensation=1")
     allocated(base, finetuned, tmp_path / "task.fsw", *settings)
     artifact = open_artifact(tmp_path / "task.fsw")
     shares, masses = [], []
@@ -243,7 +243,7 @@ def test_twice_the_size_leaves_less_error(tmp_path: Path) -> None:
     base, finetuned = random_pair(2)
     errors = []
     for asked in ("3KB", "6KB", "12KB"):
-        allocated(base, finetuned, tmp_path / "task.fsw", f"target_size={asked}", "gates=allocated")
+        allocated(base, finetuned, tmp_path / "task.fsw", f"target_size={asked}", "densities=allocated")
         artifact = open_artifact(tmp_path / "task.fsw")
         error = 0.0
         for name in base:

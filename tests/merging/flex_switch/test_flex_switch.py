@@ -129,7 +129,7 @@ def test_a_larger_lambda_gives_a_smaller_artifact(school: TrainingCase, tmp_path
 
 
 @pytest.mark.parametrize(
-    "setting", ["granularity=rows", "gates=uniform", "shards=1", "refit=0", "effort=fast"]
+    "setting", ["granularity=rows", "densities=uniform", "shards=1", "scale_refit_steps=0", "effort=fast"]
 )
 def test_other_settings_learn_too(setting: str, school: TrainingCase, tmp_path: Path) -> None:
     found = school.learn(tmp_path / "birds.fsw", setting)
@@ -177,7 +177,7 @@ def test_without_crossings_only_the_exemplars_are_learned_from(
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "batch", batch)
-        found = school.learn(tmp_path / "birds.fsw", "crossings=0", "steps=60")
+        found = school.learn(tmp_path / "birds.fsw", "augmentations=0", "steps=60")
     assert set(seen) <= set(texts("birds", 40, 1))
     record = found.header.training
     assert (record.exemplars, record.exemplars_sha256) == (24, learned.header.training.exemplars_sha256)
@@ -196,7 +196,7 @@ def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
         return plain(inputs, count, seed)
 
     monkeypatch.setattr(lesson_module, "crossed", crossed)
-    found = school.learn(tmp_path / "birds.fsw", "crossings=5", "steps=15")
+    found = school.learn(tmp_path / "birds.fsw", "augmentations=5", "steps=15")
     assert counts == [5 * 24]
     assert found.header.training.exemplars == 24
     assert found.header.training.after.divergence == pytest.approx(
@@ -254,7 +254,7 @@ def test_learning_starts_from_what_has_the_smallest_loss(
 def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(
     school: TrainingCase, tmp_path: Path
 ) -> None:
-    found = school.learn(tmp_path / "birds.fsw", "gates=uniform", "bits=1")
+    found = school.learn(tmp_path / "birds.fsw", "densities=uniform", "bits=1")
     records = [
         each
         for name, each in found.header.tensors.items()

@@ -14,7 +14,7 @@ from flexswitch.codecs.format.container import Artifact
 
 PLANTED = ("attention.self.value.weight", "attention.output.dense.weight", "intermediate.dense.weight")
 SIZE = 9000
-SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "refit=10")
+SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "scale_refit_steps=10")
 
 
 class CompressionTask(NamedTuple):

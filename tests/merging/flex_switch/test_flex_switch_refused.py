@@ -50,7 +50,7 @@ UNLEARNED = "does not learn from examples; those that do: flexswitch"
         ),
         (
             (*FLEX, "--exemplars", "{data}", "--set", "lambda=1", "--target-size", "4KB"),
-            "lambda=1.0: expected a number above 0, an objective, and no target size",
+            "lambda=1.0: give an objective with data, and no target size",
         ),
     ],
 )  # fmt: skip
@@ -115,7 +115,7 @@ def test_too_few_exemplars_are_refused(compress: Compress, text: Toy) -> None:
     assert (outcome.status, outcome.error) == (
         1,
         f"{text.data / 'birds.train.jsonl.gz'}: 20 exemplars, expected 32 or more to learn from; give more, or "
-        "allow fewer with --set least=20, or learn from none with --set objective=none",
+        "allow fewer with --set min_exemplars=20, or learn from none with --set objective=none",
     )
     assert compress.left() == []
 

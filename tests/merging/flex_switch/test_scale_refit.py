@@ -26,7 +26,7 @@ def scales_of(artifact: Artifact) -> list[float]:
 def test_scales_are_fitted_at_the_first_rate_that_helps(
     helps: int | None, school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "refit=0")
+    left = school.learn(tmp_path / "left" / "birds.fsw", "lambda=0.01", "scale_refit_steps=0")
     plain, tried = finish.refit_scales, []
 
     def refit_scales(*given: Any) -> list[Quantisation]:

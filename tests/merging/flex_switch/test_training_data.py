@@ -35,12 +35,12 @@ def opened(
     goal: Goal = "kl",
     seed: int = 0,
     jobs: int = 1,
-    crossings: int = 0,
+    augmentations: int = 0,
     precision: Precision = "float32",
 ) -> TrainingData:
     with parallel_map(jobs) as each:
         return open_training_data(
-            school.vector(), task, school.classroom(), goal, seed, 1, crossings, precision, each
+            school.vector(), task, school.classroom(), goal, seed, 1, augmentations, precision, each
         )
 
 
@@ -136,14 +136,14 @@ def test_exemplars_are_read_whole_and_too_few_are_refused(school: TrainingCase) 
     told = message(InputError, lambda: read_exemplars("birds", school.classroom(), "kl", 25))
     assert told == (
         f"{school.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more to learn from; give more, or "
-        "allow fewer with --set least=24, or learn from none with --set objective=none"
+        "allow fewer with --set min_exemplars=24, or learn from none with --set objective=none"
     )
 
 
 def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
     school: TrainingCase, lesson: TrainingData
 ) -> None:
-    found = opened(school, crossings=2, seed=0)
+    found = opened(school, augmentations=2, seed=0)
     assert found.augmented is not None
     assert found.exemplars.examples.inputs == lesson.exemplars.examples.inputs
     inputs = list(found.augmented.examples.inputs)
@@ -169,11 +169,11 @@ def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
     assert last == pytest.approx(float((teacher.exp() * (teacher - student)).sum()), rel=1e-3)
 
 
-@pytest.mark.parametrize(("goal", "crossings"), [("kl", 0), ("task", 3)])
+@pytest.mark.parametrize(("goal", "augmentations"), [("kl", 0), ("task", 3)])
 def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
-    goal: Goal, crossings: int, school: TrainingCase
+    goal: Goal, augmentations: int, school: TrainingCase
 ) -> None:
-    found = opened(school, goal=goal, crossings=crossings)
+    found = opened(school, goal=goal, augmentations=augmentations)
     assert found.augmented is None
     assert found.training_set is found.exemplars
 
@@ -182,7 +182,7 @@ def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
 def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(
     goal: Goal, school: TrainingCase
 ) -> None:
-    found = opened(school, goal=goal, crossings=2, precision="bfloat16")
+    found = opened(school, goal=goal, augmentations=2, precision="bfloat16")
     exact = opened(school, goal=goal)
     with parallel_map(2) as each, torch.no_grad():
         value = found.loss(each)

@@ -36,35 +36,44 @@ def refusal(kind: type[FlexswitchError], school: TrainingCase, folder: Path, *se
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["steps=0"], "steps=0: expected at least 1"),
-        (["batch=0"], "batch=0: expected at least 1"),
-        (["shards=-1"], "shards=-1: expected at least 1"),
-        (["least=0"], "least=0: expected at least 1"),
-        (["refit=-1"], "refit=-1, crossings=3, seed=0: expected numbers of at least 0"),
-        (["crossings=-1"], "refit=4, crossings=-1, seed=0: expected numbers of at least 0"),
-        (["seed=-2"], "refit=4, crossings=3, seed=-2: expected numbers of at least 0"),
-        (["lambda=0"], "lambda=0.0: expected a number above 0, an objective, and no target size"),
-        (["lambda=-1"], "lambda=-1.0: expected a number above 0, an objective, and no target size"),
+        (["steps=0"], "--set steps=0: Input should be greater than or equal to 1"),
+        (["batch=0"], "--set batch=0: Input should be greater than or equal to 1"),
+        (["shards=-1"], "--set shards=-1: Input should be greater than or equal to 1"),
+        (["min_exemplars=0"], "--set min_exemplars=0: Input should be greater than or equal to 1"),
+        (
+            ["scale_refit_steps=-1"],
+            "--set scale_refit_steps=-1: Input should be greater than or equal to 0",
+        ),
+        (
+            ["augmentations=-1"],
+            "--set augmentations=-1: Input should be greater than or equal to 0",
+        ),
+        (["seed=-2"], "--set seed=-2: Input should be greater than or equal to 0"),
+        (["lambda=0"], "--set lambda=0: Input should be greater than 0"),
+        (["lambda=-1"], "--set lambda=-1: Input should be greater than 0"),
         (
             ["lambda=1", "objective=none"],
-            "lambda=1.0: expected a number above 0, an objective, and no target size",
+            "lambda=1.0: give an objective with data, and no target size",
         ),
-        (["gates=allocated"], "gates=allocated: expected learned or uniform with objective=kl"),
+        (["densities=allocated"], "densities=allocated: expected learned or uniform with objective=kl"),
         (
-            ["gates=learned", "objective=none"],
-            "gates=learned: expected uniform or allocated with objective=none",
+            ["densities=learned", "objective=none"],
+            "densities=learned: expected uniform or allocated with objective=none",
         ),
-        (["growth=0.7"], "growth=0.7: expected 0 to 1, and objective=none: learning finds its own"),
         (
-            ["growth=1.5", "objective=none"],
-            "growth=1.5: expected 0 to 1, and objective=none: learning finds its own",
+            ["norm_compensation=0.7"],
+            "norm_compensation=0.7: needs objective=none; training fits the scales",
+        ),
+        (
+            ["norm_compensation=1.5", "objective=none"],
+            "--set norm_compensation=1.5: Input should be less than or equal to 1",
         ),
         (["bits="], "bits=: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=0,1"], "bits=0,1: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=9"], "bits=9: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["bits=two"], "bits=two: expected bit-widths from 1 to 8, joined by commas, such as 1,2,4,8"),
         (["objective=best"], "--set objective=best: Input should be 'kl', 'mse', 'task' or 'none'"),
-        (["gates=none"], "--set gates=none: Input should be 'learned', 'uniform' or 'allocated'"),
+        (["densities=none"], "--set densities=none: Input should be 'learned', 'uniform' or 'allocated'"),
         (["granularity=row"], "--set granularity=row: Input should be 'tensor' or 'rows'"),
         (["precision=half"], "--set precision=half: Input should be 'float32' or 'bfloat16'"),
         (["lambda=inf"], "--set lambda=inf: expected a finite number"),
@@ -86,7 +95,7 @@ def test_a_size_and_a_lambda_exclude_each_other(tmp_path: Path) -> None:
     texts = ["lambda=1", "target_size=1KB"]
     parsed = parse_settings(texts)
     told = message(UsageError, lambda: compress(vector, tmp_path / "a.fsw", "a", "flexswitch", parsed, False))
-    assert told == "lambda=1.0: expected a number above 0, an objective, and no target size"
+    assert told == "lambda=1.0: give an objective with data, and no target size"
 
 
 def test_without_exemplars_nothing_is_learned(tmp_path: Path) -> None:
@@ -102,15 +111,15 @@ def test_without_exemplars_nothing_is_learned(tmp_path: Path) -> None:
 def test_fewer_exemplars_than_the_least_are_refused(
     per_task: int, found: int, school: TrainingCase, tmp_path: Path
 ) -> None:
-    told = refusal(InputError, replace(school, per_task=per_task), tmp_path, "least=41")
+    told = refusal(InputError, replace(school, per_task=per_task), tmp_path, "min_exemplars=41")
     assert told == (
         f"{school.data / 'birds.train.jsonl'}: {found} exemplars, expected 41 or more to learn from; give more, or "
-        f"allow fewer with --set least={found}, or learn from none with --set objective=none"
+        f"allow fewer with --set min_exemplars={found}, or learn from none with --set objective=none"
     )
 
 
 def test_as_many_exemplars_as_are_allowed_suffice(school: TrainingCase, tmp_path: Path) -> None:
-    found = school.learn(tmp_path / "birds.fsw", "least=24")
+    found = school.learn(tmp_path / "birds.fsw", "min_exemplars=24")
     assert found.header.training.exemplars == 24
 
 
