@@ -131,6 +131,7 @@ def _opened(
     """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
     from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.checkpoints.pairing import EVERYTHING
     from flexswitch.merging.task_vectors.open_vector import open_finetuned
@@ -149,7 +150,7 @@ def _opened(
         return vector, checkpoint
     if base is None:
         raise UsageError(f"{source}: expected a task vector (*{SUFFIX}); a checkpoint needs --base BASE")
-    checkpoint = open_checkpoint(base)
+    checkpoint = HashingCheckpoint(open_checkpoint(base))
     pair = open_finetuned(source, checkpoint, chosen)
     for note in pair.notes:
         console.note(note)

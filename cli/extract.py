@@ -31,6 +31,7 @@ def extract(
     from flexswitch.cli.arguments import choice, new_task_name, selection
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
+    from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
     from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.task_vectors.open_vector import open_finetuned
     from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, write_task_vector
@@ -41,7 +42,9 @@ def extract(
     task = new_task_name(name, output)
     stored = choice("--dtype", dtype, ("float32", "bfloat16"))
     check_output(output, overwrite)
-    vector = open_finetuned(finetuned, open_checkpoint(base), selection(include, exclude, on_resize))
+    vector = open_finetuned(
+        finetuned, HashingCheckpoint(open_checkpoint(base)), selection(include, exclude, on_resize)
+    )
     for note in vector.notes:
         console.note(note)
     with console.progress(

@@ -96,6 +96,7 @@ def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "
     from flexswitch.codecs.errors import InputError, unknown_name
     from flexswitch.merging.checkpoints.fingerprint import check_base
     from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+    from flexswitch.merging.task_vectors.lora import LoraVector
     from flexswitch.merging.task_vectors.open_vector import open_task_vectors
 
     vectors: dict[str, TaskVector] = {}
@@ -109,17 +110,17 @@ def _open_vectors(sources: list[str], base: "Checkpoint", task: str | None) -> "
             raise InputError(f"{', '.join(sources)}: {unknown_name('task', task, vectors)}")
         vectors = {task: vectors[task]}
     for vector in vectors.values():
-        if not isinstance(vector, CheckpointPair):  # that one is made from this very base
+        if not isinstance(vector, (CheckpointPair, LoraVector)):  # those are made from this very base
             check_base(base, vector.identity(), vector.source)
     return vectors
 
 
 def _card(base: "Checkpoint", tasks: list[str], way: str, settings: list[str]) -> str:
-    from flexswitch.merging.checkpoints.fingerprint import sample_fingerprint
+    from flexswitch.merging.checkpoints.fingerprint import quick_fingerprint
     from flexswitch.merging.task_vectors.model_directory import model_card
 
     lines = {
-        "base": f"{base.hub_id or 'local'}, sampled fingerprint {sample_fingerprint(base)}",
+        "base": f"{base.hub_id or 'local'}, quick fingerprint {quick_fingerprint(base)}",
         "tasks": ", ".join(tasks),
         "method": way,
         "settings": ", ".join(settings) or "none",

@@ -25,7 +25,7 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tens
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.merging.checkpoints.fingerprint import forget_digests
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint, forget_digests
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Delta
@@ -112,7 +112,7 @@ class Ours:
         if not known:
             forget_digests()
         base, finetuned = (str(self.work / f"{name}.safetensors") for name in ("base", "finetuned"))
-        pair = CheckpointPair(open_checkpoint(base), open_checkpoint(finetuned))
+        pair = CheckpointPair(HashingCheckpoint(open_checkpoint(base)), open_checkpoint(finetuned))
         compress(pair, self.work / "o.fsw", "o", "t-switch", {"drop": DROP}, True, jobs=self.jobs)
 
 

@@ -1,8 +1,4 @@
-"""Opens any checkpoint lazily: names, shapes and dtypes from headers, weights block by block.
-
-A checkpoint is a Hugging Face model directory, one state-dict file, or a hub id. Nothing is unpickled
-but plain tensors, and no code that comes with a checkpoint is run.
-"""
+"""What an open checkpoint is: headers known, weights read block by block."""
 
 import math
 from collections.abc import Mapping, Sequence

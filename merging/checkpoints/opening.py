@@ -1,6 +1,7 @@
 """Opens a checkpoint: a Hugging Face model directory, one state-dict file, or a hub id."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
@@ -10,49 +11,58 @@ from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsChe
 from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
 _WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
                  "pytorch_model.bin")  # fmt: skip
 
 
-def open_checkpoint(source: str) -> Checkpoint:
-    """Opens a model directory, a state-dict file or a hub id; a PEFT directory is opened by `lora.py`.
+class Location(NamedTuple):
+    """Where a checkpoint is: its path, and its hub id where it was fetched from the hub.
 
-    Raises: InputError where there is none, or its headers are damaged.
+    source is what the user gave.
     """
-    path, hub_id = locate(source)
-    if path.is_file():
-        return _open_files(source, [path], None)
-    if (path / ADAPTER_CONFIG).is_file() and not any((path / name).is_file() for name in _WEIGHT_FILES):
-        raise InputError(
-            f"{source}: is a PEFT adapter, expected a whole model; give it as the fine-tuned checkpoint"
-        )
-    checkpoint = _open_files(source, _weight_files(path, source), path)
-    checkpoint.hub_id = hub_id
-    return checkpoint
+
+    source: str
+    path: Path
+    hub_id: str | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a PEFT adapter directory rather than a whole model."""
+        has_weights = any((self.path / name).is_file() for name in _WEIGHT_FILES)
+        return (self.path / ADAPTER_CONFIG).is_file() and not has_weights
 
 
-def is_adapter(source: str) -> bool:
-    """Returns whether a checkpoint is a PEFT adapter directory rather than a whole model."""
-    path, _ = locate(source)
-    return (path / ADAPTER_CONFIG).is_file() and not any((path / name).is_file() for name in _WEIGHT_FILES)
-
-
-def locate(source: str) -> tuple[Path, str | None]:
-    """Returns a checkpoint's local path, and its hub id where it was fetched from the hub.
+def locate(source: str) -> Location:
+    """Returns where a checkpoint is, fetched from the hub where the source is a hub id and no path.
 
     Raises: InputError where it is neither a path nor a repository of the hub.
     """
     path = Path(source).expanduser()
     if path.exists():
-        return path, None
+        return Location(source, path, None)
     if is_hub_id(source):
         try:
-            return download_checkpoint(source), source
+            return Location(source, download_checkpoint(source), source)
         except InputError as reason:
             raise InputError(f"{source}: no such file or directory; from the hub: {reason}") from reason
     raise InputError(f"{source}: no such file or directory; expected a checkpoint, or a hub id org/name")
+
+
+def open_checkpoint(source: str | Location) -> Checkpoint:
+    """Opens a model directory, a state-dict file or a hub id.
+
+    Raises: InputError where there is none, it is a PEFT adapter, or its headers are damaged.
+    """
+    place = locate(source) if isinstance(source, str) else source
+    if place.path.is_file():
+        return _open_files(place.source, [place.path], None)
+    if place.is_adapter:
+        raise InputError(
+            f"{place.source}: is a PEFT adapter, expected a whole model; give it as the fine-tuned checkpoint"
+        )
+    checkpoint = _open_files(place.source, _weight_files(place.path, place.source), place.path)
+    checkpoint.hub_id = place.hub_id
+    return checkpoint
 
 
 def _open_files(source: str, files: list[Path], directory: Path | None) -> Checkpoint:

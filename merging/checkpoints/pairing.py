@@ -1,16 +1,16 @@
 """Matches the tensors of a fine-tuned checkpoint to those of its base, from headers alone.
 
-Source: methods, §1: units, buffers, extras, resized tensors, prefixes.
+Source: docs/methods.md §1: tensors, buffers, extras, resized tensors, prefixes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import is_floating
 
 Resize = Literal["refuse", "extra", "rows"]
@@ -38,10 +38,23 @@ EVERYTHING = Selection()
 
 
 @dataclass(frozen=True)
+class Headers:
+    """What pairing needs to know of a checkpoint.
+
+    source names it in messages; tensors holds the headers in name order; aliases maps the further names of
+    a tied tensor to the one in `tensors`.
+    """
+
+    source: str
+    tensors: Mapping[str, TensorInfo]
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Pairing:
     """Which tensor of the fine-tuned checkpoint belongs to which of the base.
 
-    units and buffers: base name → fine-tuned name, in name order; buffers are stored raw when they
+    tensors and buffers: base name → fine-tuned name, in name order; buffers are stored raw when they
     differ. extras: fine-tuned names that are stored raw. notes: what the user should know.
     """
 
@@ -53,7 +66,7 @@ class Pairing:
     notes: list[str]
 
 
-def pair(base: Checkpoint, finetuned: Checkpoint, selection: Selection) -> Pairing:
+def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     """Returns the pairing of two checkpoints.
 
     Raises: InputError where they share no name, the fine-tuned one lacks a tensor of the base, or a
@@ -128,7 +141,7 @@ def _prefixes(longer: Sequence[str], shorter: set[str]) -> list[str]:
     return found
 
 
-def _partner(name: str, base: Checkpoint, finetuned: Checkpoint, base_prefix: str, prefix: str) -> str | None:
+def _partner(name: str, base: Headers, finetuned: Headers, base_prefix: str, prefix: str) -> str | None:
     """Returns the fine-tuned name of a base tensor or of one tied to it."""
     tied = [alias for alias, first in base.aliases.items() if first == name]
     for candidate in (name, *tied):
@@ -141,9 +154,7 @@ def _partner(name: str, base: Checkpoint, finetuned: Checkpoint, base_prefix: st
     return None
 
 
-def _takes_rows(
-    name: str, base: TensorInfo, finetuned: TensorInfo, choice: Resize, source: Checkpoint
-) -> bool:
+def _takes_rows(name: str, base: TensorInfo, finetuned: TensorInfo, choice: Resize, source: Headers) -> bool:
     """Returns whether a tensor of another shape gives its overlapping rows, or is stored whole.
 
     Raises: InputError naming both shapes and the option, where the user has not chosen or can't.

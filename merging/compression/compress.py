@@ -32,7 +32,7 @@ def compress(
     method: str,
     settings: Mapping[str, Any],
     overwrite: bool,
-    on_tensor: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda name: None,
     jobs: int = DEFAULT_JOBS,
     memory: int = DEFAULT_MEMORY,
     resume: bool = False,
@@ -50,9 +50,9 @@ def compress(
     job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training)
     chosen = plan(method, vector, job, settings)
 
-    def work(unit: str) -> PackedTensor | None:
-        info = vector.tensors[unit]
-        compressed = chosen.compress(_delta(vector, unit, name))
+    def work(tensor: str) -> PackedTensor | None:
+        info = vector.tensors[tensor]
+        compressed = chosen.compress(_delta(vector, tensor, name))
         sparse = compressed.sparse
         if not len(sparse.levels):
             return None
@@ -67,10 +67,10 @@ def compress(
     ):
         for extra in vector.extras:
             writer.add_extra(extra, packed_extra(vector.extra(extra)))
-        for unit, packed in _packed(vector, work, side, jobs, memory):
-            on_tensor(unit)
+        for tensor, packed in _packed(vector, work, side, jobs, memory):
+            on_tensor(tensor)
             if packed is not None:
-                writer.add_tensor(unit, packed)
+                writer.add_tensor(tensor, packed)
         # Last, because reading the tensors has hashed most of the base.
         writer.finish(job.header(vector, chosen.training))
     if side is not None:
@@ -84,37 +84,37 @@ def _packed(
     jobs: int,
     memory: int,
 ) -> Iterator[tuple[str, PackedTensor | None]]:
-    """Yields each unit with its stored form, or None where it keeps nothing, in the units' order."""
+    """Yields each tensor with its stored form, or None where it keeps nothing, in the tensors' order."""
     finished: frozenset[str] = side.finished() if side else frozenset()
-    missing = [unit for unit in vector.tensors if unit not in finished]
+    missing = [tensor for tensor in vector.tensors if tensor not in finished]
 
-    def cost(unit: str) -> int:
-        return vector.tensors[unit].entries * WORKING_BYTES
+    def cost(tensor: str) -> int:
+        return vector.tensors[tensor].entries * WORKING_BYTES
 
     made = map_in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
-    for unit in vector.tensors:
-        if side is not None and unit in finished:
-            yield unit, side.read(unit)
+    for tensor in vector.tensors:
+        if side is not None and tensor in finished:
+            yield tensor, side.read(tensor)
             continue
         packed = next(made)
         if side is not None:
-            side.add(unit, packed)
-        yield unit, packed
+            side.add(tensor, packed)
+        yield tensor, packed
 
 
 def _read_ahead(vector: TaskVector, tensors: list[str]) -> Iterable[str]:
-    """Yields the units; while one is worked on, the system reads the next."""
-    for unit, following in zip(tensors, [*tensors[1:], None], strict=True):
+    """Yields the tensors; while one is worked on, the system reads the next."""
+    for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
         if following is not None:
-            vector.read_ahead(following)
-        yield unit
+            vector.hints.read_ahead(following)
+        yield tensor
 
 
-def _delta(vector: TaskVector, unit: str, task: str) -> Delta:
-    """Returns a unit's delta, held in memory where that is quicker than to compute it again."""
-    info = vector.tensors[unit]
-    read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, unit)
-    if info.entries <= (_CACHED_ENTRIES if vector.is_cheap(unit) else _HELD_ENTRIES):
+def _delta(vector: TaskVector, tensor: str, task: str) -> Delta:
+    """Returns a tensor's delta, held in memory where that is quicker than to compute it again."""
+    info = vector.tensors[tensor]
+    read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, tensor)
+    if info.entries <= (_CACHED_ENTRIES if vector.hints.recomputing_is_cheap else _HELD_ENTRIES):
         blocks = list(read())
         read = bind(list, blocks)
-    return Delta(unit, info.shape, read, task)
+    return Delta(tensor, info.shape, read, task)

@@ -47,7 +47,7 @@ class _Run(Strict):
 class _Entry(Strict):
     """One finished tensor. digest is the SHA-256 of the base's tensor where it is known."""
 
-    unit: str
+    name: str
     digest: Sha256 | None
     record: TensorRecord | None
     size: Count
@@ -64,10 +64,8 @@ class SideFile:
 
     def __init__(self, output: Path, vector: TaskVector, job: Job, training: TrainingRecord | None) -> None:
         self.path = side_file(output)
-        self._vector = vector
+        self._base_digests = vector.hints.base_digests
         tensors = {name: (info.dtype, info.shape) for name, info in vector.tensors.items()}
-        stats = [file.stat() for file in vector.files]
-        inputs = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         run = _Run(
             task=job.task,
             method=job.method,
@@ -75,7 +73,7 @@ class SideFile:
             parameters=vector.parameters,
             training=training,
             tensors=tensors,
-            inputs=inputs,
+            inputs=vector.hints.file_stamps(),
         )
         self._run = run.model_dump_json().encode() + b"\n"
         self._places: dict[str, tuple[_Entry, int]] = {}
@@ -101,12 +99,12 @@ class SideFile:
         self._file.close()
 
     def finished(self) -> frozenset[str]:
-        """Returns the units that the file held when it was opened."""
+        """Returns the names of the tensors that the file held when it was opened."""
         return frozenset(self._places)
 
-    def read(self, unit: str) -> PackedTensor | None:
+    def read(self, name: str) -> PackedTensor | None:
         """Returns a finished tensor; None where it keeps nothing."""
-        entry, place = self._places[unit]
+        entry, place = self._places[name]
         if entry.record is None:
             return None
         self._file.seek(place)
@@ -114,12 +112,12 @@ class SideFile:
         self._file.seek(0, os.SEEK_END)
         return PackedTensor(entry.record, data)
 
-    def add(self, unit: str, packed: PackedTensor | None) -> None:
+    def add(self, name: str, packed: PackedTensor | None) -> None:
         """Keeps a finished tensor."""
         data = packed.data if packed else b""
         entry = _Entry(
-            unit=unit,
-            digest=self._vector.digests.get(unit),
+            name=name,
+            digest=self._base_digests.get(name),
             record=packed.record if packed else None,
             size=len(data),
             crc32=crc32(data),
@@ -144,9 +142,9 @@ class SideFile:
             data = self._file.read(entry.size)
             if len(data) != entry.size or crc32(data) != entry.crc32:
                 break
-            self._places[entry.unit] = (entry, place)
+            self._places[entry.name] = (entry, place)
             if entry.digest is not None:
-                self._vector.digests[entry.unit] = entry.digest
+                self._base_digests[entry.name] = entry.digest
             whole = self._file.tell()
         self._file.seek(whole)
         self._file.truncate()

@@ -150,11 +150,11 @@ def flexswitch(
 
 def _inputs(vector: TaskVector, header: ArtifactHeader, lesson: TrainingData) -> dict[str, object]:
     """Returns what a learning depends on beside its settings; of a fine-tune's files, sizes and times."""
-    labels, stats = lesson.exemplars.examples.labels, [file.stat() for file in vector.files]
+    labels = lesson.exemplars.examples.labels
     return {
         "task": header.name,
         "base": header.base.fingerprint,
-        "finetuned": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
+        "finetuned": vector.hints.file_stamps(),
         "exemplars": lesson.digest,
         "labels": None if labels is None else labels.tolist(),
     }

@@ -10,6 +10,7 @@ from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.task_vectors.apply import Addend
+from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 from flexswitch.merging.task_vectors.task_vector import READ_ENTRIES
 
 
@@ -18,8 +19,7 @@ class ArtifactVector:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.files = [artifact.path]
-        self.digests: dict[str, str] = {}
+        self.hints = ReadingHints((artifact.path,))
         self.source = str(artifact.path)
         self.model = artifact.header.model
         self.parameters = artifact.header.parameters
@@ -36,26 +36,19 @@ class ArtifactVector:
         """Returns the identity of the base it was made from."""
         return self.artifact.header.base
 
-    def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's reconstructed delta. Raises: DecodeError."""
-        record = self.artifact.header.tensors[unit]
-        return self.artifact.sparse(unit).dense_blocks(record.scale, READ_ENTRIES, record.zero)
+    def blocks(self, name: str) -> Iterator[FloatArray]:
+        """Yields a tensor's reconstructed delta. Raises: DecodeError."""
+        record = self.artifact.header.tensors[name]
+        return self.artifact.sparse(name).dense_blocks(record.scale, READ_ENTRIES, record.zero)
 
-    def addend(self, unit: str, lambda_: float) -> Addend:
-        """Returns λ times a unit's reconstructed delta, to be added in place. Raises: DecodeError."""
-        return Addend(self.artifact, unit, lambda_)
+    def addend(self, name: str, lambda_: float) -> Addend:
+        """Returns λ times a tensor's reconstructed delta, to be added in place. Raises: DecodeError."""
+        return Addend(self.artifact, name, lambda_)
 
-    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+    def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing: an artifact holds no corrections."""
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
     def extra(self, name: str) -> RawTensor:
         """Returns a tensor that is stored raw. Raises: DecodeError."""
         return self.artifact.extra(name)
-
-    def read_ahead(self, unit: str) -> None:
-        """Does nothing: a unit is a few bytes."""
-
-    def is_cheap(self, unit: str) -> bool:
-        """Returns False: a unit is decoded each time."""
-        return False

@@ -4,24 +4,28 @@ What can't be expanded exactly is refused by name. Source: peft's tuners/lora/la
 tuners/lora/model.py (rank and scaling of a module), utils/save_and_load.py (names of tensors).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.dtypes import is_floating
-from flexswitch.merging.checkpoints.opening import locate
-from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.checkpoints.fingerprint import identify
+from flexswitch.merging.checkpoints.opening import Location
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Headers, Selection, pair
 from flexswitch.merging.task_vectors.lora_adapter import open_adapter
 from flexswitch.merging.task_vectors.lora_targets import Target, find_targets, refuse_half_tied
+from flexswitch.merging.task_vectors.model_changes import model_record
+from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
+from flexswitch.merging.task_vectors.reading_hints import pair_hints
+from flexswitch.merging.task_vectors.stored_weights import StoredWeights, changed_tensors
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 _Rows = NDArray[np.float64]
@@ -29,107 +33,105 @@ _Rows = NDArray[np.float64]
 TILE_ENTRIES = 1 << 15  # summed at once, so that the sums stay in the processor's cache
 
 
-@dataclass
-class _Excerpt:
-    """Some tensors of a checkpoint; `stored` maps those that got another name to the checkpoint's."""
-
-    source: str
-    directory: Path | None
-    whole: Checkpoint
-    stored: Mapping[str, str]
-    tensors: Mapping[str, TensorInfo]
-    aliases: Mapping[str, str]
-    hub_id: str | None = None
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """The files of the checkpoint."""
-        return self.whole.files
-
-    def read_ahead(self, name: str) -> None:
-        """Asks the system to have a tensor's bytes in memory soon."""
-        self.whole.read_ahead(self.stored.get(name, name))
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
-        return self.whole.read(self.stored.get(name, name), start, stop)
-
-
-class LoraVector(CheckpointPair):
+class LoraVector:
     """The task vector of a PEFT LoRA directory on an open base.
 
-    units holds the targets and those tensors of the base that were saved whole (biases,
-    `modules_to_save`): nothing else changes, and a unit that is left out decodes to zeros.
+    `tensors` holds the targets, and those tensors of the base that the adapter stores whole (biases,
+    `modules_to_save`).
     """
 
-    def __init__(self, base: Checkpoint, source: str, selection: Selection = EVERYTHING) -> None:
-        directory = locate(source)[0]
-        adapter = open_adapter(base, source, directory, selection)
+    def __init__(self, base: Checkpoint, place: Location, selection: Selection = EVERYTHING) -> None:
+        adapter = open_adapter(base, place.source, place.path, selection)
         targets = find_targets(base, adapter)
         names = adapter.base_names
         infos = {name: base.tensors[names[name]] for name in adapter.factors if name in names}
         infos |= {name: adapter.stored[key] for name, key in adapter.whole.items()}
         refuse_half_tied(base, adapter, infos)
-        touched = {
-            name: base.tensors[name] for name in sorted({names[name] for name in infos if name in names})
-        }
-        home = directory if (directory / "config.json").is_file() else base.directory
-        super().__init__(
-            _Excerpt(base.source, base.directory, base, {}, touched, base.aliases),
-            _Excerpt(source, home, adapter.checkpoint, adapter.whole, dict(sorted(infos.items())), {}),
-            selection,
-        )
-        self._adapter = adapter.checkpoint
+        touched = sorted({names[name] for name in infos if name in names})
+        base_headers = Headers(base.source, {name: base.tensors[name] for name in touched}, base.aliases)
+        headers = Headers(place.source, dict(sorted(infos.items())), {})
+        pairing = pair(base_headers, headers, selection)
+        self.source = place.source
         self.base = base
-        self._targets = {names[name]: target for name, target in targets.items()}
+        self.notes = pairing.notes
+        self.tensors = {
+            name: TensorInfo(infos[other].dtype, base.tensors[name].shape)
+            for name, other in pairing.tensors.items()
+        }
         self.parameters = sum(
             info.entries
             for name, info in base.tensors.items()
             if info.shape and is_floating(info.dtype) and selection.takes(name)
         )
+        config_path = place.path / "config.json"
+        config = read_json_object(config_path) if config_path.is_file() else read_config(base)
+        self.model = model_record(base_headers, headers, pairing, read_config(base), config)
+        self._adapter, self._pairing = adapter, pairing
+        self._targets = {names[name]: target for name, target in targets.items()}
+        whole = {
+            name: adapter.stored_name(other)
+            for name, other in pairing.tensors.items()
+            if name not in self._targets
+        }
+        self._whole = StoredWeights(base, adapter.checkpoint, whole, self.source)
+        self.hints = pair_hints(base, adapter.checkpoint, self._read_ahead, recomputing_is_cheap=False)
 
-    def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's delta. Raises: InputError where it is not finite."""
-        return self._expand(unit, self._targets[unit]) if unit in self._targets else super().blocks(unit)
+    @cached_property
+    def extras(self) -> Mapping[str, TensorInfo]:
+        """The adapter's own tensors, and the buffers that differ from the base's."""
+        adapter, buffers = self._adapter, self._pairing.buffers
+        stored = {name: adapter.stored_name(other) for name, other in buffers.items()}
+        changed = [buffers[name] for name in changed_tensors(self.base, adapter.checkpoint, stored)]
+        names = sorted({*self._pairing.extras, *changed})
+        return {name: adapter.stored[adapter.whole[name]] for name in names}
 
-    def read_ahead(self, unit: str) -> None:
-        """Asks the system to have a unit's bytes in memory soon; a target's factors are small."""
-        if unit not in self._targets:
-            super().read_ahead(unit)
+    def identity(self) -> BaseIdentity:
+        """Returns the base's identity; reads every tensor of it whose digest is not known."""
+        return identify(self.base)
 
-    def is_cheap(self, unit: str) -> bool:
-        """Returns False for a target, whose factors are multiplied each time."""
-        return unit not in self._targets
+    def blocks(self, name: str) -> Iterator[FloatArray]:
+        """Yields a tensor's delta. Raises: InputError where it is not finite."""
+        if name in self._targets:
+            return self._expand(name, self._targets[name])
+        return self._whole.blocks(name)
 
-    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
-        """Returns nothing for a target, and for a tensor saved whole the weights that rounding would miss."""
-        if unit in self._targets:
+    def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns the fine-tuned weights that base + delta misses; of a target none are known."""
+        if name in self._targets:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return super().exact(unit)
+        return self._whole.exact(name)
 
-    def _expand(self, unit: str, target: Target) -> Iterator[FloatArray]:
+    def extra(self, name: str) -> RawTensor:
+        """Returns a tensor that the adapter stores whole."""
+        return raw_tensor(self._adapter.checkpoint, self._adapter.stored_name(name))
+
+    def _read_ahead(self, name: str) -> None:
+        if name not in self._targets:  # a target's factors are small
+            self._whole.read_ahead(name)
+
+    def _expand(self, name: str, target: Target) -> Iterator[FloatArray]:
         """Yields float32(scaling · B A), summed over the rank in float64 and rounded once."""
-        a = self._adapter.read(target.a).to(torch.float64).reshape(target.rank, -1)
-        b = self._adapter.read(target.b).to(torch.float64).reshape(-1, target.rank).T.contiguous()
+        a = self._adapter.checkpoint.read(target.a).to(torch.float64).reshape(target.rank, -1)
+        b = self._adapter.checkpoint.read(target.b).to(torch.float64).reshape(-1, target.rank).T.contiguous()
         left, right = (a.numpy(), b.numpy()) if target.transposed else (b.numpy(), a.numpy())
         columns = right.shape[1]
-        for start, stop in block_ranges(self.base.tensors[unit].entries):
+        for start, stop in block_ranges(self.base.tensors[name].entries):
             first, last = start // columns, -(-stop // columns)  # the rows that the block touches
-            with np.errstate(over="ignore", invalid="ignore"):  # told below
+            with np.errstate(over="ignore", invalid="ignore"):  # checked below
                 rows = _product(left, right, first, last).reshape(-1)
                 total = rows[start - first * columns : stop - first * columns] * target.scaling
                 if target.weight is not None:
-                    total += self._saved_minus_base(target.weight, unit, start, stop)
+                    total += self._saved_minus_base(target.weight, name, start, stop)
                 delta = total.astype(np.float32)
             if not np.isfinite(delta).all():
                 raise InputError(
-                    f"{self.source}: the delta of tensor '{unit}' is not finite near entry {start:,}; "
+                    f"{self.source}: the delta of tensor '{name}' is not finite near entry {start:,}; "
                     "the adapter holds NaN, infinite or far too large weights"
                 )
             yield delta
 
-    def _saved_minus_base(self, saved: str, unit: str, start: int, stop: int) -> _Rows:
-        one, other = self._adapter.read(saved, start, stop), self.base.read(unit, start, stop)
+    def _saved_minus_base(self, saved: str, name: str, start: int, stop: int) -> _Rows:
+        one, other = self._adapter.checkpoint.read(saved, start, stop), self.base.read(name, start, stop)
         difference: _Rows = one.to(torch.float32).to(torch.float64).sub(other.to(torch.float32)).numpy()
         return difference
 

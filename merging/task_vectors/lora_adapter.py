@@ -38,6 +38,11 @@ class Adapter:
     base_names: Mapping[str, str]
     taken: frozenset[str]
 
+    def stored_name(self, name: str) -> str:
+        """Returns the checkpoint's first name of a tensor that is saved whole."""
+        key = self.whole[name]
+        return self.checkpoint.aliases.get(key, key)
+
 
 def open_adapter(base: Checkpoint, source: str, directory: Path, selection: Selection) -> Adapter:
     """Opens an adapter. Raises: InputError where a setting or a tensor is not handled."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.opening import is_adapter, open_checkpoint
+from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
@@ -40,6 +40,7 @@ def open_finetuned(
 
     Raises: InputError where the two don't fit.
     """
-    if is_adapter(source):
-        return LoraVector(base, source, selection)
-    return CheckpointPair(base, open_checkpoint(source), selection)
+    place = locate(source)
+    if place.is_adapter:
+        return LoraVector(base, place, selection)
+    return CheckpointPair(base, open_checkpoint(place), selection)

@@ -1,11 +1,9 @@
-"""Task vectors: the change that fine-tuning made to a base, and base plus task vector.
+"""What a task vector is: the change that fine-tuning made to a base, τ = float32(θ_k) − float32(θ).
 
-τ = float32(θ_k) − float32(θ), block by block; θ + λ·τ is computed in float32 and rounded once to the
-output's dtype. Source: methods, §1 and §2.
+Source: docs/methods.md §1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 from flexswitch.codecs.format.records import BaseIdentity, ModelRecord, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 
 # 1 MiB of float32: a block passes through several steps without leaving the processor's cache.
 READ_ENTRIES = 1 << 18
@@ -24,19 +23,13 @@ READ_ENTRIES = 1 << 18
 class TaskVector(Protocol):
     """One task's change to a base.
 
-    source names it in messages; parameters counts the entries of all the base's units; units maps the
-    base names of those that may have changed to the base's shape and the fine-tuned dtype, in name
-    order; extras are the tensors stored raw, by fine-tuned name; digests holds the SHA-256 of those of the
-    base's tensors that have been read whole.
+    source names it in messages. parameters counts the entries of all tensors of the base that could have
+    changed. hints say how to read it quickly.
     """
 
     source: str
     parameters: int
-    digests: dict[str, str]
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """The files that it is read from."""
+    hints: ReadingHints
 
     @property
     def model(self) -> ModelRecord:
@@ -44,29 +37,23 @@ class TaskVector(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors that may have changed."""
+        """The tensors that may have changed, by base name in name order, with the fine-tuned dtype."""
 
     @property
     def extras(self) -> Mapping[str, TensorInfo]:
-        """The tensors that are stored raw."""
+        """The task's own tensors, such as a head, and changed buffers, by fine-tuned name."""
 
     def identity(self) -> BaseIdentity:
         """Returns which base it belongs to."""
 
-    def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's delta as flat float32 blocks of `READ_ENTRIES` entries, the last one shorter."""
+    def blocks(self, name: str) -> Iterator[FloatArray]:
+        """Yields a tensor's delta as flat float32 blocks of `READ_ENTRIES` entries, the last one shorter."""
 
-    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
-        """Returns positions and float32 values of the weights that base + delta would miss."""
+    def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns positions and float32 values of the fine-tuned weights that base + delta misses."""
 
     def extra(self, name: str) -> RawTensor:
-        """Returns a tensor that is stored raw."""
-
-    def read_ahead(self, unit: str) -> None:
-        """Asks the system to have a unit's bytes in memory soon."""
-
-    def is_cheap(self, unit: str) -> bool:
-        """Returns whether `blocks` costs little more than reading a copy of them from memory."""
+        """Returns one of the extras."""
 
 
 def block_ranges(entries: int) -> Iterator[tuple[int, int]]:
@@ -75,7 +62,7 @@ def block_ranges(entries: int) -> Iterator[tuple[int, int]]:
         yield start, min(entries, start + READ_ENTRIES)
 
 
-def delta_tensor(vector: TaskVector, unit: str) -> Tensor:
-    """Returns a unit's whole delta, float32 in its shape."""
-    blocks = [np.empty(0, np.float32), *vector.blocks(unit)]
-    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.tensors[unit].shape)
+def delta_tensor(vector: TaskVector, name: str) -> Tensor:
+    """Returns a tensor's whole delta, float32 in its shape."""
+    blocks = [np.empty(0, np.float32), *vector.blocks(name)]
+    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.tensors[name].shape)

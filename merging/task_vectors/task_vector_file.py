@@ -1,7 +1,7 @@
 """The `*.tv.safetensors` file: a dense task vector, written by `extract`, read by everything else.
 
-Plain safetensors: one tensor a unit under the base's name, the task's own tensors under `extra/`, and
-under `exact/<unit>/positions` and `exact/<unit>/values` the few weights that float32 rounding makes
+Plain safetensors: each tensor's delta under the base's name, the task's own tensors under `extra/`, and
+under `exact/<name>/positions` and `exact/<name>/values` the few weights that float32 rounding makes
 base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
 """
 
@@ -39,6 +39,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
+from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 SUFFIX = ".tv.safetensors"
@@ -51,7 +52,7 @@ _WIDEST_COUNT = 10**15  # what the header's space is reserved for, where a count
 class TaskVectorHeader(Strict):
     """The JSON document of a task vector file.
 
-    dtypes are the fine-tuned checkpoint's, by unit; crc32 has one entry a stored tensor.
+    dtypes are the fine-tuned checkpoint's, by base name; crc32 has one entry a stored tensor.
     """
 
     format: Literal["flexswitch-task-vector"] = "flexswitch-task-vector"
@@ -76,11 +77,10 @@ class TaskVectorFile:
         self.header = parse_document(TaskVectorHeader, path, metadata[METADATA_KEY], metadata)
         self.source = str(path)
         self.path = path
-        self.files = [path]
-        self.digests: dict[str, str] = {}
         self.model = self.header.model
         self.parameters = self.header.parameters
         self._file = SafetensorsCheckpoint(str(path), [path], None)
+        self.hints = ReadingHints((path,), read_ahead=self._file.read_ahead)
         tensors = self._file.tensors
         if not set(self.header.dtypes) <= set(tensors):
             odd = sorted(set(self.header.dtypes) - set(tensors))[0]
@@ -101,28 +101,28 @@ class TaskVectorFile:
         """Returns the identity of the base it was made from."""
         return self.header.base
 
-    def blocks(self, unit: str) -> Iterator[FloatArray]:
-        """Yields a unit's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
+    def blocks(self, tensor: str) -> Iterator[FloatArray]:
+        """Yields a tensor's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
         checksum = 0
-        for start, stop in block_ranges(self.tensors[unit].entries):
-            stored = self._file.read(unit, start, stop)
+        for start, stop in block_ranges(self.tensors[tensor].entries):
+            stored = self._file.read(tensor, start, stop)
             checksum = zlib.crc32(stored.view(torch.uint8).numpy().data, checksum)
             block = stored.to(torch.float32)
             if not torch.isfinite(block).all():
-                raise ArtifactError(f"{self.path}: tensor '{unit}' holds NaN or infinite values")
+                raise ArtifactError(f"{self.path}: tensor '{tensor}' holds NaN or infinite values")
             yield block.numpy()
-        self._check(unit, unit, f"{checksum:08x}")
+        self._check(tensor, tensor, f"{checksum:08x}")
 
-    def exact(self, unit: str) -> tuple[NDArray[np.int64], FloatArray]:
+    def exact(self, tensor: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns positions and float32 values of the weights that base + delta would miss.
 
         Raises: ArtifactError where they are damaged.
         """
-        if _exact_names(unit)[0] not in self._file.tensors:
+        if _exact_names(tensor)[0] not in self._file.tensors:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        positions, values = (raw_tensor(self._file, name) for name in _exact_names(unit))
-        for name, raw in zip(_exact_names(unit), (positions, values), strict=True):
-            self._check(unit, name, crc32(raw.data))
+        positions, values = (raw_tensor(self._file, name) for name in _exact_names(tensor))
+        for name, raw in zip(_exact_names(tensor), (positions, values), strict=True):
+            self._check(tensor, name, crc32(raw.data))
         return np.frombuffer(positions.data, "<i8"), np.frombuffer(values.data, "<f4")
 
     def extra(self, name: str) -> RawTensor:
@@ -130,14 +130,6 @@ class TaskVectorFile:
         raw = raw_tensor(self._file, EXTRA_PREFIX + name)
         self._check(name, EXTRA_PREFIX + name, crc32(raw.data))
         return raw
-
-    def read_ahead(self, unit: str) -> None:
-        """Asks the system to have a unit's bytes in memory soon."""
-        self._file.read_ahead(unit)
-
-    def is_cheap(self, unit: str) -> bool:
-        """Returns False: a unit's checksum is computed each time."""
-        return False
 
     def _check(self, tensor: str, stored_name: str, found: str) -> None:
         expected = self.header.crc32.get(stored_name)
@@ -154,9 +146,9 @@ def write_task_vector(
     name: str,
     dtype: DeltaDtype,
     overwrite: bool,
-    on_tensor: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda tensor: None,
 ) -> TaskVectorHeader:
-    """Writes a task vector's file tensor by tensor; `on_tensor` hears of each one. Returns its header.
+    """Writes a task vector's file tensor by tensor; `on_tensor` is called with each name. Returns its header.
 
     Raises: InputError where the output may not be written or the disk is too small.
     """
@@ -170,22 +162,22 @@ def write_task_vector(
             base=vector.identity(),
             model=vector.model,
             parameters=vector.parameters,
-            dtypes={unit: info.dtype for unit, info in vector.tensors.items()},
+            dtypes={tensor: info.dtype for tensor, info in vector.tensors.items()},
             crc32={},
         )
         with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
             for extra_name in vector.extras:
                 extra = vector.extra(extra_name)
                 writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
-            for unit, info in vector.tensors.items():
-                on_tensor(unit)
+            for tensor, info in vector.tensors.items():
+                on_tensor(tensor)
                 writer.add(
-                    unit, stored, info.shape, (_to_bytes(block, dtype) for block in vector.blocks(unit))
+                    tensor, stored, info.shape, (_to_bytes(block, dtype) for block in vector.blocks(tensor))
                 )
-            for unit in vector.tensors if dtype == "float32" else ():
-                positions, values = vector.exact(unit)
+            for tensor in vector.tensors if dtype == "float32" else ():
+                positions, values = vector.exact(tensor)
                 if len(positions):
-                    position_name, value_name = _exact_names(unit)
+                    position_name, value_name = _exact_names(tensor)
                     writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
                     writer.add(value_name, "F32", values.shape, [values.tobytes()])
             header = header.model_copy(update={"crc32": writer.checksums})
@@ -212,8 +204,8 @@ def _reserve(vector: TaskVector, stored: str, header: TaskVectorHeader) -> int:
     return len(header_bytes(entries, _metadata(header.model_copy(update={"crc32": checksums}))))
 
 
-def _exact_names(unit: str) -> tuple[str, str]:
-    return f"{EXACT_PREFIX}{unit}/positions", f"{EXACT_PREFIX}{unit}/values"
+def _exact_names(tensor: str) -> tuple[str, str]:
+    return f"{EXACT_PREFIX}{tensor}/positions", f"{EXACT_PREFIX}{tensor}/values"
 
 
 def _to_bytes(block: FloatArray, dtype: DeltaDtype) -> bytes:

@@ -15,6 +15,7 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
@@ -91,7 +92,7 @@ def file_pair(folder: Path, base: State, finetuned: State, **selection: Any) -> 
     save_file(base, folder / "base.safetensors")
     save_file(finetuned, folder / "finetuned.safetensors")
     opened = [open_checkpoint(str(folder / f"{stem}.safetensors")) for stem in ("base", "finetuned")]
-    return CheckpointPair(opened[0], opened[1], Selection(**selection))
+    return CheckpointPair(HashingCheckpoint(opened[0]), opened[1], Selection(**selection))
 
 
 def memory_pair(base: State, finetuned: State, **selection: Any) -> CheckpointPair:

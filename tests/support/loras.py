@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.lora import LoraVector
 
@@ -87,7 +87,7 @@ def edit_weights(adapter: Path, change: Callable[[dict[str, Tensor]], object]) -
 def refusal(base: Path, adapter: Path, selection: Selection = EVERYTHING) -> str:
     """Returns the one line an adapter is refused with, its paths written as BASE and ADAPTER."""
     with pytest.raises(InputError) as caught:
-        LoraVector(open_checkpoint(str(base)), str(adapter), selection)
+        LoraVector(open_checkpoint(str(base)), locate(str(adapter)), selection)
     message = str(caught.value).replace(str(base), "BASE").replace(str(adapter), "ADAPTER")
     assert "\n" not in message
     return message

@@ -13,7 +13,7 @@ from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints import opening
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
-from flexswitch.merging.checkpoints.opening import is_adapter, open_checkpoint
+from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 
 NUMBERS = torch.tensor([[1.5, -2.0, 0.0], [0.25, 8.0, -0.5]])  # exact in every floating dtype
 STATE: State = {
@@ -189,7 +189,7 @@ def test_a_folder_named_like_a_hub_id_is_taken_as_a_folder(
 
 def test_an_adapter_beside_a_whole_model_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert is_adapter(str(tmp_path))
+    assert locate(str(tmp_path)).is_adapter
     save_model(tmp_path, {"w": torch.ones(2)})
-    assert not is_adapter(str(tmp_path))
+    assert not locate(str(tmp_path)).is_adapter
     assert open_checkpoint(str(tmp_path)).read("w").tolist() == [1, 1]

@@ -10,8 +10,7 @@ from support.checkpoints import MemoryCheckpoint, State, message, save_model
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.merging.checkpoints import fingerprint as fingerprint_module
-from flexswitch.merging.checkpoints.fingerprint import check_base, fingerprint, identify, sample_fingerprint
+from flexswitch.merging.checkpoints.fingerprint import check_base, fingerprint, identify, quick_fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 
 STATE: State = {
@@ -52,14 +51,14 @@ def test_the_fingerprint_is_a_hash_over_names_dtypes_shapes_and_contents() -> No
 
 def test_the_sample_of_a_small_base_is_its_fingerprint() -> None:
     small = {name: tensor for name, tensor in STATE.items() if name != "b.weight"}
-    assert sample_fingerprint(MemoryCheckpoint(small)) == expected_fingerprint(small)
+    assert quick_fingerprint(MemoryCheckpoint(small)) == expected_fingerprint(small)
     edge = {"w": torch.arange(1024.0)}
-    assert sample_fingerprint(MemoryCheckpoint(edge)) == expected_fingerprint(edge)
+    assert quick_fingerprint(MemoryCheckpoint(edge)) == expected_fingerprint(edge)
 
 
 def test_the_sample_covers_the_first_and_the_last_entry_of_16_even_slices() -> None:
     slices = torch.cat([STATE["b.weight"].view(-1)[n * 4936 // 15 :][:64] for n in range(16)])
-    found = sample_fingerprint(MemoryCheckpoint({"w": STATE["b.weight"]}))
+    found = quick_fingerprint(MemoryCheckpoint({"w": STATE["b.weight"]}))
     content = hashlib.sha256(slices.numpy().tobytes()).hexdigest()
     assert found == hashlib.sha256(f"w\0F32\x0050,100\0{content}\n".encode()).hexdigest()
 
@@ -83,9 +82,9 @@ def test_a_tied_tensor_counts_once_whether_its_second_name_is_saved_or_not(tmp_p
     assert one == two
 
 
-def test_the_size_of_what_is_read_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_module, "_CHUNK_ENTRIES", 7)
-    assert fingerprint(MemoryCheckpoint(STATE)) == expected_fingerprint(STATE)
+def test_a_tensor_that_is_read_in_several_parts_has_the_hash_of_its_bytes() -> None:
+    state = {"w": torch.arange((1 << 22) + 5) % 7 == 0}
+    assert fingerprint(MemoryCheckpoint(state)) == expected_fingerprint(state)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_the_base_itself_passes_both_checks() -> None:
 def test_another_base_is_refused_by_its_slices() -> None:
     other, expected = changed("a.bias", 0), identify(MemoryCheckpoint(STATE))
     assert message(InputError, lambda: check_base(other, expected, "task.fsw")) == (
-        f"memory: is not the base of task.fsw: its sampled fingerprint is {sample_fingerprint(other)[:12]}, "
+        f"memory: is not the base of task.fsw: its quick fingerprint is {quick_fingerprint(other)[:12]}, "
         f"expected {expected.quick_fingerprint[:12]}; give the base it was made from"
     )
 

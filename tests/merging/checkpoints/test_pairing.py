@@ -20,7 +20,8 @@ from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import common_prefix
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair, config_changes
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.model_changes import config_changes
 from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 

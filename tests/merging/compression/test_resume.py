@@ -11,7 +11,7 @@ from support.checkpoints import State, extracted, file_pair, flip_bit, message
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
-from flexswitch.merging.checkpoints.fingerprint import forget_digests
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint, forget_digests
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression import t_switch
 from flexswitch.merging.compression.compress import compress
@@ -42,7 +42,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(folder: Path) -> CheckpointPair:
     base, tuned = (open_checkpoint(str(folder / f"{stem}.safetensors")) for stem in ("base", "finetuned"))
-    return CheckpointPair(base, tuned)
+    return CheckpointPair(HashingCheckpoint(base), tuned)
 
 
 class Made:
@@ -172,7 +172,7 @@ def test_the_base_s_finished_tensors_are_not_hashed_again(
     monkeypatch.setattr(RangeReader, "read", recording)
     run(pair, tmp_path / "t.fsw")
     assert [size for size in sizes if size > 64 * 4] == [20_000, 20_000]  # 'w' of the two checkpoints
-    assert set(pair.digests) == set(state)
+    assert set(pair.hints.base_digests) == set(state)
 
 
 def test_a_task_vector_s_file_is_gone_on_with(tmp_path: Path, checkpoints: Path, made: Made) -> None:

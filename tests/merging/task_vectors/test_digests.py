@@ -9,7 +9,8 @@ import torch
 from support.checkpoints import MemoryCheckpoint, State, compressed, file_pair, memory_pair, use_small_blocks
 from torch import Tensor
 
-from flexswitch.merging.checkpoints.fingerprint import fingerprint, forget_digests, identify
+from flexswitch.merging.checkpoints.fingerprint import fingerprint, identify
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint, forget_digests
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
@@ -23,7 +24,7 @@ BASE: State = {
     "scale": torch.tensor(2.5),
 }
 TUNED: State = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in BASE.items()}
-UNITS = ["a", "b", "empty"]
+TENSORS = ["a", "b", "empty"]
 SLICES = 16 * 64  # what the sample reads of a tensor of more entries
 
 
@@ -50,12 +51,12 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def opened(folder: Path) -> CheckpointPair:
     base, tuned = (open_checkpoint(str(folder / f"{stem}.safetensors")) for stem in ("base", "finetuned"))
-    return CheckpointPair(base, tuned)
+    return CheckpointPair(HashingCheckpoint(base), tuned)
 
 
-def read_units(vector: TaskVector) -> None:
-    for unit in vector.tensors:
-        deque(vector.blocks(unit), maxlen=0)
+def read_tensors(vector: TaskVector) -> None:
+    for name in vector.tensors:
+        deque(vector.blocks(name), maxlen=0)
 
 
 @pytest.mark.parametrize("small_blocks", [False, True])
@@ -65,15 +66,15 @@ def test_tensors_that_were_read_are_not_read_again_for_the_fingerprint(
     if small_blocks:
         use_small_blocks(monkeypatch, 64)
     pair = file_pair(tmp_path, BASE, TUNED)
-    assert list(pair.tensors) == UNITS
-    read_units(pair)
+    assert list(pair.tensors) == TENSORS
+    read_tensors(pair)
     assert +entries == {"a": 3000, "b": 2000}
-    assert list(pair.digests) == UNITS
+    assert list(pair.hints.base_digests) == ["a", "b"]  # the empty one needs no read
     entries.clear()
     assert pair.identity() == identify(MemoryCheckpoint(BASE))
     assert +entries == {"a": SLICES, "b": SLICES, "n": 2500 + SLICES, "scale": 2}
     entries.clear()
-    assert fingerprint(pair.base, pair.digests) == fingerprint(MemoryCheckpoint(BASE))
+    assert fingerprint(pair.base) == fingerprint(MemoryCheckpoint(BASE))
     assert +entries == {}
 
 
@@ -93,39 +94,60 @@ def test_a_tensor_read_in_part_counts_as_unread(tmp_path: Path, monkeypatch: pyt
     blocks = pair.blocks("a")
     next(blocks)
     blocks.close()  # type: ignore[attr-defined]
-    assert pair.digests == {}
+    assert pair.hints.base_digests == {}
     deque(pair.blocks("b"), maxlen=0)
-    assert list(pair.digests) == ["b"]
+    assert list(pair.hints.base_digests) == ["b"]
     assert pair.identity() == identify(MemoryCheckpoint(BASE))
 
 
 def test_reading_a_tensor_twice_or_its_corrections_changes_no_digest(tmp_path: Path) -> None:
     pair = file_pair(tmp_path, BASE, TUNED)
-    read_units(pair)
-    before = dict(pair.digests)
-    read_units(pair)
-    for unit in pair.tensors:
-        pair.exact(unit)
-    assert pair.digests == before
+    read_tensors(pair)
+    before = dict(pair.hints.base_digests)
+    read_tensors(pair)
+    for name in pair.tensors:
+        pair.exact(name)
+    assert pair.hints.base_digests == before
     forget_digests()
     other = opened(tmp_path)
-    for unit in other.tensors:
-        other.exact(unit)
-    assert other.digests == before
+    for name in other.tensors:
+        other.exact(name)
+    assert other.hints.base_digests == before
 
 
-def test_digests_of_another_base_give_another_fingerprint() -> None:
+def test_a_digest_that_is_known_is_not_computed_again() -> None:
     digests: dict[str, str] = {}
-    whole = fingerprint(MemoryCheckpoint(BASE), digests)
+    whole = fingerprint(HashingCheckpoint(MemoryCheckpoint(BASE), digests))
     assert digests.keys() == BASE.keys()
-    assert fingerprint(MemoryCheckpoint(BASE), dict(digests)) == whole == fingerprint(MemoryCheckpoint(BASE))
-    assert fingerprint(MemoryCheckpoint(BASE), digests | {"n": "00" * 32}) != whole
+    again = fingerprint(HashingCheckpoint(MemoryCheckpoint(BASE), dict(digests)))
+    assert again == whole == fingerprint(MemoryCheckpoint(BASE))
+    digests["n"] = "00" * 32
+    assert fingerprint(HashingCheckpoint(MemoryCheckpoint(BASE), digests)) != whole
+
+
+def test_only_reads_from_the_first_entry_to_the_last_give_a_digest() -> None:
+    base = HashingCheckpoint(MemoryCheckpoint(BASE))
+    for start, stop in ((0, 1000), (2000, 3000), (1000, 2000), (2000, 3000)):
+        base.read("a", start, stop)
+    assert base.digests == {}
+    for start, stop in ((0, 10), (0, 1000), (1000, 2000), (2000, 3000)):
+        base.read("a", start, stop)
+    assert base.digest("a") == base.digests["a"] == HashingCheckpoint(MemoryCheckpoint(BASE)).digest("a")
+
+
+def test_a_pair_with_a_plain_base_hashes_nothing_while_it_reads(tmp_path: Path) -> None:
+    hashing = file_pair(tmp_path, BASE, TUNED)
+    base, tuned = (open_checkpoint(str(tmp_path / f"{stem}.safetensors")) for stem in ("base", "finetuned"))
+    plain = CheckpointPair(base, tuned)
+    read_tensors(plain)
+    assert plain.hints.base_digests == hashing.hints.base_digests == {}
+    assert plain.identity() == hashing.identity()
 
 
 def test_rows_that_only_the_base_has_are_in_its_fingerprint(tmp_path: Path) -> None:
     tuned = TUNED | {"a": TUNED["a"][:40]}
     pair = file_pair(tmp_path, BASE, tuned, on_resize="rows")
-    read_units(pair)
+    read_tensors(pair)
     assert pair.identity().fingerprint == fingerprint(MemoryCheckpoint(BASE))
 
 
@@ -143,7 +165,7 @@ def test_a_base_is_hashed_once_for_all_its_tasks(tmp_path: Path, entries: Counte
     expected = file_pair(tmp_path, BASE, TUNED).identity()
     entries.clear()
     again = opened(tmp_path)
-    assert again.digests.keys() == BASE.keys()
+    assert again.hints.base_digests.keys() == BASE.keys()
     assert again.identity() == expected
     assert +entries == {"a": SLICES, "b": SLICES, "n": SLICES, "scale": 1}
 
@@ -156,12 +178,12 @@ def test_a_base_that_changed_is_hashed_anew(tmp_path: Path) -> None:
     file_pair(tmp_path, changed, TUNED)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     pair = opened(tmp_path)
-    assert pair.digests == {}
+    assert pair.hints.base_digests == {}
     assert pair.identity().fingerprint == fingerprint(MemoryCheckpoint(changed)) != before.fingerprint
 
 
 def test_bases_that_are_in_no_file_share_nothing() -> None:
     one = memory_pair(BASE, TUNED)
-    read_units(one)
+    read_tensors(one)
     other = memory_pair(BASE | {"a": BASE["a"] * 2}, TUNED)
     assert other.identity().fingerprint == fingerprint(MemoryCheckpoint(BASE | {"a": BASE["a"] * 2}))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from flexswitch.merging.checkpoints.fingerprint import identify
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vectors import lora
 from flexswitch.merging.task_vectors.lora import LoraVector
@@ -53,7 +53,7 @@ def adapter(toy: Toy, tmp_path: Path) -> Path:
 def check_merged(base: Path, adapter: Path, merged: Mapping[str, Tensor]) -> LoraVector:
     """Checks every tensor of the base against peft's merged one, and that units are those that changed."""
     checkpoint = open_checkpoint(str(base))
-    vector = LoraVector(checkpoint, str(adapter))
+    vector = LoraVector(checkpoint, locate(str(adapter)))
     restored = restore(checkpoint, vector)
     for name, info in checkpoint.tensors.items():
         weights = checkpoint.read(name).reshape(info.shape)
@@ -147,16 +147,16 @@ def test_a_base_without_the_model_prefix_is_found(tmp_path: Path) -> None:
     assert (vector.model.base_prefix, vector.model.prefix) == ("", "bert.")
     assert list(vector.tensors) == ["encoder.layer.0.attention.self.query.weight"]
     assert list(vector.extras) == ["classifier.bias", "classifier.weight"]
-    assert len(vector.pairing.notes) == 1
+    assert len(vector.notes) == 1
     edit_config(tmp_path / "adapter", modules_to_save=None)  # as old releases of peft wrote it
-    assert LoraVector(vector.base, str(tmp_path / "adapter")).extras == vector.extras
+    assert LoraVector(vector.base, locate(str(tmp_path / "adapter"))).extras == vector.extras
 
 
 def test_an_adapter_without_the_model_prefix_of_the_base_is_found(tmp_path: Path) -> None:
     model = bert(BertForSequenceClassification)
     model.save_pretrained(tmp_path / "base")
     adapt(model.bert, tmp_path / "adapter", r=2, target_modules=["query"], modules_to_save=["pooler"])
-    vector = LoraVector(open_checkpoint(str(tmp_path / "base")), str(tmp_path / "adapter"))
+    vector = LoraVector(open_checkpoint(str(tmp_path / "base")), locate(str(tmp_path / "adapter")))
     assert (vector.model.base_prefix, vector.model.prefix) == ("bert.", "")
     assert list(vector.tensors) == [
         "bert.encoder.layer.0.attention.self.query.weight",
@@ -172,7 +172,7 @@ def test_a_delta_is_summed_exactly_and_rounded_once(base: Path, adapter: Path) -
     root = "base_model.model.first.lora_"
     edit_weights(adapter, lambda tensors: tensors.update({f"{root}A.weight": a, f"{root}B.weight": b}))
     edit_config(adapter, lora_alpha=0.2)
-    vector = LoraVector(checkpoint, str(adapter))
+    vector = LoraVector(checkpoint, locate(str(adapter)))
     third = float(np.float32(1 / 3))
     expected = np.array([0, 0, 0, 0, 0, (third + 2.0**-30) * 0.1] * 8, np.float32)
     assert np.concatenate(list(vector.blocks("first.weight"))).tobytes() == expected.tobytes()
@@ -183,7 +183,7 @@ def test_a_unit_is_the_same_however_it_is_cut_and_on_however_many_threads(
 ) -> None:
     names = ["words", "first", "second", "conv2", "conv3"]
     adapt(toy, tmp_path / "adapter", r=3, target_modules=names, modules_to_save=["head"])
-    vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"))
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(tmp_path / "adapter")))
     threads = torch.get_num_threads()
     seen = []
     try:
@@ -205,7 +205,7 @@ def test_whole_tensors_are_exact_and_targets_need_no_correction(toy: Toy, base: 
     path = "base_model.model.head.weight"
     edit_weights(tmp_path / "adapter", lambda tensors: tensors.update({path: saved}))
     checkpoint = open_checkpoint(str(base))
-    vector = LoraVector(checkpoint, str(tmp_path / "adapter"))
+    vector = LoraVector(checkpoint, locate(str(tmp_path / "adapter")))
     assert len(vector.exact("head.weight")[0])
     assert not len(vector.exact("block.second.weight")[0])
     assert torch.equal(restore(checkpoint, vector)["head.weight"], saved)
@@ -213,7 +213,7 @@ def test_whole_tensors_are_exact_and_targets_need_no_correction(toy: Toy, base: 
 
 def test_a_vector_knows_its_base_and_counts_all_of_its_units(toy: Toy, base: Path, adapter: Path) -> None:
     checkpoint = open_checkpoint(str(base))
-    vector = LoraVector(checkpoint, str(adapter), Selection(exclude=("words.*",)))
+    vector = LoraVector(checkpoint, locate(str(adapter)), Selection(exclude=("words.*",)))
     assert vector.source == str(adapter)
     assert vector.identity() == identify(checkpoint)
     assert vector.parameters == sum(parameter.numel() for parameter in toy.parameters()) - 11 * 6
@@ -224,7 +224,9 @@ def test_a_vector_knows_its_base_and_counts_all_of_its_units(toy: Toy, base: Pat
 def test_a_selection_takes_units_by_the_names_of_the_base(toy: Toy, base: Path, tmp_path: Path) -> None:
     adapt(toy, tmp_path / "adapter", r=2, target_modules=["first", "second"], modules_to_save=["head"])
     checkpoint = open_checkpoint(str(base))
-    chosen = LoraVector(checkpoint, str(tmp_path / "adapter"), Selection(("block.*",), ("*.second.*",)))
+    chosen = LoraVector(
+        checkpoint, locate(str(tmp_path / "adapter")), Selection(("block.*",), ("*.second.*",))
+    )
     assert list(chosen.tensors) == ["block.first.weight"]
     assert chosen.parameters == 64 + 8
     nothing = refusal(base, tmp_path / "adapter", Selection(exclude=("*",)))
@@ -238,10 +240,12 @@ def test_a_head_that_the_base_lacks_is_an_extra_unless_it_is_excluded(
     wider.added = nn.Linear(8, 2)
     merged = adapt(wider, tmp_path / "adapter", r=2, target_modules=["first"], modules_to_save=["added"])
     checkpoint = open_checkpoint(str(base))
-    vector = LoraVector(checkpoint, str(tmp_path / "adapter"))
+    vector = LoraVector(checkpoint, locate(str(tmp_path / "adapter")))
     assert list(vector.extras) == ["added.bias", "added.weight"]
     assert vector.extra("added.weight").data == merged["added.weight"].numpy().tobytes()
-    assert not LoraVector(checkpoint, str(tmp_path / "adapter"), Selection(exclude=("added.*",))).extras
+    assert not LoraVector(
+        checkpoint, locate(str(tmp_path / "adapter")), Selection(exclude=("added.*",))
+    ).extras
 
 
 def test_an_embedding_that_peft_saved_with_its_weight_is_the_sum_of_both(
@@ -258,10 +262,10 @@ def test_an_embedding_that_peft_saved_with_its_weight_is_the_sum_of_both(
 
 def test_an_adapter_of_torch_save_is_read_through_weights_only(base: Path, adapter: Path) -> None:
     checkpoint = open_checkpoint(str(base))
-    expected = delta_tensor(LoraVector(checkpoint, str(adapter)), "first.weight")
+    expected = delta_tensor(LoraVector(checkpoint, locate(str(adapter))), "first.weight")
     weights = adapter / "adapter_model.safetensors"
     torch.save(load_file(weights), adapter / "adapter_model.bin")
     weights.unlink()
-    assert torch.equal(delta_tensor(LoraVector(checkpoint, str(adapter)), "first.weight"), expected)
+    assert torch.equal(delta_tensor(LoraVector(checkpoint, locate(str(adapter))), "first.weight"), expected)
     torch.save({"run": print}, adapter / "adapter_model.bin")
     assert refusal(base, adapter).startswith("ADAPTER/adapter_model.bin: ")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
@@ -107,7 +107,7 @@ def test_settings_that_do_not_change_the_weights_are_let_through(base: Path, ada
     edit_config(
         adapter, **harmless, eva_config={"rho": 2.0}, init_lora_weights="eva", of_a_later_release=None
     )
-    assert len(LoraVector(open_checkpoint(str(base)), str(adapter)).tensors) == 2
+    assert len(LoraVector(open_checkpoint(str(base)), locate(str(adapter))).tensors) == 2
 
 
 ROOT = "base_model.model."
@@ -180,9 +180,9 @@ def test_a_square_weight_is_refused_where_the_flag_is_known_to_be_wrong(base: Pa
         "ADAPTER: the 'fan_in_fan_out' of adapter_config.json does not hold for all targets, and the square "
         f"'block.first.weight' shows none{MERGE}"
     )
-    vector = LoraVector(open_checkpoint(str(base)), str(adapter), Selection(exclude=("block.*",)))
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(adapter)), Selection(exclude=("block.*",)))
     edit_config(adapter, fan_in_fan_out=False)
-    straight = LoraVector(open_checkpoint(str(base)), str(adapter))
+    straight = LoraVector(open_checkpoint(str(base)), locate(str(adapter)))
     assert torch.equal(delta_tensor(vector, "first.weight"), delta_tensor(straight, "first.weight"))
 
 
@@ -196,7 +196,7 @@ def test_a_target_with_whole_numbers_is_refused(toy: Toy, base: Path, adapter: P
 
 def test_weights_that_are_not_finite_are_refused_as_they_are_read(base: Path, adapter: Path) -> None:
     edit_weights(adapter, lambda tensors: tensors[B].fill_(float("inf")))
-    vector = LoraVector(open_checkpoint(str(base)), str(adapter))
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(adapter)))
     with pytest.raises(
         InputError, match=r"the delta of tensor 'first\.weight' is not finite near entry 0; the"
     ):
@@ -213,11 +213,11 @@ def test_a_change_to_one_of_two_tied_tensors_is_refused(toy: Toy, base: Path, tm
         "--exclude 'first.weight', or untie the base before it is merged with peft"
     )
     others = Selection(exclude=("first.weight",))
-    vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"), others)
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(tmp_path / "adapter")), others)
     assert list(vector.tensors) == ["block.first.weight"]
     both = {f"{ROOT}{name}.weight": torch.ones(8, 6) for name in ("first", "twin")}
     edit_weights(tmp_path / "adapter", lambda held: [held.pop(A), held.pop(B), held.update(both)])
-    vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"))
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(tmp_path / "adapter")))
     assert (list(vector.tensors), list(vector.extras)) == (
         ["block.first.weight", "first.weight"],
         ["twin.weight"],
@@ -246,7 +246,9 @@ def test_a_resized_head_is_refused_or_stored_whole(toy: Toy, base: Path, tmp_pat
         "ADAPTER: tensor 'head.bias' has the shape [5], expected the base's [3]; store it whole with "
         "--on-resize extra, or take the overlapping rows with --on-resize rows"
     )
-    vector = LoraVector(open_checkpoint(str(base)), str(tmp_path / "adapter"), Selection(on_resize="extra"))
+    vector = LoraVector(
+        open_checkpoint(str(base)), locate(str(tmp_path / "adapter")), Selection(on_resize="extra")
+    )
     assert list(vector.extras) == ["head.bias", "head.weight"]
 
 

@@ -115,7 +115,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     artifact = compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
     other = save_model(tmp_path / "other", BASE | {"norm": torch.zeros(3)})
     found = message(InputError, lambda: restore(str(other), artifact))
-    assert found.startswith(f"{other}: is not the base of {tmp_path}/t.fsw: its sampled fingerprint is ")
+    assert found.startswith(f"{other}: is not the base of {tmp_path}/t.fsw: its quick fingerprint is ")
     assert found.endswith("; give the base it was made from")
 
 
