@@ -13,6 +13,7 @@ from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
 
+Ids = NDArray[np.int64]
 Digits = NDArray[np.int8]
 
 

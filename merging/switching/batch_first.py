@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_rows import row_count, take_rows
+from flexswitch.merging.switching.batch_rows import row_count, run, take_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative to the largest magnitude
 _HALF_TOLERANCE = 3e-2
@@ -64,7 +64,7 @@ def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any) -> list
 
     for name in names:
         own.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
-    own(batch) if isinstance(batch, Tensor) else own(**batch)
+    run(own, batch)
     return found
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.activations import LayerInput
-from flexswitch.merging.switching.csr import Ids
+from flexswitch.merging.switching.activations import Ids, LayerInput
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas

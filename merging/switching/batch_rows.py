@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def row_count(batch: Any) -> int:
@@ -15,6 +15,11 @@ def row_count(batch: Any) -> int:
 def first_tensor(batch: Any) -> Tensor:
     """Returns a batch that is a tensor, or the first tensor of a mapping."""
     return batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+
+
+def run(module: nn.Module, batch: Any) -> Any:
+    """Returns a module's output for a batch; the tensors of a mapping are keyword arguments."""
+    return module(batch) if isinstance(batch, Tensor) else module(**batch)
 
 
 def take_rows(value: Any, rows: Tensor, length: int) -> Any:

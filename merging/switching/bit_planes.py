@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray, level_table
-from flexswitch.merging.switching.csr import Ids
+from flexswitch.merging.switching.activations import Ids
 
 _WORD = 32
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -15,9 +15,8 @@ from torch import Tensor
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
-from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.activations import Activations, Ids
 
-Ids = NDArray[np.int64]
 Columns = NDArray[np.unsignedinteger[Any]]
 
 _LANES = 64  # tokens in a block

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
-from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.activations import Activations, Ids
 from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
-from flexswitch.merging.switching.csr import CsrMatrix, Ids
+from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector

@@ -5,15 +5,11 @@ A product is torch's own, so it costs rows times columns times tokens, as the ba
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.activations import Activations
-
-Ids = NDArray[np.int64]
+from flexswitch.merging.switching.activations import Activations, Ids
 
 
 @dataclass(frozen=True, eq=False)

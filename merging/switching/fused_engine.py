@@ -13,6 +13,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.batch_rows import run
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_linear,
@@ -66,30 +67,24 @@ class FusedEngine:
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head."""
-        self._check(batch)
-        with self._plans.using(plan if plan.count else None):
-            return padded(self.module(batch) if isinstance(batch, Tensor) else self.module(**batch))
+        return self.call(batch, plan, lambda module: run(module, batch))
 
-    def call(self, batch: Any, plan: BatchPlan, call: Callable[[nn.Module], Tensor]) -> Tensor:
-        """Returns the result of a call of the module for a batch, each row under its own mixture."""
-        self._check(batch)
-        with self._plans.using(plan):
-            found: Tensor = padded(call(self.module))
-            return found
+    def call(self, batch: Any, plan: BatchPlan, call: Callable[[Any], Any]) -> Any:
+        """Returns the result of a call of the module for a batch, each row under its own mixture.
 
-    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
-        """Returns the result of the module's `generate`, each sequence under its prompt's mixture."""
-        self._check(batch)
-        module: Any = self.module
-        with self._plans.using(plan):
-            return padded(module.generate(**batch, **options))
-
-    def _check(self, batch: Any) -> None:
+        Raises: InputError where a layer is not given the rows of a batch first.
+        """
         layer = self.layer_not_batch_first(batch)
         if layer is not None:
             raise InputError(
                 f"the module '{layer}' is not given the rows of a batch first: use engine='grouped'"
             )
+        with self._plans.using(plan if plan.count else None):
+            return padded(call(self.module))
+
+    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
+        """Returns the result of the module's `generate`, each sequence under its prompt's mixture."""
+        return self.call(batch, plan, lambda module: module.generate(**batch, **options))
 
 
 def _tensor_names(owner: nn.Module, name_of: Mapping[int, str]) -> dict[str, str]:

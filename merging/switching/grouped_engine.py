@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
+from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import join_rows, take_rows
-from flexswitch.merging.switching.csr import CsrMatrix, Ids
+from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
+from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.task_deltas import TaskDeltas
@@ -66,9 +67,8 @@ class GroupedEngine:
             own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]
             factors = tuple((int(task), float(mixture[task])) for task in np.flatnonzero(mixture))
-            given = take_rows(batch, torch.from_numpy(own), plan.count)
             with self._borrowed(factors) as held, held.plans.using(_plan_of_heads(len(own), heads)):
-                outputs.append(held.module(given) if isinstance(given, Tensor) else held.module(**given))
+                outputs.append(run(held.module, take_rows(batch, torch.from_numpy(own), plan.count)))
             rows.append(torch.from_numpy(own))
         return join_rows(outputs, torch.argsort(torch.cat(rows)))
 

@@ -18,9 +18,8 @@ from torch import Tensor
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
-from flexswitch.merging.switching.activations import Activations, Digits
+from flexswitch.merging.switching.activations import Activations, Digits, Ids
 
-Ids = NDArray[np.int64]
 Codes = NDArray[np.int8]
 
 LARGEST_CODE = 127

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import BatchPlan, TaskRows, rounded_sum, tokens_of
-from flexswitch.merging.switching.csr import Ids
 
 _EPSILON = 2.0**-20  # a share of the base that is no more than the rounding of weights to float32
 
@@ -120,10 +120,8 @@ def _group(
     is_first: NDArray[np.bool_],
     per_row: int,
 ) -> TokenGroup:
-    first_positions, first_factors = tokens_of(rows[is_first], factors[is_first], plan.padding, per_row)
-    other_positions, other_factors = tokens_of(rows[~is_first], factors[~is_first], plan.padding, per_row)
-    positions = torch.from_numpy(np.concatenate([first_positions, other_positions]))
-    scales = np.concatenate([first_factors, other_factors])
-    return TokenGroup(
-        task, positions, None if (scales == 1).all() else torch.from_numpy(scales), len(first_positions)
-    )
+    first = tokens_of(rows[is_first], factors[is_first], plan.padding, per_row)
+    other = tokens_of(rows[~is_first], factors[~is_first], plan.padding, per_row)
+    positions = torch.from_numpy(np.concatenate([first[0], other[0]]))
+    scales = torch.from_numpy(np.concatenate([first[1], other[1]]))
+    return TokenGroup(task, positions, None if bool((scales == 1).all()) else scales, len(first[0]))

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.sparse import FloatArray
-
-Ids = NDArray[np.int64]
+from flexswitch.merging.switching.activations import Ids
 
 # The share of padding above which gathering the other tokens takes less time than computing all.
 _MIN_SHARE = 0.15

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
-from flexswitch.merging.switching.csr import Ids
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import read_heads
@@ -39,7 +39,7 @@ from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_names import tensor_names
-from flexswitch.merging.switching.zoo_router import LazyRouter, Routing, ZooRouter
+from flexswitch.merging.switching.zoo_router import Routing, ZooRouter
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -208,7 +208,7 @@ class SwitchedModel(nn.Module):
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             average = _AveragedModule(tasks, deltas, fused)
-            router = LazyRouter(lambda: ZooRouter(self.module, zoo, self._routing, average))
+            router = ZooRouter(self.module, zoo, self._routing, average)
         return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads), router)
 
     def _plan(
@@ -268,7 +268,8 @@ class _AveragedModule:
         shares = np.zeros((count, len(self.tasks)), np.float32)
         shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
         mask = token_mask(batch, self.fused.module)
-        return self.fused.call(batch, batch_plan(shares, self.deltas, None, mask), call)
+        found: Tensor = self.fused.call(batch, batch_plan(shares, self.deltas, None, mask), call)
+        return found
 
 
 def _device_of(module: nn.Module) -> torch.device:

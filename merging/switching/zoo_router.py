@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from flexswitch.merging.models.hidden_states import in_short_parts, layer_means,
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
-from flexswitch.merging.routing.query_set import QuerySetHeader, check_covers, read_query_set
+from flexswitch.merging.routing.query_set import QuerySet, check_covers, read_query_set
 from flexswitch.merging.routing.text_shape import with_shapes
 
 _NEIGHBOURS = 5  # where the zoo names no adapter, which has a default
@@ -44,70 +44,64 @@ Averaged = Callable[[Any, list[str], Callable[[nn.Module], Tensor]], Tensor]
 class ZooRouter:
     """Returns weights (row, task) for a batch, in the order of the zoo's tasks.
 
-    Features of layer N run the first N layers of the base, once for the whole batch.
+    Features of layer N run the first N layers of the base, once for the whole batch. The index is read on the
+    first call, as weights that the caller gives need none.
     """
 
     def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing, averaged: Averaged) -> None:
+        self._module, self._zoo, self._routing, self._averaged = module, zoo, routing, averaged
+
+    @cached_property
+    def _query_set(self) -> QuerySet:
         """Raises: InputError where the zoo's index lacks a task, or holds features of a file."""
-        query_set = read_query_set(zoo)
-        check_covers(query_set, list(zoo), zoo.path)
-        self._header: QuerySetHeader = query_set.header
-        if self._header.features == FROM_FILE:
+        query_set = read_query_set(self._zoo)
+        check_covers(query_set, list(self._zoo), self._zoo.path)
+        if query_set.header.features == FROM_FILE:
             raise InputError(
-                f"{zoo.path}: was indexed with features of a file, which a batch does not have; "
+                f"{self._zoo.path}: was indexed with features of a file, which a batch does not have; "
                 "give weights=, or a router when wrapping the module"
             )
-        adapter = CLASSES.get(zoo.record.adapter or "")
-        neighbours = routing.neighbours or (_NEIGHBOURS if adapter is None else adapter.neighbours)
-        self._index = QueryIndex(query_set, neighbours, "cpu", routing.vote)
-        self._columns = [self._index.tasks.index(task) for task in zoo]
-        self._module, self._routing, self._averaged = module, routing, averaged
+        return query_set
+
+    @cached_property
+    def _index(self) -> QueryIndex:
+        adapter = CLASSES.get(self._zoo.record.adapter or "")
+        neighbours = self._routing.neighbours or (_NEIGHBOURS if adapter is None else adapter.neighbours)
+        return QueryIndex(self._query_set, neighbours, "cpu", self._routing.vote)
 
     def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
         """Returns weights (row, task) float32 on the CPU.
 
-        texts: the text of each row. Raises: InputError where the index has features of the texts' shape and
-        the texts are missing or too few.
+        texts: the text of each row. Raises: InputError where the index is unusable, or has features of the
+        texts' shape and the texts are missing or too few.
         """
-        spec = parse_feature_spec(self._header.features)
+        header = self._query_set.header
+        spec = parse_feature_spec(header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
         first = next(iter(given.values()))
-        shaped = self._checked(texts, len(first)) if spec.shaped else None
-        with torch.no_grad(), computing_in(self._header.dtype, str(first.device)):
+        shaped = _checked(texts, len(first), header.features) if spec.shaped else None
+        with torch.no_grad(), computing_in(header.dtype, str(first.device)):
             if spec.averaged:
-                tasks = self._header.averaged or []
+                tasks = header.averaged or []
                 features = self._averaged(batch, tasks, lambda module: _means(module, given, spec))
             else:
                 features = in_short_parts(dict(given), lambda part: _means(self._module, part, spec))
         if shaped is not None:
             features = with_shapes(features, shaped, spec.parts - 1)
         found = self._index.weights(features.float())
-        shares = snap(np.asarray(found.weights), self._routing.snap)
-        return torch.from_numpy(mixed(shares, self._routing.mix)[:, self._columns])
-
-    def _checked(self, texts: Sequence[str] | None, rows: int) -> Sequence[str]:
-        if texts is None:
-            raise InputError(
-                f"the zoo was indexed with features '{self._header.features}', which include the texts' "
-                "shape; give texts=, one for each row, or weights="
-            )
-        if len(texts) != rows:
-            raise InputError(f"texts= holds {len(texts)} texts, expected {rows}, one for each row")
-        return texts
+        shares = mixed(snap(np.asarray(found.weights), self._routing.snap), self._routing.mix)
+        return torch.from_numpy(shares[:, [self._index.tasks.index(task) for task in self._zoo]])
 
 
-class LazyRouter:
-    """A router that is made on its first call: weights given by the caller need no query index."""
-
-    def __init__(self, make: Callable[[], ZooRouter]) -> None:
-        self._make, self._lock = make, Lock()
-        self._made: ZooRouter | None = None
-
-    def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
-        """Returns weights (row, task). Raises: InputError where the zoo's index is unusable."""
-        with self._lock:
-            made = self._made = self._made or self._make()
-        return made(batch, texts)
+def _checked(texts: Sequence[str] | None, rows: int, features: str) -> Sequence[str]:
+    if texts is None:
+        raise InputError(
+            f"the zoo was indexed with features '{features}', which include the texts' shape; "
+            "give texts=, one for each row, or weights="
+        )
+    if len(texts) != rows:
+        raise InputError(f"texts= holds {len(texts)} texts, expected {rows}, one for each row")
+    return texts
 
 
 def _means(module: nn.Module, batch: Mapping[str, Tensor], spec: FeatureSpec) -> Tensor:

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import laws
 from support.tiny_language_models import language_model, save_language_base, save_language_model
 from support.tiny_models import make_artifact
 
@@ -62,7 +63,7 @@ def product_case(delta, tokens, dtype, seed=5):
     return inputs, positions, factors, bias, total, expected
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=CASES, transposed=st.booleans())
 def test_a_packed_delta_is_given_back_to_the_last_bit(case, transposed):
     matrix, dense = packed(case, transposed)
@@ -82,7 +83,7 @@ def test_an_entry_takes_one_bit_and_one_for_each_bit_of_its_level():
     assert matrix.planes.nbytes == 5 * 64 * 320 / 8
 
 
-@settings(deadline=None, max_examples=40)
+@laws.settings(40, deadline=None)
 @given(case=CASES, tokens=st.integers(1, 40), wide=st.booleans())
 def test_products_by_decoded_values_are_those_of_float64(case, tokens, wide):
     matrix, dense = packed(case)
@@ -105,7 +106,7 @@ def kernel():
     sys.modules.pop(KERNEL, None)
 
 
-@settings(deadline=None, max_examples=40)
+@laws.settings(40, deadline=None)
 @given(case=CASES, tokens=st.integers(1, 70))
 def test_the_kernels_products_are_those_of_float64_and_touch_only_their_tokens(kernel, case, tokens):
     matrix, dense = packed(case)

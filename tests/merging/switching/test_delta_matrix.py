@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import laws
 from support.sparse_tensors import header, write_artifact
 
 from flexswitch.codecs.format.container import open_artifact
@@ -68,7 +69,7 @@ def made(folder, case, transposed=False, base_rms=0.0):
     return cpu_matrix(vector, "w", transposed, base_rms), dense
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=KINDS, transposed=st.booleans())
 def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, transposed):
     matrix, dense = made(folder, case, transposed)
@@ -76,7 +77,7 @@ def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, transpose
     assert np.array_equal(matrix.dense().numpy(), dense.astype(np.float32))
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=KINDS, transposed=st.booleans(), factor=st.sampled_from([1.0, 0.3, -2.0]))
 def test_adding_and_restoring_changes_weights_as_the_delta_does(folder, case, transposed, factor):
     matrix, dense = made(folder, case, transposed)
@@ -91,7 +92,7 @@ def test_adding_and_restoring_changes_weights_as_the_delta_does(folder, case, tr
         assert np.array_equal(weights, base)
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=KINDS, transposed=st.booleans(), tokens=st.integers(1, 140), data=st.data())
 def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case, transposed, tokens, data):
     matrix, dense = made(folder, case, transposed)
@@ -115,7 +116,7 @@ def test_products_are_those_of_float64_and_touch_only_their_tokens(folder, case,
     assert np.array_equal(out[others], before[others])
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=KINDS, tokens=st.integers(1, 40))
 def test_looked_up_rows_are_added_where_they_belong(folder, case, tokens):
     matrix, dense = made(folder, case)
@@ -154,7 +155,7 @@ def test_a_tokens_product_depends_neither_on_its_neighbours_nor_on_threads(folde
         torch.set_num_threads(threads_before)
 
 
-@settings(deadline=None, max_examples=30)
+@laws.settings(30, deadline=None)
 @given(seed=st.integers(0, 2**32), most=st.integers(1, 3000))
 def test_several_int8_tasks_are_added_as_one_after_the_other(seed, most):
     generator = np.random.default_rng(seed)

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import laws
 from support.checkpoints import memory_pair
 from support.tiny_models import changed_state
 from torch import nn
@@ -98,7 +99,7 @@ def cases(draw):
     return steps, torch.tensor(marks).long(), torch.tensor(weights), draw(st.integers(0, 100))
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=cases(), engine=st.sampled_from(["fused", "merged", "grouped"]))
 def test_a_rows_real_tokens_are_those_it_has_alone(case, engine):
     steps, mask, weights, seed = case

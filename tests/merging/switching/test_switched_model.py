@@ -4,8 +4,9 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import laws
 from support.checkpoints import compressed, file_pair, memory_pair, message
 from support.tiny_models import changed_state
 from torch import nn
@@ -94,7 +95,7 @@ def cases(draw):
     )
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(case=cases())
 def test_each_row_is_answered_under_its_own_weights_whatever_else_is_in_the_batch(case):
     seed, weights, lambda_, as_dict, order, engine = case
@@ -128,7 +129,7 @@ METHODS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@laws.settings(25, deadline=None)
 @given(case=cases(), method=METHODS, size=st.sampled_from([0.02, 0.5]))
 def test_compressed_tasks_answer_as_what_they_are_restored_to(tmp_path_factory, case, method, size):
     seed, weights, lambda_, _, order, engine = case
