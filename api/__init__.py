@@ -32,9 +32,9 @@ _MODULES = {
     "SwitchedModel": "flexswitch.merging.switching.switched_model",
     "add_task": "flexswitch.merging.task_vectors.apply",
     "open_artifact": "flexswitch.codecs.format.container",
-    "open_checkpoint": "flexswitch.merging.checkpoints.checkpoint",
+    "open_checkpoint": "flexswitch.merging.checkpoints.opening",
     "open_zoo": "flexswitch.codecs.format.zoo",
-    "restore": "flexswitch.merging.task_vectors.task_vector",
+    "restore": "flexswitch.merging.task_vectors.restore",
 }
 
 _folder = os.path.dirname(os.path.abspath(__file__))

@@ -181,11 +181,12 @@ def _decoded(codec: Codec, data: bytes, layout: SparseLayout) -> SparseTensor:
     return codec.decode(data, layout)
 
 
-def open_artifact(path: Path) -> Artifact:
+def open_artifact(path: str | Path) -> Artifact:
     """Opens an artifact and checks its header; blocks are checked when they are read.
 
     Raises: InputError if there is no such file or it is no artifact; ArtifactError if it is damaged.
     """
+    path = Path(path)
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"

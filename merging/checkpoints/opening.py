@@ -48,12 +48,12 @@ def locate(source: str) -> Location:
     raise InputError(f"{source}: no such file or directory; expected a checkpoint, or a hub id org/name")
 
 
-def open_checkpoint(source: str | Location) -> Checkpoint:
+def open_checkpoint(source: str | Path | Location) -> Checkpoint:
     """Opens a model directory, a state-dict file or a hub id.
 
     Raises: InputError where there is none, it is a PEFT adapter, or its headers are damaged.
     """
-    place = locate(source) if isinstance(source, str) else source
+    place = source if isinstance(source, Location) else locate(str(source))
     if place.path.is_file():
         return _open_files(place.source, [place.path], None)
     if place.is_adapter:

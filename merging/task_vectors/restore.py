@@ -5,6 +5,7 @@ Source: docs/methods.md §1.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,12 +53,12 @@ class LazyState(Mapping[str, Tensor]):
         return len(self.outputs)
 
 
-def restore(base: Checkpoint | str, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
+def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
     """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor in the base's dtype, lazily.
 
     Raises: InputError where `base` is not the one the task was made from.
     """
-    checkpoint = open_checkpoint(base) if isinstance(base, str) else base
+    checkpoint = open_checkpoint(base) if isinstance(base, (str, Path)) else base
     vector = ArtifactVector(task) if isinstance(task, Artifact) else task
     check_base(checkpoint, vector.identity(), vector.source)
     return LazyState(restored_tensors(checkpoint, vector, lambda_, None))

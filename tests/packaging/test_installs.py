@@ -23,7 +23,6 @@ save_file({"layer.weight": torch.linspace(-1, 1, 1024).reshape(32, 32)}, "red.sa
 """
 USED = """
 import flexswitch
-from pathlib import Path
 restored = flexswitch.restore("base.safetensors", flexswitch.open_artifact(Path("red.fsw")))
 print(int((restored["layer.weight"] != 0).sum()))
 """
