@@ -10,12 +10,12 @@ from flexswitch.cli.console import Console, size, table
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.container import Artifact
-    from flexswitch.codecs.format.storage_report import TensorSizes
+    from flexswitch.codecs.format.tensor_sizes import TensorSizes
 
 
 def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
     """Returns the JSON document, the table and the closing line. Raises: InputError, ArtifactError."""
-    from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
+    from flexswitch.codecs.format.tensor_sizes import NOTHING, tensor_sizes
     from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 
     artifacts = _artifacts(path)

@@ -1,4 +1,4 @@
-"""`bitmask`: one bit an entry says whether it is kept; then the kept entries' levels."""
+"""`bitmask`: one bit per entry, 1 if it is kept, then the levels of the kept entries."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -11,14 +11,14 @@ from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
 
 @dataclass(frozen=True)
 class Bitmask:
-    """Source: Qi et al. 2025 (arXiv 2412.00054), the activation switch and the polarity switch as bits."""
+    """Source: Qi et al. 2025 (arXiv 2412.00054), activation switch and polarity switch."""
 
     name: ClassVar[str] = "bitmask"
     fast: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec; it has no settings."""
+        """Returns the codec, which has no settings."""
         return cls()
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -34,5 +34,5 @@ class Bitmask:
         return SparseTensor(layout.shape, mask, levels, layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes."""
+        """Returns the exact size."""
         return stats.layout.mask_bytes + packed_bytes(stats.layout.kept, stats.layout.bits)

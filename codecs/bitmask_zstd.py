@@ -1,4 +1,4 @@
-"""`bitmask-zstd`: the mask of `bitmask` in a zstandard frame, for densities of a fifth to a half."""
+"""`bitmask-zstd`: the mask of `bitmask` in a zstandard frame, for densities of 0.2 to 0.5."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,14 +15,14 @@ _REPEATS = 4.45, 0.07
 
 @dataclass(frozen=True)
 class BitmaskZstd:
-    """The levels, then the frame."""
+    """Levels, then the mask in a frame."""
 
     name: ClassVar[str] = "bitmask-zstd"
     fast: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec; it has no settings."""
+        """Returns the codec, which has no settings."""
         return cls()
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -40,6 +40,6 @@ class BitmaskZstd:
         return SparseTensor(layout.shape, mask, levels, layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns about the bytes: zstandard's are known only once they are written."""
+        """Returns an estimate: the size of a frame is known only after compression."""
         counts = byte_counts(stats.sparse.mask)
         return frame_bytes(counts, *_REPEATS) + packed_bytes(stats.layout.kept, stats.layout.bits)

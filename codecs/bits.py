@@ -1,4 +1,4 @@
-"""Packs flags and small integers into bytes, the lowest bit first, and unpacks them with every check."""
+"""Packs flags and small integers into bytes, lowest bit first, and unpacks and validates them."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ Fields = NDArray[np.unsignedinteger[Any]]
 
 
 def packed_bytes(count: int, width: int) -> int:
-    """Returns the bytes that `count` fields of `width` bits take."""
+    """Returns the size in bytes of `count` fields of `width` bits."""
     return -(-count * width // 8)
 
 
 def pack_fields(values: Fields, width: int) -> bytes:
-    """Returns `values`, each below 2^width with width in 0..32, packed end to end."""
+    """Returns `values`, each below 2^width, packed without gaps; width is in 0..32."""
     if width == 1:
         return np.packbits(values.astype(np.uint8, copy=False), bitorder="little").tobytes()
     if width == 8:
@@ -29,9 +29,9 @@ def pack_fields(values: Fields, width: int) -> bytes:
 
 
 def unpack_fields(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
-    """Returns the `count` fields of `width` bits, width in 0..8, that `data` holds.
+    """Returns the `count` fields of `width` bits in `data`; width is in 0..8.
 
-    Raises: DecodeError where `data` has another length, or a set bit behind the last field.
+    Raises: DecodeError on a wrong length or a set bit after the last field.
     """
     packed = _checked(data, width, count)
     if width == 1:
@@ -44,7 +44,7 @@ def unpack_fields(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
 
 
 def unpack_wide_fields(data: bytes, width: int, count: int) -> NDArray[np.uint32]:
-    """Returns the `count` fields of `width` bits, width in 0..32. Raises: DecodeError as `unpack_fields`."""
+    """Returns the `count` fields of `width` bits in `data`; width is in 0..32. Raises: DecodeError."""
     values = np.empty(count, np.uint32)
     _unpack(_checked(data, width, count), width, values)
     return values
@@ -54,7 +54,7 @@ def _checked(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
     if len(data) != packed_bytes(count, width):
         raise DecodeError(f"{len(data)} bytes, expected {packed_bytes(count, width)}")
     if count * width % 8 and data[-1] >> (count * width % 8):
-        raise DecodeError("a bit is set behind the last value")
+        raise DecodeError("a bit is set after the last value")
     return np.frombuffer(data, np.uint8)
 
 
@@ -88,14 +88,14 @@ def _unpack(packed: NDArray[np.uint8], width: int, values: Fields) -> None:
 
 
 def pack_levels(levels: Levels, bits: int) -> bytes:
-    """Returns levels of 0 to 8, 16 or 32 bits packed end to end, little-endian."""
+    """Returns levels of 0 to 8, 16 or 32 bits packed without gaps, little-endian."""
     return pack_fields(levels, bits) if bits <= 8 else levels.tobytes()
 
 
 def unpack_levels(data: bytes, bits: int, count: int) -> Levels:
     """Returns `count` levels; the inverse of `pack_levels`.
 
-    Raises: DecodeError on a wrong length, a set padding bit, or a float level with the pattern 0.
+    Raises: DecodeError on a wrong length, a set padding bit, or a float level with the bit pattern 0.
     """
     if bits <= 8:
         return unpack_fields(data, bits, count)
@@ -108,7 +108,7 @@ def unpack_levels(data: bytes, bits: int, count: int) -> Levels:
 
 
 def unpack_mask(data: bytes, entries: int) -> NDArray[np.uint8]:
-    """Returns a packed mask of `entries` bits as it is, after checking it.
+    """Returns a validated mask of `entries` bits, still packed.
 
     Raises: DecodeError on a wrong length or a set padding bit.
     """
@@ -116,5 +116,5 @@ def unpack_mask(data: bytes, entries: int) -> NDArray[np.uint8]:
         raise DecodeError(f"{len(data)} bytes, expected {packed_bytes(entries, 1)}")
     mask = np.frombuffer(data, np.uint8)
     if entries % 8 and mask[-1] >> (entries % 8):
-        raise DecodeError("a bit is set behind the last entry")
+        raise DecodeError("a bit is set after the last entry")
     return mask

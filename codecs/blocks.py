@@ -1,8 +1,8 @@
-"""How a tensor is cut for storage: a matrix, without its empty rows, in blocks that are coded alone.
+"""Cuts a tensor into blocks that are coded separately, and leaves out empty rows.
 
-A tensor is taken as a matrix whose rows are its first dimension, or its first dimensions where the rest is
-long: a row has at most 2^17 entries unless its last dimension alone is longer. A block has whole rows, a
-multiple of eight, and at most 2^20 entries; where eight rows are more than that, it has 2^20 entries.
+A tensor is treated as a matrix. Its first dimension gives the rows; if they would be longer than 2^17
+entries, its first dimensions do, but never the last one. A block has whole rows, a multiple of eight, and at
+most 2^20 entries; if eight rows are longer than that, it has 2^20 entries of one row.
 """
 
 import math
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.masks import Positions, count_bits
-from flexswitch.codecs.sparse import BLOCK_ENTRIES, SparseTensor, binary_entropy
+from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, SparseTensor, binary_entropy
 
-_LONGEST_ROW = BLOCK_ENTRIES // 8
-_RECORD_BITS = 256  # about what a record of the row flags takes in the table
+_LONGEST_ROW = MAX_BLOCK_ENTRIES // 8
+_RECORD_BITS = 256  # approximate size of the row flags' record in the table
 
 Mask = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -25,7 +25,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix and its blocks."""
+    """The size of a matrix, which determines its blocks."""
 
     rows: int
     columns: int
@@ -34,24 +34,25 @@ class Grid:
         """Returns the number of blocks."""
         if self.columns <= _LONGEST_ROW:
             return -(-self.rows // self._height) if self.columns else 0
-        return -(-self.rows * self.columns // BLOCK_ENTRIES)
+        return -(-self.rows * self.columns // MAX_BLOCK_ENTRIES)
 
     @property
     def _height(self) -> int:
-        """Rows of a block."""
-        return BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
+        """The number of rows of a block."""
+        return MAX_BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Returns the shapes of the blocks in order; none where there is no entry."""
+        """Returns the shapes of the blocks in order. A matrix without entries has none."""
         if self.columns <= _LONGEST_ROW:
             starts = range(0, self.rows if self.columns else 0, self._height)
             return [(min(self._height, self.rows - start), self.columns) for start in starts]
         entries = self.rows * self.columns
-        return [(1, min(BLOCK_ENTRIES, entries - start)) for start in range(0, entries, BLOCK_ENTRIES)]
+        starts = range(0, entries, MAX_BLOCK_ENTRIES)
+        return [(1, min(MAX_BLOCK_ENTRIES, entries - start)) for start in starts]
 
 
 def as_matrix(shape: tuple[int, ...]) -> Grid:
-    """Returns a tensor's rows and columns.
+    """Returns the matrix as which a tensor is treated.
 
     >>> as_matrix((30, 20)), as_matrix((5,)), as_matrix((8, 4096, 14336))
     (Grid(rows=30, columns=20), Grid(rows=1, columns=5), Grid(rows=32768, columns=14336))
@@ -65,7 +66,7 @@ def as_matrix(shape: tuple[int, ...]) -> Grid:
 
 
 def cut(sparse: SparseTensor, grid: Grid) -> Iterator[SparseTensor]:
-    """Yields the blocks of a matrix, (rows, columns) each; they share its memory."""
+    """Yields the blocks of a matrix, each of shape (rows, columns). They share its memory."""
     start, used = 0, 0
     for shape in grid.shapes():
         entries = shape[0] * shape[1]
@@ -76,8 +77,8 @@ def cut(sparse: SparseTensor, grid: Grid) -> Iterator[SparseTensor]:
 
 
 def full_rows(sparse: SparseTensor, grid: Grid) -> Flags | None:
-    """Returns which rows keep anything, (row,); None where leaving the others out would save nothing."""
-    if not 1 < grid.rows <= BLOCK_ENTRIES or not len(sparse.levels):
+    """Returns which rows keep an entry, (row,), or None if leaving out the others would save no bytes."""
+    if not 1 < grid.rows <= MAX_BLOCK_ENTRIES or not len(sparse.levels):
         return None
     flags = np.zeros(grid.rows, np.bool_)
     _flag_rows(sparse.mask, grid.columns, flags)
@@ -88,21 +89,21 @@ def full_rows(sparse: SparseTensor, grid: Grid) -> Flags | None:
 
 
 def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
-    """Returns the mask of the flagged rows alone."""
+    """Returns the mask of the flagged rows only."""
     taken = np.zeros(-(-int(np.count_nonzero(flags)) * columns // 8), np.uint8)
     _move_rows(mask, np.arange(len(flags))[flags], columns, taken, False)
     return taken
 
 
 def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
-    """Returns the mask of all rows, those that are not flagged empty; the inverse of `take_rows`."""
+    """Returns the mask of all rows; the inverse of `take_rows`. Rows that are not flagged are empty."""
     put = np.zeros(-(-len(flags) * columns // 8), np.uint8)
     _move_rows(mask, np.arange(len(flags))[flags], columns, put, True)
     return put
 
 
 def spread(positions: Positions, start: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
-    """Returns where rising positions behind `start`, among the rows `rows` alone, lie in the whole matrix."""
+    """Returns the positions in the whole matrix of rising positions behind `start` in a matrix of `rows`."""
     found = np.empty(len(positions), np.int64)
     _spread(positions, start, rows, columns, found)
     return found
@@ -139,7 +140,7 @@ def _flag_rows(mask: Mask, columns: int, flags: Flags) -> None:
 
 @compiled
 def _move_rows(source: Mask, rows: NDArray[np.int64], columns: int, target: Mask, back: bool) -> None:
-    """Copies the bits of each row in `rows` to the next place, or `back` from it to its own."""
+    """Moves the bits of the given rows next to each other or, if `back`, to their own places again."""
     for index in range(rows.size):
         place, packed = rows[index] * columns, index * columns
         origin, goal = (packed, place) if back else (place, packed)

@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol, Self, runtime_checkable
 from flexswitch.codecs.bits import packed_bytes, unpack_levels
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.masks import Positions, mask_positions
-from flexswitch.codecs.sparse import BLOCK_ENTRIES, Levels, SparseLayout, SparseStats, SparseTensor
+from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, Levels, SparseLayout, SparseStats, SparseTensor
 
 
 class Codec(Protocol):
@@ -97,8 +97,8 @@ def check_block(layout: SparseLayout, error: type[Exception] = DecodeError) -> N
     """Raises: `error` if a tensor has more entries than a block, or keeps more entries than it has."""
     if layout.kept > layout.entries:
         raise error(f"{layout.kept} of {layout.entries} entries are kept")
-    if layout.entries > BLOCK_ENTRIES:
-        raise error(f"{layout.entries} entries, expected {BLOCK_ENTRIES} at most")
+    if layout.entries > MAX_BLOCK_ENTRIES:
+        raise error(f"{layout.entries} entries, expected {MAX_BLOCK_ENTRIES} at most")
 
 
 def check_kept(found: int, layout: SparseLayout) -> None:

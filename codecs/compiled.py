@@ -1,7 +1,7 @@
-"""How the passes over bits and weights are compiled.
+"""Compiles functions that loop over bits or weights.
 
-The machine code is kept on disk (README, "Compiled code"), so only the first call ever waits for it.
-Other threads run meanwhile, and nothing is reordered: no fast-math, so results are the same everywhere.
+The machine code is cached on disk, so that only the first call ever waits for the compiler. The functions
+release the GIL. Without fast-math nothing is reordered, so that results are the same on every machine.
 """
 
 from collections.abc import Callable
@@ -13,5 +13,5 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Returns the function compiled by numba on its first call; its `py_func` is the plain one."""
+    """Returns a function that numba compiles on its first call; `py_func` is the original."""
     return cast(Function, njit(cache=True, nogil=True)(function))

@@ -1,8 +1,8 @@
-"""`context`: mask, signs and magnitudes in a range coder that learns rows, columns and their patterns.
+"""`context`: mask, signs and magnitudes in a range coder that adapts to rows, columns and sign patterns.
 
-Fine-tuning changes a matrix along few directions. So some rows and columns keep more than others, and the
-signs in a row follow one of a few patterns, or its opposite. The model of `context_model.py` learns both
-from the rows before; what it can't learn, the floating levels, stands in front as it is.
+Fine-tuning changes a matrix along few directions. Some rows and columns therefore keep more entries than
+others, and the signs of a row follow one of a few patterns, or its opposite. The model in `context_model.py`
+adapts to both from the earlier rows. Floating-point levels do not compress and are stored first, unchanged.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _STATE_BYTES = STATE_BITS // 8
 
 @dataclass(frozen=True)
 class Context:
-    """patterns: 1, 2, 4, 8 or 16 patterns of signs that rows follow."""
+    """patterns: number of sign patterns, 1, 2, 4, 8 or 16."""
 
     name: ClassVar[str] = "context"
     fast: ClassVar[bool] = False
@@ -44,12 +44,12 @@ class Context:
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec with 1, 4 or 16 patterns, by trying which takes the fewest bytes."""
+        """Returns the codec with 1, 4 or 16 patterns, whichever gives the smallest encoding."""
         choices = (1, 4, 16) if 1 <= stats.layout.bits <= _WIDEST_MODELLED else (1,)
         return min((cls(patterns) for patterns in choices), key=lambda codec: codec.estimate_bytes(stats))
 
     def encode(self, sparse: SparseTensor) -> bytes:
-        """Returns the floating levels, then the coded bits."""
+        """Returns the floating-point levels, then the coded bits."""
         check_block(sparse.layout, ValueError)
         if not len(sparse.levels):
             return b""
@@ -85,12 +85,12 @@ class Context:
         return SparseTensor(layout.shape, mask, levels if plain is None else plain, layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes, by encoding."""
+        """Returns the exact size, by encoding."""
         return len(self.encode(stats.sparse))
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns (rows, columns): the first dimension and the others; one row where there is but one.
+    """Returns (rows, columns): the first dimension and all others, or one row if there is one dimension.
 
     >>> matrix_shape((4, 3, 2)), matrix_shape((5,))
     ((4, 6), (1, 5))
@@ -106,7 +106,7 @@ def _encode_matrix(
     patterns: NDArray[np.int32],
     pattern_count: int,
 ) -> bytes:
-    """Returns the coded matrix, which keeps something.
+    """Returns the coded matrix, which must keep at least one entry.
 
     marked: (row, column) of 0 and 1. levels: (kept,) of `bits` in 0..8. patterns: (row,), see `assign_rows`.
     """
@@ -122,7 +122,7 @@ def _encode_matrix(
 def _decode_matrix(
     data: bytes, rows: int, columns: int, kept: int, bits: int, pattern_count: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """Returns the marks (row, column) and the levels (kept,), None where `data` does not code them."""
+    """Returns the marks (row, column) and the levels (kept,), or None if `data` is invalid."""
     marked, levels = np.zeros((rows, columns), np.uint8), np.zeros(kept if bits else 0, np.uint8)
     stream, patterns = np.frombuffer(data, np.uint8), np.zeros(rows, np.int32)
     state = int.from_bytes(data[:_STATE_BYTES], "big")

@@ -1,11 +1,12 @@
-"""The model of `context`: how likely each bit of a sparse matrix is, given the rows before.
+"""The model of `context`: the probability of each bit of a sparse matrix, given the earlier rows.
 
-The bits of a row come in runs whose contexts are known before the run, so one pass serves both ways: it
-notes the runs for the range coder, or reads them from it. FORMAT.md has the model step by step. All
-arithmetic is on whole numbers, or single float32 operations in a fixed order: the same on any machine.
+The bits of a row come in runs whose contexts are known before the run, so that one pass can both encode and
+decode: it records the runs for the range coder or reads them from it. FORMAT.md describes the model step by
+step. Arithmetic uses integers, or single float32 operations in a fixed order, and is the same on any machine.
 
 The coder is rANS (J. Duda 2013, "Asymmetric numeral systems", arXiv 1311.2540) on bits, with a state of 40
-bits that moves by 16. A chance is that of a set bit, in units of 2^-28; its 15 upper bits are coded with.
+bits that is renormalised by 16 bits. Probabilities are those of a set bit, in units of 2^-28; the coder uses
+their upper 15 bits.
 """
 
 from typing import Any
@@ -26,21 +27,21 @@ _WHOLE = 1 << _CODED_BITS
 LOWEST_STATE = 1 << 24
 STATE_BITS = 40
 _MOST_SEEN = 510
-# The n-th time that a context is seen it moves by 1 / (n + 2) of the way, from the 510th on by 1 / 512.
+# The n-th update of a context moves it by 1 / (n + 2) of the distance, and by 1 / 512 from the 510th on.
 _RATES = (1 << 16) // (np.arange(_MOST_SEEN + 1, dtype=np.int64) + 2)
 
 MOST_PATTERNS = 16
 _CLASS_BITS = 6
 _ONE = 127 << 23  # the bit pattern of the float32 1
-_DENSITIES = 64  # contexts of the mask: four to an octave of the expected density
-_LOWEST_DENSITY = (127 - 14) << 2  # the bit pattern of 2^-14 without its 21 lower bits
-_SIGN_VOTES = 32  # contexts of a sign: how far its column's vote is from even
+_DENSITIES = 64  # contexts of the mask: four per octave of the expected density
+_LOWEST_DENSITY = (127 - 14) << 2  # the bit pattern of 2^-14 without its lower 21 bits
+_SIGN_VOTES = 32  # contexts of a sign: how decided the vote of its column is
 _MAGNITUDES = 128  # contexts of a magnitude: the nodes of a tree of up to 7 bits
-_PRIOR_SEEN = 8  # a context of the mask starts as if seen so often at its density
+_PRIOR_SEEN = 8  # number of earlier observations that the initial state of a mask context stands for
 _COLUMN_PRIOR = np.float32(1)
 _PATTERN_PRIOR = np.float32(6)
 
-# Where each kind of context begins; a tree of d bits takes 2^d, the first unused.
+# The first context of each kind; a tree of d bits has 2^d contexts, the first of them unused.
 _MASK = 0
 _SIGN = _MASK + _DENSITIES
 _POLARITY = _SIGN + _SIGN_VOTES
@@ -62,7 +63,7 @@ def code_matrix(
     patterns: NDArray[np.int32],
     pattern_count: int,
 ) -> None:
-    """Codes a matrix one way or the other; decoding stops where the levels are full or the stream is used."""
+    """Encodes or decodes a matrix. Decoding stops when the levels are full or the stream is used up."""
     rows, columns = marked.shape
     half, pattern_bits, level_index = 1 << max(bits - 1, 0), 0, 0
     while 1 << pattern_bits < pattern_count:
@@ -72,14 +73,14 @@ def code_matrix(
         middle = _float(((density_class + _LOWEST_DENSITY) << 21) + (1 << 20))
         chances[density_class] = np.int64(min(middle, np.float32(0.9)) * np.float32(1 << CHANCE_BITS))
         seen[density_class] = _PRIOR_SEEN
-    expected = np.zeros(pattern_count, np.float32)  # the sum of the densities of a pattern's rows
+    expected = np.zeros(pattern_count, np.float32)  # sum of the densities of a pattern's rows
     kept_alike = np.zeros((pattern_count, columns), np.float32)  # among these rows
     expected_all, kept_all = np.float32(0), np.zeros(columns, np.float32)
-    votes = np.zeros((pattern_count, columns), np.int32)  # rows with a plus, less those with a minus
+    votes = np.zeros((pattern_count, columns), np.int32)  # rows with a plus minus rows with a minus
     contexts, run = np.zeros(columns, np.uint16), np.zeros(columns, np.uint8)
     places, nodes = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
     magnitudes = np.zeros(columns, np.int64)
-    one, bit = np.zeros(1, np.uint16), np.zeros(1, np.uint8)  # a run of one
+    one, bit = np.zeros(1, np.uint16), np.zeros(1, np.uint8)  # a run of one bit
 
     for row in range(rows):
         count = 0
@@ -111,7 +112,7 @@ def code_matrix(
         _code_run(decoding, symbols, stream, coder, chances, seen, contexts, run)
         found, alike = 0, kept_alike[pattern]
         for column in range(columns):
-            places[found] = column  # without a branch: the next one overwrites it
+            places[found] = column  # branchless: the next one overwrites it
             found += run[column]
         for column in range(columns):
             marked[row, column] = run[column]
@@ -125,7 +126,7 @@ def code_matrix(
         if not bits:
             continue
 
-        # A sign is coded as whether it is the one that its column's vote foretells.
+        # A sign is coded as whether it equals the one that the vote of its column predicts.
         for index in range(found):
             vote = votes[pattern, places[index]]
             contexts[index] = _SIGN + min(abs(vote), _SIGN_VOTES - 1)
@@ -160,7 +161,7 @@ def _mask_contexts(
     expected: np.float32,
     contexts: Symbols,
 ) -> None:
-    """Writes each column's context: the row's density times how much the column keeps beside others."""
+    """Writes the context of each column: the row's density times the relative density of the column."""
     for column in range(contexts.size):
         overall = (kept_all[column] + _COLUMN_PRIOR) / (expected_all + _COLUMN_PRIOR)
         share = (kept_alike[column] + _PATTERN_PRIOR * overall) / (expected + _PATTERN_PRIOR)
@@ -170,7 +171,7 @@ def _mask_contexts(
 
 @compiled
 def _row_class(count: int) -> Any:
-    """Returns 0 for an empty row, else 1 plus twice the place of the leading bit, plus the bit after it."""
+    """Returns 0 for an empty row, else 1 + 2 · (position of the leading bit) + the bit after it."""
     if count == 0:
         return 0
     return ((_bit_pattern(np.float32(count)) - _ONE) >> 22) + 1
@@ -197,12 +198,12 @@ def _code_run(
     contexts: Symbols,
     bits: Bytes,
 ) -> None:
-    """Codes a run of bits under contexts that don't depend on one another; the contexts learn the bits.
+    """Encodes or decodes a run of bits, whose contexts don't depend on its bits, and updates the contexts.
 
-    contexts, bits: (run,). chances, seen: (context,), how likely a set bit is, and how often there was
-    any. Encoding, the bits are noted in `symbols` for `encoded`, and coder[1] counts them. Decoding, they
-    are read from `stream` into `bits`; coder is the state and how many bytes are used, see `opened`. Behind
-    the last byte it takes zeros and goes on counting.
+    contexts, bits: (run,). chances, seen: (context,), the probability of a set bit and the number of
+    observations. When encoding, `bits` are appended to `symbols` for `encode_symbols`, and coder[1] counts
+    them. When decoding, `bits` are read from `stream`; coder holds the state and the number of bytes used.
+    After the end of the stream zeros are read and counted.
     """
     state, used = coder[0], coder[1]
     for index in range(contexts.size):
@@ -211,7 +212,7 @@ def _code_run(
         share = min(max(chance >> (CHANCE_BITS - _CODED_BITS), 1), _WHOLE - 1)
         if decoding:
             place, high = state & (_WHOLE - 1), state >> _CODED_BITS
-            bit: Any = np.int64(place < share)  # without a branch, which dense masks would make slow
+            bit: Any = np.int64(place < share)  # branchless, because dense masks would make a branch slow
             width = share if bit else _WHOLE - share
             state = width * high + place - (0 if bit else share)
             if state < LOWEST_STATE:
@@ -231,7 +232,7 @@ def _code_run(
 
 @compiled
 def encode_symbols(symbols: Symbols, out: Bytes) -> int:
-    """Codes symbols from the last to the first into the end of `out`; returns where they begin."""
+    """Encodes symbols, the last one first, into the end of `out`; returns the start of the stream."""
     state, start = np.int64(LOWEST_STATE), out.size
     for index in range(symbols.size - 1, -1, -1):
         chance, bit = np.int64(symbols[index]) >> 1, symbols[index] & 1

@@ -14,7 +14,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """What the process ends with; scripts rely on these numbers."""
+    """The exit status of the process; scripts rely on these numbers."""
 
     DONE = 0
     INPUT = 1
@@ -25,23 +25,23 @@ class ExitStatus(IntEnum):
 
 
 class FlexswitchError(Exception):
-    """A mistake the user can mend: one line that says what was found, what was expected, what to do."""
+    """An error that the user can fix: one line that says what was found, what was expected and what to do."""
 
     status = ExitStatus.INPUT
 
 
 class InputError(FlexswitchError):
-    """A file, folder or value that the user gave is not what the command needs."""
+    """An input file, folder or value is not what the command needs."""
 
 
 class UsageError(FlexswitchError):
-    """An option or setting does not exist or has a value outside its range."""
+    """An option or setting does not exist or is out of range."""
 
     status = ExitStatus.USAGE
 
 
 class ArtifactError(FlexswitchError):
-    """A file that flexswitch wrote is damaged, was changed, or fails verification."""
+    """A file written by flexswitch is damaged, was changed, or fails verification."""
 
     status = ExitStatus.ARTIFACT
 
@@ -51,13 +51,13 @@ class DecodeError(ArtifactError):
 
 
 class ExpectationError(FlexswitchError):
-    """A recipe ran, and a figure it expects came out otherwise."""
+    """A recipe ran, and one of its expectations was not met."""
 
     status = ExitStatus.EXPECTATION
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for a name nobody registered, with the nearest known one first."""
+    """Returns the message for an unknown name, with the closest known name as a suggestion."""
     names = list(known)
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,8 +1,8 @@
-"""`flag4`: the stored form of the published T-Switch code, in planes.
+"""`flag4`: the storage format of the published T-Switch code, in planes.
 
-One flag for each group of 4 entries that keeps any; for each flagged group its 4 mask bits; then the
-kept entries' levels. Source: Qi et al. 2025, released code (Binary-Task-Switch); it interleaves
-mask and sign bits group by group, here they stand in planes of the same total size.
+A flag for each group of 4 entries, 1 if it keeps an entry; the 4 mask bits of each flagged group; the levels
+of the kept entries. Source: Qi et al. 2025, released code (Binary-Task-Switch), which interleaves mask and
+sign bits group by group; the total size is the same.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from flexswitch.codecs.sparse import SparseLayout, SparseStats, SparseTensor
 
 @dataclass(frozen=True)
 class Flag4:
-    """Groups of 4 entries; a nibble for each group that keeps any."""
+    """Groups of 4 entries, with 4 bits for each group that keeps an entry."""
 
     name: ClassVar[str] = "flag4"
     fast: ClassVar[bool] = False
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec; it has no settings."""
+        """Returns the codec, which has no settings."""
         return cls()
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -56,7 +56,7 @@ class Flag4:
         flags = np.unpackbits(flag_bits, count=groups, bitorder="little").view(np.bool_)
         flagged = unpack_fields(reader.take(packed_bytes(flagged_count, 4)), 4, flagged_count)
         if not flagged.all():
-            raise DecodeError("a flagged group keeps nothing")
+            raise DecodeError("a flagged group keeps no entry")
         nibbles = np.zeros(groups + groups % 2, np.uint8)
         nibbles[:groups][flags] = flagged
         mask = unpack_mask((nibbles[0::2] | nibbles[1::2] << 4).tobytes(), layout.entries)
@@ -64,7 +64,7 @@ class Flag4:
         return SparseTensor(layout.shape, mask, take_levels(reader, layout), layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes."""
+        """Returns the exact size."""
         flags = packed_bytes(-(-stats.layout.entries // 4), 1)
         nibbles = packed_bytes(stats.occupied[4], 4)
         return flags + nibbles + packed_bytes(stats.layout.kept, stats.layout.bits)

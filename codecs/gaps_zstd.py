@@ -1,6 +1,7 @@
-"""`gaps-zstd`: the number of dropped entries before each kept one as bytes, in a zstandard frame.
+"""`gaps-zstd`: the numbers of dropped entries between kept ones as bytes, in a zstandard frame.
 
-For densities of a few thousandths to a fifth. The byte 255 stands for 255 dropped entries and goes on.
+For densities of about 0.003 to 0.2. The byte 255 stands for 255 dropped entries and continues with the next
+byte.
 """
 
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ _REPEATS = 3.2, 0.18
 
 @dataclass(frozen=True)
 class GapsZstd:
-    """The levels, then the frame."""
+    """Levels, then the gaps in a frame."""
 
     name: ClassVar[str] = "gaps-zstd"
     fast: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec; it has no settings."""
+        """Returns the codec, which has no settings."""
         return cls()
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -56,7 +57,7 @@ class GapsZstd:
         return positions, levels
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns about the bytes: zstandard's are known only once they are written."""
+        """Returns an estimate: the size of a frame is known only after compression."""
         counts = byte_counts(_gap_bytes(stats.sparse.gaps))
         return frame_bytes(counts, *_REPEATS) + packed_bytes(stats.layout.kept, stats.layout.bits)
 

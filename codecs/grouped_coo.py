@@ -1,8 +1,8 @@
-"""`grouped-coo`: the stored form of the FlexSwitch paper.
+"""`grouped-coo`: the storage format of the FlexSwitch paper.
 
-Entries in groups of G; a flag for each group that keeps any; for each flagged group the number of its
-kept entries (less one) and their offsets, ⌈log₂ G⌉ bits each; then the kept entries' levels.
-Source: Gao et al. 2026 (arXiv 2604.28109), sparsity-aware storage strategy.
+A flag for each group of G entries, 1 if it keeps an entry; for each flagged group the number of its kept
+entries minus one, and their offsets, log₂ G bits each; the levels of the kept entries. Source: Gao et al.
+2026 (arXiv 2604.28109), sparsity-aware storage strategy.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from flexswitch.codecs.sparse import GROUP_SIZES, SparseLayout, SparseStats, Spa
 
 @dataclass(frozen=True)
 class GroupedCoo:
-    """group: entries a group, a power of two of 4 … 256."""
+    """group: number of entries of a group, a power of two from 4 to 256."""
 
     name: ClassVar[str] = "grouped-coo"
     fast: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class GroupedCoo:
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec with the group size that takes the fewest bytes, the smaller one on a tie."""
+        """Returns the codec with the group size of the smallest encoding, the smaller one on a tie."""
         return min((cls(group) for group in GROUP_SIZES), key=lambda codec: codec.estimate_bytes(stats))
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -73,14 +73,14 @@ class GroupedCoo:
         offsets = unpack_fields(reader.take(packed_bytes(layout.kept, width)), width, layout.kept)
         positions = starts + offsets
         if positions.size and (positions[-1] >= layout.entries or (np.diff(positions) <= 0).any()):
-            raise DecodeError("kept positions do not rise, or lie behind the last entry")
+            raise DecodeError("the kept positions do not rise, or exceed the last entry")
         marked = np.zeros(layout.entries, np.bool_)
         marked[positions] = True
         levels = take_levels(reader, layout)
         return SparseTensor(layout.shape, np.packbits(marked, bitorder="little"), levels, layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes."""
+        """Returns the exact size."""
         layout = stats.layout
         flags = packed_bytes(-(-layout.entries // self.group), 1)
         counts = packed_bytes(stats.occupied[self.group], self._width)

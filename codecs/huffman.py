@@ -1,17 +1,17 @@
-"""How many bytes zstandard will need for data without repeats: those of an optimal Huffman code."""
+"""Estimates the size of zstandard frames of data without repeats, from an optimal Huffman code."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
 
-_CHUNK_BYTES = 1 << 17  # zstandard makes a new table for each chunk
-_TABLE_BYTES = 40  # about what a table of 100 symbols takes
-_HEAD_BYTES = 12  # of a frame, a chunk and its four streams
+_CHUNK_BYTES = 1 << 17  # zstandard writes a new table for each chunk
+_TABLE_BYTES = 40  # approximate size of a table of 100 symbols
+_HEAD_BYTES = 12  # headers of a frame, a chunk and its four streams
 
 
 def byte_counts(data: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Returns how often each byte occurs, (256,)."""
+    """Returns the number of occurrences of each byte, (256,)."""
     counts = np.zeros((4, 256), np.int64)
     _count_bytes(data, counts)
     total: NDArray[np.int64] = counts.sum(axis=0)
@@ -19,10 +19,10 @@ def byte_counts(data: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def frame_bytes(counts: NDArray[np.int64], repeats_below: float, lost: float) -> int:
-    """Returns about the bytes of a zstandard frame of symbols that occur so often, (256,).
+    """Returns the approximate size of a zstandard frame of symbols with the given counts, (256,).
 
-    In data of few bits a symbol zstandard finds chance repeats that cost more than they save: below
-    `repeats_below` bits a symbol it loses the share `lost` for each bit (both measured).
+    In data with little information per symbol, zstandard finds accidental repeats that cost more than they
+    save. Each bit per symbol below `repeats_below` adds the share `lost` to the size (both measured).
     """
     total, used = int(counts.sum()), np.sort(counts[counts > 0])
     if total < 64 or len(used) < 2:
@@ -36,16 +36,16 @@ def frame_bytes(counts: NDArray[np.int64], repeats_below: float, lost: float) ->
 
 @compiled
 def _count_bytes(data: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
-    # In turn into four tables: one would wait wherever a byte is that of the one before.
+    # Four tables in turn, because increments of the same counter wait for each other.
     for index in range(data.size):
         counts[index & 3, data[index]] += 1
 
 
 @compiled
 def _code_bits(counts: NDArray[np.int64]) -> int:
-    """Returns the bits of all symbols under the optimal prefix code, given their rising counts."""
+    """Returns the total bits of all symbols in an optimal prefix code, given their counts in rising order."""
     size = counts.size
-    merged = np.empty(size, np.int64)  # weights of inner nodes; they come in rising order
+    merged = np.empty(size, np.int64)  # weights of inner nodes, in rising order
     leaf, inner, made, bits = 0, 0, 0, 0
     while made < size - 1:
         weight = 0

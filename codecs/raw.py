@@ -1,4 +1,4 @@
-"""`raw`: one word an entry, 0 where it is dropped; no packing, for tensors that keep nearly everything."""
+"""`raw`: one word per entry, 0 if it is dropped; for tensors that keep nearly all entries."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -9,7 +9,7 @@ from flexswitch.codecs.codec import PayloadReader, check_kept
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.sparse import LEVEL_DTYPES, SparseLayout, SparseStats, SparseTensor
 
-# Quantised levels are stored plus one, so 8 bits need the wider word.
+# Quantised levels are stored plus one, so that 8 bits need the wider word.
 _WORDS: dict[int, np.dtype[Any]] = {
     **dict.fromkeys(range(8), np.dtype(np.uint8)),
     8: np.dtype("<u2"),
@@ -20,14 +20,14 @@ _WORDS: dict[int, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Raw:
-    """Words hold level + 1 for quantised levels, and the value's own bit pattern for float levels."""
+    """Words are level + 1 for quantised levels, and the bit pattern of the value for float levels."""
 
     name: ClassVar[str] = "raw"
     fast: ClassVar[bool] = False
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec; it has no settings."""
+        """Returns the codec, which has no settings."""
         return cls()
 
     def encode(self, sparse: SparseTensor) -> bytes:
@@ -55,5 +55,5 @@ class Raw:
         return SparseTensor(layout.shape, np.packbits(marked, bitorder="little"), kept, layout.bits)
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes."""
+        """Returns the exact size."""
         return stats.layout.entries * _WORDS[stats.layout.bits].itemsize

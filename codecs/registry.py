@@ -1,4 +1,4 @@
-"""The codecs by name; adding one is its file, its line here and its golden file."""
+"""The registry of codecs. To add one, add its file, its line here and its golden file."""
 
 from flexswitch.codecs.bitmask import Bitmask
 from flexswitch.codecs.bitmask_zstd import BitmaskZstd
@@ -24,10 +24,10 @@ def get_codec(name: str) -> type[Codec]:
 
 
 def stored_codec(name: str, settings: dict[str, int]) -> Codec:
-    """Returns the codec that a file names. Raises: DecodeError on a name or setting this version lacks."""
+    """Returns the codec that a file names. Raises: DecodeError on an unknown name or setting."""
     if name not in CODECS:
         raise DecodeError(unknown_name("codec", name, CODECS) + "; a newer flexswitch may know it")
     try:
         return CODECS[name](**settings)
     except (TypeError, ValueError) as error:
-        raise DecodeError(f"codec {name} does not take the settings {settings}: {error}") from error
+        raise DecodeError(f"the codec {name} does not accept the settings {settings}: {error}") from error

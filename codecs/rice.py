@@ -1,7 +1,7 @@
-"""`rice`: the number of dropped entries before each kept one in Rice's code, for the sparsest tensors.
+"""`rice`: the numbers of dropped entries between kept ones in a Rice code, for the sparsest tensors.
 
 Source: R. F. Rice 1979, "Some practical universal noiseless coding techniques". The unary and the fixed
-parts stand in planes, so that both are read in one pass each.
+parts are in separate planes, so that each is read in one pass.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _WIDEST = 20
 
 @dataclass(frozen=True)
 class Rice:
-    """remainder: bits of a gap's fixed part, in 0..20; the rest of it is unary."""
+    """remainder: number of bits of the fixed part of a gap, in 0..20; the rest is unary."""
 
     name: ClassVar[str] = "rice"
     fast: ClassVar[bool] = True
@@ -38,11 +38,11 @@ class Rice:
 
     @classmethod
     def fitted(cls, stats: SparseStats) -> Self:
-        """Returns the codec with the remainder that takes the fewest bytes, the smaller one on a tie."""
+        """Returns the codec with the remainder that gives the smallest encoding, the smaller one on a tie."""
         mean = stats.layout.entries / max(1, stats.layout.kept)
         width = min(_WIDEST, max(0, int(mean).bit_length() - 1))
         bits = cls(width)._gap_bits(stats)
-        # The bits are a convex function of the width: down while it pays, else up.
+        # The number of bits is a convex function of the width: search downwards, else upwards.
         step = -1 if width and cls(width - 1)._gap_bits(stats) <= bits else 1
         while 0 <= width + step <= _WIDEST:
             found = cls(width + step)._gap_bits(stats)
@@ -81,23 +81,23 @@ class Rice:
         unary = np.frombuffer(reader.rest(), np.uint8)
         check_kept(count_bits(unary), layout)
         if unary.size and not unary[-1]:
-            raise DecodeError("a zero byte stands behind the last gap")
+            raise DecodeError("a zero byte follows the last gap")
         quotients = mask_gaps(unary, layout.kept)
         if quotients.size and int(quotients.max()) > layout.entries >> width:
-            raise DecodeError("a gap leads behind the last entry")
+            raise DecodeError("a gap exceeds the last entry")
         positions = positions_after_gaps((quotients << np.uint32(width)) | remainders, layout.entries)
         if positions is None:
-            raise DecodeError("the gaps lead behind the last entry")
+            raise DecodeError("the gaps exceed the last entry")
         return positions, levels
 
     def estimate_bytes(self, stats: SparseStats) -> int:
-        """Returns the exact bytes."""
+        """Returns the exact size."""
         kept = stats.layout.kept
         unary = self._gap_bits(stats) - kept * self.remainder
         planes = packed_bytes(unary, 1) + packed_bytes(kept, self.remainder)
         return planes + packed_bytes(kept, stats.layout.bits)
 
     def _gap_bits(self, stats: SparseStats) -> int:
-        """Returns the bits of all gaps."""
+        """Returns the number of bits of all gaps."""
         quotients = int((stats.sparse.gaps >> np.uint32(self.remainder)).sum(dtype=np.int64))
         return quotients + stats.layout.kept * (1 + self.remainder)

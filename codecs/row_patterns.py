@@ -1,7 +1,7 @@
-"""Groups the rows of a sparse matrix by the pattern that their signs follow, or oppose.
+"""Groups the rows of a sparse matrix by the pattern that their signs follow or oppose.
 
-The signs of a fine-tuning's change are far from random: in MiniLM's matrices 68 to 88 % of a row's signs
-agree with a single pattern or its opposite, more with several patterns.
+The signs of a delta are far from random: in MiniLM's matrices 68 to 88 % of a row's signs agree with a
+single pattern or its opposite, and more with several patterns.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ Signs = NDArray[np.int32]
 
 
 def assign_rows(rows: int, columns: int, places: NDArray[np.uint32], signs: Signs, count: int) -> Signs:
-    """Returns for each row its pattern's number times 2, plus 1 where it opposes the pattern, (row,).
+    """Returns for each row twice the number of its pattern, plus 1 if it opposes the pattern, (row,).
 
     places, signs: (kept,), the rising flat positions of the kept entries, and 1 or -1 for each.
     """
@@ -30,12 +30,12 @@ def assign_rows(rows: int, columns: int, places: NDArray[np.uint32], signs: Sign
 def _assign(
     starts: NDArray[np.int64], columns_of: Signs, signs: Signs, columns: int, count: int, chosen: Signs
 ) -> None:
-    """Alternates between each row's best pattern and each pattern's majority of signs."""
+    """Alternates between choosing each row's best pattern and each pattern's majority of signs."""
     rows = chosen.size
     patterns = np.ones((columns, count), np.int32)
     overlap = np.zeros(count, np.int32)
     explained = np.zeros(rows, np.int32)
-    for pattern in range(count):  # to begin: the fullest row, then each time the row worst explained
+    for pattern in range(count):  # initialisation: the fullest row, then the row explained worst
         worst, most = 0, -1
         for row in range(rows):
             missing = starts[row + 1] - starts[row] - explained[row]

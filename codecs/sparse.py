@@ -1,11 +1,10 @@
-"""The form in which methods hand a compressed tensor to codecs: kept positions and their levels.
+"""Sparse tensors, which methods produce and codecs store: kept positions and their levels.
 
-With 0 bits there are no values, only the mask. A level of 1 to 8 bits is an index l into the
-2^bits evenly spaced values of [-scale, scale]:
-value = scale · (2l + 1 − 2^bits) / (2^bits − 1); there is no zero among them. With one bit, 0 stands
-for −scale and 1 for +scale. Where a tensor has a zero point, value = scale · (l − zero) instead, and no
-entry is kept whose level is the zero point. A level of 16 or 32 bits is the value's own bit pattern,
-bfloat16 or float32, never the pattern 0; scale is then 1.
+With 0 bits there is only the mask. A level l of 1 to 8 bits stands for one of 2^bits evenly spaced values in
+[-scale, scale], scale · (2l + 1 − 2^bits) / (2^bits − 1), none of which is zero. With one bit, 0 means −scale
+and 1 means +scale. In a tensor with a zero point the value is scale · (l − zero) instead, and the level of
+a kept entry is never the zero point. A level of 16 or 32 bits is the bit pattern of the value, bfloat16 or
+float32, and never 0; scale is then 1.
 """
 
 import math
@@ -28,12 +27,12 @@ LEVEL_DTYPES: dict[int, np.dtype[Any]] = {
     32: np.dtype("<u4"),
 }
 GROUP_SIZES = (4, 8, 16, 32, 64, 128, 256)
-BLOCK_ENTRIES = 1 << 20  # entries that are coded together, at most
+MAX_BLOCK_ENTRIES = 1 << 20  # of a block that a codec codes at once
 
 
 @dataclass(frozen=True)
 class SparseLayout:
-    """What a container records of a sparse tensor beside its bytes."""
+    """What a container records of a sparse tensor in addition to its encoding."""
 
     shape: tuple[int, ...]
     kept: int
@@ -41,12 +40,12 @@ class SparseLayout:
 
     @property
     def entries(self) -> int:
-        """Number of entries, kept or not."""
+        """Number of entries, kept or dropped."""
         return math.prod(self.shape)
 
     @property
     def mask_bytes(self) -> int:
-        """Bytes of a mask of one bit an entry."""
+        """Size in bytes of a mask of one bit per entry."""
         return -(-self.entries // 8)
 
 
@@ -54,7 +53,7 @@ class SparseLayout:
 class SparseTensor:
     """The kept entries of one tensor, in row-major order.
 
-    mask: (⌈entries / 8⌉,) uint8, one bit an entry, the lowest bit first, unused bits zero.
+    mask: (⌈entries / 8⌉,) uint8, one bit per entry, lowest bit first; unused bits are zero.
     levels: (kept,) in the dtype of `LEVEL_DTYPES[bits]`.
     """
 
@@ -79,15 +78,15 @@ class SparseTensor:
 
     @cached_property
     def gaps(self) -> NDArray[np.uint32]:
-        """Number of dropped entries in front of each kept one, since the last, (kept,)."""
+        """Number of dropped entries between each kept entry and the previous one, (kept,)."""
         return mask_gaps(self.mask, len(self.levels))
 
     def dense_blocks(
-        self, scale: float, block_entries: int = BLOCK_ENTRIES, zero: int | None = None
+        self, scale: float, block_entries: int = MAX_BLOCK_ENTRIES, zero: int | None = None
     ) -> Iterator[FloatArray]:
-        """Yields the reconstructed values as flat float32 blocks, dropped entries as zeros.
+        """Yields the decoded values as flat float32 blocks; dropped entries are zero.
 
-        `block_entries` is a multiple of 8. The blocks do not depend on it.
+        block_entries: a multiple of 8; the values do not depend on it.
         """
         values = level_values(self.levels, self.bits, scale, zero)  # (kept,)
         entries, used = self.layout.entries, 0
@@ -103,7 +102,7 @@ class SparseTensor:
 
 
 class SparseStats:
-    """What codecs tell their size from, counted when it is first asked for."""
+    """Statistics from which codecs estimate their size, computed on first use."""
 
     def __init__(self, sparse: SparseTensor) -> None:
         self.sparse = sparse
@@ -111,7 +110,7 @@ class SparseStats:
 
     @cached_property
     def occupied(self) -> dict[int, int]:
-        """Number of groups of g consecutive entries that hold a kept one, for each g in `GROUP_SIZES`."""
+        """Number of groups of g consecutive entries with a kept entry, for each g in `GROUP_SIZES`."""
         mask = self.sparse.mask
         occupied = {4: int(np.count_nonzero(mask & 0x0F)) + int(np.count_nonzero(mask & 0xF0))}
         alive = mask != 0  # (⌈entries / 8⌉,)
@@ -123,12 +122,12 @@ class SparseStats:
 
 
 def shannon_bits(layout: SparseLayout) -> float:
-    """Returns n·H₂(kept / n) + kept·bits: the least for a mask of that density and incompressible levels."""
+    """Returns n·H₂(kept / n) + kept·bits, the bound for a random mask of that density and random levels."""
     return layout.entries * binary_entropy(layout.kept / max(1, layout.entries)) + layout.kept * layout.bits
 
 
 def binary_entropy(share: float) -> float:
-    """Returns H₂ in bits.
+    """Returns the binary entropy H₂ in bits.
 
     >>> binary_entropy(0.5)
     1.0
@@ -139,7 +138,7 @@ def binary_entropy(share: float) -> float:
 
 
 def level_values(levels: Levels, bits: int, scale: float, zero: int | None = None) -> FloatArray:
-    """Returns the float32 values that levels stand for, rounded once from float64."""
+    """Returns the float32 values of levels, rounded once from float64."""
     if bits == 32:
         return levels.view(np.float32)
     if bits == 16:
@@ -151,7 +150,7 @@ def level_table(bits: int, scale: float, zero: int | None = None) -> FloatArray:
     """Returns the float32 value of each level of up to 8 bits, rounded once from float64, (2^bits,)."""
     steps = (1 << bits) - 1
     if zero is not None:
-        with np.errstate(over="ignore"):  # infinite where float32 ends, as floating levels may be
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, as float levels may be
             return (np.float64(scale) * (np.arange(steps + 1) - zero)).astype(np.float32)
     if not steps:
         return np.zeros(1, np.float32)

@@ -1,4 +1,4 @@
-"""Chooses the stored form of a tensor: its empty rows left out, each block by the smallest codec.
+"""Chooses the stored form of a tensor: leaves out empty rows and stores each block with the smallest codec.
 
 Source: Gao et al. 2026 (arXiv 2604.28109), sparsity-aware storage strategy (SASS).
 """
@@ -14,13 +14,13 @@ from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import SparseStats, SparseTensor
 
 EFFORTS = ("fast", "small")
-# An estimate may be off by some percent, so what is that near the smallest is tried.
+# Estimates may be off by a few percent, so that all codecs this close to the smallest one are tried.
 _NEARLY = 1.05
 
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """The bytes of one block, and the codec that made them."""
+    """The encoding of one block, and its codec."""
 
     codec: Codec
     kept: int
@@ -29,7 +29,7 @@ class StoredBlock:
 
 @dataclass(frozen=True)
 class StoredForm:
-    """A tensor as it is stored; `rows` marks the rows that keep anything, where the others are left out."""
+    """A tensor as it is stored. rows: marks the rows that keep an entry, or None if no rows are left out."""
 
     rows: StoredBlock | None
     blocks: tuple[StoredBlock, ...]
@@ -42,10 +42,11 @@ def check_effort(effort: str) -> None:
 
 
 def store(sparse: SparseTensor, codec: str = "auto", effort: str = "fast") -> StoredForm:
-    """Returns a tensor's stored form by the codec of that name, or with `auto` by the smallest a block.
+    """Returns a tensor's stored form.
 
-    effort: `fast` takes the smallest, by estimate, of the codecs that decode fast; `small` the smallest of
-    all, by trying. Raises: UsageError on an unknown codec.
+    codec: the codec's name, or `auto` for the smallest one for each block. effort: with `auto`, `fast`
+    chooses by estimate among the codecs that decode fast, and `small` among all codecs by trying them.
+    Raises: UsageError on an unknown codec.
     """
     grid = as_matrix(sparse.shape)
     flags, rows = full_rows(sparse, grid), None
@@ -59,7 +60,7 @@ def store(sparse: SparseTensor, codec: str = "auto", effort: str = "fast") -> St
 
 
 def store_block(block: SparseTensor, codec: str, effort: str) -> StoredBlock:
-    """Returns one block's stored form; the first codec registered wins on equal sizes. See `store`."""
+    """Returns the stored form of one block, see `store`. Of equal sizes the codec registered first wins."""
     stats = SparseStats(block)
     if codec != "auto":
         return _stored(get_codec(codec).fitted(stats), block)

@@ -20,7 +20,7 @@ from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
-from flexswitch.codecs.format.storage_report import NOTHING, tensor_sizes
+from flexswitch.codecs.format.tensor_sizes import NOTHING, tensor_sizes
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.sparse import SparseStats, SparseTensor, shannon_bits
 from flexswitch.codecs.storage import EFFORTS, store

@@ -67,13 +67,13 @@ def test_fields_of_no_bits_take_no_bytes() -> None:
 def test_a_set_bit_behind_the_last_field_is_refused(unpack: Unpack) -> None:
     assert unpack(b"\x3f", 2, 3).tolist() == [3, 3, 3]
     for width, count, data in ((2, 3, b"\x7f"), (1, 7, b"\x80"), (3, 3, b"\0\2"), (5, 1, b"\x20")):
-        with pytest.raises(DecodeError, match=r"^a bit is set behind the last value$"):
+        with pytest.raises(DecodeError, match=r"^a bit is set after the last value$"):
             unpack(data, width, count)
 
 
 def test_a_set_bit_behind_the_last_entry_is_refused() -> None:
     assert unpack_mask(b"\xff\x07", 11).tolist() == [255, 7]
-    with pytest.raises(DecodeError, match=r"^a bit is set behind the last entry$"):
+    with pytest.raises(DecodeError, match=r"^a bit is set after the last entry$"):
         unpack_mask(b"\xff\x08", 11)
 
 

@@ -11,7 +11,7 @@ from support.sparse_tensors import BITS, LAWS, assert_same, sparse_tensor
 
 from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.blocks import Grid, as_matrix, cut, full_rows, put_rows, take_rows
-from flexswitch.codecs.sparse import BLOCK_ENTRIES, LEVEL_DTYPES, SparseTensor
+from flexswitch.codecs.sparse import LEVEL_DTYPES, MAX_BLOCK_ENTRIES, SparseTensor
 
 SMALL = settings(LAWS, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Marked = NDArray[np.uint8]
@@ -20,7 +20,7 @@ Marked = NDArray[np.uint8]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes blocks of 64 entries, and rows of more than 8 long ones."""
-    monkeypatch.setattr(blocks_module, "BLOCK_ENTRIES", 64)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 64)
     monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 8)
 
 
@@ -115,14 +115,16 @@ def test_blocks_cover_a_matrix_in_whole_bytes(rows: int, columns: int) -> None:
     columns = min(columns, 40_000_000 // max(1, rows))
     sizes = [math.prod(shape) for shape in shapes]
     assert sum(sizes) == rows * columns
-    assert all(0 < size <= BLOCK_ENTRIES for size in sizes)
+    assert all(0 < size <= MAX_BLOCK_ENTRIES for size in sizes)
     assert all(size % 8 == 0 for size in sizes[:-1])
     if columns <= 1 << 17:
         assert all(shape[1] == columns for shape in shapes)
         assert len({shape[0] for shape in shapes[:-1]}) <= 1
-        assert all(shape[0] % 8 == 0 and (shape[0] + 8) * columns > BLOCK_ENTRIES for shape in shapes[:-1])
+        assert all(
+            shape[0] % 8 == 0 and (shape[0] + 8) * columns > MAX_BLOCK_ENTRIES for shape in shapes[:-1]
+        )
     else:
-        assert all(shape == (1, BLOCK_ENTRIES) for shape in shapes[:-1])
+        assert all(shape == (1, MAX_BLOCK_ENTRIES) for shape in shapes[:-1])
 
 
 # --- cutting ----------------------------------------------------------------------------------------------
@@ -196,9 +198,9 @@ def test_a_matrix_of_one_row_or_of_too_many_has_no_flags() -> None:
     marked = np.zeros((1, 3000), np.uint8)
     marked[0, :9] = 1
     assert full_rows(matrix(marked), Grid(1, 3000)) is None
-    tall = np.zeros((BLOCK_ENTRIES + 1, 1), np.uint8)
-    tall[: BLOCK_ENTRIES // 2] = 1
-    assert full_rows(matrix(tall), Grid(BLOCK_ENTRIES + 1, 1)) is None
+    tall = np.zeros((MAX_BLOCK_ENTRIES + 1, 1), np.uint8)
+    tall[: MAX_BLOCK_ENTRIES // 2] = 1
+    assert full_rows(matrix(tall), Grid(MAX_BLOCK_ENTRIES + 1, 1)) is None
 
 
 @SMALL

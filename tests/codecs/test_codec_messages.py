@@ -16,10 +16,10 @@ from flexswitch.codecs.zstd import zstd_compress
         ("bitmask", {}, "01", SparseLayout((9,), 1, 1), "1 bytes, expected at least 2"),
         ("bitmask", {}, "010001", SparseLayout((9,), 2, 1), "1 entries are marked as kept, expected 2"),
         ("bitmask", {}, "01000100", SparseLayout((9,), 1, 1), "4 bytes, expected 3"),
-        ("bitmask", {}, "010201", SparseLayout((9,), 2, 1), "a bit is set behind the last entry"),
-        ("bitmask", {}, "010002", SparseLayout((9,), 1, 1), "a bit is set behind the last value"),
-        ("flag4", {}, "010000", SparseLayout((9,), 1, 1), "a flagged group keeps nothing"),
-        ("flag4", {}, "040201", SparseLayout((9,), 1, 1), "a bit is set behind the last entry"),
+        ("bitmask", {}, "010201", SparseLayout((9,), 2, 1), "a bit is set after the last entry"),
+        ("bitmask", {}, "010002", SparseLayout((9,), 1, 1), "a bit is set after the last value"),
+        ("flag4", {}, "010000", SparseLayout((9,), 1, 1), "a flagged group keeps no entry"),
+        ("flag4", {}, "040201", SparseLayout((9,), 1, 1), "a bit is set after the last entry"),
         ("raw", {}, "000300", SparseLayout((3,), 1, 1), "level 2, expected one below 2"),
         ("raw", {}, "00000201", SparseLayout((2,), 1, 8), "level 257, expected one below 256"),
         (
@@ -27,23 +27,23 @@ from flexswitch.codecs.zstd import zstd_compress
             {"group": 4},
             "01010001",
             SparseLayout((9,), 2, 1),
-            "kept positions do not rise, or lie behind the last entry",
+            "the kept positions do not rise, or exceed the last entry",
         ),
         (
             "grouped-coo",
             {"group": 4},
             "04000101",
             SparseLayout((9,), 1, 1),
-            "kept positions do not rise, or lie behind the last entry",
+            "the kept positions do not rise, or exceed the last entry",
         ),
-        ("rice", {}, "0100", SparseLayout((9,), 1, 0), "a zero byte stands behind the last gap"),
-        ("rice", {}, "00", SparseLayout((9,), 0, 0), "a zero byte stands behind the last gap"),
+        ("rice", {}, "0100", SparseLayout((9,), 1, 0), "a zero byte follows the last gap"),
+        ("rice", {}, "00", SparseLayout((9,), 0, 0), "a zero byte follows the last gap"),
         ("rice", {}, "03", SparseLayout((9,), 1, 0), "2 entries are marked as kept, expected 1"),
-        ("rice", {}, "0004", SparseLayout((9,), 1, 0), "a gap leads behind the last entry"),
-        ("rice", {}, "0002", SparseLayout((9,), 1, 0), "the gaps lead behind the last entry"),
-        ("rice", {"remainder": 2}, "0104", SparseLayout((9,), 1, 0), "the gaps lead behind the last entry"),
-        ("rice", {"remainder": 2}, "0401", SparseLayout((9,), 1, 0), "a bit is set behind the last value"),
-        ("rice", {}, "0201", SparseLayout((9,), 1, 1), "a bit is set behind the last value"),
+        ("rice", {}, "0004", SparseLayout((9,), 1, 0), "a gap exceeds the last entry"),
+        ("rice", {}, "0002", SparseLayout((9,), 1, 0), "the gaps exceed the last entry"),
+        ("rice", {"remainder": 2}, "0104", SparseLayout((9,), 1, 0), "the gaps exceed the last entry"),
+        ("rice", {"remainder": 2}, "0401", SparseLayout((9,), 1, 0), "a bit is set after the last value"),
+        ("rice", {}, "0201", SparseLayout((9,), 1, 1), "a bit is set after the last value"),
         ("context", {}, "", SparseLayout((9,), 1, 1), "the coded bits do not give 1 of 9 entries"),
         ("context", {}, "00", SparseLayout((9,), 0, 1), "1 bytes, expected 0"),
         ("context", {}, "0000ffffff", SparseLayout((9,), 1, 1), "the coded bits do not give 1 of 9 entries"),
@@ -65,7 +65,7 @@ def test_wrong_bytes_are_told_in_words(
         ("bitmask-zstd", "0001", "1 entries are marked as kept, expected 2"),
         ("bitmask-zstd", "", "0 bytes, expected 2"),
         ("bitmask-zstd", "03", "1 bytes, expected 2"),
-        ("bitmask-zstd", "0102", "a bit is set behind the last entry"),
+        ("bitmask-zstd", "0102", "a bit is set after the last entry"),
         ("bitmask-zstd", "030000", "a zstandard frame of 3 bytes, expected 1 to 2"),
         ("gaps-zstd", "", "the gaps do not lead to 2 of 9 entries"),
         ("gaps-zstd", "00", "the gaps do not lead to 2 of 9 entries"),
@@ -122,7 +122,7 @@ def test_an_unknown_codec_is_named_with_the_nearest_one() -> None:
 def test_settings_that_a_codec_does_not_have_raise_a_decode_error(name: str, chosen: dict[str, int]) -> None:
     with pytest.raises(DecodeError) as caught:
         stored_codec(name, chosen)
-    assert str(caught.value).startswith(f"codec {name} does not take the settings {chosen}: ")
+    assert str(caught.value).startswith(f"the codec {name} does not accept the settings {chosen}: ")
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_settings_that_a_codec_does_not_have_raise_a_decode_error(name: str, cho
 def test_a_setting_outside_its_range_is_told(name: str, chosen: dict[str, int], message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         stored_codec(name, chosen)
-    assert str(caught.value) == f"codec {name} does not take the settings {chosen}: {message}"
+    assert str(caught.value) == f"the codec {name} does not accept the settings {chosen}: {message}"

@@ -29,7 +29,7 @@ from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.rice import Rice
 from flexswitch.codecs.sparse import (
-    BLOCK_ENTRIES,
+    MAX_BLOCK_ENTRIES,
     SparseLayout,
     SparseStats,
     SparseTensor,
@@ -196,7 +196,7 @@ def test_codecs_with_a_frame_have_no_settings_to_fit(name: str) -> None:
 
 @pytest.mark.parametrize("codec", BLOCK_CODECS, ids=codec_id)
 def test_tensors_of_more_than_a_block_are_refused(codec: Codec) -> None:
-    full, larger = (sparse_tensor((BLOCK_ENTRIES + more,), [5], [0], 0) for more in (0, 1))
+    full, larger = (sparse_tensor((MAX_BLOCK_ENTRIES + more,), [5], [0], 0) for more in (0, 1))
     data = codec.encode(full)
     assert_same(codec.decode(data, full.layout), full)
     with pytest.raises(ValueError, match=r"^1048577 entries, expected 1048576 at most$"):

@@ -11,7 +11,7 @@ import pytest
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import CODECS
-from flexswitch.codecs.sparse import BLOCK_ENTRIES
+from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS / "fuzz"), str(BENCHMARKS)]
@@ -86,7 +86,7 @@ def test_an_input_stands_for_a_block_at_most() -> None:
     for _ in range(2000):
         head = draw.randbytes(5)
         sizes.append(np.prod(decoders.shape_of(head), dtype=np.int64))
-    assert max(sizes) <= BLOCK_ENTRIES
+    assert max(sizes) <= MAX_BLOCK_ENTRIES
     assert min(sizes) == 0
     assert sum(size > 10_000 for size in sizes) > 200
     assert decoders.case_of(b"").layout.entries == 0

@@ -39,7 +39,7 @@ def stored_bytes(form: StoredForm) -> int:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes blocks of 1,024 entries, and rows of more than 128 long ones."""
-    monkeypatch.setattr(blocks_module, "BLOCK_ENTRIES", 1024)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 1024)
     monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 128)
 
 
@@ -97,7 +97,7 @@ def test_a_codec_asked_for_is_taken(name: str, effort: str) -> None:
 
 
 def test_each_block_has_its_own_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "BLOCK_ENTRIES", 1 << 13)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 1 << 13)
     monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 1 << 10)
     marked = np.zeros((16, 1 << 10), np.uint8)
     marked[:8, ::2] = 1

@@ -32,7 +32,7 @@ CutUp = Callable[..., tuple[Path, SparseTensor]]
 @pytest.fixture
 def cut_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutUp:
     """Writes 40 rows, of which about half is kept, with empty rows between; blocks have 640 entries at most."""
-    monkeypatch.setattr(blocks_module, "BLOCK_ENTRIES", 640)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 640)
     monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 80)
 
     def write(codec: str, spread: int = 1, columns: int = 30) -> tuple[Path, SparseTensor]:

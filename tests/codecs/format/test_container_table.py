@@ -286,7 +286,7 @@ def test_a_table_of_blocks_that_are_all_alike_is_read(tmp_path: Path) -> None:
         ),
         (
             lambda r: r["blocks"][0].update(settings={"group": 6}),
-            "codec grouped-coo does not take the settings {'group': 6}: group 6, expected one of "
+            "the codec grouped-coo does not accept the settings {'group': 6}: group 6, expected one of "
             "(4, 8, 16, 32, 64, 128, 256)",
         ),
     ],

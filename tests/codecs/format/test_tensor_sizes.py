@@ -9,7 +9,7 @@ from support.commands import Runner
 
 from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.storage_report import tensor_sizes
+from flexswitch.codecs.format.tensor_sizes import tensor_sizes
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.storage import store
 
