@@ -1,18 +1,18 @@
-"""Tells from config.json and tensor names how a checkpoint is run."""
+"""Detects from config.json and tensor names which adapter runs a checkpoint."""
 
 from collections.abc import Iterable, Mapping
 
 ADAPTERS = ("hf-sequence-classification", "hf-image-classification", "hf-encoder", "hf-causal-lm")
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
-TASK_HEADS = ("classifier", "score", "qa_outputs")  # what transformers calls the heads of tasks
+TASK_HEADS = ("classifier", "score", "qa_outputs")  # the names of task heads in transformers
 
 
 def detect_adapter(config: Mapping[str, object], extras: Iterable[str]) -> str | None:
-    """Returns the adapter's name, None where the checkpoint does not say.
+    """Returns the adapter's name, None if the checkpoint does not determine it.
 
     A model without a head of its own that carries the extras `head.weight` and `head.bias` is an
     encoder with a linear head. A LoRA for a task on a language model has the base's config.json and
-    carries a head: it is no language model.
+    carries a head, so it is not taken for a language model.
     """
     own = set(extras)
     architectures = config.get("architectures")

@@ -26,7 +26,7 @@ class Checkpoint(Protocol):
     """An open checkpoint.
 
     source names it in messages; tensors holds the headers in name order; aliases maps the further
-    names of a tied tensor to the one in `tensors`; directory is where config and tokenizer lie.
+    names of a tied tensor to the one in `tensors`; directory contains config and tokenizer.
     """
 
     source: str
@@ -49,4 +49,4 @@ class Checkpoint(Protocol):
         """Returns entries [start, stop) of a tensor, flat, in its own dtype; the caller may change them."""
 
     def read_ahead(self, name: str) -> None:
-        """Asks the system to have a tensor's bytes in memory soon; they need not be."""
+        """Asks the system to have a tensor's bytes in memory soon; a hint that may have no effect."""

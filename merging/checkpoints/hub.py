@@ -30,7 +30,7 @@ BINARIES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
 def is_hub_id(text: str) -> bool:
-    """Returns whether the text reads `org/name` or `org/name@revision`, as a local path also may."""
+    """Returns whether the text has the form `org/name` or `org/name@revision`; a local path may, too."""
     return HUB_ID.fullmatch(text) is not None
 
 
@@ -52,7 +52,7 @@ def checkpoint_files(names: Iterable[str]) -> list[str]:
 def download_checkpoint(hub_id: str) -> Path:
     """Returns the local directory with config, tokenizer and weights of `org/name` or `org/name@revision`.
 
-    All files are of one commit; those in the cache are not fetched again. Offline mode uses the cache alone.
+    All files are of one commit; those in the cache are not fetched again. Offline mode uses only the cache.
 
     Raises:
         InputError: repository, revision, access or weights are missing, or the download broke off.

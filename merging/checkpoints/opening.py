@@ -87,7 +87,7 @@ def _weight_files(directory: Path, source: str) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """Returns the files that a shard index names. Raises: InputError on a missing or foreign one."""
+    """Returns the files that a shard index names. Raises: InputError if one is missing or elsewhere."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no 'weight_map' of tensor names to shard files")

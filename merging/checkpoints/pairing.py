@@ -18,14 +18,14 @@ Resize = Literal["refuse", "extra", "rows"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asks for: patterns over base names, and what becomes of a resized tensor."""
+    """The user's choice: patterns over base names, and how a resized tensor is handled."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     on_resize: Resize = "refuse"
 
     def takes(self, name: str) -> bool:
-        """Returns whether a name is included (every one is, without patterns) and not excluded."""
+        """Returns whether a name matches the included patterns, if there are any, and no excluded one."""
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not self.excludes(name)
 
@@ -54,8 +54,8 @@ class Headers:
 class Pairing:
     """Which tensor of the fine-tuned checkpoint belongs to which of the base.
 
-    tensors and buffers: base name → fine-tuned name, in name order; buffers are stored raw when they
-    differ. extras: fine-tuned names that are stored raw. notes: what the user should know.
+    tensors and buffers: base name → fine-tuned name, in name order; buffers are stored when they
+    differ. extras: fine-tuned names of the task's own tensors. notes: messages for the user.
     """
 
     tensors: dict[str, str]
@@ -69,8 +69,8 @@ class Pairing:
 def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     """Returns the pairing of two checkpoints.
 
-    Raises: InputError where they share no name, the fine-tuned one lacks a tensor of the base, or a
-    shape differs and `on_resize` is "refuse"; where its weights are whole numbers.
+    Raises: InputError if they share no name, the fine-tuned one lacks a tensor of the base or holds integers
+    for its weights, or a shape differs and `on_resize` is "refuse".
     """
     base_prefix, prefix = common_prefix(list(base.tensors), [*finetuned.tensors, *finetuned.aliases])
     notes = _prefix_notes(base_prefix, prefix)
@@ -88,14 +88,14 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
         if other is None:
             if is_floating(info.dtype):
                 missing.append(name)
-            continue  # a buffer of whole numbers that the checkpoint does not store is the base's
+            continue  # an integer buffer that the checkpoint does not store is the base's
         target = finetuned.tensors[other]
         if not (is_floating(info.dtype) and info.shape):
             buffers[name] = other
         elif not is_floating(target.dtype):
             raise InputError(
                 f"{finetuned.source}: tensor '{name}' has the dtype {target.dtype}, expected a floating one "
-                f"as the base's {info.dtype}; give the checkpoint as it was before it was quantized"
+                f"as the base's {info.dtype}; give the checkpoint from before it was quantised"
             )
         elif target.shape == info.shape or _takes_rows(name, info, target, selection.on_resize, finetuned):
             tensors[name] = other
@@ -119,9 +119,9 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
 
 
 def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, str]:
-    """Returns (base's prefix, fine-tuned's prefix), at most one of them not empty.
+    """Returns the prefixes (of the base's names, of the fine-tuned names); at least one of them is empty.
 
-    The one prefix is taken under which most names agree; none, where no prefix brings more names.
+    The prefix under which most names agree is chosen, or none if no prefix makes more names agree.
     """
     base_names, finetuned_names = set(base), set(finetuned)
     votes = Counter({("", ""): len(base_names & finetuned_names)})
@@ -131,7 +131,7 @@ def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, s
 
 
 def _prefixes(longer: Sequence[str], shorter: set[str]) -> list[str]:
-    """Returns, for each longer name, every prefix that leads to one of the shorter names."""
+    """Returns every prefix whose removal turns a longer name into one of the shorter names."""
     found = []
     for name in longer:
         steps = name.split(".")
@@ -155,9 +155,9 @@ def _partner(name: str, base: Headers, finetuned: Headers, base_prefix: str, pre
 
 
 def _takes_rows(name: str, base: TensorInfo, finetuned: TensorInfo, choice: Resize, source: Headers) -> bool:
-    """Returns whether a tensor of another shape gives its overlapping rows, or is stored whole.
+    """Returns whether the overlapping rows of a resized tensor are used, rather than storing it whole.
 
-    Raises: InputError naming both shapes and the option, where the user has not chosen or can't.
+    Raises: InputError naming both shapes and the option, if the user has not chosen or the rows do not fit.
     """
     rows_fit = len(base.shape) == len(finetuned.shape) and base.shape[1:] == finetuned.shape[1:]
     if choice == "refuse" or (choice == "rows" and not rows_fit):
@@ -180,7 +180,7 @@ def _prefix_notes(base_prefix: str, prefix: str) -> list[str]:
 
 
 def _patterns(missing: Sequence[str], present: Iterable[str]) -> list[str]:
-    """Returns patterns that cover the missing names and none of the others: modules, or single names."""
+    """Returns patterns, of modules or single names, that match the missing names and no others."""
     others = {module for name in present for module in _modules(name)}
     counts = Counter(module for name in missing for module in _modules(name))
     patterns = []
@@ -191,5 +191,5 @@ def _patterns(missing: Sequence[str], present: Iterable[str]) -> list[str]:
 
 
 def _modules(name: str) -> list[str]:
-    """Returns the modules that a name lies in, each with its dot, the outermost first."""
+    """Returns the modules that contain a name, each with its trailing dot, outermost first."""
     return [name[: place + 1] for place, letter in enumerate(name) if letter == "."]

@@ -51,7 +51,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
             if "mmap" not in str(reason):
                 raise
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as reason:  # torch.load raises half a dozen kinds on a damaged file
+    except Exception as reason:  # torch.load raises many kinds of errors on a damaged file
         if isinstance(reason, (OSError, MemoryError)):
             raise
         raise InputError(
@@ -74,7 +74,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
 
 
 def _refusal(reason: Exception) -> str:
-    """Returns in one line why torch.load refused a file: what it holds beside tensors, or its own words."""
+    """Returns in one line why torch.load refused a file: the object that is no tensor, or its message."""
     held = re.search(r"GLOBAL ([\w.]+)", str(reason))
     if held:
         return f"it holds a '{held[1]}'; save the model's state_dict() alone"

@@ -1,4 +1,4 @@
-"""Compresses a task vector into an artifact: tensors on several threads, written in order."""
+"""Compresses a task vector into an artifact: tensors on several threads, written in name order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -20,9 +20,9 @@ from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-# Up to here a delta is computed once and held: in the processor's cache, or (64 MiB in float32) where
-# computing it costs more than memory does. Above, it is computed for each reading.
-_CACHED_ENTRIES, _HELD_ENTRIES = 1 << 20, 1 << 24
+# Deltas of up to this many entries are computed once and held in memory, larger ones for each reading. The
+# first limit fits the processor's cache; the second (64 MiB) is for deltas that are slow to recompute.
+CACHED_ENTRIES, HELD_ENTRIES = 1 << 20, 1 << 24
 
 
 def compress(
@@ -38,12 +38,14 @@ def compress(
     resume: bool = False,
     training: Training = NO_TRAINING,
 ) -> None:
-    """Writes a task vector's artifact; `on_tensor` hears of each tensor once it is compressed.
+    """Writes a task vector's artifact and calls `on_tensor` with the name of each finished tensor.
 
-    Tensors that keep nothing are left out; they decode to zeros. jobs: threads. memory: bytes that the
-    tensors in the making may take; one is always let in. With `resume` each finished tensor is kept in a
-    side file, `path` with `.resume` behind it, until the artifact is whole; tensors that it holds already
-    are not made again. The bytes depend on none of the three. training: what a learned method takes.
+    Tensors without kept entries are left out; they decode to zeros. jobs: number of threads. memory: limit
+    in bytes for the tensors that are compressed at the same time; one is always allowed. resume: keep
+    finished tensors in a side file, `path` with the suffix `.resume`, until the artifact is complete, and
+    reuse those of an interrupted run. The artifact's bytes depend on none of these three. training: inputs
+    of a learned method.
+
     Raises: InputError, UsageError.
     """
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
@@ -84,7 +86,7 @@ def _packed(
     jobs: int,
     memory: int,
 ) -> Iterator[tuple[str, PackedTensor | None]]:
-    """Yields each tensor with its stored form, or None where it keeps nothing, in the tensors' order."""
+    """Yields each tensor with its stored form, in order; None stands for a tensor without kept entries."""
     finished: frozenset[str] = side.finished() if side else frozenset()
     missing = [tensor for tensor in vector.tensors if tensor not in finished]
 
@@ -103,7 +105,7 @@ def _packed(
 
 
 def _read_ahead(vector: TaskVector, tensors: list[str]) -> Iterable[str]:
-    """Yields the tensors; while one is worked on, the system reads the next."""
+    """Yields each name, after asking the system to read the tensor that follows it."""
     for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
         if following is not None:
             vector.hints.read_ahead(following)
@@ -111,10 +113,10 @@ def _read_ahead(vector: TaskVector, tensors: list[str]) -> Iterable[str]:
 
 
 def _delta(vector: TaskVector, tensor: str, task: str) -> Delta:
-    """Returns a tensor's delta, held in memory where that is quicker than to compute it again."""
+    """Returns a tensor's delta, held in memory where that is faster than computing it again."""
     info = vector.tensors[tensor]
     read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, tensor)
-    if info.entries <= (_CACHED_ENTRIES if vector.hints.recomputing_is_cheap else _HELD_ENTRIES):
+    if info.entries <= (CACHED_ENTRIES if vector.hints.recomputing_is_cheap else HELD_ENTRIES):
         blocks = list(read())
         read = bind(list, blocks)
     return Delta(tensor, info.shape, read, task)

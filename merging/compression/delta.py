@@ -1,4 +1,4 @@
-"""What a compression method takes and gives: a tensor's delta by blocks, and its kept entries."""
+"""Input and output of a compression method: a tensor's delta in blocks, and its kept entries."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, Levels, SparseTen
 
 @dataclass(frozen=True)
 class Delta:
-    """The change of one tensor; `read` gives its flat float32 blocks in order, as often as needed.
+    """The change of one tensor. `read` returns its flat float32 blocks in order and can be called again.
 
-    Every block but the last has a multiple of 8 entries. What a method draws for it by chance follows from
-    a seed, the task and the tensor's name alone.
+    Every block but the last has a multiple of 8 entries. Random draws depend on a seed, the task and the
+    tensor's name only.
     """
 
     name: str

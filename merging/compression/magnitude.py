@@ -1,9 +1,9 @@
 """Finds the largest entries of a delta, separately among the positive and the negative ones or among all.
 
-Exact, with nothing held of the delta but what is kept: the bit patterns of float32 numbers of one sign
-are ordered as the numbers are, so two histograms, of the upper and then of the lower 16 bits, give the
+The result is exact, and only the kept entries are held in memory: float32 numbers of one sign are ordered
+as their bit patterns are, so a histogram of the upper 16 bits and one of the lower 16 bits determine the
 threshold.
-Source: methods, §2; Qi et al. 2025 (arXiv 2412.00054).
+Source: docs/methods.md §2; Qi et al. 2025 (arXiv 2412.00054).
 """
 
 import math
@@ -26,7 +26,7 @@ _NONE = -1  # a bin that no entry falls into
 
 
 def kept_count(drop: float, count: int) -> int:
-    """Returns ⌊(1 − drop) · count⌋, drop read as the decimal it is written as.
+    """Returns ⌊(1 − drop) · count⌋, with drop taken as the decimal number that is printed for it.
 
     >>> kept_count(0.93, 100)
     7
@@ -67,7 +67,7 @@ def upper_histogram(blocks: Iterable[FloatArray]) -> Integers:
 
 
 def lower_histogram(blocks: Iterable[FloatArray], bins: Sequence[int]) -> Integers:
-    """Returns the number of entries by lower 16 bits in a positive and in a negative bin, (2, 2^16)."""
+    """Returns the number of entries by lower 16 bits in one positive and one negative bin, (2, 2^16)."""
     counts = np.zeros((2, _BINS), np.int64)
     for block in blocks:
         _count_lower(block.view(np.uint32), bins[0], bins[1], counts)
@@ -85,10 +85,10 @@ def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes
 def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
     """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
 
-    `read` gives the delta's blocks anew; it is read twice: once for the histogram of the upper halves, once
-    to take out all that the threshold's bin and those above it hold. Of these alone the lower halves are
-    counted, and the few below the threshold are taken out again. Ties at a threshold are all kept. Each
-    array is the caller's own.
+    `read` is called twice: for the histogram of the upper halves, and to collect all entries in the
+    threshold's bin and above. The lower halves of these entries are counted, and the few that lie below the
+    threshold are dropped again. Entries equal to the threshold are all kept. The caller may change the
+    arrays.
     """
     sides = upper_histogram(read())
     places = [locate(side, kept_count(drop, int(side.sum()))) for side in sides]
@@ -130,7 +130,7 @@ def _count_upper(patterns: NDArray[np.uint32], counts: Integers) -> None:
 @compiled
 def _count_lower(patterns: NDArray[np.uint32], positive: int, negative: int, counts: Integers) -> None:
     """Counts by their lower half the patterns whose upper half is one of two, (sign, lower half)."""
-    # No upper half of a float32 pattern is above 2^16.
+    # No upper half of a float32 pattern reaches 2^16.
     first = np.uint32(positive if positive >= 0 else _BINS)
     second = np.uint32(negative + _BINS // 2 if negative >= 0 else _BINS)
     for pattern in patterns:
@@ -164,7 +164,7 @@ def _gather(block: FloatArray, mask: Bytes, values: FloatArray) -> int:
     used, whole = 0, block.size // 8
     for index in range(whole):
         byte = mask[index]
-        for place in range(8):  # without a branch: the next byte overwrites those that are dropped
+        for place in range(8):  # without a branch: the next byte overwrites the dropped ones
             values[used + place] = block[8 * index + PLACES[byte, place]]
         used += COUNTS[byte]
     for index in range(8 * whole, block.size):
@@ -176,7 +176,10 @@ def _gather(block: FloatArray, mask: Bytes, values: FloatArray) -> int:
 
 @compiled
 def _rank_below(values: FloatArray, positive: np.float32, negative: np.float32, ranks: Integers) -> int:
-    """Writes where values lie below both thresholds, into room for one more; returns their number."""
+    """Writes the indices of values below both thresholds; returns their number.
+
+    ranks has one entry more than needed.
+    """
     used = 0
     for index in range(values.size):
         ranks[used] = index  # without a branch: the next one overwrites it
@@ -186,7 +189,7 @@ def _rank_below(values: FloatArray, positive: np.float32, negative: np.float32, 
 
 @compiled
 def _close_up(values: FloatArray, ranks: Integers) -> None:
-    """Moves values up over those at these rising ranks."""
+    """Removes the values at these increasing ranks by moving the others up."""
     for number in range(ranks.size):
         stop = ranks[number + 1] if number + 1 < ranks.size else values.size
         for index in range(ranks[number] + 1, stop):
@@ -195,13 +198,13 @@ def _close_up(values: FloatArray, ranks: Integers) -> None:
 
 @compiled
 def _clear(mask: Bytes, ranks: Integers) -> None:
-    """Clears those set bits that are at these rising ranks among all set bits, from 0."""
+    """Clears the set bits with these increasing ranks among all set bits, counted from 0."""
     index, before = 0, 0  # `before` set bits lie in front of the byte `index`
     for rank in ranks:
         while before + COUNTS[mask[index]] <= rank:
             before += COUNTS[mask[index]]
             index += 1
-        # The bits of this byte that are cleared already still count.
+        # The bits of this byte that have been cleared already are counted.
         place = PLACES[mask[index], rank - before]
         mask[index] &= ~(np.uint8(1) << place)
         before += 1

@@ -1,6 +1,6 @@
-"""Which entries of a delta a random draw keeps: the same on any machine, in blocks of any size.
+"""Draws the entries of a delta that are kept: the same on any machine, whatever the size of the blocks.
 
-Source: methods, §6.4, the rule of seeds.
+Source: docs/methods.md §6.4.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ Marks = NDArray[np.bool_]
 
 
 def drawn_blocks(delta: Delta, drop: float, seed: int) -> Iterator[tuple[FloatArray, Marks]]:
-    """Yields each block of a delta and which of its entries are drawn, each with the chance 1 − drop.
+    """Yields each block of a delta and which of its entries are drawn, each with probability 1 − drop.
 
-    Every entry has a number of 64 bits of its own, in flat order, from a PCG64 that the SHA-256 of seed,
-    task and name starts: one below (1 − drop) · 2^64 draws it. drop: in [0, 1), read as a decimal.
+    Each entry, in flat order, gets one 64-bit number of a PCG64 generator whose seed is the SHA-256 of seed,
+    task and name; it is drawn if that number is below (1 − drop) · 2^64. drop: a decimal in [0, 1).
     """
     key = hashlib.sha256(f"{seed}\0{delta.task}\0{delta.name}".encode()).digest()
     generator = np.random.PCG64(int.from_bytes(key, "little"))

@@ -1,7 +1,7 @@
-"""The side file of a compression that can be interrupted: finished tensors, each under its checksum.
+"""The side file of a compression that can be resumed: its finished tensors, each with a checksum.
 
-A line of JSON says what run the file belongs to. Then each tensor has a line of JSON and the bytes of its
-blocks. Whatever stands behind the last whole tensor is cut off.
+The first line is JSON and identifies the run. Each tensor follows as a line of JSON and the bytes of its
+blocks. Anything after the last complete tensor is discarded.
 """
 
 import os
@@ -31,7 +31,7 @@ _SUFFIX = ".resume"
 
 
 class _Run(Strict):
-    """What a side file belongs to: any difference would give other bytes."""
+    """Identifies the run that a side file belongs to; any difference would change the artifact."""
 
     format: Literal["flexswitch-resume"] = "flexswitch-resume"
     version: Literal[1] = 1
@@ -41,11 +41,11 @@ class _Run(Strict):
     parameters: Count
     training: TrainingRecord | None
     tensors: dict[str, tuple[str, tuple[int, ...]]]
-    inputs: list[tuple[int, int]]  # size and time of change of each file
+    inputs: list[tuple[int, int]]  # size and modification time of each file
 
 
 class _Entry(Strict):
-    """One finished tensor. digest is the SHA-256 of the base's tensor where it is known."""
+    """One finished tensor. digest: SHA-256 of the base's tensor, None where it is not known."""
 
     name: str
     digest: Sha256 | None
@@ -60,7 +60,7 @@ class _Line(Strict):
 
 
 class SideFile:
-    """An open side file; entering it opens it, leaving it closes it, and nothing is lost either way."""
+    """A side file, open inside its `with` block; it stays on disk until `remove`."""
 
     def __init__(self, output: Path, vector: TaskVector, job: Job, training: TrainingRecord | None) -> None:
         self.path = side_file(output)
@@ -79,7 +79,7 @@ class SideFile:
         self._places: dict[str, tuple[_Entry, int]] = {}
 
     def __enter__(self) -> Self:
-        """Opens the file and reads which tensors it holds. Raises: InputError where it is another run's."""
+        """Opens the file and finds its complete tensors. Raises: InputError if it belongs to another run."""
         existed = self.path.exists() and self.path.stat().st_size > 0
         self._file = self.path.open("r+b" if existed else "w+b")
         try:
@@ -103,7 +103,7 @@ class SideFile:
         return frozenset(self._places)
 
     def read(self, name: str) -> PackedTensor | None:
-        """Returns a finished tensor; None where it keeps nothing."""
+        """Returns a finished tensor, None if it has no kept entries."""
         entry, place = self._places[name]
         if entry.record is None:
             return None
@@ -113,7 +113,7 @@ class SideFile:
         return PackedTensor(entry.record, data)
 
     def add(self, name: str, packed: PackedTensor | None) -> None:
-        """Keeps a finished tensor."""
+        """Appends a finished tensor."""
         data = packed.data if packed else b""
         entry = _Entry(
             name=name,
@@ -127,7 +127,7 @@ class SideFile:
         self._file.flush()
 
     def remove(self) -> None:
-        """Deletes the file, once the artifact is whole."""
+        """Deletes the file, once the artifact is complete."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
@@ -151,12 +151,12 @@ class SideFile:
 
 
 def side_file(output: Path) -> Path:
-    """Returns where the side file of an output lies."""
+    """Returns the path of an output's side file."""
     return output.with_name(output.name + _SUFFIX)
 
 
 def _whole_entry(line: bytes) -> _Entry | None:
-    """Returns a line's entry, None where the line is cut short or damaged."""
+    """Returns a line's entry, None if the line is incomplete or damaged."""
     try:
         parsed = _Line.model_validate_json(line)
     except ValidationError:

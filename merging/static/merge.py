@@ -24,8 +24,8 @@ def merged_tensors(
 ) -> dict[str, OutputTensor]:
     """Returns the merged model's tensors by base name, the tasks in the order given, each of weight 1.
 
-    The tasks' own tensors (heads) and buffers are not merged. dtype None keeps the base's.
-    Raises: UsageError on an unknown method; ArtifactError where a unit does not fit the base.
+    The tasks' own tensors (heads) and buffers are not merged. dtype: None for that of the base.
+    Raises: UsageError on an unknown method; ArtifactError if a tensor does not fit the base.
     """
     chosen = get_method(method, "merge")
     combine = bind(chosen.load(), **dict(check_settings(chosen, settings)))

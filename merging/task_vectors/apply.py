@@ -1,8 +1,8 @@
-"""Adds a compressed tensor to weights in place: only the kept entries are touched.
+"""Adds a compressed tensor to weights in place; only the kept entries are touched.
 
-The rounding rule: a kept weight becomes w + λ·v, both factors float32, computed in float32 and rounded once
-to the weight's dtype; where λ·v is zero, and wherever nothing is kept, the weight stays as it is, bit for
-bit. On a GPU the mask and the levels travel packed and are decoded there.
+A kept weight becomes w + λ·v, computed in float32 and rounded once to the weight's dtype. Where λ·v is zero,
+and where nothing is kept, the weight does not change by a bit. On a GPU the mask and the levels are copied
+packed and decoded there.
 """
 
 from bisect import bisect_left
@@ -26,31 +26,31 @@ from flexswitch.codecs.sparse import (
 )
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DEVICE_ENTRIES = 1 << 26  # decoded at once on a GPU
+DEVICE_ENTRIES = 1 << 26  # decoded at once on a GPU
 
 Places = NDArray[Any]  # uint32 or int64
 Halves = NDArray[np.uint16]
 
 
 class Addend:
-    """λ·τ̂ of one tensor, to be added to its weights from the first entry to the last, part by part."""
+    """λ·τ̂ of one tensor, added to its weights part by part, from the first entry to the last."""
 
     def __init__(self, artifact: Artifact, name: str, lambda_: float) -> None:
         record = artifact.header.tensors[name]
-        self._values = _Values(record.bits, record.scale, lambda_, record.zero)
+        self._values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
         self._blocks = artifact.entries(name)
         self._offset, self._places = 0, np.empty(0, np.int64)
         self._levels: Levels = np.empty(0, np.uint8)
         self._start = 0
 
     def add_to(self, weights: Tensor) -> None:
-        """Adds the next entries to as many weights, flat and contiguous, on the CPU. Raises: DecodeError."""
+        """Adds the next entries to the next weights, flat and contiguous on the CPU. Raises: DecodeError."""
         stop = self._start + len(weights)
         while True:
-            inside = bisect_left(self._places, stop - self._offset)  # in the places' own dtype
+            inside = bisect_left(self._places, stop - self._offset)  # in the dtype of `places`
             if inside:
                 values = self._values.of(self._levels[:inside])
-                _add_compiled(weights, self._places[:inside], self._start - self._offset, values)
+                add_on_cpu(weights, self._places[:inside], self._start - self._offset, values)
                 self._places, self._levels = self._places[inside:], self._levels[inside:]
             following = None if len(self._places) else next(self._blocks, None)
             if following is None:
@@ -59,7 +59,7 @@ class Addend:
         self._start = stop
 
 
-class _Values:
+class ScaledLevels:
     """The float32 values λ·v of levels."""
 
     def __init__(self, bits: int, scale: float, lambda_: float, zero: int | None = None) -> None:
@@ -82,8 +82,9 @@ class _Values:
 def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float = 1.0) -> None:
     """Adds λ·τ̂ to a live model's weights, in place and on their devices: θ becomes θ + λ·τ̂.
 
-    weights: base name → tensor, as a module's `state_dict()` gives them; they are those of the base. Raises:
-    InputError where one is missing, has another shape or is not contiguous; DecodeError.
+    weights: base name → tensor, as in a module's `state_dict()`, with the base's values.
+
+    Raises: InputError if one is missing, has another shape or is not contiguous; DecodeError.
     """
     for name, record in artifact.header.tensors.items():
         found = weights.get(name)
@@ -99,11 +100,11 @@ def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float =
             if flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
                 Addend(artifact, name, lambda_).add_to(flat)
             else:
-                values = _Values(record.bits, record.scale, lambda_, record.zero)
-                _add_torch(flat, artifact.sparse(name), values)
+                values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
+                add_on_device(flat, artifact.sparse(name), values)
 
 
-def _add_compiled(weights: Tensor, places: Places, start: int, values: FloatArray) -> None:
+def add_on_cpu(weights: Tensor, places: Places, start: int, values: FloatArray) -> None:
     if weights.dtype == torch.float32:
         _add_to_floats(weights.numpy(), places, start, values)
     elif weights.dtype == torch.bfloat16:
@@ -112,11 +113,11 @@ def _add_compiled(weights: Tensor, places: Places, start: int, values: FloatArra
         _add_to_halves(weights.view(torch.uint16).numpy(), places, start, values)
 
 
-def _add_torch(weights: Tensor, sparse: SparseTensor, values: _Values) -> None:
+def add_on_device(weights: Tensor, sparse: SparseTensor, values: ScaledLevels) -> None:
     """Adds on the weights' own device, in any floating dtype; mask and levels are decoded there."""
     device, used = weights.device, 0
-    for first in range(0, len(weights), _DEVICE_ENTRIES):
-        part = weights[first : first + _DEVICE_ENTRIES]
+    for first in range(0, len(weights), DEVICE_ENTRIES):
+        part = weights[first : first + DEVICE_ENTRIES]
         mask = np.ascontiguousarray(sparse.mask[first // 8 : -(-(first + len(part)) // 8)])
         packed = torch.from_numpy(mask).to(device)
         marks = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1  # (byte, 8)
@@ -158,7 +159,7 @@ def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArr
         if values[index] != 0:
             half = np.int64(weights[np.int64(places[index]) - start])
             size = half & 0x7FFF
-            # Moved to a float32's place, exponent and mantissa stand for 2^-112 of the value.
+            # Shifted into a float32, exponent and mantissa encode 2^-112 of the value.
             weight = _float(size << 13) * np.float32(2.0**112)
             if size >= 0x7C00:
                 weight = np.float32(np.inf) if size == 0x7C00 else np.float32(np.nan)
@@ -168,9 +169,9 @@ def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArr
 
 @compiled
 def _half(value: np.float32) -> Any:
-    """Returns the bit pattern of the float16 nearest to a float32, the even one of two equally near."""
+    """Returns the bit pattern of the float16 nearest to a float32, ties to even."""
     sign, size = (_pattern(value) >> 16) & 0x8000, np.float32(abs(value))
-    if size >= np.float32(65520):  # half way from the largest float16 to what would be the next
+    if size >= np.float32(65520):  # halfway from the largest float16 to the next power of two
         return sign | 0x7C00
     if size >= np.float32(2.0**-14):
         return sign | _upper_bits(_pattern(size) - (112 << 23), 13)
@@ -182,7 +183,7 @@ def _half(value: np.float32) -> Any:
 
 @compiled
 def _upper_bits(pattern: int, width: int) -> int:
-    """Returns a pattern without its lowest bits, rounded to the nearest, the even one of two equally near."""
+    """Returns a pattern without its lowest bits, rounded to nearest, ties to even."""
     return (pattern + (1 << (width - 1)) - 1 + ((pattern >> width) & 1)) >> width
 
 

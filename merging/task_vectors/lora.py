@@ -1,6 +1,6 @@
 """The task vector of a PEFT LoRA directory: scaling · B A of each target, expanded as it is read.
 
-What can't be expanded exactly is refused by name. Source: peft's tuners/lora/layer.py (get_delta_weight),
+Whatever cannot be expanded exactly is refused. Source: peft's tuners/lora/layer.py (get_delta_weight),
 tuners/lora/model.py (rank and scaling of a module), utils/save_and_load.py (names of tensors).
 """
 
@@ -30,7 +30,7 @@ from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 _Rows = NDArray[np.float64]
 
-TILE_ENTRIES = 1 << 15  # summed at once, so that the sums stay in the processor's cache
+TILE_ENTRIES = 1 << 15  # added up at a time, so that the sums stay in the processor's cache
 
 
 class LoraVector:
@@ -139,7 +139,7 @@ class LoraVector:
 def _product(left: _Rows, right: _Rows, first: int, last: int) -> _Rows:
     """Returns rows [first, last) of leftᵀ · right; left: (rank, rows), right: (rank, columns).
 
-    Summed term by term, so that an entry's bytes depend on neither threads nor the borders of blocks.
+    Summed term by term, so that an entry does not depend on threads or block boundaries.
     """
     total = np.zeros((last - first, right.shape[1]))
     step = max(1, TILE_ENTRIES // right.shape[1])

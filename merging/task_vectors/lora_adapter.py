@@ -22,11 +22,11 @@ _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True)
 class Adapter:
-    """An open adapter whose names are sorted out.
+    """An open adapter with its tensors sorted by role.
 
     stored: its tensors by stored name; factors: target → part → stored name, a part being A, B,
     embedding_A, embedding_B or weight; whole: tensors saved whole, name → stored name; base_names: the
-    base's name of those that the base has; taken: the names that are selected.
+    base's name of each tensor that the base has; taken: the selected names.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Adapter:
 
 
 def open_adapter(base: Checkpoint, source: str, directory: Path, selection: Selection) -> Adapter:
-    """Opens an adapter. Raises: InputError where a setting or a tensor is not handled."""
+    """Opens an adapter. Raises: InputError if a setting or a tensor is not handled."""
     config = read_lora_config(source, directory / ADAPTER_CONFIG)
     checkpoint = _open_weights(source, directory)
     stored = dict(checkpoint.tensors)
@@ -95,7 +95,7 @@ def _sort_names(source: str, stored: Iterable[str]) -> tuple[dict[str, dict[str,
 
 
 def _base_names(base: Checkpoint, names: list[str]) -> dict[str, str]:
-    """Returns the base's name for each tensor that the base has."""
+    """Returns the base's name of each tensor that the base has."""
     base_prefix, prefix = common_prefix(list(base.tensors), names)
     own = {name: base_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     first = {name: base.aliases.get(other, other) for name, other in own.items()}

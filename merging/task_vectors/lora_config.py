@@ -1,4 +1,4 @@
-"""The settings of a PEFT LoRA, adapter_config.json, and which of them can be expanded exactly."""
+"""The settings of a PEFT LoRA in adapter_config.json; those that are not handled exactly are refused."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 
 MERGE_HINT = "merge the adapter into its base with peft and give the merged model"
-# Tasks that use no language model's head; old releases of peft save their heads unsaid.
+# Tasks without a language model's head; old releases of peft save their heads without naming them.
 _HEADLESS_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-# Settings that don't change what the stored weights mean. One that is not known here has to be empty.
+# Settings that do not change the meaning of the stored weights. Any unknown setting must be empty.
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
     "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
@@ -43,7 +43,7 @@ Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
 class LoraConfig(BaseModel):
-    """The settings that say what the weights mean, with peft's defaults."""
+    """The settings that determine the meaning of the weights, with peft's defaults."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -57,7 +57,7 @@ class LoraConfig(BaseModel):
     bias: Literal["none", "all", "lora_only"] = "none"
     modules_to_save: list[str] = []
     task_type: str = ""
-    # Those that leave the base as it is; pissa, olora, corda, loftq and lora_ga change it.
+    # Initialisations that leave the base unchanged; pissa, olora, corda, loftq and lora_ga change it.
     init_lora_weights: Literal[True, False, "eva", "gaussian", "mica", "orthogonal"] = True
 
     @property
@@ -66,7 +66,7 @@ class LoraConfig(BaseModel):
         return self.task_type not in _HEADLESS_TASKS
 
     def rank_and_scaling(self, module: str) -> tuple[int, float]:
-        """Returns a module's rank r, and alpha / r, or alpha / √r where it is rank-stabilized."""
+        """Returns a module's rank r, and alpha / r, or alpha / √r if it is rank-stabilised."""
         rank = int(_by_pattern(self.rank_pattern, module, self.r))
         alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -85,7 +85,7 @@ def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
 
 
 def read_lora_config(source: str, path: Path) -> LoraConfig:
-    """Returns what adapter_config.json says. Raises: InputError naming the first setting not handled."""
+    """Returns the settings in adapter_config.json. Raises: InputError naming the first one not handled."""
     if not path.is_file():
         raise InputError(f"{source}: not a PEFT adapter: it has no {ADAPTER_CONFIG}")
     given = {key: value for key, value in read_json_object(path).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The targets of a LoRA on a base, and which LoRAs can't be expanded exactly on it."""
+"""The targets of a LoRA on a base; LoRAs that cannot be expanded exactly are refused."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 
 def find_targets(base: Checkpoint, adapter: Adapter) -> dict[str, Target]:
-    """Returns the taken targets by name. Raises: InputError where one does not fit the base."""
+    """Returns the selected targets by name. Raises: InputError if one does not fit the base."""
     source, config, stored, names = adapter.source, adapter.config, adapter.stored, adapter.base_names
     targets, squares, contradicted = {}, [], False
     for name in sorted(adapter.factors.keys() & adapter.taken):
@@ -63,22 +63,22 @@ def find_targets(base: Checkpoint, adapter: Adapter) -> dict[str, Target]:
 
 
 def refuse_half_tied(base: Checkpoint, adapter: Adapter, infos: Mapping[str, TensorInfo]) -> None:
-    """Raises: InputError where the adapter changes a tensor and not those that the base ties to it."""
+    """Raises: InputError if the adapter changes a tensor but not the ones that the base ties to it."""
     names, settings = adapter.base_names, read_config(base)
     head = adapter.config.uses_language_head and _LANGUAGE_MODEL.search(str(settings.get("architectures")))
     vocabulary = settings.get("vocab_size") if head and settings.get("tie_word_embeddings", True) else None
     shapes = [info.shape for info in base.tensors.values()]
     shapes += [info.shape for name, info in infos.items() if name not in names]
     for name in sorted(adapter.taken & names.keys()):
-        unit, shape = names[name], infos[name].shape
-        tied = [alias for alias, first in base.aliases.items() if first == unit]
-        given = [other for other in adapter.whole if names.get(other) == unit]
+        base_name, shape = names[name], infos[name].shape
+        tied = [alias for alias, first in base.aliases.items() if first == base_name]
+        given = [other for other in adapter.whole if names.get(other) == base_name]
         complete = name in adapter.whole and len(given) > len(tied)
         if not tied and len(shape) == 2 and shape[0] == vocabulary and shapes.count(shape) == 1:
             tied, complete = ["the model's head"], False
         if tied and not complete:
             raise InputError(
                 f"{adapter.source}: changes '{name}' alone, which the base {base.source} ties to "
-                f"{', '.join(tied)}; leave it out with --exclude '{unit}', or untie the base before it is "
-                "merged with peft"
+                f"{', '.join(tied)}; leave it out with --exclude '{base_name}', or untie the base before it "
+                "is merged with peft"
             )

@@ -48,7 +48,7 @@ def write_model_directory(
 ) -> None:
     """Writes weights in shards, the base's config and tokenizer files, and a model card.
 
-    Raises: InputError where the output may not be written or the disk is too small.
+    Raises: InputError if the output may not be written or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
     with atomic_directory(path, overwrite, holds="*.safetensors") as partial:
@@ -72,7 +72,7 @@ def write_model_directory(
 
 
 def model_card(title: str, lines: Mapping[str, str], command: str) -> str:
-    """Returns a model card in Markdown that says how the model was made."""
+    """Returns a model card in Markdown that describes how the model was made."""
     rows = "\n".join(f"- {label}: {value}" for label, value in lines.items())
     front = "---\ntags:\n- flexswitch\n- merge\n---\n"
     return f"{front}\n# {title}\n\nMade with flexswitch.\n\n{rows}\n\n    {command}\n"
@@ -82,7 +82,7 @@ def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[
     """Returns file name → tensor names, each file of at most `shard_bytes` or one tensor."""
     groups: list[list[str]] = [[]]
     used = 0
-    # Wide dtypes first, so that every tensor starts at a multiple of its width.
+    # Wide dtypes come first, so that every tensor starts at a multiple of its width.
     for name in sorted(outputs, key=lambda name: (-DTYPE_BYTES[outputs[name].info.dtype], name)):
         needed = _bytes(outputs[name])
         if groups[-1] and used + needed > shard_bytes:

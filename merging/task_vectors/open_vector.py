@@ -1,4 +1,4 @@
-"""Opens whatever holds a task vector: an artifact, a task vector file, a checkpoint, a LoRA, a zoo."""
+"""Opens task vectors from any source: an artifact, a task vector file, a checkpoint, a LoRA, a zoo."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 def open_task_vectors(source: str, base: Checkpoint) -> dict[str, TaskVector]:
     """Returns the task vectors that a zoo, artifact, task vector file or checkpoint holds, by task.
 
-    Raises: InputError where it is none of these.
+    Raises: InputError if it is none of these.
     """
     path = Path(source)
     if (path / ZOO_FILE).is_file():
@@ -38,7 +38,7 @@ def open_finetuned(
 ) -> CheckpointPair | LoraVector:
     """Returns the task vector of a fine-tuned checkpoint or a PEFT LoRA against its base.
 
-    Raises: InputError where the two don't fit.
+    Raises: InputError if the two do not fit.
     """
     place = locate(source)
     if place.is_adapter:

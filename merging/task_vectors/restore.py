@@ -25,7 +25,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor of a restored or merged model; `blocks` yields it flat, in its dtype."""
+    """A tensor of a restored or merged model; `blocks` yields its entries flat, in its dtype."""
 
     info: TensorInfo
     blocks: Callable[[], Iterator[Tensor]]
@@ -38,7 +38,7 @@ class OutputTensor:
 
 
 class LazyState(Mapping[str, Tensor]):
-    """A state dict whose tensors are computed as they are asked for."""
+    """A state dict whose tensors are computed on access."""
 
     def __init__(self, outputs: Mapping[str, OutputTensor]) -> None:
         self.outputs = outputs
@@ -56,7 +56,7 @@ class LazyState(Mapping[str, Tensor]):
 def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
     """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor in the base's dtype, lazily.
 
-    Raises: InputError where `base` is not the one the task was made from.
+    Raises: InputError if `base` is not the one the task was made from.
     """
     checkpoint = open_checkpoint(base) if isinstance(base, (str, Path)) else base
     vector = ArtifactVector(task) if isinstance(task, Artifact) else task
@@ -67,9 +67,9 @@ def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_:
 def restored_tensors(
     base: Checkpoint, vector: TaskVector, lambda_: float, dtype: torch.dtype | None
 ) -> dict[str, OutputTensor]:
-    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name; dtype None keeps the base's.
+    """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name.
 
-    Raises: ArtifactError where a unit does not fit the base.
+    dtype: None for that of the base. Raises: ArtifactError if a tensor does not fit the base.
     """
     check_tensors(base, vector)
     outputs = {}
@@ -84,7 +84,7 @@ def restored_tensors(
 
 
 def check_tensors(base: Checkpoint, vector: TaskVector) -> None:
-    """Raises: ArtifactError where a unit of the task vector has another name or shape than the base's."""
+    """Raises: ArtifactError if a tensor of the task vector is missing in the base or has another shape."""
     for name, info in vector.tensors.items():
         found = base.tensors.get(name)
         if found is None or found.shape != info.shape:
@@ -96,7 +96,7 @@ def check_tensors(base: Checkpoint, vector: TaskVector) -> None:
 
 
 def output_dtype(info: TensorInfo, dtype: torch.dtype | None) -> str:
-    """Returns a tensor's dtype in an output: the one asked for where it is floating, else its own."""
+    """Returns a tensor's dtype in an output: the requested one if the tensor is floating, else its own."""
     return DTYPE_NAMES[dtype] if dtype is not None and is_floating(info.dtype) else info.dtype
 
 

@@ -1,4 +1,4 @@
-"""The `*.tv.safetensors` file: a dense task vector, written by `extract`, read by everything else.
+"""The `*.tv.safetensors` file: a dense task vector, written by `extract`.
 
 Plain safetensors: each tensor's delta under the base's name, the task's own tensors under `extra/`, and
 under `exact/<name>/positions` and `exact/<name>/values` the few weights that float32 rounding makes
@@ -46,7 +46,7 @@ SUFFIX = ".tv.safetensors"
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
 DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-_WIDEST_COUNT = 10**15  # what the header's space is reserved for, where a count is not known yet
+_WIDEST_COUNT = 10**15  # reserves space in the header for a count that is not known yet
 
 
 class TaskVectorHeader(Strict):

@@ -1,4 +1,4 @@
-"""Small checkpoints made on the spot, in files and in memory, and what tests do with them."""
+"""Small checkpoints, in files and in memory, and what tests do with them."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 
 class MemoryCheckpoint:
-    """A checkpoint of the tensors it is given."""
+    """A checkpoint that consists of tensors in memory."""
 
     def __init__(self, state: State, source: str = "memory") -> None:
         self.source = source
@@ -51,7 +51,7 @@ class MemoryCheckpoint:
 
 
 def message(kind: type[FlexswitchError], action: Callable[[], object]) -> str:
-    """Returns what the error says that an action ends with: one line, of that kind and no other."""
+    """Returns the message of the error that an action raises: one line, of exactly that class."""
     with pytest.raises(FlexswitchError) as caught:
         action()
     assert type(caught.value) is kind
@@ -66,7 +66,7 @@ def save_model(
     kind: str = "safetensors",
     shards: int = 1,
 ) -> Path:
-    """Writes a model directory as transformers does, tensors dealt out over the shards."""
+    """Writes a model directory as transformers does, with the tensors distributed over the shards."""
     folder.mkdir(parents=True, exist_ok=True)
     stem, ending = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
     files = [f"{stem}-{number + 1:05d}-of-{shards:05d}.{ending}" for number in range(shards)]
@@ -113,9 +113,9 @@ def job(name: str = "task", jobs: int = 1) -> Job:
 
 
 def law_settings(method: str, **settings: Any) -> dict[str, Any]:
-    """Returns a method's settings, those that take no examples where it would learn by default."""
-    learns_nothing = {"objective": "none", "target_size": "100KB"} if method == "flexswitch" else {}
-    return learns_nothing | settings
+    """Returns a method's settings, those without training if its default is to train."""
+    untrained = {"objective": "none", "target_size": "100KB"} if method == "flexswitch" else {}
+    return untrained | settings
 
 
 def compressed(vector: TaskVector, path: Path, method: str = "t-switch", **settings: Any) -> Artifact:

@@ -1,4 +1,4 @@
-"""Deltas made on the spot, and what a compression method makes of them, for the tests of the methods."""
+"""Small deltas, and the result of compressing them, for the tests of the methods."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Floats:
 
 
 def delta(values: Floats, block: int = 1 << 20, name: str = "w", task: str = "task") -> Delta:
-    """Returns a tensor's delta, which gives blocks of so many entries."""
+    """Returns a tensor's delta in blocks of so many entries."""
     flat = values.reshape(-1)
     blocks = [flat[start : start + block] for start in range(0, len(flat), block)]
     return Delta(name, values.shape, lambda: blocks, task)

@@ -1,4 +1,4 @@
-"""PEFT adapters of a toy model, and what they are refused with, for the tests of LoRA."""
+"""PEFT adapters of a toy model and their error messages, for the tests of LoRA."""
 
 import copy
 import json
@@ -85,7 +85,7 @@ def edit_weights(adapter: Path, change: Callable[[dict[str, Tensor]], object]) -
 
 
 def refusal(base: Path, adapter: Path, selection: Selection = EVERYTHING) -> str:
-    """Returns the one line an adapter is refused with, its paths written as BASE and ADAPTER."""
+    """Returns the one-line error of an adapter, with its paths replaced by BASE and ADAPTER."""
     with pytest.raises(InputError) as caught:
         LoraVector(open_checkpoint(str(base)), locate(str(adapter)), selection)
     message = str(caught.value).replace(str(base), "BASE").replace(str(adapter), "ADAPTER")

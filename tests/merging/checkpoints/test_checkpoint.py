@@ -1,4 +1,4 @@
-"""Checkpoints of every kind are opened from their headers, and what is not one is refused in one line."""
+"""Checkpoints of every kind are opened from their headers; anything else is refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def refused(path: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_model_directory_gives_back_its_tensors(tmp_path: Path, kind: str, shards: int) -> None:
+def test_a_model_directory_contains_its_tensors(tmp_path: Path, kind: str, shards: int) -> None:
     folder = save_model(tmp_path / "model", STATE, {"model_type": "bert"}, kind, shards)
     checkpoint = open_checkpoint(str(folder))
     assert_same_state(whole(checkpoint), STATE)
@@ -54,7 +54,7 @@ def test_a_model_directory_gives_back_its_tensors(tmp_path: Path, kind: str, sha
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.pt", "state.pth", "state.bin"])
-def test_a_single_file_gives_back_its_tensors(tmp_path: Path, name: str) -> None:
+def test_a_single_file_contains_its_tensors(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     (save_file if path.suffix == ".safetensors" else torch.save)(STATE, path)
     checkpoint = open_checkpoint(str(path))
@@ -64,7 +64,7 @@ def test_a_single_file_gives_back_its_tensors(tmp_path: Path, name: str) -> None
     assert (checkpoint.directory, read_config(checkpoint)) == (None, {})
 
 
-def test_a_file_of_the_format_before_torch_1_6_gives_back_its_tensors(tmp_path: Path) -> None:
+def test_a_file_of_the_format_before_torch_1_6_contains_its_tensors(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in STATE.items() if not name.startswith("f8")}  # not there yet
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert_same_state(whole(open_checkpoint(str(tmp_path / "old.pt"))), state)

@@ -1,4 +1,4 @@
-"""A base is told from another by its fingerprint, however it is stored."""
+"""A base is identified by its fingerprint, however it is stored."""
 
 import hashlib
 from pathlib import Path
@@ -41,7 +41,7 @@ def changed(name: str, entry: int) -> MemoryCheckpoint:
 def test_the_fingerprint_is_a_hash_over_names_dtypes_shapes_and_contents() -> None:
     found = identify(MemoryCheckpoint(STATE))
     assert found.fingerprint == expected_fingerprint(STATE)
-    # Stands in every artifact of this base: it never changes.
+    # Stored in every artifact of this base, so it must never change.
     assert found == BaseIdentity(
         fingerprint="fb552f28168b85b2396072a16345e10ff8b56a9ac78e29c57ce6410ab72ecb94",
         quick_fingerprint="6afe113e8592e9c2ead939a0e45ae96b9b52f064e33467971fa7cc2a6a5a0b84",
@@ -49,14 +49,14 @@ def test_the_fingerprint_is_a_hash_over_names_dtypes_shapes_and_contents() -> No
     )
 
 
-def test_the_sample_of_a_small_base_is_its_fingerprint() -> None:
+def test_the_quick_fingerprint_of_a_small_base_is_the_full_one() -> None:
     small = {name: tensor for name, tensor in STATE.items() if name != "b.weight"}
     assert quick_fingerprint(MemoryCheckpoint(small)) == expected_fingerprint(small)
     edge = {"w": torch.arange(1024.0)}
     assert quick_fingerprint(MemoryCheckpoint(edge)) == expected_fingerprint(edge)
 
 
-def test_the_sample_covers_the_first_and_the_last_entry_of_16_even_slices() -> None:
+def test_the_quick_fingerprint_covers_the_first_and_the_last_entry_of_16_even_slices() -> None:
     slices = torch.cat([STATE["b.weight"].view(-1)[n * 4936 // 15 :][:64] for n in range(16)])
     found = quick_fingerprint(MemoryCheckpoint({"w": STATE["b.weight"]}))
     content = hashlib.sha256(slices.numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which tensor of a fine-tuned checkpoint belongs to which of its base: methods, §1, rule by rule."""
+"""Which tensor of a fine-tuned checkpoint belongs to which of its base: docs/methods.md §1, rule by rule."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
-def test_every_floating_tensor_with_a_dimension_is_a_unit() -> None:
+def test_every_floating_tensor_with_a_dimension_is_paired() -> None:
     pair = memory_pair(BASE, tuned())
     assert list(pair.tensors) == list(BASE)
     assert pair.tensors["encoder.weight"] == TensorInfo("F32", (2, 2))
@@ -73,13 +73,13 @@ def test_a_prefix_may_have_several_steps() -> None:
 def test_names_that_agree_as_they_are_need_no_prefix() -> None:
     assert common_prefix(["w", "layer.w"], ["w", "layer.w"]) == ("", "")
     assert common_prefix(["a"], ["b"]) == ("", "")
-    assert common_prefix(["w"], ["w", "teacher.w"]) == ("", "")
-    assert common_prefix(["w", "teacher.w"], ["w"]) == ("", "")
+    assert common_prefix(["w"], ["w", "extra.w"]) == ("", "")
+    assert common_prefix(["w", "extra.w"], ["w"]) == ("", "")
 
 
 def test_the_prefix_that_most_names_carry_is_taken() -> None:
-    found = common_prefix(["a.w", "b.w", "c.w"], ["teacher.a.w", "student.a.w", "student.b.w", "c.w"])
-    assert found == ("", "student.")
+    found = common_prefix(["a.w", "b.w", "c.w"], ["one.a.w", "two.a.w", "two.b.w", "c.w"])
+    assert found == ("", "two.")
 
 
 def test_a_tensor_of_the_base_outside_its_prefix_is_missing_and_can_be_left_out() -> None:
@@ -169,12 +169,12 @@ def test_a_tied_tensor_is_found_under_any_of_its_names(tmp_path: Path, alone: st
     save_model(tmp_path / tied_side, states[tied_side], kind="bin")
     save_model(tmp_path / single, states[single])
     pair = CheckpointPair(*(open_checkpoint(str(tmp_path / side)) for side in ("base", "finetuned")))
-    unit = "embed.weight" if tied_side == "base" else alone
-    assert (list(pair.tensors), dict(pair.extras)) == ([unit, "norm"], {})
-    assert delta_tensor(pair, unit).tolist() == [[1, 1]] * 3
+    name = "embed.weight" if tied_side == "base" else alone
+    assert (list(pair.tensors), dict(pair.extras)) == ([name, "norm"], {})
+    assert delta_tensor(pair, name).tolist() == [[1, 1]] * 3
 
 
-def test_tied_tensors_on_both_sides_are_one_unit(tmp_path: Path) -> None:
+def test_tied_tensors_on_both_sides_are_one_tensor(tmp_path: Path) -> None:
     folders = [save_model(tmp_path / str(n), tied_state(n), kind="bin") for n in (0, 1)]
     pair = CheckpointPair(*(open_checkpoint(str(folder)) for folder in folders))
     assert (list(pair.tensors), pair.parameters) == (["embed.weight", "norm"], 8)
@@ -188,7 +188,7 @@ def test_tensors_that_fine_tuning_untied_both_come_back(tmp_path: Path) -> None:
     assert_same_state(restore(base, pair), untied)
 
 
-def test_tensors_that_fine_tuning_tied_are_two_units(tmp_path: Path) -> None:
+def test_tensors_that_fine_tuning_tied_remain_two_tensors(tmp_path: Path) -> None:
     untied = tied_state() | {"head.weight": torch.zeros(3, 2)}
     base = open_checkpoint(str(save_model(tmp_path / "base", untied)))
     pair = CheckpointPair(

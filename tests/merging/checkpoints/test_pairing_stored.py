@@ -1,4 +1,4 @@
-"""What is stored of tensors that are resized, buffers or unchanged: methods, §1, rule by rule."""
+"""What is stored of tensors that are resized, buffers or unchanged: docs/methods.md §1, rule by rule."""
 
 from pathlib import Path
 
@@ -94,11 +94,11 @@ def test_a_config_counts_the_rows_that_are_taken(tmp_path: Path) -> None:
     assert changes["rows"] == {"note": 4, "labels": 5}
 
 
-def test_a_quantized_checkpoint_is_refused() -> None:
+def test_a_quantised_checkpoint_is_refused() -> None:
     finetuned = tuned() | {"encoder.weight": torch.ones(2, 2, dtype=torch.int8)}
     assert refused(BASE, finetuned) == (
         "finetuned: tensor 'encoder.weight' has the dtype I8, expected a floating one as the base's F32; "
-        "give the checkpoint as it was before it was quantized"
+        "give the checkpoint from before it was quantised"
     )
 
 

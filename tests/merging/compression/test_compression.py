@@ -1,4 +1,4 @@
-"""Compression from end to end: what an artifact gives back, and that nothing but its inputs decides it."""
+"""Compression end to end: what an artifact decodes to, and that only its inputs determine its bytes."""
 
 import json
 import math
@@ -66,12 +66,12 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("small_blocks", [False, True])
 @pytest.mark.parametrize("method", ["t-switch", "p-discard"])
 @pytest.mark.parametrize("drop", [0.0, 0.6])
-def test_an_artifact_gives_back_base_plus_the_reference(
+def test_an_artifact_restores_base_plus_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: bool, method: str, drop: float
 ) -> None:
     if small_blocks:
         use_small_blocks(monkeypatch)
-        monkeypatch.setattr(compress_module, "_CACHED_ENTRIES", 20)
+        monkeypatch.setattr(compress_module, "CACHED_ENTRIES", 20)
     pair = file_pair(tmp_path, STATE, TUNED)
     restored = restore(
         str(tmp_path / "base.safetensors"), compressed(pair, tmp_path / "t.fsw", method, drop=drop)
@@ -99,7 +99,7 @@ def test_a_restored_model_is_the_base_plus_what_the_method_keeps(tmp_path: Path,
     assert_same_state(restore(str(tmp_path / "base.safetensors"), artifact), expected)
 
 
-def test_p_discard_that_drops_nothing_gives_bfloat16_weights_back(tmp_path: Path) -> None:
+def test_p_discard_without_dropping_restores_bfloat16_weights(tmp_path: Path) -> None:
     state = {"w": STATE["b.weight"]}
     pair = file_pair(tmp_path, state, {"w": TUNED["b.weight"]})
     artifact = compressed(pair, tmp_path / "t.fsw", "p-discard", drop=0.0)
@@ -139,7 +139,7 @@ def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
     torch.set_num_threads(1)
     assert compressed(pair, tmp_path / "one.fsw", method).path.read_bytes() == two
     use_small_blocks(monkeypatch, 4096)
-    monkeypatch.setattr(compress_module, "_CACHED_ENTRIES", 0)
+    monkeypatch.setattr(compress_module, "CACHED_ENTRIES", 0)
     assert compressed(pair, tmp_path / "blocks.fsw", method).path.read_bytes() == two
 
 
@@ -149,12 +149,12 @@ def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
 def test_jobs_and_memory_do_not_change_the_bytes(tmp_path: Path, method: str, jobs: int, memory: int) -> None:
     base = {f"{place}.weight": torch.from_numpy(normal((20 * place, 7), place)) for place in range(1, 9)}
     tuned = {name: tensor * 1.5 for name, tensor in base.items()} | {"3.weight": base["3.weight"]}
-    pair, heard = file_pair(tmp_path, base, tuned), []
+    pair, seen = file_pair(tmp_path, base, tuned), []
     alone = compressed(pair, tmp_path / "alone.fsw", method)
     given_settings = law_settings(method)
-    compress(pair, tmp_path / "t.fsw", "task", method, given_settings, False, heard.append, jobs, memory)
+    compress(pair, tmp_path / "t.fsw", "task", method, given_settings, False, seen.append, jobs, memory)
     assert (tmp_path / "t.fsw").read_bytes() == alone.path.read_bytes()
-    assert heard == sorted(base)
+    assert seen == sorted(base)
     assert list(alone.header.tensors) == [name for name in sorted(base) if name != "3.weight"]
 
 
@@ -169,15 +169,15 @@ def test_a_failing_tensor_ends_the_threads_and_leaves_nothing(tmp_path: Path) ->
 
 def test_the_header_says_how_an_artifact_was_made(tmp_path: Path) -> None:
     pair = file_pair(tmp_path, STATE, TUNED)
-    heard: list[str] = []
-    compress(pair, tmp_path / "t.fsw", "news", "t-switch", {"drop": 0.7}, False, heard.append)
+    seen: list[str] = []
+    compress(pair, tmp_path / "t.fsw", "news", "t-switch", {"drop": 0.7}, False, seen.append)
     header = open_artifact(tmp_path / "t.fsw").header
     assert (header.name, header.base, header.parameters) == ("news", pair.identity(), 162)
     assert (header.method.name, header.method.settings) == ("t-switch", {"drop": 0.7})
     assert list(header.tensors) == ["a.weight", "b.weight"]
     assert (header.tensors["b.weight"].dtype, header.tensors["b.weight"].bits) == ("BF16", 1)
     assert sorted(header.extras) == ["head", "n"]
-    assert heard == ["a.weight", "b.weight", "c.unchanged"]
+    assert seen == ["a.weight", "b.weight", "c.unchanged"]
     document: dict[str, Any] = json.loads(read_header(tmp_path / "t.fsw", InputError).metadata[METADATA_KEY])
     assert str(tmp_path) not in json.dumps(document)
 

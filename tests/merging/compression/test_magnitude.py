@@ -29,7 +29,7 @@ LEAST = st.sampled_from([TINY, 1e-38, 0.5, 1.0, 1.0000001, 3e38, math.inf]).map(
 
 
 def both(name: str) -> list[Callable[..., object]]:
-    """Returns a pass compiled, and as it stands in the source: that one checks each index."""
+    """Returns a kernel compiled and as plain Python, which checks every index."""
     compiled = getattr(magnitude, name)
     return [compiled, compiled.py_func]
 

@@ -1,4 +1,4 @@
-"""A compression that was interrupted goes on where it stopped, and ends in the bytes of one that was not."""
+"""An interrupted compression resumes where it stopped and writes the same bytes as an uninterrupted one."""
 
 import os
 from collections.abc import Callable
@@ -21,20 +21,20 @@ from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
-UNITS = ["a", "b", "c.same", "d", "e", "f"]
+TENSORS = ["a", "b", "c.same", "d", "e", "f"]
 ANOTHER_RUN = "belongs to a compression of other checkpoints or with other settings; repeat that one, or delete the file"
 
 
 def states() -> tuple[State, State]:
     generator = torch.Generator().manual_seed(0)
-    base = {name: torch.randn((40, 5), generator=generator) for name in UNITS}
+    base = {name: torch.randn((40, 5), generator=generator) for name in TENSORS}
     tuned = {name: tensor + torch.randn((40, 5), generator=generator) for name, tensor in base.items()}
     return base, tuned | {"c.same": base["c.same"], "head": torch.ones(3)}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with base.safetensors, finetuned.safetensors and task.fsw, made without a break."""
+    """A folder with base.safetensors, finetuned.safetensors and task.fsw, made without interruption."""
     folder = tmp_path_factory.mktemp("checkpoints")
     compress(file_pair(folder, *states()), folder / "task.fsw", "task", "t-switch", {"drop": 0.6}, False)
     return folder
@@ -46,14 +46,14 @@ def opened(folder: Path) -> CheckpointPair:
 
 
 class Made:
-    """Counts the tensors that a method makes."""
+    """Records the tensors that a method compresses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.units: list[str] = []
+        self.names: list[str] = []
         method = t_switch.t_switch
 
         def counting(delta: Delta, *, drop: float = 0.6) -> Compressed:
-            self.units.append(delta.name)
+            self.names.append(delta.name)
             return method(delta, drop=drop)
 
         monkeypatch.setattr(t_switch, "t_switch", counting)
@@ -67,74 +67,76 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 def run(
     vector: TaskVector,
     path: Path,
-    on_tensor: Callable[[str], None] = lambda unit: None,
+    on_tensor: Callable[[str], None] = lambda name: None,
     jobs: int = 1,
     drop: float = 0.6,
 ) -> None:
     compress(vector, path, "task", "t-switch", {"drop": drop}, False, on_tensor, jobs, resume=True)
 
 
-def interrupt(vector: TaskVector, path: Path, unit: str, jobs: int = 1) -> None:
-    """Ends a compression as the progress bar's Ctrl-C does, once a unit is made."""
+def interrupt(vector: TaskVector, path: Path, name: str, jobs: int = 1) -> None:
+    """Interrupts a compression, as Ctrl-C does, after a tensor is finished."""
 
-    def heard(found: str) -> None:
-        if found == unit:
+    def seen(found: str) -> None:
+        if found == name:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(vector, path, heard, jobs)
+        run(vector, path, seen, jobs)
 
 
 def same(path: Path, checkpoints: Path) -> bool:
     return path.read_bytes() == (checkpoints / "task.fsw").read_bytes()
 
 
-# --- interrupted, and gone on with ------------------------------------------------------------------------
+# --- interrupted and resumed ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
-@pytest.mark.parametrize("unit", UNITS)
-def test_what_was_finished_is_not_made_again(
-    tmp_path: Path, checkpoints: Path, made: Made, unit: str, jobs: int
+@pytest.mark.parametrize("name", TENSORS)
+def test_finished_tensors_are_not_compressed_again(
+    tmp_path: Path, checkpoints: Path, made: Made, name: str, jobs: int
 ) -> None:
-    path, finished = tmp_path / "task.fsw", UNITS[: UNITS.index(unit) + 1]
-    interrupt(opened(checkpoints), path, unit, jobs)
+    path, finished = tmp_path / "task.fsw", TENSORS[: TENSORS.index(name) + 1]
+    interrupt(opened(checkpoints), path, name, jobs)
     assert [file.name for file in tmp_path.iterdir()] == ["task.fsw.resume"]
-    made.units.clear()
-    heard: list[str] = []
-    run(opened(checkpoints), path, heard.append, jobs)
-    assert sorted(made.units) == UNITS[len(finished) :]
-    assert heard == UNITS
+    made.names.clear()
+    seen: list[str] = []
+    run(opened(checkpoints), path, seen.append, jobs)
+    assert sorted(made.names) == TENSORS[len(finished) :]
+    assert seen == TENSORS
     assert same(path, checkpoints)
     assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
 
 
-def test_an_interrupt_may_come_again_and_again(tmp_path: Path, checkpoints: Path, made: Made) -> None:
+def test_a_compression_can_be_interrupted_after_every_tensor(
+    tmp_path: Path, checkpoints: Path, made: Made
+) -> None:
     path = tmp_path / "task.fsw"
-    for unit in UNITS:
-        interrupt(opened(checkpoints), path, unit)
-    assert made.units == UNITS
+    for name in TENSORS:
+        interrupt(opened(checkpoints), path, name)
+    assert made.names == TENSORS
     run(opened(checkpoints), path)
-    assert made.units == UNITS
+    assert made.names == TENSORS
     assert same(path, checkpoints)
 
 
-def test_what_is_never_interrupted_leaves_nothing_beside_it(tmp_path: Path, checkpoints: Path) -> None:
+def test_an_uninterrupted_compression_leaves_no_side_file(tmp_path: Path, checkpoints: Path) -> None:
     run(opened(checkpoints), tmp_path / "task.fsw")
     assert same(tmp_path / "task.fsw", checkpoints)
     assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
 
 
 def test_without_resume_an_interrupt_leaves_nothing(tmp_path: Path, checkpoints: Path) -> None:
-    def heard(unit: str) -> None:
+    def seen(name: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(opened(checkpoints), tmp_path / "t.fsw", "t", "t-switch", {"drop": 0.6}, False, heard)
+        compress(opened(checkpoints), tmp_path / "t.fsw", "t", "t-switch", {"drop": 0.6}, False, seen)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_in_the_middle_keeps_what_is_finished(
+def test_an_error_in_the_middle_keeps_the_finished_tensors(
     tmp_path: Path, checkpoints: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, method = tmp_path / "task.fsw", t_switch.t_switch
@@ -148,9 +150,9 @@ def test_an_error_in_the_middle_keeps_what_is_finished(
         context.setattr(t_switch, "t_switch", failing)
         with pytest.raises(MemoryError):
             run(opened(checkpoints), path)
-    assert made.units == UNITS[:3]
+    assert made.names == TENSORS[:3]
     run(opened(checkpoints), path)
-    assert made.units == UNITS
+    assert made.names == TENSORS
     assert same(path, checkpoints)
 
 
@@ -175,11 +177,13 @@ def test_the_base_s_finished_tensors_are_not_hashed_again(
     assert set(pair.hints.base_digests) == set(state)
 
 
-def test_a_task_vector_s_file_is_gone_on_with(tmp_path: Path, checkpoints: Path, made: Made) -> None:
+def test_the_compression_of_a_task_vector_file_is_resumed(
+    tmp_path: Path, checkpoints: Path, made: Made
+) -> None:
     vector = extracted(opened(checkpoints), tmp_path / "task.tv.safetensors")
     interrupt(vector, tmp_path / "task.fsw", "b")
     run(TaskVectorFile(vector.path), tmp_path / "task.fsw")
-    assert made.units == UNITS
+    assert made.names == TENSORS
     assert same(tmp_path / "task.fsw", checkpoints)
 
 
@@ -234,8 +238,8 @@ def test_an_output_that_is_there_already_is_refused_before_anything(
 ) -> None:
     path = tmp_path / "task.fsw"
     path.write_text("mine")
-    told = message(InputError, lambda: run(opened(checkpoints), path))
-    assert told == f"{path}: exists already; give another output, or --overwrite to replace it"
+    error = message(InputError, lambda: run(opened(checkpoints), path))
+    assert error == f"{path}: exists already; give another output, or --overwrite to replace it"
     assert [file.name for file in tmp_path.iterdir()] == ["task.fsw"]
 
 
@@ -250,12 +254,12 @@ def side(tmp_path: Path, checkpoints: Path) -> Path:
 
 
 def finish(side: Path, checkpoints: Path) -> bool:
-    """Goes on with a damaged side file; returns whether it is taken for that of another run."""
+    """Resumes from a damaged side file; returns whether it is refused as that of another run."""
     path = side.with_name("task.fsw")
     try:
         run(opened(checkpoints), path)
     except InputError as error:
-        assert str(error) == f"{side}: {ANOTHER_RUN}"  # noqa: PT017  # going on is right too
+        assert str(error) == f"{side}: {ANOTHER_RUN}"  # noqa: PT017  # resuming is right, too
         assert not path.exists()
         return True
     assert same(path, checkpoints)
@@ -264,28 +268,28 @@ def finish(side: Path, checkpoints: Path) -> bool:
     return False
 
 
-def test_a_side_file_cut_short_anywhere_is_gone_on_with(side: Path, checkpoints: Path, made: Made) -> None:
+def test_a_side_file_cut_short_anywhere_is_resumed(side: Path, checkpoints: Path, made: Made) -> None:
     data = side.read_bytes()
     first = data.index(b"\n") + 1
     counts = []
     for length in [*range(1, first, 197), *range(first, len(data), 41), len(data)]:
         side.write_bytes(data[:length])
-        made.units.clear()
+        made.names.clear()
         assert finish(side, checkpoints) == (length < first)
-        counts.append(len(made.units))
+        counts.append(len(made.names))
     assert counts[-1] == 2
     assert sorted(set(counts)) == [0, 2, 3, 4, 5, 6]
     assert counts[counts.index(6) :] == sorted(counts[counts.index(6) :], reverse=True)
 
 
-def test_an_empty_side_file_is_begun_anew(side: Path, checkpoints: Path, made: Made) -> None:
+def test_an_empty_side_file_starts_from_the_beginning(side: Path, checkpoints: Path, made: Made) -> None:
     side.write_bytes(b"")
-    made.units.clear()
+    made.names.clear()
     assert not finish(side, checkpoints)
-    assert len(made.units) == 6
+    assert len(made.names) == 6
 
 
-def test_a_side_file_with_a_flipped_bit_anywhere_is_gone_on_with(side: Path, checkpoints: Path) -> None:
+def test_a_side_file_with_a_flipped_bit_anywhere_is_resumed_or_refused(side: Path, checkpoints: Path) -> None:
     data = side.read_bytes()
     first = data.index(b"\n") + 1
     for offset in [*range(0, first, 101), *range(first - 1, len(data), 19)]:
@@ -294,11 +298,11 @@ def test_a_side_file_with_a_flipped_bit_anywhere_is_gone_on_with(side: Path, che
         assert finish(side, checkpoints) == (offset < first)
 
 
-def test_bytes_behind_the_last_tensor_are_cut_off(side: Path, checkpoints: Path, made: Made) -> None:
+def test_bytes_after_the_last_tensor_are_discarded(side: Path, checkpoints: Path, made: Made) -> None:
     for behind in (b"\n", b"\0" * 5000, b'{"entry":', b"\xff\n", b"[" * 100_000):
         data = side.read_bytes()
         side.write_bytes(data + behind)
-        made.units.clear()
+        made.names.clear()
         assert not finish(side, checkpoints)
-        assert made.units == ["e", "f"]
+        assert made.names == ["e", "f"]
         side.write_bytes(data)

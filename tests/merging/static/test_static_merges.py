@@ -93,7 +93,7 @@ def test_merges_agree_with_float64(dtype: torch.dtype) -> None:
         np.testing.assert_allclose(found.double().numpy(), exact, rtol=tolerance, atol=tolerance)
 
 
-def test_a_unit_that_only_some_tasks_have_counts_as_zeros_for_the_others(tmp_path: Path) -> None:
+def test_a_tensor_that_only_some_tasks_have_counts_as_zeros_for_the_others(tmp_path: Path) -> None:
     base = {"v": torch.zeros(2), "w": torch.zeros(2)}
     one = file_pair(tmp_path, base, {"v": torch.zeros(2), "w": torch.tensor([2.0, -2.0])})
     two = memory_pair(base, {"v": torch.ones(2), "w": torch.ones(2)}, include=("v",))

@@ -62,20 +62,20 @@ def test_floating_levels_are_added_in_float32_and_rounded_once(dtype: torch.dtyp
     levels[:4] = [0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000]
     weights = any_weights(dtype, count, 2)
     found = weights.clone()
-    values = apply._Values(32, 1.0, lambda_).of(levels)
-    apply._add_compiled(found, np.arange(count, dtype=np.uint32), 0, values)
+    values = apply.ScaledLevels(32, 1.0, lambda_).of(levels)
+    apply.add_on_cpu(found, np.arange(count, dtype=np.uint32), 0, values)
     with np.errstate(all="ignore"):
         added = torch.from_numpy(level_values(levels, 32, 1.0) * np.float32(lambda_))
     assert_same_bits(found, torch.where(added == 0, weights, (weights.float() + added).to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_half_plus_a_little_is_what_torch_gives(dtype: torch.dtype) -> None:
+def test_every_half_plus_a_small_value_is_rounded_as_by_torch(dtype: torch.dtype) -> None:
     weights = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.int16)).view(dtype)
     for value in (2.0**-25, -(2.0**-24), 1e-7, 3.0e-5, 0.001, 65504.0):
         found = weights.clone()
         values = np.full(1 << 16, value, np.float32)
-        apply._add_compiled(found, np.arange(1 << 16, dtype=np.uint32), 0, values)
+        apply.add_on_cpu(found, np.arange(1 << 16, dtype=np.uint32), 0, values)
         assert_same_bits(found, (weights.float() + torch.from_numpy(values)).to(dtype))
 
 
@@ -124,19 +124,19 @@ def test_the_parts_in_which_weights_come_do_not_matter(
 
 
 @pytest.mark.parametrize("dtype", [*COMPILED_DTYPES, torch.float64], ids=str)
-def test_the_way_of_other_devices_gives_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply, "_DEVICE_ENTRIES", 64)
+def test_other_devices_compute_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply, "DEVICE_ENTRIES", 64)
     generator = np.random.default_rng(4)
     kept = np.flatnonzero(generator.random(1003) < 0.3)
     sparse = sparse_tensor((1003,), kept.tolist(), generator.integers(0, 16, len(kept)).tolist(), 4)
     weights = torch.from_numpy(generator.standard_normal(1003)).to(dtype)
     found = weights.clone()
-    apply._add_torch(found, sparse, apply._Values(4, 0.5, -1.5))
+    apply.add_on_device(found, sparse, apply.ScaledLevels(4, 0.5, -1.5))
     wanted = expected(weights, sparse, 0.5, -1.5)
     assert torch.equal(found, wanted)
 
 
-def test_adding_and_taking_away_where_float32_is_exact_gives_the_base_back(tmp_path: Path) -> None:
+def test_adding_and_subtracting_restores_the_base_where_float32_is_exact(tmp_path: Path) -> None:
     sparse = sparse_tensor((8, 8), [1, 9, 63], [1, 0, 1], 1)
     artifact = artifact_of(tmp_path / "t.fsw", sparse)
     weights = torch.arange(64, dtype=torch.float32).reshape(8, 8)

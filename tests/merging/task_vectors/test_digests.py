@@ -25,7 +25,7 @@ BASE: State = {
 }
 TUNED: State = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in BASE.items()}
 TENSORS = ["a", "b", "empty"]
-SLICES = 16 * 64  # what the sample reads of a tensor of more entries
+SLICES = 16 * 64  # what the quick fingerprint reads of a larger tensor
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_tensors_that_were_read_are_not_read_again_for_the_fingerprint(
     assert +entries == {}
 
 
-def test_an_identity_told_first_reads_everything_once(tmp_path: Path, entries: Counter[str]) -> None:
+def test_identity_before_any_block_reads_everything_once(tmp_path: Path, entries: Counter[str]) -> None:
     pair = file_pair(tmp_path, BASE, TUNED)
     expected = pair.identity()
     everything = {"a": 3000 + SLICES, "b": 2000 + SLICES, "n": 2500 + SLICES, "scale": 2}

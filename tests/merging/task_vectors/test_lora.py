@@ -51,7 +51,7 @@ def adapter(toy: Toy, tmp_path: Path) -> Path:
 
 
 def check_merged(base: Path, adapter: Path, merged: Mapping[str, Tensor]) -> LoraVector:
-    """Checks every tensor of the base against peft's merged one, and that units are those that changed."""
+    """Checks every tensor of the base against peft's merged one, and that `tensors` are those that changed."""
     checkpoint = open_checkpoint(str(base))
     vector = LoraVector(checkpoint, locate(str(adapter)))
     restored = restore(checkpoint, vector)
@@ -178,7 +178,7 @@ def test_a_delta_is_summed_exactly_and_rounded_once(base: Path, adapter: Path) -
     assert np.concatenate(list(vector.blocks("first.weight"))).tobytes() == expected.tobytes()
 
 
-def test_a_unit_is_the_same_however_it_is_cut_and_on_however_many_threads(
+def test_a_delta_depends_on_neither_blocks_nor_threads(
     toy: Toy, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["words", "first", "second", "conv2", "conv3"]
@@ -191,9 +191,9 @@ def test_a_unit_is_the_same_however_it_is_cut_and_on_however_many_threads(
             torch.set_num_threads(count)
             use_small_blocks(monkeypatch, block)
             monkeypatch.setattr(lora, "TILE_ENTRIES", tile)
-            blocks = {unit: list(vector.blocks(unit)) for unit in vector.tensors}
+            blocks = {name: list(vector.blocks(name)) for name in vector.tensors}
             assert all(len(part) == block for parts in blocks.values() for part in parts[:-1])
-            seen.append({unit: np.concatenate(parts).tobytes() for unit, parts in blocks.items()})
+            seen.append({name: np.concatenate(parts).tobytes() for name, parts in blocks.items()})
     finally:
         torch.set_num_threads(threads)
     assert seen[0] == seen[1] == seen[2] == seen[3]

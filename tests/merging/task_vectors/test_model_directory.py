@@ -290,7 +290,7 @@ def test_transformers_loads_what_was_compressed_with_loss(
     assert not torch.equal(found, logits(berts[1]))
 
 
-def test_a_base_in_bfloat16_gives_back_a_task_in_bfloat16(tmp_path: Path, berts: tuple[Path, Path]) -> None:
+def test_a_base_in_bfloat16_restores_a_task_in_bfloat16(tmp_path: Path, berts: tuple[Path, Path]) -> None:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     for auto, source, target in zip(

@@ -1,4 +1,4 @@
-"""Task vectors: base plus task vector gives the fine-tuned weights back, bit for bit."""
+"""Task vectors: base plus task vector restores the fine-tuned weights bit for bit."""
 
 import math
 import tempfile
@@ -69,7 +69,7 @@ def test_base_plus_task_vector_is_the_fine_tuned_float32_bit_for_bit(
 @settings(deadline=None, max_examples=40)
 @given(PAIRS)
 @example(all_pairs_of(SPECIAL))
-def test_a_task_vector_file_gives_the_fine_tuned_float32_back_bit_for_bit(
+def test_a_task_vector_file_restores_the_fine_tuned_float32_bit_for_bit(
     pair: tuple[np.ndarray, np.ndarray],
 ) -> None:
     base, finetuned = ({"w": torch.from_numpy(array.copy())} for array in pair)
