@@ -59,7 +59,7 @@ def main() -> None:
         for name, results in found.items():
             command = [sys.executable, *sys.argv, "--only", name]
             results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
-    best = {name: min(each["seconds"] for each in results) for name, results in found.items()}
+    best = {name: min(result["seconds"] for result in results) for name, results in found.items()}
     names = {
         "plain": "plain torch autograd, float32",
         "float32": "flexswitch, float32",
@@ -99,19 +99,21 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
         parameters=vector.parameters,
     )
     precision: Any = "bfloat16" if kind == "bfloat16" else "float32"
-    with parallel_map(options.jobs) as each:
-        problem = read_compression_task(vector, header, BITS, "fast", each)
-        classroom = TrainingInputs(base, options.data)
-        lesson = open_training_data(vector, options.task, classroom, "kl", 0, 1, 0, precision, each)
-        rows = batch_rows(0, BATCH, len(lesson.exemplars), 0)
-        forward = seconds_of(lambda: model_alone(lesson, rows, each, options.jobs))
+    with parallel_map(options.jobs) as in_parallel:
+        task = read_compression_task(vector, header, BITS, "fast", in_parallel)
+        inputs = TrainingInputs(base, options.data)
+        data = open_training_data(vector, options.task, inputs, "kl", 0, 1, 0, precision, in_parallel)
+        rows = batch_rows(0, BATCH, len(data.exemplars), 0)
+        forward = seconds_of(lambda: model_alone(data, rows, in_parallel, options.jobs))
         if kind == "plain":
             torch.set_num_threads(options.jobs)
-            plain = Plain(problem.units, lesson)
+            plain = Plain(task.tensors, data)
             seconds = seconds_of(lambda: plain.step(rows))
         else:
-            student = GatedModel(lesson.model, problem.units, lesson.names, options.jobs)
-            seconds = seconds_of(lambda: fused_step(problem.units, student, lesson, rows, each, options.jobs))
+            model = GatedModel(data.model, task.tensors, data.names, options.jobs)
+            seconds = seconds_of(
+                lambda: fused_step(task.tensors, model, data, rows, in_parallel, options.jobs)
+            )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "forward": forward, "peak": float(peak)}
 
@@ -127,77 +129,77 @@ def seconds_of(work: Any, times: int = 5) -> float:
     return min(found)
 
 
-def model_alone(lesson: TrainingData, rows: list[int], each: ParallelMap, shards: int) -> None:
+def model_alone(data: TrainingData, rows: list[int], parallel_map: ParallelMap, shards: int) -> None:
     """Runs a batch forward and back by the weights of linear layers, without gates."""
-    losses = lesson.losses(rows, shards)
-    wanted = [module.weight for module in lesson.model.modules() if isinstance(module, nn.Linear)]
+    losses = data.losses(rows, shards)
+    wanted = [module.weight for module in data.model.modules() if isinstance(module, nn.Linear)]
     for weight in wanted:
         weight.requires_grad_(True)
 
     def run(shard: int) -> None:
         with torch.enable_grad():
-            torch.autograd.grad(losses[shard](lesson.model), wanted)
+            torch.autograd.grad(losses[shard](data.model), wanted)
 
-    each(run, len(losses))
-    lesson.model.requires_grad_(False)
+    parallel_map(run, len(losses))
+    data.model.requires_grad_(False)
 
 
 def fused_step(
-    units: list[DeltaRows],
-    student: GatedModel,
-    lesson: TrainingData,
+    tensors: list[DeltaRows],
+    model: GatedModel,
+    data: TrainingData,
     rows: list[int],
-    each: ParallelMap,
+    parallel_map: ParallelMap,
     shards: int,
 ) -> None:
     """Runs a step's passes; what Adam does to a few hundred numbers is left out on both sides."""
     share = np.full(len(BITS), 1 / len(BITS), np.float32)
     gates = [
         Gates(
-            np.full(len(unit.rows), THRESHOLD * unit.rms, np.float32), WIDTH * unit.rms, BITS,
-            np.full(len(BITS), THRESHOLD * unit.rms, np.float32), share,
+            np.full(len(tensor.rows), THRESHOLD * tensor.rms, np.float32), WIDTH * tensor.rms, BITS,
+            np.full(len(BITS), THRESHOLD * tensor.rms, np.float32), share,
         )
-        for unit in units
+        for tensor in tensors
     ]  # fmt: skip
-    set_gates(student, gates, each)
-    student.backward_all(lesson.losses(rows, shards), each)
+    set_gates(model, gates, parallel_map)
+    model.backward_all(data.losses(rows, shards), parallel_map)
 
 
 class Plain:
     """The same in torch operations under autograd: a graph over every entry of every tensor."""
 
-    def __init__(self, units: list[DeltaRows], lesson: TrainingData) -> None:
-        self._lesson = lesson
-        parameters = dict(lesson.model.named_parameters())
+    def __init__(self, tensors: list[DeltaRows], data: TrainingData) -> None:
+        self._data = data
+        parameters = dict(data.model.named_parameters())
         self._parts = []
-        for unit in units:
-            base = parameters[lesson.names[unit.name]].detach().clone()
+        for tensor in tensors:
+            base = parameters[data.names[tensor.name]].detach().clone()
             delta = torch.zeros(base.shape)
-            delta.view(-1, unit.columns)[torch.from_numpy(unit.rows)] = torch.from_numpy(unit.delta).view(
-                -1, unit.columns
-            )
+            delta.view(-1, tensor.columns)[torch.from_numpy(tensor.rows)] = torch.from_numpy(
+                tensor.delta
+            ).view(-1, tensor.columns)
             learned = [torch.tensor(THRESHOLD), torch.full((len(BITS),), THRESHOLD), torch.zeros(len(BITS))]
-            self._parts.append((lesson.names[unit.name], base, delta / unit.rms, unit.rms, learned))
+            self._parts.append((data.names[tensor.name], base, delta / tensor.rms, tensor.rms, learned))
 
     def step(self, rows: list[int]) -> None:
         weights = {}
         for name, base, ratio, rms, learned in self._parts:
-            for each in learned:
-                each.requires_grad_(True)
-                each.grad = None
+            for parameter in learned:
+                parameter.requires_grad_(True)
+                parameter.grad = None
             weights[f"model.{name}"] = base + rms * _gated(ratio, *learned)
-        found = functional_call(_Losses(self._lesson), weights, (rows,))
+        found = functional_call(_Losses(self._data), weights, (rows,))
         found.backward()
 
 
 class _Losses(nn.Module):
-    def __init__(self, lesson: TrainingData) -> None:
+    def __init__(self, data: TrainingData) -> None:
         super().__init__()
-        self.model = lesson.model
-        self._lesson = lesson
+        self.model = data.model
+        self._data = data
 
     def forward(self, rows: list[int]) -> Tensor:
-        return self._lesson.losses(rows, 1)[0](self.model)
+        return self._data.losses(rows, 1)[0](self.model)
 
 
 def _gated(ratio: Tensor, threshold: Tensor, scales: Tensor, logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The data-free allocation: density and bit-width of every unit under one multiplier.
 
 Minimises Σ ‖τ − τ̂‖² + μ · bits over the choices of each unit, for the μ that meets the size.
-Source: methods, §4, "Data-free FlexSwitch".
+Source: docs/methods.md §4, "Data-free FlexSwitch".
 """
 
 from collections.abc import Sequence
@@ -18,31 +18,33 @@ Doubles = NDArray[np.float64]
 _HALVINGS = 100
 
 
-def choice_bits(choices: RateDistortionTable, entries: int, factor: float) -> Doubles:
+def option_bits(table: RateDistortionTable, entries: int, factor: float) -> Doubles:
     """Returns the estimated bits of each choice of a unit, (choice,); keeping nothing costs nothing."""
-    entropies = np.array([entries * binary_entropy(kept / entries) for kept in choices.kept.tolist()])
-    bits = factor * (entropies + choices.kept * choices.bits) + RECORD_BITS
-    bits[choices.kept == 0] = 0
+    entropies = np.array([entries * binary_entropy(kept / entries) for kept in table.kept.tolist()])
+    bits = factor * (entropies + table.kept * table.bits) + RECORD_BITS
+    bits[table.kept == 0] = 0
     return np.asarray(bits)
 
 
-def allocate(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], target: float) -> list[int]:
+def allocate(tables: Sequence[RateDistortionTable], bits: Sequence[Doubles], target: float) -> list[int]:
     """Returns each unit's choice, of least error + multiplier · bits, for the one that meets the target."""
     low, high = 1e-40, 1e40  # multipliers: error a bit
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
-        if _total(choices, bits, middle) > target:
+        if _total(tables, bits, middle) > target:
             low = middle
         else:
             high = middle
-    return _chosen(choices, bits, high)
+    return _chosen(tables, bits, high)
 
 
-def _chosen(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> list[int]:
-    return [int(np.argmin(each.errors + multiplier * cost)) for each, cost in zip(choices, bits, strict=True)]
+def _chosen(tables: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> list[int]:
+    return [
+        int(np.argmin(table.errors + multiplier * cost)) for table, cost in zip(tables, bits, strict=True)
+    ]
 
 
-def _total(choices: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> float:
+def _total(tables: Sequence[RateDistortionTable], bits: Sequence[Doubles], multiplier: float) -> float:
     return sum(
-        float(cost[chosen]) for cost, chosen in zip(bits, _chosen(choices, bits, multiplier), strict=True)
+        float(cost[chosen]) for cost, chosen in zip(bits, _chosen(tables, bits, multiplier), strict=True)
     )

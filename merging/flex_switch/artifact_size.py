@@ -24,44 +24,46 @@ class ArtifactSizer:
         self,
         vector: TaskVector,
         header: ArtifactHeader,
-        units: Sequence[DeltaRows],
+        tensors: Sequence[DeltaRows],
         effort: str,
-        each: ParallelMap,
+        parallel_map: ParallelMap,
     ) -> None:
         self._extras = {name: packed_extra(vector.extra(name)) for name in vector.extras}
         self._header = header
-        self._units = units
+        self._tensors = tensors
         self._effort = effort
-        self._each = each
+        self._parallel_map = parallel_map
 
-    def size(self, hardened: Sequence[Quantisation]) -> int:
+    def size(self, quantised: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact that keeps this, extras and header included."""
-        return self._file_bytes(self._packed(hardened))
+        return self._file_bytes(self._packed(quantised))
 
     def empty_size(self) -> int:
         """Returns the bytes of the artifact that keeps nothing."""
-        return self._file_bytes([None] * len(self._units))
+        return self._file_bytes([None] * len(self._tensors))
 
-    def factors(self, hardened: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns each unit's real over estimated bits (rate.py), (unit,)."""
         found = before.copy()
-        for number, (unit, packed) in enumerate(zip(self._units, self._packed(hardened), strict=True)):
+        for number, (tensor, packed) in enumerate(zip(self._tensors, self._packed(quantised), strict=True)):
             if packed is not None:
-                kept = kept_by_row(unit, hardened[number])
+                kept = kept_by_row(tensor, quantised[number])
                 found[number] = fitted_factor(
-                    packed.record.size, kept, unit.columns, hardened[number].bits, before[number]
+                    packed.record.size, kept, tensor.columns, quantised[number].bits, before[number]
                 )
         return found
 
-    def _packed(self, hardened: Sequence[Quantisation]) -> list[PackedTensor | None]:
-        return self._each(lambda number: self._pack(self._units[number], hardened[number]), len(self._units))
+    def _packed(self, quantised: Sequence[Quantisation]) -> list[PackedTensor | None]:
+        return self._parallel_map(
+            lambda number: self._pack(self._tensors[number], quantised[number]), len(self._tensors)
+        )
 
-    def _pack(self, unit: DeltaRows, hardened: Quantisation) -> PackedTensor | None:
-        sparse = sparse_tensor(unit, hardened)
+    def _pack(self, tensor: DeltaRows, quantised: Quantisation) -> PackedTensor | None:
+        sparse = sparse_tensor(tensor, quantised)
         if not len(sparse.levels):
             return None
         form = store(sparse, effort=self._effort)
-        return packed_tensor(sparse, form, hardened.scale, unit.dtype)
+        return packed_tensor(sparse, form, quantised.scale, tensor.dtype)
 
     def _file_bytes(self, packed: Sequence[PackedTensor | None]) -> int:
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
@@ -69,14 +71,14 @@ class ArtifactSizer:
             with ArtifactWriter(path) as writer:
                 for name, extra in self._extras.items():
                     writer.add_extra(name, extra)
-                for unit, each in zip(self._units, packed, strict=True):
-                    if each is not None:
-                        writer.add_tensor(unit.name, each)
+                for tensor, stored in zip(self._tensors, packed, strict=True):
+                    if stored is not None:
+                        writer.add_tensor(tensor.name, stored)
                 writer.finish(self._header)
             return path.stat().st_size
 
 
-def kept_by_row(unit: DeltaRows, hardened: Quantisation) -> NDArray[np.int64]:
+def kept_by_row(tensor: DeltaRows, quantised: Quantisation) -> NDArray[np.int64]:
     """Returns how many entries each row keeps, (row,)."""
-    kept = np.abs(unit.delta.reshape(-1, unit.columns)) > hardened.thresholds[:, None]
+    kept = np.abs(tensor.delta.reshape(-1, tensor.columns)) > quantised.thresholds[:, None]
     return np.asarray(np.count_nonzero(kept, axis=1))

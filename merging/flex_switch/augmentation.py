@@ -14,7 +14,7 @@ from flexswitch.merging.models.examples import Inputs
 _LEAST_PART = 0.25  # of a text or picture that each of the two gives
 
 
-def crossed(inputs: Inputs, count: int, seed: int) -> Inputs:
+def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
     """Returns that many inputs, each crossed from two of those given, drawn by the seed.
 
     Texts: the first words of one and the last words of another. Arrays: a mean of two, weighted at random.

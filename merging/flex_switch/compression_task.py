@@ -13,7 +13,7 @@ from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, r
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
-from flexswitch.merging.flex_switch.size_estimate import forecast
+from flexswitch.merging.flex_switch.size_estimate import size_estimate
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -23,60 +23,66 @@ class CompressionTask:
 
     vector: TaskVector
     header: ArtifactHeader
-    units: list[DeltaRows]
-    choices: list[RateDistortionTable]
+    tensors: list[DeltaRows]
+    tables: list[RateDistortionTable]
     bits: NDArray[np.int64]
     effort: str
-    each: ParallelMap
+    parallel_map: ParallelMap
 
-    def packer(self, learning: TrainingRecord | None = None) -> ArtifactSizer:
+    def sizer(self, learning: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns what packs the artifact, with that record in it."""
         header = self.header.model_copy(update={"training": learning})
-        return ArtifactSizer(self.vector, header, self.units, self.effort, self.each)
+        return ArtifactSizer(self.vector, header, self.tensors, self.effort, self.parallel_map)
 
     def payload_bits(self, target: int) -> float:
         """Returns what is left for the units in an artifact of so many bytes."""
-        return 8.0 * (target - self.packer().empty_size())
+        return 8.0 * (target - self.sizer().empty_size())
 
     def fit(
-        self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int
+        self, quantised: Sequence[Quantisation], sizer: ArtifactSizer, target: int
     ) -> tuple[list[Quantisation], int]:
         """Returns what is kept at a size in bytes, and that size; the widths of levels stay."""
-        ahead = forecast(self.units, self.choices, hardened)
-        return fit_to_size(hardened, packer.size, ahead, packer.empty_size(), target)
+        ahead = size_estimate(self.tensors, self.tables, quantised)
+        return fit_to_size(quantised, sizer.size, ahead, sizer.empty_size(), target)
 
     def fill(
-        self, hardened: Sequence[Quantisation], packer: ArtifactSizer, target: int
+        self, quantised: Sequence[Quantisation], sizer: ArtifactSizer, target: int
     ) -> tuple[list[Quantisation], int]:
         """Returns what is kept at a size, and that size; in wider levels where those given do not fill it.
 
         Each unit then takes the next bit-width, with its best scale at the threshold it has, as many times
         larger as the one it had is than its own best.
         """
-        fitted, found = self.fit(hardened, packer, target)
+        fitted, found = self.fit(quantised, sizer, target)
         for width in self.bits.tolist()[1:]:
             everything = [replace(kept, thresholds=np.zeros_like(kept.thresholds)) for kept in fitted]
-            if meets_target(found, target) or packer.size(everything) >= target:
+            if meets_target(found, target) or sizer.size(everything) >= target:
                 break
-            hardened = [
-                kept if kept.bits >= width else widened(choices, kept, width)
-                for choices, kept in zip(self.choices, hardened, strict=True)
+            quantised = [
+                kept if kept.bits >= width else widened(table, kept, width)
+                for table, kept in zip(self.tables, quantised, strict=True)
             ]
-            fitted, found = self.fit(hardened, packer, target)
+            fitted, found = self.fit(quantised, sizer, target)
         return fitted, found
 
 
 def read_compression_task(
-    vector: TaskVector, header: ArtifactHeader, bits: NDArray[np.int64], effort: str, each: ParallelMap
+    vector: TaskVector,
+    header: ArtifactHeader,
+    bits: NDArray[np.int64],
+    effort: str,
+    parallel_map: ParallelMap,
 ) -> CompressionTask:
     """Returns a problem, its deltas read and its choices of density and bit-width counted."""
-    units = [unit for unit in (read_delta_rows(vector, name) for name in vector.tensors) if unit is not None]
-    choices = each(lambda number: rate_distortion_table(units[number].delta, bits), len(units))
-    return CompressionTask(vector, header, units, choices, bits, effort, each)
+    tensors = [
+        tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
+    ]
+    tables = parallel_map(lambda number: rate_distortion_table(tensors[number].delta, bits), len(tensors))
+    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map)
 
 
-def widened(choices: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:
+def widened(table: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:
     """Returns the same entries in levels of another width, the scale as much above the best as it was."""
     threshold = float(np.median(kept.thresholds))
-    growth = kept.scale / scale_at(choices, threshold, kept.bits)
-    return replace(kept, bits=width, scale=float(np.float32(growth * scale_at(choices, threshold, width))))
+    growth = kept.scale / scale_at(table, threshold, kept.bits)
+    return replace(kept, bits=width, scale=float(np.float32(growth * scale_at(table, threshold, width))))

@@ -56,21 +56,21 @@ def read_delta_rows(vector: TaskVector, name: str) -> DeltaRows | None:
     return DeltaRows(name, info.shape, info.dtype, rows, grid.columns, delta, rms)
 
 
-def sparse_tensor(unit: DeltaRows, hardened: Quantisation) -> SparseTensor:
+def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
     """Returns the entries that a unit keeps, each as its nearest level."""
-    by_row = unit.delta.reshape(-1, unit.columns)  # (row, column)
-    kept = np.abs(by_row) > hardened.thresholds[:, None]
-    grid = as_matrix(unit.shape)
+    by_row = tensor.delta.reshape(-1, tensor.columns)  # (row, column)
+    kept = np.abs(by_row) > quantised.thresholds[:, None]
+    grid = as_matrix(tensor.shape)
     marked = np.zeros((grid.rows, grid.columns), np.bool_)
-    marked[unit.rows] = kept
+    marked[tensor.rows] = kept
     mask = np.packbits(marked.reshape(-1), bitorder="little")
-    return SparseTensor(unit.shape, mask, levels_of(by_row[kept], hardened), hardened.bits)
+    return SparseTensor(tensor.shape, mask, levels_of(by_row[kept], quantised), quantised.bits)
 
 
-def levels_of(values: FloatArray, hardened: Quantisation) -> NDArray[np.uint8]:
+def levels_of(values: FloatArray, quantised: Quantisation) -> NDArray[np.uint8]:
     """Returns the nearest level of each value, (kept,); see codecs/sparse.py for what a level stands for."""
-    if hardened.bits == 1:
+    if quantised.bits == 1:
         return (values > 0).view(np.uint8)
-    steps = (1 << hardened.bits) - 1
-    levels = np.floor((values.astype(np.float64) / hardened.scale * steps + steps) / 2 + 0.5)
-    return np.clip(levels, 0, steps).astype(LEVEL_DTYPES[hardened.bits])
+    steps = (1 << quantised.bits) - 1
+    levels = np.floor((values.astype(np.float64) / quantised.scale * steps + steps) / 2 + 0.5)
+    return np.clip(levels, 0, steps).astype(LEVEL_DTYPES[quantised.bits])

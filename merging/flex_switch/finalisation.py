@@ -37,69 +37,69 @@ class TrainingSettings:
 class TrainingRun:
     """All that learning works with; the student's weights are those of what was last looked at."""
 
-    problem: CompressionTask
-    lesson: TrainingData
-    student: GatedModel
-    course: TrainingSettings
+    task: CompressionTask
+    data: TrainingData
+    model: GatedModel
+    settings: TrainingSettings
 
     def batches(self, step: int) -> Sequence[Loss]:
         """Returns the losses of a step's batch, one a shard."""
-        rows = batch_rows(step, self.course.batch, len(self.lesson.training_set), self.course.seed)
-        return self.lesson.losses(rows, self.course.shards)
+        rows = batch_rows(step, self.settings.batch, len(self.data.training_set), self.settings.seed)
+        return self.data.losses(rows, self.settings.shards)
 
-    def loss(self, hardened: Sequence[Quantisation]) -> float:
+    def loss(self, quantised: Sequence[Quantisation]) -> float:
         """Returns the loss of what is kept, on the exemplars."""
-        set_gates(self.student, hard_gates(self.problem.units, hardened), self.problem.each)
-        return self.lesson.loss(self.problem.each)
+        set_gates(self.model, hard_gates(self.task.tensors, quantised), self.task.parallel_map)
+        return self.data.loss(self.task.parallel_map)
 
     def finished(
-        self, hardened: list[Quantisation], record: TrainingRecord
+        self, quantised: list[Quantisation], record: TrainingRecord
     ) -> tuple[float, list[Quantisation], TrainingRecord]:
         """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
-        problem, target = self.problem, self.course.target
+        task, target = self.task, self.settings.target
         if target is not None:
-            hardened = problem.fill(hardened, problem.packer(record), target)[0]
-        found, after = self._settled(self._refitted(hardened), record)
-        return self.lesson.loss(problem.each), found, after
+            quantised = task.fill(quantised, task.sizer(record), target)[0]
+        found, after = self._settled(self._refitted(quantised), record)
+        return self.data.loss(task.parallel_map), found, after
 
-    def _refitted(self, hardened: list[Quantisation]) -> list[Quantisation]:
+    def _refitted(self, quantised: list[Quantisation]) -> list[Quantisation]:
         """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as is."""
-        steps, before = self.course.refit, self.loss(hardened)
+        steps, before = self.settings.refit, self.loss(quantised)
         for rate in RATES if steps else ():
             found = refit_scales(
-                self.problem.units,
-                hardened,
-                self.student,
-                lambda step: self.batches(self.course.steps + step),
+                self.task.tensors,
+                quantised,
+                self.model,
+                lambda step: self.batches(self.settings.steps + step),
                 steps,
                 rate,
-                self.problem.each,
+                self.task.parallel_map,
             )
             if self.loss(found) < before:
                 return found
-        return hardened
+        return quantised
 
     def _settled(
-        self, hardened: list[Quantisation], record: TrainingRecord
+        self, quantised: list[Quantisation], record: TrainingRecord
     ) -> tuple[list[Quantisation], TrainingRecord]:
         """Returns what is kept with the record of it, at the size together; the student holds it.
 
         The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
         the file may have grown by some bytes; levels wider than signs are others too, by a new scale.
         """
-        problem, target = self.problem, self.course.target
+        task, target = self.task, self.settings.target
         aim = target or 0
         for tried in range(_SETTLING):
-            set_gates(self.student, hard_gates(problem.units, hardened), problem.each)
-            settled = record.model_copy(update={"after": quality(self.lesson, problem.each)})
-            packer = problem.packer(settled)
-            found = 0 if target is None else packer.size(hardened)
+            set_gates(self.model, hard_gates(task.tensors, quantised), task.parallel_map)
+            settled = record.model_copy(update={"after": quality(self.data, task.parallel_map)})
+            sizer = task.sizer(settled)
+            found = 0 if target is None else sizer.size(quantised)
             if target is None or (found <= target and (tried or meets_target(found, target))):
-                return hardened, settled
+                return quantised, settled
             aim -= max(0, found - target + _SPARE)
-            if aim <= packer.empty_size():
+            if aim <= sizer.empty_size():
                 break
-            hardened = problem.fit(hardened, packer, aim)[0]
+            quantised = task.fit(quantised, sizer, aim)[0]
         raise InputError(
-            f"{problem.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
+            f"{task.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
         )

@@ -37,14 +37,14 @@ class Found(NamedTuple):
     size: int
 
 
-def scaled(hardened: Sequence[Quantisation], by: float) -> list[Quantisation]:
+def scaled(quantised: Sequence[Quantisation], by: float) -> list[Quantisation]:
     """Returns the same with all thresholds multiplied by e^by."""
     factor = np.float32(math.exp(by))
-    return [replace(each, thresholds=each.thresholds * factor) for each in hardened]
+    return [replace(kept, thresholds=kept.thresholds * factor) for kept in quantised]
 
 
 def fit_to_size(
-    hardened: Sequence[Quantisation], size: Size, forecast: SizeEstimate, least: int, target: int
+    quantised: Sequence[Quantisation], size: Size, size_estimate: SizeEstimate, least: int, target: int
 ) -> tuple[list[Quantisation], int]:
     """Returns what is kept at the size nearest below the target, and that size.
 
@@ -55,7 +55,7 @@ def fit_to_size(
     above: Found | None = None
     shift, halve = 0.0, False
     for tried in range(_TRIES):
-        found = Found(shift, size(scaled(hardened, shift)))
+        found = Found(shift, size(scaled(quantised, shift)))
         if found.size <= target:
             if below is not None and above is None and found.size < _PAST_MOST * below.size:
                 break
@@ -69,24 +69,26 @@ def fit_to_size(
             break
         aim = target * (1 + _ENOUGH) / 2
         if below is None or above is None:
-            shift = _next_step(found, forecast, least, aim, tried)
+            shift = _next_step(found, size_estimate, least, aim, tried)
         else:  # by turns, as the forecast may be far off
-            shift = (below.shift + above.shift) / 2 if halve else _next_between(below, above, forecast, aim)
+            shift = (
+                (below.shift + above.shift) / 2 if halve else _next_between(below, above, size_estimate, aim)
+            )
             halve = not halve
     if below is None:  # the file's own parts take nearly all
-        nothing = [replace(each, thresholds=np.full_like(each.thresholds, np.inf)) for each in hardened]
+        nothing = [replace(kept, thresholds=np.full_like(kept.thresholds, np.inf)) for kept in quantised]
         return nothing, size(nothing)
-    fitted = scaled(hardened, below.shift)
+    fitted = scaled(quantised, below.shift)
     if above is None or below.size >= _ENOUGH * target:
         return fitted, below.size
-    return _between(fitted, below.size, scaled(hardened, above.shift), size, target)
+    return _between(fitted, below.size, scaled(quantised, above.shift), size, target)
 
 
 def _between(
     less: list[Quantisation], found: int, more: list[Quantisation], size: Size, target: int
 ) -> tuple[list[Quantisation], int]:
     """Returns the first rows by the thresholds that keep more, as many as the target takes; and the size."""
-    best, rows, beyond = (less, found), 0, 1 + sum(len(each.thresholds) for each in less)
+    best, rows, beyond = (less, found), 0, 1 + sum(len(kept.thresholds) for kept in less)
     while beyond - rows > 1 and best[1] < _ENOUGH * target:
         middle = (rows + beyond) // 2
         mixed = _mixed(less, more, middle)
@@ -114,32 +116,32 @@ def meets_target(found: int, target: int) -> bool:
     return _LEAST_SHARE * target <= found <= target
 
 
-def _next_step(found: Found, forecast: SizeEstimate, least: int, aim: float, tried: int) -> float:
+def _next_step(found: Found, size_estimate: SizeEstimate, least: int, aim: float, tried: int) -> float:
     """Returns where the forecast, as many times as large as was found, is the aim; a step away at least.
 
     Where the most is too little, everything is tried.
     """
-    here, most = forecast(found.shift), _MOST * forecast(-_RANGE)
+    here, most = size_estimate(found.shift), _MOST * size_estimate(-_RANGE)
     if found.size < aim and here >= most:
         return -_RANGE
     wanted = min(here * (aim - least) / max(found.size - least, 1), most)
-    step = _shift_of(forecast, wanted, -_RANGE, _RANGE) - found.shift
+    step = _shift_of(size_estimate, wanted, -_RANGE, _RANGE) - found.shift
     shortest = math.copysign(_LEAST_STEP * _GROWTH**tried, found.size - aim)
     return max(-_RANGE, found.shift + (step if step / shortest > 1 else shortest))
 
 
-def _next_between(below: Found, above: Found, forecast: SizeEstimate, aim: float) -> float:
+def _next_between(below: Found, above: Found, size_estimate: SizeEstimate, aim: float) -> float:
     """Returns where the forecast lies as the aim does between the two, but never near an end."""
     part = (aim - below.size) / (above.size - below.size)
-    low, high = forecast(below.shift), forecast(above.shift)
-    shift = _shift_of(forecast, low + part * (high - low), above.shift, below.shift)
+    low, high = size_estimate(below.shift), size_estimate(above.shift)
+    shift = _shift_of(size_estimate, low + part * (high - low), above.shift, below.shift)
     width = below.shift - above.shift
     return min(max(shift, above.shift + 0.1 * width), below.shift - 0.1 * width)
 
 
-def _shift_of(forecast: SizeEstimate, wanted: float, low: float, high: float) -> float:
+def _shift_of(size_estimate: SizeEstimate, wanted: float, low: float, high: float) -> float:
     """Returns the largest shift between the two where so much is forecast, or the first of them."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if forecast(middle) >= wanted else (low, middle)
+        low, high = (middle, high) if size_estimate(middle) >= wanted else (low, middle)
     return low

@@ -1,6 +1,6 @@
 """FlexSwitch: thresholds, scales and bit-widths learned on a few exemplars, at the size asked for.
 
-Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; methods, §4.
+Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; docs/methods.md §4.
 """
 
 import math
@@ -20,7 +20,7 @@ from flexswitch.merging.flex_switch.compression_task import CompressionTask, rea
 from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.size_target import target_bytes
-from flexswitch.merging.flex_switch.training import data_free, learned
+from flexswitch.merging.flex_switch.training import data_free, train
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
 from flexswitch.merging.flex_switch.training_data import TrainingData, open_training_data, read_exemplars
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -116,21 +116,21 @@ def flexswitch(
     if objective != "none" and inputs is not None:
         read_exemplars(job.task, inputs, objective, min_exemplars)  # refuse too few before long work
     header = job.header(vector)
-    with parallel_map(job.jobs) as each:
-        problem = read_compression_task(vector, header, widths, effort, each)
-        target = None if lambda_ is not None else _target(problem, target_size or _DEFAULT_TARGET)
+    with parallel_map(job.jobs) as in_parallel:
+        task = read_compression_task(vector, header, widths, effort, in_parallel)
+        target = None if lambda_ is not None else _target(task, target_size or _DEFAULT_TARGET)
         if objective == "none" or inputs is None:
             if target is None:
                 raise ValueError("the data-free allocation takes a target")
             same_share = densities != "allocated"
             power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
-            kept = data_free(problem, target, same_share, power, training.on_note)
-            return Plan(_compressor(problem, kept), effort)
-        lesson = open_training_data(
-            vector, job.task, inputs, objective, seed, min_exemplars, augmentations, precision, each
+            kept = data_free(task, target, same_share, power, training.on_note)
+            return Plan(_compressor(task, kept), effort)
+        data = open_training_data(
+            vector, job.task, inputs, objective, seed, min_exemplars, augmentations, precision, in_parallel
         )
         multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
-        course = TrainingSettings(
+        settings = TrainingSettings(
             target,
             multiplier,
             steps,
@@ -141,21 +141,21 @@ def flexswitch(
             scale_refit_steps,
             seed,
         )
-        run = run_identity(header.method.settings, _inputs(vector, header, lesson))
+        run = run_identity(header.method.settings, _inputs(vector, header, data))
         file = training.checkpoint
-        saving = None if file is None else TrainingCheckpoint(file.path, file.every, run)
-        kept, record = learned(problem, lesson, course, saving, training.on_step, training.on_note)
-        return Plan(_compressor(problem, kept), effort, record)
+        checkpoint = None if file is None else TrainingCheckpoint(file.path, file.every, run)
+        kept, record = train(task, data, settings, checkpoint, training.on_step, training.on_note)
+        return Plan(_compressor(task, kept), effort, record)
 
 
-def _inputs(vector: TaskVector, header: ArtifactHeader, lesson: TrainingData) -> dict[str, object]:
+def _inputs(vector: TaskVector, header: ArtifactHeader, data: TrainingData) -> dict[str, object]:
     """Returns what a learning depends on beside its settings; of a fine-tune's files, sizes and times."""
-    labels = lesson.exemplars.examples.labels
+    labels = data.exemplars.examples.labels
     return {
         "task": header.name,
         "base": header.base.fingerprint,
         "finetuned": vector.hints.file_stamps(),
-        "exemplars": lesson.digest,
+        "exemplars": data.digest,
         "labels": None if labels is None else labels.tolist(),
     }
 
@@ -170,9 +170,9 @@ def _bit_widths(text: str) -> NDArray[np.int64]:
     return np.array(widths, np.int64)
 
 
-def _target(problem: CompressionTask, text: str) -> int:
-    vector = problem.vector
-    target, empty = target_bytes(text, vector.parameters), problem.packer().empty_size()
+def _target(task: CompressionTask, text: str) -> int:
+    vector = task.vector
+    target, empty = target_bytes(text, vector.parameters), task.sizer().empty_size()
     if target <= empty:
         raise InputError(
             f"{vector.source}: target size {text} is {target:,} bytes, and the task's own tensors (its head) "
@@ -181,14 +181,14 @@ def _target(problem: CompressionTask, text: str) -> int:
     return target
 
 
-def _compressor(problem: CompressionTask, hardened: Sequence[Quantisation]) -> Callable[[Delta], Compressed]:
-    by_name = {unit.name: (unit, kept) for unit, kept in zip(problem.units, hardened, strict=True)}
+def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Callable[[Delta], Compressed]:
+    by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(task.tensors, quantised, strict=True)}
 
     def compress(delta: Delta) -> Compressed:
         if delta.name not in by_name:
             empty = np.zeros(-(-math.prod(delta.shape) // 8), np.uint8)
             return Compressed(assemble(delta.shape, [empty], [], bits=1), 0.0)
-        unit, kept = by_name[delta.name]
-        return Compressed(sparse_tensor(unit, kept), kept.scale)
+        tensor, kept = by_name[delta.name]
+        return Compressed(sparse_tensor(tensor, kept), kept.scale)
 
     return compress

@@ -26,48 +26,48 @@ class GatedModel:
     """
 
     def __init__(
-        self, model: nn.Module, units: Sequence[DeltaRows], names: Mapping[str, str], shards: int
+        self, model: nn.Module, tensors: Sequence[DeltaRows], names: Mapping[str, str], shards: int
     ) -> None:
         """Takes a model that holds the base's weights; names: unit → the model's name, where it has it."""
         self.model = model.requires_grad_(False)
         state = model.state_dict(keep_vars=True)
-        tensors = [state[names[unit.name]] if unit.name in names else None for unit in units]
+        weights = [state[names[tensor.name]] if tensor.name in names else None for tensor in tensors]
         self.weights: list[GatedTensor | None] = [
-            None if tensor is None else gated_weights(unit, tensor)
-            for unit, tensor in zip(units, tensors, strict=True)
+            None if weight is None else gated_weights(tensor, weight)
+            for tensor, weight in zip(tensors, weights, strict=True)
         ]
         self.gates: list[Gates] = []
         learned = {
-            number: tensor for number, tensor in enumerate(tensors) if isinstance(tensor, nn.Parameter)
+            number: weight for number, weight in enumerate(weights) if isinstance(weight, nn.Parameter)
         }
         self._replicas = [_Replica(self, model, learned) for _ in range(shards)]
 
     def backward_all(
-        self, losses: Sequence[Loss], each: ParallelMap
+        self, losses: Sequence[Loss], parallel_map: ParallelMap
     ) -> list[tuple[float, list[GateGradients | None]]]:
         """Runs shards forward and back; returns each one's loss, and by unit the slopes, None without any."""
-        return each(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
+        return parallel_map(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
 
 
 class _Replica:
     """The model again: every tensor shared, the units' as leaves of this replica's own graph."""
 
-    def __init__(self, student: GatedModel, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
-        self._student = student
+    def __init__(self, gated: GatedModel, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
+        self._gated = gated
         self._model = replica(model)
-        leaves = {id(tensor): nn.Parameter(tensor.data) for tensor in learned.values()}
+        leaves = {id(weight): nn.Parameter(weight.data) for weight in learned.values()}
         for module in list(self._model.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if id(parameter) in leaves:
                     setattr(module, name, leaves[id(parameter)])
-        for number, tensor in learned.items():
+        for number, weight in learned.items():
             hook = self._reducer(number)
-            leaves[id(tensor)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            leaves[id(weight)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         _make_embeddings_sparse(self._model)
         self._slopes: list[GateGradients | None] = []
 
     def backward(self, loss: Loss) -> tuple[float, list[GateGradients | None]]:
-        self._slopes = [None] * len(self._student.weights)
+        self._slopes = [None] * len(self._gated.weights)
         with torch.enable_grad():
             found = loss(self._model)
             found.backward()  # type: ignore[no-untyped-call]
@@ -76,16 +76,16 @@ class _Replica:
     def _reducer(self, number: int) -> Callable[[Tensor], None]:
         def reduce(leaf: Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
-            weights = self._student.weights[number]
+            weights = self._gated.weights[number]
             if gradient is not None and weights is not None:
-                self._slopes[number] = weights.reduce(self._student.gates[number], gradient)
+                self._slopes[number] = weights.reduce(self._gated.gates[number], gradient)
 
         return reduce
 
 
 def _make_embeddings_sparse(model: nn.Module) -> None:
     """Lets tables of embeddings that nothing else uses have gradients of the rows in the batch alone."""
-    uses = Counter(id(tensor) for module in model.modules() for tensor in module.parameters(recurse=False))
+    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     for module in model.modules():
         if isinstance(module, nn.Embedding) and uses[id(module.weight)] == 1:
             module.sparse = True

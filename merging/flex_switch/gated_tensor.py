@@ -57,37 +57,37 @@ class GatedTensor(Protocol):
         """Returns what the gradient by the weights says of the gates, as they were last applied."""
 
 
-def gated_weights(unit: DeltaRows, weights: Tensor) -> GatedTensor:
+def gated_weights(tensor: DeltaRows, weights: Tensor) -> GatedTensor:
     """Returns a unit's weights under gates; `weights` is the model's own tensor and holds the base."""
-    return (CompiledGatedTensor if weights.device.type == "cpu" else DeviceGatedTensor)(unit, weights)
+    return (CompiledGatedTensor if weights.device.type == "cpu" else DeviceGatedTensor)(tensor, weights)
 
 
 class CompiledGatedTensor:
     """By compiled passes, float32 on the CPU."""
 
-    def __init__(self, unit: DeltaRows, weights: Tensor) -> None:
-        self._unit = unit
+    def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
+        self._tensor = tensor
         self._weights = weights.detach().view(-1).numpy()
-        self._base = self._weights.reshape(-1, unit.columns)[unit.rows].reshape(-1)
+        self._base = self._weights.reshape(-1, tensor.columns)[tensor.rows].reshape(-1)
 
     def apply(self, gates: Gates) -> GateCounts:
-        unit = self._unit
-        kept, slopes = np.empty(len(unit.rows), np.int64), np.empty(len(unit.rows))
+        tensor = self._tensor
+        kept, slopes = np.empty(len(tensor.rows), np.int64), np.empty(len(tensor.rows))
         apply_gates(
-            self._base, unit.delta, unit.rows, unit.columns, gates.thresholds, np.float32(gates.width),
+            self._base, tensor.delta, tensor.rows, tensor.columns, gates.thresholds, np.float32(gates.width),
             gates.bits, gates.scales, gates.shares, self._weights, kept, slopes,
         )  # fmt: skip
         return GateCounts(kept, slopes)
 
     def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
-        unit, candidates = self._unit, len(gates.bits)
-        slopes = GateGradients(np.zeros(len(unit.rows)), np.zeros(candidates), np.zeros(candidates))
+        tensor, candidates = self._tensor, len(gates.bits)
+        slopes = GateGradients(np.zeros(len(tensor.rows)), np.zeros(candidates), np.zeros(candidates))
         if not gradient.is_sparse:
             flat = gradient.contiguous().view(-1).numpy()
-            self._reduce(gates, flat, unit.delta, unit.rows, gates.thresholds, slopes)
+            self._reduce(gates, flat, tensor.delta, tensor.rows, gates.thresholds, slopes)
             return slopes
-        values, places, own = _touched_rows(gradient, unit)
-        delta = unit.delta.reshape(-1, unit.columns)[own].reshape(-1)
+        values, places, own = _touched_rows(gradient, tensor)
+        delta = tensor.delta.reshape(-1, tensor.columns)[own].reshape(-1)
         of_own = slopes._replace(by_threshold=np.zeros(len(own)))
         self._reduce(gates, values, delta, places, gates.thresholds[own], of_own)
         slopes.by_threshold[own] = of_own.by_threshold
@@ -103,7 +103,7 @@ class CompiledGatedTensor:
         slopes: GateGradients,
     ) -> None:
         reduce_gradient(
-            gradient, delta, rows, self._unit.columns, thresholds, np.float32(gates.width), gates.bits,
+            gradient, delta, rows, self._tensor.columns, thresholds, np.float32(gates.width), gates.bits,
             gates.scales, gates.shares, *slopes,
         )  # fmt: skip
 
@@ -111,13 +111,13 @@ class CompiledGatedTensor:
 class DeviceGatedTensor:
     """By torch operations on the weights' own device; sums in float64."""
 
-    def __init__(self, unit: DeltaRows, weights: Tensor) -> None:
-        self._weights = weights.detach().view(-1, unit.columns)
-        self._rows = torch.from_numpy(unit.rows).to(weights.device)
-        self._delta = torch.from_numpy(unit.delta).view(-1, unit.columns).to(weights.device)
+    def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
+        self._weights = weights.detach().view(-1, tensor.columns)
+        self._rows = torch.from_numpy(tensor.rows).to(weights.device)
+        self._delta = torch.from_numpy(tensor.delta).view(-1, tensor.columns).to(weights.device)
         self._base = self._weights[self._rows]
-        height = max(1, _DEVICE_ENTRIES // unit.columns)
-        self._parts = [slice(start, start + height) for start in range(0, len(unit.rows), height)]
+        height = max(1, _DEVICE_ENTRIES // tensor.columns)
+        self._parts = [slice(start, start + height) for start in range(0, len(tensor.rows), height)]
 
     def apply(self, gates: Gates) -> GateCounts:
         kept, slopes = [], []
@@ -136,14 +136,14 @@ class DeviceGatedTensor:
             delta, distances, passes = self._gated(gates, part)
             slope = by_row[self._rows[part]]
             quantised = [_quantised(delta, bits, scale) for bits, scale, _ in _candidates(gates)]
-            values = sum(share * each for each, share in zip(quantised, gates.shares.tolist(), strict=True))
+            values = sum(share * value for value, share in zip(quantised, gates.shares.tolist(), strict=True))
             weighted = (slope * values * _kernel(distances)).sum(1, dtype=torch.float64)
             by_threshold.append(-weighted / gates.width)
             passed = torch.where(passes, slope, 0)
-            by_share.append(torch.stack([(passed * each).sum(dtype=torch.float64) for each in quantised]))
+            by_share.append(torch.stack([(passed * value).sum(dtype=torch.float64) for value in quantised]))
             turns = [
-                share * (passed * _by_scale(delta, each, bits, scale)).sum(dtype=torch.float64)
-                for each, (bits, scale, share) in zip(quantised, _candidates(gates), strict=True)
+                share * (passed * _by_scale(delta, value, bits, scale)).sum(dtype=torch.float64)
+                for value, (bits, scale, share) in zip(quantised, _candidates(gates), strict=True)
             ]
             by_scale.append(torch.stack(turns))
         return GateGradients(
@@ -161,13 +161,13 @@ class DeviceGatedTensor:
 
 
 def _touched_rows(
-    gradient: Tensor, unit: DeltaRows
+    gradient: Tensor, tensor: DeltaRows
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
     """Returns a sparse gradient's rows, flat; of those the unit has, their places there and in the unit."""
     whole = gradient.coalesce()
     touched = whole.indices()[0].numpy()
-    own = np.searchsorted(unit.rows, touched)
-    known = (own < len(unit.rows)) & (unit.rows[np.minimum(own, len(unit.rows) - 1)] == touched)
+    own = np.searchsorted(tensor.rows, touched)
+    known = (own < len(tensor.rows)) & (tensor.rows[np.minimum(own, len(tensor.rows) - 1)] == touched)
     values: FloatArray = whole.values().contiguous().view(-1).numpy()
     return values, np.flatnonzero(known), own[known]
 

@@ -4,7 +4,7 @@ An entry of the delta τ passes its gate where |τ| is above its row's threshold
 v = Σ_b π_b·Q_b(τ), a mixture over candidate bit-widths b. Forward the gate is hard; backward it is the
 sigmoid σ((|τ| − threshold) / width), whose slope is the kernel of these passes (straight-through).
 Thresholds and widths are in the units of the weights here.
-Source: Gao et al. 2026 (arXiv 2604.28109), LGS and BAS; methods, §4.
+Source: Gao et al. 2026 (arXiv 2604.28109), LGS and BAS; docs/methods.md §4.
 """
 
 from typing import Any

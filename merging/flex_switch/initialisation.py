@@ -9,13 +9,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
+from flexswitch.merging.flex_switch.allocation import allocate, option_bits
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.parameters import Parameters, inverse_softplus
 from flexswitch.merging.flex_switch.rate import FIRST_FACTOR
-from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
 Doubles = NDArray[np.float64]
 
@@ -27,37 +26,33 @@ _POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _FIRST_POWER = 5  # place of the one that is tried first
 
 
-def all_choices(
-    units: Sequence[DeltaRows], bits: NDArray[np.int64], each: ParallelMap
-) -> list[RateDistortionTable]:
-    """Returns every unit's choices of density and bit-width."""
-    return each(lambda number: rate_distortion_table(units[number].delta, bits), len(units))
-
-
 def allocated(
-    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], target: float, packer: ArtifactSizer
+    tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable], target: float, sizer: ArtifactSizer
 ) -> tuple[list[Quantisation], Doubles]:
     """Returns what the allocation keeps in about `target` bits, and each unit's factor (rate.py).
 
     The factors come from storing what is kept, a few times over.
     """
-    factors = np.full(len(units), FIRST_FACTOR)
+    factors = np.full(len(tensors), FIRST_FACTOR)
     for _ in range(_ROUNDS):
-        kept = _keep(units, choices, target, factors)
-        factors = packer.factors(kept, factors)
+        kept = _keep(tensors, tables, target, factors)
+        factors = sizer.factors(kept, factors)
     return kept, factors
 
 
-def relative(units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable]) -> list[RateDistortionTable]:
+def relative(
+    tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable]
+) -> list[RateDistortionTable]:
     """Returns the choices with errors in units of each tensor's mean square."""
     return [
-        replace(each, errors=each.errors / unit.rms**2) for unit, each in zip(units, choices, strict=True)
+        replace(table, errors=table.errors / tensor.rms**2)
+        for tensor, table in zip(tensors, tables, strict=True)
     ]
 
 
 def uniform(
-    units: Sequence[DeltaRows],
-    choices: Sequence[RateDistortionTable],
+    tensors: Sequence[DeltaRows],
+    tables: Sequence[RateDistortionTable],
     widths: NDArray[np.int64],
     target: float,
     factors: Doubles,
@@ -68,12 +63,14 @@ def uniform(
     """
 
     def rows_at(share: float, width: int) -> list[int]:
-        return [_at_share(unit, each, share, width) for unit, each in zip(units, choices, strict=True)]
+        return [_at_share(tensor, table, share, width) for tensor, table in zip(tensors, tables, strict=True)]
 
     def bits_at(share: float, width: int) -> float:
         return sum(
-            float(choice_bits(each, unit.entries, factor)[row])
-            for unit, each, factor, row in zip(units, choices, factors, rows_at(share, width), strict=True)
+            float(option_bits(table, tensor.entries, factor)[row])
+            for tensor, table, factor, row in zip(
+                tensors, tables, factors, rows_at(share, width), strict=True
+            )
         )
 
     low = 0.0
@@ -87,11 +84,13 @@ def uniform(
         share = (low + high) / 2
         low, high = (share, high) if bits_at(share, width) <= target else (low, share)
     rows = rows_at(low, width)
-    return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
+    return [
+        _quantisation(tensor, table, row) for tensor, table, row in zip(tensors, tables, rows, strict=True)
+    ]
 
 
 def best_norm_compensation(
-    choices: Sequence[RateDistortionTable],
+    tables: Sequence[RateDistortionTable],
     kept: Sequence[Quantisation],
     loss: Callable[[Sequence[Quantisation]], float],
 ) -> tuple[float, list[Quantisation]]:
@@ -99,7 +98,7 @@ def best_norm_compensation(
 
     Powers are tried up and down from one that is near the best at most sizes, while the loss falls.
     """
-    grown = [compensate_norm(choices, kept, power) for power in _POWERS]
+    grown = [compensate_norm(tables, kept, power) for power in _POWERS]
     best, least = _FIRST_POWER, loss(grown[_FIRST_POWER])
     for step in (1, -1):
         while 0 <= best + step < len(grown) and (found := loss(grown[best + step])) < least:
@@ -108,7 +107,7 @@ def best_norm_compensation(
 
 
 def compensate_norm(
-    choices: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float
+    tables: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float
 ) -> list[Quantisation]:
     """Returns the same with larger scales, to make up for what is left out.
 
@@ -117,18 +116,18 @@ def compensate_norm(
     nothing, and has the scale that it would begin with.
     """
     grown = []
-    for each, own in zip(choices, kept, strict=True):
-        if own.thresholds[0] >= each.thresholds[0]:
+    for table, own in zip(tables, kept, strict=True):
+        if own.thresholds[0] >= table.thresholds[0]:
             grown.append(own)
             continue
-        mass = each.masses[_nearest(each, float(own.thresholds[0]), own.bits)]
-        grown.append(replace(own, scale=float(np.float32(own.scale * (each.masses.max() / mass) ** power))))
+        mass = table.masses[_nearest(table, float(own.thresholds[0]), own.bits)]
+        grown.append(replace(own, scale=float(np.float32(own.scale * (table.masses.max() / mass) ** power))))
     return grown
 
 
 def initial_parameters(
-    units: Sequence[DeltaRows],
-    choices: Sequence[RateDistortionTable],
+    tensors: Sequence[DeltaRows],
+    tables: Sequence[RateDistortionTable],
     kept: Sequence[Quantisation],
     bits: NDArray[np.int64],
     by_rows: bool,
@@ -137,55 +136,57 @@ def initial_parameters(
 
     That scale is as many times larger as the one of what is kept is than its own best.
     """
-    starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])]).astype(np.int64)
-    free, rows = np.empty(len(units)), np.zeros(int(starts[-1]) if by_rows else 0)
-    log_scales, logits = np.empty((len(units), len(bits))), np.zeros((len(units), len(bits)))
-    for number, (unit, each, own) in enumerate(zip(units, choices, kept, strict=True)):
-        threshold = min(float(own.thresholds[0]), float(each.thresholds[_least_row(unit, each)]))
-        free[number] = inverse_softplus(max(threshold / unit.rms, 1e-3))
-        growth = np.log(own.scale / scale_at(each, float(own.thresholds[0]), own.bits))
+    starts = np.concatenate([[0], np.cumsum([len(tensor.rows) for tensor in tensors])]).astype(np.int64)
+    free, rows = np.empty(len(tensors)), np.zeros(int(starts[-1]) if by_rows else 0)
+    log_scales, logits = np.empty((len(tensors), len(bits))), np.zeros((len(tensors), len(bits)))
+    for number, (tensor, table, own) in enumerate(zip(tensors, tables, kept, strict=True)):
+        threshold = min(float(own.thresholds[0]), float(table.thresholds[_least_row(tensor, table)]))
+        free[number] = inverse_softplus(max(threshold / tensor.rms, 1e-3))
+        growth = np.log(own.scale / scale_at(table, float(own.thresholds[0]), own.bits))
         for candidate, width in enumerate(bits.tolist()):
-            log_scales[number, candidate] = np.log(scale_at(each, threshold, width)) + growth
+            log_scales[number, candidate] = np.log(scale_at(table, threshold, width)) + growth
             logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
     return Parameters(bits, starts, free, rows, log_scales, logits)
 
 
 def _keep(
-    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], target: float, factors: Doubles
+    tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable], target: float, factors: Doubles
 ) -> list[Quantisation]:
     costs = [
-        choice_bits(each, unit.entries, factor)
-        for unit, each, factor in zip(units, choices, factors, strict=True)
+        option_bits(table, tensor.entries, factor)
+        for tensor, table, factor in zip(tensors, tables, factors, strict=True)
     ]
-    rows = allocate(choices, costs, target)
-    return [_hardened(unit, each, row) for unit, each, row in zip(units, choices, rows, strict=True)]
+    rows = allocate(tables, costs, target)
+    return [
+        _quantisation(tensor, table, row) for tensor, table, row in zip(tensors, tables, rows, strict=True)
+    ]
 
 
-def _hardened(unit: DeltaRows, choices: RateDistortionTable, row: int) -> Quantisation:
-    thresholds = np.full(len(unit.rows), choices.thresholds[row], np.float32)
-    width = int(choices.bits[row])
-    return Quantisation(thresholds, width, scale_at(choices, float(thresholds[0]), width))
+def _quantisation(tensor: DeltaRows, table: RateDistortionTable, row: int) -> Quantisation:
+    thresholds = np.full(len(tensor.rows), table.thresholds[row], np.float32)
+    width = int(table.bits[row])
+    return Quantisation(thresholds, width, scale_at(table, float(thresholds[0]), width))
 
 
-def _at_share(unit: DeltaRows, choices: RateDistortionTable, share: float, width: int) -> int:
+def _at_share(tensor: DeltaRows, table: RateDistortionTable, share: float, width: int) -> int:
     """Returns the row of the choice of that bit-width that keeps no more than a share of the entries."""
-    few = (choices.kept == 0) | (choices.bits == width)
-    rows = np.flatnonzero(few & (choices.kept <= share * unit.entries))
-    return int(rows[choices.kept[rows].argmax()])
+    few = (table.kept == 0) | (table.bits == width)
+    rows = np.flatnonzero(few & (table.kept <= share * tensor.entries))
+    return int(rows[table.kept[rows].argmax()])
 
 
-def _least_row(unit: DeltaRows, choices: RateDistortionTable) -> int:
+def _least_row(tensor: DeltaRows, table: RateDistortionTable) -> int:
     """Returns the row of the first choice that keeps something, and the least share."""
-    rows = np.flatnonzero(choices.kept >= max(1.0, _LEAST_DENSITY * unit.entries))
-    return int(rows[choices.kept[rows].argmin()])
+    rows = np.flatnonzero(table.kept >= max(1.0, _LEAST_DENSITY * tensor.entries))
+    return int(rows[table.kept[rows].argmin()])
 
 
-def scale_at(choices: RateDistortionTable, threshold: float, width: int) -> float:
+def scale_at(table: RateDistortionTable, threshold: float, width: int) -> float:
     """Returns the best scale of a bit-width where about this threshold is kept."""
-    return float(np.float32(choices.scales[_nearest(choices, threshold, width)]))
+    return float(np.float32(table.scales[_nearest(table, threshold, width)]))
 
 
-def _nearest(choices: RateDistortionTable, threshold: float, width: int) -> int:
+def _nearest(table: RateDistortionTable, threshold: float, width: int) -> int:
     """Returns the row of the choice of that bit-width that keeps something, at about this threshold."""
-    rows = np.flatnonzero((choices.bits == width) & (choices.kept > 0))
-    return int(rows[np.abs(choices.thresholds[rows] - np.float32(threshold)).argmin()])
+    rows = np.flatnonzero((table.bits == width) & (table.kept > 0))
+    return int(rows[np.abs(table.thresholds[rows] - np.float32(threshold)).argmin()])

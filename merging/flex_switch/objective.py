@@ -63,33 +63,35 @@ class Objective:
             return self.adapter.features(model, batch, "pooled")
         return self.adapter.logits(model, batch)
 
-    def loss(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
+    def loss(self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns what is to fall, a scalar in float32. Raises: UsageError where it is not defined."""
-        if self.goal == "task" and taught.kind != "features":
-            labels = taught.examples.labels
+        if self.goal == "task" and targets.kind != "features":
+            labels = targets.examples.labels
             chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
-            return task_loss(taught.kind, found, chosen, batch)
-        return self.divergence(found, taught, rows, batch)
+            return task_loss(targets.kind, found, chosen, batch)
+        return self.divergence(found, targets, rows, batch)
 
-    def divergence(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
+    def divergence(self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the mean divergence from the fine-tuned model."""
-        expected, mask = self._expected(found, taught, rows, batch)
-        if taught.kind == "features":
+        expected, mask = self._expected(found, targets, rows, batch)
+        if targets.kind == "features":
             return (expected - found.float()).square().mean()
-        return divergence(taught.kind, expected, found, mask)
+        return divergence(targets.kind, expected, found, mask)
 
-    def agreement(self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch) -> tuple[int, int]:
+    def agreement(
+        self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
+    ) -> tuple[int, int]:
         """Returns how many answers are the fine-tuned model's, of how many; of features none are counted."""
-        if taught.kind == "features":
+        if targets.kind == "features":
             return 0, 0
-        expected, mask = self._expected(found, taught, rows, batch)
-        return agreement(taught.kind, expected, found, mask)
+        expected, mask = self._expected(found, targets, rows, batch)
+        return agreement(targets.kind, expected, found, mask)
 
     def _expected(
-        self, found: Tensor, taught: Targets, rows: Sequence[int], batch: Batch
+        self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
-        answers = [taught.answers[row].to(self.device) for row in rows]
-        if taught.kind != "tokens":
+        answers = [targets.answers[row].to(self.device) for row in rows]
+        if targets.kind != "tokens":
             return torch.stack(answers), None
         mask = batch.get("attention_mask")
         expected = torch.zeros(found.shape, dtype=torch.float32, device=self.device)

@@ -32,7 +32,7 @@ class Parameters:
     log_scales: Doubles
     logits: Doubles
 
-    def learned(self) -> dict[str, Doubles]:
+    def arrays(self) -> dict[str, Doubles]:
         """Returns the arrays that are learned, by name; they are changed in place."""
         return {"free": self.free, "rows": self.rows, "log_scales": self.log_scales, "logits": self.logits}
 
@@ -40,18 +40,18 @@ class Parameters:
         """Returns where a unit's rows lie in `rows`."""
         return slice(int(self.starts[number]), int(self.starts[number + 1]))
 
-    def of_rows(self, unit: DeltaRows, number: int) -> Doubles:
+    def of_rows(self, tensor: DeltaRows, number: int) -> Doubles:
         """Returns a unit's free thresholds, (row,)."""
-        own = np.full(len(unit.rows), self.free[number])
+        own = np.full(len(tensor.rows), self.free[number])
         return own + self.rows[self.rows_of(number)] if len(self.rows) else own
 
-    def thresholds(self, unit: DeltaRows, number: int) -> FloatArray:
+    def thresholds(self, tensor: DeltaRows, number: int) -> FloatArray:
         """Returns a unit's thresholds in the units of its weights, (row,)."""
-        return (np.logaddexp(0, self.of_rows(unit, number)) * unit.rms).astype(np.float32)
+        return (np.logaddexp(0, self.of_rows(tensor, number)) * tensor.rms).astype(np.float32)
 
-    def by_free(self, unit: DeltaRows, number: int, by_threshold: Doubles) -> Doubles:
+    def by_free(self, tensor: DeltaRows, number: int, by_threshold: Doubles) -> Doubles:
         """Returns the derivatives by a unit's free thresholds, given those by its rows', (row,)."""
-        slope = unit.rms / (1 + np.exp(-self.of_rows(unit, number)))  # softplus' is the sigmoid
+        slope = tensor.rms / (1 + np.exp(-self.of_rows(tensor, number)))  # softplus' is the sigmoid
         return np.asarray(by_threshold * slope)
 
     def shares(self, number: int, temperature: float) -> Doubles:
@@ -60,16 +60,16 @@ class Parameters:
         powers = np.exp(scaled - scaled.max())
         return np.asarray(powers / powers.sum())
 
-    def hardened(self, units: Sequence[DeltaRows]) -> list[Quantisation]:
+    def quantised(self, tensors: Sequence[DeltaRows]) -> list[Quantisation]:
         """Returns what each unit keeps: hard gates, and the bit-width of the largest share."""
         chosen = self.logits.argmax(1)
         return [
             Quantisation(
-                self.thresholds(unit, number),
+                self.thresholds(tensor, number),
                 int(self.bits[chosen[number]]),
                 float(np.float32(np.exp(self.log_scales[number, chosen[number]]))),
             )
-            for number, unit in enumerate(units)
+            for number, tensor in enumerate(tensors)
         ]
 
 

@@ -3,7 +3,7 @@
 The estimate is each row's entropy, n·H₂(p) + kept·bits, since the codec `context` learns the densities of
 rows, and empty rows are left out behind flags. A factor a unit, real over estimated, is measured by storing
 what is kept so far.
-Source: methods, §4 (the rate R); Gao et al. 2026 (arXiv 2604.28109), SASS.
+Source: docs/methods.md §4 (the rate R); Gao et al. 2026 (arXiv 2604.28109), SASS.
 """
 
 from typing import NamedTuple

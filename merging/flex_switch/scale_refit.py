@@ -17,30 +17,30 @@ RATES = (0.01, 0.001, 0.0001)
 
 
 def refit_scales(
-    units: Sequence[DeltaRows],
-    hardened: Sequence[Quantisation],
-    student: GatedModel,
+    tensors: Sequence[DeltaRows],
+    quantised: Sequence[Quantisation],
+    model: GatedModel,
     batches: Callable[[int], Sequence[Loss]],
     steps: int,
     rate: float,
-    each: ParallelMap,
+    parallel_map: ParallelMap,
 ) -> list[Quantisation]:
     """Returns the same with scales moved by some steps of Adam, at a rate that falls from that to nothing."""
-    log_scales, adam = np.log([kept.scale for kept in hardened]), Adam()
+    log_scales, adam = np.log([kept.scale for kept in quantised]), Adam()
     for step in range(steps):
-        gates = hard_gates(units, _with_scales(hardened, np.exp(log_scales)))
-        set_gates(student, gates, each)
-        found = student.backward_all(batches(step), each)
-        slopes = np.zeros(len(units))
-        for number in range(len(units)):
+        gates = hard_gates(tensors, _with_scales(quantised, np.exp(log_scales)))
+        set_gates(model, gates, parallel_map)
+        found = model.backward_all(batches(step), parallel_map)
+        slopes = np.zeros(len(tensors))
+        for number in range(len(tensors)):
             slope = summed([of_units[number] for _, of_units in found])
             if slope is not None:
                 slopes[number] = slope.by_scale[0] * gates[number].scales[0]
         adam.update({"scales": log_scales}, {"scales": slopes}, {"scales": rate * (1 - step / steps)})
-    return _with_scales(hardened, np.exp(log_scales))
+    return _with_scales(quantised, np.exp(log_scales))
 
 
-def _with_scales(hardened: Sequence[Quantisation], scales: NDArray[np.float64]) -> list[Quantisation]:
+def _with_scales(quantised: Sequence[Quantisation], scales: NDArray[np.float64]) -> list[Quantisation]:
     return [
-        replace(kept, scale=float(np.float32(scale))) for kept, scale in zip(hardened, scales, strict=True)
+        replace(kept, scale=float(np.float32(scale))) for kept, scale in zip(quantised, scales, strict=True)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.flex_switch.allocation import choice_bits
+from flexswitch.merging.flex_switch.allocation import option_bits
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
@@ -20,19 +20,19 @@ SizeEstimate = Callable[[float], float]
 _TINY = 1e-38
 
 
-def forecast(
-    units: Sequence[DeltaRows], choices: Sequence[RateDistortionTable], hardened: Sequence[Quantisation]
+def size_estimate(
+    tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable], quantised: Sequence[Quantisation]
 ) -> SizeEstimate:
     """Returns the forecast for what is kept, by the middle one of a unit's thresholds.
 
     Past the density that takes most it stays at the most: masks of nearly all entries take less again.
     """
     middles, curves = [], []
-    for unit, each, kept in zip(units, choices, hardened, strict=True):
-        own = np.flatnonzero((each.bits == kept.bits) | (each.kept == 0))
-        own = own[np.argsort(-each.thresholds[own], kind="stable")]
-        bits = np.maximum.accumulate(choice_bits(each, unit.entries, 1.0)[own])
-        curves.append((_log(each.thresholds[own])[::-1], bits[::-1]))
+    for tensor, table, kept in zip(tensors, tables, quantised, strict=True):
+        own = np.flatnonzero((table.bits == kept.bits) | (table.kept == 0))
+        own = own[np.argsort(-table.thresholds[own], kind="stable")]
+        bits = np.maximum.accumulate(option_bits(table, tensor.entries, 1.0)[own])
+        curves.append((_log(table.thresholds[own])[::-1], bits[::-1]))
         middles.append(float(_log(np.array(np.median(kept.thresholds)))))
 
     def found(shift: float) -> float:

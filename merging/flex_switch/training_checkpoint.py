@@ -23,7 +23,7 @@ class TrainingCheckpoint(CheckpointFile):
 
     run: str = ""
 
-    def restore(self, learner: TrainingState) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Puts the saved state into a learner, where there is one.
 
         Raises: InputError where it is another run's, or damaged.
@@ -34,7 +34,7 @@ class TrainingCheckpoint(CheckpointFile):
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 saved = {name: arrays[name] for name in arrays.files}
             found = str(saved["run"])
-            _check_names(learner, saved)
+            _check_names(state, saved)
         except Exception as reason:  # numpy raises a dozen kinds on a damaged file
             raise InputError(f"{self.path}: is damaged ({reason}); delete it to start anew") from reason
         if found != self.run:
@@ -42,14 +42,14 @@ class TrainingCheckpoint(CheckpointFile):
                 f"{self.path}: belongs to a learning of other inputs or with other settings; repeat that "
                 "one, or delete the file"
             )
-        _put(learner, saved)
+        _put(state, saved)
 
-    def save(self, learner: TrainingState) -> None:
+    def save(self, state: TrainingState) -> None:
         """Writes the state, whole or not at all, if it is time to."""
-        if learner.step % self.every:
+        if state.step % self.every:
             return
         with atomic_file(self.path, overwrite=True) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, run=np.array(self.run), **_arrays(learner))
+            np.savez(file, allow_pickle=False, run=np.array(self.run), **_arrays(state))
 
 
 def training_checkpoint_file(output: Path) -> Path:
@@ -57,34 +57,34 @@ def training_checkpoint_file(output: Path) -> Path:
     return output.with_name(output.name + _SUFFIX)
 
 
-def _arrays(learner: TrainingState) -> dict[str, NDArray[np.float64]]:
-    arrays = {**learner.parameters.learned(), "factors": learner.factors}
-    for name, (mean, square) in learner.adam.moments.items():
+def _arrays(state: TrainingState) -> dict[str, NDArray[np.float64]]:
+    arrays = {**state.parameters.arrays(), "factors": state.factors}
+    for name, (mean, square) in state.adam.moments.items():
         arrays |= {f"{name}.mean": mean, f"{name}.square": square}
-    arrays["counts"] = np.array([learner.step, learner.adam.count], np.float64)
-    arrays["sums"] = np.array([learner.along, learner.rate_square, learner.pace])
-    arrays["history"] = np.array(learner.history, np.float64).reshape(-1, len(Progress._fields))
+    arrays["counts"] = np.array([state.step, state.adam.count], np.float64)
+    arrays["sums"] = np.array([state.slope_product, state.rate_square, state.step_size])
+    arrays["history"] = np.array(state.history, np.float64).reshape(-1, len(Progress._fields))
     return arrays
 
 
-def _check_names(learner: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
+def _check_names(state: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
     """Raises: ValueError where something is missing, as when the end of a file, its directory, is damaged."""
-    learned = [name + part for name in learner.parameters.learned() for part in ("", ".mean", ".square")]
-    missing = {*learned, "factors", "counts", "sums", "history"} - set(saved)
+    arrays = [name + part for name in state.parameters.arrays() for part in ("", ".mean", ".square")]
+    missing = {*arrays, "factors", "counts", "sums", "history"} - set(saved)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     if len(saved["sums"]) != _SUMS:
         raise ValueError(f"it holds {len(saved['sums'])} sums, expected {_SUMS}: another version wrote it")
 
 
-def _put(learner: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
-    for name, array in learner.parameters.learned().items():
+def _put(state: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
+    for name, array in state.parameters.arrays().items():
         array[:] = saved[name]
-        learner.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
-    learner.factors[:] = saved["factors"]
-    learner.step, learner.adam.count = map(int, saved["counts"])
-    learner.along, learner.rate_square, learner.pace = map(float, saved["sums"])
-    learner.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
+        state.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
+    state.factors[:] = saved["factors"]
+    state.step, state.adam.count = map(int, saved["counts"])
+    state.slope_product, state.rate_square, state.step_size = map(float, saved["sums"])
+    state.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
 
 
 def run_identity(settings: Mapping[str, object], inputs: Mapping[str, object]) -> str:

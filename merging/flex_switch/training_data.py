@@ -16,7 +16,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.compression.plan import TrainingInputs
-from flexswitch.merging.flex_switch.augmentation import crossed
+from flexswitch.merging.flex_switch.augmentation import augment
 from flexswitch.merging.flex_switch.gated_model import Loss
 from flexswitch.merging.flex_switch.objective import (
     Goal,
@@ -82,7 +82,7 @@ class TrainingData:
             found = self.objective.outputs(model, batch)
         return self.objective.loss(found, self.training_set, rows, batch)
 
-    def loss(self, each: ParallelMap) -> float:
+    def loss(self, parallel_map: ParallelMap) -> float:
         """Returns the model's mean loss on the exemplars."""
         parts = _parts(self.exemplars.examples)
 
@@ -93,25 +93,25 @@ class TrainingData:
                 found = self.objective.outputs(self.model, batch)
                 return len(rows) * float(self.objective.loss(found, self.exemplars, rows, batch))
 
-        return sum(each(score, len(parts))) / len(self.exemplars)
+        return sum(parallel_map(score, len(parts))) / len(self.exemplars)
 
-    def divergence(self, taught: Targets, each: ParallelMap) -> tuple[float, float]:
+    def divergence(self, targets: Targets, parallel_map: ParallelMap) -> tuple[float, float]:
         """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
-        parts = _parts(taught.examples)
+        parts = _parts(targets.examples)
 
         def score(number: int) -> tuple[float, int, int]:
             rows = parts[number]
-            batch = self.objective.batch(taught.examples, rows)
+            batch = self.objective.batch(targets.examples, rows)
             with torch.inference_mode():
                 found = self.objective.outputs(self.model, batch)
-                value = float(self.objective.divergence(found, taught, rows, batch))
-                same, count = self.objective.agreement(found, taught, rows, batch)
+                value = float(self.objective.divergence(found, targets, rows, batch))
+                same, count = self.objective.agreement(found, targets, rows, batch)
             return value * len(rows), same, count
 
-        scores = each(score, len(parts))
+        scores = parallel_map(score, len(parts))
         count = sum(score[2] for score in scores)
         return (
-            sum(score[0] for score in scores) / len(taught),
+            sum(score[0] for score in scores) / len(targets),
             sum(score[1] for score in scores) / count if count else 1.0,
         )
 
@@ -139,7 +139,7 @@ def open_training_data(
     least: int,
     augmentations: int,
     precision: Precision,
-    each: ParallelMap,
+    parallel_map: ParallelMap,
 ) -> TrainingData:
     """Returns all that learning a task takes, the fine-tuned model's answers among it.
 
@@ -157,14 +157,16 @@ def open_training_data(
     drawn = _drawn(len(available), inputs.per_task, seed, task)
     learned, held_out = drawn[: inputs.per_task], drawn[inputs.per_task :]
     exemplars = available.take(learned)
-    taught = _taught(objective, model, config, exemplars, each)
+    targets = _targets(objective, model, config, exemplars, parallel_map)
     more = None
     if augmentations and goal != "task":
-        made = Examples(crossed(exemplars.inputs, augmentations * len(exemplars), seed), None)
-        more = _taught(objective, model, config, made, each)
-    rest = _taught(objective, model, config, available.take(held_out), each) if len(held_out) else None
+        made = Examples(augment(exemplars.inputs, augmentations * len(exemplars), seed), None)
+        more = _targets(objective, model, config, made, parallel_map)
+    rest = (
+        _targets(objective, model, config, available.take(held_out), parallel_map) if len(held_out) else None
+    )
     _load(objective, model, inputs.base, vector, 0.0)
-    return TrainingData(objective, model, names, taught, more, rest, _digest(taught.examples))
+    return TrainingData(objective, model, names, targets, more, rest, _digest(targets.examples))
 
 
 def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
@@ -199,9 +201,9 @@ def _inside(objective: Objective) -> Callable[[str], str]:
 
 def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, str]:
     inside = _inside(objective)
-    named = {unit: inside(vector.model.finetuned_name(unit)) for unit in vector.tensors}
+    named = {tensor: inside(vector.model.finetuned_name(tensor)) for tensor in vector.tensors}
     found = names_inside(model, list(named.values()))
-    return {unit: found[name] for unit, name in named.items() if name in found}
+    return {tensor: found[name] for tensor, name in named.items() if name in found}
 
 
 def _load(
@@ -211,11 +213,17 @@ def _load(
     load_weights(model, {inside(name): output.whole() for name, output in outputs.items()}, vector.source)
 
 
-def _taught(
-    objective: Objective, model: nn.Module, config: dict[str, object], examples: Examples, each: ParallelMap
+def _targets(
+    objective: Objective,
+    model: nn.Module,
+    config: dict[str, object],
+    examples: Examples,
+    parallel_map: ParallelMap,
 ) -> Targets:
     parts = _parts(examples)
-    found = each(lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts))
+    found = parallel_map(
+        lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts)
+    )
     answers = [answer for part in found for answer in part.answers]
     places = np.argsort(np.concatenate(parts))
     return Targets(examples, [answers[place] for place in places], found[0].kind)

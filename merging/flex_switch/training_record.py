@@ -13,10 +13,10 @@ _CURVE_POINTS = 20
 _DIGITS = 4
 
 
-def quality(lesson: TrainingData, each: ParallelMap) -> QualityRecord:
+def quality(data: TrainingData, parallel_map: ParallelMap) -> QualityRecord:
     """Returns how the model, as it is now, compares with the fine-tuned one."""
-    learned = lesson.divergence(lesson.exemplars, each)
-    held_out = lesson.divergence(lesson.held_out, each) if lesson.held_out is not None else (None, None)
+    learned = data.divergence(data.exemplars, parallel_map)
+    held_out = data.divergence(data.held_out, parallel_map) if data.held_out is not None else (None, None)
     return QualityRecord(
         divergence=_short(learned[0]),
         agreement=_short(learned[1]),
@@ -26,7 +26,7 @@ def quality(lesson: TrainingData, each: ParallelMap) -> QualityRecord:
 
 
 def training_record(
-    lesson: TrainingData,
+    data: TrainingData,
     before: QualityRecord,
     after: QualityRecord,
     history: Sequence[Progress],
@@ -44,9 +44,9 @@ def training_record(
         if len(stretch)
     ]
     return TrainingRecord(
-        exemplars=len(lesson.exemplars),
-        exemplars_sha256=lesson.digest,
-        held_out=0 if lesson.held_out is None else len(lesson.held_out),
+        exemplars=len(data.exemplars),
+        exemplars_sha256=data.digest,
+        held_out=0 if data.held_out is None else len(data.held_out),
         before=before,
         after=after,
         curve=curve,

@@ -4,7 +4,7 @@ Each step writes the weights under their gates, runs a batch's shards forward an
 learned numbers by Adam. The size is held in two ways. The rate's slope is added with the multiplier that
 leaves no part of the loss's slope along it (least squares over the thresholds), so that the loss can only
 fall by moving bits between units. What drifts all the same is taken back by one shift of all thresholds.
-Source: Gao et al. 2026 (arXiv 2604.28109); methods, §4.
+Source: Gao et al. 2026 (arXiv 2604.28109); docs/methods.md §4.
 """
 
 import math
@@ -67,89 +67,91 @@ class TrainingState:
     parameters: Parameters
     factors: Doubles
     adam: Adam = field(default_factory=Adam)
-    pace: float = 1.0
+    step_size: float = 1.0
     step: int = 0
-    along: float = 0.0  # Σ of loss slope times rate slope, over steps, the older the less
+    slope_product: float = 0.0  # Σ of loss slope times rate slope, over steps, the older the less
     rate_square: float = 0.0
     history: list[Progress] = field(default_factory=list)
 
 
-def learn(
-    learner: TrainingState,
-    units: Sequence[DeltaRows],
-    student: GatedModel,
+def run_steps(
+    state: TrainingState,
+    tensors: Sequence[DeltaRows],
+    model: GatedModel,
     batches: Batches,
     schedule: Schedule,
     measure: Measure,
-    each: ParallelMap,
+    parallel_map: ParallelMap,
     on_step: Callable[[Progress], None],
 ) -> None:
     """Runs the steps that are left. Raises: InputError where the loss is not finite."""
-    while learner.step < schedule.steps:
-        if learner.step and learner.step % schedule.measure_every == 0:
-            learner.factors[:] = measure(learner.parameters.hardened(units), learner.factors)
-        on_step(_step(learner, units, student, batches(learner.step), schedule, each))
+    while state.step < schedule.steps:
+        if state.step and state.step % schedule.measure_every == 0:
+            state.factors[:] = measure(state.parameters.quantised(tensors), state.factors)
+        on_step(_step(state, tensors, model, batches(state.step), schedule, parallel_map))
 
 
-def set_gates(student: GatedModel, gates: Sequence[Gates], each: ParallelMap) -> list[GateCounts | None]:
+def set_gates(
+    model: GatedModel, gates: Sequence[Gates], parallel_map: ParallelMap
+) -> list[GateCounts | None]:
     """Writes the weights under these gates; returns what each unit keeps, None where the model lacks it."""
-    student.gates = list(gates)
+    model.gates = list(gates)
 
     def apply(number: int) -> GateCounts | None:
-        weights = student.weights[number]
+        weights = model.weights[number]
         return None if weights is None else weights.apply(gates[number])
 
-    return each(apply, len(gates))
+    return parallel_map(apply, len(gates))
 
 
-def hard_gates(units: Sequence[DeltaRows], hardened: Sequence[Quantisation]) -> list[Gates]:
+def hard_gates(tensors: Sequence[DeltaRows], quantised: Sequence[Quantisation]) -> list[Gates]:
     """Returns the gates that give exactly what is kept."""
     one = np.ones(1, np.float32)
     return [
         Gates(
             kept.thresholds,
-            _WIDTHS[1] * unit.rms,
+            _WIDTHS[1] * tensor.rms,
             np.array([kept.bits]),
             np.array([kept.scale], np.float32),
             one,
         )
-        for unit, kept in zip(units, hardened, strict=True)
+        for tensor, kept in zip(tensors, quantised, strict=True)
     ]
 
 
 def _step(
-    learner: TrainingState,
-    units: Sequence[DeltaRows],
-    student: GatedModel,
+    state: TrainingState,
+    tensors: Sequence[DeltaRows],
+    model: GatedModel,
     losses: Sequence[Loss],
     schedule: Schedule,
-    each: ParallelMap,
+    parallel_map: ParallelMap,
 ) -> Progress:
-    parameters, share = learner.parameters, learner.step / schedule.steps
-    gates = [_gates(parameters, unit, number, share) for number, unit in enumerate(units)]
-    kept = set_gates(student, gates, each)
-    found = student.backward_all(losses, each)
+    parameters, share = state.parameters, state.step / schedule.steps
+    gates = [_gates(parameters, tensor, number, share) for number, tensor in enumerate(tensors)]
+    kept = set_gates(model, gates, parallel_map)
+    found = model.backward_all(losses, parallel_map)
     loss = sum(value for value, _ in found)
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} in step {learner.step + 1}; the fine-tuned model's answers on the exemplars "
+            f"the loss is {loss} in step {state.step + 1}; the fine-tuned model's answers on the exemplars "
             "are not finite, or its weights are huge"
         )
-    slopes = [summed([of_units[number] for _, of_units in found]) for number in range(len(units))]
+    slopes = [summed([of_units[number] for _, of_units in found]) for number in range(len(tensors))]
     rates = [
-        _rate(parameters, gates[number], kept[number], unit, learner.factors[number])
-        for number, unit in enumerate(units)
+        _rate(parameters, gates[number], kept[number], tensor, state.factors[number])
+        for number, tensor in enumerate(tensors)
     ]
-    _move(learner, units, gates, slopes, rates, schedule)
+    _move(state, tensors, gates, slopes, rates, schedule)
     bits = sum(rate.bits for rate in rates if rate is not None)
-    progress = Progress(learner.step, loss, bits)
-    learner.history.append(progress)
+    progress = Progress(state.step, loss, bits)
+    state.history.append(progress)
     return progress
 
 
-def _gates(parameters: Parameters, unit: DeltaRows, number: int, share: float) -> Gates:
+def _gates(parameters: Parameters, tensor: DeltaRows, number: int, share: float) -> Gates:
     """Returns a unit's gates when this share of the steps is done."""
-    thresholds, width = parameters.thresholds(unit, number), _annealed(_WIDTHS, share) * unit.rms
+    thresholds, width = parameters.thresholds(tensor, number), _annealed(_WIDTHS, share) * tensor.rms
     scales = np.exp(parameters.log_scales[number]).astype(np.float32)
     if share >= _HARD_FROM:
         likeliest = slice(best := int(parameters.logits[number].argmax()), best + 1)
@@ -164,38 +166,38 @@ def _annealed(ends: tuple[float, float], share: float) -> float:
 
 def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
     """Returns the sum over shards, in their order."""
-    present = [each for each in slopes if each is not None]
+    present = [slope for slope in slopes if slope is not None]
     return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
 def _rate(
-    parameters: Parameters, gates: Gates, kept: GateCounts | None, unit: DeltaRows, factor: float
+    parameters: Parameters, gates: Gates, kept: GateCounts | None, tensor: DeltaRows, factor: float
 ) -> Rate | None:
     if kept is None:
         return None
     shares = gates.shares.astype(np.float64)
-    return rate_of(kept.kept, kept.slopes, unit.columns, gates.bits, shares, factor)
+    return rate_of(kept.kept, kept.slopes, tensor.columns, gates.bits, shares, factor)
 
 
 def _move(
-    learner: TrainingState,
-    units: Sequence[DeltaRows],
+    state: TrainingState,
+    tensors: Sequence[DeltaRows],
     gates: Sequence[Gates],
     slopes: Sequence[GateGradients | None],
     rates: Sequence[Rate | None],
     schedule: Schedule,
 ) -> None:
     """Moves the learned numbers by one step. A unit without a gradient stays as it is."""
-    parameters = learner.parameters
-    loss = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
-    bits = {name: np.zeros_like(array) for name, array in parameters.learned().items()}
-    moved = np.zeros(len(units), np.bool_)
-    for number, (unit, slope, rate) in enumerate(zip(units, slopes, rates, strict=True)):
+    parameters = state.parameters
+    loss = {name: np.zeros_like(array) for name, array in parameters.arrays().items()}
+    bits = {name: np.zeros_like(array) for name, array in parameters.arrays().items()}
+    moved = np.zeros(len(tensors), np.bool_)
+    for number, (tensor, slope, rate) in enumerate(zip(tensors, slopes, rates, strict=True)):
         if slope is None or rate is None:
             continue
         moved[number] = True
         for table, by_threshold in ((loss, slope.by_threshold), (bits, rate.by_threshold)):
-            by_row = parameters.by_free(unit, number, by_threshold)
+            by_row = parameters.by_free(tensor, number, by_threshold)
             table["free"][number] = by_row.sum()
             if len(parameters.rows):
                 table["rows"][parameters.rows_of(number)] = by_row
@@ -206,21 +208,21 @@ def _move(
             table["logits"][number, chosen] = shares * (by_share - shares @ by_share)
     multiplier, found = schedule.multiplier, sum(rate.bits for rate in rates if rate is not None)
     if schedule.target is not None:
-        learner.along = _FORGETTING * learner.along + float(loss["free"] @ bits["free"])
-        learner.rate_square = _FORGETTING * learner.rate_square + float(bits["free"] @ bits["free"])
-        multiplier = max(0.0, -learner.along / max(learner.rate_square, 1e-300))
+        state.slope_product = _FORGETTING * state.slope_product + float(loss["free"] @ bits["free"])
+        state.rate_square = _FORGETTING * state.rate_square + float(bits["free"] @ bits["free"])
+        multiplier = max(0.0, -state.slope_product / max(state.rate_square, 1e-300))
         multiplier *= found >= _UNDER * schedule.target
     total = {name: loss[name] + multiplier * bits[name] for name in loss}
-    decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * learner.step / schedule.steps)) / 2
-    decay *= min(1.0, schedule.steps / _FULL_STEPS) * learner.pace
-    pace = {name: rate * decay for name, rate in _RATES.items()}
+    decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * state.step / schedule.steps)) / 2
+    decay *= min(1.0, schedule.steps / _FULL_STEPS) * state.step_size
+    step_size = {name: rate * decay for name, rate in _RATES.items()}
     if not schedule.gates_move:
-        pace["free"] = pace["rows"] = 0.0
-    learner.adam.update(parameters.learned(), total, pace)
+        step_size["free"] = step_size["rows"] = 0.0
+    state.adam.update(parameters.arrays(), total, step_size)
     if schedule.target is not None and schedule.gates_move:
         parameters.free[moved] += _shift(found, schedule.target, float(bits["free"].sum()))
     clip_free(parameters.free)
-    learner.step += 1
+    state.step += 1
 
 
 def _shift(bits: float, target: float, slope: float) -> float:

@@ -9,7 +9,7 @@ from support.deltas import Floats
 from support.sparse_tensors import LAWS
 
 from flexswitch.codecs.sparse import binary_entropy
-from flexswitch.merging.flex_switch.allocation import allocate, choice_bits
+from flexswitch.merging.flex_switch.allocation import allocate, option_bits
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 
 Doubles = NDArray[np.float64]
@@ -84,8 +84,8 @@ def test_the_scale_of_more_bits_is_hardly_worse_than_the_best_of_a_fine_grid(bit
 def test_nothing_costs_nothing_and_the_rest_what_the_entropy_says() -> None:
     delta = heavy(1000, seed=3)
     choices = rate_distortion_table(delta, np.array([1, 2]))
-    found = choice_bits(choices, 1000, 0.5)
-    double = choice_bits(choices, 1000, 1.0)
+    found = option_bits(choices, 1000, 0.5)
+    double = option_bits(choices, 1000, 1.0)
     entropies = [
         1000 * binary_entropy(kept / 1000) + kept * bits
         for kept, bits in zip(choices.kept.tolist(), choices.bits.tolist(), strict=True)
@@ -154,6 +154,6 @@ def test_a_unit_that_matters_more_gets_more_of_the_bits() -> None:
     quiet, loud = (
         rate_distortion_table(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5)
     )
-    bits = [choice_bits(each, 4000, 1.0) for each in (quiet, loud)]
+    bits = [option_bits(each, 4000, 1.0) for each in (quiet, loud)]
     rows = allocate([quiet, loud], bits, 3000)
     assert quiet.kept[rows[0]] < loud.kept[rows[1]]

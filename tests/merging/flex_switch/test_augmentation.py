@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sparse_tensors import LAWS
 
-from flexswitch.merging.flex_switch.augmentation import crossed
+from flexswitch.merging.flex_switch.augmentation import augment
 
 TEXTS = [
     " ".join(f"{letter}{place}" for place in range(length))
@@ -27,7 +27,7 @@ def parts_of(text: str) -> tuple[list[str], list[str]]:
 @LAWS
 @given(count=st.integers(0, 40), seed=st.integers(0, 99))
 def test_a_text_is_the_first_words_of_one_and_the_last_words_of_another(count: int, seed: int) -> None:
-    found = crossed(TEXTS, count, seed)
+    found = augment(TEXTS, count, seed)
     assert len(found) == count
     lengths = {text[0]: len(text.split()) for text in TEXTS}
     for text in found:
@@ -45,7 +45,7 @@ def test_a_text_is_the_first_words_of_one_and_the_last_words_of_another(count: i
 
 
 def test_many_texts_are_crossed_from_all_and_cut_in_many_places() -> None:
-    found = crossed(TEXTS, 400, 0)
+    found = augment(TEXTS, 400, 0)
     pairs = {(head[0][0], tail[0][0]) for head, tail in map(parts_of, found) if head and tail}
     assert len(pairs) >= 20  # of 25
     cuts = {len(head) for head, tail in map(parts_of, found) if head[0][0] == "c" and tail}
@@ -54,7 +54,7 @@ def test_many_texts_are_crossed_from_all_and_cut_in_many_places() -> None:
 
 def test_an_array_is_a_mean_of_two_weighted_at_random() -> None:
     pictures = np.random.default_rng(0).normal(size=(6, 3, 5, 5)).astype(np.float32)
-    found = crossed(pictures, 50, 1)
+    found = augment(pictures, 50, 1)
     assert isinstance(found, np.ndarray)
     assert (found.shape, found.dtype) == ((50, 3, 5, 5), np.float32)
     weights = set()
@@ -78,7 +78,7 @@ def test_whole_numbers_are_rounded_and_stay_in_range(dtype: type[np.integer]) ->
     ends = np.iinfo(np.uint8 if dtype == np.uint8 else np.int8)
     pixels = np.random.default_rng(0).integers(ends.min, ends.max, (5, 4, 4), endpoint=True).astype(dtype)
     pixels[0], pixels[1] = ends.max, ends.min
-    found, exact = crossed(pixels, 60, 3), crossed(pixels.astype(np.float32), 60, 3)
+    found, exact = augment(pixels, 60, 3), augment(pixels.astype(np.float32), 60, 3)
     assert isinstance(found, np.ndarray)
     assert isinstance(exact, np.ndarray)
     assert found.dtype == dtype
@@ -92,7 +92,7 @@ def test_whole_numbers_are_rounded_and_stay_in_range(dtype: type[np.integer]) ->
 @pytest.mark.parametrize("inputs", [TEXTS, np.arange(24, dtype=np.float32).reshape(6, 4)])
 def test_the_seed_alone_decides_and_the_inputs_stay_as_they_are(inputs: list[str] | np.ndarray) -> None:
     before = list(inputs) if isinstance(inputs, list) else inputs.copy()
-    one, two, other = crossed(inputs, 30, 5), crossed(inputs, 30, 5), crossed(inputs, 30, 6)
+    one, two, other = augment(inputs, 30, 5), augment(inputs, 30, 5), augment(inputs, 30, 6)
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
     assert np.array_equal(inputs, before)
@@ -100,11 +100,11 @@ def test_the_seed_alone_decides_and_the_inputs_stay_as_they_are(inputs: list[str
 
 @pytest.mark.parametrize("inputs", [["one two three"], np.ones((1, 3), np.float32)])
 def test_one_input_alone_is_crossed_with_itself(inputs: list[str] | np.ndarray) -> None:
-    found = crossed(inputs, 7, 0)
+    found = augment(inputs, 7, 0)
     assert all(np.array_equal(each, inputs[0]) for each in found)
 
 
 def test_texts_of_no_or_one_word_can_be_crossed() -> None:
-    found = crossed(["", "word"], 40, 0)
+    found = augment(["", "word"], 40, 0)
     assert len(found) == 40
     assert set(found) <= {"", "word", "word word"}

@@ -191,11 +191,11 @@ def test_with_crossings_others_are_learned_from_too_but_not_judged_by(
     counts: list[int] = []
     plain = lesson_module.augmented
 
-    def crossed(inputs: Inputs, count: int, seed: int) -> Inputs:
+    def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
         counts.append(count)
         return plain(inputs, count, seed)
 
-    monkeypatch.setattr(lesson_module, "crossed", crossed)
+    monkeypatch.setattr(lesson_module, "augment", augment)
     found = school.learn(tmp_path / "birds.fsw", "augmentations=5", "steps=15")
     assert counts == [5 * 24]
     assert found.header.training.exemplars == 24

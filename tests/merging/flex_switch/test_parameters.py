@@ -65,7 +65,7 @@ def test_thresholds_are_softplus_of_free_numbers_and_so_are_their_derivatives(
 def test_shares_are_the_softmax_and_the_largest_logit_is_what_is_kept(temperature: float, seed: int) -> None:
     units = two_units()
     parameters = random_parameters(units, True, seed)
-    hardened = parameters.hardened(units)
+    hardened = parameters.quantised(units)
     for number, unit in enumerate(units):
         expected = (torch.from_numpy(parameters.logits[number]) / temperature).softmax(0)
         np.testing.assert_allclose(parameters.shares(number, temperature), expected, rtol=1e-9, atol=1e-300)
@@ -163,7 +163,7 @@ def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
     assert len(parameters.free) == 2
     assert parameters.rows.tolist() == ([0] * 5 if by_rows else [])
     assert parameters.starts.tolist() == [0, 4, 5]
-    for unit, found, expected in zip(units, parameters.hardened(units), kept, strict=True):
+    for unit, found, expected in zip(units, parameters.quantised(units), kept, strict=True):
         assert found.bits == expected.bits
         assert found.scale == pytest.approx(expected.scale, rel=1e-5)
         assert kept_by_row(unit, found).tolist() == kept_by_row(unit, expected).tolist()
@@ -173,5 +173,5 @@ def test_a_unit_that_the_allocation_drops_starts_with_an_entry() -> None:
     units = two_units()
     choices = [rate_distortion_table(unit.delta, BITS) for unit in units]
     kept = [Quantisation(np.full(len(unit.rows), np.inf, np.float32), 1, unit.rms) for unit in units]
-    hardened = initial_parameters(units, choices, kept, BITS, by_rows=False).hardened(units)
+    hardened = initial_parameters(units, choices, kept, BITS, by_rows=False).quantised(units)
     assert [int(kept_by_row(unit, each).sum()) for unit, each in zip(units, hardened, strict=True)] == [1, 1]

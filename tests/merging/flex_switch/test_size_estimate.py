@@ -12,7 +12,7 @@ from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.compression_task import read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.fit_to_size import scaled
-from flexswitch.merging.flex_switch.size_estimate import forecast
+from flexswitch.merging.flex_switch.size_estimate import size_estimate
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -26,9 +26,9 @@ def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
         spread = np.random.default_rng(0).uniform(0.95, 1.05, 96) if by_rows else np.ones(96)
         kept = [
             Quantisation((unit.rms * spread[: len(unit.rows)]).astype(np.float32), bits, 2 * unit.rms)
-            for unit in problem.units
+            for unit in problem.tensors
         ]
-        ahead, packer = forecast(problem.units, problem.choices, kept), problem.packer()
+        ahead, packer = size_estimate(problem.tensors, problem.tables, kept), problem.sizer()
         least = packer.empty_size()
         for shift in (-0.3, -0.1, 0.1):
             found = (packer.size(scaled(kept, shift)) - least) / (packer.size(kept) - least)
@@ -41,12 +41,14 @@ def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
         problem = read_compression_task(vector, job().header(vector), np.array([1, 2]), "small", each)
-    kept = [Quantisation(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.units]
+    kept = [Quantisation(np.full(len(unit.rows), np.float32(1)), 1, 1.0) for unit in problem.tensors]
     shifts = np.linspace(-20, 20, 500)
-    found = [forecast(problem.units, problem.choices, kept)(shift) for shift in shifts]
+    found = [size_estimate(problem.tensors, problem.tables, kept)(shift) for shift in shifts]
     assert (np.diff(found) <= 0).all()
     most = 1.585 * (96 * 80 + 5)  # log2(3) bits an entry, a sign and a mask of two in three
     assert found[0] == pytest.approx(most, rel=0.1)
     assert found[-1] == 0
-    nothing = [Quantisation(np.full(len(unit.rows), np.float32(math.inf)), 1, 1.0) for unit in problem.units]
-    assert forecast(problem.units, problem.choices, nothing)(-20) == 0
+    nothing = [
+        Quantisation(np.full(len(unit.rows), np.float32(math.inf)), 1, 1.0) for unit in problem.tensors
+    ]
+    assert size_estimate(problem.tensors, problem.tables, nothing)(-20) == 0

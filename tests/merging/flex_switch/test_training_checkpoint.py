@@ -142,9 +142,11 @@ def learner(seed: int) -> TrainingState:
         generator.normal(size=(2, 2)),
     )
     factors, pace = generator.normal(size=2), generator.random()
-    found = TrainingState(parameters, factors, pace=pace, step=7, along=generator.normal(), rate_square=2.5)
+    found = TrainingState(
+        parameters, factors, step_size=pace, step=7, slope_product=generator.normal(), rate_square=2.5
+    )
     found.adam.count = 7
-    for name, array in parameters.learned().items():
+    for name, array in parameters.arrays().items():
         found.adam.moments[name] = (generator.normal(size=array.shape), generator.normal(size=array.shape))
     found.history = [Progress(step, generator.normal(), generator.normal()) for step in range(1, 8)]
     return found
@@ -153,8 +155,15 @@ def learner(seed: int) -> TrainingState:
 def numbers(state: TrainingState) -> list[object]:
     """Returns all that a step changes."""
     moments = [part.tolist() for pair in state.adam.moments.values() for part in pair]
-    learned = [array.tolist() for array in state.parameters.learned().values()]
-    sums = [state.step, state.adam.count, state.along, state.rate_square, state.pace, state.history]
+    learned = [array.tolist() for array in state.parameters.arrays().values()]
+    sums = [
+        state.step,
+        state.adam.count,
+        state.slope_product,
+        state.rate_square,
+        state.step_size,
+        state.history,
+    ]
     return [*learned, *moments, state.factors.tolist(), *sums]
 
 

@@ -17,7 +17,7 @@ from support.training_cases import TrainingCase, text_case
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.flex_switch.augmentation import crossed
+from flexswitch.merging.flex_switch.augmentation import augment
 from flexswitch.merging.flex_switch.objective import Goal, Precision
 from flexswitch.merging.flex_switch.training_data import (
     TrainingData,
@@ -147,7 +147,7 @@ def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
     assert found.augmented is not None
     assert found.exemplars.examples.inputs == lesson.exemplars.examples.inputs
     inputs = list(found.augmented.examples.inputs)
-    assert inputs == crossed(found.exemplars.examples.inputs, 2 * school.per_task, 0)
+    assert inputs == augment(found.exemplars.examples.inputs, 2 * school.per_task, 0)
     assert (found.augmented.kind, found.digest) == ("classes", lesson.digest)
     expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
     torch.testing.assert_close(

@@ -23,16 +23,16 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
 def test_at_a_tenth_of_the_pace_a_step_goes_a_tenth_as_far(
     school: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, moves = course.learn, []
+    plain, moves = course.run_steps, []
 
     def learn(learner: TrainingState, *given: Any) -> None:
         before = learner.parameters.log_scales.copy()
         plain(learner, *given)
         moves.append(learner.parameters.log_scales - before)
 
-    monkeypatch.setattr(course, "learn", learn)
+    monkeypatch.setattr(course, "run_steps", learn)
     for pace in (1.0, 0.1):
-        monkeypatch.setattr(course, "_PACES", (pace,))
+        monkeypatch.setattr(course, "_STEP_SIZES", (pace,))
         school.learn(tmp_path / "birds.fsw", "steps=1")
     assert np.abs(moves[0]).max() > 0
     assert moves[1] == pytest.approx(moves[0] / 10, rel=1e-9)

@@ -18,7 +18,7 @@ def signs_of(problem: CompressionTask) -> list[Quantisation]:
     """Returns the signs of the larger half of every unit."""
     return [
         Quantisation(np.full(len(unit.rows), np.median(np.abs(unit.delta))), 1, unit.rms)
-        for unit in problem.units
+        for unit in problem.tensors
     ]
 
 
@@ -29,7 +29,7 @@ def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: in
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
         problem = read_compression_task(vector, job().header(vector), BITS, "small", each)
-        fitted, size = problem.fill(signs_of(problem), problem.packer(), target)
+        fitted, size = problem.fill(signs_of(problem), problem.sizer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]
     assert meets_target(size, target)
     assert all(kept.scale > 0 for kept in fitted)
