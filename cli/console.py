@@ -20,13 +20,13 @@ class Console:
     """One command's voice."""
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
-        self._quiet = quiet
-        self._json = as_json
+        self.quiet = quiet
+        self.as_json = as_json
         self._live: Progress | None = None
 
     def note(self, text: str) -> None:
         """Prints a line on stderr, unless quiet."""
-        if not self._quiet:
+        if not self.quiet:
             print(f"flexswitch: {text}", file=sys.stderr)
 
     @contextmanager
@@ -67,7 +67,7 @@ class Console:
     @contextmanager
     def _bars(self) -> Iterator[Progress | None]:
         """Gives a terminal's bars, None where there is none to see them; one inside another is below it."""
-        if self._quiet or not sys.stderr.isatty() or self._live is not None:
+        if self.quiet or not sys.stderr.isatty() or self._live is not None:
             yield self._live
             return
         columns = (
@@ -83,7 +83,7 @@ class Console:
 
     def result(self, document: dict[str, Any], *parts: Table | str) -> dict[str, Any]:
         """Prints the document with --json, else its tables and lines; returns the document."""
-        if self._json:
+        if self.as_json:
             print(json.dumps(document, indent=1))
             return document
         rich = RichConsole(width=_WIDTH)

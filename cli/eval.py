@@ -1,13 +1,15 @@
 """`flexswitch eval`: every method's score on every task, and what it stores."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
+from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Overwrite, Quiet, Snap, Vote
+from flexswitch.cli.options import Adapter, Device, Features, Mix, Neighbours, Overwrite, Snap, Vote
+from flexswitch.merging.methods.registry import method_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from flexswitch.merging.evaluation.scores import Score
 
 
+@command
 def evaluate(
+    console: Console,
     zoo: Annotated[Path, typer.Argument(help="The zoo to score.")],
     base: Annotated[str, typer.Option(help="Its base.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder of <task>.test.* files.", show_default=False)],
@@ -26,64 +30,51 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="base, individual, average, task-arithmetic, auto-switch, auto-flexswitch, and how the zoo "
-            "was compressed: t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch."
+            help="Methods, joined by commas: base, individual, "
+            f"{', '.join(method_names('merge'))}, auto-switch, auto-flexswitch, and how the zoo was "
+            f"compressed: {', '.join(method_names('compression'))}."
         ),
     ] = "base,t-switch",
     routing: Annotated[
         str,
-        typer.Option(help="How these two are scored: per-sample, batch-mean, oracle; several by commas."),
+        typer.Option(help="How to score routed methods, joined by commas: per-sample, batch-mean, oracle."),
     ] = "per-sample",
     neighbours: Neighbours = None,
     vote: Vote = "uniform",
     snap: Snap = 0.0,
     mix: Mix = "share",
     engine: Annotated[
-        str, typer.Option(help="How samples of different weights are answered: auto, fused, merged, grouped.")
+        Literal["auto", "fused", "merged", "grouped"],
+        typer.Option(help="How a batch with several mixtures of weights is computed."),
     ] = "auto",
-    features: Annotated[
-        Path | None,
-        typer.Option(help="The feature file, where the zoo was indexed with one.", show_default=False),
-    ] = None,
+    features: Features = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N test examples of a task.")] = None,
     adapter: Adapter = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     plot: Annotated[
         Path | None, typer.Option(help="Draw score against stored bytes into this PNG.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Score methods on the tasks' test examples, per task and on average.
 
     Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
-    from flexswitch.cli.arguments import choice
     from flexswitch.codecs.format.atomic import check_output
+    from flexswitch.merging.commands.evaluate import evaluate
     from flexswitch.merging.evaluation.chart import draw_chart
-    from flexswitch.merging.evaluation.methods import score
-    from flexswitch.merging.evaluation.setup import Request, open_evaluation
-    from flexswitch.merging.switching.switched_model import ENGINES
+    from flexswitch.merging.evaluation.setup import Request
 
-    console = Console(quiet, json)
     if plot is not None:
         check_output(plot, overwrite)
     request = Request(
         zoo, base, data, finetuned or (), methods.split(","), routing.split(","), neighbours, features, limit,
-        adapter, device, vote, snap, mix, choice("--engine", engine, ENGINES),
+        adapter, device, vote, snap, mix, engine,
     )  # fmt: skip
-    evaluation = open_evaluation(request)
-    scores = []
-    with console.progress(f"scoring {len(request.methods)} methods on {zoo}", len(request.methods)) as step:
-        for method in request.methods:
-            scores += score(evaluation, method, request.modes)
-            step(method)
+    scores, forward_seconds, index_bytes = evaluate(request, reporter=console)
     if plot is not None:
         draw_chart(scores, plot, overwrite)
-    index = evaluation.zoo.record.index
-    document = _document(scores, evaluation.base_score.seconds, None if index is None else index.size)
+    document = _document(scores, forward_seconds, index_bytes)
     note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "

@@ -1,19 +1,29 @@
 """`flexswitch index`: the query set that chooses tasks per sample."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
+from flexswitch.cli.command import command, given_options
 from flexswitch.cli.console import Console, size
-from flexswitch.cli.options import Adapter, Debug, Json, Overwrite, Quiet
+from flexswitch.cli.options import Adapter, Device, Overwrite
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.zoo import IndexRecord
 
+_OF_A_NEW_INDEX = (
+    "--per-task", "--features", "--feature-dtype", "--normalise", "--metric", "--rank", "--seed",
+    "--overwrite",
+)  # fmt: skip
+_OF_BUILDING = ("--base", "--exemplars", "--add", *_OF_A_NEW_INDEX[:-1])
 
+
+@command
 def index(
+    console: Console,
+    context: typer.Context,
     zoo: Annotated[Path, typer.Argument(help="The zoo to index.")],
     base: Annotated[str | None, typer.Option(help="Its base.", show_default=False)] = None,
     exemplars: Annotated[
@@ -21,50 +31,39 @@ def index(
         typer.Option(help="Folder of <task>.train.* files; labels are not used.", show_default=False),
     ] = None,
     add: Annotated[
-        bool, typer.Option("--add", help="Add the tasks that the index lacks, all else as it is.")
+        bool, typer.Option("--add", help="Add the tasks that the index lacks, under the index's settings.")
     ] = False,
-    per_task: Annotated[
-        int | None, typer.Option(min=1, help="Exemplars a task; 100 without it.", show_default=False)
-    ] = None,
+    per_task: Annotated[int, typer.Option(min=1, help="Number of exemplars of a task.")] = 100,
     features: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="auto (the default: the earliest layer within a point of the best), pooled, input, layer:N, "
-            "layers:A+B, average:SPEC (of the tasks' average), shape+SPEC (the spelling of the texts too, as "
+            help="auto (the earliest layer within a point of the best), pooled, input, layer:N, layers:A+B, "
+            "average:SPEC (of the tasks' average), shape+SPEC (with the spelling of the texts, as "
             "shape+auto), or a .safetensors file of <task>.train and <task>.test.",
-            show_default=False,
         ),
-    ] = None,
+    ] = "auto",
     feature_dtype: Annotated[
-        str | None,
-        typer.Option(help="float32 (the default) or bfloat16, of inputs too.", show_default=False),
-    ] = None,
+        Literal["float32", "bfloat16"], typer.Option(help="Type that features are computed in.")
+    ] = "float32",
     normalise: Annotated[
-        str | None, typer.Option(help="centred (the default), standardised or none.", show_default=False)
-    ] = None,
+        Literal["none", "centred", "standardised"], typer.Option(help="How features are normalised.")
+    ] = "centred",
     metric: Annotated[
-        str | None, typer.Option(help="learned (the default) or euclidean.", show_default=False)
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Of the learned metric; 32 without it.", show_default=False)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws the exemplars; 0 without it.", show_default=False)
-    ] = None,
+        Literal["learned", "euclidean"], typer.Option(help="Metric of the search.")
+    ] = "learned",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the learned metric.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of exemplars.")] = 0,
     report: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Tell which tasks are taken for which, and draw it; alone, of the index that there is.",
+            help="Report and draw which tasks are confused; without --base, of the existing index.",
             show_default=False,
         ),
     ] = None,
     adapter: Adapter = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Store a few exemplars of every task in the zoo, to choose tasks for each input.
 
@@ -74,54 +73,55 @@ def index(
 
     Example: flexswitch index zoo --report confusion.png
     """
-    from flexswitch.cli.arguments import choice
-    from flexswitch.cli.index_options import index_settings, refuse_beside_add
     from flexswitch.cli.index_report import index_report
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.models.feature_spec import is_file
-    from flexswitch.merging.routing.features import FEATURE_DTYPES
-    from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
+    from flexswitch.merging.commands.index import index
 
-    console = Console(quiet, json)
     if report is not None:
         check_output(report, overwrite)
-    own = {"--per-task": per_task, "--feature-dtype": feature_dtype, "--normalise": normalise,
-           "--metric": metric, "--rank": rank, "--seed": seed, "--overwrite": overwrite or None}  # fmt: skip
-    if features is not None and not is_file(features):
-        own["--features"] = features
-    given = [option for option, value in own.items() if value is not None]
+    given = given_options(context)
     if base is None or exemplars is None:
-        others = {"--base": base, "--exemplars": exemplars, "--features": features, "--add": add or None}
-        building = [*given, *(option for option, value in others.items() if value is not None)]
-        return _report_alone(
-            console, zoo, report, [each for each in building if each != "--overwrite"], overwrite, device
-        )
-    if add:
-        refuse_beside_add(given)
-    settings = index_settings(per_task, seed, normalise, metric, rank)
-    dtype = choice("--feature-dtype", feature_dtype or "float32", FEATURE_DTYPES)
-    request = Request(zoo, base, exemplars, features or "auto", dtype, settings, adapter, device)
-    count = len(open_zoo(zoo))
-    with console.progress(f"{'adding to' if add else 'making'} the index of {zoo}", count) as step:
-        if add:
-            record, added, notes = add_to_index(request, Path(features) if features else None, step)
-        else:
-            (record, notes), added = index_zoo(request, overwrite, step), []
-    for note in notes:
-        console.note(note)
+        building = [option for option in given if option in _OF_BUILDING]
+        return _report_alone(console, zoo, report, building, overwrite, device)
+    _check_given(given, features, add, metric)
+    record, added, notes = index(
+        zoo, base=base, exemplars=exemplars, add=add, per_task=per_task,
+        features=features if "--features" in given else None, feature_dtype=feature_dtype,
+        normalise=normalise, metric=metric, rank=rank, seed=seed, adapter=adapter, device=device,
+        overwrite=overwrite, reporter=console,
+    )  # fmt: skip
     document = {"zoo": str(zoo), **record.model_dump(), "added": added, "notes": notes}
-    parts: list[Table | str] = [*_lines(zoo, count, record, added)]
+    parts: list[Table | str] = [*_lines(zoo, len(open_zoo(zoo)), record, added)]
     if report is not None:
         document["report"], shown = index_report(zoo, report, overwrite, device)
         parts += shown
     return console.result(document, *parts)
 
 
+def _check_given(given: list[str], features: str, add: bool, metric: str) -> None:
+    """Raises: UsageError where an option is given that would do nothing."""
+    from flexswitch.codecs.errors import UsageError
+    from flexswitch.merging.models.feature_spec import is_file
+
+    if add:
+        of_new = [
+            option
+            for option in given
+            if option in _OF_A_NEW_INDEX and not (option == "--features" and is_file(features))
+        ]
+        if of_new:
+            raise UsageError(
+                f"{of_new[0]} beside --add: tasks are added under the index's own settings; leave it out"
+            )
+    if metric == "euclidean" and "--rank" in given:
+        raise UsageError("--rank: is the learned metric's, and --metric euclidean has none; leave one out")
+
+
 def _report_alone(
     console: Console, zoo: Path, report: Path | None, building: list[str], overwrite: bool, device: str
 ) -> dict[str, Any]:
-    """Prints the report of the index that there is. Raises: UsageError where an index is to be built."""
+    """Prints the report of the existing index. Raises: UsageError where an index is to be built."""
     from flexswitch.cli.index_report import index_report
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.models.device import check_device

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Debug, Jobs, Json, Overwrite, Quiet
+from flexswitch.cli.options import Jobs, Overwrite
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.records import TensorRecord
 
 
+@command
 def inspect(
+    console: Console,
     path: Annotated[str, typer.Argument(help="An artifact, a zoo, a task vector or a checkpoint.")],
     storage: Annotated[
         bool,
@@ -30,9 +33,6 @@ def inspect(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Show what a file or folder is: its base, method, tensors and sizes.
 
@@ -46,7 +46,6 @@ def inspect(
     from flexswitch.codecs.format.zoo import ZOO_FILE
     from flexswitch.merging.task_vectors.task_vector_file import SUFFIX
 
-    console = Console(quiet, json)
     if overwrite and plot is None:
         raise UsageError("--overwrite replaces the PNG of --plot; give that too")
     if plot is not None:

@@ -1,59 +1,66 @@
 """The options that several subcommands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the output goes.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.")]
-Debug = Annotated[bool, typer.Option("--debug", help="On an error print the traceback too.")]
-Name = Annotated[
-    str | None, typer.Option(help="The task's name; the output's stem without it.", show_default=False)
-]
+from flexswitch.merging.checkpoints.architecture import ADAPTERS
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Name = Annotated[str | None, typer.Option(help="The task's name.", show_default="the output's stem")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the method, as `flexswitch methods NAME` lists them; repeatable.",
+    ),
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="Take only the base's tensors of these names; repeatable."),
+    typer.Option(metavar="GLOB", help="Take only the base's tensors with these names; repeatable."),
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors of these names; repeatable.")
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors with these names; repeatable.")
 ]
 OnResize = Annotated[
-    str,
-    typer.Option(
-        help="A tensor of another shape: 'refuse', store it whole as an 'extra', take the overlapping 'rows'."
-    ),
+    Literal["refuse", "extra", "rows"],
+    typer.Option(help="For a tensor of another shape: refuse, store it whole, or take the overlapping rows."),
 ]
 Neighbours = Annotated[
-    int | None, typer.Option(min=1, help="Exemplars that vote; 5 for text and 10 for images without it.")
+    int | None,
+    typer.Option(min=1, help="Number of exemplars that vote.", show_default="5 for text, 10 for images"),
 ]
 Vote = Annotated[
-    str, typer.Option(help="uniform: each neighbour has the same vote; kernel: nearer ones have more of it.")
+    Literal["uniform", "kernel"],
+    typer.Option(help="How neighbours vote: all alike, or nearer ones with more weight."),
 ]
 Snap = Annotated[
-    float, typer.Option(help="Drop shares of at most this, and scale the others; 0.05: 0.96 becomes 1.")
+    float,
+    typer.Option(help="Drop shares up to this one and rescale the others; at 0.05, 0.96 becomes 1."),
 ]
 Mix = Annotated[
-    str,
+    Literal["share", "root"],
     typer.Option(
-        help="share: a task vector's weight is its task's share of the votes; root: its square root, so that "
-        "undecided samples keep more of each."
+        help="The weight of a task vector: its task's share of the votes, or the square root of the share, "
+        "which keeps more of each task where the votes are split."
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; all cores without it.", show_default=False)]
+Features = Annotated[
+    Path | None,
+    typer.Option(help="The feature file, if the zoo was indexed with one.", show_default=False),
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")]
 Memory = Annotated[
-    str, typer.Option(metavar="SIZE", help="What the tensors in the making may take: 1GB, 500MB.")
+    str, typer.Option(metavar="SIZE", help="Memory that tensors in progress may take: 1GB, 500MB.")
 ]
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="How the models are run, where config.json does not say: hf-sequence-classification, "
-        "hf-image-classification, hf-encoder, hf-causal-lm, python:package.module:factory.",
-        show_default=False,
+        help=f"How to run the models: {', '.join(ADAPTERS)}, python:package.module:factory.",
+        show_default="as config.json says",
     ),
 ]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]

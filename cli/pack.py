@@ -1,15 +1,18 @@
 """`flexswitch pack`: artifacts into a zoo, each tensor in its smallest stored form."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Debug, Jobs, Json, Memory, Output, Overwrite, Quiet
+from flexswitch.cli.options import Adapter, Jobs, Memory, Output, Overwrite
 
 
+@command
 def pack(
+    console: Console,
     output: Output,
     artifacts: Annotated[
         list[Path] | None, typer.Argument(help="The artifacts (.fsw) to store.", show_default=False)
@@ -26,20 +29,16 @@ def pack(
         ),
     ] = "auto",
     effort: Annotated[
-        str | None,
+        Literal["fast", "small"] | None,
         typer.Option(
-            help="fast: the smallest form that decodes fast; small: the smallest of all. Without it each "
-            "artifact's as it was compressed, which is fast unless its settings say small.",
-            show_default=False,
+            help="fast: the smallest form that decodes fast; small: the smallest of all.",
+            show_default="each artifact's own",
         ),
     ] = None,
     jobs: Jobs = None,
     memory: Memory = "1GB",
     adapter: Adapter = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Store artifacts of one base in a zoo, add some to it, or remove some from it.
 
@@ -49,33 +48,13 @@ def pack(
 
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
-    from flexswitch.codecs.errors import UsageError
-    from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.codecs.registry import get_codec
-    from flexswitch.codecs.storage import check_effort
-    from flexswitch.codecs.threads import DEFAULT_JOBS
+    from flexswitch.merging.commands.pack import pack
     from flexswitch.merging.task_vectors.model_directory import parse_size
-    from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
-    console = Console(quiet, json)
-    files, removed = artifacts or [], remove or []
-    if codec != "auto":
-        get_codec(codec)
-    if effort is not None:
-        check_effort(effort)
-    form = Form(codec, effort, jobs or DEFAULT_JOBS, parse_size(memory))
-    with console.progress(f"packing {len(files)} artifacts into {output}", len(files)) as step:
-        if add or removed:
-            if files and not add:
-                raise UsageError("artifacts beside --remove need --add")
-            notes = change_zoo(output, files, removed, form, adapter, overwrite, step)
-        elif not files:
-            raise UsageError("no artifact is given; name at least one .fsw file")
-        else:
-            notes = create_zoo(output, files, form, adapter, overwrite, step)
-    for note in notes:
-        console.note(note)
-    zoo = open_zoo(output)
+    zoo = pack(
+        artifacts or [], output, add=add, remove=remove or (), codec=codec, effort=effort, adapter=adapter,
+        jobs=jobs, memory=parse_size(memory), overwrite=overwrite, reporter=console,
+    )  # fmt: skip
     rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits a parameter", left=2)
     tasks = {}
     for task, record in zoo.record.tasks.items():

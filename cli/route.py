@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flexswitch.cli.command import command
 from flexswitch.cli.console import Console
-from flexswitch.cli.options import Adapter, Debug, Json, Mix, Neighbours, Quiet, Snap, Vote
+from flexswitch.cli.options import Adapter, Device, Mix, Neighbours, Snap, Vote
 
 if TYPE_CHECKING:
     from flexswitch.merging.routing.query_index import RoutingResult
 
 
+@command
 def route(
+    console: Console,
     zoo: Annotated[Path, typer.Argument(help="The zoo, indexed.")],
     base: Annotated[str, typer.Option(help="Its base.", show_default=False)],
     input_: Annotated[
@@ -36,54 +39,29 @@ def route(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Route the first N samples.")] = None,
     adapter: Adapter = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Print the weights that each sample's tasks get, and which samples are like no exemplar.
 
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
-    from flexswitch.codecs.format.zoo import open_zoo
-    from flexswitch.merging.checkpoints.fingerprint import check_base
-    from flexswitch.merging.checkpoints.opening import open_checkpoint
-    from flexswitch.merging.models.adapters import get_adapter
-    from flexswitch.merging.models.device import check_device
-    from flexswitch.merging.routing.mixing import check_mix, check_snap
-    from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
-    from flexswitch.merging.routing.vote import check_vote
+    from flexswitch.merging.commands.route import route
 
-    console = Console(quiet, json)
-    check_device(device)
-    check_vote(vote)
-    check_snap(snap)
-    check_mix(mix)
-    opened = open_zoo(zoo)
-    opened.index_file()
-    examples = read_samples(input_, limit)
-    checkpoint = open_checkpoint(base)
-    check_base(checkpoint, opened.record.base, str(zoo))
-    model = get_adapter(checkpoint, opened.record.adapter, adapter)
-    router = open_router(opened, model, features, neighbours, vote, device)
-    with console.progress(f"routing {len(examples):,} samples of {input_}", chunk_count(examples)) as step:
-        routed = route_file(router, input_, examples, snap, mix, step)
-    if router.index.recall < 1:
-        console.note(
-            f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "
-            "measured on the exemplars"
-        )
-    samples = _samples(routed, router.index.tasks)
-    far = int(routed.far.sum())
+    result, index = route(
+        zoo, base=base, samples=input_, neighbours=neighbours, vote=vote, snap=snap, mix=mix,
+        features=features, limit=limit, adapter=adapter, device=device, reporter=console,
+    )  # fmt: skip
+    samples = _samples(result, index.tasks)
+    far = int(result.far.sum())
     document = {
         "zoo": str(zoo),
         "input": str(input_),
-        "neighbours": router.index.neighbours,
+        "neighbours": index.neighbours,
         "vote": vote,
         "snap": snap,
         "mix": mix,
-        "far_from": router.index.far_from,
-        "recall": router.index.recall,
+        "far_from": index.far_from,
+        "recall": index.recall,
         "out_of_scope": far,
         "samples": samples,
     }

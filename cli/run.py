@@ -5,15 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from flexswitch.cli.command import command
 from flexswitch.cli.console import Console
-from flexswitch.cli.options import Debug, Json, Quiet
 
 
+@command
 def run(
+    console: Console,
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of named steps.")],
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Run a recipe's steps in order; a step is a subcommand and its options. Paths are relative to here.
 
@@ -26,14 +25,13 @@ def run(
     from flexswitch.cli.main import app
     from flexswitch.recipes.recipe import check_expectations, command_lines, read_recipe
 
-    console = Console(quiet, json)
     steps = command_lines(read_recipe(recipe), app, recipe)
     results = []
     for number, step in enumerate(steps, 1):
-        words = [*step.arguments, *(["--quiet"] if quiet else [])]
+        words = [*step.arguments, *(["--quiet"] if console.quiet else [])]
         console.note(f"step {number} of {len(steps)}: {step.name}")
         console.note("$ " + shlex.join(["flexswitch", *words]))
-        with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        with contextlib.redirect_stdout(sys.stderr if console.as_json else sys.stdout):
             document = app(words, standalone_mode=False)
         check_expectations(step, document, recipe)
         results.append({"name": step.name, "arguments": words, "result": document})

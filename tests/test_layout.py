@@ -26,6 +26,7 @@ FLOORS = {
     "api": 9,
     "cli": 9,
     "recipes": 8,
+    "merging/commands": 7.5,
     "merging/evaluation": 7,
     "merging/zoos": 6,
     "merging/switching": 6,

@@ -156,8 +156,7 @@ def test_debug_adds_the_traceback(models, flexswitch):
     [
         (
             ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--method", "t-swich"),
-            "no compression method is named 't-swich'; did you mean 't-switch'? (known: t-switch, p-discard, "
-            "bin-discard, dare, tvq, bitdelta, compeft, flexswitch)",
+            "no compression method is named 't-swich'; did you mean 't-switch'? (known: ",
         ),
         (
             ("compress", "red.safetensors", "-o", "o.fsw", "--method", "t-switch"),
@@ -174,24 +173,39 @@ def test_debug_adds_the_traceback(models, flexswitch):
         (("pack", "-o", "zoo2"), "no artifact is given; name at least one .fsw file"),
         (
             ("pack", "red.fsw", "-o", "zoo2", "--codec", "sign"),
-            "no codec is named 'sign' (known: bitmask, bitmask-zstd, gaps-zstd, rice, context, grouped-coo, flag4, raw)",
+            "no codec is named 'sign' (known: ",
         ),
         (("merge", "zoo", "--base", "base.safetensors", "-o", "m"), "give one of --task NAME and --method NAME"),
         (
             ("merge", "zoo", "--base", "base.safetensors", "-o", "m", "--method", "ties"),
-            "no merge method is named 'ties' (known: average, task-arithmetic)",
+            "no merge method is named 'ties' (known: ",
         ),
         (
-            ("index", "zoo", "--base", "base.safetensors", "--exemplars", "d", "--metric", "learnt"),
-            "--metric: no choice is named 'learnt'; did you mean 'learned'? (known: learned, euclidean)",
+            ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--set", "drop=1"),
+            "setting drop=1 of t-switch: expected a number of at least 0 and below 1",
+        ),
+        (
+            ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--set", "dorp=0.5"),
+            "no setting of t-switch is named 'dorp'; did you mean 'drop'? (known: ",
         ),
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_status_2_and_the_names_to_choose_from(models, flexswitch, arguments, message):
     before = files_below(models)
     outcome = flexswitch(*arguments)
-    assert (outcome.status, outcome.error) == (2, message)
+    assert outcome.status == 2
+    assert outcome.error.startswith(message)
     assert files_below(models) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(("index", "zoo"), "--metric"), (("extract", "a", "b", "-o", "c"), "--dtype"), (("pack", "-o", "zoo"), "--effort")],
+)  # fmt: skip
+def test_a_choice_that_there_is_not_ends_with_status_2(flexswitch, command, option):
+    outcome = flexswitch(*command, option, "none-such")
+    assert outcome.status == 2
+    assert f"Invalid value for '{option}'" in outcome.err
 
 
 def test_an_unknown_option_ends_with_status_2(flexswitch):

@@ -1,0 +1,50 @@
+"""Extracts the task vector of a fine-tuned checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flexswitch.codecs.format.atomic import check_output
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.pairing import Resize
+from flexswitch.merging.commands.arguments import (
+    StoredDtype,
+    check_choice,
+    check_suffix,
+    new_task_name,
+    selection,
+)
+from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile, write_task_vector
+
+
+def extract(
+    base: str | Path,
+    finetuned: str | Path,
+    output: str | Path,
+    *,
+    dtype: StoredDtype = "float32",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_resize: Resize = "refuse",
+    name: str | None = None,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> TaskVectorFile:
+    """Writes the difference of two checkpoints as a task vector file, and returns it opened.
+
+    Raises: FlexswitchError.
+    """
+    output = Path(output)
+    check_suffix(output, SUFFIX)
+    task = new_task_name(name, output)
+    check_choice("--dtype", dtype, StoredDtype)
+    chosen = selection(include, exclude, on_resize)
+    check_output(output, overwrite)
+    vector = open_finetuned(str(finetuned), open_checkpoint(str(base)), chosen)
+    for note in vector.notes:
+        reporter.note(note)
+    count = len(vector.tensors)
+    with reporter.progress(f"extracting {count} tensors of {finetuned}", count) as on_tensor:
+        write_task_vector(vector, output, task, dtype, overwrite, on_tensor)
+    return TaskVectorFile(output)

@@ -1,0 +1,51 @@
+"""Packs artifacts into a zoo."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.codecs.registry import get_codec
+from flexswitch.codecs.storage import check_effort
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
+from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
+
+
+def pack(
+    artifacts: Sequence[str | Path],
+    output: str | Path,
+    *,
+    add: bool = False,
+    remove: Sequence[str] = (),
+    codec: str = "auto",
+    effort: str | None = None,
+    adapter: str | None = None,
+    jobs: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> Zoo:
+    """Writes a zoo of artifacts, or adds tasks to one and removes others; returns it opened.
+
+    effort: "fast" or "small"; None keeps each artifact's own. jobs: threads; None is one for each core.
+    memory: bytes that tensors in progress may take. Raises: FlexswitchError.
+    """
+    output, files = Path(output), [Path(file) for file in artifacts]
+    if codec != "auto":
+        get_codec(codec)
+    if effort is not None:
+        check_effort(effort)
+    form = Form(codec, effort, jobs or DEFAULT_JOBS, memory)
+    with reporter.progress(f"packing {len(files)} artifacts into {output}", len(files)) as on_file:
+        if add or remove:
+            if files and not add:
+                raise UsageError("artifacts beside --remove need --add")
+            notes = change_zoo(output, files, remove, form, adapter, overwrite, on_file)
+        elif not files:
+            raise UsageError("no artifact is given; name at least one .fsw file")
+        else:
+            notes = create_zoo(output, files, form, adapter, overwrite, on_file)
+    for note in notes:
+        reporter.note(note)
+    return open_zoo(output)
