@@ -46,7 +46,7 @@ def test_a_learning_that_was_interrupted_goes_on_and_ends_in_the_same_bytes(
         outcome = compress.learn("--checkpoint-every", 2)
         assert outcome.status == 130
         assert outcome.err.splitlines()[-2:] == [
-            f"flexswitch: the learning is kept in {kept}; the same command goes on from there",
+            f"flexswitch: the training is kept in {kept}; the same command continues it",
             "flexswitch: interrupted; nothing half-written is left",
         ]
         assert compress.left() == ["birds.fsw.training"]
