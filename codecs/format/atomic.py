@@ -1,4 +1,4 @@
-"""Writes outputs beside their place and moves them in whole, so that none is ever seen half-written."""
+"""Writes outputs to a temporary name and renames them, so that no output is ever seen half-written."""
 
 import errno
 import os
@@ -13,9 +13,9 @@ from flexswitch.codecs.errors import InputError
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Checks an output's place before any work is done.
+    """Checks the path of an output before any work is done.
 
-    Raises: InputError where the folder is missing, or the output exists and may not be replaced.
+    Raises: InputError if the folder is missing, or if the output exists and must not be replaced.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
@@ -24,27 +24,27 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_space(path: Path, needed_bytes: int) -> None:
-    """Raises: InputError where the disk that holds `path` has less than `needed_bytes` free."""
+    """Raises: InputError if the disk of `path` has less than `needed_bytes` of free space."""
     free = shutil.disk_usage(path.parent).free
     if free < needed_bytes:
         raise InputError(
-            f"{path}: the output takes {needed_bytes:,} bytes and the disk has {free:,} free; "
-            "free some space or give an output on another disk"
+            f"{path}: the output needs {needed_bytes:,} bytes and the disk has {free:,} free; "
+            "free some space or choose an output on another disk"
         )
 
 
 @contextmanager
 def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on leaving it is flushed to disk and takes its place.
+    """Yields a temporary path next to `path`; on exit the file is flushed to disk and renamed to `path`.
 
-    On any exception the temporary file is removed and `path` stays as it was. Raises: InputError.
+    On any exception the temporary file is removed and `path` is unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file's place; give a file name")
+        raise InputError(f"{path}: is a folder, expected a file; choose a file name")
     partial = _unused_name(path)
-    try:  # what an interrupt finds from here on is removed, be it just made
-        with _told_where(path):
+    try:  # from here on an interrupt removes it
+        with _named_error(path):
             partial.touch(exist_ok=False)
         yield partial
         _flush(partial)
@@ -53,26 +53,26 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
         _raise_named(error, partial, path)
         raise
     finally:
-        with suppress(OSError):  # it may be in its place, or was never made
+        with suppress(OSError):  # it may have been renamed, or never created
             partial.unlink()
 
 
 @contextmanager
 def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; on leaving it takes its place whole.
+    """Yields a temporary folder next to `path`; on exit it is renamed to `path`.
 
-    A folder is replaced only if it is empty or holds a file of the pattern `holds`: no other was made by
-    the same command. On any exception the temporary folder is removed and `path` stays as it was.
-    Raises: InputError.
+    An existing folder is replaced only if it is empty or contains a file that matches `holds`: other folders
+    were not written by the same command. On any exception the temporary folder is removed and `path` is
+    unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file, expected a folder's place; give a folder name")
+        raise InputError(f"{path}: is a file, expected a folder; choose a folder name")
     if path.is_dir() and any(path.iterdir()) and not any(path.glob(holds)):
         raise InputError(f"{path}: holds no {holds}, so --overwrite does not replace it; give another output")
     partial = _unused_name(path)
-    try:  # what an interrupt finds from here on is removed, be it just made
-        with _told_where(path):
+    try:  # from here on an interrupt removes it
+        with _named_error(path):
             partial.mkdir()
         yield partial
         for file in partial.rglob("*"):
@@ -90,21 +90,21 @@ def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[
 
 
 def _unused_name(path: Path) -> Path:
-    """Returns a hidden name beside `path` that nothing else uses."""
+    """Returns an unused hidden name next to `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 @contextmanager
-def _told_where(path: Path) -> Iterator[None]:
-    """Turns an error of making the temporary place into one that names the output."""
+def _named_error(path: Path) -> Iterator[None]:
+    """Turns an error on creating the temporary file or folder into one that names the output."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: can't be written there: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _swap(partial: Path, path: Path) -> None:
-    """Puts `partial` in the place of `path`; the old folder returns if that fails."""
+    """Renames `partial` to `path`; restores the old folder if that fails."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     old = aside / path.name
     try:
@@ -119,9 +119,11 @@ def _swap(partial: Path, path: Path) -> None:
 
 
 def _raise_named(error: OSError | InputError, partial: Path, path: Path) -> None:
-    """Raises an error that names the output, where the disk takes no more or the temporary place is named."""
+    """Raises an error that names the output if the disk is full or the error has the temporary path."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        raise InputError(f"{path}: could not be written: {error.strerror}; nothing of it is left") from error
+        raise InputError(
+            f"{path}: could not be written: {error.strerror}; the partial output was removed"
+        ) from error
     if isinstance(error, InputError) and str(partial) in str(error):
         raise InputError(str(error).replace(str(partial), str(path))) from error
 

@@ -1,8 +1,8 @@
-"""Reads safetensors headers with every length checked, and writes files tensor by tensor.
+"""Reads and validates safetensors headers, and writes safetensors files tensor by tensor.
 
-Format: https://github.com/huggingface/safetensors, README "Format". The safetensors library checks
-each file too; the reading here gives byte ranges, so that any part of a tensor is read alone, and a
-message that says what is wrong with a damaged file.
+Format: https://github.com/huggingface/safetensors, README "Format". The safetensors library validates each
+file too. The code here also returns byte ranges, so that parts of a tensor can be read, and its messages
+say what is wrong with a damaged file.
 """
 
 import json
@@ -38,7 +38,7 @@ _MOST_DIMENSIONS = 64
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a file: dtype by its safetensors name, byte offset and size."""
+    """Where one tensor is in a file: dtype by its safetensors name, byte offset and size."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors by name, in the file's order, and its metadata."""
+    """A file's tensors by name, in file order, and its metadata."""
 
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
@@ -57,7 +57,7 @@ class Header:
 def read_header(path: Path, error: type[FlexswitchError]) -> Header:
     """Returns a file's header.
 
-    Raises: `error` where the file is cut short, is no safetensors file, or its header lies about sizes.
+    Raises: `error` if the file is truncated or not a safetensors file, or if its header has wrong sizes.
     """
     total = path.stat().st_size
     with path.open("rb") as file:
@@ -109,11 +109,11 @@ def _stored(entry: dict[str, Any], data_start: int) -> StoredTensor:
 
 
 class SafetensorsWriter:
-    """Writes tensors in the order they come; the header goes in front when the writer closes.
+    """Writes tensors in the given order, and the header in front of them when the writer closes.
 
-    `reserve` bytes are kept for the header from the start. Where it needs more, the data moves up
-    inside the file; where it needs less, it is padded with spaces, which the format allows. checksums
-    maps the tensors that `add` has written so far to the CRC-32 of their bytes.
+    reserve: bytes that are reserved for the header. A longer header moves the data inside the file; a shorter
+    one is padded with spaces, which the format allows. checksums: the CRC-32 of each tensor that `add` has
+    written.
     """
 
     def __init__(self, path: Path, metadata: dict[str, str], reserve: int = 0) -> None:
@@ -128,7 +128,7 @@ class SafetensorsWriter:
     def add(
         self, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]
     ) -> None:
-        """Appends one tensor, its bytes in chunks. Raises: ValueError where they don't fill it."""
+        """Appends one tensor, given as chunks of bytes. Raises: ValueError if their size does not fit."""
         if name in self._entries:
             raise ValueError(f"{name}: written twice")
         start, checksum = self._written, 0
@@ -146,7 +146,7 @@ class SafetensorsWriter:
         }
 
     def extend(self, name: str, data: bytes) -> None:
-        """Appends bytes to the U8 tensor that was last added to, or to a new one of that name."""
+        """Appends bytes to the U8 tensor that was written last, or to a new one of that name."""
         entry = self._entries.setdefault(
             name, {"dtype": "U8", "shape": [0], "data_offsets": [self._written, self._written]}
         )
@@ -158,7 +158,7 @@ class SafetensorsWriter:
         entry["shape"] = [self._written - entry["data_offsets"][0]]
 
     def close(self) -> None:
-        """Writes the header; the file is complete after it."""
+        """Writes the header, which completes the file."""
         header = header_bytes(self._entries, self.metadata)
         if len(header) > self._reserve:
             _shift(self._file, self._reserve, self._written, len(header))
@@ -182,7 +182,7 @@ class SafetensorsWriter:
 
 
 def header_bytes(entries: dict[str, dict[str, Any]], metadata: dict[str, str]) -> bytes:
-    """Returns a header with its length in front, padded with spaces to a multiple of 8 bytes."""
+    """Returns a header with its length prefix, padded with spaces to a multiple of 8 bytes."""
     document = {"__metadata__": metadata, **entries} if metadata else entries
     body = json.dumps(document, separators=(",", ":")).encode()
     body = body.ljust(-(-len(body) // 8) * 8)
@@ -190,7 +190,7 @@ def header_bytes(entries: dict[str, dict[str, Any]], metadata: dict[str, str]) -
 
 
 def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
-    """Moves `size` bytes from offset `start` up to `target`, from the end so that nothing is overrun."""
+    """Moves `size` bytes from offset `start` up to `target`, from the end, so that none is overwritten."""
     for end in range(size, 0, -_COPY_BYTES):
         begin = max(0, end - _COPY_BYTES)
         file.seek(start + begin)
@@ -200,14 +200,14 @@ def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
 
 
 class RangeReader:
-    """Reads parts of a file from any thread; it is opened when first read, and closed with the reader."""
+    """Reads parts of a file from any thread. The file is opened on first use and closed with the reader."""
 
     def __init__(self, path: Path, error: type[FlexswitchError]) -> None:
         self._path = path
         self._error = error
 
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
-        """Returns `size` bytes at `offset`. Raises: the reader's error where the file has become shorter."""
+        """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
         data = np.empty(size, np.uint8)
         view, done = memoryview(data), 0  # type: ignore[arg-type]  # an array is a buffer
         while done < size:
@@ -218,7 +218,7 @@ class RangeReader:
         return data
 
     def read_ahead(self, offset: int, size: int) -> None:
-        """Asks the system to read a part into its cache meanwhile, where it takes such advice."""
+        """Asks the operating system to read a part into its cache, if it supports that."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 

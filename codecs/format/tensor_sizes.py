@@ -1,4 +1,4 @@
-"""How small each stored tensor is: beside its Shannon bound, every codec, and the published form of 2025."""
+"""Compares the stored size of tensors with their Shannon bound, with every codec and with the 2025 code."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from flexswitch.codecs.storage import store
 
 @dataclass(frozen=True)
 class TensorSizes:
-    """Sizes of one tensor, or of several together, in bytes.
+    """Sizes in bytes of one tensor, or of several tensors in total.
 
-    shannon: the least for a mask of each tensor's density and its levels, if nothing else were known of it.
-    published: the 4-group form of the T-Switch code. codecs: each alone, row flags where they pay.
+    shannon: the bound for a random mask of each tensor's density and random levels. published: the format of
+    the published T-Switch code (`flag4`). codecs: if only this codec were used, with row flags if they help.
     """
 
     entries: int
@@ -39,7 +39,7 @@ NOTHING = TensorSizes(0, 0, 0, 0.0, 0, dict.fromkeys(CODECS, 0))
 
 
 def tensor_sizes(artifact: Artifact, name: str) -> TensorSizes:
-    """Returns the sizes of one tensor, each codec's by encoding it. Raises: DecodeError."""
+    """Returns the sizes of one tensor, by encoding it with each codec. Raises: DecodeError."""
     sparse = artifact.sparse(name)
     codecs = {}
     for codec in CODECS:

@@ -1,7 +1,7 @@
-"""The zoo: a directory of artifacts that share one base, described by `zoo.json`.
+"""The zoo: a folder of artifacts that share one base, described by `zoo.json`.
 
-`zoo.json` is written last and atomically: a zoo is at any time the one before a change or the one
-after it. A task's file is always `tasks/<name>.fsw`; its size and SHA-256 stand in `zoo.json`.
+`zoo.json` is written last and atomically, so that a reader sees the zoo either before or after a change. A
+task's file is always `tasks/<name>.fsw`; `zoo.json` has its size and SHA-256.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ INDEX_FILE = "index/exemplars.safetensors"
 
 
 class TaskRecord(Strict):
-    """One task's file. parameters counts all entries of the base's units."""
+    """The file of one task. parameters: number of entries of all compared tensors."""
 
     file: str
     size: Count
@@ -35,10 +35,10 @@ class TaskRecord(Strict):
 
 
 class RoutingAccuracy(Strict):
-    """How often an exemplar's neighbours lead to its own task, in %.
+    """Percentage of exemplars whose neighbours vote for their own task.
 
-    *_loo: one exemplar left out, the metric learned from all of them, so that the learned one's is too good;
-    *_held_out: a fifth left out, the metric learned from the others.
+    *_loo: each exemplar left out from the search; the metric is learned from all, which makes it optimistic.
+    *_held_out: a fifth held out from learning and search.
     """
 
     euclidean_loo: float
@@ -48,9 +48,9 @@ class RoutingAccuracy(Strict):
 
 
 class IndexRecord(Strict):
-    """The query index's file and the settings it was built with.
+    """The file of the query index, and its settings.
 
-    rank: the points' width under a learned metric; accuracy: where one was tried.
+    rank: number of columns of the points with a learned metric. accuracy: present if a metric was tried.
     """
 
     file: Literal["index/exemplars.safetensors"] = "index/exemplars.safetensors"
@@ -67,7 +67,7 @@ class IndexRecord(Strict):
 
 
 class ZooRecord(Strict):
-    """The JSON document of a zoo."""
+    """The JSON document `zoo.json`."""
 
     format: Literal["flexswitch-zoo"] = "flexswitch-zoo"
     version: Literal[1] = 1
@@ -78,7 +78,7 @@ class ZooRecord(Strict):
 
 
 class Zoo(Mapping[str, Artifact]):
-    """An open zoo: task name → artifact, in the order of the names. Opening a task checks its hash."""
+    """An open zoo: task name → artifact, sorted by name. Opening a task checks its hash."""
 
     def __init__(self, path: Path, record: ZooRecord) -> None:
         self.path = path
@@ -88,7 +88,7 @@ class Zoo(Mapping[str, Artifact]):
     def __getitem__(self, task: str) -> Artifact:
         """Returns a task's artifact.
 
-        Raises: InputError on an unknown task; ArtifactError where its file is not the one packed.
+        Raises: InputError on an unknown task; ArtifactError if its file is not the packed one.
         """
         if task not in self.record.tasks:
             raise InputError(f"{self.path}: {unknown_name('task', task, self)}")
@@ -106,11 +106,11 @@ class Zoo(Mapping[str, Artifact]):
         return len(self.record.tasks)
 
     def task_file(self, task: str) -> Path:
-        """Returns where a task's artifact lies."""
+        """Returns the path of a task's artifact."""
         return self.path / self.record.tasks[task].file
 
     def index_file(self) -> Path:
-        """Returns where the query index lies, after checking its hash. Raises: InputError, ArtifactError."""
+        """Returns the path of the query index, after checking its hash. Raises: InputError, ArtifactError."""
         if self.record.index is None:
             raise InputError(
                 f"{self.path}: the zoo has no query index; build one: "
@@ -134,9 +134,9 @@ class Zoo(Mapping[str, Artifact]):
 
 
 def open_zoo(path: str | Path) -> Zoo:
-    """Opens a zoo and checks its description; tasks are checked as they are opened.
+    """Opens a zoo and validates `zoo.json`; tasks are checked when they are opened.
 
-    Raises: InputError where there is no zoo; ArtifactError where its description is wrong.
+    Raises: InputError if there is no zoo; ArtifactError if `zoo.json` is invalid.
     """
     path = Path(path)
     file = path / ZOO_FILE
@@ -157,9 +157,9 @@ def open_zoo(path: str | Path) -> Zoo:
 
 
 def pack_task(artifact: Artifact, zoo: Path, tensors: Iterable[PackedTensor]) -> TaskRecord:
-    """Stores an artifact in the zoo's folder, with its tensors in another stored form; returns its record.
+    """Writes an artifact to the zoo's folder with its tensors in another stored form; returns its record.
 
-    tensors: one for each of the artifact's, in their order.
+    tensors: one for each tensor of the artifact, in the same order.
     """
     header = artifact.header
     target = zoo / _task_path(header.name)
@@ -182,14 +182,14 @@ def pack_task(artifact: Artifact, zoo: Path, tensors: Iterable[PackedTensor]) ->
 
 
 def write_zoo(path: Path, record: ZooRecord) -> None:
-    """Writes `zoo.json`, tasks in the order of their names."""
+    """Writes `zoo.json`, with the tasks sorted by name."""
     ordered = record.model_copy(update={"tasks": dict(sorted(record.tasks.items()))})
     with atomic_file(path / ZOO_FILE, overwrite=True) as partial:
         partial.write_text(ordered.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def remove_unlisted(path: Path, record: ZooRecord) -> None:
-    """Deletes the task files and the index that `zoo.json` no longer names."""
+    """Deletes the task files and the index that are no longer in `zoo.json`."""
     listed = {Path(task.file).name for task in record.tasks.values()}
     for file in (path / "tasks").glob("*.fsw"):
         if file.name not in listed:

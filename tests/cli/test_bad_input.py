@@ -273,7 +273,7 @@ def test_a_disk_that_is_full(zoo, fails, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(SafetensorsWriter, "add", full)
-    message = "{}: could not be written: No space left on device; nothing of it is left"
+    message = "{}: could not be written: No space left on device; the partial output was removed"
     fails(zoo, 1, message.format("out.fsw"), "compress", "red.safetensors", *COMPRESS)
     extract = ("extract", "base.safetensors", "red.safetensors", "-o", "out.tv.safetensors")
     fails(zoo, 1, message.format("out.tv.safetensors"), *extract)
@@ -288,7 +288,10 @@ def test_a_write_that_the_system_refuses(models):
     run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last == "flexswitch: error: out.fsw: could not be written: File too large; nothing of it is left"
+    assert (
+        last
+        == "flexswitch: error: out.fsw: could not be written: File too large; the partial output was removed"
+    )
     assert files_below(models) == before
 
 

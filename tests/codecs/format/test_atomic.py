@@ -188,7 +188,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(InputError) as caught, atomic_file(path, overwrite=True):
         pytest.fail("the output was given")
-    assert str(caught.value) == f"{path}: is a folder, expected a file's place; give a file name"
+    assert str(caught.value) == f"{path}: is a folder, expected a file; choose a file name"
     assert names(tmp_path) == {"out.fsw"}
 
 
@@ -197,7 +197,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(InputError) as caught, atomic_directory(path, overwrite=True):
         pytest.fail("the output was given")
-    assert str(caught.value) == f"{path}: is a file, expected a folder's place; give a folder name"
+    assert str(caught.value) == f"{path}: is a file, expected a folder; choose a folder name"
     assert names(tmp_path) == {"zoo"}
 
 
@@ -226,7 +226,7 @@ def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError) as caught:
         check_space(path, 1234567)
     assert str(caught.value) == (
-        f"{path}: the output takes 1,234,567 bytes and the disk has 2,048 free; free some space or give an "
+        f"{path}: the output needs 1,234,567 bytes and the disk has 2,048 free; free some space or choose an "
         "output on another disk"
     )
     assert asked == [tmp_path, tmp_path]
@@ -238,7 +238,7 @@ def test_a_full_disk_is_told_with_the_output(tmp_path: Path, place: Place, numbe
     path = tmp_path / "out"
     with pytest.raises(InputError) as caught, place(path, overwrite=False) as partial:
         raise OSError(number, "It is full", str(partial))
-    assert str(caught.value) == f"{path}: could not be written: It is full; nothing of it is left"
+    assert str(caught.value) == f"{path}: could not be written: It is full; the partial output was removed"
     assert names(tmp_path) == set()
 
 
@@ -256,7 +256,7 @@ def test_a_name_that_the_disk_does_not_take_is_told(tmp_path: Path, place: Place
     path = tmp_path / ("x" * 250)
     with pytest.raises(InputError) as caught, place(path, overwrite=False):
         pytest.fail("the output was given")
-    assert str(caught.value) == f"{path}: can't be written there: File name too long"
+    assert str(caught.value) == f"{path}: cannot be written: File name too long"
 
 
 def test_an_error_inside_a_directory_names_its_place_not_the_temporary_one(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_an_existing_output_is_refused_and_kept(
     shutil.rmtree(path)
     path.write_text("a file")
     found = message(InputError, lambda: write(path, *opened, overwrite=True))
-    assert found == f"{path}: is a file, expected a folder's place; give a folder name"
+    assert found == f"{path}: is a file, expected a folder; choose a folder name"
 
 
 def test_an_output_in_no_folder_is_refused(tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair]) -> None:
@@ -191,8 +191,8 @@ def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     path = tmp_path / "out"
     assert message(InputError, lambda: write(path, *opened)) == (
-        f"{path}: the output takes 1,221 bytes and the disk has 1,000 free; "
-        "free some space or give an output on another disk"
+        f"{path}: the output needs 1,221 bytes and the disk has 1,000 free; "
+        "free some space or choose an output on another disk"
     )
     assert not path.exists()
 

@@ -210,8 +210,8 @@ def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: Usage)
     path = tmp_path / "t.tv.safetensors"
     assert message(InputError, lambda: extracted(pair, path)) == (
-        f"{path}: the output takes {4 * 9 + 8 + 3 + 6} bytes and the disk has 10 free; "
-        "free some space or give an output on another disk"
+        f"{path}: the output needs {4 * 9 + 8 + 3 + 6} bytes and the disk has 10 free; "
+        "free some space or choose an output on another disk"
     )
     assert not path.exists()
 
