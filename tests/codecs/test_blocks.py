@@ -4,16 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import laws
 from support.sparse_tensors import BITS, LAWS, assert_same, sparse_tensor
 
 from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.blocks import Grid, as_matrix, cut, full_rows, put_rows, take_rows
 from flexswitch.codecs.sparse import LEVEL_DTYPES, MAX_BLOCK_ENTRIES, SparseTensor
 
-SMALL = settings(LAWS, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = laws.settings(60, LAWS, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Marked = NDArray[np.uint8]
 
 
@@ -223,7 +224,7 @@ def test_the_rows_that_keep_anything_are_all_there_is(marked: Marked) -> None:
     assert np.array_equal(put_rows(take_rows(mask, columns, flags), columns, flags), mask)
 
 
-@settings(SMALL, max_examples=25)
+@laws.settings(25, SMALL)
 @given(marked=matrices(rows=12, columns=20))
 def test_the_passes_stay_inside_their_arrays(marked: Marked) -> None:
     rows, columns = marked.shape

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import laws
 from support.sparse_tensors import BITS, LAWS, assert_same, sparse_tensor, sparse_tensors, write_artifact
 
 from flexswitch.codecs import blocks as blocks_module
@@ -47,7 +48,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("codec", NAMES)
 def test_what_is_stored_gives_the_tensor_back(tmp_path: Path, codec: str, effort: str) -> None:
-    @settings(FILES, max_examples=15)
+    @laws.settings(15, FILES)
     @given(sparse=sparse_tensors().filter(lambda sparse: sparse.bits) | patchy_tensors())
     def check(sparse: SparseTensor) -> None:
         form = store(sparse, codec, effort)
@@ -59,7 +60,7 @@ def test_what_is_stored_gives_the_tensor_back(tmp_path: Path, codec: str, effort
     check()
 
 
-@settings(LAWS, max_examples=100)
+@laws.settings(100, LAWS)
 @given(sparse=sparse_tensors() | patchy_tensors())
 def test_the_smallest_is_never_larger_than_the_fast_one(sparse: SparseTensor) -> None:
     assert stored_bytes(store(sparse, effort="small")) <= stored_bytes(store(sparse, effort="fast"))

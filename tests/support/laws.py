@@ -10,7 +10,10 @@ _QUICK_SHARE = 4
 _LEAST = 5
 
 
-def settings(max_examples: int, **others: Any) -> hypothesis.settings:
-    """Returns hypothesis' settings; max_examples: those of a deep run."""
+def settings(
+    max_examples: int, parent: hypothesis.settings | None = None, **others: Any
+) -> hypothesis.settings:
+    """Returns hypothesis' settings, the parent's where nothing else is given; max_examples: those of a deep run."""
     quick = max(_LEAST, max_examples // _QUICK_SHARE)
-    return hypothesis.settings(max_examples=max_examples if DEEP else min(quick, max_examples), **others)
+    examples = max_examples if DEEP else min(quick, max_examples)
+    return hypothesis.settings(parent, max_examples=examples, **others)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
+from support import laws
 
 from flexswitch.codecs.blocks import as_matrix, cut
 from flexswitch.codecs.codec import Codec
@@ -18,8 +18,8 @@ from flexswitch.codecs.registry import CODECS, get_codec
 from flexswitch.codecs.sparse import GROUP_SIZES, LEVEL_DTYPES, SparseLayout, SparseTensor
 from flexswitch.codecs.storage import StoredBlock, StoredForm
 
-LAWS = settings(derandomize=True, deadline=None, max_examples=30, database=None)
-FEW = settings(LAWS, max_examples=12)
+LAWS = laws.settings(30, derandomize=True, deadline=None, database=None)
+FEW = laws.settings(12, LAWS)
 
 BITS = tuple(LEVEL_DTYPES)
 # Settings of the codecs that have any, all or (`rice`) some; a codec without a line here has none.

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support import laws
 from support.checkpoints import State, message, save_model
 
 from flexswitch.codecs.errors import InputError
@@ -191,7 +192,7 @@ def test_a_torch_file_cut_short_anywhere_is_refused_in_one_line(tmp_path: Path, 
         assert refused(path).startswith(f"{path}: {DOES_NOT_LOAD} (")
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@laws.settings(150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_file_is_refused_or_read_and_never_ends_in_a_traceback(
     tmp_path: Path, data: st.DataObject

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from support import laws
 from support.sparse_tensors import LAWS
 
 from flexswitch.merging.compression import magnitude
@@ -16,7 +17,7 @@ from flexswitch.merging.compression.magnitude import kept_blocks, kept_count
 
 Floats = NDArray[np.float32]
 
-MANY = settings(LAWS, max_examples=80)
+MANY = laws.settings(80, LAWS)
 TINY = float(np.float32(1e-45))
 INFINITY = np.float32(math.inf)
 SPECIAL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, -1.0000001, 0.5, TINY, -TINY, 1e-38, 3e38, -3e38])

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from support import laws
 from support.checkpoints import (
     memory_pair,
     message,
@@ -89,7 +90,7 @@ FEW_VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, TINY, 
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=100)
+@laws.settings(100, deadline=None)
 @given(
     st.one_of(
         arrays(np.float32, array_shapes(max_dims=3, max_side=9), elements=elements, fill=st.nothing())

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support import laws
 from support.checkpoints import message
 from support.commands import Runner
 from support.deltas import BLOCKS, DELTAS, TINY, Floats, delta, dense, marked, normal
@@ -19,7 +20,7 @@ from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings
 
 BITS = st.integers(1, 8)
-MANY = settings(LAWS, max_examples=150)
+MANY = laws.settings(150, LAWS)
 
 
 def reference_step(values: list[float], bits: int) -> float:

@@ -6,9 +6,10 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support import laws
 
 from flexswitch.merging.routing import candidates, neighbour_search
 from flexswitch.merging.routing.candidates import FaissFlat, TorchFlat
@@ -98,7 +99,7 @@ def test_distances_that_float32_can_not_hold_are_compared_all_the_same(size):
     assert_nearest(NeighbourSearch(vectors), vectors, queries, 5)
 
 
-@settings(deadline=None, max_examples=60)
+@laws.settings(60, deadline=None)
 @given(data=st.data(), shift=st.sampled_from([0, 3, 4096]), scale=st.sampled_from([1.0, 0.125, 64.0]))
 def test_with_equal_distances_the_smaller_position_comes_first(data, shift, scale):
     width = data.draw(st.integers(1, 4))
@@ -115,7 +116,7 @@ def test_many_equal_vectors_come_in_their_order():
     assert NeighbourSearch(vectors).search(normal(1, 20, 8), 4).positions.tolist() == [[0, 1, 2, 3]] * 20
 
 
-@settings(deadline=None, max_examples=30)
+@laws.settings(30, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.integers(-30, 30), min_size=1, max_size=6))
 def test_after_adding_and_removing_answers_are_those_of_a_fresh_search(seed, steps):
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import laws
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError
@@ -82,7 +83,7 @@ def test_a_sample_at_the_mean_has_the_point_0():
     assert projection(torch.ones(1, WIDTH)).tolist() == [[0.0] * WIDTH]
 
 
-@settings(deadline=None, max_examples=25)
+@laws.settings(25, deadline=None)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 100))
 def test_the_length_of_what_is_centred_does_not_matter(seed, scale):
     exemplars = features_of(seed)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support import laws
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
@@ -69,7 +70,7 @@ def test_weights_are_the_shares_of_the_nearest_exemplars(seed, neighbours):
     np.testing.assert_allclose(distance, np.linalg.norm(nearest - queries.numpy(), axis=1), rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@laws.settings(50, deadline=None)
 @given(
     features=arrays(np.float32, (12, 2), elements=st.integers(-3, 3)),
     queries=arrays(np.float32, (5, 2), elements=st.integers(-3, 3)),

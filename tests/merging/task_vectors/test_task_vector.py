@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support import laws
 from support.checkpoints import (
     MemoryCheckpoint,
     State,
@@ -56,7 +57,7 @@ def all_pairs_of(numbers: list[float]) -> tuple[np.ndarray, np.ndarray]:
     return grid[0], grid[1]
 
 
-@settings(deadline=None, max_examples=100)
+@laws.settings(100, deadline=None)
 @given(PAIRS)
 @example(all_pairs_of(SPECIAL))
 def test_base_plus_task_vector_is_the_fine_tuned_float32_bit_for_bit(
@@ -66,7 +67,7 @@ def test_base_plus_task_vector_is_the_fine_tuned_float32_bit_for_bit(
     assert_same_state(merged(memory_pair(base, finetuned), base), finetuned)
 
 
-@settings(deadline=None, max_examples=40)
+@laws.settings(40, deadline=None)
 @given(PAIRS)
 @example(all_pairs_of(SPECIAL))
 def test_a_task_vector_file_restores_the_fine_tuned_float32_bit_for_bit(
@@ -79,7 +80,7 @@ def test_a_task_vector_file_restores_the_fine_tuned_float32_bit_for_bit(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@settings(deadline=None, max_examples=80)
+@laws.settings(80, deadline=None)
 @given(patterns=st.lists(st.tuples(HALVES, HALVES), min_size=1, max_size=60))
 def test_checkpoints_of_16_bits_come_back_in_their_own_bits(
     dtype: torch.dtype, patterns: list[tuple[int, int]]
