@@ -25,30 +25,31 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Grid:
-    """The size of a matrix, which determines its blocks."""
+    """The size of a matrix, which determines its blocks. block_entries: other values are for tests."""
 
     rows: int
     columns: int
+    block_entries: int = MAX_BLOCK_ENTRIES
 
     def count(self) -> int:
         """Returns the number of blocks."""
-        if self.columns <= _LONGEST_ROW:
+        if self.columns <= self.block_entries // 8:
             return -(-self.rows // self._height) if self.columns else 0
-        return -(-self.rows * self.columns // MAX_BLOCK_ENTRIES)
+        return -(-self.rows * self.columns // self.block_entries)
 
     @property
     def _height(self) -> int:
         """The number of rows of a block."""
-        return MAX_BLOCK_ENTRIES // max(1, self.columns) // 8 * 8
+        return self.block_entries // max(1, self.columns) // 8 * 8
 
     def shapes(self) -> list[tuple[int, int]]:
         """Returns the shapes of the blocks in order. A matrix without entries has none."""
-        if self.columns <= _LONGEST_ROW:
+        if self.columns <= self.block_entries // 8:
             starts = range(0, self.rows if self.columns else 0, self._height)
             return [(min(self._height, self.rows - start), self.columns) for start in starts]
         entries = self.rows * self.columns
-        starts = range(0, entries, MAX_BLOCK_ENTRIES)
-        return [(1, min(MAX_BLOCK_ENTRIES, entries - start)) for start in starts]
+        starts = range(0, entries, self.block_entries)
+        return [(1, min(self.block_entries, entries - start)) for start in starts]
 
 
 def as_matrix(shape: tuple[int, ...]) -> Grid:

@@ -18,13 +18,6 @@ SMALL = laws.settings(60, LAWS, suppress_health_check=[HealthCheck.function_scop
 Marked = NDArray[np.uint8]
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes blocks of 64 entries, and rows of more than 8 long ones."""
-    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 64)
-    monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 8)
-
-
 def packed(marked: Marked) -> Marked:
     return np.packbits(marked, bitorder="little")
 
@@ -133,9 +126,8 @@ def test_blocks_cover_a_matrix_in_whole_bytes(rows: int, columns: int) -> None:
 
 @SMALL
 @given(marked=matrices(), bits=st.sampled_from(BITS))
-@pytest.mark.usefixtures("small_blocks")
 def test_blocks_end_to_end_are_the_matrix(marked: Marked, bits: int) -> None:
-    sparse, grid = matrix(marked, bits), Grid(*marked.shape)
+    sparse, grid = matrix(marked, bits), Grid(*marked.shape, block_entries=64)
     parts = list(cut(sparse, grid))
     assert [part.shape for part in parts] == grid.shapes()
     flat = [np.unpackbits(part.mask, count=math.prod(part.shape), bitorder="little") for part in parts]

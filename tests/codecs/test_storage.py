@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from support import laws
 from support.sparse_tensors import BITS, LAWS, assert_same, sparse_tensor, sparse_tensors, write_artifact
 
-from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.registry import CODECS
@@ -37,14 +36,6 @@ def stored_bytes(form: StoredForm) -> int:
     return sum(len(block.data) for block in [*([form.rows] if form.rows else []), *form.blocks])
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes blocks of 1,024 entries, and rows of more than 128 long ones."""
-    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 1024)
-    monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 128)
-
-
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("codec", NAMES)
 def test_what_is_stored_gives_the_tensor_back(tmp_path: Path, codec: str, effort: str) -> None:
@@ -97,17 +88,15 @@ def test_a_codec_asked_for_is_taken(name: str, effort: str) -> None:
     assert [block.codec.name for block in form.blocks] == [name]
 
 
-def test_each_block_has_its_own_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 1 << 13)
-    monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 1 << 10)
-    marked = np.zeros((16, 1 << 10), np.uint8)
+def test_each_block_has_its_own_codec() -> None:
+    marked = np.zeros((16, 1 << 17), np.uint8)
     marked[:8, ::2] = 1
     marked[8:, 5] = 1
     levels = np.zeros(int(marked.sum()), np.uint8)
     sparse = SparseTensor(marked.shape, np.packbits(marked, bitorder="little"), levels, 1)
     dense, thin = store(sparse).blocks
     assert dense.codec.name != thin.codec.name
-    assert (dense.kept, thin.kept) == (8 << 9, 8)
+    assert (dense.kept, thin.kept) == (8 << 16, 8)
 
 
 def test_rows_without_an_entry_are_left_out_where_that_saves() -> None:

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 from support.artifact_files import EXTRAS, HEADER, ROWS, stored_form
 from support.sparse_tensors import assert_same, write_artifact
 
-from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import (
@@ -30,15 +29,15 @@ CutUp = Callable[..., tuple[Path, SparseTensor]]
 
 
 @pytest.fixture
-def cut_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutUp:
-    """Writes 40 rows, of which about half is kept, with empty rows between; blocks have 640 entries at most."""
-    monkeypatch.setattr(blocks_module, "MAX_BLOCK_ENTRIES", 640)
-    monkeypatch.setattr(blocks_module, "_LONGEST_ROW", 80)
+def cut_up(tmp_path: Path) -> CutUp:
+    """Writes `rows` rows of which half the entries are kept, with empty rows between; 2^20 entries a block."""
 
-    def write(codec: str, spread: int = 1, columns: int = 30) -> tuple[Path, SparseTensor]:
+    def write(
+        codec: str, rows: int = 20, spread: int = 1, columns: int = 1 << 17
+    ) -> tuple[Path, SparseTensor]:
         generator = np.random.default_rng(0)
-        marked = np.zeros((40 * spread, columns), np.uint8)
-        marked[::spread] = generator.random((40, columns)) < 0.5
+        marked = np.zeros((rows * spread, columns), np.uint8)
+        marked[::spread] = generator.random((rows, columns), np.float32) < 0.5
         signs = generator.integers(0, 2, int(marked.sum()), np.uint8)
         sparse = SparseTensor(marked.shape, np.packbits(marked, bitorder="little"), signs, 1)
         return write_artifact(tmp_path / "a.fsw", {"w": (sparse, 0.5, store(sparse, codec))}), sparse
@@ -65,7 +64,7 @@ def test_a_block_is_read_alone(cut_up: CutUp, codec: str) -> None:
         assert np.array_equal(rows_of(found), rows_of(sparse)[start : start + height])
         assert np.array_equal(found.levels, sparse.levels[used : used + block.kept])
         start, offset, used = start + height, offset + block.size, used + block.kept
-    assert (start, used) == (40, len(sparse.levels))
+    assert (start, used) == (20, len(sparse.levels))
 
 
 def load_offset(path: Path) -> int:
@@ -75,7 +74,7 @@ def load_offset(path: Path) -> int:
 
 
 def test_rows_that_keep_nothing_are_left_out(cut_up: CutUp) -> None:
-    path, sparse = cut_up("bitmask", spread=10)
+    path, sparse = cut_up("bitmask", rows=20, spread=10)
     artifact = open_artifact(path)
     record, full = artifact.header.tensors["w"], rows_of(sparse).any(axis=1)
     assert record.rows is not None
@@ -90,14 +89,27 @@ def test_rows_that_keep_nothing_are_left_out(cut_up: CutUp) -> None:
     assert_same(artifact.sparse("w"), sparse)
 
 
-@pytest.mark.parametrize("columns", [1, 7, 30, 80, 81, 300, 1000])
-@pytest.mark.parametrize("spread", [1, 10])
-@pytest.mark.parametrize("codec", ["auto", "raw", "context"])
-def test_kept_entries_are_read_block_by_block(cut_up: CutUp, codec: str, spread: int, columns: int) -> None:
-    path, sparse = cut_up(codec, spread, columns)
+@pytest.mark.parametrize(
+    ("codec", "rows", "spread", "columns"),
+    [
+        ("auto", 1_200_000, 1, 1),
+        ("auto", 160_000, 5, 7),
+        ("raw", 40_000, 1, 30),
+        ("raw", 10_000, 10, 300),
+        ("context", 1_200, 1, 1000),
+        ("context", 10, 10, 1 << 17),
+        ("auto", 9, 1, (1 << 17) + 1),
+        ("raw", 9, 3, (1 << 17) + 1),
+        ("auto", 3, 3, 600_001),
+    ],
+)
+def test_kept_entries_are_read_block_by_block(
+    cut_up: CutUp, codec: str, rows: int, spread: int, columns: int
+) -> None:
+    path, sparse = cut_up(codec, rows, spread, columns)
     artifact = open_artifact(path)
     found = list(artifact.entries("w"))
-    assert len(found) == len(artifact.header.tensors["w"].blocks)
+    assert len(found) == len(artifact.header.tensors["w"].blocks) > 1
     places = [start + positions.astype(np.int64) for start, positions, _ in found]
     assert np.array_equal(np.concatenate(places), np.flatnonzero(rows_of(sparse)))
     assert np.array_equal(np.concatenate([levels for _, _, levels in found]), sparse.levels)
@@ -127,5 +139,5 @@ def test_damage_to_a_block_stays_there(cut_up: CutUp) -> None:
         with pytest.raises(DecodeError) as caught:
             read("w")
         assert str(caught.value) == told
-    assert np.array_equal(rows_of(artifact.block("w", 0)), rows_of(sparse)[:16])
-    assert np.array_equal(rows_of(artifact.block("w", 2)), rows_of(sparse)[32:])
+    assert np.array_equal(rows_of(artifact.block("w", 0)), rows_of(sparse)[:8])
+    assert np.array_equal(rows_of(artifact.block("w", 2)), rows_of(sparse)[16:])
