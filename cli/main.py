@@ -14,6 +14,7 @@ from flexswitch.cli.extract import extract
 from flexswitch.cli.index import index
 from flexswitch.cli.inspect import inspect
 from flexswitch.cli.merge import merge
+from flexswitch.cli.methods import methods
 from flexswitch.cli.pack import pack
 from flexswitch.cli.route import route
 from flexswitch.cli.run import run
@@ -23,7 +24,6 @@ from flexswitch.codecs.errors import ExitStatus, FlexswitchError
 app = typer.Typer(
     name="flexswitch",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -55,6 +55,7 @@ app.command("route")(route)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("methods")(methods)
 app.command("run")(run)
 
 

@@ -35,7 +35,7 @@ class Merged(NamedTuple):
     tensors: int
 
 
-def restored(*, lambda_: Annotated[float, Field(description="scale of the task vector")] = 1.0) -> None:
+def restored(*, lambda_: Annotated[float, Field(description="Scale of the task vector.")] = 1.0) -> None:
     """Carries the settings of restoring one task."""
 
 

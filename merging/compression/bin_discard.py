@@ -21,10 +21,10 @@ def bin_discard(
     *,
     by: Annotated[
         Literal["magnitude", "random"],
-        Field(description="keep the entries that p-discard keeps (the largest), or those that dare keeps"),
+        Field(description="Keep the largest entries, as p-discard does, or random ones, as dare does."),
     ] = "magnitude",
-    drop: Annotated[float, Field(ge=0, lt=1, description="share of the entries to drop")] = 0.6,
-    seed: Annotated[int, Field(description="seed of the random mask")] = 0,
+    drop: Annotated[float, Field(ge=0, lt=1, description="Share of the entries to drop.")] = 0.6,
+    seed: Annotated[int, Field(description="Seed of the random mask.")] = 0,
 ) -> Compressed:
     """Returns the signs of what a control keeps, under the switch knob ‖kept‖₂ / √(number kept).
 

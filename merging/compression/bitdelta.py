@@ -21,8 +21,8 @@ def bitdelta(
     embeddings: Annotated[
         Literal["full", "bits"],
         Field(
-            description="matrices with `embed` in their name: keep them in float32, as the released code "
-            "does, or take their signs"
+            description="Matrices with `embed` in their name: keep them in float32, as the released code "
+            "does, or take their signs."
         ),
     ] = "full",
 ) -> Compressed:

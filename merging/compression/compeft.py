@@ -38,8 +38,10 @@ def compeft(
     vector: TaskVector,
     job: Job,
     *,
-    density: Annotated[float, Field(gt=0, le=1, description="share of all entries to keep")] = 0.05,
-    alpha: Annotated[float, Field(gt=0, description="scale over the task vector's deviation")] = 1.0,
+    density: Annotated[float, Field(gt=0, le=1, description="Share of all entries to keep.")] = 0.05,
+    alpha: Annotated[
+        float, Field(gt=0, description="Scale over the task vector's standard deviation.")
+    ] = 1.0,
 ) -> Plan:
     """Returns the plan that keeps signs under the scale alpha · std(τ), over all tensors as one flat vector.
 

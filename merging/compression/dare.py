@@ -22,9 +22,9 @@ _INFINITY = 0x7F80_0000  # the bit pattern of the float32
 def dare(
     delta: Delta,
     *,
-    drop: Annotated[float, Field(ge=0, lt=1, description="probability that an entry is dropped")] = 0.9,
-    bits: Annotated[Literal[16, 32], Field(description="bits of a value: bfloat16 or float32")] = 32,
-    seed: Annotated[int, Field(description="seed of the mask, with the task's and tensor's names")] = 0,
+    drop: Annotated[float, Field(ge=0, lt=1, description="Probability that an entry is dropped.")] = 0.9,
+    bits: Annotated[Literal[16, 32], Field(description="Bits of a value: bfloat16 or float32.")] = 32,
+    seed: Annotated[int, Field(description="Seed of the mask, with the task's and tensor's names.")] = 0,
 ) -> Compressed:
     """Returns randomly kept entries, each times 1 / (1 − drop), as floating-point values; zeros are left out.
 

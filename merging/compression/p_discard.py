@@ -15,7 +15,7 @@ from flexswitch.merging.compression.magnitude import kept_blocks
 def p_discard(
     delta: Delta,
     *,
-    drop: Annotated[float, Field(ge=0, lt=1, description="share of each sign's entries to drop")] = 0.6,
+    drop: Annotated[float, Field(ge=0, lt=1, description="Share of each sign's entries to drop.")] = 0.6,
 ) -> Compressed:
     """Returns the largest entries of both signs as float32."""
     masks, patterns = [], []

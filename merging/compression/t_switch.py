@@ -21,7 +21,7 @@ from flexswitch.merging.compression.magnitude import kept_blocks
 def t_switch(
     delta: Delta,
     *,
-    drop: Annotated[float, Field(ge=0, lt=1, description="share of each sign's entries to drop")] = 0.6,
+    drop: Annotated[float, Field(ge=0, lt=1, description="Share of each sign's entries to drop.")] = 0.6,
 ) -> Compressed:
     """Returns the activation switch (mask), the polarity switch (signs) and the switch knob (scale).
 

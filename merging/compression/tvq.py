@@ -16,7 +16,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def tvq(
-    delta: Delta, *, bits: Annotated[int, Field(ge=1, le=8, description="bits of a level")] = 2
+    delta: Delta, *, bits: Annotated[int, Field(ge=1, le=8, description="Bits of a level.")] = 2
 ) -> Compressed:
     """Returns asymmetric uniform levels; entries at the zero point are zero and not kept.
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -128,16 +128,20 @@ def _expected(field: FieldInfo) -> str:
     >>> _expected(FieldInfo.from_annotation(Literal["mean", "sum"]))
     'mean or sum'
     """
-    is_union = get_origin(field.annotation) is UnionType
+    is_union = get_origin(field.annotation) in (Union, UnionType)
     kinds = get_args(field.annotation) if is_union else (field.annotation,)
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
         return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
     named = " or ".join(words for kind, words in _WORDS.items() if kind in kinds)
-    bounds = [
-        f"{text} {value:g}"
+    bounds = {
+        key: value
         for constraint in field.metadata
-        for key, text in (("gt", "above"), ("ge", "of at least"), ("lt", "below"), ("le", "of at most"))
+        for key in ("ge", "gt", "le", "lt")
         if (value := getattr(constraint, key, None)) is not None
-    ]
-    return " ".join([named, *([" and ".join(bounds)] if bounds else [])])
+    }
+    if list(bounds) == ["ge", "le"]:
+        return f"{named} from {bounds['ge']:g} to {bounds['le']:g}"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    texts = [f"{words[key]} {value:g}" for key, value in bounds.items()]
+    return " ".join([named, " and ".join(texts)]).strip()

@@ -12,7 +12,7 @@ def task_arithmetic(
     deltas: Sequence[Tensor],
     weights: Sequence[float],
     *,
-    lambda_: Annotated[float, Field(description="scale of the sum; a negative one unlearns the tasks")] = 0.3,
+    lambda_: Annotated[float, Field(description="Scale of the sum; a negative one unlearns.")] = 0.3,
 ) -> Tensor:
     """Returns λ Σ_k weight_k · τ_k."""
     total = torch.zeros_like(deltas[0])

@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 from support.commands import files_below
 
-SUBCOMMANDS = ("extract", "compress", "pack", "index", "route", "merge", "eval", "inspect", "verify", "run")
+SUBCOMMANDS = (
+    "extract", "compress", "pack", "index", "route", "merge", "eval", "inspect", "verify", "methods", "run",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", SUBCOMMANDS)

@@ -113,7 +113,7 @@ def test_what_is_empty_or_zero_keeps_nothing(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_outside_their_range_are_refused(bits: int) -> None:
     found = message(UsageError, lambda: check_settings(get_method("tvq", "compression"), {"bits": bits}))
-    assert found == f"setting bits={bits} of tvq: expected a whole number of at least 1 and of at most 8"
+    assert found == f"setting bits={bits} of tvq: expected a whole number from 1 to 8"
 
 
 def test_the_commands_of_rtvq_give_the_shared_part_plus_an_offset(models: Path, flexswitch: Runner) -> None:

@@ -16,7 +16,8 @@ def test_every_method_loads_and_describes_its_settings(method: Method) -> None:
     assert method.load().__doc__
     assert method.source
     for setting in describe_settings(method):
-        assert setting.meaning or method.name == "flexswitch", setting.name
+        assert setting.meaning.endswith("."), setting.name
+        assert setting.expected, setting.name
 
 
 def test_names_are_unique() -> None:
