@@ -9,7 +9,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns a checkpoint's config.json, empty where it has none. Raises: InputError."""
+    """Returns a checkpoint's config.json, empty if it has none. Raises: InputError."""
     if checkpoint.directory is None or not (checkpoint.directory / "config.json").is_file():
         return {}
     return read_json_object(checkpoint.directory / "config.json")

@@ -43,7 +43,7 @@ class HashingCheckpoint:
         self._checkpoint.read_ahead(name)
 
     def digest(self, name: str) -> str:
-        """Returns the SHA-256 of a tensor; reads it where that is not known yet."""
+        """Returns the SHA-256 of a tensor; reads the tensor if that is not known yet."""
         if name not in self.digests:
             digest, count = hashlib.sha256(), self.tensors[name].entries
             for start in range(0, count, _CHUNK_ENTRIES):
@@ -73,7 +73,7 @@ def forget_digests() -> None:
 
 
 def byte_view(tensor: Tensor) -> NDArray[np.uint8]:
-    """Returns a tensor's bytes; they share its memory where it is contiguous."""
+    """Returns a tensor's bytes; they share its memory if it is contiguous."""
     return tensor.contiguous().view(torch.uint8).numpy()
 
 

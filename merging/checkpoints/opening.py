@@ -1,4 +1,7 @@
-"""Opens a checkpoint: a Hugging Face model directory, one state-dict file, or a hub id."""
+"""Opens any checkpoint: a Hugging Face model directory, one state-dict file, or a hub id.
+
+Only plain tensors are unpickled, and no code that comes with a checkpoint is run.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +19,9 @@ _WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_m
 
 
 class Location(NamedTuple):
-    """Where a checkpoint is: its path, and its hub id where it was fetched from the hub.
+    """Where a checkpoint is.
 
-    source is what the user gave.
+    source: the user's path or hub id. path: the local file or directory. hub_id: None if it is local.
     """
 
     source: str
@@ -33,9 +36,9 @@ class Location(NamedTuple):
 
 
 def locate(source: str) -> Location:
-    """Returns where a checkpoint is, fetched from the hub where the source is a hub id and no path.
+    """Returns where a checkpoint is; downloads it if the source is a hub id and no existing path.
 
-    Raises: InputError where it is neither a path nor a repository of the hub.
+    Raises: InputError if it is neither a path nor a repository of the hub.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -51,7 +54,7 @@ def locate(source: str) -> Location:
 def open_checkpoint(source: str | Path | Location) -> Checkpoint:
     """Opens a model directory, a state-dict file or a hub id.
 
-    Raises: InputError where there is none, it is a PEFT adapter, or its headers are damaged.
+    Raises: InputError if there is none, it is a PEFT adapter, or its headers are damaged.
     """
     place = source if isinstance(source, Location) else locate(str(source))
     if place.path.is_file():

@@ -101,6 +101,15 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
             tensors[name] = other
         else:
             resized.append(other)
+    _check_names(base, finetuned, used, missing)
+    added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
+    if not tensors and not buffers and not resized:
+        raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
+    return Pairing(tensors, buffers, sorted(added + resized), base_prefix, prefix, notes)
+
+
+def _check_names(base: Headers, finetuned: Headers, used: set[str], missing: list[str]) -> None:
+    """Raises: InputError if no fine-tuned name is used, or if a base name is missing."""
     if not used:
         raise InputError(
             f"{finetuned.source}: shares no tensor name with the base {base.source}; "
@@ -112,10 +121,6 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
             f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, "
             f"such as '{missing[0]}'; leave them out with --exclude '{patterns}'"
         )
-    added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
-    if not tensors and not buffers and not resized:
-        raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
-    return Pairing(tensors, buffers, sorted(added + resized), base_prefix, prefix, notes)
 
 
 def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, str]:

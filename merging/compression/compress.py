@@ -14,7 +14,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 from flexswitch.merging.compression.delta import Delta
-from flexswitch.merging.compression.plan import NO_TRAINING, Job, Training, plan
+from flexswitch.merging.compression.plan import NO_TRAINING, Job, Plan, Training, plan
 from flexswitch.merging.compression.resume import SideFile
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
@@ -51,16 +51,7 @@ def compress(
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
     job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training)
     chosen = plan(method, vector, job, settings)
-
-    def work(tensor: str) -> PackedTensor | None:
-        info = vector.tensors[tensor]
-        compressed = chosen.compress(_delta(vector, tensor, name))
-        sparse = compressed.sparse
-        if not len(sparse.levels):
-            return None
-        form = store(sparse, effort=chosen.effort)
-        return packed_tensor(sparse, form, compressed.scale, info.dtype, compressed.zero)
-
+    work = bind(_compressed, vector, chosen, name)
     side = SideFile(path, vector, job, chosen.training) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
@@ -77,6 +68,16 @@ def compress(
         writer.finish(job.header(vector, chosen.training))
     if side is not None:
         side.remove()
+
+
+def _compressed(vector: TaskVector, chosen: Plan, task: str, tensor: str) -> PackedTensor | None:
+    """Returns a tensor's stored form, None if it has no kept entries."""
+    compressed = chosen.compress(_delta(vector, tensor, task))
+    sparse = compressed.sparse
+    if not len(sparse.levels):
+        return None
+    form = store(sparse, effort=chosen.effort)
+    return packed_tensor(sparse, form, compressed.scale, vector.tensors[tensor].dtype, compressed.zero)
 
 
 def _packed(

@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 def locate(histogram: Integers, wanted: int) -> Place | None:
-    """Returns where the `wanted`-th largest entry lies; None where none is wanted."""
+    """Returns where the `wanted`-th largest entry lies; None if `wanted` is 0."""
     if wanted == 0:
         return None
     above = np.cumsum(histogram[::-1])  # entries in the topmost 1, 2, … bins

@@ -45,7 +45,7 @@ class _Run(Strict):
 
 
 class _Entry(Strict):
-    """One finished tensor. digest: SHA-256 of the base's tensor, None where it is not known."""
+    """One finished tensor. digest: SHA-256 of the base's tensor, None if it is not known."""
 
     name: str
     digest: Sha256 | None

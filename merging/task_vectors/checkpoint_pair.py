@@ -53,7 +53,7 @@ class CheckpointPair:
         return identify(self.base)
 
     def blocks(self, name: str) -> Iterator[FloatArray]:
-        """Yields a tensor's delta. Raises: InputError where it is not finite."""
+        """Yields a tensor's delta. Raises: InputError if it is not finite."""
         return self._weights.blocks(name)
 
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:

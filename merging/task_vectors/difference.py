@@ -27,7 +27,7 @@ def difference(base: Tensor, finetuned: Tensor) -> tuple[FloatArray, bool]:
 
 
 def add_delta(base: Tensor, delta: Tensor) -> Tensor:
-    """Returns base + delta in float32; where the delta is zero the base as it is, be it −0."""
+    """Returns base + delta in float32; where the delta is zero, the base unchanged, even −0."""
     return torch.where(delta == 0, base, base + delta)
 
 

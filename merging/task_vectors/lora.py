@@ -90,7 +90,7 @@ class LoraVector:
         return identify(self.base)
 
     def blocks(self, name: str) -> Iterator[FloatArray]:
-        """Yields a tensor's delta. Raises: InputError where it is not finite."""
+        """Yields a tensor's delta. Raises: InputError if it is not finite."""
         if name in self._targets:
             return self._expand(name, self._targets[name])
         return self._whole.blocks(name)

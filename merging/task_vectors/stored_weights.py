@@ -27,7 +27,7 @@ class StoredWeights:
         self._base, self._finetuned, self._names, self._source = base, finetuned, names, source
 
     def blocks(self, name: str) -> Iterator[FloatArray]:
-        """Yields a tensor's delta. Raises: InputError where it is not finite."""
+        """Yields a tensor's delta. Raises: InputError if it is not finite."""
         for start, base, finetuned in self._weights(name):
             delta, finite = difference(base, finetuned)
             if not finite:

@@ -84,10 +84,10 @@ class TaskVectorFile:
         tensors = self._file.tensors
         if not set(self.header.dtypes) <= set(tensors):
             odd = sorted(set(self.header.dtypes) - set(tensors))[0]
-            raise ArtifactError(f"{path}: tensor '{odd}' stands in its document and not in the file")
+            raise ArtifactError(f"{path}: tensor '{odd}' is named in its document but missing in the file")
         if set(self.header.crc32) != set(tensors):
             odd = sorted(set(self.header.crc32) ^ set(tensors))[0]
-            raise ArtifactError(f"{path}: tensor '{odd}' stands in only one of its two headers")
+            raise ArtifactError(f"{path}: tensor '{odd}' is named in only one of its two headers")
         self.tensors = {
             name: TensorInfo(dtype, tensors[name].shape) for name, dtype in sorted(self.header.dtypes.items())
         }
@@ -102,7 +102,7 @@ class TaskVectorFile:
         return self.header.base
 
     def blocks(self, tensor: str) -> Iterator[FloatArray]:
-        """Yields a tensor's delta. Raises: ArtifactError where it is not finite, or at its end is damaged."""
+        """Yields a tensor's delta. Raises: ArtifactError if it is not finite or damaged."""
         checksum = 0
         for start, stop in block_ranges(self.tensors[tensor].entries):
             stored = self._file.read(tensor, start, stop)
@@ -126,7 +126,7 @@ class TaskVectorFile:
         return np.frombuffer(positions.data, "<i8"), np.frombuffer(values.data, "<f4")
 
     def extra(self, name: str) -> RawTensor:
-        """Returns a tensor that is stored raw. Raises: ArtifactError where it is damaged."""
+        """Returns one of the extras. Raises: ArtifactError if it is damaged."""
         raw = raw_tensor(self._file, EXTRA_PREFIX + name)
         self._check(name, EXTRA_PREFIX + name, crc32(raw.data))
         return raw
@@ -146,11 +146,11 @@ def write_task_vector(
     name: str,
     dtype: DeltaDtype,
     overwrite: bool,
-    on_tensor: Callable[[str], None] = lambda tensor: None,
+    on_tensor: Callable[[str], None] = lambda name: None,
 ) -> TaskVectorHeader:
     """Writes a task vector's file tensor by tensor; `on_tensor` is called with each name. Returns its header.
 
-    Raises: InputError where the output may not be written or the disk is too small.
+    Raises: InputError if the output may not be written or the disk is too small.
     """
     stored = _STORED_DTYPES[dtype]
     dense_bytes = sum(info.entries for info in vector.tensors.values()) * DTYPE_BYTES[stored]
@@ -166,23 +166,28 @@ def write_task_vector(
             crc32={},
         )
         with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
-            for extra_name in vector.extras:
-                extra = vector.extra(extra_name)
-                writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
-            for tensor, info in vector.tensors.items():
-                on_tensor(tensor)
-                writer.add(
-                    tensor, stored, info.shape, (_to_bytes(block, dtype) for block in vector.blocks(tensor))
-                )
-            for tensor in vector.tensors if dtype == "float32" else ():
-                positions, values = vector.exact(tensor)
-                if len(positions):
-                    position_name, value_name = _exact_names(tensor)
-                    writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
-                    writer.add(value_name, "F32", values.shape, [values.tobytes()])
+            _add_tensors(writer, vector, dtype, on_tensor)
             header = header.model_copy(update={"crc32": writer.checksums})
             writer.metadata = _metadata(header)
     return header
+
+
+def _add_tensors(
+    writer: SafetensorsWriter, vector: TaskVector, dtype: DeltaDtype, on_tensor: Callable[[str], None]
+) -> None:
+    for extra_name in vector.extras:
+        extra = vector.extra(extra_name)
+        writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
+    for tensor, info in vector.tensors.items():
+        on_tensor(tensor)
+        chunks = (_to_bytes(block, dtype) for block in vector.blocks(tensor))
+        writer.add(tensor, _STORED_DTYPES[dtype], info.shape, chunks)
+    for tensor in vector.tensors if dtype == "float32" else ():
+        positions, values = vector.exact(tensor)
+        if len(positions):
+            position_name, value_name = _exact_names(tensor)
+            writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
+            writer.add(value_name, "F32", values.shape, [values.tobytes()])
 
 
 def _metadata(header: TaskVectorHeader) -> dict[str, str]:

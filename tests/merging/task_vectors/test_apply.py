@@ -113,7 +113,7 @@ def test_the_parts_in_which_weights_come_do_not_matter(
     kept = np.flatnonzero(marked).tolist()
     sparse = sparse_tensor((rows, columns), kept, [1] * len(kept), 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flexswitch.codecs.blocks.BLOCK_ENTRIES", block)
+        patch.setattr("flexswitch.codecs.blocks.MAX_BLOCK_ENTRIES", block)
         artifact = artifact_of(tmp_path_factory.mktemp("parts") / "t.fsw", sparse)
         weights = torch.linspace(-1, 1, rows * columns)
         found, addend, start = weights.clone(), Addend(artifact, "w", 1.0), 0

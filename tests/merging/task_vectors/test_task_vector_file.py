@@ -162,7 +162,7 @@ def test_a_document_that_does_not_fit_the_file_is_refused(tmp_path: Path) -> Non
     ).path
     rewritten(path, dtypes={"w": "F32", "x": "F32"})
     assert message(ArtifactError, lambda: TaskVectorFile(path)) == (
-        f"{path}: tensor 'x' stands in its document and not in the file"
+        f"{path}: tensor 'x' is named in its document but missing in the file"
     )
     rewritten(path, version=2)
     assert message(ArtifactError, lambda: TaskVectorFile(path)) == (
