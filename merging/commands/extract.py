@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flexswitch.codecs.format.atomic import check_output
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
@@ -41,7 +42,7 @@ def extract(
     check_choice("--dtype", dtype, StoredDtype)
     chosen = selection(include, exclude, on_resize)
     check_output(output, overwrite)
-    vector = open_finetuned(str(finetuned), open_checkpoint(str(base)), chosen)
+    vector = open_finetuned(str(finetuned), HashingCheckpoint(open_checkpoint(str(base))), chosen)
     for note in vector.notes:
         reporter.note(note)
     count = len(vector.tensors)

@@ -18,6 +18,7 @@ from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
 from flexswitch.merging.task_vectors.open_vector import open_task_vectors
 from flexswitch.merging.task_vectors.restore import restored_tensors
@@ -97,7 +98,7 @@ def _open_vectors(sources: list[str], base: Checkpoint, task: str | None) -> dic
             raise InputError(f"{', '.join(sources)}: {unknown_name('task', task, vectors)}")
         vectors = {task: vectors[task]}
     for vector in vectors.values():
-        if not isinstance(vector, CheckpointPair):  # that one is made from this very base
+        if not isinstance(vector, (CheckpointPair, LoraVector)):  # these are made from this very base
             check_base(base, vector.identity(), vector.source)
     return vectors
 

@@ -13,6 +13,7 @@ from flexswitch.merging.checkpoints.fingerprint import fingerprint, identify
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint, forget_digests
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -76,6 +77,13 @@ def test_tensors_that_were_read_are_not_read_again_for_the_fingerprint(
     entries.clear()
     assert fingerprint(pair.base) == fingerprint(MemoryCheckpoint(BASE))
     assert +entries == {}
+
+
+def test_compress_reads_every_tensor_of_the_base_once(tmp_path: Path, entries: Counter[str]) -> None:
+    file_pair(tmp_path, BASE, TUNED)
+    base, tuned = (tmp_path / f"{stem}.safetensors" for stem in ("base", "finetuned"))
+    compress(tuned, tmp_path / "t.fsw", base=base)
+    assert +entries == {"a": 3000 + SLICES, "b": 2000 + SLICES, "n": 2500 + SLICES, "scale": 2}
 
 
 def test_identity_before_any_block_reads_everything_once(tmp_path: Path, entries: Counter[str]) -> None:
