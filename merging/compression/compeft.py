@@ -68,27 +68,27 @@ def compeft(
 
 def _each(vector: TaskVector, job: Job, work: Callable[[str], Found]) -> Iterator[Found]:
     """Yields what comes of each tensor, in their order, whatever the number of threads."""
-    return map_in_order(work, vector.tensors, job.jobs, lambda unit: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
+    return map_in_order(work, vector.tensors, job.jobs, lambda name: _HISTOGRAM_BYTES, DEFAULT_MEMORY)
 
 
-def _count(vector: TaskVector, unit: str) -> tuple[Integers, float]:
+def _count(vector: TaskVector, name: str) -> tuple[Integers, float]:
     """Returns how many entries have each upper 15 bits of the magnitude, and the sum of all."""
     counts = np.zeros(1 << 15, np.int64)
 
     def terms() -> Iterator[Doubles]:
-        for block in vector.blocks(unit):
+        for block in vector.blocks(name):
             np.add(counts, upper_histogram([block]).sum(axis=0), out=counts)
             yield block.astype(np.float64)
 
     return counts, steady_sum(terms())
 
 
-def _count_inside(vector: TaskVector, upper: int, mean: float, unit: str) -> tuple[Integers, float]:
+def _count_inside(vector: TaskVector, upper: int, mean: float, name: str) -> tuple[Integers, float]:
     """Returns how many entries of one bin have each lower 16 bits, and the sum of squares around the mean."""
     counts = np.zeros(1 << 16, np.int64)
 
     def terms() -> Iterator[Doubles]:
-        for block in vector.blocks(unit):
+        for block in vector.blocks(name):
             np.add(counts, lower_histogram([block], (upper, upper)).sum(axis=0), out=counts)
             yield (block.astype(np.float64) - mean) ** 2
 

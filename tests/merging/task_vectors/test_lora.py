@@ -211,7 +211,7 @@ def test_whole_tensors_are_exact_and_targets_need_no_correction(toy: Toy, base: 
     assert torch.equal(restore(checkpoint, vector)["head.weight"], saved)
 
 
-def test_a_vector_knows_its_base_and_counts_all_of_its_units(toy: Toy, base: Path, adapter: Path) -> None:
+def test_a_vector_knows_its_base_and_counts_all_of_its_tensors(toy: Toy, base: Path, adapter: Path) -> None:
     checkpoint = open_checkpoint(str(base))
     vector = LoraVector(checkpoint, locate(str(adapter)), Selection(exclude=("words.*",)))
     assert vector.source == str(adapter)

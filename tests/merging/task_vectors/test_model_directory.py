@@ -210,7 +210,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
         ("0.0016KB", 2),
     ],
 )
-def test_sizes_are_read_in_decimal_units(text: str, size: int) -> None:
+def test_sizes_use_decimal_prefixes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
