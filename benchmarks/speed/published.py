@@ -1,4 +1,4 @@
-"""The steps of the published T-Switch code, written anew: topk a side, Python loops over bitarrays.
+"""The steps of the published T-Switch code, reimplemented: topk a side, Python loops over bitarrays.
 
 Source of the steps: Qi et al. 2025 (arXiv 2412.00054) and what its released code does. A flag bit for each
 group of 4 entries, then 4 mask bits and one sign bit a kept entry for each group that keeps any.

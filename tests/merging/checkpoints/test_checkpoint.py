@@ -70,14 +70,14 @@ def test_a_file_of_the_format_before_torch_1_6_contains_its_tensors(tmp_path: Pa
     assert_same_state(whole(open_checkpoint(str(tmp_path / "old.pt"))), state)
 
 
-def test_safetensors_are_taken_before_a_second_copy_in_bin(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_to_a_copy_in_bin(tmp_path: Path) -> None:
     folder = save_model(tmp_path, {"w": torch.ones(2)}, kind="safetensors")
     save_model(tmp_path, {"w": torch.zeros(2)}, kind="bin")
     assert open_checkpoint(str(folder)).read("w").tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_any_range_of_a_tensor_is_read_alone(tmp_path: Path, kind: str) -> None:
+def test_any_range_of_a_tensor_can_be_read(tmp_path: Path, kind: str) -> None:
     checkpoint = open_checkpoint(str(save_model(tmp_path, STATE, kind=kind)))
     for name, tensor in STATE.items():
         flat = tensor.reshape(-1)
@@ -105,7 +105,7 @@ def test_a_range_touches_no_other_byte_of_the_file(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_what_is_read_may_be_changed(tmp_path: Path, kind: str) -> None:
+def test_the_caller_may_change_the_entries_it_read(tmp_path: Path, kind: str) -> None:
     checkpoint = open_checkpoint(str(save_model(tmp_path, {"w": torch.arange(4.0)}, kind=kind)))
     checkpoint.read("w").zero_()
     checkpoint.read("w", 1, 3).zero_()
@@ -113,7 +113,7 @@ def test_what_is_read_may_be_changed(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_reading_ahead_changes_nothing_that_is_read(tmp_path: Path, kind: str) -> None:
+def test_reading_ahead_does_not_change_the_entries(tmp_path: Path, kind: str) -> None:
     folder = save_model(tmp_path, STATE, kind=kind, shards=2)
     checkpoint = open_checkpoint(str(folder))
     for name in STATE:
@@ -167,7 +167,7 @@ def test_a_hub_id_is_fetched_and_remembered(tmp_path: Path, monkeypatch: pytest.
     assert fetched == ["org/no-such-folder@v1"]
 
 
-def test_what_the_hub_does_not_give_is_no_local_path_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_repository_is_reported_as_a_missing_path_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(name: str) -> Path:
         raise InputError(f"no repository '{name}'")
 
@@ -187,7 +187,7 @@ def test_a_folder_named_like_a_hub_id_is_taken_as_a_folder(
     assert open_checkpoint("org/name").hub_id is None
 
 
-def test_an_adapter_beside_a_whole_model_is_not_taken(tmp_path: Path) -> None:
+def test_an_adapter_beside_a_whole_model_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     assert locate(str(tmp_path)).is_adapter
     save_model(tmp_path, {"w": torch.ones(2)})

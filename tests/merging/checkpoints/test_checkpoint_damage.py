@@ -1,4 +1,4 @@
-"""Checkpoints that are none, damaged or hostile: each is refused in one line, and no code of theirs is run."""
+"""Damaged, hostile or foreign files: each is refused in one line, and none of their code is run."""
 
 import json
 import pickle
@@ -152,7 +152,7 @@ def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path, capsys: pytest.Ca
         ({0: torch.ones(1)}, "'0' holds a Tensor"),
     ],
 )
-def test_what_is_not_a_flat_dict_of_named_tensors_is_refused(
+def test_anything_but_a_flat_dict_of_named_tensors_is_refused(
     tmp_path: Path, state: object, problem: str
 ) -> None:
     path = tmp_path / "state.pt"

@@ -98,7 +98,7 @@ def test_a_flipped_bit_in_a_slice_changes_both(name: str, entry: int) -> None:
 
 
 @pytest.mark.parametrize("entry", [64, 300, 2040, 4935])
-def test_a_flipped_bit_between_the_slices_changes_the_full_one_alone(entry: int) -> None:
+def test_a_flipped_bit_between_the_slices_changes_only_the_full_one(entry: int) -> None:
     found, same = identify(changed("b.weight", entry)), identify(MemoryCheckpoint(STATE))
     assert found.fingerprint != same.fingerprint
     assert found.quick_fingerprint == same.quick_fingerprint
@@ -140,7 +140,7 @@ def test_another_base_is_refused_by_its_slices() -> None:
     )
 
 
-def test_a_base_that_differs_between_the_slices_is_found_by_the_full_check_alone() -> None:
+def test_only_the_full_check_finds_a_difference_between_the_slices() -> None:
     other = changed("b.weight", 100)
     expected = identify(MemoryCheckpoint(STATE)).model_copy(update={"id": "org/base"})
     check_base(other, expected, "task.fsw")

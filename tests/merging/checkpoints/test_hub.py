@@ -81,7 +81,7 @@ def failure(hub_id: str) -> str:
     return str(caught.value)
 
 
-def test_a_model_is_fetched_with_its_texts_and_safetensors_alone(
+def test_only_the_texts_and_safetensors_of_a_model_are_fetched(
     hub: HubServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = download_checkpoint("org/model")
@@ -97,7 +97,7 @@ def test_pickled_weights_are_fetched_where_there_are_no_safetensors(hub: HubServ
     assert contents(download_checkpoint("org/pickled")) == expected
 
 
-def test_names_with_pattern_characters_are_fetched_as_they_are(hub: HubServer) -> None:
+def test_names_with_pattern_characters_are_fetched_literally(hub: HubServer) -> None:
     assert contents(download_checkpoint("org/odd")) == REPOSITORIES["org/odd"]
 
 
@@ -111,14 +111,14 @@ def test_a_commit_is_a_revision(hub: HubServer) -> None:
     assert contents(folder) == REPOSITORIES["org/model@v1"]
 
 
-def test_what_the_cache_has_is_not_fetched_again(hub: HubServer) -> None:
+def test_cached_files_are_not_fetched_again(hub: HubServer) -> None:
     folder = download_checkpoint("org/model")
     hub.requests.clear()
     assert download_checkpoint("org/model") == folder
     assert [request for request in hub.requests if "/resolve/" in request] == []
 
 
-def test_a_branch_that_moved_is_fetched_anew(hub: HubServer) -> None:
+def test_a_branch_that_moved_is_fetched_again(hub: HubServer) -> None:
     download_checkpoint("org/model")
     hub.repositories["org/model"]["model.safetensors"] = b"retrained"
     assert contents(download_checkpoint("org/model"))["model.safetensors"] == b"retrained"
@@ -232,7 +232,7 @@ def test_a_download_that_ends_early_is_resumed_by_huggingface_hub_itself(
     assert any(request.endswith(f"/model.safetensors bytes={len(WEIGHTS) // 2}-") for request in hub.requests)
 
 
-def test_a_hub_that_is_not_there_is_an_input_error(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_input_error(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed_at_once:
         url = f"http://127.0.0.1:{closed_at_once.getsockname()[1]}"
     monkeypatch.setenv("HF_ENDPOINT", url)

@@ -43,7 +43,7 @@ def test_a_delta_is_computed_in_float32_whatever_the_dtypes() -> None:
     assert delta_tensor(pair, "w").tolist() == [0.0009765625, -1.0]
 
 
-def test_a_prefix_of_the_fine_tuned_names_is_found_and_said() -> None:
+def test_a_prefix_of_the_fine_tuned_names_is_found_and_noted() -> None:
     pair = memory_pair(BASE, {**tuned(prefix="bert."), "classifier.weight": torch.ones(3, 2)})
     assert list(pair.tensors) == list(BASE)
     assert list(pair.extras) == ["classifier.weight"]
@@ -57,7 +57,7 @@ def test_a_prefix_of_the_fine_tuned_names_is_found_and_said() -> None:
     ]
 
 
-def test_a_prefix_of_the_base_names_is_found_and_said() -> None:
+def test_a_prefix_of_the_base_names_is_found_and_noted() -> None:
     base = {f"model.{name}": tensor for name, tensor in BASE.items()}
     pair = memory_pair(base, tuned())
     assert list(pair.tensors) == list(base)
@@ -70,7 +70,7 @@ def test_a_prefix_may_have_several_steps() -> None:
     assert common_prefix(["a.w", "b.w"], ["x.y.a.w", "x.y.b.w", "head.w"]) == ("", "x.y.")
 
 
-def test_names_that_agree_as_they_are_need_no_prefix() -> None:
+def test_names_that_agree_need_no_prefix() -> None:
     assert common_prefix(["w", "layer.w"], ["w", "layer.w"]) == ("", "")
     assert common_prefix(["a"], ["b"]) == ("", "")
     assert common_prefix(["w"], ["w", "extra.w"]) == ("", "")
@@ -91,7 +91,7 @@ def test_a_tensor_of_the_base_outside_its_prefix_is_missing_and_can_be_left_out(
     assert_same_state(restore(MemoryCheckpoint(base), pair), tuned() | {"head.weight": torch.ones(2)})
 
 
-def test_what_the_base_lacks_is_an_extra() -> None:
+def test_a_tensor_that_the_base_lacks_is_an_extra() -> None:
     head = {"classifier.bias": torch.ones(3).to(torch.bfloat16), "classifier.weight": torch.ones(3, 2)}
     pair = memory_pair(BASE, tuned() | head)
     assert dict(pair.extras) == {
@@ -101,7 +101,7 @@ def test_what_the_base_lacks_is_an_extra() -> None:
     assert_same_state(restore(MemoryCheckpoint(BASE), pair), tuned() | head)
 
 
-def test_one_missing_tensor_is_named_with_the_way_out() -> None:
+def test_a_missing_tensor_is_named_with_the_option_that_leaves_it_out() -> None:
     finetuned = tuned()
     del finetuned["words.weight"]
     assert refused(BASE, finetuned) == (
@@ -114,7 +114,7 @@ def test_one_missing_tensor_is_named_with_the_way_out() -> None:
     assert torch.equal(restored["words.weight"], BASE["words.weight"])
 
 
-def test_the_way_out_leaves_out_what_is_missing_and_nothing_else() -> None:
+def test_the_suggested_patterns_leave_out_only_the_missing_tensors() -> None:
     pooler = {"vit.pooler.bias": torch.ones(2), "vit.pooler.weight": torch.ones(2, 2)}
     decoder = {"cls.bias": torch.ones(2), "cls.dense.weight": torch.ones(2, 2)}
     base = (
@@ -180,7 +180,7 @@ def test_tied_tensors_on_both_sides_are_one_tensor(tmp_path: Path) -> None:
     assert (list(pair.tensors), pair.parameters) == (["embed.weight", "norm"], 8)
 
 
-def test_tensors_that_fine_tuning_untied_both_come_back(tmp_path: Path) -> None:
+def test_tensors_that_fine_tuning_untied_are_both_restored(tmp_path: Path) -> None:
     base = open_checkpoint(str(save_model(tmp_path / "base", tied_state(), kind="bin")))
     untied = tied_state(1) | {"head.weight": torch.randn(3, 2)}
     pair = CheckpointPair(base, open_checkpoint(str(save_model(tmp_path / "task", untied))))

@@ -1,4 +1,4 @@
-"""What is stored of tensors that are resized, buffers or unchanged: docs/methods.md §1, rule by rule."""
+"""How resized tensors, buffers and unchanged tensors are stored: docs/methods.md §1, rule by rule."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_a_tensor_whose_rows_do_not_fit_can_only_be_stored_whole(
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_resized_tensor_is_stored_whole_and_comes_back(tmp_path: Path, rows: int) -> None:
+def test_a_resized_tensor_is_stored_whole_and_restored(tmp_path: Path, rows: int) -> None:
     finetuned = tuned() | {"words.weight": torch.randn(rows, 2)}
     pair = file_pair(tmp_path, BASE, finetuned, on_resize="extra")
     assert "words.weight" not in pair.tensors
@@ -144,7 +144,7 @@ def test_a_buffer_under_a_prefix_is_stored_under_the_fine_tuned_name() -> None:
     assert_same_state(restore(MemoryCheckpoint(BUFFERS), pair), finetuned)
 
 
-def test_a_buffer_of_whole_numbers_that_is_not_saved_is_the_base_s() -> None:
+def test_an_integer_buffer_that_is_not_saved_is_the_base_s() -> None:
     finetuned = {"w": torch.ones(2), "scale": torch.tensor(1.5)}
     pair = memory_pair(BUFFERS, finetuned)
     assert dict(pair.extras) == {}

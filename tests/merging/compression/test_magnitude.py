@@ -75,7 +75,7 @@ def test_entries_of_two_bins_are_counted_by_their_lower_half(values: Floats, dat
 
 @MANY
 @given(values=FLOATS, least_positive=LEAST, least_negative=LEAST)
-def test_what_reaches_a_threshold_is_marked(
+def test_entries_that_reach_a_threshold_are_marked(
     values: Floats, least_positive: np.float32, least_negative: np.float32
 ) -> None:
     expected = np.packbits(kept(values, least_positive, least_negative), bitorder="little")
@@ -87,7 +87,7 @@ def test_what_reaches_a_threshold_is_marked(
 
 @MANY
 @given(values=FLOATS, data=st.data())
-def test_what_is_marked_is_gathered(values: Floats, data: st.DataObject) -> None:
+def test_marked_entries_are_gathered(values: Floats, data: st.DataObject) -> None:
     marked = data.draw(arrays(np.bool_, len(values)))
     mask = np.packbits(marked, bitorder="little")
     for gather in both("_gather"):
@@ -97,7 +97,7 @@ def test_what_is_marked_is_gathered(values: Floats, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1000, 4099])
-def test_every_pass_takes_any_length(length: int) -> None:
+def test_every_kernel_accepts_any_length(length: int) -> None:
     values = np.random.default_rng(length).normal(size=length).astype(np.float32)
     marked = kept(values, np.float32(0.5), np.float32(1))
     mask, found = np.empty(-(-length // 8), np.uint8), np.empty(int(marked.sum()) + 8, np.float32)
@@ -125,7 +125,7 @@ def plain_thresholds(values: Floats, drop: float) -> list[np.float32]:
 
 @MANY
 @given(values=FLOATS, drop=st.sampled_from([0.0, 0.3, 0.6, 0.97]), block=st.sampled_from([8, 24, 1 << 20]))
-def test_blocks_of_what_is_kept_are_those_at_the_thresholds(values: Floats, drop: float, block: int) -> None:
+def test_the_kept_blocks_are_the_entries_at_the_thresholds(values: Floats, drop: float, block: int) -> None:
     def read() -> list[Floats]:
         return [values[start : start + block] for start in range(0, len(values), block)]
 
@@ -140,7 +140,7 @@ def test_blocks_of_what_is_kept_are_those_at_the_thresholds(values: Floats, drop
 
 @pytest.mark.parametrize("drop", [0.0, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
-def test_values_of_one_bin_are_told_apart(drop: float, spread: float) -> None:
+def test_values_of_one_bin_are_distinguished(drop: float, spread: float) -> None:
     generator = np.random.default_rng(7)
     values = (1 + spread * generator.random(5003)).astype(np.float32) * generator.choice([-1, 1], 5003)
     values = values.astype(np.float32)
@@ -171,7 +171,7 @@ def test_a_side_that_keeps_nothing_is_left_out_and_ties_are_kept(
 
 @LAWS
 @given(data=st.data(), length=st.integers(0, 300))
-def test_marked_entries_are_taken_out_by_their_ranks(data: st.DataObject, length: int) -> None:
+def test_marked_entries_are_removed_by_their_ranks(data: st.DataObject, length: int) -> None:
     marked = np.random.default_rng(length).random(length) < 0.4
     count = int(marked.sum())
     ranks = np.array(sorted(data.draw(st.sets(st.integers(0, max(0, count - 1)), max_size=count))), np.int64)

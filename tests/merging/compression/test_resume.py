@@ -226,16 +226,14 @@ def test_changed_checkpoints_are_another_run(tmp_path: Path, stem: str) -> None:
     run(opened(tmp_path), path)
 
 
-def test_a_file_of_anything_else_is_another_run(tmp_path: Path, checkpoints: Path) -> None:
+def test_a_file_with_other_content_is_another_run(tmp_path: Path, checkpoints: Path) -> None:
     path = tmp_path / "task.fsw"
     for data in (b"\n", b"mine", b"\xff" * 100, b"{}\n{}\n"):
         side_file(path).write_bytes(data)
         refused(lambda: run(opened(checkpoints), path), path)
 
 
-def test_an_output_that_is_there_already_is_refused_before_anything(
-    tmp_path: Path, checkpoints: Path
-) -> None:
+def test_an_existing_output_is_refused_first(tmp_path: Path, checkpoints: Path) -> None:
     path = tmp_path / "task.fsw"
     path.write_text("mine")
     error = message(InputError, lambda: run(opened(checkpoints), path))

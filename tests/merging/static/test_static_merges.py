@@ -1,4 +1,4 @@
-"""Static merges on tensors one can check by hand, and against plain numpy in float64."""
+"""Static merges of tensors that can be checked by hand, and compared with numpy in float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,13 +54,13 @@ def test_task_arithmetic_adds_the_deltas_times_lambda(lambda_: float, expected: 
     assert task_arithmetic(DELTAS, ONES, lambda_=lambda_).tolist() == [expected]
 
 
-def test_task_arithmetic_takes_lambda_0_3_unless_told() -> None:
+def test_lambda_of_task_arithmetic_defaults_to_0_3() -> None:
     assert torch.equal(task_arithmetic(DELTAS, ONES), 0.3 * torch.tensor([[3.0, 3.0, 6.0]]))
     assert task_arithmetic(DELTAS, [1.0, -1.0, 0.0], lambda_=1.0).tolist() == [[-2.0, -4.0, 0.0]]
 
 
 @pytest.mark.parametrize("method", [average, task_arithmetic])
-def test_a_merge_leaves_its_deltas_as_they_are(method: Callable[..., Tensor]) -> None:
+def test_a_merge_does_not_change_its_deltas(method: Callable[..., Tensor]) -> None:
     before = [delta.clone() for delta in DELTAS]
     assert method(DELTAS, ONES).shape == (1, 3)
     assert all(torch.equal(delta, old) for delta, old in zip(DELTAS, before, strict=True))
@@ -126,7 +126,7 @@ def test_empty_tensors_are_merged_to_empty_ones() -> None:
     assert_same_state(found, base | {"w": torch.ones(2)})
 
 
-def test_the_base_s_dtype_is_kept_or_the_one_asked_for_taken() -> None:
+def test_the_output_dtype_is_the_requested_one_or_the_base_s() -> None:
     base = {
         "n": torch.tensor([1]),
         "v": torch.ones(2, dtype=torch.float16),

@@ -82,7 +82,7 @@ def test_every_half_plus_a_small_value_is_rounded_as_by_torch(dtype: torch.dtype
 @each_dtype
 @pytest.mark.parametrize("bits", [bits for bits in BITS if bits])
 @pytest.mark.parametrize("codec", ["auto", "gaps-zstd", "bitmask", "rice"])
-def test_a_live_tensor_gets_the_kept_entries_alone(
+def test_only_the_kept_entries_of_a_live_tensor_change(
     tmp_path: Path, dtype: torch.dtype, bits: int, codec: str
 ) -> None:
     generator = np.random.default_rng(bits)
@@ -105,7 +105,7 @@ def test_a_live_tensor_gets_the_kept_entries_alone(
     block=st.sampled_from([64, 256, 1 << 20]),
     seed=st.integers(0, 99),
 )
-def test_the_parts_in_which_weights_come_do_not_matter(
+def test_the_sizes_of_the_parts_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, density: float, cuts: list[int], block: int, seed: int
 ) -> None:
     rows, columns = sum(cuts), 3

@@ -1,4 +1,4 @@
-"""The base's fingerprint comes from reading each of its tensors once, beside the task vector."""
+"""The base's fingerprint is computed while its tensors are read for the task vector."""
 
 import os
 from collections import Counter, deque
@@ -159,7 +159,7 @@ def test_rows_that_only_the_base_has_are_in_its_fingerprint(tmp_path: Path) -> N
     assert pair.identity().fingerprint == fingerprint(MemoryCheckpoint(BASE))
 
 
-def test_an_artifact_names_the_base_that_a_fresh_look_finds(tmp_path: Path) -> None:
+def test_an_artifact_records_the_identity_of_its_base(tmp_path: Path) -> None:
     artifact = compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
     fresh = open_checkpoint(str(tmp_path / "base.safetensors"))
     assert artifact.header.base == identify(fresh)
@@ -178,7 +178,7 @@ def test_a_base_is_hashed_once_for_all_its_tasks(tmp_path: Path, entries: Counte
     assert +entries == {"a": SLICES, "b": SLICES, "n": SLICES, "scale": 1}
 
 
-def test_a_base_that_changed_is_hashed_anew(tmp_path: Path) -> None:
+def test_a_base_that_changed_is_hashed_again(tmp_path: Path) -> None:
     before = file_pair(tmp_path, BASE, TUNED).identity()
     path = tmp_path / "base.safetensors"
     stat = path.stat()
@@ -190,7 +190,7 @@ def test_a_base_that_changed_is_hashed_anew(tmp_path: Path) -> None:
     assert pair.identity().fingerprint == fingerprint(MemoryCheckpoint(changed)) != before.fingerprint
 
 
-def test_bases_that_are_in_no_file_share_nothing() -> None:
+def test_bases_in_memory_share_no_digests() -> None:
     one = memory_pair(BASE, TUNED)
     read_tensors(one)
     other = memory_pair(BASE | {"a": BASE["a"] * 2}, TUNED)

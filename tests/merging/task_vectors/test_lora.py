@@ -1,4 +1,4 @@
-"""PEFT LoRA directories: what they expand to against peft's own merge."""
+"""PEFT LoRA directories expand to the weights that peft merges."""
 
 import copy
 from collections.abc import Mapping
@@ -221,7 +221,7 @@ def test_a_vector_knows_its_base_and_counts_all_of_its_tensors(toy: Toy, base: P
     assert vector.tensors["first.weight"].dtype == "F32"
 
 
-def test_a_selection_takes_units_by_the_names_of_the_base(toy: Toy, base: Path, tmp_path: Path) -> None:
+def test_a_selection_matches_the_names_of_the_base(toy: Toy, base: Path, tmp_path: Path) -> None:
     adapt(toy, tmp_path / "adapter", r=2, target_modules=["first", "second"], modules_to_save=["head"])
     checkpoint = open_checkpoint(str(base))
     chosen = LoraVector(

@@ -1,4 +1,4 @@
-"""What PEFT LoRA directories are refused for, by name: settings, factors, other tensors, ties."""
+"""PEFT LoRA directories that are refused: settings, factors, other tensors, ties."""
 
 import copy
 from collections.abc import Callable
@@ -102,7 +102,7 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(base: Path, adapter:
     )
 
 
-def test_settings_that_do_not_change_the_weights_are_let_through(base: Path, adapter: Path) -> None:
+def test_settings_that_do_not_change_the_weights_are_accepted(base: Path, adapter: Path) -> None:
     harmless = {"lora_dropout": 0.3, "layers_to_transform": [0], "peft_version": "9.9", "revision": "main"}
     edit_config(
         adapter, **harmless, eva_config={"rho": 2.0}, init_lora_weights="eva", of_a_later_release=None
@@ -186,7 +186,7 @@ def test_a_square_weight_is_refused_where_the_flag_is_known_to_be_wrong(base: Pa
     assert torch.equal(delta_tensor(vector, "first.weight"), delta_tensor(straight, "first.weight"))
 
 
-def test_a_target_with_whole_numbers_is_refused(toy: Toy, base: Path, adapter: Path) -> None:
+def test_a_target_of_integers_is_refused(toy: Toy, base: Path, adapter: Path) -> None:
     quantized = toy.state_dict() | {"first.weight": torch.ones(8, 6, dtype=torch.int8)}
     save_file(quantized, base / "model.safetensors")
     assert (

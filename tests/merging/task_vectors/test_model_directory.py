@@ -180,7 +180,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, opened: tuple[Checkpoin
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
+def test_a_full_disk_is_noticed_before_a_weight_is_read(
     tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reading(*arguments: object) -> Tensor:
@@ -223,7 +223,7 @@ def test_a_size_of_another_form_is_refused(text: str) -> None:
     )
 
 
-def test_a_card_says_how_the_model_was_made() -> None:
+def test_a_card_describes_how_the_model_was_made() -> None:
     card = model_card("sst2", {"base": "org/base", "method": "restored"}, "flexswitch merge A --base BASE")
     assert card == (
         "---\ntags:\n- flexswitch\n- merge\n---\n\n# sst2\n\nMade with flexswitch.\n\n"

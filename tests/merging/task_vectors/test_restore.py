@@ -55,9 +55,7 @@ def test_a_restored_state_loads_into_a_module(tmp_path: Path) -> None:
     assert_same_state(module.state_dict(), tuned)
 
 
-def test_only_the_tensors_that_are_asked_for_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_requested_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"a": torch.zeros(10), "b": torch.zeros(2000)}
     pair = file_pair(tmp_path, base, {"a": torch.ones(10), "b": torch.ones(2000)})
     state = restore(str(tmp_path / "base.safetensors"), extracted(pair, tmp_path / "t.tv.safetensors"))
@@ -82,7 +80,9 @@ def test_a_sum_is_rounded_once_to_the_base_s_dtype(tmp_path: Path, dtype: torch.
     assert_same_state(restore(str(tmp_path / "base.safetensors"), artifact), expected)
 
 
-def test_blocks_do_not_change_what_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_blocks_does_not_change_the_restored_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = file_pair(tmp_path, BASE, TUNED)
     artifact = compressed(pair, tmp_path / "t.fsw")
     expected = dict(restore(MemoryCheckpoint(BASE), artifact))
@@ -93,7 +93,7 @@ def test_blocks_do_not_change_what_is_restored(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_restoring_leaves_the_base_as_it_was(tmp_path: Path, kind: str) -> None:
+def test_restoring_does_not_change_the_base(tmp_path: Path, kind: str) -> None:
     artifact = compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
     base = open_checkpoint(str(save_model(tmp_path / "base", BASE, kind=kind)))
     state = restore(base, artifact)

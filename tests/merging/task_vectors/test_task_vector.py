@@ -82,7 +82,7 @@ def test_a_task_vector_file_restores_the_fine_tuned_float32_bit_for_bit(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @laws.settings(80, deadline=None)
 @given(patterns=st.lists(st.tuples(HALVES, HALVES), min_size=1, max_size=60))
-def test_checkpoints_of_16_bits_come_back_in_their_own_bits(
+def test_checkpoints_of_16_bits_are_restored_bit_for_bit(
     dtype: torch.dtype, patterns: list[tuple[int, int]]
 ) -> None:
     base, finetuned = torch.tensor(patterns, dtype=torch.uint16).view(dtype).T.contiguous()
@@ -93,7 +93,7 @@ def test_checkpoints_of_16_bits_come_back_in_their_own_bits(
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_checkpoints_of_8_bits_come_back_in_their_own_bits(dtype: torch.dtype) -> None:
+def test_checkpoints_of_8_bits_are_restored_bit_for_bit(dtype: torch.dtype) -> None:
     every = torch.arange(256, dtype=torch.uint8).view(dtype)
     finite = every[every.to(torch.float32).isfinite()]
     base, finetuned = finite.repeat(len(finite)), finite.repeat_interleave(len(finite))
@@ -101,13 +101,13 @@ def test_checkpoints_of_8_bits_come_back_in_their_own_bits(dtype: torch.dtype) -
     assert_same_state(found, {"w": finetuned})
 
 
-def test_a_float64_checkpoint_comes_back_rounded_to_float32() -> None:
+def test_a_float64_checkpoint_is_restored_as_float32() -> None:
     base, finetuned = torch.tensor([0.1, 1e-30]).double(), torch.tensor([0.3, 1 / 3], dtype=torch.float64)
     found = merged(memory_pair({"w": base}, {"w": finetuned}), {"w": base})
     assert_same_state(found, {"w": finetuned.float().double()})
 
 
-def test_the_sign_of_a_zero_comes_back() -> None:
+def test_the_sign_of_a_zero_is_restored() -> None:
     base, finetuned = torch.tensor([0.0, -0.0, 0.0, -0.0, 5.0]), torch.tensor([0.0, 0.0, -0.0, -0.0, -0.0])
     pair = memory_pair({"w": base}, {"w": finetuned})
     assert bits(merged(pair, {"w": base})["w"]) == bits(finetuned)
@@ -144,9 +144,7 @@ def test_weights_too_far_apart_for_float32_are_refused() -> None:
     assert "huge weights" in message(InputError, lambda: list(pair.blocks("w")))
 
 
-def test_a_delta_comes_in_blocks_and_is_the_same_in_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delta_is_the_same_in_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, finetuned = {"w": torch.randn(5, 9) * 1e4}, {"w": torch.randn(5, 9)}
     pair = file_pair(tmp_path, base, finetuned)
     whole = delta_tensor(pair, "w")
@@ -194,7 +192,7 @@ def test_an_output_dtype_is_that_of_the_floating_tensors(tmp_path: Path) -> None
     "tensor",
     [torch.tensor(2.5), torch.empty(0, 3), torch.tensor([[True], [False]]), torch.ones(3).bfloat16()],
 )
-def test_raw_bytes_are_a_tensor_again(tensor: torch.Tensor) -> None:
+def test_raw_bytes_become_a_tensor_again(tensor: torch.Tensor) -> None:
     data = bytes(tensor.reshape(-1).view(torch.uint8).tolist())
     raw = RawTensor(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data)
     assert_same_state({"w": to_torch(raw)}, {"w": tensor})

@@ -80,7 +80,7 @@ def test_the_same_checkpoints_give_the_same_bytes(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in written}) == 1
 
 
-def test_bfloat16_takes_half_the_space_and_rounds_each_delta(tmp_path: Path) -> None:
+def test_bfloat16_halves_the_size_and_rounds_each_delta(tmp_path: Path) -> None:
     base, finetuned = {"w": torch.zeros(50)}, {"w": torch.randn(50)}
     pair = memory_pair(base, finetuned)
     vector = extracted(pair, tmp_path / "t.tv.safetensors", "bfloat16")
@@ -194,7 +194,7 @@ def test_a_delta_that_is_not_finite_is_refused_as_it_is_read(tmp_path: Path) -> 
     assert not (tmp_path / "t.fsw").exists()
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_a_weight_is_read(
+def test_a_full_disk_is_noticed_before_a_weight_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = file_pair(tmp_path, BASE, FINETUNED)
