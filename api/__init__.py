@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.checkpoints.opening import open_checkpoint
+    from flexswitch.merging.commands.compress import compress
+    from flexswitch.merging.commands.extract import extract
+    from flexswitch.merging.commands.index import index
+    from flexswitch.merging.commands.merge import merge
+    from flexswitch.merging.commands.pack import pack
     from flexswitch.merging.switching.switched_model import SwitchedModel
     from flexswitch.merging.task_vectors.apply import add_task
     from flexswitch.merging.task_vectors.restore import restore
@@ -19,9 +24,14 @@ __all__ = (
     "FlexswitchError",
     "SwitchedModel",
     "add_task",
+    "compress",
+    "extract",
+    "index",
+    "merge",
     "open_artifact",
     "open_checkpoint",
     "open_zoo",
+    "pack",
     "restore",
 )
 
@@ -31,9 +41,14 @@ _MODULES = {
     "FlexswitchError": "flexswitch.codecs.errors",
     "SwitchedModel": "flexswitch.merging.switching.switched_model",
     "add_task": "flexswitch.merging.task_vectors.apply",
+    "compress": "flexswitch.merging.commands.compress",
+    "extract": "flexswitch.merging.commands.extract",
+    "index": "flexswitch.merging.commands.index",
+    "merge": "flexswitch.merging.commands.merge",
     "open_artifact": "flexswitch.codecs.format.container",
     "open_checkpoint": "flexswitch.merging.checkpoints.opening",
     "open_zoo": "flexswitch.codecs.format.zoo",
+    "pack": "flexswitch.merging.commands.pack",
     "restore": "flexswitch.merging.task_vectors.restore",
 }
 

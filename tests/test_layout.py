@@ -23,10 +23,10 @@ from support.imports import (
 
 # A room imports rooms of lower floors alone, and none of its own floor.
 FLOORS = {
-    "api": 9,
-    "cli": 9,
-    "recipes": 8,
-    "merging/commands": 7.5,
+    "api": 10,
+    "cli": 10,
+    "recipes": 9,
+    "merging/commands": 8,
     "merging/evaluation": 7,
     "merging/zoos": 6,
     "merging/switching": 6,

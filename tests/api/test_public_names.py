@@ -10,8 +10,8 @@ import pytest
 import flexswitch
 
 NAMES = {
-    "open_checkpoint", "open_artifact", "open_zoo", "restore",
-    "add_task", "SwitchedModel", "FlexswitchError",
+    "open_checkpoint", "extract", "compress", "open_artifact", "pack", "open_zoo", "index", "restore",
+    "merge", "add_task", "SwitchedModel", "FlexswitchError",
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 

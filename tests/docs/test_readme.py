@@ -34,6 +34,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, made the current one, with models/base, models/sst2, models/cola and their data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
+    (tmp_path / "small").mkdir()
     base = save_text_base(tmp_path / "models" / "base")
     for seed, (task, words) in enumerate({"sst2": "birds", "cola": "tools"}.items(), 1):
         finetuned = save_text_classifier(base, tmp_path / "models" / task, 2, seed)

@@ -50,6 +50,6 @@ def test_files_that_a_page_names_exist(page: str) -> None:
 
 def test_the_table_of_rooms_is_the_one_that_is_enforced() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([\d.]+) \| `([\w/]+)` \|", text, re.MULTILINE)
-    assert {room: float(floor) for floor, room in rows} == FLOORS
-    assert [float(floor) for floor, _ in rows] == sorted(FLOORS.values(), reverse=True)
+    rows = re.findall(r"^\| (\d+) \| `([\w/]+)` \|", text, re.MULTILINE)
+    assert {room: int(floor) for floor, room in rows} == FLOORS
+    assert [int(floor) for floor, _ in rows] == sorted(FLOORS.values(), reverse=True)

@@ -13,17 +13,16 @@ print(codecs.__file__)
 print(flexswitch.__file__)
 print(flexswitch.FlexswitchError.__module__)
 """
-MADE = """
+USED = """
+import flexswitch
 import torch
 from safetensors.torch import save_file
 
 base = {"layer.weight": torch.zeros(32, 32)}
 save_file(base, "base.safetensors")
 save_file({"layer.weight": torch.linspace(-1, 1, 1024).reshape(32, 32)}, "red.safetensors")
-"""
-USED = """
-import flexswitch
-restored = flexswitch.restore("base.safetensors", flexswitch.open_artifact(Path("red.fsw")))
+artifact = flexswitch.compress("red.safetensors", "red.fsw", base="base.safetensors", settings={"drop": 0.9})
+restored = flexswitch.restore("base.safetensors", artifact)
 print(int((restored["layer.weight"] != 0).sum()))
 """
 
@@ -63,9 +62,6 @@ def test_the_wheel_holds_every_module_and_the_files_beside_them(wheel: Path) -> 
 
 def test_an_installed_wheel_compresses_and_restores(installed: Environment, tmp_path: Path) -> None:
     assert "compress" in installed.run("flexswitch", "--help", cwd=tmp_path)
-    installed.run("python", "-c", MADE, cwd=tmp_path)
-    compress = ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "red.fsw")
-    installed.run("flexswitch", *compress, "--method", "t-switch", "--set", "drop=0.9", cwd=tmp_path)
     assert installed.run("python", "-c", USED, cwd=tmp_path) == "102\n"
 
 
