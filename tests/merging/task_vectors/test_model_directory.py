@@ -1,11 +1,9 @@
-"""Restored and merged models as directories that transformers loads."""
+"""Restored and merged models as directories: shards, config, tokenizer files and model card."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,27 +12,21 @@ from safetensors.torch import load_file
 from support.checkpoints import (
     State,
     assert_same_state,
-    compressed,
-    extracted,
     file_pair,
     memory_pair,
     message,
     save_model,
 )
-from support.tiny_models import bert_config, save_text_base, save_text_classifier
+from support.task_vectors import write_restored
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format import atomic
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.model_directory import model_card, parse_size, write_model_directory
-from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
-from flexswitch.merging.task_vectors.task_vector import TaskVector
+from flexswitch.merging.task_vectors.model_directory import model_card, parse_size
 
 BASE: State = {
     "flags": torch.tensor([True, False, True]),
@@ -44,19 +36,6 @@ BASE: State = {
 }
 TUNED: State = BASE | {"half": torch.full((5,), 1.5, dtype=torch.float16), "words": BASE["words"] * 2}
 CONFIG = {"model_type": "bert", "layers": 2}
-
-
-def outputs_of(base: Checkpoint, vector: TaskVector) -> dict[str, OutputTensor]:
-    return restored_tensors(base, vector, 1.0, None)
-
-
-def write(path: Path, base: Checkpoint, vector: TaskVector, shard_bytes: int = 10**9, **options: Any) -> Path:
-    outputs = outputs_of(base, vector)
-    options = {"card": "# card\n", "overwrite": False} | options
-    write_model_directory(
-        path, outputs, base, vector.model.config, options.pop("card"), shard_bytes, **options
-    )
-    return path
 
 
 @pytest.fixture
@@ -69,7 +48,7 @@ def opened(tmp_path: Path) -> tuple[Checkpoint, CheckpointPair]:
 def test_a_small_model_is_one_file_with_its_config_and_card(
     tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair]
 ) -> None:
-    path = write(tmp_path / "out", *opened)
+    path = write_restored(tmp_path / "out", *opened)
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_state(load_file(path / "model.safetensors"), TUNED)
     with safe_open(path / "model.safetensors", framework="pt") as file:
@@ -82,7 +61,7 @@ def test_a_small_model_is_one_file_with_its_config_and_card(
 def test_a_large_model_is_cut_into_shards_with_an_index(
     tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair], shard_bytes: int
 ) -> None:
-    path = write(tmp_path / "out", *opened, shard_bytes=shard_bytes)
+    path = write_restored(tmp_path / "out", *opened, shard_bytes=shard_bytes)
     shards = sorted(file.name for file in path.glob("*.safetensors"))
     count = {1: 4, 100: 3, 1210: 2, 1 << 20: 1}[shard_bytes]
     if count == 1:
@@ -107,7 +86,7 @@ def test_a_large_model_is_cut_into_shards_with_an_index(
 def test_every_tensor_starts_at_a_multiple_of_its_width(
     tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair]
 ) -> None:
-    data = (write(tmp_path / "out", *opened) / "model.safetensors").read_bytes()
+    data = (write_restored(tmp_path / "out", *opened) / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     starts = {name: entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
@@ -131,7 +110,7 @@ def test_tokenizer_files_are_copied_and_code_is_not(
     for name in [*copied, *left]:
         (base / name).write_text(f"{{}} {name}")
     (base / "folder.json").mkdir()
-    path = write(tmp_path / "out", *opened)
+    path = write_restored(tmp_path / "out", *opened)
     names = sorted(file.name for file in path.iterdir())
     assert names == sorted([*copied, "README.md", "config.json", "model.safetensors"])
     assert all((path / name).read_text() == f"{{}} {name}" for name in copied)
@@ -139,7 +118,7 @@ def test_tokenizer_files_are_copied_and_code_is_not(
 
 def test_a_base_that_is_one_file_has_no_config(tmp_path: Path) -> None:
     pair = file_pair(tmp_path, BASE, TUNED)
-    path = write(tmp_path / "out", pair.base, pair)
+    path = write_restored(tmp_path / "out", pair.base, pair)
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.safetensors"]
 
 
@@ -149,23 +128,23 @@ def test_an_existing_output_is_refused_and_kept(
     path = tmp_path / "out"
     path.mkdir()
     (path / "mine").write_text("mine")
-    found = message(InputError, lambda: write(path, *opened))
+    found = message(InputError, lambda: write_restored(path, *opened))
     assert found == f"{path}: exists already; give another output, or --overwrite to replace it"
     assert [file.name for file in path.iterdir()] == ["mine"]
-    found = message(InputError, lambda: write(path, *opened, overwrite=True))
+    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
     assert found == f"{path}: holds no *.safetensors, so --overwrite does not replace it; give another output"
     (path / "model.safetensors").write_text("an older one")
-    write(path, *opened, overwrite=True)
+    write_restored(path, *opened, overwrite=True)
     assert "mine" not in [file.name for file in path.iterdir()]
     shutil.rmtree(path)
     path.write_text("a file")
-    found = message(InputError, lambda: write(path, *opened, overwrite=True))
+    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
     assert found == f"{path}: is a file, expected a folder; choose a folder name"
 
 
 def test_an_output_in_no_folder_is_refused(tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair]) -> None:
     path = tmp_path / "no" / "out"
-    found = message(InputError, lambda: write(path, *opened))
+    found = message(InputError, lambda: write_restored(path, *opened))
     assert found == f"{path}: the folder {path.parent} does not exist; make it first"
 
 
@@ -176,7 +155,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, opened: tuple[Checkpoin
 
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "out", *opened, on_tensor=fail)
+        write_restored(tmp_path / "out", *opened, on_tensor=fail)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -190,7 +169,7 @@ def test_a_full_disk_is_noticed_before_a_weight_is_read(
     monkeypatch.setattr(SafetensorsCheckpoint, "read", reading)
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     path = tmp_path / "out"
-    assert message(InputError, lambda: write(path, *opened)) == (
+    assert message(InputError, lambda: write_restored(path, *opened)) == (
         f"{path}: the output needs 1,221 bytes and the disk has 1,000 free; "
         "free some space or choose an output on another disk"
     )
@@ -231,129 +210,10 @@ def test_a_card_describes_how_the_model_was_made() -> None:
     )
 
 
-TOKENS = torch.tensor([[2, 5, 9, 3], [2, 7, 3, 0]])
-
-
-def logits(path: Path) -> Tensor:
-    from transformers import AutoModelForSequenceClassification
-
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        path, local_files_only=True, output_loading_info=True
-    )
-    assert not any(loading.values()), loading
-    with torch.inference_mode():
-        found: Tensor = model.eval()(TOKENS, attention_mask=(TOKENS != 0).long()).logits
-    return found
-
-
-@pytest.fixture(scope="module")
-def berts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("berts")
-    base = save_text_base(folder / "base")
-    return base, save_text_classifier(base, folder / "task", classes=3, seed=1)
-
-
-def restored(tmp_path: Path, base: Path, vector: TaskVector, **options: Any) -> Path:
-    return write(tmp_path / "out", open_checkpoint(str(base)), vector, **options)
-
-
-def pair_of(base: Path, task: Path, selection: Selection = Selection()) -> CheckpointPair:  # noqa: B008
-    return CheckpointPair(open_checkpoint(str(base)), open_checkpoint(str(task)), selection)
-
-
-def test_transformers_loads_a_restored_task_vector_with_the_same_logits(
-    tmp_path: Path, berts: tuple[Path, Path]
-) -> None:
-    vector = extracted(pair_of(*berts), tmp_path / "t.tv.safetensors")
-    path = restored(tmp_path, berts[0], vector, shard_bytes=4000)
-    assert len(list(path.glob("*.safetensors"))) > 1
-    assert torch.equal(logits(path), logits(berts[1]))
-    assert not torch.equal(logits(path)[0], logits(path)[1])
-    assert (path / "tokenizer.json").read_bytes() == (berts[0] / "tokenizer.json").read_bytes()
-
-
-def test_transformers_loads_a_restored_artifact_with_nearly_the_same_logits(
-    tmp_path: Path, berts: tuple[Path, Path]
-) -> None:
-    artifact = compressed(pair_of(*berts), tmp_path / "t.fsw", "p-discard", drop=0.0)
-    path = restored(tmp_path, berts[0], ArtifactVector(artifact))
-    torch.testing.assert_close(logits(path), logits(berts[1]), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["t-switch", "p-discard"])
-def test_transformers_loads_what_was_compressed_with_loss(
-    tmp_path: Path, berts: tuple[Path, Path], method: str
-) -> None:
-    artifact = compressed(pair_of(*berts), tmp_path / "t.fsw", method, drop=0.6)
-    found = logits(restored(tmp_path, berts[0], ArtifactVector(artifact)))
-    assert found.shape == (2, 3)
-    assert not torch.equal(found, logits(berts[1]))
-
-
-def test_a_base_in_bfloat16_restores_a_task_in_bfloat16(tmp_path: Path, berts: tuple[Path, Path]) -> None:
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
-    for auto, source, target in zip(
-        (AutoModel, AutoModelForSequenceClassification), berts, ("base", "task"), strict=True
-    ):
-        auto.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(tmp_path / target)
-    pair = pair_of(tmp_path / "base", tmp_path / "task")
-    artifact = compressed(pair, tmp_path / "t.fsw", "p-discard", drop=0.0)
-    path = restored(tmp_path, tmp_path / "base", ArtifactVector(artifact))
-    assert_same_state(
-        load_file(path / "model.safetensors"), load_file(tmp_path / "task" / "model.safetensors")
-    )
-    assert torch.equal(logits(path), logits(tmp_path / "task"))
-
-
-@pytest.mark.parametrize("on_resize", ["extra", "rows"])
-def test_transformers_loads_a_model_of_a_resized_vocabulary(
-    tmp_path: Path, berts: tuple[Path, Path], on_resize: Any
-) -> None:
-    from transformers import BertForSequenceClassification
-
-    task = BertForSequenceClassification.from_pretrained(berts[1])
-    task.resize_token_embeddings(43, mean_resizing=False)
-    task.save_pretrained(tmp_path / "task")
-    pair = pair_of(berts[0], tmp_path / "task", Selection(on_resize=on_resize))
-    path = restored(tmp_path, berts[0], extracted(pair, tmp_path / "t.tv.safetensors"))
-    assert torch.equal(logits(path), logits(tmp_path / "task"))
-    rows = {"extra": 43, "rows": bert_config().vocab_size}[on_resize]
-    assert json.loads((path / "config.json").read_text())["vocab_size"] == rows
-
-
-def test_code_of_a_base_is_neither_copied_nor_run(tmp_path: Path, berts: tuple[Path, Path]) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(berts[0], base)
-    (base / "modeling_own.py").write_text("raise SystemExit('code has run')")
-    path = restored(tmp_path, base, pair_of(base, berts[1]))
-    assert not list(path.glob("*.py"))
-    assert logits(path).shape == (2, 3)
-
-
-def test_the_weights_of_a_merge_load_by_the_base_s_names(tmp_path: Path, berts: tuple[Path, Path]) -> None:
-    from transformers import AutoModel
-
-    from flexswitch.merging.static.merge import merged_tensors
-
-    base = open_checkpoint(str(berts[0]))
-    outputs = merged_tensors(base, [pair_of(*berts)] * 2, "average", {}, None)
-    write_model_directory(tmp_path / "out", outputs, base, {}, "# card\n", 10**9, overwrite=False)
-    found = AutoModel.from_pretrained(tmp_path / "out", local_files_only=True).state_dict()
-    expected = {
-        re.sub(r"^bert\.", "", name): tensor
-        for name, tensor in load_file(berts[1] / "model.safetensors").items()
-        if name.startswith("bert.")
-    }
-    assert sorted(found) == sorted(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor)
-
-
 def test_a_task_s_output_does_not_depend_on_its_shards(tmp_path: Path) -> None:
     pair = memory_pair(BASE, TUNED)
     one, many = (
-        write(tmp_path / str(shard_bytes), pair.base, pair, shard_bytes=shard_bytes)
+        write_restored(tmp_path / str(shard_bytes), pair.base, pair, shard_bytes=shard_bytes)
         for shard_bytes in (10**6, 9)
     )
     found: State = {}
