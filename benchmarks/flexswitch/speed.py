@@ -29,7 +29,12 @@ from flexswitch.merging.flex_switch.compression_task import read_compression_tas
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 from flexswitch.merging.flex_switch.gated_model import GatedModel
 from flexswitch.merging.flex_switch.gated_tensor import Gates
-from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows, open_training_data
+from flexswitch.merging.flex_switch.training_data import (
+    DataSettings,
+    TrainingData,
+    batch_rows,
+    open_training_data,
+)
 from flexswitch.merging.flex_switch.training_step import set_gates
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
@@ -102,7 +107,8 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
     with parallel_map(options.jobs) as in_parallel:
         task = read_compression_task(vector, header, BITS, "fast", in_parallel)
         inputs = TrainingInputs(base, options.data)
-        data = open_training_data(vector, options.task, inputs, "kl", 0, 1, 0, precision, in_parallel)
+        settings = DataSettings(options.task, inputs, "kl", 0, 1, 0, precision)
+        data = open_training_data(vector, settings, in_parallel)
         rows = batch_rows(0, BATCH, len(data.exemplars), 0)
         forward = seconds_of(lambda: model_alone(data, rows, in_parallel, options.jobs))
         if kind == "plain":

@@ -29,7 +29,7 @@ class TrainingSettings:
     uniform: bool
     batch: int
     shards: int
-    refit: int
+    refit_steps: int
     seed: int
 
 
@@ -64,7 +64,7 @@ class TrainingRun:
 
     def _refitted(self, quantised: list[Quantisation]) -> list[Quantisation]:
         """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as is."""
-        steps, before = self.settings.refit, self.loss(quantised)
+        steps, before = self.settings.refit_steps, self.loss(quantised)
         for rate in RATES if steps else ():
             found = refit_scales(
                 self.task.tensors,

@@ -1,4 +1,4 @@
-"""FlexSwitch: thresholds, scales and bit-widths learned on a few exemplars, at the size asked for.
+"""FlexSwitch: trains thresholds, scales and bit-widths on a few exemplars, for an artifact of a given size.
 
 Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; docs/methods.md §4.
 """
@@ -15,19 +15,24 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.plan import Job, Plan
+from flexswitch.merging.compression.plan import Job, Plan, Training
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
-from flexswitch.merging.flex_switch.training_data import TrainingData, open_training_data, read_exemplars
+from flexswitch.merging.flex_switch.training_data import (
+    DataSettings,
+    TrainingData,
+    open_training_data,
+    read_exemplars,
+)
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32
-# Without data: the power that is near the best on every text task of benchmarks/flexswitch, 50 to 435 kB.
+# Without data: an exponent near the best on every text task of benchmarks/flexswitch, from 50 to 435 kB.
 _NORM_COMPENSATION = 0.7
 
 
@@ -95,9 +100,54 @@ def flexswitch(
 ) -> Plan:
     """Returns the plan that compresses every tensor, trained to keep the fine-tuned model's answers.
 
-    Raises: UsageError where settings conflict; InputError where the size can't be met, exemplars are
-    too few, or training does not lower the loss.
+    Raises: UsageError if settings conflict; InputError if the size can't be met, exemplars are too few, or
+    training does not lower the loss.
     """
+    _check_conflicts(objective, target_size, lambda_, densities, norm_compensation)
+    widths, training, data_settings = _bit_widths(bits), job.training, None
+    if objective != "none":
+        if training.inputs is None:
+            raise UsageError(
+                "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set "
+                "objective=none"
+            )
+        data_settings = DataSettings(
+            job.task, training.inputs, objective, seed, min_exemplars, augmentations, precision
+        )
+        read_exemplars(data_settings)  # refuse too few before long work
+    header = job.header(vector)
+    with parallel_map(job.jobs) as in_parallel:
+        task = read_compression_task(vector, header, widths, effort, in_parallel)
+        if data_settings is None:
+            same_share = densities != "allocated"
+            power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
+            kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
+            return Plan(_compressor(task, kept), effort)
+        data = open_training_data(vector, data_settings, in_parallel)
+        settings = TrainingSettings(
+            target=None if lambda_ is not None else _target(task, target_size),
+            multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
+            steps=steps,
+            by_rows=granularity == "rows",
+            uniform=densities == "uniform",
+            batch=batch,
+            shards=shards,
+            refit_steps=scale_refit_steps,
+            seed=seed,
+        )
+        checkpoint = _checkpoint(training, vector, header, data)
+        kept, record = train(task, data, settings, checkpoint, training.on_step, training.on_note)
+        return Plan(_compressor(task, kept), effort, record)
+
+
+def _check_conflicts(
+    objective: str,
+    target_size: str | None,
+    lambda_: float | None,
+    densities: str | None,
+    norm_compensation: float | None,
+) -> None:
+    """Raises: UsageError if settings exclude each other."""
     if lambda_ is not None and (target_size is not None or objective == "none"):
         raise UsageError(f"lambda={lambda_}: give an objective with data, and no target size")
     if norm_compensation is not None and objective != "none":
@@ -107,49 +157,21 @@ def flexswitch(
     if densities == ("learned" if objective == "none" else "allocated"):
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
         raise UsageError(f"densities={densities}: expected {known} with objective={objective}")
-    widths = _bit_widths(bits)
-    training, inputs = job.training, job.training.inputs
-    if objective != "none" and inputs is None:
-        raise UsageError(
-            "flexswitch learns from examples: give --exemplars DIR and --base BASE, or --set objective=none"
-        )
-    if objective != "none" and inputs is not None:
-        read_exemplars(job.task, inputs, objective, min_exemplars)  # refuse too few before long work
-    header = job.header(vector)
-    with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(vector, header, widths, effort, in_parallel)
-        target = None if lambda_ is not None else _target(task, target_size or _DEFAULT_TARGET)
-        if objective == "none" or inputs is None:
-            if target is None:
-                raise ValueError("the data-free allocation takes a target")
-            same_share = densities != "allocated"
-            power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
-            kept = data_free(task, target, same_share, power, training.on_note)
-            return Plan(_compressor(task, kept), effort)
-        data = open_training_data(
-            vector, job.task, inputs, objective, seed, min_exemplars, augmentations, precision, in_parallel
-        )
-        multiplier = 0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters))
-        settings = TrainingSettings(
-            target,
-            multiplier,
-            steps,
-            granularity == "rows",
-            densities == "uniform",
-            batch,
-            shards,
-            scale_refit_steps,
-            seed,
-        )
-        run = run_identity(header.method.settings, _inputs(vector, header, data))
-        file = training.checkpoint
-        checkpoint = None if file is None else TrainingCheckpoint(file.path, file.every, run)
-        kept, record = train(task, data, settings, checkpoint, training.on_step, training.on_note)
-        return Plan(_compressor(task, kept), effort, record)
+
+
+def _checkpoint(
+    training: Training, vector: TaskVector, header: ArtifactHeader, data: TrainingData
+) -> TrainingCheckpoint | None:
+    file = training.checkpoint
+    if file is None:
+        return None
+    return TrainingCheckpoint(
+        file.path, file.every, run_identity(header.method.settings, _inputs(vector, header, data))
+    )
 
 
 def _inputs(vector: TaskVector, header: ArtifactHeader, data: TrainingData) -> dict[str, object]:
-    """Returns what a learning depends on beside its settings; of a fine-tune's files, sizes and times."""
+    """Returns what a training depends on besides its settings; files count by their sizes and times."""
     labels = data.exemplars.examples.labels
     return {
         "task": header.name,
@@ -170,8 +192,8 @@ def _bit_widths(text: str) -> NDArray[np.int64]:
     return np.array(widths, np.int64)
 
 
-def _target(task: CompressionTask, text: str) -> int:
-    vector = task.vector
+def _target(task: CompressionTask, target_size: str | None) -> int:
+    vector, text = task.vector, target_size or _DEFAULT_TARGET
     target, empty = target_bytes(text, vector.parameters), task.sizer().empty_size()
     if target <= empty:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The whole of a learned compression: the nearest start, steps from there, and the end at the size."""
+"""Compression to a size, with and without training: initialisation, training steps, finalisation."""
 
 from collections.abc import Callable
 
@@ -29,24 +29,25 @@ from flexswitch.merging.flex_switch.training_step import Schedule, TrainingState
 
 Doubles = NDArray[np.float64]
 
-_STEP_SIZES = (1.0, 0.1, 0.03)  # a start that is nearly right already is spoilt by long steps
-_AS_GOOD = 1.05  # times the loss of the start, which had the room that the record of a learning takes
-_UNWEIGHED_SHARE = 0.005  # of float32: where a learning without a target starts
+_STEP_SIZES = (1.0, 0.1, 0.03)  # tried in turn: long steps move away from an initialisation that is good
+# Accepted loss relative to the initialisation's, whose file did not have to hold the training record.
+_LOSS_TOLERANCE = 1.05
+_UNTARGETED_SHARE = 0.005  # initial size as a share of float32, for training without a target
 
 
 def data_free(
-    task: CompressionTask, target: int, same_share: bool, growth: float, on_note: Callable[[str], None]
+    task: CompressionTask, target: int, same_share: bool, power: float, on_note: Callable[[str], None]
 ) -> list[Quantisation]:
-    """Returns what is kept at a size in bytes without data. Source: docs/methods.md §4.
+    """Returns the quantisation of each tensor for an artifact of `target` bytes, without data.
 
-    It is the allocation of least squared error, or the `same_share` of every unit; growth: the power of
-    `compensate_norm` by which scales are larger than those of least error.
+    same_share: keep the same share of every tensor instead of the allocation of least squared error. power:
+    exponent of `compensate_norm`. Source: docs/methods.md §4.
     """
     sizer, bits = task.sizer(), task.payload_bits(target)
     kept, factors = allocated(task.tensors, task.tables, bits, sizer)
     if same_share:
         kept = uniform(task.tensors, task.tables, task.bits, bits, factors)
-    kept = compensate_norm(task.tables, kept, growth)
+    kept = compensate_norm(task.tables, kept, power)
     fitted, found = task.fill(kept, sizer, target)
     _note_missed(found, target, on_note)
     return fitted
@@ -60,98 +61,114 @@ def train(
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
 ) -> tuple[list[Quantisation], TrainingRecord]:
-    """Returns what is kept, and the record of how it was learned.
+    """Returns the trained quantisation of each tensor, and the record of the training.
 
-    Where nothing better than the start is found, that is kept, and told. Raises: InputError where the loss on
-    the exemplars is then higher by more than the record of the learning, which takes room too, accounts for.
+    If training finds nothing better than the initialisation, that is returned, with a note. Raises:
+    InputError if the loss on the exemplars is then higher than the bytes of the training record explain.
     """
     run = TrainingRun(task, data, GatedModel(data.model, task.tensors, data.names, settings.shards), settings)
     sizer = task.sizer()
-    size = settings.target or round(_UNWEIGHED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
-    start, factors = _best_start(run, size)
-    start = task.fill(start, sizer, size)[0]
-    loss_before = run.loss(start)
-    loss, found, after = _led_from(run, start, factors, size, checkpoint, on_step, on_note)
-    if loss > _AS_GOOD * loss_before:
+    size = settings.target or round(_UNTARGETED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
+    initial, factors = _best_initialisation(run, size)
+    initial = task.fill(initial, sizer, size)[0]
+    loss_before = run.loss(initial)
+    loss, found, record = _train_from(run, initial, factors, size, checkpoint, on_step, on_note)
+    if loss > _LOSS_TOLERANCE * loss_before:
         if checkpoint is not None:
             checkpoint.remove()  # the same steps would lead here again
         raise InputError(
-            f"{task.vector.source}: learning did not help: the loss on the exemplars is {loss:.4g}, and "
-            f"was {loss_before:.4g} before; take more steps or exemplars, or the data-free allocation with "
+            f"{task.vector.source}: training did not help: the loss on the exemplars is {loss:.4g}, and "
+            f"was {loss_before:.4g} before; use more steps or exemplars, or the data-free allocation with "
             "--set objective=none"
         )
     if settings.target is not None:
-        _note_missed(task.sizer(after).size(found), settings.target, on_note)
-    return found, after
+        _note_missed(task.sizer(record).size(found), settings.target, on_note)
+    return found, record
 
 
-def _led_from(
+def _train_from(
     run: TrainingRun,
-    start: list[Quantisation],
+    initial: list[Quantisation],
     factors: Doubles,
     size: int,
     checkpoint: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
 ) -> tuple[float, list[Quantisation], TrainingRecord]:
-    """Returns where steps lead from a start, the loss first; by shorter steps where those lead away from it.
+    """Returns the loss, the quantisation and the record after training from an initialisation.
 
-    Where all do, scales alone are learned.
+    If the loss does not fall, training is repeated with shorter steps; at last only scales are trained.
     """
+    loss_before, before = run.loss(initial), quality(run.data, run.task.parallel_map)
+    state = _initial_state(run, initial, factors, _STEP_SIZES[0])
+    if checkpoint is not None:
+        checkpoint.restore(state)
+    while True:
+        _run_all_steps(run, state, size, checkpoint, on_step)
+        record = training_record(run.data, before, before, state.history, run.task.vector.parameters)
+        loss, found, after = run.finished(state.parameters.quantised(run.task.tensors), record)
+        if loss < loss_before:
+            return loss, found, after
+        result = (
+            f"{run.settings.steps} steps change the loss on the exemplars from {loss_before:.4g} to "
+            f"{loss:.4g}: "
+        )
+        shorter = [step_size for step_size in _STEP_SIZES if step_size < state.step_size]
+        if not shorter:
+            on_note(result + "the initialisation is kept and only its scales are trained; use more steps")
+            return run.finished(initial, record)
+        on_note(result + f"training starts again with steps {shorter[0]:g} times as long")
+        state = _initial_state(run, initial, factors, shorter[0])
+
+
+def _initial_state(
+    run: TrainingRun, initial: list[Quantisation], factors: Doubles, step_size: float
+) -> TrainingState:
+    task = run.task
+    parameters = initial_parameters(task.tensors, task.tables, initial, task.bits, run.settings.by_rows)
+    return TrainingState(parameters, factors.copy(), Adam(groups={"rows": parameters.starts}), step_size)
+
+
+def _run_all_steps(
+    run: TrainingRun,
+    state: TrainingState,
+    size: int,
+    checkpoint: TrainingCheckpoint | None,
+    on_step: Callable[[Progress], None],
+) -> None:
+    """Runs the remaining steps, and saves the state after each step if its time has come."""
     task, settings = run.task, run.settings
-    loss_before, before = run.loss(start), quality(run.data, task.parallel_map)
     target = None if settings.target is None else task.payload_bits(size)
     schedule = Schedule(settings.steps, target, settings.multiplier, gates_move=not settings.uniform)
-    measure = task.sizer().factors
 
-    def beginner(step_size: float) -> TrainingState:
-        first = initial_parameters(task.tensors, task.tables, start, task.bits, settings.by_rows)
-        return TrainingState(first, factors.copy(), Adam(groups={"rows": first.starts}), step_size)
-
-    def stepped(progress: Progress) -> None:
+    def on_each(progress: Progress) -> None:
         on_step(progress)
         if checkpoint is not None:
             checkpoint.save(state)
 
-    state = beginner(_STEP_SIZES[0])
-    if checkpoint is not None:
-        checkpoint.restore(state)
-    while True:
-        run_steps(state, task.tensors, run.model, run.batches, schedule, measure, task.parallel_map, stepped)
-        record = training_record(run.data, before, before, state.history, task.vector.parameters)
-        loss, found, after = run.finished(state.parameters.quantised(task.tensors), record)
-        if loss < loss_before:
-            return loss, found, after
-        told = (
-            f"{settings.steps} steps lead to a loss of {loss:.4g} on the exemplars, from {loss_before:.4g}: "
-        )
-        shorter = [step_size for step_size in _STEP_SIZES if step_size < state.step_size]
-        if not shorter:
-            on_note(told + "what is kept is that of the start, and scales alone are learned; take more steps")
-            return run.finished(start, record)
-        on_note(told + f"learning begins again, by steps {shorter[0]:g} times as long")
-        state = beginner(shorter[0])
+    measure = task.sizer().factors
+    run_steps(state, task.tensors, run.model, run.batches, schedule, measure, task.parallel_map, on_each)
 
 
-def _best_start(run: TrainingRun, size: int) -> tuple[list[Quantisation], Doubles]:
-    """Returns the start nearest to the fine-tuned model on the exemplars, and its factors.
+def _best_initialisation(run: TrainingRun, size: int) -> tuple[list[Quantisation], Doubles]:
+    """Returns the initialisation with the least loss on the exemplars, and the tensors' rate factors.
 
-    Starts are the same share of every unit, or the allocation by errors, in units of each one's mean square
-    or as they are.
+    Candidates are the same share of every tensor, and the allocations by squared error relative to each
+    tensor's mean square and by squared error itself.
     """
     task = run.task
     sizer, bits, tensors = task.sizer(), task.payload_bits(size), task.tensors
     tables = relative(tensors, task.tables)
     kept, factors = allocated(tensors, tables, bits, sizer)
-    starts = [uniform(tensors, tables, task.bits, bits, factors)]
+    candidates = [uniform(tensors, tables, task.bits, bits, factors)]
     if not run.settings.uniform:
-        starts += [kept, allocated(tensors, task.tables, bits, sizer)[0]]
-    found = [best_norm_compensation(tables, start, run.loss) for start in starts]
+        candidates += [kept, allocated(tensors, task.tables, bits, sizer)[0]]
+    found = [best_norm_compensation(tables, candidate, run.loss) for candidate in candidates]
     return min(found, key=lambda pair: pair[0])[1], factors
 
 
 def _note_missed(found: int, target: int, on_note: Callable[[str], None]) -> None:
-    """Says so where a size is not the target as it is promised."""
+    """Notes an artifact that is smaller than the target allows."""
     if not meets_target(found, target):
         on_note(
             f"the artifact takes {found:,} bytes, {found / target:.1%} of the {target:,} asked for: nothing "

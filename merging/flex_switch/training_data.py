@@ -1,7 +1,7 @@
-"""Opens what learning takes: the model, the exemplars with the fine-tuned model's answers, the batches."""
+"""Training data: the model, the exemplars with the fine-tuned model's answers, and the batches."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,9 +39,22 @@ _TOGETHER = 4  # examples of a step that are padded to the longest of them
 _MOST_HELD_OUT = 100
 
 
+@dataclass(frozen=True)
+class DataSettings:
+    """Where a task's examples are and how they are used. augmentations: augmented inputs per exemplar."""
+
+    task: str
+    inputs: TrainingInputs
+    goal: Goal
+    seed: int
+    min_exemplars: int
+    augmentations: int
+    precision: Precision
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """model: holds the base's weights. names: unit → the model's name. held_out: not learned from."""
+    """model: holds the base's weights. names: tensor → parameter of the model. held_out: not trained on."""
 
     objective: Objective
     model: nn.Module
@@ -52,14 +65,14 @@ class TrainingData:
     digest: str
 
     def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
-        """Returns the loss of each shard of a batch, weighted so that their sum is the batch's mean."""
+        """Returns the loss of each shard of a batch, weighted so that they sum to the batch's mean loss."""
         ordered = list(self.training_set.examples.by_length(np.asarray(sorted(rows), np.int64)))
         parts = [ordered[shard::shards] for shard in range(shards)]
         return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
 
     @cached_property
     def training_set(self) -> Targets:
-        """All that is learned from: the exemplars, then those crossed from them."""
+        """The exemplars, followed by the inputs augmented from them."""
         return self.exemplars if self.augmented is None else joined(self.exemplars, self.augmented)
 
     def _loss(self, rows: list[int], weight: float) -> Loss:
@@ -96,7 +109,7 @@ class TrainingData:
         return sum(parallel_map(score, len(parts))) / len(self.exemplars)
 
     def divergence(self, targets: Targets, parallel_map: ParallelMap) -> tuple[float, float]:
-        """Returns the model's mean divergence from the fine-tuned one, and the share of equal answers."""
+        """Returns the mean divergence from the fine-tuned model, and the share of equal answers."""
         parts = _parts(targets.examples)
 
         def score(number: int) -> tuple[float, int, int]:
@@ -116,61 +129,56 @@ class TrainingData:
         )
 
 
-def read_exemplars(task: str, inputs: TrainingInputs, goal: Goal, least: int) -> Examples:
-    """Returns a task's examples. Raises: InputError where there are fewer than `least`; UsageError."""
+def read_exemplars(settings: DataSettings) -> Examples:
+    """Returns a task's examples. Raises: InputError if there are fewer than `min_exemplars`; UsageError."""
+    inputs = settings.inputs
     check_device(inputs.device)
-    path = task_file(inputs.exemplars, task, "train")
-    available = read_examples(path, labelled=goal == "task")
+    path = task_file(inputs.exemplars, settings.task, "train")
+    available = read_examples(path, labelled=settings.goal == "task")
     count = min(len(available), inputs.per_task)
-    if count < least:
+    if count < settings.min_exemplars:
         raise InputError(
-            f"{path}: {count} exemplars, expected {least} or more to learn from; give more, or allow fewer "
-            f"with --set min_exemplars={count}, or learn from none with --set objective=none"
+            f"{path}: {count} exemplars, expected {settings.min_exemplars} or more; give more, or allow "
+            f"fewer with --set min_exemplars={count}, or use none with --set objective=none"
         )
     return available
 
 
-def open_training_data(
-    vector: TaskVector,
-    task: str,
-    inputs: TrainingInputs,
-    goal: Goal,
-    seed: int,
-    least: int,
-    augmentations: int,
-    precision: Precision,
-    parallel_map: ParallelMap,
-) -> TrainingData:
-    """Returns all that learning a task takes, the fine-tuned model's answers among it.
+def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map: ParallelMap) -> TrainingData:
+    """Returns a task's training data, with the fine-tuned model's answers.
 
-    Raises: InputError where there are fewer exemplars than `least`, or a file is missing; UsageError.
+    Raises: InputError if there are fewer exemplars than `min_exemplars` or a file is missing; UsageError.
     """
+    inputs, goal, seed = settings.inputs, settings.goal, settings.seed
     check_base(inputs.base, vector.identity(), vector.source)
-    available = read_exemplars(task, inputs, goal, least)
+    available = read_exemplars(settings)
     adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter)
-    objective = Objective(goal, adapter, inputs.device, precision)
+    objective = Objective(goal, adapter, inputs.device, settings.precision)
     model = _model(objective, vector)
     names = _names(objective, vector, model)
     _load(objective, model, inputs.base, vector, 1.0)
     model.to(inputs.device)
     config = read_config(inputs.base) | vector.model.config
-    drawn = _drawn(len(available), inputs.per_task, seed, task)
-    learned, held_out = drawn[: inputs.per_task], drawn[inputs.per_task :]
-    exemplars = available.take(learned)
-    targets = _targets(objective, model, config, exemplars, parallel_map)
-    more = None
-    if augmentations and goal != "task":
-        made = Examples(augment(exemplars.inputs, augmentations * len(exemplars), seed), None)
-        more = _targets(objective, model, config, made, parallel_map)
-    rest = (
-        _targets(objective, model, config, available.take(held_out), parallel_map) if len(held_out) else None
-    )
+
+    def answered(examples: Examples) -> Targets:
+        return _targets(objective, model, config, examples, parallel_map)
+
+    drawn = _drawn(len(available), inputs.per_task, seed, settings.task)
+    exemplars, held_out = available.take(drawn[: inputs.per_task]), drawn[inputs.per_task :]
+    targets, augmented = answered(exemplars), None
+    if settings.augmentations and goal != "task":
+        count = settings.augmentations * len(exemplars)
+        augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
+    rest = answered(available.take(held_out)) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0)
-    return TrainingData(objective, model, names, targets, more, rest, _digest(targets.examples))
+    return TrainingData(objective, model, names, targets, augmented, rest, _digest(exemplars))
 
 
 def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
-    """Returns a step's rows, known from the step alone: passes over all, each shuffled anew."""
+    """Returns the rows of a step's batch: passes over all `count` rows, each in a new random order.
+
+    The rows depend only on the arguments, so that a resumed training uses the same batches.
+    """
     size = min(size, count)
     places = range(step * size, (step + 1) * size)
     shuffled = {
@@ -181,7 +189,7 @@ def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
 
 
 def _drawn(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
-    """Returns rows: those that `index` would draw, then others to hold out, as many at most."""
+    """Returns the rows that `index` draws too, followed by at most as many held-out rows."""
     first = draw(available, wanted, seed, task)
     more = draw(available, wanted + min(wanted, _MOST_HELD_OUT), seed, task)
     return np.concatenate([first, np.setdiff1d(more, first)])
@@ -195,15 +203,15 @@ def _model(objective: Objective, vector: TaskVector) -> nn.Module:
 
 
 def _inside(objective: Objective) -> Callable[[str], str]:
-    """Returns what gives a fine-tuned name the one it has in the model, as far as the adapter knows."""
+    """Returns the function from a fine-tuned parameter's name to its name in the model."""
     return (lambda name: name) if objective.goal == "mse" else objective.adapter.parameter_name
 
 
 def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, str]:
     inside = _inside(objective)
-    named = {tensor: inside(vector.model.finetuned_name(tensor)) for tensor in vector.tensors}
+    named = {name: inside(vector.model.finetuned_name(name)) for name in vector.tensors}
     found = names_inside(model, list(named.values()))
-    return {tensor: found[name] for tensor, name in named.items() if name in found}
+    return {name: found[inner] for name, inner in named.items() if inner in found}
 
 
 def _load(
@@ -216,7 +224,7 @@ def _load(
 def _targets(
     objective: Objective,
     model: nn.Module,
-    config: dict[str, object],
+    config: Mapping[str, object],
     examples: Examples,
     parallel_map: ParallelMap,
 ) -> Targets:
@@ -230,7 +238,7 @@ def _targets(
 
 
 def _parts(examples: Examples) -> list[list[int]]:
-    """Returns the rows of all examples, those of like length together."""
+    """Returns the rows of all examples in parts, examples of similar length together."""
     rows = examples.by_length(np.arange(len(examples)))
     return [
         part.tolist() for part in np.split(rows, range(_ANSWERED_TOGETHER, len(rows), _ANSWERED_TOGETHER))

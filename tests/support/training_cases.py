@@ -19,7 +19,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Progress, Training, TrainingInputs
 from flexswitch.merging.flex_switch.objective import Goal
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
-from flexswitch.merging.flex_switch.training_data import open_training_data
+from flexswitch.merging.flex_switch.training_data import DataSettings, open_training_data
 from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
@@ -98,9 +98,8 @@ def measured(school: TrainingCase, artifact: Artifact, goal: Goal = "kl") -> Qua
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
     with parallel_map(1) as each:
         vector = school.vector()
-        lesson = open_training_data(
-            vector, artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32", each
-        )
+        settings = DataSettings(artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32")
+        lesson = open_training_data(vector, settings, each)
         inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
         state = restore(open_checkpoint(str(school.base)), artifact)
         load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")

@@ -114,8 +114,8 @@ def test_too_few_exemplars_are_refused(compress: Compress, text: Toy) -> None:
     outcome = compress("--exemplars", text.data, settings=(*FLEX, "--target-size", "4KB"))
     assert (outcome.status, outcome.error) == (
         1,
-        f"{text.data / 'birds.train.jsonl.gz'}: 20 exemplars, expected 32 or more to learn from; give more, or "
-        "allow fewer with --set min_exemplars=20, or learn from none with --set objective=none",
+        f"{text.data / 'birds.train.jsonl.gz'}: 20 exemplars, expected 32 or more; give more, or "
+        "allow fewer with --set min_exemplars=20, or use none with --set objective=none",
     )
     assert compress.left() == []
 
@@ -130,8 +130,8 @@ def test_a_learning_that_does_not_help_is_refused(
     outcome = compress.learn()
     assert outcome.status == 1
     assert re.fullmatch(
-        rf"{re.escape(str(compress._toy.finetuned['birds']))}: learning did not help: the loss on the exemplars "
-        r"is [0-9.]+, and was [0-9.]+ before; take more steps or exemplars, or the data-free allocation with "
+        rf"{re.escape(str(compress._toy.finetuned['birds']))}: training did not help: the loss on the exemplars "
+        r"is [0-9.]+, and was [0-9.]+ before; use more steps or exemplars, or the data-free allocation with "
         r"--set objective=none",
         outcome.error,
     )
@@ -146,7 +146,7 @@ def test_a_start_that_nothing_better_is_found_than_is_kept_and_that_is_told(
     )
     outcome = compress.learn()
     assert outcome.status == 0
-    assert "steps lead to a loss of 0.25 on the exemplars, from 0.25: what is kept is that of the start" in (
+    assert "steps change the loss on the exemplars from 0.25 to 0.25: the initialisation is kept" in (
         outcome.error
     )
 

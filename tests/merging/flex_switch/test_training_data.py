@@ -1,5 +1,6 @@
 """What is learned from: the batches, the exemplars that are drawn and held out, the fine-tuned model's answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -20,6 +21,7 @@ from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.flex_switch.augmentation import augment
 from flexswitch.merging.flex_switch.objective import Goal, Precision
 from flexswitch.merging.flex_switch.training_data import (
+    DataSettings,
     TrainingData,
     batch_rows,
     open_training_data,
@@ -38,10 +40,9 @@ def opened(
     augmentations: int = 0,
     precision: Precision = "float32",
 ) -> TrainingData:
+    settings = DataSettings(task, school.classroom(), goal, seed, 1, augmentations, precision)
     with parallel_map(jobs) as each:
-        return open_training_data(
-            school.vector(), task, school.classroom(), goal, seed, 1, augmentations, precision, each
-        )
+        return open_training_data(school.vector(), settings, each)
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +128,17 @@ def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(school: TrainingCas
 
 
 def test_exemplars_are_read_whole_and_too_few_are_refused(school: TrainingCase) -> None:
-    found = read_exemplars("birds", school.classroom(), "kl", school.per_task)
+    settings = DataSettings("birds", school.classroom(), "kl", 0, school.per_task, 0, "float32")
+    found = read_exemplars(settings)
     assert list(found.inputs) == texts("birds", 70, 1)
     assert found.labels is None
-    labelled = read_exemplars("birds", school.classroom(), "task", 1).labels
+    labelled = read_exemplars(replace(settings, goal="task")).labels
     assert labelled is not None
     assert len(labelled) == 70
-    told = message(InputError, lambda: read_exemplars("birds", school.classroom(), "kl", 25))
+    told = message(InputError, lambda: read_exemplars(replace(settings, min_exemplars=25)))
     assert told == (
-        f"{school.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more to learn from; give more, or "
-        "allow fewer with --set min_exemplars=24, or learn from none with --set objective=none"
+        f"{school.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more; give more, or "
+        "allow fewer with --set min_exemplars=24, or use none with --set objective=none"
     )
 
 

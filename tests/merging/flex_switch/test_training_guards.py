@@ -113,8 +113,8 @@ def test_fewer_exemplars_than_the_least_are_refused(
 ) -> None:
     told = refusal(InputError, replace(school, per_task=per_task), tmp_path, "min_exemplars=41")
     assert told == (
-        f"{school.data / 'birds.train.jsonl'}: {found} exemplars, expected 41 or more to learn from; give more, or "
-        f"allow fewer with --set min_exemplars={found}, or learn from none with --set objective=none"
+        f"{school.data / 'birds.train.jsonl'}: {found} exemplars, expected 41 or more; give more, or "
+        f"allow fewer with --set min_exemplars={found}, or use none with --set objective=none"
     )
 
 
@@ -172,8 +172,8 @@ def test_a_loss_that_does_not_fall_is_refused(
     assert saved == [False, *[True] * 89]  # by long steps, by short ones, and by yet shorter ones
     number = r"[0-9.e+-]+"
     found = re.fullmatch(
-        rf"{re.escape(str(school.finetuned))}: learning did not help: the loss on the exemplars is "
-        rf"({number}), and was ({number}) before; take more steps or exemplars, or the data-free allocation with "
+        rf"{re.escape(str(school.finetuned))}: training did not help: the loss on the exemplars is "
+        rf"({number}), and was ({number}) before; use more steps or exemplars, or the data-free allocation with "
         r"--set objective=none",
         told,
     )
@@ -197,12 +197,12 @@ def test_steps_that_lead_away_are_taken_again_as_shorter_ones_and_then_left_out(
     found = school.learn(tmp_path / "birds.fsw", "target_size=9KB", heard=heard)
     before = last[False, 0]
     assert heard.notes == [
-        f"30 steps lead to a loss of {last[True, notes]:.4g} on the exemplars, from {before:.4g}: {told}"
+        f"30 steps change the loss on the exemplars from {before:.4g} to {last[True, notes]:.4g}: {told}"
         for notes, told in enumerate(
             [
-                "learning begins again, by steps 0.1 times as long",
-                "learning begins again, by steps 0.03 times as long",
-                "what is kept is that of the start, and scales alone are learned; take more steps",
+                "training starts again with steps 0.1 times as long",
+                "training starts again with steps 0.03 times as long",
+                "the initialisation is kept and only its scales are trained; use more steps",
             ][:spoilt]
         )
     ]
@@ -242,6 +242,6 @@ def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
         assert (tmp_path / "out" / "birds.fsw").stat().st_size <= target
         return
     told = refusal(InputError, school, tmp_path, *settings)
-    assert "learning did not help" in told or told == (
+    assert "training did not help" in told or told == (
         f"{school.finetuned}: no thresholds bring the artifact to {target:,} bytes; ask for more"
     )
