@@ -1,7 +1,7 @@
-"""The target of `.fsw` files, for python benchmarks/fuzz/run.py: any file, its checksums mostly made to fit.
+"""The fuzzing target of `.fsw` files, for python benchmarks/fuzz/run.py.
 
-A file is taken apart into its JSON documents and payloads, some of them are changed, and it is put together
-again with sizes, offsets and checksums that fit, so that what lies behind the checksums is reached too.
+A file is taken apart into its JSON documents and data, some of them are changed, and it is put together
+again with fitting sizes, offsets and checksums, so that the code after the checks is reached too.
 """
 
 import copy
@@ -49,9 +49,9 @@ _COMPARED_ENTRIES = 1 << 22
 
 
 def target(data: bytes, path: Path) -> None:
-    """Reads all of the artifact that `data` is, by way of the file `path`.
+    """Writes `data` to `path` and reads the artifact completely.
 
-    Raises: FlexswitchError where nothing of it decodes, FindingError on a broken promise.
+    Raises: FlexswitchError if nothing of it decodes, FindingError on a violated invariant.
     """
     path.write_bytes(data)
     artifact, decoded, refusals = open_artifact(path), 0, []
@@ -148,10 +148,10 @@ def _json(document: Any) -> bytes:
 
 
 def mutate(data: bytes, draw: random.Random, change: Change) -> bytes:
-    """Returns a file with some of its pieces changed; `change` changes plain bytes."""
+    """Returns a file with some changed pieces. change: changes bytes."""
     try:
         pieces = take_apart(data)
-    except Exception:  # whatever is wrong with it, there are only its bytes to change
+    except Exception:  # a damaged file: only its bytes can be changed
         return change(data)
     for _ in range(draw.choice((1, 1, 2, 4))):
         action = draw.randrange(12)
@@ -168,7 +168,7 @@ def mutate(data: bytes, draw: random.Random, change: Change) -> bytes:
 
 
 def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
-    """Changes, removes or replaces one value, at any depth, of one of the two documents."""
+    """Changes, removes or replaces one value, at any depth, in one of the two documents."""
     root = {"": getattr(pieces, which)}
     places = list(_places(root))
     holder, key = draw.choice(places[1:] or places)
@@ -215,7 +215,7 @@ def _change_record(pieces: Pieces, draw: random.Random, change: Change) -> None:
 
 
 def _change_payload(pieces: Pieces, draw: random.Random, change: Change) -> None:
-    """Changes, adds or removes one payload."""
+    """Changes, adds or removes one safetensors tensor."""
     name = draw.choice([*pieces.payloads, "more"])
     dtype, shape, data = pieces.payloads.get(name, ("U8", [0], b""))
     action = draw.randrange(4)
@@ -231,7 +231,7 @@ def _change_payload(pieces: Pieces, draw: random.Random, change: Change) -> None
 
 
 def changed_bytes(data: bytes, draw: random.Random) -> bytes:
-    """Returns bytes with one place changed, for where the fuzzer does not change them itself."""
+    """Returns bytes with one random change, for use without the fuzzer."""
     place, value = draw.randrange(len(data) + 1), draw.randbytes(1)
     rest = data[place + draw.choice((0, 1, 1, 1, 1, 5)) :]
     return data[:place] + draw.choice((value, value, value * 3, b"", b"\0")) + rest
@@ -269,7 +269,7 @@ def _artifact_of(path: Path, tensor: PackedTensor) -> bytes:
 
 
 def _scattered(shape: tuple[int, ...], bits: int, seed: int) -> SparseTensor:
-    """Returns a tensor, one of many rows with most of them empty."""
+    """Returns a random tensor; if it has many rows, most of them are empty."""
     sparse = scattered(shape, bits, 0.3, seed)
     if not shape or shape[0] < 100:
         return sparse
@@ -280,7 +280,7 @@ def _scattered(shape: tuple[int, ...], bits: int, seed: int) -> SparseTensor:
 
 
 def _with_zero(sparse: SparseTensor, zero: int) -> SparseTensor:
-    """Returns a tensor no level of which is the zero point."""
+    """Returns a tensor without levels that are the zero point."""
     levels = np.where(sparse.levels == zero, zero + 1, sparse.levels).astype(sparse.levels.dtype)
     return SparseTensor(sparse.shape, sparse.mask, levels, sparse.bits)
 

@@ -1,7 +1,8 @@
-"""The target of every decoder, for python benchmarks/fuzz/run.py: any bytes under any layout.
+"""The fuzzing target of all decoders, for python benchmarks/fuzz/run.py: any bytes with any layout.
 
-An input's first 15 bytes choose the codec with its settings, the bits of a level, the shape and the number
-of kept entries. Behind them stands the payload or, in half of the inputs, what damages a valid one.
+The first 15 bytes of an input choose the codec and its settings, the bits of a level, the shape and the
+number of kept entries. The rest is the payload or, in half of the inputs, describes how to damage a valid
+payload.
 """
 
 import math
@@ -25,14 +26,14 @@ CHOICES: list[Codec] = [
     codec(**chosen) for name, codec in CODECS.items() for chosen in SETTINGS.get(name, [{}])
 ]
 BITS = tuple(LEVEL_DTYPES)
-# In these a tensor has one form: what decodes is what is encoded.
+# The encoding of a tensor is unique in these codecs.
 ONE_FORM = ("bitmask", "rice", "grouped-coo", "flag4", "raw")
 HEAD_BYTES = 15
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one input stands for."""
+    """The meaning of an input."""
 
     codec: Codec
     layout: SparseLayout
@@ -40,7 +41,7 @@ class Case:
 
 
 def target(data: bytes) -> None:
-    """Decodes an input. Raises: FlexswitchError where it is refused, FindingError on a broken promise."""
+    """Decodes an input. Raises: FlexswitchError if it is refused, FindingError on a violated invariant."""
     case = case_of(data)
     layout = case.layout
     sparse = case.codec.decode(case.payload, layout)
@@ -55,24 +56,24 @@ def target(data: bytes) -> None:
 
 
 def check_tensor(sparse: SparseTensor, layout: SparseLayout) -> None:
-    """Raises: FindingError where a tensor breaks a promise that `SparseTensor` does not check itself."""
+    """Raises: FindingError if a tensor violates an invariant that `SparseTensor` does not check itself."""
     if sparse.layout != layout:
         raise FindingError(f"{sparse.layout}, expected {layout}")
     if layout.entries % 8 and sparse.mask[-1] >> layout.entries % 8:
-        raise FindingError("a bit is set behind the last entry")
+        raise FindingError("a bit is set after the last entry")
     if layout.bits < 8 and sparse.levels.size and int(sparse.levels.max()) >> layout.bits:
         raise FindingError("a level has too many bits")
 
 
 def check_again(codec: Codec, sparse: SparseTensor) -> None:
-    """Raises: FindingError where a decoded tensor, encoded and decoded again, is another one."""
+    """Raises: FindingError if encoding and decoding a tensor again changes it."""
     again = codec.decode(codec.encode(sparse), sparse.layout)
     if not np.array_equal(again.mask, sparse.mask) or not np.array_equal(again.levels, sparse.levels):
-        raise FindingError("encoded and decoded again, the tensor is another one")
+        raise FindingError("encoding and decoding the tensor again changes it")
 
 
 def case_of(data: bytes) -> Case:
-    """Returns what an input stands for; bytes that it lacks are zeros."""
+    """Returns the meaning of an input; missing bytes are zeros."""
     head, rest = data[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), data[HEAD_BYTES:]
     codec, bits, shape = CHOICES[head[0] % len(CHOICES)], BITS[head[1] % len(BITS)], shape_of(head[3:8])
     number = int.from_bytes(head[8:12], "little")
@@ -91,7 +92,7 @@ def case_of(data: bytes) -> Case:
 
 
 def shape_of(head: bytes) -> tuple[int, ...]:
-    """Returns a shape of at most a block's entries, of each order of magnitude as often as of another."""
+    """Returns a shape of at most 2^20 entries; all orders of magnitude are equally likely."""
     head = head.ljust(5, b"\0")
     entries = int.from_bytes(head[1:4], "little") % ((1 << head[0] % 21) + 1)
     columns = max(1, round(max(1, entries) ** (head[4] / 255)))
@@ -100,7 +101,7 @@ def shape_of(head: bytes) -> tuple[int, ...]:
 
 
 def scattered(shape: tuple[int, ...], bits: int, density: float, seed: int) -> SparseTensor:
-    """Returns a tensor that keeps entries, and has levels, by chance."""
+    """Returns a random tensor."""
     generator = np.random.default_rng(seed)
     marked = generator.random(math.prod(shape), np.float32) < density
     kept = int(np.count_nonzero(marked))
@@ -109,7 +110,7 @@ def scattered(shape: tuple[int, ...], bits: int, density: float, seed: int) -> S
 
 
 def damage(payload: bytearray, action: int, place: int, value: int) -> None:
-    """Changes a payload at one place: a bit, a byte, one byte more or less, or its end."""
+    """Changes a payload at one position: flips a bit, changes, inserts or removes a byte, or truncates it."""
     place = place * max(1, len(payload)) >> 16 if action & 8 else place
     if place >= len(payload):
         payload.append(value)
@@ -126,7 +127,7 @@ def damage(payload: bytearray, action: int, place: int, value: int) -> None:
 
 
 def valid(codec: int, bits: int, draw: random.Random) -> bytes:
-    """Returns an input with the valid payload of a small tensor. codec, bits: which of the choices."""
+    """Returns an input with the valid payload of a small tensor. codec, bits: indices of the choices."""
     shape = b""
     while not math.prod(shape_of(shape)):
         shape = bytes([21 * draw.randrange(4) + draw.randrange(13)]) + draw.randbytes(4)
@@ -136,7 +137,7 @@ def valid(codec: int, bits: int, draw: random.Random) -> bytes:
 
 
 def seeds() -> Iterator[bytes]:
-    """Yields inputs to begin with: of each codec a valid payload as it is, and one that the target makes."""
+    """Yields the initial inputs: two for each codec and bit width, one with a payload and one without."""
     draw = random.Random(0)
     for codec in range(len(CHOICES)):
         for bits in range(len(BITS)):
@@ -145,9 +146,9 @@ def seeds() -> Iterator[bytes]:
 
 
 def mutate(data: bytes, draw: random.Random, change: Callable[[bytes], bytes]) -> bytes:
-    """Returns an input with another head or a valid payload, or what `change` makes of it.
+    """Returns an input with another head, or a new valid input, or the input after `change`.
 
-    Left to itself the fuzzer would keep but the smallest inputs: it does not see what is compiled.
+    The fuzzer alone would keep only the smallest inputs, because it does not see compiled branches.
     """
     action = draw.randrange(4)
     if action == 0:

@@ -1,4 +1,4 @@
-"""Runs one fuzzed input and counts how it ended, for python benchmarks/fuzz/run.py."""
+"""Runs fuzzed inputs and counts the outcomes, for python benchmarks/fuzz/run.py."""
 
 import resource
 import signal
@@ -15,14 +15,14 @@ LIMIT_BYTES = 2_000_000_000
 
 
 class FindingError(Exception):
-    """A decoded tensor breaks a promise, or an input took too long."""
+    """A decoded tensor violates an invariant, or an input took too long."""
 
 
 class Tally:
-    """How many inputs of one target were decoded or refused, and which ended otherwise.
+    """Counts the inputs of one target that were decoded or refused, and collects all other outcomes.
 
-    findings maps what distinguishes a finding, its error and the line it came from, to how often it came.
-    The first input of each is kept in `folder`, beside a text that says what happened.
+    findings: error and line of each kind of finding → number of inputs. The first input of each kind is saved
+    in `folder`, together with its traceback.
     """
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
@@ -32,7 +32,7 @@ class Tally:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Returns the number of inputs, in all and by how they ended, and of different findings."""
+        """Returns the number of inputs, in total and by outcome, and of different findings."""
         found = sum(self.findings.values())
         return {
             "inputs": self.decoded + self.refused + found,
@@ -41,10 +41,10 @@ class Tally:
             "findings": len(self.findings),
         }
 
-    def run(self, target: Callable[[bytes], None], data: bytes) -> None:
-        """Runs a target, which ends quietly or with a FlexswitchError; anything else is a finding."""
+    def run(self, target: Callable[[bytes], None], data: bytes, seconds: float = LIMIT_SECONDS) -> None:
+        """Runs a target, which returns or raises a FlexswitchError; anything else is a finding."""
         try:
-            with time_limit():
+            with time_limit(seconds):
                 target(data)
             self.decoded += 1
         except FlexswitchError:
@@ -65,13 +65,13 @@ class Tally:
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
-    """Raises a FindingError in a block that takes more processor time than an input may."""
+def time_limit(seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+    """Raises: FindingError if the block takes more processor time than `seconds`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGPROF, _too_long)
-    signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
@@ -80,15 +80,12 @@ def time_limit() -> Iterator[None]:
 
 
 def _too_long(number: int, frame: object) -> None:
-    raise FindingError(f"takes more than {LIMIT_SECONDS} s")
+    raise FindingError("takes too long")
 
 
 @contextmanager
 def memory_limit() -> Iterator[None]:
-    """Raises a MemoryError in a block that needs more memory than an input may, beside what is taken now.
-
-    Only Linux tells what is taken; elsewhere there is no limit.
-    """
+    """Raises: MemoryError if the block needs more than `LIMIT_BYTES` of additional memory; Linux only."""
     taken = Path("/proc/self/statm")
     if not taken.exists():
         yield

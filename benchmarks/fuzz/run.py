@@ -1,8 +1,8 @@
 """Fuzzes every decoder and the container: python benchmarks/fuzz/run.py --minutes 10 [--seed N] [--work DIR].
 
-Needs atheris: pip install -e ".[fuzz]". Half of the time goes to each target. An input that ends in anything
+Needs atheris: pip install -e ".[fuzz]". Each target gets half of the time. An input that ends in anything
 but a decoded tensor or a FlexswitchError, or takes 5 s of processor time or 2 GB of memory, is a finding;
-the first one of each kind is kept in DIR/findings. Writes the section of docs/benchmarks.md.
+the first one of each kind is saved in DIR/findings. Writes the section of docs/benchmarks.md.
 """
 
 import argparse

@@ -31,8 +31,6 @@ DTYPE_BYTES = {
     "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 _KNOWN = ", ".join(DTYPE_BYTES)
-_COPY_BYTES = 1 << 22
-_READ_BYTES = 1 << 30
 _MOST_DIMENSIONS = 64
 
 
@@ -111,15 +109,18 @@ def _stored(entry: dict[str, Any], data_start: int) -> StoredTensor:
 class SafetensorsWriter:
     """Writes tensors in the given order, and the header in front of them when the writer closes.
 
-    reserve: bytes that are reserved for the header. A longer header moves the data inside the file; a shorter
-    one is padded with spaces, which the format allows. checksums: the CRC-32 of each tensor that `add` has
-    written.
+    reserve: bytes that are reserved for the header. A longer header moves the data inside the file, in
+    pieces of `copy_bytes`; a shorter one is padded with spaces, which the format allows. checksums: the
+    CRC-32 of each tensor that `add` has written.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str], reserve: int = 0) -> None:
+    def __init__(
+        self, path: Path, metadata: dict[str, str], reserve: int = 0, copy_bytes: int = 1 << 22
+    ) -> None:
         self.metadata = metadata
         self.checksums: dict[str, str] = {}
         self._reserve = reserve
+        self._copy_bytes = copy_bytes
         self._entries: dict[str, dict[str, Any]] = {}
         self._written = 0
         self._file: BinaryIO = path.open("w+b")
@@ -161,7 +162,7 @@ class SafetensorsWriter:
         """Writes the header, which completes the file."""
         header = header_bytes(self._entries, self.metadata)
         if len(header) > self._reserve:
-            _shift(self._file, self._reserve, self._written, len(header))
+            _shift(self._file, self._reserve, self._written, len(header), self._copy_bytes)
         else:
             body = header[8:].ljust(self._reserve - 8)
             header = struct.pack("<Q", len(body)) + body
@@ -189,10 +190,10 @@ def header_bytes(entries: dict[str, dict[str, Any]], metadata: dict[str, str]) -
     return struct.pack("<Q", len(body)) + body
 
 
-def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
+def _shift(file: BinaryIO, start: int, size: int, target: int, step: int) -> None:
     """Moves `size` bytes from offset `start` up to `target`, from the end, so that none is overwritten."""
-    for end in range(size, 0, -_COPY_BYTES):
-        begin = max(0, end - _COPY_BYTES)
+    for end in range(size, 0, -step):
+        begin = max(0, end - step)
         file.seek(start + begin)
         chunk = file.read(end - begin)
         file.seek(target + begin)
@@ -202,16 +203,17 @@ def _shift(file: BinaryIO, start: int, size: int, target: int) -> None:
 class RangeReader:
     """Reads parts of a file from any thread. The file is opened on first use and closed with the reader."""
 
-    def __init__(self, path: Path, error: type[FlexswitchError]) -> None:
+    def __init__(self, path: Path, error: type[FlexswitchError], read_bytes: int = 1 << 30) -> None:
         self._path = path
         self._error = error
+        self._read_bytes = read_bytes
 
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
         data = np.empty(size, np.uint8)
         view, done = memoryview(data), 0  # type: ignore[arg-type]  # an array is a buffer
         while done < size:
-            count = os.preadv(self._descriptor, [view[done : done + _READ_BYTES]], offset + done)
+            count = os.preadv(self._descriptor, [view[done : done + self._read_bytes]], offset + done)
             if not count:
                 raise self._error(f"{self._path}: ends at byte {offset + done:,}, expected {offset + size:,}")
             done += count

@@ -110,14 +110,13 @@ def test_what_is_no_flexswitch_error_is_a_finding_and_its_first_input_is_kept(tm
     assert (tmp_path / "some-1.txt").read_text().endswith("\nValueError: one\n")
 
 
-def test_an_input_that_takes_too_long_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_takes_too_long_is_a_finding() -> None:
     def endless(data: bytes) -> None:
         while True:
             pass
 
-    monkeypatch.setattr(outcomes, "LIMIT_SECONDS", 0.05)
     tally = Tally("some")
-    tally.run(endless, b"")
+    tally.run(endless, b"", seconds=0.05)
     assert [key.split(":")[0] for key in tally.findings] == ["FindingError at test_fuzz.py"]
 
 

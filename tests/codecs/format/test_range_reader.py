@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
-from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.format.safetensors_file import RangeReader
 
 DATA = bytes(range(256)) * 40
@@ -60,11 +59,8 @@ def test_what_is_read_is_the_callers_own(path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])
-def test_a_part_that_the_system_gives_in_pieces_is_whole(
-    path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(safetensors_file, "_READ_BYTES", chunk)
-    assert RangeReader(path, InputError).read(3, 1000).tobytes() == DATA[3:1003]
+def test_a_part_that_is_read_in_pieces_is_complete(path: Path, chunk: int) -> None:
+    assert RangeReader(path, InputError, read_bytes=chunk).read(3, 1000).tobytes() == DATA[3:1003]
 
 
 @pytest.mark.parametrize("error", [ArtifactError, InputError])

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format import safetensors_file
 from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     SafetensorsWriter,
@@ -34,8 +33,8 @@ DTYPES = {
 METADATA = {"format": "np", "täsk": '{"a": "\\"b\\""}'}
 
 
-def write(path: Path, metadata: dict[str, str], reserve: int) -> None:
-    with SafetensorsWriter(path, metadata, reserve) as writer:
+def write(path: Path, metadata: dict[str, str], reserve: int, copy_bytes: int = 1 << 22) -> None:
+    with SafetensorsWriter(path, metadata, reserve, copy_bytes) as writer:
         for name, array in ARRAYS.items():
             data = array.tobytes()
             chunks: list[bytes | memoryview] = [data[:5], b"", memoryview(data)[5:]]
@@ -55,12 +54,11 @@ def needed() -> int:
 @pytest.mark.parametrize("copy_bytes", [1, 7, 64, 1 << 22])
 @pytest.mark.parametrize("spare", [None, -8, -1, 0, 1, 8, 1000], ids=str)
 def test_the_safetensors_library_reads_what_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_bytes: int, spare: int | None
+    tmp_path: Path, copy_bytes: int, spare: int | None
 ) -> None:
-    monkeypatch.setattr(safetensors_file, "_COPY_BYTES", copy_bytes)
     path = tmp_path / "written.safetensors"
     reserve = 0 if spare is None else needed() + spare
-    write(path, METADATA, reserve)
+    write(path, METADATA, reserve, copy_bytes)
     found = load_file(path)
     assert set(found) == set(ARRAYS)
     for name, array in ARRAYS.items():
