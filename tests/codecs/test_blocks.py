@@ -177,7 +177,7 @@ def test_the_rows_that_keep_anything_are_flagged_where_that_saves(marked: Marked
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 64, 65, 1000])
 @pytest.mark.parametrize("density", [0.001, 0.05, 0.5, 1.0])
-def test_every_row_of_any_width_is_told_full_or_empty(columns: int, density: float) -> None:
+def test_every_row_of_any_width_is_reported_full_or_empty(columns: int, density: float) -> None:
     marked = (np.random.default_rng(columns).random((200, columns)) < density).astype(np.uint8)
     marked[::3] = 0
     marked[199] = 0

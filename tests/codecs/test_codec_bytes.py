@@ -120,10 +120,10 @@ def opened_frame(frame: bytes) -> bytes:
     if not frame:
         return b""
     whole = zstandard.FRAME_HEADER + frame
-    told = zstandard.get_frame_parameters(whole)
-    assert (told.has_checksum, told.dict_id) == (False, 0)
+    found = zstandard.get_frame_parameters(whole)
+    assert (found.has_checksum, found.dict_id) == (False, 0)
     content = zstandard.ZstdDecompressor().decompress(whole)
-    assert told.content_size == len(content)
+    assert found.content_size == len(content)
     return content
 
 

@@ -51,7 +51,7 @@ from flexswitch.codecs.zstd import zstd_compress
         ("context", {}, "0000", SparseLayout((9,), 1, 16), "a kept value is zero"),
     ],
 )
-def test_wrong_bytes_are_told_in_words(
+def test_wrong_bytes_are_reported_in_words(
     name: str, chosen: dict[str, int], data: str, layout: SparseLayout, message: str
 ) -> None:
     with pytest.raises(DecodeError) as caught:
@@ -74,14 +74,14 @@ def test_wrong_bytes_are_told_in_words(
         ("gaps-zstd", "000000", "a zstandard frame of 3 bytes, expected 1 to 2"),
     ],
 )
-def test_a_frame_with_wrong_content_is_told_in_words(name: str, held: str, message: str) -> None:
+def test_a_frame_with_wrong_content_is_reported_in_words(name: str, held: str, message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         get_codec(name)().decode(zstd_compress(bytes.fromhex(held)), SparseLayout((9,), 2, 0))
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("name", FRAMED)
-def test_what_is_no_whole_frame_is_told_with_the_reason(name: str) -> None:
+def test_what_is_no_whole_frame_is_reported_with_the_reason(name: str) -> None:
     frame = zstd_compress(b"\3\0")  # of one block, which holds the two bytes as they are
     for data in (frame[:1], frame[:-1], frame + b"\0", b"\xff" * 9):
         with pytest.raises(DecodeError, match=r"^not a whole zstandard frame: [^\n]+$"):
@@ -100,10 +100,10 @@ def test_a_frame_that_holds_nothing_or_does_not_tell_is_refused(name: str) -> No
     ).compress(b"\3\0")
     empty = "a zstandard frame of 0 bytes, expected 1 to 2"
     silent = "a zstandard frame with a checksum, or without its content size"
-    for frame, told in ((nothing, empty), (nothing + b"\0", empty), (untold, silent)):
+    for frame, expected in ((nothing, empty), (nothing + b"\0", empty), (untold, silent)):
         with pytest.raises(DecodeError) as caught:
             get_codec(name)().decode(frame, SparseLayout((9,), 2, 0))
-        assert str(caught.value) == told
+        assert str(caught.value) == expected
 
 
 def test_an_unknown_codec_is_named_with_the_nearest_one() -> None:
@@ -137,7 +137,7 @@ def test_settings_that_a_codec_does_not_have_raise_a_decode_error(name: str, cho
         ("context", {"patterns": 32}, "patterns 32, expected 1, 2, 4, 8 or 16"),
     ],
 )
-def test_a_setting_outside_its_range_is_told(name: str, chosen: dict[str, int], message: str) -> None:
+def test_a_setting_outside_its_range_is_reported(name: str, chosen: dict[str, int], message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         stored_codec(name, chosen)
     assert str(caught.value) == f"the codec {name} does not accept the settings {chosen}: {message}"

@@ -124,7 +124,7 @@ def test_steps_lead_to_positions_or_nowhere(steps: list[int], entries: int, more
         ([255, 0], 1, 256, [255]),
         ([255, 255, 3, 0], 2, 515, [513, 514]),
         ([255, 255, 3, 0], 2, 514, None),  # behind the last entry
-        ([0], 0, 9, None),  # one more than was told
+        ([0], 0, 9, None),  # one more than was expected
         ([0], 2, 9, None),  # one less
         ([0, 255], 1, 999, None),  # stops on an escape
         ([255], 0, 999, None),

@@ -213,7 +213,9 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int, file_mode: int,
     assert (tmp_path / "zoo").stat().st_mode & 0o777 == folder_mode
 
 
-def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_reported_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out.fsw"
     asked = []
 
@@ -234,7 +236,7 @@ def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("place", [atomic_file, atomic_directory])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_a_full_disk_is_told_with_the_output(tmp_path: Path, place: Place, number: int) -> None:
+def test_a_full_disk_is_reported_with_the_output(tmp_path: Path, place: Place, number: int) -> None:
     path = tmp_path / "out"
     with pytest.raises(InputError) as caught, place(path, overwrite=False) as partial:
         raise OSError(number, "It is full", str(partial))
@@ -252,7 +254,7 @@ def test_another_error_of_the_system_is_passed_on(tmp_path: Path, place: Place) 
 
 
 @pytest.mark.parametrize("place", [atomic_file, atomic_directory])
-def test_a_name_that_the_disk_does_not_take_is_told(tmp_path: Path, place: Place) -> None:
+def test_a_name_that_the_disk_does_not_take_is_reported(tmp_path: Path, place: Place) -> None:
     path = tmp_path / ("x" * 250)
     with pytest.raises(InputError) as caught, place(path, overwrite=False):
         pytest.fail("the output was given")

@@ -130,7 +130,7 @@ def test_damage_to_a_block_stays_there(cut_up: CutUp) -> None:
     data[offset + 3] ^= 8
     path.write_bytes(data)
     bad, good = crc32(data[offset : offset + blocks[1].size]), blocks[1].crc32
-    told = (
+    expected = (
         f"{path}: tensor 'w', block 1, is damaged: its checksum is {bad}, expected {good}; "
         "restore the file from a copy, or compress it again"
     )
@@ -138,6 +138,6 @@ def test_damage_to_a_block_stays_there(cut_up: CutUp) -> None:
     for read in (*reads, lambda name: list(artifact.entries(name))):
         with pytest.raises(DecodeError) as caught:
             read("w")
-        assert str(caught.value) == told
+        assert str(caught.value) == expected
     assert np.array_equal(rows_of(artifact.block("w", 0)), rows_of(sparse)[:8])
     assert np.array_equal(rows_of(artifact.block("w", 2)), rows_of(sparse)[16:])

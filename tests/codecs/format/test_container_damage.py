@@ -39,17 +39,17 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    told = "no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
-    assert message(tmp_path / "none.fsw", InputError) == told
-    assert message(tmp_path, InputError) == told
+    expected = "no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
+    assert message(tmp_path / "none.fsw", InputError) == expected
+    assert message(tmp_path, InputError) == expected
 
 
 def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"a": np.zeros(3)}, path, metadata)
-        told = "not a flexswitch artifact: its metadata lacks the key 'flexswitch'"
-        assert message(path, InputError) == told
+        expected = "not a flexswitch artifact: its metadata lacks the key 'flexswitch'"
+        assert message(path, InputError) == expected
 
 
 def test_metadata_of_null_is_no_artifact(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_metadata_of_null_is_no_artifact(tmp_path: Path) -> None:
 
 def test_a_task_vector_file_is_refused(path: Path) -> None:
     damage(path, lambda document: document.update(format="flexswitch-task-vector"))
-    told = "its format is flexswitch-task-vector, expected flexswitch-artifact"
-    assert message(path, InputError) == told
+    expected = "its format is flexswitch-task-vector, expected flexswitch-artifact"
+    assert message(path, InputError) == expected
 
 
 # --- flipped bits, and files cut short --------------------------------------------------------------------
@@ -85,17 +85,17 @@ def test_a_flipped_bit_of_the_header_is_refused_or_changes_nothing(path: Path) -
     header_bits = 8 * (path.stat().st_size - len(split(path)[1]))
     for bit in [*range(64), *range(64, header_bits, 3)]:
         flip(path, bit)
-        told = ""
+        error_text = ""
         try:
             read_all(path)
         except (ArtifactError, InputError) as error:
-            told = str(error)
-        # What is not told changed nothing, such as \u00DF for \u00df.
-        assert told.startswith(f"{path}: ") if told else open_artifact(path).header == expected
+            error_text = str(error)
+        # A change without an error is one without effect, such as \u00DF for \u00df.
+        assert error_text.startswith(f"{path}: ") if error_text else open_artifact(path).header == expected
         flip(path, bit)
 
 
-def test_a_flipped_bit_of_a_payload_is_told_with_its_name(path: Path) -> None:
+def test_a_flipped_bit_of_a_payload_is_reported_with_its_name(path: Path) -> None:
     data, artifact = path.read_bytes(), open_artifact(path)
     start = len(data) - len(split(path)[1])
     owners: list[tuple[str, Callable[[], object], bytes]] = []
@@ -134,7 +134,7 @@ def test_a_flipped_bit_of_the_table_is_refused(path: Path) -> None:
     assert_holds(open_artifact(path), ROWS)
 
 
-def test_a_file_cut_short_after_it_was_opened_is_told(path: Path) -> None:
+def test_a_file_cut_short_after_it_was_opened_is_reported(path: Path) -> None:
     artifact, total = open_artifact(path), path.stat().st_size
     table, stored = (split(path)[0][name]["data_offsets"] for name in ("table", "data"))
     end = total - (table[1] - table[0])
@@ -186,7 +186,7 @@ INTEGER = "Input should be a valid integer"
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "expected"),
     [
         (lambda d: d.update(format=7), "format", "Input should be 'flexswitch-artifact'"),
         (lambda d: d.update(version=0), "version", "Input should be 1"),
@@ -213,5 +213,5 @@ INTEGER = "Input should be a valid integer"
         (lambda d: d["table"].update(crc32="ABCDEF01"), "table.crc32", CRC),
     ],
 )
-def test_a_wrong_field_is_named(path: Path, change: Change, field: str, told: str) -> None:
-    assert message(damage(path, change)) == f"its field '{field}' is wrong: {told}"
+def test_a_wrong_field_is_named(path: Path, change: Change, field: str, expected: str) -> None:
+    assert message(damage(path, change)) == f"its field '{field}' is wrong: {expected}"

@@ -53,7 +53,7 @@ RECORD = "tensors.encoder.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "expected"),
     [
         (lambda t: t.update(new=7), "tensors.new", "Input should be an object"),
         (lambda t: first(t).update(shape=[3, -7]), f"{RECORD}.shape.1", COUNT),
@@ -87,8 +87,8 @@ RECORD = "tensors.encoder.weight"
         (lambda t: t["words"]["rows"].pop("codec"), "tensors.words.rows.codec", "Field required"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_of_the_table_is_named(path: Path, change: Change, field: str, told: str) -> None:
-    assert message(damage_table(path, change)) == f"its field '{field}' is wrong: {told}"
+def test_a_wrong_field_of_the_table_is_named(path: Path, change: Change, field: str, expected: str) -> None:
+    assert message(damage_table(path, change)) == f"its field '{field}' is wrong: {expected}"
 
 
 def keep(record: Document, kept: int) -> None:
@@ -99,7 +99,7 @@ BLOCK_COUNTS = "of shape {} has {} blocks, expected {}; its header is damaged"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda r: keep(r, 22), "of shape [3, 7] and dtype F32 keeps 22 entries; its header is damaged"),
         (lambda r: r.update(dtype="F31"), "of shape [3, 7] and dtype F31 keeps 5 entries; its header is damaged"),
@@ -114,21 +114,21 @@ BLOCK_COUNTS = "of shape {} has {} blocks, expected {}; its header is damaged"
         (lambda r: r.update(shape=[1 << 20]), None),
     ],
 )  # fmt: skip
-def test_a_tensor_that_cannot_be_is_refused(path: Path, change: Change, told: str | None) -> None:
+def test_a_tensor_that_cannot_be_is_refused(path: Path, change: Change, expected: str | None) -> None:
     def change_sizes(table: Document) -> None:
         record, before = first(table), first(table)["blocks"][0]["size"]
         change(record)
         table["words"]["blocks"][0]["size"] += before - sum(block["size"] for block in record["blocks"])
 
     damage_table(path, change_sizes)
-    if told is None:
+    if expected is None:
         open_artifact(path)
     else:
-        assert message(path) == f"tensor 'encoder.weight' {told}"
+        assert message(path) == f"tensor 'encoder.weight' {expected}"
 
 
 @pytest.mark.parametrize(
-    ("kept", "rows", "told"),
+    ("kept", "rows", "expected"),
     [
         (4, 91, "has a block that keeps 91 of 90 entries; its header is damaged"),
         (19, 3, "has a block that keeps 19 of 18 entries; its header is damaged"),
@@ -136,12 +136,14 @@ def test_a_tensor_that_cannot_be_is_refused(path: Path, change: Change, told: st
         (4, 0, "has row flags without a row; its header is damaged"),
     ],
 )
-def test_a_block_that_keeps_more_than_it_has_is_refused(path: Path, kept: int, rows: int, told: str) -> None:
+def test_a_block_that_keeps_more_than_it_has_is_refused(
+    path: Path, kept: int, rows: int, expected: str
+) -> None:
     def change(table: Document) -> None:
         keep(table["words"], kept)
         table["words"]["rows"]["kept"] = rows
 
-    assert message(damage_table(path, change)) == f"tensor 'words' {told}"
+    assert message(damage_table(path, change)) == f"tensor 'words' {expected}"
 
 
 def test_an_extra_of_an_unknown_dtype_is_refused(path: Path) -> None:
@@ -150,7 +152,7 @@ def test_an_extra_of_an_unknown_dtype_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "expected"),
     [
         (lambda e: e.update(crc32="x"), "crc32", "String should match pattern '^[0-9a-f]{8}$'"),
         (lambda e: e.update(size=-1), "size", COUNT),
@@ -160,9 +162,9 @@ def test_an_extra_of_an_unknown_dtype_is_refused(path: Path) -> None:
         (lambda e: e["form"].update(codec="raw"), "form.codec", "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_field_of_an_extra_is_named(path: Path, change: Change, field: str, told: str) -> None:
+def test_a_wrong_field_of_an_extra_is_named(path: Path, change: Change, field: str, expected: str) -> None:
     damage_whole_table(path, lambda document: change(document["extras"]["pooler"]))
-    assert message(path) == f"its field 'extras.pooler.{field}' is wrong: {told}"
+    assert message(path) == f"its field 'extras.pooler.{field}' is wrong: {expected}"
 
 
 @pytest.mark.parametrize("other", [True, False])
@@ -199,7 +201,7 @@ FRAME = frame(json.dumps({"tensors": {}}).encode())
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "expected"),
     [
         (b"", "its field '' is wrong: Invalid JSON: "),
         (b"\0", "its table of tensors does not decode: not a whole zstandard frame: "),
@@ -215,8 +217,8 @@ FRAME = frame(json.dumps({"tensors": {}}).encode())
         (frame(b"{}"), "its field 'tensors' is wrong: Field required"),
     ],
 )
-def test_a_table_that_is_none_is_refused(path: Path, table: bytes, told: str) -> None:
-    assert message(put_table(path, table)).startswith(told)
+def test_a_table_that_is_none_is_refused(path: Path, table: bytes, expected: str) -> None:
+    assert message(put_table(path, table)).startswith(expected)
 
 
 BOMB = frame(bytes(1 << 27))
@@ -230,10 +232,10 @@ def test_a_table_that_would_grow_without_bounds_takes_no_memory(
 ) -> None:
     put_table(path, table)
     tracemalloc.start()
-    told = message(path)
+    found = message(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert told == (
+    assert found == (
         f"its table of tensors does not decode: a zstandard frame of {content} bytes, "
         f"expected 1 to {min(1000 * len(table) + (1 << 20), len(table) << 15)}"
     )
@@ -244,10 +246,10 @@ def test_a_shape_of_countless_blocks_takes_no_memory(path: Path) -> None:
     shape = [1 << 24, 1 << 17]
     damage_table(path, lambda table: first(table).update(shape=shape))
     tracemalloc.start()
-    told = message(path)
+    found = message(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert told == f"tensor 'encoder.weight' {BLOCK_COUNTS.format(shape, 1, 1 << 21)}"
+    assert found == f"tensor 'encoder.weight' {BLOCK_COUNTS.format(shape, 1, 1 << 21)}"
     assert peak < 1 << 20
 
 
@@ -274,7 +276,7 @@ def test_a_table_of_blocks_that_are_all_alike_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda r: keep(r, 4), "5 entries are marked as kept, expected 4"),
         (lambda r: r.update(shape=[3, 700]), "6 bytes, expected at least 66"),
@@ -291,14 +293,16 @@ def test_a_table_of_blocks_that_are_all_alike_is_read(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_lie_about_a_block_is_told_with_its_place(path: Path, change: Change, told: str) -> None:
+def test_a_wrong_record_of_a_block_is_reported_with_its_place(
+    path: Path, change: Change, expected: str
+) -> None:
     damage_table(path, lambda table: change(first(table)))
     with pytest.raises(DecodeError) as caught:
         open_artifact(path).sparse("encoder.weight")
-    assert str(caught.value) == f"{path}: tensor 'encoder.weight', block 0: {told}"
+    assert str(caught.value) == f"{path}: tensor 'encoder.weight', block 0: {expected}"
 
 
-def test_a_lie_about_the_rows_is_told_with_their_place(path: Path) -> None:
+def test_a_wrong_record_of_the_rows_is_reported_with_their_place(path: Path) -> None:
     damage_table(path, lambda table: table["words"]["rows"].update(kept=2))
     artifact = open_artifact(path)
     with pytest.raises(DecodeError) as caught:

@@ -66,7 +66,7 @@ def test_data_cut_short_raises_a_decode_error(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
             lambda e: e["pooler"]["form"].update(name="byte-plane"),
@@ -82,13 +82,13 @@ def test_data_cut_short_raises_a_decode_error(length: int) -> None:
         (lambda e: e["classifier.weight"].update(shape=[7]), "extra 'classifier.weight': 24 bytes, expected 28"),
     ],
 )  # fmt: skip
-def test_a_record_that_does_not_fit_is_refused(path: Path, change: Change, told: str) -> None:
+def test_a_record_that_does_not_fit_is_refused(path: Path, change: Change, expected: str) -> None:
     damage_whole_table(path, lambda document: change(document["extras"]))
     artifact = open_artifact(path)
-    name = "pooler" if "pooler" in told else "classifier.weight"
+    name = "pooler" if "pooler" in expected else "classifier.weight"
     with pytest.raises(DecodeError) as caught:
         artifact.extra(name)
-    assert str(caught.value).startswith(f"{path}: {told}")
+    assert str(caught.value).startswith(f"{path}: {expected}")
 
 
 @pytest.mark.parametrize("shape", [[1 << 40, 1 << 40], [(1 << 62), 20, 20]])

@@ -71,11 +71,11 @@ def test_another_number_of_tensors_is_a_bug_that_leaves_nothing(
 
 def test_a_packed_task_is_not_replaced_unasked(tmp_path: Path, artifact: Artifact) -> None:
     pack_task(artifact, tmp_path, packed(artifact, "auto"))
-    told = message(InputError, lambda: pack_task(artifact, tmp_path, packed(artifact, "raw")))
-    assert told == f"{tmp_path / EXAMPLE}: exists already; give another output, or --overwrite to replace it"
+    found = message(InputError, lambda: pack_task(artifact, tmp_path, packed(artifact, "raw")))
+    assert found == f"{tmp_path / EXAMPLE}: exists already; give another output, or --overwrite to replace it"
 
 
 def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, artifact: Artifact) -> None:
-    told = message(UsageError, lambda: pack_task(artifact, tmp_path, packed(artifact, "zip")))
-    assert told == f"no codec is named 'zip' (known: {', '.join(CODECS)})"
+    found = message(UsageError, lambda: pack_task(artifact, tmp_path, packed(artifact, "zip")))
+    assert found == f"no codec is named 'zip' (known: {', '.join(CODECS)})"
     assert list((tmp_path / "tasks").iterdir()) == []

@@ -73,7 +73,7 @@ def test_reading_behind_the_end_is_refused(path: Path, error: type[FlexswitchErr
         assert str(caught.value) == f"{path}: ends at byte {end:,}, expected {offset + size:,}"
 
 
-def test_a_file_that_becomes_shorter_is_told(path: Path) -> None:
+def test_a_file_that_becomes_shorter_is_reported(path: Path) -> None:
     reader = RangeReader(path, InputError)
     reader.read(0, 10)
     path.write_bytes(DATA[:5])

@@ -54,13 +54,14 @@ def test_a_file_shorter_than_its_first_number_is_refused(tmp_path: Path, length:
 
 
 @pytest.mark.parametrize(
-    ("length", "told"), [(3, "3"), (1 << 40, "1,099,511,627,776"), (2**64 - 1, "18,446,744,073,709,551,615")]
+    ("length", "expected"),
+    [(3, "3"), (1 << 40, "1,099,511,627,776"), (2**64 - 1, "18,446,744,073,709,551,615")],
 )
-def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int, told: str) -> None:
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int, expected: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b"{}")
     assert message(path) == (
-        f"not a safetensors file, or cut short: its first bytes ask for a header of {told} bytes, and 2 "
+        f"not a safetensors file, or cut short: its first bytes ask for a header of {expected} bytes, and 2 "
         "follow; download or save it again"
     )
 
@@ -117,7 +118,7 @@ def test_a_tensor_that_ends_behind_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "told"),
+    ("tensor", "expected"),
     [
         (entry([3]), "of shape [3] and dtype U8 has 2 bytes"),
         (entry([2], dtype="F32"), "of shape [2] and dtype F32 has 2 bytes"),
@@ -128,9 +129,9 @@ def test_a_tensor_that_ends_behind_the_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_size_that_does_not_fit_shape_and_dtype_is_refused(
-    tmp_path: Path, tensor: dict[str, object], told: str
+    tmp_path: Path, tensor: dict[str, object], expected: str
 ) -> None:
-    assert message(file_of(tmp_path, {"a": tensor}, b"ab")) == f"its header lies: tensor 'a' {told}"
+    assert message(file_of(tmp_path, {"a": tensor}, b"ab")) == f"its header lies: tensor 'a' {expected}"
 
 
 @pytest.mark.parametrize("dtype", ["X9", "C64", None, ["U8"]])

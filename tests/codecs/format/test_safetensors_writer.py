@@ -77,7 +77,7 @@ def test_a_reserve_too_small_gives_the_same_bytes_as_none(tmp_path: Path, reserv
     assert (tmp_path / "small").read_bytes() == (tmp_path / "none").read_bytes()
 
 
-def test_the_header_may_be_told_after_the_tensors(tmp_path: Path) -> None:
+def test_the_header_may_be_given_after_the_tensors(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "file", {}) as writer:
         writer.add("a", "U8", (2,), [b"ab"])
         writer.metadata = {"later": "yes"}
@@ -107,8 +107,8 @@ def test_a_tensor_written_twice_is_a_bug(tmp_path: Path) -> None:
 
 
 def test_bytes_that_do_not_fill_a_tensor_are_a_bug(tmp_path: Path) -> None:
-    told = r"^a: 2 bytes for F32 \(2,\)$"
-    with SafetensorsWriter(tmp_path / "file", {}) as writer, pytest.raises(ValueError, match=told):
+    expected = r"^a: 2 bytes for F32 \(2,\)$"
+    with SafetensorsWriter(tmp_path / "file", {}) as writer, pytest.raises(ValueError, match=expected):
         writer.add("a", "F32", (2,), [b"ab"])
 
 

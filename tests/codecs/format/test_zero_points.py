@@ -70,7 +70,7 @@ def test_a_zoo_keeps_the_zero_point_in_any_form(tmp_path: Path, path: Path, code
 
 
 @pytest.mark.parametrize(
-    ("zero", "told"),
+    ("zero", "expected"),
     [
         ("1", "Input should be a valid integer"),
         (1.0, "Input should be a valid integer"),
@@ -79,16 +79,16 @@ def test_a_zoo_keeps_the_zero_point_in_any_form(tmp_path: Path, path: Path, code
         (-(1 << 32), f"Input should be greater than {-(1 << 32)}"),
     ],
 )
-def test_a_zero_point_that_is_none_is_refused(path: Path, zero: object, told: str) -> None:
+def test_a_zero_point_that_is_none_is_refused(path: Path, zero: object, expected: str) -> None:
     damage_table(path, lambda table: table["matrix"].update(zero=zero))
-    assert message(path) == f"its field 'tensors.matrix.zero' is wrong: {told}"
+    assert message(path) == f"its field 'tensors.matrix.zero' is wrong: {expected}"
 
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_floating_levels_have_no_zero_point(path: Path, bits: int) -> None:
     damage_table(path, lambda table: table["rows"].update(bits=bits))
-    told = f"tensor 'rows' has a zero point and levels of {bits} bits; its header is damaged"
-    assert message(path) == told
+    expected = f"tensor 'rows' has a zero point and levels of {bits} bits; its header is damaged"
+    assert message(path) == expected
 
 
 @pytest.mark.parametrize(("name", "zero", "block"), [("matrix", 1, 0), ("rows", 3, 0)])

@@ -125,8 +125,8 @@ def test_a_zoo_without_tasks_is_one(tmp_path: Path) -> None:
     write_zoo(tmp_path, ZooRecord(base=BASE, tasks={}))
     zoo = open_zoo(tmp_path)
     assert (len(zoo), list(zoo), zoo.record.index) == (0, [], None)
-    told = message(lambda: zoo["cola"], InputError)
-    assert told == f"{tmp_path}: no task is named 'cola' (known: none)"
+    found = message(lambda: zoo["cola"], InputError)
+    assert found == f"{tmp_path}: no task is named 'cola' (known: none)"
 
 
 def test_files_that_the_zoo_no_longer_names_are_removed(path: Path) -> None:
@@ -145,28 +145,28 @@ def test_files_that_the_zoo_no_longer_names_are_removed(path: Path) -> None:
 def test_a_folder_without_a_description_is_refused(path: Path) -> None:
     (path / "zoo.json").unlink()
     for place in (path, path / "missing", path / EXAMPLE):
-        told = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
-        assert told == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
+        found = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
+        assert found == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
 def test_a_description_that_does_not_parse_is_refused(path: Path, text: bytes) -> None:
     (path / "zoo.json").write_bytes(text)
-    told = message(lambda: open_zoo(path))
-    assert told.startswith(f"{path / 'zoo.json'}: its JSON document does not parse (")
+    found = message(lambda: open_zoo(path))
+    assert found.startswith(f"{path / 'zoo.json'}: its JSON document does not parse (")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("7", "int"), ("null", "NoneType")])
 def test_a_description_that_is_no_json_object_is_refused(path: Path, text: str, kind: str) -> None:
     (path / "zoo.json").write_text(text)
-    told = message(lambda: open_zoo(path))
-    assert told == f"{path / 'zoo.json'}: its JSON document is a {kind}, expected an object"
+    found = message(lambda: open_zoo(path))
+    assert found == f"{path / 'zoo.json'}: its JSON document is a {kind}, expected an object"
 
 
 def test_another_document_is_refused(path: Path) -> None:
     change_document(path, lambda document: document.update(format="flexswitch-artifact"))
-    told = message(lambda: open_zoo(path), InputError)
-    assert told == f"{path / 'zoo.json'}: its format is flexswitch-artifact, expected flexswitch-zoo"
+    found = message(lambda: open_zoo(path), InputError)
+    assert found == f"{path / 'zoo.json'}: its format is flexswitch-artifact, expected flexswitch-zoo"
 
 
 def test_a_newer_zoo_asks_for_a_newer_flexswitch(path: Path) -> None:
@@ -179,7 +179,7 @@ NAME = "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "expected"),
     [
         (lambda d: d.update(colour="red"), "colour", "Extra inputs are not permitted"),
         (lambda d: d.update(version=0), "version", "Input should be 1"),
@@ -202,13 +202,13 @@ NAME = "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"
         ),
     ],
 )
-def test_a_wrong_field_is_named(path: Path, change: Change, field: str | None, told: str) -> None:
+def test_a_wrong_field_is_named(path: Path, change: Change, field: str | None, expected: str) -> None:
     change_document(path, change)
     with pytest.raises(ArtifactError) as caught:
         open_zoo(path)
     found = str(caught.value)
-    assert found.endswith(f" is wrong: {told}")
-    assert field is None or found == f"{path / 'zoo.json'}: its field '{field}' is wrong: {told}"
+    assert found.endswith(f" is wrong: {expected}")
+    assert field is None or found == f"{path / 'zoo.json'}: its field '{field}' is wrong: {expected}"
 
 
 @pytest.mark.parametrize(
@@ -226,12 +226,12 @@ def test_a_task_file_out_of_its_place_is_refused(path: Path, file: str) -> None:
 # Tasks that are not those packed
 
 
-def test_an_unknown_task_is_told_with_the_nearest_name(path: Path) -> None:
-    told = message(lambda: open_zoo(path)["trec"], InputError)
-    assert told == f"{path}: no task is named 'trec'; did you mean 'trec6'? (known: SST-2, cola, trec6)"
+def test_an_unknown_task_is_reported_with_the_nearest_name(path: Path) -> None:
+    found = message(lambda: open_zoo(path)["trec"], InputError)
+    assert found == f"{path}: no task is named 'trec'; did you mean 'trec6'? (known: SST-2, cola, trec6)"
 
 
-def test_a_missing_task_file_is_told(path: Path) -> None:
+def test_a_missing_task_file_is_reported(path: Path) -> None:
     (path / EXAMPLE).unlink()
     zoo = open_zoo(path)
     assert message(lambda: zoo["cola"]) == (
@@ -241,7 +241,7 @@ def test_a_missing_task_file_is_told(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data[:-1], lambda data: b""])
-def test_a_task_file_of_another_size_is_told(path: Path, change: Callable[[bytes], bytes]) -> None:
+def test_a_task_file_of_another_size_is_reported(path: Path, change: Callable[[bytes], bytes]) -> None:
     file = path / EXAMPLE
     size = file.stat().st_size
     file.write_bytes(change(file.read_bytes()))
@@ -251,23 +251,23 @@ def test_a_task_file_of_another_size_is_told(path: Path, change: Callable[[bytes
     )
 
 
-def test_a_task_file_of_the_same_size_and_another_hash_is_told(path: Path) -> None:
+def test_a_task_file_of_the_same_size_and_another_hash_is_reported(path: Path) -> None:
     file = path / EXAMPLE
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    told = message(lambda: open_zoo(path)["cola"])
-    assert told.startswith(f"{file}: is not the file that was packed as task 'cola': ")
+    found = message(lambda: open_zoo(path)["cola"])
+    assert found.startswith(f"{file}: is not the file that was packed as task 'cola': ")
 
 
-def test_two_swapped_task_files_are_told(path: Path) -> None:
+def test_two_swapped_task_files_are_reported(path: Path) -> None:
     one, two = path / EXAMPLE, path / "tasks" / "trec6.fsw"
     data = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(data)
     for task in ("cola", "trec6"):
-        told = message(lambda task=task: open_zoo(path)[task])  # type: ignore[misc]
-        assert f"is not the file that was packed as task '{task}'" in told
+        found = message(lambda task=task: open_zoo(path)[task])  # type: ignore[misc]
+        assert f"is not the file that was packed as task '{task}'" in found
 
 
 def list_file(path: Path, task: str) -> None:
@@ -277,7 +277,7 @@ def list_file(path: Path, task: str) -> None:
     change_document(path, lambda document: document["tasks"][task].update(listed))
 
 
-def test_a_file_of_another_task_is_told_even_where_its_hash_is_listed(path: Path) -> None:
+def test_a_file_of_another_task_is_reported_even_where_its_hash_is_listed(path: Path) -> None:
     shutil.copy(path / "tasks" / "trec6.fsw", path / EXAMPLE)
     list_file(path, "cola")
     assert message(lambda: open_zoo(path)["cola"]) == (
@@ -286,7 +286,7 @@ def test_a_file_of_another_task_is_told_even_where_its_hash_is_listed(path: Path
     )
 
 
-def test_a_file_of_another_base_is_told_even_where_its_hash_is_listed(path: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_base_is_reported_even_where_its_hash_is_listed(path: Path, tmp_path: Path) -> None:
     shutil.copy(artifact_file(tmp_path, "cola", OTHER_BASE), path / EXAMPLE)
     list_file(path, "cola")
     assert message(lambda: open_zoo(path)["cola"]) == (
@@ -305,7 +305,7 @@ def test_a_zoo_without_a_query_index_says_how_to_build_one(path: Path) -> None:
     )
 
 
-def test_a_changed_query_index_is_told(path: Path) -> None:
+def test_a_changed_query_index_is_reported(path: Path) -> None:
     file = path / "index" / "exemplars.safetensors"
     file.write_bytes(b"Features")
     assert message(open_zoo(path).index_file) == (
