@@ -121,8 +121,8 @@ def test_the_kernels_products_are_those_of_float64_and_touch_only_their_tokens(k
 
 
 @pytest.mark.parametrize("has_zero", [False, True])
-def test_the_kernel_multiplies_narrow_inputs_by_whole_numbers_that_they_hold(kernel, has_zero):
-    """The interpreter multiplies no bfloat16, which holds whole numbers to 256, and even ones to 512."""
+def test_the_kernel_multiplies_half_precision_inputs_by_integers_exactly(kernel, has_zero):
+    """The interpreter can't multiply bfloat16, which holds integers to 256, and even ones to 512."""
     matrix, dense = packed((8, has_zero, 0.5, (70, 100), 3))
     inputs, positions, factors, bias, total, expected = product_case(dense, 50, torch.float16)
     kernel.add_bit_plane_product(
@@ -132,11 +132,8 @@ def test_the_kernel_multiplies_narrow_inputs_by_whole_numbers_that_they_hold(ker
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("by_kernel", [False, True])
-def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(
-    kernel, monkeypatch, tmp_path, transposed, by_kernel
-):
-    """The way that a model on a device goes, on the CPU; `transposed`: GPT-2, whose layers multiply by (in, out)."""
+def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(kernel, tmp_path, transposed):
+    """Runs a GPU's code on the CPU; `transposed`: GPT-2, whose layers multiply by (in, out)."""
     kind = "gpt2" if transposed else "llama"
     base = save_language_base(tmp_path / "base", kind)
     model = language_model(kind).from_pretrained(base).eval()
@@ -154,14 +151,16 @@ def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(
     rms = dict.fromkeys(names, 1.0)
     deltas = TaskDeltas(vectors, rms, fused.transposed, 1 << 30, CPU, bit_planes=True)
     plan = batch_plan(weights.numpy(), deltas, None, None)
-    monkeypatch.delitem(sys.modules, KERNEL)
-    if not by_kernel:
-        monkeypatch.delenv("TRITON_INTERPRET")
-    with torch.no_grad():
-        for engine in (fused, GroupedEngine(model, names, {}, deltas, 1 << 30)):
-            found = engine.answer(batch, plan).logits
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (KERNEL in sys.modules) == by_kernel
+    engines = fused, GroupedEngine(model, names, {}, deltas, 1 << 30)
+    for by_kernel in (True, False):
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.delitem(sys.modules, KERNEL)
+            patch.setenv("TRITON_INTERPRET", str(int(by_kernel)))
+            for engine in engines:
+                found = engine.answer(batch, plan).logits
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert (KERNEL in sys.modules) == by_kernel
+            sys.modules.pop(KERNEL, None)
 
 
 def test_on_cuda_the_kernel_runs_where_triton_is_installed_and_supports_the_dtypes(monkeypatch):

@@ -1,33 +1,20 @@
 """Merged weights: which tasks have them, and what layers compute by them."""
 
-import numpy as np
 import pytest
 import torch
 from support.checkpoints import memory_pair
+from support.switching import deltas_of, plan_of, tasks_of
 from support.tiny_models import changed_state
 from torch import nn
 
-from flexswitch.merging.switching.batch_plan import batch_plan
-from flexswitch.merging.switching.cost_model import CostModel, Costs
+from flexswitch.merging.switching.cost_model import Costs
 from flexswitch.merging.switching.merged_linear import MergedLayer, merged_output
 from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 SHAPE = 6, 4
 ENTRIES = 24
-LENGTH = 10  # tokens of a row
-
-
-def tasks_of(base, count):
-    """Returns task vectors that change a base state."""
-    return [memory_pair(base, changed_state(base, number, 0.5)) for number in range(count)]
-
-
-def deltas_of(vectors, transposed=frozenset()):
-    sizes = dict.fromkeys(vectors[0].tensors, 1.0)
-    return TaskDeltas(vectors, sizes, transposed, 1 << 20, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -36,13 +23,13 @@ def base():
     return {"weight": torch.randn(SHAPE)}
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, turned):
+def test_a_matrix_is_the_base_and_the_delta_rounded_once(base, dtype, transposed):
     vectors = tasks_of(base, 1)
     own = base["weight"].to(dtype)
-    given = own.t().contiguous().t() if turned else own  # of any strides
-    deltas = deltas_of(vectors, {"weight"} if turned else set())
+    given = own.t().contiguous().t() if transposed else own  # of any strides
+    deltas = deltas_of(vectors, {"weight"} if transposed else set())
     matrix = MergedWeights({"weight": given}, deltas, 1 << 20, 0.0).get({0: 1.0})[0]["weight"]
     exact = own.double() + delta_tensor(vectors[0], "weight").double()
     assert matrix.dtype == dtype
@@ -73,10 +60,6 @@ def test_nothing_is_kept_where_there_is_no_room(base):
     assert MergedWeights(base, deltas_of(tasks_of(base, 1)), 1, cost=0.0).get({0: float("inf")}) == {}
 
 
-def plan_of(weights, vectors, marks=None):
-    return batch_plan(np.array(weights, np.float32), deltas_of(vectors), None, marks)
-
-
 def test_rows_of_one_task_take_no_product_with_the_base(base):
     vectors = tasks_of(base, 2)
     plan = plan_of([[1, 0], [0, 1], [0.4, 0.6]], vectors)
@@ -100,35 +83,6 @@ def test_rows_of_one_task_take_no_product_with_the_base(base):
 def plan_deltas(plan):
     """Returns the deltas of a plan's tasks, by number."""
     return {task.number: task.deltas for task in plan.tasks}
-
-
-def cost_model_of(base, **costs):
-    return CostModel(
-        base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "mixture_calls": 1e12, **costs})
-    )
-
-
-@pytest.mark.parametrize(
-    ("weights", "gained"),
-    [
-        ([[1, 0], [1, 0], [0, 1]], {0: 20 * 0.5 - 4, 1: 10 * 0.5 - 4}),  # the base's product, not their own
-        ([[1, 0], [1, 0], [0.5, 0.5], [0, 1]], {0: 25 - 30 * 0.5 - 4, 1: 15 - 20 * 0.5 - 4}),
-        ([[0.5, 0.5], [0.5, 0.5]], {}),  # two products in place of the base's and two cheap ones
-        ([[0.3, 0], [0, 0.3]], {}),  # the base's product is needed all the same
-    ],
-)
-def test_savings_are_estimated_for_each_weight(base, weights, gained):
-    plan = plan_of(weights, tasks_of(base, 2))
-    found = cost_model_of(
-        base, csr_entry=0.5, float32_entry=0.5, merged_entry=1.0, task=2.0, merged_task=6.0
-    ).choose(plan, LENGTH)
-    assert found.fused
-    assert found.merged == pytest.approx(gained)
-
-
-def test_small_shares_of_a_batch_are_not_merged(base):
-    plan = plan_of([[1, 0], [0, 1]], tasks_of(base, 2))
-    assert cost_model_of(base, float32_entry=0.5, merged_task=20.0).choose(plan, LENGTH).merged == {}
 
 
 def test_auto_merges_tasks_that_pay_and_answers_as_the_other_engines():

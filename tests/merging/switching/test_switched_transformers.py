@@ -1,30 +1,24 @@
 """SwitchedModel around transformers' own models: their outputs, and the names that they save under."""
 
-import pytest
 import torch
 from support.checkpoints import memory_pair
-from support.tiny_models import TASKS, WIDTH, text_toy, texts
+from support.tiny_models import TASKS, WIDTH, texts
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.restore import restore
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return text_toy(tmp_path_factory.mktemp("toy"), test_count=1)
-
-
-def test_a_transformers_model_answers_with_its_own_kind_of_output(toy):
+def test_a_transformers_model_answers_with_its_own_kind_of_output(text):
     from transformers import AutoModel, AutoTokenizer
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-    module = AutoModel.from_pretrained(toy.base).eval()
+    module = AutoModel.from_pretrained(text.base).eval()
     module.config.output_hidden_states = True
-    zoo = open_zoo(toy.zoo)
+    zoo = open_zoo(text.zoo)
     model = SwitchedModel(module, zoo)
     assert model.tasks == list(TASKS)
-    batch = AutoTokenizer.from_pretrained(toy.base)(
+    batch = AutoTokenizer.from_pretrained(text.base)(
         texts("birds", 5, seed=0), padding=True, return_tensors="pt"
     )
     batch = {name: tensor[:, :12] for name, tensor in batch.items()}
@@ -37,8 +31,8 @@ def test_a_transformers_model_answers_with_its_own_kind_of_output(toy):
     torch.testing.assert_close(found.hidden_states[2], found.last_hidden_state)
     for row in range(5):
         task = list(zoo)[int(weights[row].argmax())]
-        restored = restore(str(toy.base), zoo[task])
-        alone = AutoModel.from_pretrained(toy.base).eval()
+        restored = restore(str(text.base), zoo[task])
+        alone = AutoModel.from_pretrained(text.base).eval()
         state = {name.removeprefix("bert."): tensor for name, tensor in restored.items()}
         alone.load_state_dict({name: state[name] for name in alone.state_dict()})
         with torch.no_grad():
@@ -70,11 +64,11 @@ def test_a_model_that_transformers_saves_under_other_names_is_wrapped_by_them(tm
         torch.testing.assert_close(found, whole(images).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_units_of_an_encoder_are_found_inside_a_classifier(toy):
+def test_the_tensors_of_an_encoder_are_found_inside_a_classifier(text):
     from transformers import BertForSequenceClassification
 
-    zoo = open_zoo(toy.zoo)
-    module = BertForSequenceClassification.from_pretrained(toy.finetuned["birds"]).eval()
+    zoo = open_zoo(text.zoo)
+    module = BertForSequenceClassification.from_pretrained(text.finetuned["birds"]).eval()
     model = SwitchedModel(module, {"birds": zoo["birds"]})
     batch = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     assert not torch.allclose(model(batch, weights=torch.ones(2, 1)).logits, module(**batch).logits)
