@@ -1,6 +1,6 @@
 """Bin-Discard: discarded entries as in the real-valued controls, and the signs of the others.
 
-Source: Qi et al. 2025 (arXiv 2412.00054), the paper's controls; methods, §2 and §6.4.
+Source: Qi et al. 2025 (arXiv 2412.00054), the paper's controls; docs/methods.md §2 and §6.4.
 """
 
 from collections.abc import Iterator

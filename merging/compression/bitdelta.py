@@ -2,7 +2,7 @@
 
 Its second half, the distillation of the scales, needs data and is not part of this.
 Source: Liu et al. 2024, "BitDelta: Your Fine-Tune May Only Be Worth One Bit" (arXiv 2402.10193);
-methods, §6.18.
+docs/methods.md §6.18.
 """
 
 from typing import Annotated, Literal

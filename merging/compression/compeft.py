@@ -1,7 +1,7 @@
 """ComPEFT: the signs of the largest entries of the whole model, all under one scale.
 
 Source: Yadav et al. 2023, "ComPEFT: Compression for Communicating Parameter Efficient Updates via
-Sparsification and Quantization" (arXiv 2311.13171); methods, §6.18.
+Sparsification and Quantization" (arXiv 2311.13171); docs/methods.md §6.18.
 """
 
 import math

@@ -1,6 +1,6 @@
 """DARE: entries dropped by chance, what is left scaled up so that the expected value stays.
 
-Source: Yu et al. 2024, "Language Models are Super Mario" (arXiv 2311.03099); methods, §6.4.
+Source: Yu et al. 2024, "Language Models are Super Mario" (arXiv 2311.03099); docs/methods.md §6.4.
 """
 
 from fractions import Fraction

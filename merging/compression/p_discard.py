@@ -1,6 +1,6 @@
 """P-Discard: the mask of T-Switch with the real values kept; without dropping, all that changed.
 
-Source: Qi et al. 2025 (arXiv 2412.00054), the paper's control; methods, §2.
+Source: Qi et al. 2025 (arXiv 2412.00054), the paper's control; docs/methods.md §2.
 """
 
 from typing import Annotated

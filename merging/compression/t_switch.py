@@ -1,7 +1,7 @@
 """T-Switch: the largest entries of both signs, binarised, under one scale a tensor.
 
 Source: Qi et al. 2025, "Less is More: Efficient Model Merging with Binary Task Switch"
-(arXiv 2412.00054), task switch; methods, §2.
+(arXiv 2412.00054), task switch; docs/methods.md §2.
 """
 
 import math

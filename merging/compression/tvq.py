@@ -2,7 +2,7 @@
 
 RTVQ is TVQ twice: of the tasks' mean, and of each task against the base plus that; recipes/rtvq.yaml.
 Source: Kim et al. 2025, "Task Vector Quantization for Memory-Efficient Model Merging" (arXiv 2503.06921);
-methods, §6.17.
+docs/methods.md §6.17.
 """
 
 from typing import Annotated

@@ -92,7 +92,8 @@ def mixed_stream(counts: Sequence[int]) -> Stream:
 def batch_means(samples: Stream, weights: FloatArray) -> FloatArray:
     """Returns weights averaged over each 256 samples of one task, in the order of its file.
 
-    So does the published evaluation (methods, §6.18). samples: of a whole stream; weights: (sample, task).
+    The published evaluation does the same (docs/methods.md §6.18). samples: of a whole stream; weights:
+    (sample, task).
     """
     means = np.empty_like(weights)
     for task in np.unique(samples[:, 0]):

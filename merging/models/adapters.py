@@ -21,7 +21,7 @@ from flexswitch.merging.models.text_adapters import (
 class Adapter(Protocol):
     """How models of one family are run. `python:package.module:factory` names a function that returns one.
 
-    neighbours: how many exemplars vote where the user does not say (methods, §3).
+    neighbours: how many exemplars vote where the user does not say (docs/methods.md §3).
     """
 
     neighbours: int

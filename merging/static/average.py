@@ -1,4 +1,4 @@
-"""Weight averaging. Source: methods, §6.1."""
+"""Weight averaging. Source: docs/methods.md §6.1."""
 
 from collections.abc import Sequence
 

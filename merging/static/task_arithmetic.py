@@ -1,4 +1,4 @@
-"""Task arithmetic. Source: methods, §6.2; Ilharco et al. 2023 (arXiv 2212.04089)."""
+"""Task arithmetic. Source: docs/methods.md §6.2; Ilharco et al. 2023 (arXiv 2212.04089)."""
 
 from collections.abc import Sequence
 from typing import Annotated

@@ -16,7 +16,7 @@ SOURCES = sorted(
 )
 # A section of docs/methods.md, several of them, or a section of a paper that is named by its number.
 CITATION = re.compile(
-    r"(?P<source>docs/methods\.md|methods,|arXiv \d{4}\.\d{5},)\s+(?P<sections>§[\d.]*\d(?:(?:, |,? and )§[\d.]*\d)*)"
+    r"(?P<source>docs/methods\.md|arXiv \d{4}\.\d{5},)\s+(?P<sections>§[\d.]*\d(?:(?:, |,? and )§[\d.]*\d)*)"
 )
 
 

@@ -1,4 +1,4 @@
-"""T-Switch and P-Discard by methods, §2, written anew by sorting, for the tests that compare with them."""
+"""T-Switch and P-Discard by docs/methods.md §2, written anew by sorting, for the tests that compare with them."""
 
 import math
 from decimal import ROUND_FLOOR, Decimal

@@ -1,4 +1,4 @@
-"""Gates and bit-widths as methods, §4, writes them down: plain torch operations, differentiated by autograd."""
+"""Gates and bit-widths as docs/methods.md §4 defines them: plain torch operations, differentiated by autograd."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""ComPEFT, which looks at all tensors first, against methods, §6.18, written anew on the flat vector."""
+"""ComPEFT, which looks at all tensors first, against docs/methods.md §6.18, written anew on the flat vector."""
 
 import math
 from decimal import ROUND_FLOOR, Decimal

@@ -1,4 +1,4 @@
-"""DARE, Bin-Discard and BitDelta against methods, §2, §6.4 and §6.18, written anew entry by entry."""
+"""DARE, Bin-Discard and BitDelta against docs/methods.md §2, §6.4 and §6.18, written anew entry by entry."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""T-Switch and P-Discard against methods, §2."""
+"""T-Switch and P-Discard against docs/methods.md §2."""
 
 from pathlib import Path
 

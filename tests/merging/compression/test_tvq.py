@@ -1,4 +1,4 @@
-"""TVQ against methods, §6.17, written anew entry by entry, and its bound on the error."""
+"""TVQ against docs/methods.md §6.17, written anew entry by entry, and its bound on the error."""
 
 import math
 from pathlib import Path

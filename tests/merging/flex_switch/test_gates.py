@@ -1,4 +1,4 @@
-"""The compiled passes over gated weights, and torch's, against methods, §4, in float64 under autograd."""
+"""The compiled passes over gated weights, and torch's, against docs/methods.md §4, in float64 under autograd."""
 
 from collections.abc import Callable
 from typing import NamedTuple
