@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -118,15 +119,12 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def size(count: int) -> str:
-    """Returns a number of bytes as people read it.
+    """Returns a number of bytes in decimal units.
 
     >>> size(90_850_000)
     '90.85 MB'
     """
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count} B"
+    return decimal(count, precision=2)
 
 
 def duration(seconds: float) -> str:

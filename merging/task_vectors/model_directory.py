@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
 from flexswitch.codecs.errors import UsageError
@@ -20,7 +22,6 @@ from flexswitch.merging.task_vectors.restore import OutputTensor
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 _NOT_COPIED = ("config.json", ADAPTER_CONFIG)
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def parse_size(text: str) -> int:
@@ -29,11 +30,13 @@ def parse_size(text: str) -> int:
     >>> parse_size("5GB")
     5000000000
     """
-    match = re.fullmatch(r"(\d+|\d+\.\d+(?=[KMG]))(|KB|MB|GB)", text.upper())
-    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if not size:
-        raise UsageError(f"size '{text}': expected a whole number of bytes, or a number with KB, MB or GB")
-    return size
+    size = 0
+    if re.fullmatch(r"\d*\.?\d+ ?[A-Za-z]*", text):  # pydantic ignores what follows the number and its unit
+        with suppress(ValidationError):
+            size = TypeAdapter(ByteSize).validate_python(text)
+    if size <= 0:
+        raise UsageError(f"size '{text}': expected a number of bytes above 0, such as 5GB, 2.5KB or 12345")
+    return int(size)
 
 
 def write_model_directory(

@@ -84,15 +84,15 @@ def test_pack_small_is_no_larger_than_fast_and_decodes_to_the_same(zoo: Path, fl
 
 def test_an_unknown_effort_is_refused(zoo: Path, flexswitch: Runner) -> None:
     found = flexswitch("pack", "red.fsw", "-o", "other", "--effort", "smal")
-    expected = "no effort is named 'smal'; did you mean 'small'? (known: fast, small)"
-    assert (found.status, found.error) == (2, expected)
+    assert found.status == 2
+    assert "Invalid value for '--effort'" in found.err
     assert not (zoo / "other").exists()
 
 
-@pytest.mark.parametrize("memory", ["0", "much", "1TB"])
+@pytest.mark.parametrize("memory", ["0", "much", "1XB"])
 def test_a_memory_that_is_no_size_is_refused(zoo: Path, flexswitch: Runner, memory: str) -> None:
     found = flexswitch("pack", "red.fsw", "-o", "other", "--memory", memory)
-    expected = f"size '{memory}': expected a whole number of bytes, or a number with KB, MB or GB"
+    expected = f"size '{memory}': expected a number of bytes above 0, such as 5GB, 2.5KB or 12345"
     assert (found.status, found.error) == (2, expected)
 
 
