@@ -18,9 +18,10 @@ _STEPS_A_LINE = 50
 
 
 class Console:
-    """One command's voice."""
+    """Prints what one command reports."""
 
-    def __init__(self, quiet: bool, as_json: bool) -> None:
+    def __init__(self, quiet: bool, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.quiet = quiet
         self.as_json = as_json
         self._live: Progress | None = None
@@ -32,7 +33,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
-        """Says what is done; gives a function to call with each item's name, which moves a terminal's bar."""
+        """Notes what begins; yields a function to call with each item's name, which moves the bar."""
         self.note(what)
         with self._bars() as bars:
             if bars is None:
@@ -43,31 +44,31 @@ class Console:
 
     @contextmanager
     def steps(self, what: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Gives a function to call after each step, with how many are done and how it stands.
+        """Yields a function to call after each step, with the number of steps done and their state.
 
-        It moves a terminal's bar, or else says so every 50 steps, with the time left. The steps may begin
-        where an earlier run stopped.
+        It moves the bar on a terminal, and otherwise notes every 50th step with the time left. The first step
+        may be any: an interrupted run continues.
         """
-        clock = _Clock(total)
+        time_left = _TimeLeft(total, self._clock)
         with self._bars() as bars:
             bar = None if bars is None else bars.add_task(what, total=total, item="", visible=False)
 
-            def stepped(done: int, stands: str) -> None:
-                left = clock.left(done)
+            def stepped(done: int, state: str) -> None:
+                left = time_left.left(done)
                 if bars is None or bar is None:
                     if done % _STEPS_A_LINE == 0 or done == total:
                         ending = "" if left is None or done == total else f", {duration(left)} left"
-                        self.note(f"step {done} of {total}: {stands}{ending}")
-                elif clock.first == done:
-                    bars.reset(bar, completed=done, item=stands, visible=True)
+                        self.note(f"step {done} of {total}: {state}{ending}")
+                elif time_left.first == done:
+                    bars.reset(bar, completed=done, item=state, visible=True)
                 else:
-                    bars.update(bar, completed=done, item=stands)
+                    bars.update(bar, completed=done, item=state)
 
             yield stepped
 
     @contextmanager
     def _bars(self) -> Iterator[Progress | None]:
-        """Gives a terminal's bars, None where there is none to see them; one inside another is below it."""
+        """Yields the bars of a terminal, or None without one; a bar inside another is drawn below it."""
         if self.quiet or not sys.stderr.isatty() or self._live is not None:
             yield self._live
             return
@@ -83,7 +84,7 @@ class Console:
                 self._live = None
 
     def result(self, document: dict[str, Any], *parts: Table | str) -> dict[str, Any]:
-        """Prints the document with --json, else its tables and lines; returns the document."""
+        """Prints the document with --json, and otherwise the tables and lines; returns the document."""
         if self.as_json:
             print(json.dumps(document, indent=1))
             return document
@@ -93,17 +94,18 @@ class Console:
         return document
 
 
-class _Clock:
-    """Tells how long steps will still take, by those that were heard of."""
+class _TimeLeft:
+    """Estimates how long the remaining steps take, from the steps that were reported."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.first: int | None = None
         self._total = total
         self._began = 0.0
 
     def left(self, done: int) -> float | None:
-        """Returns seconds; None after the first step, whose beginning is not known."""
-        now = time.monotonic()
+        """Returns seconds; None after the first step, because nobody knows when that began."""
+        now = self._clock()
         if self.first is None:
             self.first, self._began = done, now
             return None
@@ -128,7 +130,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as people read it.
+    """Returns a time in its two largest units.
 
     >>> duration(80), duration(7.4), duration(2 * 3600 + 59)
     ('1 min 20 s', '7 s', '2 h 0 min')

@@ -31,7 +31,7 @@ UNLEARNED = "does not learn from examples; those that do: flexswitch"
             "target size 'lots': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)",
         ),
         ((*SIGNS, "--exemplars", "d"), f"--exemplars: t-switch {UNLEARNED}"),
-        ((*SIGNS, "--device", "cpu"), f"--device: t-switch {UNLEARNED}"),
+        ((*SIGNS, "--device", "cuda"), f"--device: t-switch {UNLEARNED}"),
         ((*SIGNS, "--adapter", "hf-encoder"), f"--adapter: t-switch {UNLEARNED}"),
         (
             (*SIGNS, "--per-task", "9", "--checkpoint-every", "5"),
