@@ -98,29 +98,37 @@ def test_only_the_kept_entries_of_a_live_tensor_change(
     assert_same_bits(found, expected(weights, sparse, 0.5, 0.7))
 
 
+def check_parts(path: Path, density: float, cuts: list[int], columns: int, seed: int) -> int:
+    """Checks that weights added to in parts of so many rows are right; returns the number of blocks."""
+    rows = sum(cuts)
+    marked = np.random.default_rng(seed).random((rows, columns)) < density
+    kept = np.flatnonzero(marked).tolist()
+    sparse = sparse_tensor((rows, columns), kept, [1] * len(kept), 1)
+    artifact = artifact_of(path, sparse)
+    weights = torch.linspace(-1, 1, rows * columns)
+    found, addend, start = weights.clone(), Addend(artifact, "w", 1.0), 0
+    for cut in cuts:
+        addend.add_to(found[start : start + cut * columns])
+        start += cut * columns
+    assert_same_bits(found, expected(weights, sparse, 0.5, 1.0))
+    return len(list(artifact.entries("w")))
+
+
 @LAWS
 @given(
     density=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
     cuts=st.lists(st.integers(1, 400), min_size=1, max_size=6),
-    block=st.sampled_from([64, 256, 1 << 20]),
     seed=st.integers(0, 99),
 )
 def test_the_sizes_of_the_parts_do_not_matter(
-    tmp_path_factory: pytest.TempPathFactory, density: float, cuts: list[int], block: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, density: float, cuts: list[int], seed: int
 ) -> None:
-    rows, columns = sum(cuts), 3
-    marked = np.random.default_rng(seed).random((rows, columns)) < density
-    kept = np.flatnonzero(marked).tolist()
-    sparse = sparse_tensor((rows, columns), kept, [1] * len(kept), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flexswitch.codecs.blocks.MAX_BLOCK_ENTRIES", block)
-        artifact = artifact_of(tmp_path_factory.mktemp("parts") / "t.fsw", sparse)
-        weights = torch.linspace(-1, 1, rows * columns)
-        found, addend, start = weights.clone(), Addend(artifact, "w", 1.0), 0
-        for cut in cuts:
-            addend.add_to(found[start : start + cut * columns])
-            start += cut * columns
-    assert_same_bits(found, expected(weights, sparse, 0.5, 1.0))
+    check_parts(tmp_path_factory.mktemp("parts") / "t.fsw", density, cuts, 3, seed)
+
+
+@pytest.mark.parametrize("cuts", [[3000], [1, 999, 1621, 379], [2616, 384], [2617, 383]])
+def test_the_parts_need_not_end_where_the_coded_blocks_do(tmp_path: Path, cuts: list[int]) -> None:
+    assert check_parts(tmp_path / "t.fsw", 0.05, cuts, 400, 7) == 2
 
 
 @pytest.mark.parametrize("dtype", [*COMPILED_DTYPES, torch.float64], ids=str)
