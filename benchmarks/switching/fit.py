@@ -103,12 +103,12 @@ def merged_seconds(tokens: int, tasks: int = 1) -> float:
 
 
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
-    """Returns what a pass takes for one token, what a task adds to it, and what turning weights does."""
+    """Returns the time of a pass for one token, of another task in it, and of rewriting the weights."""
     module = get_adapter(open_checkpoint(str(models / "base")), "hf-encoder").encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
     fused = SwitchedModel(module, opened, engine="fused")
-    # Two modules, turned each time, and all tasks' parts
+    # Two modules, rewritten each time, by all tasks' deltas
     grouped = SwitchedModel(module, opened, engine="grouped", cache_bytes=200 << 20)
     one_hot, shared = torch.eye(len(opened)), torch.full((1, len(opened)), 0.5)
     turns = itertools.cycle(range(len(opened)))
@@ -118,8 +118,8 @@ def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
         one = seconds(lambda: fused(token, weights=one_hot[:1]))
         all_tasks = seconds(lambda: fused(token, weights=shared))
         held = seconds(lambda: grouped(token, weights=one_hot[:1]))
-        turned = seconds(lambda: grouped(token, weights=one_hot[(turn := next(turns)) : turn + 1]))
-    return {"group": held, "task": (all_tasks - one) / (len(opened) - 1), "turn": turned - held}
+        rewritten = seconds(lambda: grouped(token, weights=one_hot[(turn := next(turns)) : turn + 1]))
+    return {"mixture": held, "task": (all_tasks - one) / (len(opened) - 1), "new_mixture": rewritten - held}
 
 
 def main() -> None:
@@ -146,8 +146,8 @@ def main() -> None:
     slope = (many - few) / (TOKENS - FEW)
     print(f"mixture: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
     calls = call_seconds(options.models, options.zoo)
-    print(f"new_mixture: {calls['turn'] / (one * MODEL_WEIGHTS):.0f}")
-    print(f"task_calls: {calls['task'] / one:.0e}\nmixture_calls: {calls['group'] / one:.0e}")
+    print(f"new_mixture: {calls['new_mixture'] / (one * MODEL_WEIGHTS):.0f}")
+    print(f"task_calls: {calls['task'] / one:.0e}\nmixture_calls: {calls['mixture'] / one:.0e}")
 
 
 if __name__ == "__main__":

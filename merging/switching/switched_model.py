@@ -19,7 +19,7 @@ Source: docs/methods.md §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,9 +39,11 @@ from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_names import tensor_names
-from flexswitch.merging.switching.zoo_router import Routing, ZooRouter
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+if TYPE_CHECKING:
+    from flexswitch.merging.switching.zoo_router import Routing
 
 Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (row, task)
 Engine = Literal["auto", "fused", "merged", "grouped"]
@@ -83,7 +85,7 @@ class SwitchedModel(nn.Module):
         zoo: Mapping[str, Artifact | TaskVector],
         router: Router | None = None,
         *,
-        routing: Routing = Routing(),  # noqa: B008  # frozen
+        routing: "Routing | None" = None,
         lambda_: float = 1.0,
         engine: Engine = "auto",
         heads: bool = True,
@@ -95,11 +97,11 @@ class SwitchedModel(nn.Module):
         """Reads the tasks' names and heads; their deltas are decoded when they are first needed.
 
         router: returns the weights of a batch, (row, task); None for the zoo's query index, which is asked
-        with the options `routing`. engine: "auto" for the cheapest one by `costs`, or its name (the module's
-        docstring describes them). cache_bytes: for the tasks' delta matrices, for merged weights (on the CPU
-        only), and for the grouped engine's modules, each. costs: None for those of this kind of processor.
-        rename: returns the module's name for a tensor of a fine-tuned checkpoint, up to a prefix. strict:
-        whether the module must have all tensors that the tasks change.
+        with the options `routing`, None for the defaults. engine: "auto" for the cheapest one by `costs`,
+        or its name (the module's docstring describes them). cache_bytes: for the tasks' delta matrices, for
+        merged weights (on the CPU only), and for the grouped engine's modules, each. costs: None for those
+        of this kind of processor. rename: returns the module's name for a tensor of a fine-tuned
+        checkpoint, up to a prefix. strict: whether the module must have all tensors that the tasks change.
 
         Raises: InputError where the module lacks a changed tensor, or a head does not fit.
         """
@@ -207,6 +209,8 @@ class SwitchedModel(nn.Module):
         cost_model = CostModel(fused.matrices, grouped.capacity, merged.capacity, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
+            from flexswitch.merging.switching.zoo_router import ZooRouter
+
             average = _AveragedModule(tasks, deltas, fused)
             router = ZooRouter(self.module, zoo, self._routing, average)
         return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads), router)

@@ -48,8 +48,9 @@ class ZooRouter:
     first call, as weights that the caller gives need none.
     """
 
-    def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing, averaged: Averaged) -> None:
-        self._module, self._zoo, self._routing, self._averaged = module, zoo, routing, averaged
+    def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing | None, averaged: Averaged) -> None:
+        self._module, self._zoo, self._averaged = module, zoo, averaged
+        self._routing = routing or Routing()
 
     @cached_property
     def _query_set(self) -> QuerySet:

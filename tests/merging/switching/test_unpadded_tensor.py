@@ -53,11 +53,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize("turned", [False, True], ids=["before", "after"])
-def test_a_pointwise_operation_with_a_tensor_of_any_shape_runs_on_the_real_tokens(padding, other, turned):
+@pytest.mark.parametrize("is_left", [False, True], ids=["before", "after"])
+def test_a_pointwise_operation_with_a_tensor_of_any_shape_runs_on_the_real_tokens(padding, other, is_left):
     tensor, unpadded = pair(padding)
-    found = other - unpadded if turned else unpadded - other
-    expected = other - tensor if turned else tensor - other
+    found = other - unpadded if is_left else unpadded - other
+    expected = other - tensor if is_left else tensor - other
     assert torch.equal(real_tokens(found), real(expected))
     assert found.shape == expected.shape
     assert real_tokens(unpadded) is not None
