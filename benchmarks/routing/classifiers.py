@@ -24,7 +24,7 @@ def _logistic(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int
     return found
 
 
-def _discriminants(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int32]:
+def _lda(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int32]:
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.6)
     found: NDArray[np.int32] = model.fit(points, ids).predict(tests)
     return found
@@ -39,7 +39,7 @@ def rights(
     both = tuple(hstack([one, other]).tocsr() for one, other in zip(marks, states, strict=True))
     ways: dict[str, tuple[Classify, Any]] = {
         "logistic regression on the same features": (_logistic, states),
-        "linear discriminants on the same features": (_discriminants, states),
+        "LDA on the same features": (_lda, states),
         "logistic regression on runs of 1 to 4 characters, their shape, and words": (_logistic, marks),
         "logistic regression on all of these": (_logistic, both),
     }
