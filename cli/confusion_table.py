@@ -1,4 +1,4 @@
-"""Which tasks are taken for which, as a table and as a document."""
+"""The confusion of tasks as a table and as a JSON document."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def confusion_parts(counts: "NDArray[np.int64]", tasks: Sequence[str]) -> list[T
 
 
 def confusion_document(counts: "NDArray[np.int64]", tasks: Sequence[str]) -> dict[str, Any]:
-    """Returns the counts for `--json`: in `confusion` a row for each task, a column for each routed task."""
+    """Returns the counts for `--json`; `confusion` has a row for each task, a column for each routed task."""
     from flexswitch.merging.routing.confusion import accuracies, accuracy
 
     return {

@@ -25,7 +25,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of <task>.test.* files.", show_default=False)],
     finetuned: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK=CHECKPOINT", help="A task's checkpoint; one for each task."),
+        typer.Option(metavar="TASK=CHECKPOINT", help="A task's checkpoint; give one for each task."),
     ] = None,
     methods: Annotated[
         str,
@@ -52,7 +52,7 @@ def evaluate(
     adapter: Adapter = None,
     device: Device = "cpu",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw score against stored bytes into this PNG.", show_default=False)
+        Path | None, typer.Option(help="Draw the scores against stored bytes, as a PNG.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
 ) -> dict[str, Any]:

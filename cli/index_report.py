@@ -1,4 +1,4 @@
-"""What `flexswitch index --report` prints and draws: where exemplars are led by the other ones."""
+"""The report of `flexswitch index --report`: the task to which its neighbours route each exemplar."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`flexswitch inspect`: what a path holds, tensor by tensor, and how small it is."""
+"""`flexswitch inspect`: what a path holds, tensor by tensor, and its sizes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,14 +21,15 @@ def inspect(
     storage: Annotated[
         bool,
         typer.Option(
-            "--storage", help="Of an artifact or a zoo: bytes against Shannon's bound and each codec."
+            "--storage",
+            help="Compare an artifact's or zoo's bytes with Shannon's bound and with each codec.",
         ),
     ] = False,
     jobs: Jobs = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Of an artifact that was learned: draw loss and size against steps into this PNG.",
+            help="Draw the loss and size of a trained artifact against the steps, as a PNG.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +67,7 @@ def inspect(
 
 
 def _draw(path: str, plot: Path, overwrite: bool) -> None:
-    """Draws how an artifact was learned. Raises: UsageError where it was not; InputError."""
+    """Draws the training of an artifact. Raises: UsageError where it has no record of one; InputError."""
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.container import open_artifact
@@ -118,7 +119,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
 
 
 def _codecs(record: "TensorRecord") -> str:
-    """Returns a tensor's codecs, each once, and whether its empty rows are left out."""
+    """Returns a tensor's codecs, each once, and whether empty rows are left out."""
     named = []
     for block in record.blocks:
         settings = ",".join(f"{key}={value}" for key, value in block.settings.items())

@@ -1,4 +1,4 @@
-"""The `flexswitch` command: one line a subcommand, errors rendered in one place."""
+"""The `flexswitch` command: its subcommands, and how errors are printed."""
 
 import signal
 import sys

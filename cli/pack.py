@@ -24,8 +24,8 @@ def pack(
     codec: Annotated[
         str,
         typer.Option(
-            help="auto takes the smallest form for each block of a tensor; or one for all: bitmask, "
-            "bitmask-zstd, gaps-zstd, rice, context, grouped-coo, flag4, raw."
+            help="auto takes the smallest form for each block of a tensor; a codec's name, as FORMAT.md "
+            "lists them, uses that codec for all."
         ),
     ] = "auto",
     effort: Annotated[

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @command
 def route(
     console: Console,
-    zoo: Annotated[Path, typer.Argument(help="The zoo, indexed.")],
+    zoo: Annotated[Path, typer.Argument(help="The indexed zoo.")],
     base: Annotated[str, typer.Option(help="Its base.", show_default=False)],
     input_: Annotated[
         Path,
@@ -33,7 +33,7 @@ def route(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="The feature file, where the zoo was indexed with one; it holds NAME.test for NAME.jsonl.",
+            help="The feature file, if the zoo was indexed with one; it holds NAME.test for NAME.jsonl.",
             show_default=False,
         ),
     ] = None,
@@ -41,7 +41,7 @@ def route(
     adapter: Adapter = None,
     device: Device = "cpu",
 ) -> dict[str, Any]:
-    """Print the weights that each sample's tasks get, and which samples are like no exemplar.
+    """Print the weights that each sample's tasks get, and mark samples that resemble no exemplar.
 
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
@@ -69,7 +69,7 @@ def route(
 
 
 def _samples(routed: "RoutingResult", tasks: list[str]) -> list[dict[str, Any]]:
-    """Returns an entry a sample; its weights without zeros, the leading task first, then by size."""
+    """Returns an entry for each sample: its weights above zero, the largest and the leading task's first."""
     found = []
     rows = zip(*(part.tolist() for part in routed), strict=True)
     for weights, leading, distance, far in rows:

@@ -14,7 +14,7 @@ def run(
     console: Console,
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of named steps.")],
 ) -> dict[str, Any]:
-    """Run a recipe's steps in order; a step is a subcommand and its options. Paths are relative to here.
+    """Run a recipe's steps in order. Paths are relative to the current folder.
 
     Example: flexswitch run recipes/digits.yaml
     """

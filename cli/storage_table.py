@@ -1,4 +1,4 @@
-"""The table of `flexswitch inspect --storage`: each tensor's bytes beside what else they could be."""
+"""The table of `flexswitch inspect --storage`: each tensor's bytes beside those of other codecs."""
 
 from dataclasses import asdict
 from pathlib import Path

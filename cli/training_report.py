@@ -1,4 +1,4 @@
-"""What `compress` and `inspect` say of a learned compression."""
+"""Reports of how close a trained compression came to the fine-tuned model."""
 
 from typing import TYPE_CHECKING
 
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 
 
-def training_line(header: "ArtifactHeader", learning: "TrainingRecord") -> str:
-    """Returns one line on how near the compressed model came to the fine-tuned one."""
-    before, after = learning.before, learning.after
+def training_line(header: "ArtifactHeader", training: "TrainingRecord") -> str:
+    """Returns one line on how close the compressed model came to the fine-tuned one."""
+    before, after = training.before, training.after
     line = (
-        f"learned from {learning.exemplars} exemplars: divergence from the fine-tuned model "
+        f"learned from {training.exemplars} exemplars: divergence from the fine-tuned model "
         f"{before.divergence:g} → {after.divergence:g}"
     )
     if _has_answers(header):
         line += f", the same answer to {after.agreement:.1%}"
     if after.held_out_divergence is not None and after.held_out_agreement is not None:
-        line += f"; of {learning.held_out} held out: {after.held_out_divergence:g}"
+        line += f"; of {training.held_out} held out: {after.held_out_divergence:g}"
         if _has_answers(header):
             line += f", {after.held_out_agreement:.1%}"
     return line
 
 
-def training_table(header: "ArtifactHeader", learning: "TrainingRecord") -> Table:
+def training_table(header: "ArtifactHeader", training: "TrainingRecord") -> Table:
     """Returns divergence and agreement, before and after, on the exemplars and on those held out."""
-    before, after = learning.before, learning.after
+    before, after = training.before, training.after
     rows = table(
         "against the fine-tuned model", "on", "examples", "divergence before", "after", "agreement before",
         "after",
@@ -38,16 +38,16 @@ def training_table(header: "ArtifactHeader", learning: "TrainingRecord") -> Tabl
         shares = [f"{share:.1%}" if _has_answers(header) else "–" for share in agreements]
         rows.add_row(name, str(count), *(f"{value:g}" for value in divergences), *shares)
 
-    add("exemplars", learning.exemplars, [before.divergence, after.divergence],
+    add("exemplars", training.exemplars, [before.divergence, after.divergence],
         [before.agreement, after.agreement])  # fmt: skip
     divergences = [before.held_out_divergence, after.held_out_divergence]
     agreements = [before.held_out_agreement, after.held_out_agreement]
-    if learning.held_out:
-        add("held out", learning.held_out, [value for value in divergences if value is not None],
+    if training.held_out:
+        add("held out", training.held_out, [value for value in divergences if value is not None],
             [share for share in agreements if share is not None])  # fmt: skip
     return rows
 
 
 def _has_answers(header: "ArtifactHeader") -> bool:
-    """Returns whether answers were compared: learning by features compares none."""
+    """Returns whether answers were compared; training on features compares none."""
     return header.method.settings.get("objective") != "mse"

@@ -1,4 +1,4 @@
-"""`flexswitch verify`: whether a file can be trusted."""
+"""`flexswitch verify`: checks what flexswitch wrote."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +14,10 @@ def verify(
     console: Console,
     path: Annotated[Path, typer.Argument(help="An artifact (.fsw), a zoo or a task vector.")],
     base: Annotated[
-        str | None, typer.Option(help="Check too that this is its base, every byte.", show_default=False)
+        str | None, typer.Option(help="Also check that this is its base, byte by byte.", show_default=False)
     ] = None,
 ) -> dict[str, Any]:
-    """Check every checksum, count and hash; exit 3 naming the tensors that are damaged.
+    """Check every checksum, count and hash; exit with 3 and the names of damaged tensors.
 
     Example: flexswitch verify zoo --base models/base
     """

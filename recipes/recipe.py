@@ -19,7 +19,7 @@ class _Record(BaseModel):
 
 
 class Bound(_Record):
-    """What a figure of a step's result must be."""
+    """The bound that a figure of a step's result must meet."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -29,7 +29,7 @@ class Bound(_Record):
 class Step(_Record):
     """One subcommand.
 
-    foreach repeats the step for each value of a name, which stands as {name} in every text of the
+    foreach repeats the step for each value of a name, which replaces {name} in every text of the
     step; expect maps the path of a figure in the step's result, its keys joined by '/', to its bound.
     """
 
@@ -42,14 +42,14 @@ class Step(_Record):
 
 
 class Recipe(_Record):
-    """A recipe's file."""
+    """The content of a recipe file."""
 
     version: Literal[1]
     steps: Annotated[list[Step], Field(min_length=1)]
 
 
 class CommandLine(_Record):
-    """A step as it is typed: its name, the words after `flexswitch`, what its result must be."""
+    """A step's name, its words after `flexswitch`, and the bounds of its result."""
 
     name: str
     arguments: list[str]
@@ -57,13 +57,13 @@ class CommandLine(_Record):
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that stands twice."""
+    """A safe loader that refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
         twice = [key for number, key in enumerate(keys) if key in keys[:number]]
         if twice:
-            raise yaml.MarkedYAMLError(problem=f"key '{twice[0]}' stands twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"key '{twice[0]}' is repeated", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -161,7 +161,7 @@ def _command_line(step: Step, values: dict[str, str]) -> CommandLine:
 
 
 def _describe(error: ValidationError) -> str:
-    """Returns one problem of a recipe in words; an unknown key first, since others may follow from it."""
+    """Returns one problem of a recipe in words: an unknown key first, because it may cause the others."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     *parents, last = first["loc"] or ("recipe",)
     where = ".".join(map(str, parents)) or "the recipe"

@@ -1,4 +1,4 @@
-"""The methods that `eval` knows: what each needs, and what it stores for a task beside the base."""
+"""The methods that `eval` scores: what each needs, and the bytes it stores for a task beside the base."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ KNOWN = ("base", "individual", *MERGES, *COMPRESSIONS, *ROUTED)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that scoring needs.
+    """Everything that scoring needs.
 
     finetuned: the full-precision task vectors, of all tasks or of none; router: there where a routed
     method is asked for; base_score: the base under each task's head, the yardstick of time.
@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_finetuned: bool) -> None:
-    """Checks what is asked for before anything is computed.
+    """Checks the requested methods before anything is computed.
 
     Raises: UsageError on an unknown method or mode; InputError where a method lacks what it needs.
     """
@@ -62,7 +62,7 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
 
 
 def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Score]:
-    """Returns a method's rows: one, or for a routed method one for each mode."""
+    """Returns a method's scores: one, or for a routed method one for each mode."""
     task_models, finetuned = evaluation.task_models, evaluation.finetuned
     if method == "base":
         return [evaluation.base_score]
@@ -119,7 +119,7 @@ def head_bytes(task_models: TaskModels) -> float:
 def weights_of(
     task_models: TaskModels, vectors: Mapping[str, TaskVector], lambda_: float
 ) -> Callable[[str], None]:
-    """Returns what puts θ + λ·τ into a task's model."""
+    """Returns a function that loads θ + λ·τ into a task's model."""
     return lambda task: task_models.set_weights(task, vectors[task], lambda_)
 
 

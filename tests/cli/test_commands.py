@@ -215,14 +215,13 @@ def test_an_unknown_option_ends_with_status_2(flexswitch):
 
 
 def test_the_help_names_everything_that_is_registered(flexswitch):
-    from flexswitch.codecs.registry import CODECS
     from flexswitch.merging.checkpoints.architecture import ADAPTERS
     from flexswitch.merging.evaluation.methods import KNOWN, MODES
     from flexswitch.merging.methods.registry import method_names
 
     named = {
         "compress": method_names("compression"),
-        "pack": (*CODECS, *ADAPTERS),
+        "pack": ADAPTERS,
         "merge": method_names("merge"),
         "eval": (*KNOWN, *MODES),
     }

@@ -101,7 +101,7 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
         (
             "version: 1",
             "version: 1\nversion: 1",
-            ", line 2: is not YAML (key 'version' stands twice)",
+            ", line 2: is not YAML (key 'version' is repeated)",
         ),
     ],
 )
