@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.routing.listed_search import open_search
-from flexswitch.merging.routing.neighbour_search import Search, drawn, nearest_others
+from flexswitch.merging.routing.neighbour_search import APPROXIMATE_FROM, NeighbourSearch, sample_positions
 from flexswitch.merging.routing.query_set import QuerySet
 from flexswitch.merging.routing.vote import check_vote, leading_tasks, votes
 
@@ -43,14 +42,19 @@ class QueryIndex:
     """
 
     def __init__(
-        self, query_set: QuerySet, neighbours: int, device: str = "cpu", vote: str = "uniform"
+        self,
+        query_set: QuerySet,
+        neighbours: int,
+        device: str = "cpu",
+        vote: str = "uniform",
+        approximate_from: int = APPROXIMATE_FROM,
     ) -> None:
         check_vote(vote)
         self.tasks = query_set.header.tasks
         self.task_ids = query_set.task_ids
         self.neighbours = neighbours
         self._vote = vote
-        self._search = open_search(query_set.points, device)
+        self._search = NeighbourSearch(query_set.points, device, approximate_from=approximate_from)
         self._projection = query_set.projection
         self.far_from = _usual_distance(self._search)
 
@@ -93,15 +97,15 @@ class QueryIndex:
         leading = []
         for start in range(0, len(self._search), _MEASURED):
             positions = np.arange(start, min(start + _MEASURED, len(self._search)))
-            distances, found = nearest_others(self._search, positions, self.neighbours)
+            distances, found = self._search.nearest_others(positions, self.neighbours)
             nearest = self.task_ids[found]  # (exemplar, neighbour)
             leading.append(leading_tasks(votes(distances, nearest, len(self.tasks), self._vote), nearest))
         return np.concatenate(leading)
 
 
-def _usual_distance(search: Search) -> float:
+def _usual_distance(search: NeighbourSearch) -> float:
     """Returns the distance to the nearest other exemplar that 99 % of them keep; infinite for one alone."""
     if len(search) < 2:
         return float("inf")
-    nearest = nearest_others(search, drawn(search.vectors, _MEASURED), 1)
+    nearest = search.nearest_others(sample_positions(len(search), _MEASURED), 1)
     return float(np.quantile(nearest.distances, _FAR))

@@ -10,19 +10,9 @@ from support import laws
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.routing import neighbour_search
-from flexswitch.merging.routing.candidates import FaissFlat, TorchFlat
+from flexswitch.merging.routing.neighbour_search import NeighbourSearch
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader
-
-SOURCES = {"faiss": lambda width, device: FaissFlat(width), "torch": lambda width, device: TorchFlat(width, "cpu")}  # fmt: skip
-
-
-@pytest.fixture(params=SOURCES, autouse=True)
-def source(request, monkeypatch):
-    """Each test runs by FAISS, and by torch as on a GPU without FAISS's own build for it."""
-    monkeypatch.setattr(neighbour_search, "candidate_source", SOURCES[request.param])
-    return request.param
 
 
 def make_query_set(features: np.ndarray, task_ids: list[int], count: int) -> QuerySet:
@@ -206,11 +196,9 @@ def test_next_to_a_single_exemplar_nothing_is_far():
     assert routed.weights.tolist() == [[1.0]]
 
 
-def test_of_many_exemplars_some_tell_how_far_far_is(monkeypatch):
-    query_set = random_query_set(0, exemplars=600)
-    whole = QueryIndex(query_set, 5).far_from
-    monkeypatch.setattr("flexswitch.merging.routing.query_index._MEASURED", 300)
-    some = QueryIndex(query_set, 5).far_from
-    assert some != whole
-    assert some == pytest.approx(whole, rel=0.3)
-    assert QueryIndex(query_set, 5).far_from == some
+def test_of_many_exemplars_some_tell_how_far_far_is():
+    query_set = random_query_set(0, exemplars=6000, width=3)  # more than are measured
+    limit = QueryIndex(query_set, 5).far_from
+    assert limit == QueryIndex(query_set, 5).far_from
+    nearest_other = NeighbourSearch(query_set.points).nearest_others(np.arange(6000), 1).distances
+    assert limit == pytest.approx(np.quantile(nearest_other, 0.99), rel=0.3)
