@@ -1,6 +1,6 @@
-"""The data-free allocation: density and bit-width of every unit under one multiplier.
+"""The data-free allocation: density and bit-width of every tensor under one multiplier.
 
-Minimises Σ ‖τ − τ̂‖² + μ · bits over the choices of each unit, for the μ that meets the size.
+Minimises Σ ‖τ − τ̂‖² + μ · bits over the options of each tensor, for the μ that meets the size.
 Source: docs/methods.md §4, "Data-free FlexSwitch".
 """
 
@@ -19,7 +19,7 @@ _HALVINGS = 100
 
 
 def option_bits(table: RateDistortionTable, entries: int, factor: float) -> Doubles:
-    """Returns the estimated bits of each choice of a unit, (choice,); keeping nothing costs nothing."""
+    """Returns the estimated bits of each option of a tensor, (option,). Keeping nothing takes 0 bits."""
     entropies = np.array([entries * binary_entropy(kept / entries) for kept in table.kept.tolist()])
     bits = factor * (entropies + table.kept * table.bits) + RECORD_BITS
     bits[table.kept == 0] = 0
@@ -27,8 +27,8 @@ def option_bits(table: RateDistortionTable, entries: int, factor: float) -> Doub
 
 
 def allocate(tables: Sequence[RateDistortionTable], bits: Sequence[Doubles], target: float) -> list[int]:
-    """Returns each unit's choice, of least error + multiplier · bits, for the one that meets the target."""
-    low, high = 1e-40, 1e40  # multipliers: error a bit
+    """Returns the option of each tensor with the least error + multiplier · bits, within `target` bits."""
+    low, high = 1e-40, 1e40  # multipliers: error per bit
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
         if _total(tables, bits, middle) > target:

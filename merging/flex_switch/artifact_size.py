@@ -1,4 +1,4 @@
-"""Stores what units keep, to see how large the artifact is: the real codecs, the real file."""
+"""Measures the size of an artifact by writing it with the real codecs."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class ArtifactSizer:
-    """Packs the units of one task vector; `header` is what the artifact will say of itself."""
+    """Measures artifacts of one task vector. header: the header that they are written with."""
 
     def __init__(
         self,
@@ -35,15 +35,15 @@ class ArtifactSizer:
         self._parallel_map = parallel_map
 
     def size(self, quantised: Sequence[Quantisation]) -> int:
-        """Returns the bytes of the artifact that keeps this, extras and header included."""
+        """Returns the bytes of the artifact with these quantised tensors, extras and header included."""
         return self._file_bytes(self._packed(quantised))
 
     def empty_size(self) -> int:
-        """Returns the bytes of the artifact that keeps nothing."""
+        """Returns the bytes of the artifact that keeps no entries."""
         return self._file_bytes([None] * len(self._tensors))
 
     def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns each unit's real over estimated bits (rate.py), (unit,)."""
+        """Returns the real bits of each tensor over those estimated (rate.py), (tensor,)."""
         found = before.copy()
         for number, (tensor, packed) in enumerate(zip(self._tensors, self._packed(quantised), strict=True)):
             if packed is not None:
@@ -79,6 +79,6 @@ class ArtifactSizer:
 
 
 def kept_by_row(tensor: DeltaRows, quantised: Quantisation) -> NDArray[np.int64]:
-    """Returns how many entries each row keeps, (row,)."""
+    """Returns the number of kept entries of each row, (row,)."""
     kept = np.abs(tensor.delta.reshape(-1, tensor.columns)) > quantised.thresholds[:, None]
     return np.asarray(np.count_nonzero(kept, axis=1))

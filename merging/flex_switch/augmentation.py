@@ -1,7 +1,7 @@
-"""Makes more examples out of few: learning from the fine-tuned model takes no labels, so any input will do.
+"""Makes more training inputs from a few exemplars.
 
-A hundred exemplars with two classes say a hundred numbers; crossed with each other they say more of how the
-model answers between them.
+Training on the fine-tuned model's answers needs no labels, so any input can be used. Inputs mixed from two
+exemplars also show how the model answers between them.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from flexswitch.merging.models.examples import Inputs
 
-_LEAST_PART = 0.25  # of a text or picture that each of the two gives
+_LEAST_PART = 0.25  # least share of a text or picture that comes from each of the two
 
 
 def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
-    """Returns that many inputs, each crossed from two of those given, drawn by the seed.
+    """Returns `count` inputs, each mixed from two of the given ones, drawn by the seed.
 
-    Texts: the first words of one and the last words of another. Arrays: a mean of two, weighted at random.
+    Texts: the first words of one and the last words of another. Arrays: a randomly weighted mean of two.
     """
     generator = np.random.Generator(np.random.PCG64([seed, len(inputs)]))
     pairs = generator.integers(len(inputs), size=(count, 2))  # sometimes one with itself

@@ -1,4 +1,4 @@
-"""A task vector to be compressed to a size: its deltas, what it can keep of them, and how much that takes."""
+"""A task vector to be compressed to a size: its deltas, their rate–distortion tables, and their sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 @dataclass(frozen=True, eq=False)
 class CompressionTask:
-    """A task vector to be compressed. bits: (candidate,). effort: how its blocks are stored."""
+    """A task vector to be compressed. bits: candidate bit-widths, (candidate,). effort: see `store`."""
 
     vector: TaskVector
     header: ArtifactHeader
@@ -29,29 +29,29 @@ class CompressionTask:
     effort: str
     parallel_map: ParallelMap
 
-    def sizer(self, learning: TrainingRecord | None = None) -> ArtifactSizer:
-        """Returns what packs the artifact, with that record in it."""
-        header = self.header.model_copy(update={"training": learning})
+    def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
+        """Returns the sizer of artifacts that carry this record."""
+        header = self.header.model_copy(update={"training": record})
         return ArtifactSizer(self.vector, header, self.tensors, self.effort, self.parallel_map)
 
     def payload_bits(self, target: int) -> float:
-        """Returns what is left for the units in an artifact of so many bytes."""
+        """Returns the bits that are left for the tensors in an artifact of `target` bytes."""
         return 8.0 * (target - self.sizer().empty_size())
 
     def fit(
         self, quantised: Sequence[Quantisation], sizer: ArtifactSizer, target: int
     ) -> tuple[list[Quantisation], int]:
-        """Returns what is kept at a size in bytes, and that size; the widths of levels stay."""
-        ahead = size_estimate(self.tensors, self.tables, quantised)
-        return fit_to_size(quantised, sizer.size, ahead, sizer.empty_size(), target)
+        """Returns the quantisation that fits `target` bytes, and its size. Bit-widths do not change."""
+        estimate = size_estimate(self.tensors, self.tables, quantised)
+        return fit_to_size(quantised, sizer.size, estimate, sizer.empty_size(), target)
 
     def fill(
         self, quantised: Sequence[Quantisation], sizer: ArtifactSizer, target: int
     ) -> tuple[list[Quantisation], int]:
-        """Returns what is kept at a size, and that size; in wider levels where those given do not fill it.
+        """Returns the quantisation that fills `target` bytes, and its size.
 
-        Each unit then takes the next bit-width, with its best scale at the threshold it has, as many times
-        larger as the one it had is than its own best.
+        If all entries in the given bit-widths do not fill it, each tensor takes the next bit-width at its
+        threshold, with the best scale there times the norm compensation that it had.
         """
         fitted, found = self.fit(quantised, sizer, target)
         for width in self.bits.tolist()[1:]:
@@ -73,7 +73,7 @@ def read_compression_task(
     effort: str,
     parallel_map: ParallelMap,
 ) -> CompressionTask:
-    """Returns a problem, its deltas read and its choices of density and bit-width counted."""
+    """Returns the compression task of a task vector, with its deltas and rate–distortion tables."""
     tensors = [
         tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
     ]
@@ -82,7 +82,7 @@ def read_compression_task(
 
 
 def widened(table: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:
-    """Returns the same entries in levels of another width, the scale as much above the best as it was."""
+    """Returns the same kept entries at another bit-width, with the same ratio of scale to best scale."""
     threshold = float(np.median(kept.thresholds))
-    growth = kept.scale / scale_at(table, threshold, kept.bits)
-    return replace(kept, bits=width, scale=float(np.float32(growth * scale_at(table, threshold, width))))
+    ratio = kept.scale / scale_at(table, threshold, kept.bits)
+    return replace(kept, bits=width, scale=float(np.float32(ratio * scale_at(table, threshold, width))))

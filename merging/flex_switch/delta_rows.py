@@ -1,4 +1,4 @@
-"""A tensor whose compression is learned: the rows of its delta that changed, and what it keeps of them."""
+"""The rows of a tensor's delta that changed, and their quantisation."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 @dataclass(frozen=True, eq=False)
 class DeltaRows:
-    """The rows of one tensor that changed at all; the others keep nothing.
+    """The rows of one tensor that changed; the other rows are never kept.
 
-    rows: (row,) int64, where they lie in the tensor, taken as a matrix (codecs/blocks.py). delta:
-    (row · columns,) float32. rms: the root mean square of delta, the unit of thresholds. The mean is over
-    the rows that changed: how many others there are says nothing of their size.
+    rows: (row,) int64, their numbers in the tensor's matrix (codecs/blocks.py). delta: (row · columns,)
+    float32. rms: root mean square of delta, in whose multiples thresholds are trained. Unchanged rows are
+    left out of the mean, as their number says nothing about the size of the changes.
     """
 
     name: str
@@ -30,13 +30,16 @@ class DeltaRows:
 
     @property
     def entries(self) -> int:
-        """Number of entries of the rows that changed."""
+        """The number of entries of these rows."""
         return len(self.delta)
 
 
 @dataclass(frozen=True, eq=False)
 class Quantisation:
-    """What is kept of a unit: entries above their row's threshold, (row,) float32, as levels of `bits`."""
+    """How a tensor is quantised: entries above their row's threshold become levels of `bits` bits.
+
+    thresholds: (row,) float32.
+    """
 
     thresholds: FloatArray
     bits: int
@@ -44,7 +47,7 @@ class Quantisation:
 
 
 def read_delta_rows(vector: TaskVector, name: str) -> DeltaRows | None:
-    """Returns a tensor of a task vector, None where it did not change."""
+    """Returns the changed rows of a task vector's tensor, or None if there are none."""
     info = vector.tensors[name]
     grid = as_matrix(info.shape)
     whole = delta_tensor(vector, name).numpy().reshape(grid.rows, grid.columns)
@@ -57,7 +60,7 @@ def read_delta_rows(vector: TaskVector, name: str) -> DeltaRows | None:
 
 
 def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
-    """Returns the entries that a unit keeps, each as its nearest level."""
+    """Returns the entries that a quantisation keeps, each as its nearest level."""
     by_row = tensor.delta.reshape(-1, tensor.columns)  # (row, column)
     kept = np.abs(by_row) > quantised.thresholds[:, None]
     grid = as_matrix(tensor.shape)
@@ -68,7 +71,7 @@ def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
 
 
 def levels_of(values: FloatArray, quantised: Quantisation) -> NDArray[np.uint8]:
-    """Returns the nearest level of each value, (kept,); see codecs/sparse.py for what a level stands for."""
+    """Returns the nearest level of each value, (kept,). codecs/sparse.py defines levels."""
     if quantised.bits == 1:
         return (values > 0).view(np.uint8)
     steps = (1 << quantised.bits) - 1

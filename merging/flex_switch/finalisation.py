@@ -1,4 +1,4 @@
-"""The end of a learned compression: the size met, scales fitted anew, and a record of what that is worth."""
+"""The end of a training: fits the size, refits scales, and records the quality of the result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from flexswitch.merging.flex_switch.training_data import TrainingData, batch_row
 from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
 
-_SETTLING = 8  # tries to meet the target with the record of the end
-_SPARE = 16  # bytes by which to aim lower, beyond what was too much
+_RECORD_TRIES = 8  # tries to meet the target with the final record in the artifact
+_SPARE = 16  # bytes to aim below the excess
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to learn. target: bytes of the artifact; without one `multiplier` weighs them, in loss a bit."""
+    """How to train. target: bytes of the artifact, or None to weigh it by `multiplier`, in loss per bit."""
 
     target: int | None
     multiplier: float
@@ -35,7 +35,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun:
-    """All that learning works with; the student's weights are those of what was last looked at."""
+    """One training. The weights of `model` are those of the quantisation that was evaluated last."""
 
     task: CompressionTask
     data: TrainingData
@@ -43,27 +43,27 @@ class TrainingRun:
     settings: TrainingSettings
 
     def batches(self, step: int) -> Sequence[Loss]:
-        """Returns the losses of a step's batch, one a shard."""
+        """Returns the losses of a step's batch, one per shard."""
         rows = batch_rows(step, self.settings.batch, len(self.data.training_set), self.settings.seed)
         return self.data.losses(rows, self.settings.shards)
 
     def loss(self, quantised: Sequence[Quantisation]) -> float:
-        """Returns the loss of what is kept, on the exemplars."""
+        """Returns the loss of a quantisation on the exemplars."""
         set_gates(self.model, hard_gates(self.task.tensors, quantised), self.task.parallel_map)
         return self.data.loss(self.task.parallel_map)
 
     def finished(
         self, quantised: list[Quantisation], record: TrainingRecord
     ) -> tuple[float, list[Quantisation], TrainingRecord]:
-        """Returns the loss of what is kept at the size, scales fitted anew; that, and the record of it."""
+        """Returns the loss, the quantisation fitted to the size with refitted scales, and its record."""
         task, target = self.task, self.settings.target
         if target is not None:
             quantised = task.fill(quantised, task.sizer(record), target)[0]
-        found, after = self._settled(self._refitted(quantised), record)
+        found, after = self._with_record(self._refitted(quantised), record)
         return self.data.loss(task.parallel_map), found, after
 
     def _refitted(self, quantised: list[Quantisation]) -> list[Quantisation]:
-        """Returns the same with scales fitted anew, at the first rate that lowers the loss, or as is."""
+        """Returns it with scales refitted at the first rate that lowers the loss, or unchanged."""
         steps, before = self.settings.refit_steps, self.loss(quantised)
         for rate in RATES if steps else ():
             found = refit_scales(
@@ -79,23 +79,23 @@ class TrainingRun:
                 return found
         return quantised
 
-    def _settled(
+    def _with_record(
         self, quantised: list[Quantisation], record: TrainingRecord
     ) -> tuple[list[Quantisation], TrainingRecord]:
-        """Returns what is kept with the record of it, at the size together; the student holds it.
+        """Returns the quantisation with its record, which meet the size together; the model holds it.
 
-        The record says what is kept is worth, and scales fitted anew are other numbers than those before, so
-        the file may have grown by some bytes; levels wider than signs are others too, by a new scale.
+        The quality in the record and refitted scales may have grown the file by some bytes, as may the
+        levels of more than one bit, which depend on the scale.
         """
         task, target = self.task, self.settings.target
         aim = target or 0
-        for tried in range(_SETTLING):
+        for tried in range(_RECORD_TRIES):
             set_gates(self.model, hard_gates(task.tensors, quantised), task.parallel_map)
-            settled = record.model_copy(update={"after": quality(self.data, task.parallel_map)})
-            sizer = task.sizer(settled)
+            final = record.model_copy(update={"after": quality(self.data, task.parallel_map)})
+            sizer = task.sizer(final)
             found = 0 if target is None else sizer.size(quantised)
             if target is None or (found <= target and (tried or meets_target(found, target))):
-                return quantised, settled
+                return quantised, final
             aim -= max(0, found - target + _SPARE)
             if aim <= sizer.empty_size():
                 break

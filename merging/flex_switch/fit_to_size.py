@@ -1,9 +1,9 @@
-"""Fits what is kept to the size that was asked for: at most that, and as near as the codecs' steps allow.
+"""Fits a quantisation to a target size: at most the target, and as near as possible.
 
-All thresholds are multiplied by one factor; what is kept is stored, measured, and the factor moved. Once most
-entries are kept, to keep more of them takes fewer bytes, and the search ends at the most that it found. Where
+All thresholds are multiplied by one factor; the result is stored and measured, and the factor adjusted. Once
+most entries are kept, keeping more takes fewer bytes, and the search ends at the largest size found. Where
 many entries are equal (rows of an embedding that one step of Adam changed), the size jumps at their
-threshold: then some rows take the threshold above, and the others the one below.
+magnitude: then some rows take the threshold above it, and the others the one below.
 """
 
 import math
@@ -16,40 +16,40 @@ import numpy as np
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.size_estimate import SizeEstimate
 
-_LEAST_SHARE = 0.97  # of the target: what is promised
+_LEAST_SHARE = 0.97  # of the target: guaranteed where enough entries have changed
 _ENOUGH = 0.99  # where the search stops
 _TRIES = 24
-_LEAST_STEP = 0.001  # of the logarithm of the thresholds, before the target lies between two sizes
-_GROWTH = 1.5  # of that, from try to try
-_RANGE = 20.0  # shifts that are tried: everything is kept at one end, nothing at the other
-_MOST = 0.9999  # of the most that is forecast: where it counts as reached
+_LEAST_STEP = 0.001  # of the logarithm of the thresholds, until the target lies between two sizes
+_GROWTH = 1.5  # of the least step, per try
+_RANGE = 20.0  # largest shift tried: everything is kept at one end, nothing at the other
+_MOST = 0.9999  # of the largest estimate: counts as reached
 _HALVINGS = 40
-_SAME = 1e-4  # shifts that are nearer than this part only what is equal
-_PAST_MOST = 0.98  # of the largest size: where so little is found by keeping more, no more is to be had
+_SAME = 1e-4  # shifts nearer than this separate equal entries only
+_PAST_MOST = 0.98  # of the largest size: a size below this after keeping more ends the search
 
 Size = Callable[[Sequence[Quantisation]], int]
 
 
 class Found(NamedTuple):
-    """The bytes found at a shift of the logarithm of all thresholds."""
+    """The bytes at a shift of the logarithm of all thresholds."""
 
     shift: float
     size: int
 
 
 def scaled(quantised: Sequence[Quantisation], by: float) -> list[Quantisation]:
-    """Returns the same with all thresholds multiplied by e^by."""
+    """Returns the quantisation with all thresholds multiplied by e^by."""
     factor = np.float32(math.exp(by))
     return [replace(kept, thresholds=kept.thresholds * factor) for kept in quantised]
 
 
 def fit_to_size(
-    quantised: Sequence[Quantisation], size: Size, size_estimate: SizeEstimate, least: int, target: int
+    quantised: Sequence[Quantisation], size: Size, estimate: SizeEstimate, least: int, target: int
 ) -> tuple[list[Quantisation], int]:
-    """Returns what is kept at the size nearest below the target, and that size.
+    """Returns the quantisation whose size is nearest below the target, and that size.
 
-    size: the bytes of the artifact. forecast: how they will change, in proportion, but for the `least` that
-    the artifact takes with nothing kept. The target is more than that.
+    size: measures the bytes of the artifact. estimate: is about proportional to those bytes beyond `least`,
+    the bytes of the artifact with nothing kept. The target is larger than `least`.
     """
     below: Found | None = None  # the nearest size at most the target
     above: Found | None = None
@@ -69,13 +69,11 @@ def fit_to_size(
             break
         aim = target * (1 + _ENOUGH) / 2
         if below is None or above is None:
-            shift = _next_step(found, size_estimate, least, aim, tried)
-        else:  # by turns, as the forecast may be far off
-            shift = (
-                (below.shift + above.shift) / 2 if halve else _next_between(below, above, size_estimate, aim)
-            )
+            shift = _next_step(found, estimate, least, aim, tried)
+        else:  # alternately, as the estimate may be far off
+            shift = (below.shift + above.shift) / 2 if halve else _next_between(below, above, estimate, aim)
             halve = not halve
-    if below is None:  # the file's own parts take nearly all
+    if below is None:  # the file without kept entries takes nearly all
         nothing = [replace(kept, thresholds=np.full_like(kept.thresholds, np.inf)) for kept in quantised]
         return nothing, size(nothing)
     fitted = scaled(quantised, below.shift)
@@ -87,7 +85,7 @@ def fit_to_size(
 def _between(
     less: list[Quantisation], found: int, more: list[Quantisation], size: Size, target: int
 ) -> tuple[list[Quantisation], int]:
-    """Returns the first rows by the thresholds that keep more, as many as the target takes; and the size."""
+    """Returns `more` for as many first rows as the target allows, `less` for the others; and the size."""
     best, rows, beyond = (less, found), 0, 1 + sum(len(kept.thresholds) for kept in less)
     while beyond - rows > 1 and best[1] < _ENOUGH * target:
         middle = (rows + beyond) // 2
@@ -101,7 +99,7 @@ def _between(
 
 
 def _mixed(less: Sequence[Quantisation], more: Sequence[Quantisation], rows: int) -> list[Quantisation]:
-    """Returns `more` for the first rows, counted over all units, and `less` for the others."""
+    """Returns `more` for the first rows, counted over all tensors, and `less` for the others."""
     mixed = []
     for one, two in zip(less, more, strict=True):
         taken = min(max(rows, 0), len(one.thresholds))
@@ -112,36 +110,36 @@ def _mixed(less: Sequence[Quantisation], more: Sequence[Quantisation], rows: int
 
 
 def meets_target(found: int, target: int) -> bool:
-    """Returns whether a size is the target as it is promised: at most that, and at least 97 % of it."""
+    """Returns whether a size is at most the target and at least 97 % of it."""
     return _LEAST_SHARE * target <= found <= target
 
 
-def _next_step(found: Found, size_estimate: SizeEstimate, least: int, aim: float, tried: int) -> float:
-    """Returns where the forecast, as many times as large as was found, is the aim; a step away at least.
+def _next_step(found: Found, estimate: SizeEstimate, least: int, aim: float, tried: int) -> float:
+    """Returns the shift at which the estimate, scaled to the size found, is the aim; at least a step away.
 
-    Where the most is too little, everything is tried.
+    If the largest estimate is below the aim, the shift keeps everything.
     """
-    here, most = size_estimate(found.shift), _MOST * size_estimate(-_RANGE)
+    here, most = estimate(found.shift), _MOST * estimate(-_RANGE)
     if found.size < aim and here >= most:
         return -_RANGE
     wanted = min(here * (aim - least) / max(found.size - least, 1), most)
-    step = _shift_of(size_estimate, wanted, -_RANGE, _RANGE) - found.shift
+    step = _shift_of(estimate, wanted, -_RANGE, _RANGE) - found.shift
     shortest = math.copysign(_LEAST_STEP * _GROWTH**tried, found.size - aim)
     return max(-_RANGE, found.shift + (step if step / shortest > 1 else shortest))
 
 
-def _next_between(below: Found, above: Found, size_estimate: SizeEstimate, aim: float) -> float:
-    """Returns where the forecast lies as the aim does between the two, but never near an end."""
+def _next_between(below: Found, above: Found, estimate: SizeEstimate, aim: float) -> float:
+    """Returns the shift at which the estimate interpolates to the aim, kept away from both ends."""
     part = (aim - below.size) / (above.size - below.size)
-    low, high = size_estimate(below.shift), size_estimate(above.shift)
-    shift = _shift_of(size_estimate, low + part * (high - low), above.shift, below.shift)
+    low, high = estimate(below.shift), estimate(above.shift)
+    shift = _shift_of(estimate, low + part * (high - low), above.shift, below.shift)
     width = below.shift - above.shift
     return min(max(shift, above.shift + 0.1 * width), below.shift - 0.1 * width)
 
 
-def _shift_of(size_estimate: SizeEstimate, wanted: float, low: float, high: float) -> float:
-    """Returns the largest shift between the two where so much is forecast, or the first of them."""
+def _shift_of(estimate: SizeEstimate, wanted: float, low: float, high: float) -> float:
+    """Returns the largest shift between `low` and `high` with an estimate of `wanted`, or `low`."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if size_estimate(middle) >= wanted else (low, middle)
+        low, high = (middle, high) if estimate(middle) >= wanted else (low, middle)
     return low

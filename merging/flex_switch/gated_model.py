@@ -1,8 +1,8 @@
-"""The model whose weights pass their gates, once for each shard of a batch.
+"""A model whose weights pass their gates, replicated for the shards of a batch.
 
-All replicas share one storage of weights, so these are written once a step. A replica's gradients are
-turned into the few sums that are learned from as soon as autograd has them, and dropped: no more than one
-tensor's gradient is held a shard, and of the graph nothing an entry of the delta.
+All replicas share the storage of the weights, which are written once per step. A replica reduces the gradient
+of a tensor to the few sums that training needs as soon as autograd has computed it. So each shard holds the
+gradient of one tensor at most, and the graph holds nothing per entry of the delta.
 """
 
 from collections import Counter
@@ -20,15 +20,15 @@ Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
 
 
 class GatedModel:
-    """A model and its units; the gates that were set last are those that slopes are by.
+    """A model and its gated tensors. Gradients are with respect to the gates that were set last.
 
-    weights: of each unit, None where the model lacks it.
+    weights: of each tensor, or None if the model lacks it.
     """
 
     def __init__(
         self, model: nn.Module, tensors: Sequence[DeltaRows], names: Mapping[str, str], shards: int
     ) -> None:
-        """Takes a model that holds the base's weights; names: unit → the model's name, where it has it."""
+        """Takes a model with the base's weights. names: tensor → parameter, for those that the model has."""
         self.model = model.requires_grad_(False)
         state = model.state_dict(keep_vars=True)
         weights = [state[names[tensor.name]] if tensor.name in names else None for tensor in tensors]
@@ -37,30 +37,30 @@ class GatedModel:
             for tensor, weight in zip(tensors, weights, strict=True)
         ]
         self.gates: list[Gates] = []
-        learned = {
+        trained = {
             number: weight for number, weight in enumerate(weights) if isinstance(weight, nn.Parameter)
         }
-        self._replicas = [_Replica(self, model, learned) for _ in range(shards)]
+        self._replicas = [_Replica(self, model, trained) for _ in range(shards)]
 
     def backward_all(
         self, losses: Sequence[Loss], parallel_map: ParallelMap
     ) -> list[tuple[float, list[GateGradients | None]]]:
-        """Runs shards forward and back; returns each one's loss, and by unit the slopes, None without any."""
+        """Returns each shard's loss and the gradients of each tensor's gates, or None if it has none."""
         return parallel_map(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
 
 
 class _Replica:
-    """The model again: every tensor shared, the units' as leaves of this replica's own graph."""
+    """A copy of the model that shares every tensor; gated ones are leaves of the copy's own graph."""
 
-    def __init__(self, gated: GatedModel, model: nn.Module, learned: Mapping[int, nn.Parameter]) -> None:
+    def __init__(self, gated: GatedModel, model: nn.Module, trained: Mapping[int, nn.Parameter]) -> None:
         self._gated = gated
         self._model = replica(model)
-        leaves = {id(weight): nn.Parameter(weight.data) for weight in learned.values()}
+        leaves = {id(weight): nn.Parameter(weight.data) for weight in trained.values()}
         for module in list(self._model.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if id(parameter) in leaves:
                     setattr(module, name, leaves[id(parameter)])
-        for number, weight in learned.items():
+        for number, weight in trained.items():
             hook = self._reducer(number)
             leaves[id(weight)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         _make_embeddings_sparse(self._model)
@@ -84,7 +84,7 @@ class _Replica:
 
 
 def _make_embeddings_sparse(model: nn.Module) -> None:
-    """Lets tables of embeddings that nothing else uses have gradients of the rows in the batch alone."""
+    """Makes the gradients of embeddings sparse, unless the table is shared with another module."""
     uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     for module in model.modules():
         if isinstance(module, nn.Embedding) and uses[id(module.weight)] == 1:

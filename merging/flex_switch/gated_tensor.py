@@ -1,6 +1,6 @@
-"""One tensor's weights under its gates: written before a forward pass, asked for sums after a backward pass.
+"""One tensor's weights under its gates: written before a forward pass, reduced after a backward pass.
 
-On the CPU the passes are compiled; on another device they are torch operations over a few rows at a time.
+On the CPU the passes are compiled; on other devices they are torch operations on a few rows at a time.
 """
 
 from typing import NamedTuple, Protocol
@@ -16,13 +16,13 @@ from flexswitch.merging.flex_switch.gates import apply_gates, reduce_gradient
 
 Doubles = NDArray[np.float64]
 
-_DEVICE_ENTRIES = 1 << 24  # worked on at once on a GPU
+_DEVICE_ENTRIES = 1 << 24  # processed at once on a GPU
 
 
 class Gates(NamedTuple):
-    """What decides a unit's values. thresholds: (row,), width: both in the units of the weights.
+    """The gates of a tensor. thresholds: (row,); width: of the gate; both on the scale of the weights.
 
-    bits, scales, shares: (candidate,), the bit-widths that are mixed.
+    bits, scales, shares: (candidate,), of the bit-widths that are mixed.
     """
 
     thresholds: FloatArray
@@ -33,14 +33,14 @@ class Gates(NamedTuple):
 
 
 class GateCounts(NamedTuple):
-    """Of each row (row,): the entries that pass the gates, and −Σ ∂gate/∂threshold."""
+    """Per row, (row,): the number of entries that pass the gates, and −Σ ∂gate/∂threshold."""
 
     kept: NDArray[np.int64]
     slopes: Doubles
 
 
 class GateGradients(NamedTuple):
-    """Derivatives of a loss by thresholds (row,), scales and shares (candidate,)."""
+    """Derivatives of a loss with respect to thresholds (row,), scales and shares (candidate,)."""
 
     by_threshold: Doubles
     by_scale: Doubles
@@ -48,22 +48,22 @@ class GateGradients(NamedTuple):
 
 
 class GatedTensor(Protocol):
-    """The weights of one unit."""
+    """The weights of one tensor."""
 
     def apply(self, gates: Gates) -> GateCounts:
         """Writes base + gated values into the weights, in place."""
 
     def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
-        """Returns what the gradient by the weights says of the gates, as they were last applied."""
+        """Returns the gradient of the gates that were applied last, given that of the weights."""
 
 
 def gated_weights(tensor: DeltaRows, weights: Tensor) -> GatedTensor:
-    """Returns a unit's weights under gates; `weights` is the model's own tensor and holds the base."""
+    """Returns a tensor's weights under gates. weights: the model's own tensor, with the base's values."""
     return (CompiledGatedTensor if weights.device.type == "cpu" else DeviceGatedTensor)(tensor, weights)
 
 
 class CompiledGatedTensor:
-    """By compiled passes, float32 on the CPU."""
+    """Uses compiled passes; float32 on the CPU."""
 
     def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
         self._tensor = tensor
@@ -109,7 +109,7 @@ class CompiledGatedTensor:
 
 
 class DeviceGatedTensor:
-    """By torch operations on the weights' own device; sums in float64."""
+    """Uses torch operations on the weights' device; sums are float64."""
 
     def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
         self._weights = weights.detach().view(-1, tensor.columns)
@@ -153,7 +153,7 @@ class DeviceGatedTensor:
         )
 
     def _gated(self, gates: Gates, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns some rows' delta, their distances from the threshold in widths, and what passes."""
+        """Returns some rows' delta, its distances from the threshold in widths, and which entries pass."""
         delta = self._delta[part]
         thresholds = torch.from_numpy(gates.thresholds[part]).to(delta.device)[:, None]
         distances = torch.where(delta == 0, torch.inf, (delta.abs() - thresholds).abs() / gates.width)
@@ -163,7 +163,7 @@ class DeviceGatedTensor:
 def _touched_rows(
     gradient: Tensor, tensor: DeltaRows
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
-    """Returns a sparse gradient's rows, flat; of those the unit has, their places there and in the unit."""
+    """Returns a sparse gradient's values, and the places of the changed rows in it and in the tensor."""
     whole = gradient.coalesce()
     touched = whole.indices()[0].numpy()
     own = np.searchsorted(tensor.rows, touched)
@@ -192,6 +192,6 @@ def _by_scale(values: Tensor, quantised: Tensor, bits: int, scale: float) -> Ten
 
 
 def _kernel(distances: Tensor) -> Tensor:
-    """Returns the slope of the sigmoid."""
+    """Returns the derivative of the sigmoid."""
     e = torch.exp(-distances)
     return e / (1 + e).square()

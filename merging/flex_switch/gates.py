@@ -1,9 +1,9 @@
-"""Compiled passes over one tensor's delta: what its gates keep, and what a gradient says of them.
+"""Compiled passes over one tensor's delta: apply its gates, and reduce a gradient to the gates.
 
 An entry of the delta τ passes its gate where |τ| is above its row's threshold, and then takes the value
 v = Σ_b π_b·Q_b(τ), a mixture over candidate bit-widths b. Forward the gate is hard; backward it is the
 sigmoid σ((|τ| − threshold) / width), whose slope is the kernel of these passes (straight-through).
-Thresholds and widths are in the units of the weights here.
+Thresholds and widths are on the scale of the weights here.
 Source: Gao et al. 2026 (arXiv 2604.28109), LGS and BAS; docs/methods.md §4.
 """
 
@@ -38,9 +38,9 @@ def apply_gates(
     kept: Integers,
     slopes: Doubles,
 ) -> None:
-    """Writes base + gated values to `weights`; counts each row's kept entries and adds up its gates' slopes.
+    """Writes base + gated values to `weights`, and each row's number of kept entries and slope of its gates.
 
-    base, delta: (row · columns,) float32, the rows that changed. rows: (row,), where they lie in `weights`,
+    base, delta: (row · columns,) float32, the rows that changed. rows: (row,), their numbers in `weights`,
     the whole tensor. thresholds: (row,). bits, scales, shares: (candidate,). kept, slopes: (row,), the number
     of kept entries, and −Σ ∂gate/∂threshold.
     """
@@ -87,7 +87,7 @@ def reduce_gradient(
     by_scale: Doubles,
     by_share: Doubles,
 ) -> None:
-    """Adds the derivatives of a loss by thresholds, scales and shares, given that by the weights.
+    """Adds the derivatives of a loss by thresholds, scales and shares, given the gradient of the weights.
 
     gradient: the whole tensor, flat. delta, rows and the rest: see `apply_gates`. by_threshold: (row,).
     by_scale, by_share: (candidate,).
@@ -133,7 +133,7 @@ def reduce_gradient(
 
 @compiled
 def _quantised(value: np.float32, bits: int, scale: np.float32) -> Any:
-    """Returns the nearest of the 2^bits even values in [−scale, scale]; zero is none of them."""
+    """Returns the nearest of the 2^bits evenly spaced values in [−scale, scale], which exclude zero."""
     if bits == 1:
         return scale if value > 0 else -scale
     steps = np.float32((1 << bits) - 1)
@@ -164,7 +164,7 @@ def _add_quantised(
 
 @compiled
 def _by_scale(value: np.float32, quantised: np.float32, bits: int, scale: np.float32) -> Any:
-    """Returns the derivative of `_quantised` by the scale, rounding taken straight through."""
+    """Returns the derivative of `_quantised` with respect to the scale, rounding being straight-through."""
     if bits == 1 or abs(value) >= scale:
         return np.divide(quantised, scale)
     return np.divide(quantised - value, scale)
@@ -172,7 +172,7 @@ def _by_scale(value: np.float32, quantised: np.float32, bits: int, scale: np.flo
 
 @compiled
 def _fill_kernel(distances: FloatArray) -> None:
-    """Replaces each x ≥ 0 by σ'(x) = e / (1 + e)², e = exp(−x); by 0 from `_FAR` on."""
+    """Replaces each x ≥ 0 with σ'(x) = e / (1 + e)², e = exp(−x), and with 0 from `_FAR` on."""
     one = np.float32(1)
     for index in range(distances.size):
         distance = distances[index]
@@ -196,7 +196,7 @@ def _fill_kernel(distances: FloatArray) -> None:
 
 @compiled
 def _sum(values: FloatArray, sums: Doubles) -> np.float64:
-    """Returns the sum in float64, added up in an order that depends on the number of values alone."""
+    """Returns the sum in float64, in an order that depends only on the number of values."""
     sums[:] = 0
     whole = values.size // _LANES * _LANES
     for start in range(0, whole, _LANES):

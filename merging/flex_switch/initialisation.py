@@ -1,6 +1,7 @@
-"""Where learning starts: a share of every unit at the size asked for, fitted to the real codecs.
+"""The initialisation of a training: which entries are kept at the target size, and their scales.
 
-What is kept of a unit stands for all of it: its scale is larger than that of least squared error.
+Sizes are fitted to the real codecs. Scales are larger than those of least squared error, to compensate the
+norm of the entries that are left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +20,19 @@ from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 Doubles = NDArray[np.float64]
 
 _ROUNDS = 3
-# A unit that the allocation drops starts by keeping this share, so that its gates have a slope.
+# Share kept at first of a tensor that the allocation drops, so that its gates have a slope.
 _LEAST_DENSITY = 1e-4
 _FIRST_LOGIT = 4.0
 _POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_FIRST_POWER = 5  # place of the one that is tried first
+_FIRST_POWER = 5  # index of the power that is tried first
 
 
 def allocated(
     tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable], target: float, sizer: ArtifactSizer
 ) -> tuple[list[Quantisation], Doubles]:
-    """Returns what the allocation keeps in about `target` bits, and each unit's factor (rate.py).
+    """Returns the allocation of about `target` bits, and each tensor's rate factor (rate.py).
 
-    The factors come from storing what is kept, a few times over.
+    The factors are measured by storing the allocation, repeated a few times.
     """
     factors = np.full(len(tensors), FIRST_FACTOR)
     for _ in range(_ROUNDS):
@@ -43,7 +44,7 @@ def allocated(
 def relative(
     tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable]
 ) -> list[RateDistortionTable]:
-    """Returns the choices with errors in units of each tensor's mean square."""
+    """Returns the tables with errors relative to each tensor's mean square."""
     return [
         replace(table, errors=table.errors / tensor.rms**2)
         for tensor, table in zip(tensors, tables, strict=True)
@@ -57,9 +58,9 @@ def uniform(
     target: float,
     factors: Doubles,
 ) -> list[Quantisation]:
-    """Returns the same share kept of every unit in about `target` bits.
+    """Returns a quantisation of about `target` bits that keeps the same share of every tensor.
 
-    In the least of the bit-widths, or in the next one where no share of those takes so many.
+    It uses the smallest bit-width at which some share takes that many bits.
     """
 
     def rows_at(share: float, width: int) -> list[int]:
@@ -75,7 +76,7 @@ def uniform(
 
     low = 0.0
     for width in widths.tolist():
-        high = 2**width / (1 + 2**width)  # to keep a larger share takes fewer bits, not more
+        high = 2**width / (1 + 2**width)  # keeping a larger share takes fewer bits, not more
         if bits_at(high, width) > target:
             break
     else:
@@ -94,35 +95,37 @@ def best_norm_compensation(
     kept: Sequence[Quantisation],
     loss: Callable[[Sequence[Quantisation]], float],
 ) -> tuple[float, list[Quantisation]]:
-    """Returns the least loss of `compensate_norm` over the powers tried, and what is kept then.
+    """Returns the least loss of `compensate_norm` over the powers tried, and its quantisation.
 
-    Powers are tried up and down from one that is near the best at most sizes, while the loss falls.
+    Powers are tried up and down from one that is near the best at most sizes, as long as the loss falls.
     """
-    grown = [compensate_norm(tables, kept, power) for power in _POWERS]
-    best, least = _FIRST_POWER, loss(grown[_FIRST_POWER])
+    compensated = [compensate_norm(tables, kept, power) for power in _POWERS]
+    best, least = _FIRST_POWER, loss(compensated[_FIRST_POWER])
     for step in (1, -1):
-        while 0 <= best + step < len(grown) and (found := loss(grown[best + step])) < least:
+        while 0 <= best + step < len(compensated) and (found := loss(compensated[best + step])) < least:
             best, least = best + step, found
-    return least, grown[best]
+    return least, compensated[best]
 
 
 def compensate_norm(
     tables: Sequence[RateDistortionTable], kept: Sequence[Quantisation], power: float
 ) -> list[Quantisation]:
-    """Returns the same with larger scales, to make up for what is left out.
+    """Returns the quantisation with scales enlarged, to compensate for the entries that are left out.
 
-    Each grows by a power of Σ |τ| over that of what is kept: by its first, both sums would be equal, as DARE
-    has it for entries kept at random; by 0, the squared error is the least. What keeps nothing stands for
-    nothing, and has the scale that it would begin with.
+    Each scale is multiplied by a power of Σ |τ| over the kept Σ |τ|. Power 1 makes both sums equal, as DARE
+    does for entries kept at random; power 0 has the least squared error. A tensor that keeps nothing retains
+    its scale.
     """
-    grown = []
+    compensated = []
     for table, own in zip(tables, kept, strict=True):
         if own.thresholds[0] >= table.thresholds[0]:
-            grown.append(own)
+            compensated.append(own)
             continue
         mass = table.masses[_nearest(table, float(own.thresholds[0]), own.bits)]
-        grown.append(replace(own, scale=float(np.float32(own.scale * (table.masses.max() / mass) ** power))))
-    return grown
+        compensated.append(
+            replace(own, scale=float(np.float32(own.scale * (table.masses.max() / mass) ** power)))
+        )
+    return compensated
 
 
 def initial_parameters(
@@ -132,9 +135,9 @@ def initial_parameters(
     bits: NDArray[np.int64],
     by_rows: bool,
 ) -> Parameters:
-    """Returns the parameters that keep about what is kept, each candidate with its own best scale.
+    """Returns parameters that keep about the same entries.
 
-    That scale is as many times larger as the one of what is kept is than its own best.
+    Each candidate bit-width has its best scale times the norm compensation of the given quantisation.
     """
     starts = np.concatenate([[0], np.cumsum([len(tensor.rows) for tensor in tensors])]).astype(np.int64)
     free, rows = np.empty(len(tensors)), np.zeros(int(starts[-1]) if by_rows else 0)
@@ -142,9 +145,9 @@ def initial_parameters(
     for number, (tensor, table, own) in enumerate(zip(tensors, tables, kept, strict=True)):
         threshold = min(float(own.thresholds[0]), float(table.thresholds[_least_row(tensor, table)]))
         free[number] = inverse_softplus(max(threshold / tensor.rms, 1e-3))
-        growth = np.log(own.scale / scale_at(table, float(own.thresholds[0]), own.bits))
+        log_ratio = np.log(own.scale / scale_at(table, float(own.thresholds[0]), own.bits))
         for candidate, width in enumerate(bits.tolist()):
-            log_scales[number, candidate] = np.log(scale_at(table, threshold, width)) + growth
+            log_scales[number, candidate] = np.log(scale_at(table, threshold, width)) + log_ratio
             logits[number, candidate] = _FIRST_LOGIT * (width == own.bits)
     return Parameters(bits, starts, free, rows, log_scales, logits)
 
@@ -169,24 +172,24 @@ def _quantisation(tensor: DeltaRows, table: RateDistortionTable, row: int) -> Qu
 
 
 def _at_share(tensor: DeltaRows, table: RateDistortionTable, share: float, width: int) -> int:
-    """Returns the row of the choice of that bit-width that keeps no more than a share of the entries."""
+    """Returns the option of a bit-width that keeps the most entries, at most a share of them."""
     few = (table.kept == 0) | (table.bits == width)
     rows = np.flatnonzero(few & (table.kept <= share * tensor.entries))
     return int(rows[table.kept[rows].argmax()])
 
 
 def _least_row(tensor: DeltaRows, table: RateDistortionTable) -> int:
-    """Returns the row of the first choice that keeps something, and the least share."""
+    """Returns the option that keeps the fewest entries, but something and at least the least density."""
     rows = np.flatnonzero(table.kept >= max(1.0, _LEAST_DENSITY * tensor.entries))
     return int(rows[table.kept[rows].argmin()])
 
 
 def scale_at(table: RateDistortionTable, threshold: float, width: int) -> float:
-    """Returns the best scale of a bit-width where about this threshold is kept."""
+    """Returns the best scale of a bit-width at about this threshold."""
     return float(np.float32(table.scales[_nearest(table, threshold, width)]))
 
 
 def _nearest(table: RateDistortionTable, threshold: float, width: int) -> int:
-    """Returns the row of the choice of that bit-width that keeps something, at about this threshold."""
+    """Returns the option of a bit-width that keeps something and whose threshold is nearest."""
     rows = np.flatnonzero((table.bits == width) & (table.kept > 0))
     return int(rows[np.abs(table.thresholds[rows] - np.float32(threshold)).argmin()])

@@ -1,4 +1,4 @@
-"""What a compressed model is held to: the fine-tuned model's answers, its features, or the labels."""
+"""Training objectives: the fine-tuned model's answers, its features, or the labels."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ Precision = Literal["float32", "bfloat16"]
 class Targets:
     """Examples with the fine-tuned model's answers.
 
-    answers: one tensor an example, (column,), or (token, vocabulary) of its own tokens in float16.
+    answers: one tensor per example, (column,), or (token, vocabulary) without padding, in float16.
     """
 
     examples: Examples
@@ -35,36 +35,36 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """`kl`: the divergence of the answers; `mse`: of the pooled features; `task`: the loss on labels."""
+    """`kl`: divergence of the answers; `mse`: error of the pooled features; `task`: loss on labels."""
 
     goal: Goal
     adapter: Adapter
     device: str
     precision: Precision = "float32"
-    # A tokenizer keeps its padding and its cut inside itself, so only one thread may call it at a time.
-    _alone: AbstractContextManager[Any] = field(default_factory=Lock)
+    # A tokenizer stores padding and truncation in itself, so only one thread may call it at a time.
+    _tokenizer_lock: AbstractContextManager[Any] = field(default_factory=Lock)
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
-        """Returns some examples as the tensors that the model takes."""
+        """Returns the model's input tensors for some examples."""
         inputs = examples.take(np.asarray(rows, np.int64)).inputs
-        with self._alone:
+        with self._tokenizer_lock:
             batch = self.adapter.batch(inputs)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def precise(self) -> AbstractContextManager[Any]:
-        """Returns the context of a step's forward pass: products in the precision that was asked for."""
+        """Returns the context of a step's forward pass, which sets the precision of matrix products."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns the model's answers, or with `mse` its features, (sample, …)."""
+        """Returns the model's answers, or its features for `mse`, (sample, …)."""
         if self.goal == "mse":
             return self.adapter.features(model, batch, "pooled")
         return self.adapter.logits(model, batch)
 
     def loss(self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
-        """Returns what is to fall, a scalar in float32. Raises: UsageError where it is not defined."""
+        """Returns the loss, a float32 scalar. Raises: UsageError if it is not defined."""
         if self.goal == "task" and targets.kind != "features":
             labels = targets.examples.labels
             chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
@@ -81,7 +81,7 @@ class Objective:
     def agreement(
         self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[int, int]:
-        """Returns how many answers are the fine-tuned model's, of how many; of features none are counted."""
+        """Returns the number of answers equal to the fine-tuned model's, and of all; (0, 0) for features."""
         if targets.kind == "features":
             return 0, 0
         expected, mask = self._expected(found, targets, rows, batch)
@@ -101,7 +101,7 @@ class Objective:
 
 
 def joined(one: Targets, two: Targets) -> Targets:
-    """Returns the examples of both, without labels."""
+    """Returns the examples of both targets, without labels."""
     if isinstance(one.examples.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([one.examples.inputs, two.examples.inputs])
     else:
@@ -112,7 +112,7 @@ def joined(one: Targets, two: Targets) -> Targets:
 def answers_of(
     objective: Objective, model: nn.Module, config: Mapping[str, Any], examples: Examples, rows: Sequence[int]
 ) -> Targets:
-    """Returns some examples with a model's answers."""
+    """Returns some examples with a model's answers as targets."""
     batch = objective.batch(examples, rows)
     with torch.inference_mode():
         found = objective.outputs(model, batch)

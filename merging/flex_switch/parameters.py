@@ -1,4 +1,4 @@
-"""The few numbers that are learned for each unit, and Adam over them."""
+"""The few trained parameters of each tensor, and Adam."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ _FREE_RANGE = (-12.0, 60.0)
 
 @dataclass(eq=False)
 class Parameters:
-    """free: (unit,), softplus of it is a unit's threshold in units of its RMS.
+    """free: (tensor,), whose softplus is a tensor's threshold in multiples of its RMS.
 
-    rows: what each row adds to its unit's, all units' rows in a line, or empty where a unit has but one
-    threshold; starts: (unit + 1,), where each unit's rows begin. log_scales, logits: (unit, candidate). bits:
-    (candidate,).
+    rows: what each row adds to `free`, for the rows of all tensors, or empty with one threshold per tensor.
+    starts: (tensor + 1,), the first row of each tensor in `rows`. log_scales, logits: (tensor, candidate).
+    bits: (candidate,).
     """
 
     bits: NDArray[np.int64]
@@ -33,35 +33,35 @@ class Parameters:
     logits: Doubles
 
     def arrays(self) -> dict[str, Doubles]:
-        """Returns the arrays that are learned, by name; they are changed in place."""
+        """Returns the trained arrays by name; they are changed in place."""
         return {"free": self.free, "rows": self.rows, "log_scales": self.log_scales, "logits": self.logits}
 
     def rows_of(self, number: int) -> slice:
-        """Returns where a unit's rows lie in `rows`."""
+        """Returns the slice of a tensor's rows in `rows`."""
         return slice(int(self.starts[number]), int(self.starts[number + 1]))
 
     def of_rows(self, tensor: DeltaRows, number: int) -> Doubles:
-        """Returns a unit's free thresholds, (row,)."""
+        """Returns the free thresholds of a tensor's rows, (row,)."""
         own = np.full(len(tensor.rows), self.free[number])
         return own + self.rows[self.rows_of(number)] if len(self.rows) else own
 
     def thresholds(self, tensor: DeltaRows, number: int) -> FloatArray:
-        """Returns a unit's thresholds in the units of its weights, (row,)."""
+        """Returns a tensor's thresholds on the scale of its weights, (row,)."""
         return (np.logaddexp(0, self.of_rows(tensor, number)) * tensor.rms).astype(np.float32)
 
     def by_free(self, tensor: DeltaRows, number: int, by_threshold: Doubles) -> Doubles:
-        """Returns the derivatives by a unit's free thresholds, given those by its rows', (row,)."""
+        """Returns the derivatives by free thresholds, given those by thresholds, (row,)."""
         slope = tensor.rms / (1 + np.exp(-self.of_rows(tensor, number)))  # softplus' is the sigmoid
         return np.asarray(by_threshold * slope)
 
     def shares(self, number: int, temperature: float) -> Doubles:
-        """Returns π = softmax(logits / temperature) of a unit, (candidate,)."""
+        """Returns π = softmax(logits / temperature) of a tensor, (candidate,)."""
         scaled = self.logits[number] / temperature
         powers = np.exp(scaled - scaled.max())
         return np.asarray(powers / powers.sum())
 
     def quantised(self, tensors: Sequence[DeltaRows]) -> list[Quantisation]:
-        """Returns what each unit keeps: hard gates, and the bit-width of the largest share."""
+        """Returns each tensor's quantisation: hard gates, and the bit-width of the largest share."""
         chosen = self.logits.argmax(1)
         return [
             Quantisation(
@@ -77,8 +77,8 @@ class Parameters:
 class Adam:
     """Adam (Kingma & Ba 2015, arXiv 1412.6980) in float64 over named arrays, its moments by name.
 
-    Entries of a group, its starts given by the array's name, share the mean of their squared slopes: what is
-    small beside the others of its group is taken for noise, and moves little.
+    groups: array name → first entries of its groups. Entries of a group share the mean of their squared
+    gradients, so that gradients that are small within their group, which are mostly noise, move little.
     """
 
     count: int = 0
@@ -86,7 +86,7 @@ class Adam:
     groups: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def update(self, arrays: dict[str, Doubles], slopes: dict[str, Doubles], rates: dict[str, float]) -> None:
-        """Moves each array in place against its slope."""
+        """Moves each array in place against its gradient."""
         self.count += 1
         for name, array in arrays.items():
             mean, square = self.moments.setdefault(name, (np.zeros_like(array), np.zeros_like(array)))
@@ -106,10 +106,10 @@ class Adam:
 
 
 def clip_free(free: Doubles) -> None:
-    """Keeps free thresholds, in place, where softplus and its slope are numbers that can still move."""
+    """Clips free thresholds in place to where softplus and its derivative don't vanish or overflow."""
     np.clip(free, *_FREE_RANGE, out=free)
 
 
 def inverse_softplus(threshold: float) -> float:
-    """Returns the free number whose softplus is a positive threshold."""
+    """Returns the number whose softplus is `threshold`, which is positive."""
     return float(threshold + np.log(-np.expm1(-threshold)))

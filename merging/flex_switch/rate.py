@@ -1,8 +1,8 @@
-"""How many bytes the codecs will take for a mask and its levels, fitted to what they took.
+"""The estimated size of a mask and its levels, fitted to the size that the codecs need.
 
-The estimate is each row's entropy, n·H₂(p) + kept·bits, since the codec `context` learns the densities of
-rows, and empty rows are left out behind flags. A factor a unit, real over estimated, is measured by storing
-what is kept so far.
+The estimate is each row's entropy, n·H₂(p) + kept·bits, since the codec `context` adapts to the densities of
+rows and flags empty rows. A factor for each tensor, real over estimated bits, is measured by storing the
+current quantisation.
 Source: docs/methods.md §4 (the rate R); Gao et al. 2026 (arXiv 2604.28109), SASS.
 """
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
 
-RECORD_BITS = 8 * 32.0  # what a tensor's record takes in an artifact's table
+RECORD_BITS = 8 * 32.0  # of a tensor's record in an artifact's table
 _FACTOR_RANGE = (0.3, 3.0)
 FIRST_FACTOR = 0.85
 
 
 class Rate(NamedTuple):
-    """Estimated bits of one unit, and their derivatives by its rows' thresholds and by its shares."""
+    """Estimated bits of one tensor, and their derivatives with respect to its thresholds and shares."""
 
     bits: float
     by_threshold: Doubles
@@ -27,7 +27,7 @@ class Rate(NamedTuple):
 
 
 def row_entropy(kept: NDArray[np.int64], columns: int) -> float:
-    """Returns the bits of the masks of rows that keep so many entries of `columns` each, (row,)."""
+    """Returns the entropy in bits of the masks of rows. kept: (row,), entries kept of `columns` each."""
     share = kept / columns
     inside = share[(share > 0) & (share < 1)]
     return float(columns * -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum())
@@ -41,10 +41,10 @@ def rate_of(
     shares: Doubles,
     factor: float,
 ) -> Rate:
-    """Returns a unit's rate, `kept` and `slopes` as `apply_gates` gives them."""
+    """Returns a tensor's rate. kept, slopes: as `apply_gates` writes them."""
     mean_bits = float(shares @ bits)
     total = int(kept.sum())
-    # A row that keeps nothing yet is taken as if it kept half an entry, so that it still has a slope.
+    # A row that keeps nothing counts as half an entry, so that it has a slope.
     share = np.clip(kept / columns, 0.5 / columns, 1 - 0.5 / columns)
     by_kept = np.log2((1 - share) / share) + mean_bits
     found = factor * (row_entropy(kept, columns) + total * mean_bits) + RECORD_BITS
@@ -54,7 +54,7 @@ def rate_of(
 def fitted_factor(
     stored_bytes: int, kept: NDArray[np.int64], columns: int, bits: int, before: float
 ) -> float:
-    """Returns real over estimated bits of what is stored; `before` where too little is kept to tell."""
+    """Returns the real over the estimated bits of a stored tensor, or `before` if too little is kept."""
     estimated = row_entropy(kept, columns) + int(kept.sum()) * bits
     if estimated < RECORD_BITS:
         return before

@@ -1,7 +1,7 @@
-"""What keeping the largest entries of a unit costs and leaves out, for every density and bit-width at once.
+"""Rate–distortion tables: the error of keeping a tensor's largest entries, by density and bit-width.
 
-A histogram over the bit patterns of |τ| holds number, sum and sum of squares of each bin, so the squared
-error of any threshold and any even levels follows without another look at the entries.
+A histogram over the bit patterns of |τ| holds the count, sum and sum of squares of each bin, which give the
+squared error of any threshold and any evenly spaced levels without reading the entries again.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,9 @@ _SCALES = 12  # candidates of a scale at two bits or more
 
 @dataclass(frozen=True, eq=False)
 class RateDistortionTable:
-    """What a unit can keep, a row for each choice; the first keeps nothing.
+    """The options of a tensor, all arrays (option,); the first option keeps nothing.
 
-    thresholds: entries above are kept. kept, bits, scales: what that gives. errors: ‖τ − τ̂‖². masses: Σ |τ|
-    of what is kept.
+    thresholds: entries above are kept. kept: their number. errors: ‖τ − τ̂‖². masses: Σ |τ| of kept entries.
     """
 
     thresholds: FloatArray
@@ -38,14 +37,14 @@ class RateDistortionTable:
 
 
 def rate_distortion_table(delta: FloatArray, bits: NDArray[np.int64]) -> RateDistortionTable:
-    """Returns the choices of (density, bit-width), each with its best scale."""
+    """Returns the options of density and bit-width, each with its best scale."""
     counts, sums, squares = np.zeros(_BINS, np.int64), np.zeros(_BINS), np.zeros(_BINS)
     _fill(delta.view(np.uint32), counts, sums, squares)
     found = np.flatnonzero(counts)[::-1]  # the largest magnitudes first
     edges = np.nextafter((found.astype(np.uint32) << _SHIFT).view(np.float32), np.float32(0))
     counts, sums, squares = counts[found], sums[found], squares[found]
     kept, total, masses = np.cumsum(counts), float(squares.sum()), np.cumsum(sums)
-    left = total - np.cumsum(squares)  # the error of what is dropped
+    left = total - np.cumsum(squares)  # the error of dropped entries
     wanted = np.geomspace(1, kept[-1], _DENSITIES)
     cuts = np.unique(np.minimum(np.searchsorted(kept, wanted), len(kept) - 1))
     # The threshold that keeps nothing is the largest magnitude, so that a lower one keeps something.
@@ -60,7 +59,7 @@ def rate_distortion_table(delta: FloatArray, bits: NDArray[np.int64]) -> RateDis
 
 
 def _best_scale(bits: int, counts: Integers, sums: Doubles, squares: Doubles) -> tuple[float, float]:
-    """Returns the scale of least squared error, of those tried, and that error."""
+    """Returns the scale with the least squared error of those tried, and that error."""
     kept, total = int(counts.sum()), float(sums.sum())
     mean = total / kept
     if bits == 1:
@@ -88,7 +87,7 @@ def _fill(patterns: NDArray[np.uint32], counts: Integers, sums: Doubles, squares
 def _quantisation_errors(
     bits: int, scales: Doubles, counts: Integers, sums: Doubles, squares: Doubles, errors: Doubles
 ) -> None:
-    """Writes the squared error of each scale; a bin is quantised as its mean."""
+    """Writes the squared error of each scale. All entries of a bin are quantised as its mean."""
     steps = (1 << bits) - 1
     for number in range(scales.size):
         error = np.float64(0)

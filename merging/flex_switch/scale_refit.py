@@ -1,4 +1,4 @@
-"""Fits scales anew once it is settled what is kept; the masks, and so the size, stay as they are."""
+"""Refits scales once the thresholds are fixed; masks do not change."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
 from flexswitch.merging.flex_switch.parameters import Adam
 from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates, summed
 
-# What is nearly right already is spoilt by the first, which is then followed by the next.
+# Tried in turn: a large rate moves away from scales that are nearly right.
 RATES = (0.01, 0.001, 0.0001)
 
 
@@ -25,7 +25,7 @@ def refit_scales(
     rate: float,
     parallel_map: ParallelMap,
 ) -> list[Quantisation]:
-    """Returns the same with scales moved by some steps of Adam, at a rate that falls from that to nothing."""
+    """Returns the quantisation with scales trained by Adam, at a rate that falls linearly to 0."""
     log_scales, adam = np.log([kept.scale for kept in quantised]), Adam()
     for step in range(steps):
         gates = hard_gates(tensors, _with_scales(quantised, np.exp(log_scales)))

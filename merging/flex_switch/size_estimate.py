@@ -1,7 +1,7 @@
-"""How a size will change as all thresholds are moved by one factor, without storing anything.
+"""Estimates how the size changes when all thresholds are multiplied by one factor, without storing anything.
 
-It is the estimate of allocation.py, read between the densities that were counted: no bytes, but near enough
-in proportion that a few real sizes lead to the one that is wanted.
+It interpolates the estimate of allocation.py between the densities of the tables. It is proportional enough
+to the real size that a few real sizes suffice to reach a target.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from flexswitch.merging.flex_switch.allocation import option_bits
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
-# The shift of log thresholds → about as many bits as what is then kept takes; more is never less.
+# Shift of log thresholds → estimated bits of the entries that are kept then; never increases.
 SizeEstimate = Callable[[float], float]
 
 _TINY = 1e-38
@@ -23,9 +23,10 @@ _TINY = 1e-38
 def size_estimate(
     tensors: Sequence[DeltaRows], tables: Sequence[RateDistortionTable], quantised: Sequence[Quantisation]
 ) -> SizeEstimate:
-    """Returns the forecast for what is kept, by the middle one of a unit's thresholds.
+    """Returns the size estimate of a quantisation, by the median of each tensor's thresholds.
 
-    Past the density that takes most it stays at the most: masks of nearly all entries take less again.
+    Above the density that takes the most bits it stays constant, though masks of nearly all entries take
+    fewer.
     """
     middles, curves = [], []
     for tensor, table, kept in zip(tensors, tables, quantised, strict=True):

@@ -1,4 +1,4 @@
-"""Reads the size that is asked for."""
+"""Reads a target size."""
 
 import re
 
@@ -7,7 +7,7 @@ from flexswitch.merging.task_vectors.model_directory import parse_size
 
 
 def target_bytes(text: str, parameters: int) -> int:
-    """Returns the bytes of `400KB`, `0.5%` of float32, or `0.16bpp` (bits a parameter). Raises: UsageError.
+    """Returns the bytes of `400KB`, `0.5%` of float32, or `0.16bpp` (bits per parameter). Raises: UsageError.
 
     >>> target_bytes("0.5%", 1_000_000), target_bytes("0.16bpp", 1_000_000), target_bytes("400KB", 1)
     (20000, 20000, 400000)
@@ -18,8 +18,8 @@ def target_bytes(text: str, parameters: int) -> int:
             return parse_size(text)
         except UsageError as reason:
             raise UsageError(
-                f"target size '{text}': expected bytes (400KB), a share of float32 (0.5%) or bits a "
-                "parameter (0.16bpp)"
+                f"target size '{text}': expected bytes (400KB), a share of float32 (0.5%) or bits "
+                "per parameter (0.16bpp)"
             ) from reason
     bits = float(share[1]) * (0.32 if share[2] == "%" else 1)
     return round(bits * parameters / 8)

@@ -1,4 +1,4 @@
-"""The state of a learning on disk, so that one that was interrupted goes on where it stopped."""
+"""Training checkpoints: the state of a training on disk, from which an interrupted one continues."""
 
 import json
 from collections.abc import Mapping
@@ -14,38 +14,38 @@ from flexswitch.merging.compression.plan import CheckpointFile, Progress
 from flexswitch.merging.flex_switch.training_step import TrainingState
 
 _SUFFIX = ".training"
-_SUMS = 3  # numbers that are held as "sums"
+_SUMS = 3  # how many numbers "sums" holds
 
 
 @dataclass(frozen=True)
 class TrainingCheckpoint(CheckpointFile):
-    """The state of a training on disk; run: what a state belongs to."""
+    """The file with the state of a training. run: identity of the training (`run_identity`)."""
 
     run: str = ""
 
     def restore(self, state: TrainingState) -> None:
-        """Puts the saved state into a learner, where there is one.
+        """Restores the state from the file, if it exists.
 
-        Raises: InputError where it is another run's, or damaged.
+        Raises: InputError if the file belongs to another run or is damaged.
         """
         if not self.path.exists():
             return
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                saved = {name: arrays[name] for name in arrays.files}
-            found = str(saved["run"])
-            _check_names(state, saved)
+                stored = {name: arrays[name] for name in arrays.files}
+            found = str(stored["run"])
+            _check_names(state, stored)
         except Exception as reason:  # numpy raises a dozen kinds on a damaged file
-            raise InputError(f"{self.path}: is damaged ({reason}); delete it to start anew") from reason
+            raise InputError(f"{self.path}: is damaged ({reason}); delete it to start again") from reason
         if found != self.run:
             raise InputError(
-                f"{self.path}: belongs to a learning of other inputs or with other settings; repeat that "
-                "one, or delete the file"
+                f"{self.path}: belongs to a training with other inputs or settings; repeat that one, or "
+                "delete the file"
             )
-        _put(state, saved)
+        _put(state, stored)
 
     def save(self, state: TrainingState) -> None:
-        """Writes the state, whole or not at all, if it is time to."""
+        """Writes the state, whole or not at all, every `every` steps."""
         if state.step % self.every:
             return
         with atomic_file(self.path, overwrite=True) as partial, partial.open("wb") as file:
@@ -53,7 +53,7 @@ class TrainingCheckpoint(CheckpointFile):
 
 
 def training_checkpoint_file(output: Path) -> Path:
-    """Returns where the state of an output's learning is kept."""
+    """Returns the path of an output's training checkpoint."""
     return output.with_name(output.name + _SUFFIX)
 
 
@@ -67,26 +67,28 @@ def _arrays(state: TrainingState) -> dict[str, NDArray[np.float64]]:
     return arrays
 
 
-def _check_names(state: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
-    """Raises: ValueError where something is missing, as when the end of a file, its directory, is damaged."""
+def _check_names(state: TrainingState, stored: Mapping[str, NDArray[np.float64]]) -> None:
+    """Raises: ValueError if an array is missing, as when the end of the file is damaged."""
     arrays = [name + part for name in state.parameters.arrays() for part in ("", ".mean", ".square")]
-    missing = {*arrays, "factors", "counts", "sums", "history"} - set(saved)
+    missing = {*arrays, "factors", "counts", "sums", "history"} - set(stored)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    if len(saved["sums"]) != _SUMS:
-        raise ValueError(f"it holds {len(saved['sums'])} sums, expected {_SUMS}: another version wrote it")
+    if len(stored["sums"]) != _SUMS:
+        raise ValueError(
+            f"it holds {len(stored['sums'])} sums, expected {_SUMS}: the file is from another version"
+        )
 
 
-def _put(state: TrainingState, saved: Mapping[str, NDArray[np.float64]]) -> None:
+def _put(state: TrainingState, stored: Mapping[str, NDArray[np.float64]]) -> None:
     for name, array in state.parameters.arrays().items():
-        array[:] = saved[name]
-        state.adam.moments[name] = (saved[f"{name}.mean"], saved[f"{name}.square"])
-    state.factors[:] = saved["factors"]
-    state.step, state.adam.count = map(int, saved["counts"])
-    state.slope_product, state.rate_square, state.step_size = map(float, saved["sums"])
-    state.history = [Progress(int(step), loss, bits) for step, loss, bits in saved["history"].tolist()]
+        array[:] = stored[name]
+        state.adam.moments[name] = (stored[f"{name}.mean"], stored[f"{name}.square"])
+    state.factors[:] = stored["factors"]
+    state.step, state.adam.count = map(int, stored["counts"])
+    state.slope_product, state.rate_square, state.step_size = map(float, stored["sums"])
+    state.history = [Progress(int(step), loss, bits) for step, loss, bits in stored["history"].tolist()]
 
 
 def run_identity(settings: Mapping[str, object], inputs: Mapping[str, object]) -> str:
-    """Returns what a state belongs to: any difference would lead elsewhere."""
+    """Returns the identity of a training: its settings and inputs as JSON."""
     return json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""What is recorded of a learned compression: how far the model was from the fine-tuned one, and is."""
+"""Training records: how far the model is from the fine-tuned one, before and after training."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ _DIGITS = 4
 
 
 def quality(data: TrainingData, parallel_map: ParallelMap) -> QualityRecord:
-    """Returns how the model, as it is now, compares with the fine-tuned one."""
-    learned = data.divergence(data.exemplars, parallel_map)
+    """Returns how the model's current weights compare with the fine-tuned model."""
+    trained = data.divergence(data.exemplars, parallel_map)
     held_out = data.divergence(data.held_out, parallel_map) if data.held_out is not None else (None, None)
     return QualityRecord(
-        divergence=_short(learned[0]),
-        agreement=_short(learned[1]),
+        divergence=_short(trained[0]),
+        agreement=_short(trained[1]),
         held_out_divergence=None if held_out[0] is None else _short(held_out[0]),
         held_out_agreement=None if held_out[1] is None else _short(held_out[1]),
     )
@@ -32,16 +32,16 @@ def training_record(
     history: Sequence[Progress],
     parameters: int,
 ) -> TrainingRecord:
-    """Returns the record of a learning; the curve is the mean over as many stretches of the steps."""
-    stretches = np.array_split(np.arange(len(history)), min(_CURVE_POINTS, max(1, len(history))))
+    """Returns the record of a training. Its curve holds means over successive ranges of steps."""
+    ranges = np.array_split(np.arange(len(history)), min(_CURVE_POINTS, max(1, len(history))))
     curve = [
         (
-            history[stretch[-1]].step,
-            _short(float(np.mean([history[step].loss for step in stretch]))),
-            _short(float(np.mean([history[step].bits for step in stretch])) / parameters),
+            history[part[-1]].step,
+            _short(float(np.mean([history[step].loss for step in part]))),
+            _short(float(np.mean([history[step].bits for step in part])) / parameters),
         )
-        for stretch in stretches
-        if len(stretch)
+        for part in ranges
+        if len(part)
     ]
     return TrainingRecord(
         exemplars=len(data.exemplars),

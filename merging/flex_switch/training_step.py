@@ -1,9 +1,10 @@
-"""Learns thresholds, scales and bit-widths by gradient, at the size asked for.
+"""Training steps: thresholds, scales and bit-widths by gradient, at a target size.
 
-Each step writes the weights under their gates, runs a batch's shards forward and back, and moves the few
-learned numbers by Adam. The size is held in two ways. The rate's slope is added with the multiplier that
-leaves no part of the loss's slope along it (least squares over the thresholds), so that the loss can only
-fall by moving bits between units. What drifts all the same is taken back by one shift of all thresholds.
+Each step writes the weights under their gates, runs the shards of a batch forward and backward, and updates
+the few parameters by Adam. The size is held in two ways. The gradient of the rate is added with the
+multiplier that removes the loss gradient's component along it (least squares over the thresholds), so that
+the loss can only fall by moving bits between tensors. One shift of all thresholds corrects what drift
+remains.
 Source: Gao et al. 2026 (arXiv 2604.28109); docs/methods.md §4.
 """
 
@@ -25,24 +26,24 @@ from flexswitch.merging.flex_switch.rate import Rate, rate_of
 
 Doubles = NDArray[np.float64]
 
-# The gate's width, in units of the RMS, and the bit-widths' temperature: from the first step to the last.
+# The gate's width in multiples of the RMS, and the bit-widths' temperature: at the first and the last step.
 _WIDTHS = (0.3, 0.05)
 _TEMPERATURES = (1.0, 0.1)
 _RATES = {"free": 0.1, "rows": 0.02, "log_scales": 0.05, "logits": 0.1}
-_LAST_RATE = 0.02  # of the first, in the last step
-_FULL_STEPS = 50  # fewer are smaller steps, as many times
-_HARD_FROM = 0.7  # share of the steps after which each unit keeps to its likeliest bit-width
+_LAST_RATE = 0.02  # of the initial rate, at the last step
+_FULL_STEPS = 50  # with fewer, rates shrink in proportion
+_HARD_FROM = 0.7  # share of the steps after which each tensor uses its likeliest bit-width only
 _FORGETTING = 0.9
 _GAIN, _LARGEST_SHIFT = 0.5, 0.1
-_UNDER = 0.95  # of the target: where fewer bits are used, they are not weighed
+_UNDER = 0.95  # of the target: below it, bits are not penalised
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: all there are. target: bits that the rate is held at, or None, and then `multiplier` weighs it.
+    """steps: in total. target: bits that the rate is held at, or None to weigh it by `multiplier`.
 
-    multiplier: loss a bit. gates_move: whether thresholds are learned. measure_every: steps after which the
-    rate is fitted to what the codecs take.
+    multiplier: loss per bit. gates_move: whether thresholds are trained. measure_every: number of steps
+    between measurements of the real size.
     """
 
     steps: int
@@ -52,16 +53,16 @@ class Schedule:
     measure_every: int = 50
 
 
-Batches = Callable[[int], Sequence[Loss]]  # a step → the loss of each shard; their sum is the batch's
-# What is kept, and the factors before → real over estimated bits of each unit, (unit,).
+Batches = Callable[[int], Sequence[Loss]]  # step → the loss of each shard; they sum to the batch's loss
+# Quantisation and previous factors → real over estimated bits of each tensor, (tensor,).
 Measure = Callable[[Sequence[Quantisation], Doubles], Doubles]
 
 
 @dataclass(eq=False)
 class TrainingState:
-    """The state that a step changes; saved, it goes on as if it had never stopped.
+    """The state that a step changes, and that a training checkpoint stores.
 
-    factors: (unit,), see rate.py. pace: how long steps are, of the usual.
+    factors: (tensor,), see rate.py. step_size: multiplies all learning rates.
     """
 
     parameters: Parameters
@@ -69,8 +70,8 @@ class TrainingState:
     adam: Adam = field(default_factory=Adam)
     step_size: float = 1.0
     step: int = 0
-    slope_product: float = 0.0  # Σ of loss slope times rate slope, over steps, the older the less
-    rate_square: float = 0.0
+    slope_product: float = 0.0  # decayed sum over steps of loss gradient · rate gradient
+    rate_square: float = 0.0  # the same of rate gradient · rate gradient
     history: list[Progress] = field(default_factory=list)
 
 
@@ -84,7 +85,7 @@ def run_steps(
     parallel_map: ParallelMap,
     on_step: Callable[[Progress], None],
 ) -> None:
-    """Runs the steps that are left. Raises: InputError where the loss is not finite."""
+    """Runs the remaining steps. Raises: InputError if the loss is not finite."""
     while state.step < schedule.steps:
         if state.step and state.step % schedule.measure_every == 0:
             state.factors[:] = measure(state.parameters.quantised(tensors), state.factors)
@@ -94,7 +95,7 @@ def run_steps(
 def set_gates(
     model: GatedModel, gates: Sequence[Gates], parallel_map: ParallelMap
 ) -> list[GateCounts | None]:
-    """Writes the weights under these gates; returns what each unit keeps, None where the model lacks it."""
+    """Writes the weights under these gates; returns counts per tensor, None if the model lacks it."""
     model.gates = list(gates)
 
     def apply(number: int) -> GateCounts | None:
@@ -105,7 +106,7 @@ def set_gates(
 
 
 def hard_gates(tensors: Sequence[DeltaRows], quantised: Sequence[Quantisation]) -> list[Gates]:
-    """Returns the gates that give exactly what is kept."""
+    """Returns the gates that give exactly the quantised weights."""
     one = np.ones(1, np.float32)
     return [
         Gates(
@@ -150,7 +151,7 @@ def _step(
 
 
 def _gates(parameters: Parameters, tensor: DeltaRows, number: int, share: float) -> Gates:
-    """Returns a unit's gates when this share of the steps is done."""
+    """Returns a tensor's gates when this share of the steps is done."""
     thresholds, width = parameters.thresholds(tensor, number), _annealed(_WIDTHS, share) * tensor.rms
     scales = np.exp(parameters.log_scales[number]).astype(np.float32)
     if share >= _HARD_FROM:
@@ -165,7 +166,7 @@ def _annealed(ends: tuple[float, float], share: float) -> float:
 
 
 def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
-    """Returns the sum over shards, in their order."""
+    """Returns the sum over shards, in order."""
     present = [slope for slope in slopes if slope is not None]
     return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
@@ -187,7 +188,7 @@ def _move(
     rates: Sequence[Rate | None],
     schedule: Schedule,
 ) -> None:
-    """Moves the learned numbers by one step. A unit without a gradient stays as it is."""
+    """Updates the parameters by one step; tensors without a gradient do not change."""
     parameters = state.parameters
     loss = {name: np.zeros_like(array) for name, array in parameters.arrays().items()}
     bits = {name: np.zeros_like(array) for name, array in parameters.arrays().items()}
@@ -226,9 +227,9 @@ def _move(
 
 
 def _shift(bits: float, target: float, slope: float) -> float:
-    """Returns what is added to all free thresholds to bring the rate half way to the target.
+    """Returns the shift of all free thresholds that brings the rate half way to the target.
 
-    It is nothing where most entries are kept, and to keep more takes fewer bits: the target is out of reach.
+    It is 0 if most entries are kept, so that keeping more takes fewer bits: the target is out of reach.
     """
     if slope >= 0:
         return 0.0

@@ -149,7 +149,7 @@ def test_a_size_is_bytes_a_share_of_float32_or_bits_a_parameter(text: str, expec
 def test_another_size_is_refused(text: str) -> None:
     told = message(UsageError, lambda: target_bytes(text, 1000))
     assert told == (
-        f"target size '{text}': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)"
+        f"target size '{text}': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)"
     )
 
 

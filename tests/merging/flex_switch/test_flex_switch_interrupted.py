@@ -68,7 +68,7 @@ def test_another_learning_does_not_go_on_from_it(compress: Compress, monkeypatch
     outcome = compress.learn("--checkpoint-every", 2, "--set", "seed=1")
     assert (outcome.status, outcome.error) == (
         1,
-        f"{compress.output}.training: belongs to a learning of other inputs or with other settings; repeat "
+        f"{compress.output}.training: belongs to a training with other inputs or settings; repeat "
         "that one, or delete the file",
     )
     assert compress.left() == ["birds.fsw.training"]

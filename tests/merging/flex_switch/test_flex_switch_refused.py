@@ -24,11 +24,11 @@ UNLEARNED = "does not learn from examples; those that do: flexswitch"
         ),
         (
             (*NONE, "--target-size", "4XB"),
-            "target size '4XB': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)",
+            "target size '4XB': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)",
         ),
         (
             (*NONE, "--set", "target_size=lots"),
-            "target size 'lots': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)",
+            "target size 'lots': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)",
         ),
         ((*SIGNS, "--exemplars", "d"), f"--exemplars: t-switch {UNLEARNED}"),
         ((*SIGNS, "--device", "cuda"), f"--device: t-switch {UNLEARNED}"),

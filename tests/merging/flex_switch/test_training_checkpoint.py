@@ -97,7 +97,7 @@ def test_the_state_of_another_run_is_refused(setting: str, school: TrainingCase,
     before = saving.path.read_bytes()
     told = message(InputError, lambda: steps_of(school, output, saving))
     assert told == (
-        f"{saving.path}: belongs to a learning of other inputs or with other settings; repeat that one, or delete "
+        f"{saving.path}: belongs to a training with other inputs or settings; repeat that one, or delete "
         "the file"
     )
     assert saving.path.read_bytes() == before
@@ -124,7 +124,7 @@ def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(
     ]
     for each in others:
         told = message(InputError, lambda each=each: steps_of(each, output, saving))
-        assert "belongs to a learning of other inputs or with other settings" in told
+        assert "belongs to a training with other inputs or settings" in told
 
 
 # --- the file itself --------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_a_damaged_state_is_refused_or_of_no_consequence(tmp_path: Path) -> None
             continue
         told = message(InputError, lambda found=found: saving.restore(found))
         assert told.startswith(f"{saving.path}: is damaged (")
-        assert told.endswith("); delete it to start anew")
+        assert told.endswith("); delete it to start again")
         assert numbers(found) == numbers(learner(1))
         refused += 1
     assert refused > len(whole) / 7 / 3
@@ -213,7 +213,7 @@ def test_a_state_that_is_cut_short_is_refused(kept: int, tmp_path: Path) -> None
     saving.path.write_bytes(saving.path.read_bytes()[:kept])
     told = message(InputError, lambda: saving.restore(learner(1)))
     assert told.startswith(f"{saving.path}: is damaged (")
-    assert told.endswith("); delete it to start anew")
+    assert told.endswith("); delete it to start again")
 
 
 def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
         np.savez(file, **older)
     told = message(InputError, lambda: saving.restore(learner(1)))
     assert told == (
-        f"{saving.path}: is damaged (it holds 2 sums, expected 3: another version wrote it); "
-        "delete it to start anew"
+        f"{saving.path}: is damaged (it holds 2 sums, expected 3: the file is from another version); "
+        "delete it to start again"
     )
 
 

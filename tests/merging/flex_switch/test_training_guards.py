@@ -79,7 +79,7 @@ def refusal(kind: type[FlexswitchError], school: TrainingCase, folder: Path, *se
         (["lambda=inf"], "--set lambda=inf: expected a finite number"),
         (
             ["target_size=half"],
-            "target size 'half': expected bytes (400KB), a share of float32 (0.5%) or bits a parameter (0.16bpp)",
+            "target size 'half': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)",
         ),
     ],
 )

@@ -124,5 +124,5 @@ def test_drawing_without_matplotlib_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"drawing takes matplotlib; pip install 'flexswitch\[eval\]'"):
+    with pytest.raises(InputError, match=r"drawing needs matplotlib; pip install 'flexswitch\[eval\]'"):
         drawn(tmp_path / "one.png")
