@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Runner, write_base, write_finetuned
-from support.compressing import LEARN, Compress
+from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy, image_toy, text_toy
 
 
@@ -51,10 +51,10 @@ def compress(flexswitch: Runner, text: Toy, tmp_path: Path) -> Compress:
 
 
 @pytest.fixture(scope="session")
-def learned(text: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(text: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact that was learned without a break."""
     output = tmp_path_factory.mktemp("learned") / "birds.fsw"
-    words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", output, *LEARN, "-q"]
+    words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", output, *TRAIN, "-q"]
     words += ["--exemplars", text.data, "--per-task", "12"]
     command = [sys.executable, "-m", "flexswitch.cli", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

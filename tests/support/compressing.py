@@ -5,7 +5,7 @@ from pathlib import Path
 from support.commands import Outcome, Runner, files_below
 from support.tiny_models import Toy
 
-LEARN = ("--method", "flexswitch", "--target-size", "4KB", "--set", "steps=6", "--set", "min_exemplars=8")
+TRAIN = ("--method", "flexswitch", "--target-size", "4KB", "--set", "steps=6", "--set", "min_exemplars=8")
 
 
 class Compress:
@@ -16,12 +16,17 @@ class Compress:
         self._toy = toy
         self.output = folder / "birds.fsw"
 
-    def __call__(self, *more: object, settings: tuple[str, ...] = LEARN) -> Outcome:
+    def __call__(self, *more: object, settings: tuple[str, ...] = TRAIN) -> Outcome:
         inputs = ("compress", self._toy.finetuned["birds"], "--base", self._toy.base, "-o", self.output)
         return self._flexswitch(*inputs, *settings, *more)
 
-    def learn(self, *more: object) -> Outcome:
+    def train(self, *more: object) -> Outcome:
         return self("--exemplars", self._toy.data, "--per-task", 12, *more)
+
+    @property
+    def source(self) -> Path:
+        """The fine-tuned checkpoint."""
+        return self._toy.finetuned["birds"]
 
     def left(self) -> list[str]:
         return files_below(self.output.parent)

@@ -23,12 +23,12 @@ class Plain(NamedTuple):
     shares: Tensor
 
 
-def unit_of(delta: Floats, name: str = "w") -> DeltaRows:
+def delta_rows(delta: Floats, name: str = "w") -> DeltaRows:
     """Returns a tensor's unit, read as any other, from a fine-tune of zeros."""
     changed = torch.from_numpy(delta.copy())
-    unit = read_delta_rows(memory_pair({name: torch.zeros_like(changed)}, {name: changed}), name)
-    assert unit is not None
-    return unit
+    tensor = read_delta_rows(memory_pair({name: torch.zeros_like(changed)}, {name: changed}), name)
+    assert tensor is not None
+    return tensor
 
 
 def plain_leaves(gates: Gates) -> Plain:
@@ -64,11 +64,11 @@ def plain_quantised(values: Tensor, bits: int, scale: Tensor) -> Tensor:
     return scale * (2 * rounded / steps - 1)
 
 
-def plain_weights(base: Tensor, unit: DeltaRows, gates: Gates, plain: Plain) -> Tensor:
+def plain_weights(base: Tensor, tensor: DeltaRows, gates: Gates, plain: Plain) -> Tensor:
     """Returns a whole tensor's weights, float64, in its shape; the rows that did not change are the base's."""
-    rows = base.double().reshape(-1, unit.columns)
-    values = plain_values(torch.from_numpy(unit.delta).reshape(-1, unit.columns), gates, plain)
-    return rows.index_add(0, torch.from_numpy(unit.rows), values).reshape(base.shape)
+    rows = base.double().reshape(-1, tensor.columns)
+    values = plain_values(torch.from_numpy(tensor.delta).reshape(-1, tensor.columns), gates, plain)
+    return rows.index_add(0, torch.from_numpy(tensor.rows), values).reshape(base.shape)
 
 
 def away_from_edges(delta: Floats, bits: list[int], scales: list[float]) -> Floats:

@@ -1,4 +1,4 @@
-"""Learned compressions of tiny models, for the tests of FlexSwitch."""
+"""Compressions of tiny models with FlexSwitch, for its tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
-FEW = ("target_size=5KB", "steps=30", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
+FEW = ("target_size=5KB", "steps=16", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
 
 
 @dataclass
 class Reports:
-    """What a learning said on its way."""
+    """What a training reports while it runs."""
 
     steps: list[Progress] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -57,16 +57,16 @@ class TrainingCase:
         selection = Selection(exclude=self.exclude)
         return open_finetuned(str(self.finetuned), open_checkpoint(str(self.base)), selection)
 
-    def classroom(self) -> TrainingInputs:
-        """Returns where the task is learned."""
+    def inputs(self) -> TrainingInputs:
+        """Returns the inputs of the training."""
         return TrainingInputs(open_checkpoint(str(self.base)), self.data, self.per_task, self.adapter)
 
-    def learn(self, path: Path, *given: str, heard: Reports | None = None, **more: Any) -> Artifact:
-        """Compresses into `path`, the task being its stem. more: saving, jobs, on_step."""
-        heard = heard or Reports()
-        saving: TrainingCheckpoint | None = more.get("saving")
-        on_step: Callable[[Progress], None] = more.get("on_step", heard.steps.append)
-        training = Training(self.classroom(), saving, on_step, heard.notes.append)
+    def train(self, path: Path, *given: str, reports: Reports | None = None, **more: Any) -> Artifact:
+        """Compresses into `path`, the task being its stem. more: checkpoint, jobs, on_step."""
+        reports = reports or Reports()
+        checkpoint: TrainingCheckpoint | None = more.get("checkpoint")
+        on_step: Callable[[Progress], None] = more.get("on_step", reports.steps.append)
+        training = Training(self.inputs(), checkpoint, on_step, reports.notes.append)
         settings = {text.split("=")[0]: text for text in (*FEW, *given)}
         if "lambda" in settings:
             del settings["target_size"]
@@ -94,13 +94,13 @@ def text_case(
     return TrainingCase(base, finetuned, data)
 
 
-def measured(school: TrainingCase, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
+def measured(case: TrainingCase, artifact: Artifact, goal: Goal = "kl") -> QualityRecord:
     """Returns how the model that an artifact gives back compares with the fine-tuned one."""
     with parallel_map(1) as each:
-        vector = school.vector()
-        settings = DataSettings(artifact.header.name, school.classroom(), goal, 0, 1, 0, "float32")
-        lesson = open_training_data(vector, settings, each)
-        inside = (lambda name: name) if goal == "mse" else lesson.objective.adapter.parameter_name
-        state = restore(open_checkpoint(str(school.base)), artifact)
-        load_weights(lesson.model, {inside(name): state[name] for name in state}, "restored")
-        return quality(lesson, each)
+        vector = case.vector()
+        settings = DataSettings(artifact.header.name, case.inputs(), goal, 0, 1, 0, "float32")
+        data = open_training_data(vector, settings, each)
+        inside = (lambda name: name) if goal == "mse" else data.objective.adapter.parameter_name
+        state = restore(open_checkpoint(str(case.base)), artifact)
+        load_weights(data.model, {inside(name): state[name] for name in state}, "restored")
+        return quality(data, each)

@@ -36,66 +36,66 @@ def brute_error(delta: Floats, threshold: float, bits: int, scale: float) -> flo
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e15])
 def test_each_choice_keeps_what_is_above_its_threshold_at_the_error_it_says(count: int, size: float) -> None:
     delta = heavy(count, seed=count, size=size)
-    choices = rate_distortion_table(delta, np.array([1, 2, 4, 8]))
+    tables = rate_distortion_table(delta, np.array([1, 2, 4, 8]))
     total = float((delta.astype(np.float64) ** 2).sum())
     magnitudes = np.abs(delta)
-    for row in range(0, len(choices.kept), 1 + len(choices.kept) // 60):
-        threshold, bits, scale = choices.thresholds[row], int(choices.bits[row]), choices.scales[row]
-        assert choices.kept[row] == np.count_nonzero(magnitudes > threshold)
-        found = brute_error(delta, threshold, bits, scale) if choices.kept[row] else total
+    for row in range(0, len(tables.kept), 1 + len(tables.kept) // 60):
+        threshold, bits, scale = tables.thresholds[row], int(tables.bits[row]), tables.scales[row]
+        assert tables.kept[row] == np.count_nonzero(magnitudes > threshold)
+        found = brute_error(delta, threshold, bits, scale) if tables.kept[row] else total
         # At two bits or more a bin of magnitudes is rounded as one.
         np.testing.assert_allclose(
-            choices.errors[row], found, rtol=1e-9 if bits == 1 else 5e-3, atol=1e-6 * total
+            tables.errors[row], found, rtol=1e-9 if bits == 1 else 5e-3, atol=1e-6 * total
         )
 
 
 def test_the_first_choice_keeps_nothing_and_for_each_bit_width_one_keeps_everything() -> None:
     delta = heavy(1000, seed=0)
-    choices = rate_distortion_table(delta, np.array([1, 4]))
-    assert (choices.kept[0], choices.thresholds[0]) == (0, np.abs(delta).max())
-    assert choices.errors[0] == pytest.approx(float((delta.astype(np.float64) ** 2).sum()), rel=1e-12)
+    tables = rate_distortion_table(delta, np.array([1, 4]))
+    assert (tables.kept[0], tables.thresholds[0]) == (0, np.abs(delta).max())
+    assert tables.errors[0] == pytest.approx(float((delta.astype(np.float64) ** 2).sum()), rel=1e-12)
     for bits in (1, 4):
-        assert choices.kept[choices.bits == bits].max() == np.count_nonzero(delta)
-    assert set(choices.bits[1:].tolist()) == {1, 4}
+        assert tables.kept[tables.bits == bits].max() == np.count_nonzero(delta)
+    assert set(tables.bits[1:].tolist()) == {1, 4}
 
 
 def test_the_scale_of_signs_alone_is_the_mean_magnitude_of_what_is_kept() -> None:
     delta = heavy(2000, seed=1)
-    choices = rate_distortion_table(delta, np.array([1]))
+    tables = rate_distortion_table(delta, np.array([1]))
     magnitudes = np.abs(delta.astype(np.float64))
-    for row in range(1, len(choices.kept)):
-        kept = magnitudes[magnitudes > choices.thresholds[row]]
-        assert choices.scales[row] == pytest.approx(kept.mean(), rel=1e-9)
+    for row in range(1, len(tables.kept)):
+        kept = magnitudes[magnitudes > tables.thresholds[row]]
+        assert tables.scales[row] == pytest.approx(kept.mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_scale_of_more_bits_is_hardly_worse_than_the_best_of_a_fine_grid(bits: int) -> None:
     delta = heavy(1000, seed=2)
-    choices = rate_distortion_table(delta, np.array([bits]))
-    for row in np.flatnonzero(choices.kept >= 20)[::12]:
-        threshold = float(choices.thresholds[row])
+    tables = rate_distortion_table(delta, np.array([bits]))
+    for row in np.flatnonzero(tables.kept >= 20)[::12]:
+        threshold = float(tables.thresholds[row])
         largest = float(np.abs(delta).max())
         tried = np.geomspace(largest / 50, largest, 150)
         least = min(brute_error(delta, threshold, bits, scale) for scale in tried)
         left = brute_error(np.where(np.abs(delta) > threshold, 0, delta), np.inf, bits, 1)
-        assert choices.errors[row] - left <= 1.35 * (least - left) + 1e-9 * least
+        assert tables.errors[row] - left <= 1.35 * (least - left) + 1e-9 * least
 
 
 def test_nothing_costs_nothing_and_the_rest_what_the_entropy_says() -> None:
     delta = heavy(1000, seed=3)
-    choices = rate_distortion_table(delta, np.array([1, 2]))
-    found = option_bits(choices, 1000, 0.5)
-    double = option_bits(choices, 1000, 1.0)
+    tables = rate_distortion_table(delta, np.array([1, 2]))
+    found = option_bits(tables, 1000, 0.5)
+    double = option_bits(tables, 1000, 1.0)
     entropies = [
         1000 * binary_entropy(kept / 1000) + kept * bits
-        for kept, bits in zip(choices.kept.tolist(), choices.bits.tolist(), strict=True)
+        for kept, bits in zip(tables.kept.tolist(), tables.bits.tolist(), strict=True)
     ]
     assert found[0] == double[0] == 0
     np.testing.assert_allclose(2 * (double - found)[1:], entropies[1:])
     assert (found[1:] > 0.5 * np.array(entropies)[1:]).all()  # a record comes on top
 
 
-def random_choices(seed: int, count: int) -> tuple[RateDistortionTable, Doubles]:
+def random_tables(seed: int, count: int) -> tuple[RateDistortionTable, Doubles]:
     """Returns choices whose error and bits have nothing to do with each other but at the first."""
     generator = np.random.default_rng(seed)
     errors = generator.exponential(10.0 ** generator.uniform(-6, 3), count)
@@ -119,35 +119,33 @@ def multipliers(errors: Doubles, bits: Doubles, chosen: int) -> tuple[float, flo
 
 
 @LAWS
-@given(units=st.integers(1, 12), seed=st.integers(0, 9999), share=st.floats(0, 1.1))
+@given(tensors=st.integers(1, 12), seed=st.integers(0, 9999), share=st.floats(0, 1.1))
 def test_one_multiplier_makes_every_choice_the_best_and_the_target_is_kept(
-    units: int, seed: int, share: float
+    tensors: int, seed: int, share: float
 ) -> None:
     generator = np.random.default_rng(seed)
-    found = [random_choices(seed * 100 + unit, int(generator.integers(1, 40))) for unit in range(units)]
-    choices, bits = [each[0] for each in found], [each[1] for each in found]
+    found = [random_tables(seed * 100 + tensor, int(generator.integers(1, 40))) for tensor in range(tensors)]
+    tables, bits = [each[0] for each in found], [each[1] for each in found]
     target = share * sum(float(cost.max()) for cost in bits)
-    chosen = allocate(choices, bits, target)
+    chosen = allocate(tables, bits, target)
     total = sum(float(cost[row]) for cost, row in zip(bits, chosen, strict=True))
     assert total <= target
-    bounds = [
-        multipliers(one.errors, cost, row) for one, cost, row in zip(choices, bits, chosen, strict=True)
-    ]
+    bounds = [multipliers(one.errors, cost, row) for one, cost, row in zip(tables, bits, chosen, strict=True)]
     least, most = max(low for low, _ in bounds), min(high for _, high in bounds)
     assert least <= most * (1 + 1e-9)
     # No smaller multiplier keeps the target too: at the next one down, a unit takes more than fits.
     if least > 1e-30:
         under = [
             float(cost[int(np.argmin(one.errors + least * (1 - 1e-9) * cost))])
-            for one, cost in zip(choices, bits, strict=True)
+            for one, cost in zip(tables, bits, strict=True)
         ]
         assert sum(under) > target
 
 
 def test_what_all_fits_is_kept_at_the_least_error() -> None:
-    choices, bits = random_choices(5, 30)
-    assert allocate([choices], [bits], bits.sum()) == [int(choices.errors.argmin())]
-    assert allocate([choices], [bits], 0) == [0]
+    tables, bits = random_tables(5, 30)
+    assert allocate([tables], [bits], bits.sum()) == [int(tables.errors.argmin())]
+    assert allocate([tables], [bits], 0) == [0]
 
 
 def test_a_unit_that_matters_more_gets_more_of_the_bits() -> None:

@@ -23,7 +23,7 @@ from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
-HARDENED = [
+QUANTISED = [
     Quantisation(np.array([1, 2], np.float32), 1, 0.5),
     Quantisation(np.array([0.3], np.float32), 4, 2.0),
 ]
@@ -32,9 +32,9 @@ HARDENED = [
 LEAST = 40  # bytes of an artifact that keeps nothing
 
 
-def shift_of(hardened: Sequence[Quantisation]) -> float:
+def shift_of(quantised: Sequence[Quantisation]) -> float:
     """Returns by how much the thresholds of HARDENED were moved."""
-    return math.log(float(hardened[0].thresholds[0]))
+    return math.log(float(quantised[0].thresholds[0]))
 
 
 # --- the search -------------------------------------------------------------------------------------------
@@ -52,13 +52,13 @@ def shift_of(hardened: Sequence[Quantisation]) -> float:
 def test_the_size_found_is_at_most_the_target_and_near_it(
     target: int, start: float, steepness: float, foreseen: float, wobble: float, phase: float
 ) -> None:
-    def size(hardened: Sequence[Quantisation]) -> int:
-        shift = shift_of(hardened)
+    def size(quantised: Sequence[Quantisation]) -> int:
+        shift = shift_of(quantised)
         return LEAST + int(
             start * target * math.exp(-steepness * shift) * (1 + wobble * math.sin(90 * shift + phase))
         )
 
-    found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-foreseen * shift), LEAST, target)
+    found, reached = fit_to_size(QUANTISED, size, lambda shift: math.exp(-foreseen * shift), LEAST, target)
     assert reached == size(found)
     assert meets_target(reached, target)
     assert 0.97 * target <= reached <= target
@@ -69,10 +69,10 @@ def test_the_size_found_is_at_most_the_target_and_near_it(
 def test_a_size_that_jumps_over_the_target_ends_below_it(target: int, jump: float, place: float) -> None:
     below = max(1, int(target / jump))
 
-    def size(hardened: Sequence[Quantisation]) -> int:
-        return below if shift_of(hardened) > place else target + 1 + below
+    def size(quantised: Sequence[Quantisation]) -> int:
+        return below if shift_of(quantised) > place else target + 1 + below
 
-    found, reached = fit_to_size(HARDENED, size, lambda shift: math.exp(-5 * shift), 0, target)
+    found, reached = fit_to_size(QUANTISED, size, lambda shift: math.exp(-5 * shift), 0, target)
     assert (reached, size(found)) == (below, below)
 
 
@@ -82,17 +82,17 @@ def test_a_right_forecast_leads_to_the_size_at_once() -> None:
     def foreseen(shift: float) -> float:
         return math.exp(-3 * shift) / (1 + math.exp(-3 * shift))
 
-    def size(hardened: Sequence[Quantisation]) -> int:
-        tried.append(shift_of(hardened))
+    def size(quantised: Sequence[Quantisation]) -> int:
+        tried.append(shift_of(quantised))
         return LEAST + int(10_000 * foreseen(tried[-1]))
 
-    _, reached = fit_to_size(HARDENED, size, foreseen, LEAST, 1000)
+    _, reached = fit_to_size(QUANTISED, size, foreseen, LEAST, 1000)
     assert 990 <= reached <= 1000
     assert len(tried) == 2
 
 
 def test_what_is_small_enough_with_everything_kept_is_left_at_that() -> None:
-    found, reached = fit_to_size(HARDENED, lambda hardened: 100, lambda shift: min(1, -shift), 0, 1000)
+    found, reached = fit_to_size(QUANTISED, lambda quantised: 100, lambda shift: min(1, -shift), 0, 1000)
     assert reached == 100
     assert not meets_target(reached, 1000)
     assert found[0].thresholds.max() < 1e-3
@@ -106,11 +106,11 @@ def test_where_keeping_more_takes_less_the_search_ends_at_the_most(start: float)
     def foreseen(shift: float) -> float:
         return 600 + 400 / (1 + max(shift + start, 0) ** 2)
 
-    def size(hardened: Sequence[Quantisation]) -> int:
-        tried.append(shift_of(hardened) + start)
+    def size(quantised: Sequence[Quantisation]) -> int:
+        tried.append(shift_of(quantised) + start)
         return int(600 + 400 / (1 + tried[-1] ** 2))
 
-    found, reached = fit_to_size(HARDENED, size, foreseen, 0, 1500)
+    found, reached = fit_to_size(QUANTISED, size, foreseen, 0, 1500)
     assert reached == max(int(600 + 400 / (1 + shift**2)) for shift in tried)
     assert reached == size(found)
     assert len(tried) <= 4
@@ -119,10 +119,10 @@ def test_where_keeping_more_takes_less_the_search_ends_at_the_most(start: float)
 
 
 def test_only_thresholds_are_scaled_and_each_by_the_same_factor() -> None:
-    found = scaled(HARDENED, math.log(2))
+    found = scaled(QUANTISED, math.log(2))
     assert [each.thresholds.tolist() for each in found] == [[2, 4], [pytest.approx(0.6)]]
-    assert [(each.bits, each.scale) for each in found] == [(each.bits, each.scale) for each in HARDENED]
-    assert HARDENED[0].thresholds.tolist() == [1, 2]
+    assert [(each.bits, each.scale) for each in found] == [(each.bits, each.scale) for each in QUANTISED]
+    assert QUANTISED[0].thresholds.tolist() == [1, 2]
 
 
 # --- what is asked for ------------------------------------------------------------------------------------
@@ -147,8 +147,8 @@ def test_a_size_is_bytes_a_share_of_float32_or_bits_a_parameter(text: str, expec
 
 @pytest.mark.parametrize("text", ["", "much", "-1%", "5 %", "%", "1e3bpp", "0.5", "KB"])
 def test_another_size_is_refused(text: str) -> None:
-    told = message(UsageError, lambda: target_bytes(text, 1000))
-    assert told == (
+    found_message = message(UsageError, lambda: target_bytes(text, 1000))
+    assert found_message == (
         f"target size '{text}': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)"
     )
 
@@ -259,11 +259,13 @@ def test_twice_the_size_leaves_less_error(tmp_path: Path) -> None:
 def test_a_size_that_the_tasks_own_tensors_take_is_refused(tmp_path: Path) -> None:
     base, finetuned = random_pair(2)
     finetuned["head.weight"] = torch.randn(50, 50, generator=torch.Generator().manual_seed(3))
-    told = message(InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=8KB"))
-    assert told.startswith(
+    found_message = message(
+        InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=8KB")
+    )
+    assert found_message.startswith(
         "finetuned: target size 8KB is 8,000 bytes, and the task's own tensors (its head) with"
     )
-    assert told.endswith("of them; ask for more than that")
+    assert found_message.endswith("of them; ask for more than that")
     assert not (tmp_path / "a.fsw").exists()
 
 
@@ -302,8 +304,10 @@ def test_a_fine_tune_without_any_change_has_an_artifact_too(tmp_path: Path) -> N
 @pytest.mark.parametrize("above", [1, 40, 120, 400])
 def test_a_size_just_above_the_least_is_not_exceeded(above: int, tmp_path: Path) -> None:
     base, finetuned = random_pair(4)
-    told = message(InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=300"))
-    least = int(told.split("take ")[1].split(" of")[0].replace(",", ""))
+    found_message = message(
+        InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=300")
+    )
+    least = int(found_message.split("take ")[1].split(" of")[0].replace(",", ""))
     target = least + len(str(least)) + above
     assert allocated(base, finetuned, tmp_path / "a.fsw", f"target_size={target}") <= target
 

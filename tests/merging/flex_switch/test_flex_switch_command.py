@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Runner, files_below
-from support.compressing import LEARN, Compress
+from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
 
 from flexswitch.codecs.format.container import open_artifact
@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_text_classifier_is_learned_at_the_size_asked_for(compress: Compress) -> None:
-    outcome = compress.learn()
+    outcome = compress.train()
     assert outcome.status == 0
     size, header = compress.output.stat().st_size, open_artifact(compress.output).header
     assert 0.9 * 4000 < size <= 4000
@@ -51,23 +51,23 @@ def test_an_image_classifier_is_learned_from_its_task_vector_and_its_checkpoint_
             tmp_path / output,
             "--name",
             "dark",
-            *LEARN,
+            *TRAIN,
         )
-        learned = flexswitch(*command, "--exemplars", image.data, "--per-task", 10, "--set", "steps=20")
-        assert learned.status == 0
+        trained = flexswitch(*command, "--exemplars", image.data, "--per-task", 10, "--set", "steps=20")
+        assert trained.status == 0
     assert (tmp_path / "one.fsw").read_bytes() == (tmp_path / "two.fsw").read_bytes()
 
 
-def test_the_bytes_depend_on_neither_the_process_nor_the_threads(compress: Compress, learned: Path) -> None:
+def test_the_bytes_depend_on_neither_the_process_nor_the_threads(compress: Compress, trained: Path) -> None:
     for jobs in (1, 2):
-        assert compress.learn("--jobs", jobs, "--overwrite").status == 0
-        assert compress.output.read_bytes() == learned.read_bytes()
+        assert compress.train("--jobs", jobs, "--overwrite").status == 0
+        assert compress.output.read_bytes() == trained.read_bytes()
 
 
 def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: Toy) -> None:
-    assert compress.learn("--name", "tools", "--set", "steps=30").status == 0
+    assert compress.train("--name", "tools", "--set", "steps=30").status == 0
     assert open_artifact(compress.output).header.name == "tools"
-    outcome = compress.learn("--name", "rivers", "--overwrite")
+    outcome = compress.train("--name", "rivers", "--overwrite")
     assert (outcome.status, outcome.error) == (
         1,
         f"{text.data}: has no train file of the task 'rivers'; expected rivers.train with one of .jsonl.gz, "
@@ -76,7 +76,7 @@ def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: To
 
 
 def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
-    outcome = compress.learn("--json", "--quiet")
+    outcome = compress.train("--json", "--quiet")
     assert outcome.err == ""
     document = json.loads(outcome.out)
     assert document["bytes"] == compress.output.stat().st_size
@@ -87,7 +87,7 @@ def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
 
 
 def test_without_a_terminal_every_50_steps_are_told(compress: Compress) -> None:
-    outcome = compress.learn("--set", "steps=60")
+    outcome = compress.train("--set", "steps=60")
     stands = r"loss \d\S*, \d+\.\d{3} bits a parameter"
     lines = [line for line in outcome.err.splitlines() if "step" in line]
     assert len(lines) == 2
@@ -96,7 +96,7 @@ def test_without_a_terminal_every_50_steps_are_told(compress: Compress) -> None:
 
 
 def test_features_are_compared_without_answers(compress: Compress, flexswitch: Runner) -> None:
-    outcome = compress.learn("--set", "objective=mse", "--set", "steps=200")
+    outcome = compress.train("--set", "objective=mse", "--set", "steps=200")
     assert outcome.status == 0
     assert "%" not in outcome.out.splitlines()[1]
     assert flexswitch("inspect", compress.output).out.splitlines()[-1].split()[-2:] == ["–", "–"]
@@ -110,10 +110,10 @@ def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
     assert open_artifact(compress.output).header.training is None
 
 
-def test_inspect_tells_how_near_it_came(learned: Path, flexswitch: Runner) -> None:
-    record = open_artifact(learned).header.training
+def test_inspect_tells_how_near_it_came(trained: Path, flexswitch: Runner) -> None:
+    record = open_artifact(trained).header.training
     assert record is not None
-    *_, heading, names, first, second = flexswitch("inspect", learned).out.splitlines()
+    *_, heading, names, first, second = flexswitch("inspect", trained).out.splitlines()
     assert heading.strip() == "against the fine-tuned model"
     assert names.split() == [
         "on",
@@ -131,20 +131,20 @@ def test_inspect_tells_how_near_it_came(learned: Path, flexswitch: Runner) -> No
     assert second.split()[:4] == [
         "held", "out", "8", f"{before.held_out_divergence:g}",
     ]  # fmt: skip
-    document = json.loads(flexswitch("inspect", learned, "--json").out)
+    document = json.loads(flexswitch("inspect", trained, "--json").out)
     assert document["training"] == json.loads(record.model_dump_json())
 
 
-def test_inspect_draws_the_way_there(learned: Path, flexswitch: Runner, tmp_path: Path) -> None:
+def test_inspect_draws_the_way_there(trained: Path, flexswitch: Runner, tmp_path: Path) -> None:
     plot = tmp_path / "learning.png"
-    assert flexswitch("inspect", learned, "--plot", plot).status == 0
+    assert flexswitch("inspect", trained, "--plot", plot).status == 0
     assert plot.read_bytes().startswith(PNG)
-    outcome = flexswitch("inspect", learned, "--plot", plot)
+    outcome = flexswitch("inspect", trained, "--plot", plot)
     assert (outcome.status, outcome.error) == (
         1,
         f"{plot}: exists already; give another output, or --overwrite to replace it",
     )
-    assert flexswitch("inspect", learned, "--plot", plot, "--overwrite").status == 0
+    assert flexswitch("inspect", trained, "--plot", plot, "--overwrite").status == 0
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_inspect_draws_the_way_there(learned: Path, flexswitch: Runner, tmp_path
     ],
 )
 def test_inspect_takes_no_option_that_would_do_nothing(
-    learned: Path, flexswitch: Runner, tmp_path: Path, more: tuple[str, ...], message: str
+    trained: Path, flexswitch: Runner, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    outcome = flexswitch("inspect", learned, *(word.format(folder=tmp_path) for word in more))
+    outcome = flexswitch("inspect", trained, *(word.format(folder=tmp_path) for word in more))
     assert (outcome.status, outcome.error) == (2, message)
     assert files_below(tmp_path) == []
 
@@ -173,12 +173,12 @@ def test_what_was_not_learned_has_no_way_to_draw(text: Toy, flexswitch: Runner, 
 
 
 def test_a_zoo_keeps_the_size_that_was_asked_for_to_the_byte(
-    learned: Path, text: Toy, flexswitch: Runner, tmp_path: Path
+    trained: Path, text: Toy, flexswitch: Runner, tmp_path: Path
 ) -> None:
-    assert flexswitch("pack", learned, "-o", tmp_path / "zoo").status == 0
+    assert flexswitch("pack", trained, "-o", tmp_path / "zoo").status == 0
     packed = tmp_path / "zoo" / "tasks" / "birds.fsw"
-    assert packed.read_bytes() == learned.read_bytes()
+    assert packed.read_bytes() == trained.read_bytes()
     assert flexswitch("verify", tmp_path / "zoo", "--base", text.base).status == 0
     command = ("eval", tmp_path / "zoo", "--base", text.base, "--data", text.data, "--methods", "flexswitch")
     row = json.loads(flexswitch(*command, "--json").out)["methods"]["flexswitch"]
-    assert row["bytes_per_task"] == learned.stat().st_size <= 4000
+    assert row["bytes_per_task"] == trained.stat().st_size <= 4000

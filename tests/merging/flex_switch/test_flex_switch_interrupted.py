@@ -1,81 +1,75 @@
-"""A learning that is interrupted leaves nothing, or goes on from where it was."""
+"""A training that is interrupted leaves nothing, or continues from where it was."""
 
+import _thread
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pytest
 from support.commands import files_below
-from support.compressing import LEARN, Compress
+from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
 
-from flexswitch.merging.compression.plan import Progress
+LONG = ("--checkpoint-every", 2, "--set", "steps=60")
 
 
-def interrupted_at(step: int) -> Callable[..., Callable[[Progress], None]]:
-    """Returns what stands for `hearer` and interrupts a step as Ctrl-C does."""
+@contextmanager
+def interrupt_once_changed(path: Path) -> Iterator[None]:
+    """Interrupts the main thread, as Ctrl-C does, as soon as a file is there or is another one."""
+    before, ended = path.stat().st_ino if path.exists() else None, threading.Event()
 
-    def heard(progress: Progress) -> None:
-        if progress.step == step:
-            raise KeyboardInterrupt
+    def watch() -> None:
+        while not ended.is_set():
+            if path.exists() and path.stat().st_ino != before:
+                _thread.interrupt_main()
+                return
+            time.sleep(0.001)
 
-    return lambda on_step, parameters: heard
-
-
-def test_an_interrupt_leaves_nothing(compress: Compress, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexswitch.cli.compress.hearer", interrupted_at(4))
-    outcome = compress.learn()
-    assert outcome.status == 130
-    assert outcome.err.splitlines()[-2:] == [
-        f"flexswitch: compressing 39 tensors of {compress._toy.finetuned['birds']}",
-        "flexswitch: interrupted; nothing half-written is left",
-    ]
-    assert compress.left() == []
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
-def test_a_learning_that_was_interrupted_goes_on_and_ends_in_the_same_bytes(
-    compress: Compress, learned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: Compress) -> None:
     kept = compress.output.with_name("birds.fsw.training")
-    for step in (4, 6):  # after two steps of the first run and four of the second
-        monkeypatch.setattr("flexswitch.cli.compress.hearer", interrupted_at(step))
-        outcome = compress.learn("--checkpoint-every", 2)
+    for _ in range(2):
+        with interrupt_once_changed(kept):
+            outcome = compress.train(*LONG)
         assert outcome.status == 130
         assert outcome.err.splitlines()[-2:] == [
             f"flexswitch: the training is kept in {kept}; the same command continues it",
             "flexswitch: interrupted; nothing half-written is left",
         ]
         assert compress.left() == ["birds.fsw.training"]
-    heard: list[int] = []
-    monkeypatch.setattr(
-        "flexswitch.cli.compress.hearer",
-        lambda on_step, parameters: lambda progress: heard.append(progress.step),
-    )
-    assert compress.learn("--checkpoint-every", 2).status == 0
-    assert heard == [5, 6]
-    assert compress.output.read_bytes() == learned.read_bytes()
+    assert compress.train(*LONG).status == 0
     assert compress.left() == ["birds.fsw"]
+    continued = compress.output.read_bytes()
+    assert compress.train("--set", "steps=60", "--overwrite").status == 0
+    assert compress.output.read_bytes() == continued
 
 
-def test_another_learning_does_not_go_on_from_it(compress: Compress, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as context:
-        context.setattr("flexswitch.cli.compress.hearer", interrupted_at(4))
-        compress.learn("--checkpoint-every", 2)
-    outcome = compress.learn("--checkpoint-every", 2, "--set", "seed=1")
-    assert (outcome.status, outcome.error) == (
-        1,
-        f"{compress.output}.training: belongs to a training with other inputs or settings; repeat "
-        "that one, or delete the file",
-    )
+def test_another_training_does_not_continue_from_it(compress: Compress) -> None:
+    with interrupt_once_changed(compress.output.with_name("birds.fsw.training")):
+        compress.train(*LONG)
+    outcome = compress.train(*LONG, "--set", "seed=1")
+    assert outcome.status == 1
+    assert outcome.error.startswith(f"{compress.output}.training: belongs to a ")
+    assert "training with other inputs or settings" in outcome.error
     assert compress.left() == ["birds.fsw.training"]
 
 
 def test_a_signal_in_the_middle_of_the_steps_ends_it_with_status_130(text: Toy, tmp_path: Path) -> None:
-    words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", tmp_path / "birds.fsw", *LEARN]
+    words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", tmp_path / "birds.fsw", *TRAIN]
     words += ["--exemplars", text.data, "--per-task", "12", "--set", "steps=1000000", "--jobs", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "flexswitch.cli", *map(str, words)],

@@ -21,7 +21,7 @@ from support.tiny_models import (
     texts,
     write_jsonl,
 )
-from support.training_cases import Reports, TrainingCase, measured, text_case
+from support.training_cases import Reports, TrainingCase, measured
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,12 +33,7 @@ def _wider_models() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
-    return text_case(tmp_path_factory.mktemp("school"))
-
-
-def image_school(folder: Path) -> TrainingCase:
+def image_case(folder: Path) -> TrainingCase:
     base = save_image_base(folder / "base")
     finetuned = save_image_classifier(base, folder / "model", 3, seed=1)
     pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
@@ -47,13 +42,13 @@ def image_school(folder: Path) -> TrainingCase:
     return TrainingCase(base, finetuned, folder / "data")
 
 
-def encoder_school(folder: Path) -> TrainingCase:
+def encoder_case(folder: Path) -> TrainingCase:
     base = save_text_base(folder / "base")
     finetuned = save_encoder_with_head(base, folder / "model", 3, seed=1)
     return with_texts(folder, base, finetuned)
 
 
-def language_school(kind: str) -> Callable[[Path], TrainingCase]:
+def language_case(kind: str) -> Callable[[Path], TrainingCase]:
     def make(folder: Path) -> TrainingCase:
         base = save_language_base(folder / "base", kind)
         return with_texts(folder, base, save_language_model(base, folder / "model", seed=1, size=0.1))
@@ -61,12 +56,12 @@ def language_school(kind: str) -> Callable[[Path], TrainingCase]:
     return make
 
 
-def regression_school(folder: Path) -> TrainingCase:
+def regression_case(folder: Path) -> TrainingCase:
     base = save_text_base(folder / "base")
     return with_texts(folder, base, save_text_classifier(base, folder / "model", classes=1, seed=1))
 
 
-def lora_school(folder: Path) -> TrainingCase:
+def lora_case(folder: Path) -> TrainingCase:
     from transformers import AutoModelForSequenceClassification
 
     base = save_text_base(folder / "base")
@@ -89,43 +84,43 @@ def with_texts(folder: Path, base: Path, finetuned: Path) -> TrainingCase:
     return TrainingCase(base, finetuned, folder / "data")
 
 
-SCHOOLS = {
-    "image": image_school,
-    "encoder": encoder_school,
-    "gpt2": language_school("gpt2"),
-    "llama": language_school("llama"),
-    "regression": regression_school,
-    "lora": lora_school,
+CASES = {
+    "image": image_case,
+    "encoder": encoder_case,
+    "gpt2": language_case("gpt2"),
+    "llama": language_case("llama"),
+    "regression": regression_case,
+    "lora": lora_case,
 }
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("kind", SCHOOLS)
+@pytest.mark.parametrize("kind", CASES)
 def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
-    school = SCHOOLS[kind](tmp_path)
-    found = school.learn(tmp_path / "out" / "birds.fsw", "steps=60")
+    case = CASES[kind](tmp_path)
+    found = case.train(tmp_path / "out" / "birds.fsw", "steps=60")
     record = found.header.training
     assert record.after.divergence < record.before.divergence
     assert record.exemplars == 24
     assert found.path.stat().st_size <= 5000
-    assert measured(school, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
+    assert measured(case, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_the_features_can_be_held_to_instead(school: TrainingCase, tmp_path: Path) -> None:
-    found = school.learn(tmp_path / "birds.fsw", "objective=mse")
+def test_the_features_can_be_held_to_instead(case: TrainingCase, tmp_path: Path) -> None:
+    found = case.train(tmp_path / "birds.fsw", "objective=mse")
     record = found.header.training
     assert record.after.divergence < record.before.divergence
     assert record.after.agreement == 1
-    assert measured(school, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
+    assert measured(case, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_labels_can_be_learned_from_instead(school: TrainingCase, tmp_path: Path) -> None:
-    heard, data = Reports(), tmp_path / "data"
+def test_labels_can_be_learned_from_instead(case: TrainingCase, tmp_path: Path) -> None:
+    reports, data = Reports(), tmp_path / "data"
     data.mkdir()
     inputs = texts("birds", 40, 1)
-    write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(school.finetuned, school.base, inputs))
-    labelled = replace(school, data=data)
-    found = labelled.learn(tmp_path / "birds.fsw", "objective=task", "steps=40", heard=heard)
-    losses = [progress.loss for progress in heard.steps]
+    write_jsonl(data / "birds.train.jsonl", inputs, plain_predictions(case.finetuned, case.base, inputs))
+    labelled = replace(case, data=data)
+    found = labelled.train(tmp_path / "birds.fsw", "objective=task", "steps=40", reports=reports)
+    losses = [progress.loss for progress in reports.steps]
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert found.header.method.settings["objective"] == "task"

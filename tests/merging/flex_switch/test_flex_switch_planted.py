@@ -18,13 +18,13 @@ SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "scale_refit_steps=1
 
 
 class CompressionTask(NamedTuple):
-    school: TrainingCase
+    case: TrainingCase
     marks: dict[str, Tensor]  # base name → which entries are planted
-    learned: Artifact
+    trained: Artifact
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
+def task(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
     """A text classifier that is its base, large changes of 3 % of six matrices, and weak noise everywhere."""
     from transformers import BertForSequenceClassification, BertModel
 
@@ -46,8 +46,8 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
     finetuned.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 80, 1), None)
-    school = TrainingCase(folder / "base", folder / "model", folder / "data", per_task=48)
-    return CompressionTask(school, marks, school.learn(folder / "birds.fsw", *SETTINGS))
+    case = TrainingCase(folder / "base", folder / "model", folder / "data", per_task=48)
+    return CompressionTask(case, marks, case.train(folder / "birds.fsw", *SETTINGS))
 
 
 def kept_entries(artifact: Artifact, name: str) -> Tensor:
@@ -57,38 +57,36 @@ def kept_entries(artifact: Artifact, name: str) -> Tensor:
     return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
 
 
-def test_what_was_planted_is_kept_and_hardly_any_noise(problem: CompressionTask) -> None:
+def test_what_was_planted_is_kept_and_hardly_any_noise(task: CompressionTask) -> None:
     found = sum(
-        int((kept_entries(problem.learned, name) & marks).sum())
-        for name, marks in problem.marks.items()
-        if name in problem.learned.header.tensors
+        int((kept_entries(task.trained, name) & marks).sum())
+        for name, marks in task.marks.items()
+        if name in task.trained.header.tensors
     )
-    planted = sum(int(marks.sum()) for marks in problem.marks.values())
-    kept = sum(record.kept for record in problem.learned.header.tensors.values())
+    planted = sum(int(marks.sum()) for marks in task.marks.values())
+    kept = sum(record.kept for record in task.trained.header.tensors.values())
     assert found >= 0.98 * planted
     assert kept - found < 0.03 * found
-    assert problem.learned.path.stat().st_size <= SIZE
+    assert task.trained.path.stat().st_size <= SIZE
 
 
 def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(
-    problem: CompressionTask, tmp_path: Path
+    task: CompressionTask, tmp_path: Path
 ) -> None:
-    school, size = problem.school, problem.learned.path.stat().st_size
+    case, size = task.case, task.trained.path.stat().st_size
     for drop in ("0.96", "0.965", "0.97", "0.975", "0.98", "0.985", "0.99"):
-        ruled = make_artifact(
-            school.base, school.finetuned, tmp_path / "birds.fsw", settings=[f"drop={drop}"]
-        )
+        ruled = make_artifact(case.base, case.finetuned, tmp_path / "birds.fsw", settings=[f"drop={drop}"])
         if ruled.path.stat().st_size < 1.03 * size:
             break
     assert 0.85 * size < ruled.path.stat().st_size
-    learned, rule = measured(school, problem.learned), measured(school, ruled)
-    assert learned.divergence < rule.divergence / 4
-    assert learned.held_out_divergence < rule.held_out_divergence / 4
+    trained, rule = measured(case, task.trained), measured(case, ruled)
+    assert trained.divergence < rule.divergence / 4
+    assert trained.held_out_divergence < rule.held_out_divergence / 4
 
 
-def test_what_is_recorded_is_what_the_stored_artifact_gives(problem: CompressionTask) -> None:
-    record = problem.learned.header.training
-    found = measured(problem.school, problem.learned)
+def test_what_is_recorded_is_what_the_stored_artifact_gives(task: CompressionTask) -> None:
+    record = task.trained.header.training
+    found = measured(task.case, task.trained)
     assert record.after.divergence == pytest.approx(found.divergence, rel=2e-3)
     assert record.after.held_out_divergence == pytest.approx(found.held_out_divergence, rel=2e-3)
     assert (record.after.agreement, record.after.held_out_agreement) == (

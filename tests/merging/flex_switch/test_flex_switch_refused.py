@@ -1,17 +1,16 @@
 """What `compress --method flexswitch` refuses: wrong usage, and what the user has to decide."""
 
 import re
-from itertools import count
 from pathlib import Path
 
 import pytest
 from support.commands import Runner, files_below
-from support.compressing import LEARN, Compress
+from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
 
 FLEX, SIGNS = ("--method", "flexswitch"), ("--method", "t-switch")
 NONE = (*FLEX, "--set", "objective=none")
-UNLEARNED = "does not learn from examples; those that do: flexswitch"
+UNTRAINED = "does not learn from examples; those that do: flexswitch"
 
 
 @pytest.mark.parametrize(
@@ -30,17 +29,17 @@ UNLEARNED = "does not learn from examples; those that do: flexswitch"
             (*NONE, "--set", "target_size=lots"),
             "target size 'lots': expected bytes (400KB), a share of float32 (0.5%) or bits per parameter (0.16bpp)",
         ),
-        ((*SIGNS, "--exemplars", "d"), f"--exemplars: t-switch {UNLEARNED}"),
-        ((*SIGNS, "--device", "cuda"), f"--device: t-switch {UNLEARNED}"),
-        ((*SIGNS, "--adapter", "hf-encoder"), f"--adapter: t-switch {UNLEARNED}"),
+        ((*SIGNS, "--exemplars", "d"), f"--exemplars: t-switch {UNTRAINED}"),
+        ((*SIGNS, "--device", "cuda"), f"--device: t-switch {UNTRAINED}"),
+        ((*SIGNS, "--adapter", "hf-encoder"), f"--adapter: t-switch {UNTRAINED}"),
         (
             (*SIGNS, "--per-task", "9", "--checkpoint-every", "5"),
-            f"--per-task, --checkpoint-every: t-switch {UNLEARNED}",
+            f"--per-task, --checkpoint-every: t-switch {UNTRAINED}",
         ),
-        ((*NONE, "--exemplars", "d"), f"--exemplars: flexswitch with objective=none {UNLEARNED}"),
+        ((*NONE, "--exemplars", "d"), f"--exemplars: flexswitch with objective=none {UNTRAINED}"),
         (
             FLEX,
-            "flexswitch learns from examples: give --exemplars DIR, or learn from none with --set objective=none",
+            "flexswitch learns from examples: give --exemplars DIR, or use none with --set objective=none",
         ),
         ((*FLEX, "--exemplars", "{data}", "--device", "gpu"), "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"),
         (
@@ -69,21 +68,21 @@ def vector(flexswitch: Runner, text: Toy, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_task_vector_alone_can_not_be_learned_from(vector: Path, flexswitch: Runner, text: Toy) -> None:
+def test_a_task_vector_alone_is_refused_for_training(vector: Path, flexswitch: Runner, text: Toy) -> None:
     output = vector.with_name("birds.fsw")
-    outcome = flexswitch("compress", vector, "-o", output, *LEARN, "--exemplars", text.data)
+    outcome = flexswitch("compress", vector, "-o", output, *TRAIN, "--exemplars", text.data)
     assert (outcome.status, outcome.error) == (
         2,
         "flexswitch runs the model to learn: give --base BASE, or --set objective=none",
     )
 
 
-@pytest.mark.parametrize("method", [LEARN, SIGNS])
+@pytest.mark.parametrize("method", [TRAIN, SIGNS])
 def test_a_task_vector_of_another_base_is_refused(
     vector: Path, flexswitch: Runner, text: Toy, image: Toy, method: tuple[str, ...]
 ) -> None:
     command = ("compress", vector, "--base", image.base, "-o", vector.with_name("birds.fsw"), *method)
-    outcome = flexswitch(*command, *(("--exemplars", text.data) if method is LEARN else ()))
+    outcome = flexswitch(*command, *(("--exemplars", text.data) if method is TRAIN else ()))
     assert outcome.status == 1
     assert outcome.error.startswith(f"{image.base}: is not the base of {vector}: its quick fingerprint is ")
 
@@ -101,7 +100,7 @@ def test_tensors_are_chosen_where_the_task_vector_is_made(
 
 def test_bare_weights_can_not_be_run(models: Path, flexswitch: Runner, text: Toy) -> None:
     before = files_below(models)
-    command = ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "birds.fsw", *LEARN)
+    command = ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "birds.fsw", *TRAIN)
     outcome = flexswitch(*command, "--exemplars", text.data)
     assert (outcome.status, outcome.error) == (
         1,
@@ -120,42 +119,11 @@ def test_too_few_exemplars_are_refused(compress: Compress, text: Toy) -> None:
     assert compress.left() == []
 
 
-def test_a_learning_that_does_not_help_is_refused(
-    compress: Compress, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = count(0.25, 0.25)
-    monkeypatch.setattr(
-        "flexswitch.merging.flex_switch.training_data.TrainingData.loss", lambda lesson, each: next(losses)
-    )
-    outcome = compress.learn()
-    assert outcome.status == 1
-    assert re.fullmatch(
-        rf"{re.escape(str(compress._toy.finetuned['birds']))}: training did not help: the loss on the exemplars "
-        r"is [0-9.]+, and was [0-9.]+ before; use more steps or exemplars, or the data-free allocation with "
-        r"--set objective=none",
-        outcome.error,
-    )
-    assert compress.left() == []
-
-
-def test_a_start_that_nothing_better_is_found_than_is_kept_and_that_is_told(
-    compress: Compress, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "flexswitch.merging.flex_switch.training_data.TrainingData.loss", lambda lesson, each: 0.25
-    )
-    outcome = compress.learn()
-    assert outcome.status == 0
-    assert "steps change the loss on the exemplars from 0.25 to 0.25: the initialisation is kept" in (
-        outcome.error
-    )
-
-
 def test_a_size_below_the_head_s_is_refused(compress: Compress) -> None:
-    outcome = compress.learn("--set", "seed=0", "--target-size", "300")
+    outcome = compress.train("--set", "seed=0", "--target-size", "300")
     assert outcome.status == 1
     assert re.fullmatch(
-        rf"{compress._toy.finetuned['birds']}: target size 300 is 300 bytes, and the task's own tensors \(its "
+        rf"{compress.source}: target size 300 is 300 bytes, and the task's own tensors \(its "
         r"head\) with the header take [\d,]+ of them; ask for more than that",
         outcome.error,
     )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sparse_tensors import LAWS
-from support.straight_through import Floats, away_from_edges, plain_leaves, plain_weights, unit_of
+from support.straight_through import Floats, away_from_edges, delta_rows, plain_leaves, plain_weights
 from torch import Tensor
 
 from flexswitch.codecs.blocks import as_matrix
@@ -21,13 +21,13 @@ CANDIDATES = [[1], [4], [1, 2, 4, 8], [2, 3], [1, 8], [3, 5, 6, 7]]
 
 
 class CompressionTask(NamedTuple):
-    unit: DeltaRows
+    tensor: DeltaRows
     gates: Gates
     base: Tensor
     gradient: Tensor
 
 
-def problem(
+def task(
     shape: tuple[int, ...], bits: list[int], seed: int, by_rows: bool, left_out: float, zeros: float = 0.0
 ) -> CompressionTask:
     """Returns a random one, some rows and a share of entries without change; none lies where rounding jumps."""
@@ -39,22 +39,22 @@ def problem(
     delta[generator.random(grid.rows) < left_out] = 0
     delta[generator.random(delta.shape) < zeros] = 0
     delta[generator.integers(grid.rows), 0] = 1.625 * scales.max()
-    unit = unit_of(delta.reshape(shape))
-    thresholds = generator.uniform(0.1, 2, len(unit.rows) if by_rows else 1)
+    tensor = delta_rows(delta.reshape(shape))
+    thresholds = generator.uniform(0.1, 2, len(tensor.rows) if by_rows else 1)
     shares = generator.dirichlet(np.ones(len(bits)))
     gates = Gates(
-        np.broadcast_to(thresholds.astype(np.float32), len(unit.rows)).copy(),
+        np.broadcast_to(thresholds.astype(np.float32), len(tensor.rows)).copy(),
         float(np.float32(generator.uniform(0.02, 0.6))),
         np.array(bits),
         scales,
         shares.astype(np.float32),
     )
     base, gradient = (torch.from_numpy(generator.normal(size=shape).astype(np.float32)) for _ in range(2))
-    return CompressionTask(unit, gates, base, gradient)
+    return CompressionTask(tensor, gates, base, gradient)
 
 
 PROBLEMS = st.builds(
-    problem,
+    task,
     shape=st.sampled_from(SHAPES),
     bits=st.sampled_from(CANDIDATES),
     seed=st.integers(0, 999),
@@ -64,26 +64,26 @@ PROBLEMS = st.builds(
 )
 
 
-def rows_of(unit: DeltaRows, tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, unit.columns)[torch.from_numpy(unit.rows)]
+def rows_of(tensor: DeltaRows, whole: Tensor) -> Tensor:
+    return whole.reshape(-1, tensor.columns)[torch.from_numpy(tensor.rows)]
 
 
-def delta_of(unit: DeltaRows) -> Floats:
-    return unit.delta.reshape(-1, unit.columns)
+def delta_of(tensor: DeltaRows) -> Floats:
+    return tensor.delta.reshape(-1, tensor.columns)
 
 
 @LAWS
 @given(given_one=PROBLEMS)
 def test_weights_are_the_base_and_the_mixture_of_what_passes_its_gate(given_one: CompressionTask) -> None:
-    unit, gates, base, _ = given_one
+    tensor, gates, base, _ = given_one
     weights = base.clone()
-    kept = gated_weights(unit, weights).apply(gates)
-    passes = np.abs(delta_of(unit)) > gates.thresholds[:, None]
+    kept = gated_weights(tensor, weights).apply(gates)
+    passes = np.abs(delta_of(tensor)) > gates.thresholds[:, None]
     assert kept.kept.tolist() == passes.sum(1).tolist()
-    expected = plain_weights(base, unit, gates, plain_leaves(gates)).detach()
+    expected = plain_weights(base, tensor, gates, plain_leaves(gates)).detach()
     torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=3e-6)
-    passing = np.zeros(as_matrix(unit.shape).rows * unit.columns, np.bool_).reshape(-1, unit.columns)
-    passing[unit.rows] = passes
+    passing = np.zeros(as_matrix(tensor.shape).rows * tensor.columns, np.bool_).reshape(-1, tensor.columns)
+    passing[tensor.rows] = passes
     closed = torch.from_numpy(~passing).reshape(base.shape)
     assert torch.equal(weights[closed], base[closed])
 
@@ -91,27 +91,27 @@ def test_weights_are_the_base_and_the_mixture_of_what_passes_its_gate(given_one:
 @LAWS
 @given(given_one=PROBLEMS)
 def test_slopes_are_those_of_the_number_that_pass_when_gates_are_soft(given_one: CompressionTask) -> None:
-    unit, gates, base, _ = given_one
-    kept = gated_weights(unit, base.clone()).apply(gates)
+    tensor, gates, base, _ = given_one
+    kept = gated_weights(tensor, base.clone()).apply(gates)
     thresholds = plain_leaves(gates).thresholds
-    magnitudes = torch.from_numpy(delta_of(unit)).double().abs()
+    magnitudes = torch.from_numpy(delta_of(tensor)).double().abs()
     soft = torch.sigmoid((magnitudes - thresholds[:, None]) / gates.width)
     soft[magnitudes != 0].sum().backward()
     assert thresholds.grad is not None
-    np.testing.assert_allclose(kept.slopes, -thresholds.grad.numpy(), rtol=1e-4, atol=2e-6 * unit.columns)
+    np.testing.assert_allclose(kept.slopes, -thresholds.grad.numpy(), rtol=1e-4, atol=2e-6 * tensor.columns)
 
 
 @LAWS
 @given(given_one=PROBLEMS)
 def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one: CompressionTask) -> None:
-    unit, gates, base, gradient = given_one
+    tensor, gates, base, gradient = given_one
     plain = plain_leaves(gates)
-    (plain_weights(base, unit, gates, plain) * gradient.double()).sum().backward()
-    found = gated_weights(unit, base.clone())
+    (plain_weights(base, tensor, gates, plain) * gradient.double()).sum().backward()
+    found = gated_weights(tensor, base.clone())
     found.apply(gates)
-    slopes = found.reduce(gates, gradient)
-    size = float(rows_of(unit, gradient).abs().sum()) * float(gates.scales.max())
-    for one, leaf in zip(slopes, plain, strict=True):
+    gradients = found.reduce(gates, gradient)
+    size = float(rows_of(tensor, gradient).abs().sum()) * float(gates.scales.max())
+    for one, leaf in zip(gradients, plain, strict=True):
         assert leaf.grad is not None
         np.testing.assert_allclose(one, leaf.grad.numpy(), rtol=2e-4, atol=2e-6 * size / gates.width)
 
@@ -121,16 +121,16 @@ def test_derivatives_are_those_of_straight_through_gates_and_rounding(given_one:
 def test_torch_operations_of_another_device_agree_with_the_compiled_passes(
     given_one: CompressionTask,
 ) -> None:
-    unit, gates, base, gradient = given_one
+    tensor, gates, base, gradient = given_one
     one, two = base.clone(), base.clone()
-    compiled, other = gated_weights(unit, one), DeviceGatedTensor(unit, two)
+    compiled, other = gated_weights(tensor, one), DeviceGatedTensor(tensor, two)
     assert type(compiled) is not DeviceGatedTensor
     kept, kept_too = compiled.apply(gates), other.apply(gates)
     assert kept.kept.tolist() == kept_too.kept.tolist()
-    cut_off = 2e-7 * unit.columns / gates.width  # the compiled slope is 0 where it would be below 2e-7
+    cut_off = 2e-7 * tensor.columns / gates.width  # the compiled slope is 0 where it would be below 2e-7
     np.testing.assert_allclose(kept.slopes, kept_too.slopes, rtol=1e-5, atol=cut_off)
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    size = float(rows_of(unit, gradient).abs().sum()) * float(gates.scales.max())
+    size = float(rows_of(tensor, gradient).abs().sum()) * float(gates.scales.max())
     for found, expected in zip(compiled.reduce(gates, gradient), other.reduce(gates, gradient), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * size / gates.width)
 
@@ -139,9 +139,9 @@ def test_the_gates_slope_is_the_sigmoids_within_1e_5_of_itself() -> None:
     # One entry a row, so small that its distance from the threshold is the threshold.
     places = np.concatenate([np.linspace(0, 15, 4001), np.geomspace(1e-6, 15, 500)]).astype(np.float32)
     places = places[places < 15]
-    unit = unit_of(np.full((len(places), 1), 2.0**-60, np.float32))
+    tensor = delta_rows(np.full((len(places), 1), 2.0**-60, np.float32))
     one = np.ones(1, np.float32)
-    found = gated_weights(unit, torch.zeros(len(places), 1)).apply(
+    found = gated_weights(tensor, torch.zeros(len(places), 1)).apply(
         Gates(places, 1.0, np.array([1]), one, one)
     )
     e = np.exp(-places.astype(np.float64))
@@ -149,11 +149,11 @@ def test_the_gates_slope_is_the_sigmoids_within_1e_5_of_itself() -> None:
 
 
 def test_far_from_its_threshold_an_entry_has_no_slope_and_nothing_overflows() -> None:
-    unit = unit_of(np.array([[1e30], [-1e30], [1e-30]], np.float32))
+    tensor = delta_rows(np.array([[1e30], [-1e30], [1e-30]], np.float32))
     one = np.ones(1, np.float32)
     gates = Gates(np.array([1, 1, 1e30], np.float32), 1e-3, np.array([1]), one, one)
     weights = torch.zeros(3, 1)
-    found = gated_weights(unit, weights)
+    found = gated_weights(tensor, weights)
     assert (found.apply(gates).slopes == 0).all()
     assert weights.flatten().tolist() == [1, -1, 0]
     assert (found.reduce(gates, torch.ones(3, 1)).by_threshold == 0).all()
@@ -165,7 +165,7 @@ def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
     kind: Callable[[DeltaRows, Tensor], GatedTensor], threshold: float
 ) -> None:
     delta = np.array([[0, 0.25, 0, -0.125], [0.5, 0, -0.0, 0], [0, 0, 0, 0]], np.float32)
-    unit, base = unit_of(delta), torch.arange(12.0).reshape(3, 4)
+    tensor, base = delta_rows(delta), torch.arange(12.0).reshape(3, 4)
     gates = Gates(
         np.full(2, threshold, np.float32),
         0.1,
@@ -174,7 +174,7 @@ def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
         np.ones(1, np.float32),
     )
     weights, changed = base.clone(), torch.from_numpy(delta) != 0
-    found = kind(unit, weights)
+    found = kind(tensor, weights)
     kept = found.apply(gates)
     passes = np.abs(delta[:2].astype(np.float64)) > gates.thresholds[:, None]
     assert kept.kept.tolist() == passes.sum(1).tolist()
@@ -183,11 +183,11 @@ def test_an_entry_that_did_not_change_has_no_slope_however_near_the_threshold(
     kernel = np.where(delta[:2] != 0, 1 / (2 + np.exp(distances) + np.exp(-distances)) / gates.width, 0)
     np.testing.assert_allclose(kept.slopes, kernel.sum(1), rtol=1e-5)
     gradient = torch.linspace(-1, 2, 12).reshape(3, 4)
-    slopes = found.reduce(gates, gradient)
+    gradients = found.reduce(gates, gradient)
     expected = -(gradient[:2].numpy() * 0.75 * np.sign(delta[:2]) * kernel).sum(1)
-    np.testing.assert_allclose(slopes.by_threshold, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradients.by_threshold, expected, rtol=1e-5)
     elsewhere = found.reduce(gates, torch.where(changed, gradient, 1e6))
-    for one, two in zip(slopes, elsewhere, strict=True):
+    for one, two in zip(gradients, elsewhere, strict=True):
         assert one.tolist() == two.tolist()
 
 
@@ -197,43 +197,43 @@ def test_a_sparse_gradient_says_what_the_dense_one_says(
     given_one: CompressionTask, touched: list[int], seed: int
 ) -> None:
     """Rows in any order, some twice, some of them rows that did not change."""
-    unit, gates, base, _ = given_one
-    grid = as_matrix(unit.shape)
+    tensor, gates, base, _ = given_one
+    grid = as_matrix(tensor.shape)
     rows = torch.tensor([row % grid.rows for row in touched], dtype=torch.int64)
     values = torch.randn(len(rows), grid.columns, generator=torch.Generator().manual_seed(seed))
     sparse = torch.sparse_coo_tensor(rows[None], values, (grid.rows, grid.columns), check_invariants=True)
     dense = sparse.to_dense()
     size = float(dense.abs().sum()) * float(gates.scales.max()) / gates.width
     for kind in (gated_weights, DeviceGatedTensor):
-        found = kind(unit, base.clone().reshape(grid.rows, grid.columns))
+        found = kind(tensor, base.clone().reshape(grid.rows, grid.columns))
         expected = found.reduce(gates, dense)
         for one, two in zip(found.reduce(gates, sparse), expected, strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7 * size)
 
 
 def test_gates_are_applied_to_the_base_each_time_anew() -> None:
-    unit, gates, base, _ = problem((9, 8), [1, 2, 4, 8], 3, True, 0.5)
+    tensor, gates, base, _ = task((9, 8), [1, 2, 4, 8], 3, True, 0.5)
     weights, fresh = base.clone(), base.clone()
-    found = gated_weights(unit, weights)
+    found = gated_weights(tensor, weights)
     for factor in (0.1, 0.5, 1):
         found.apply(gates._replace(thresholds=gates.thresholds * np.float32(factor)))
-    gated_weights(unit, fresh).apply(gates)
+    gated_weights(tensor, fresh).apply(gates)
     assert torch.equal(weights, fresh)
     found.apply(gates._replace(thresholds=np.full_like(gates.thresholds, np.inf)))
     assert torch.equal(weights, base)
 
 
 def test_an_entry_at_its_threshold_does_not_pass() -> None:
-    unit, one = unit_of(np.array([0.5, -0.5, 0.75], np.float32)), np.ones(1, np.float32)
+    tensor, one = delta_rows(np.array([0.5, -0.5, 0.75], np.float32)), np.ones(1, np.float32)
     weights = torch.zeros(3)
-    kept = gated_weights(unit, weights).apply(Gates(one / 2, 0.1, np.array([1]), one, one))
+    kept = gated_weights(tensor, weights).apply(Gates(one / 2, 0.1, np.array([1]), one, one))
     assert kept.kept.tolist() == [1]
     assert weights.tolist() == [0, 0, 1]
 
 
 def test_a_gradient_may_lie_in_memory_in_any_order() -> None:
-    unit, gates, base, gradient = problem((9, 8), [1, 4], 5, True, 0.0)
-    found = gated_weights(unit, base.clone())
+    tensor, gates, base, gradient = task((9, 8), [1, 4], 5, True, 0.0)
+    found = gated_weights(tensor, base.clone())
     turned = gradient.t().contiguous().t()
     assert not turned.is_contiguous()
     for one, two in zip(found.reduce(gates, gradient), found.reduce(gates, turned), strict=True):
@@ -245,16 +245,16 @@ def test_a_gradient_may_lie_in_memory_in_any_order() -> None:
 def test_what_is_stored_decodes_to_what_the_model_was_given(
     given_one: CompressionTask, candidate: int
 ) -> None:
-    unit, gates, base, _ = given_one
+    tensor, gates, base, _ = given_one
     candidate %= len(gates.bits)
     scale = float(gates.scales[candidate])
-    hardened = Quantisation(gates.thresholds, int(gates.bits[candidate]), scale)
+    quantised = Quantisation(gates.thresholds, int(gates.bits[candidate]), scale)
     chosen = gates._replace(
         bits=gates.bits[[candidate]], scales=gates.scales[[candidate]], shares=np.ones(1, np.float32)
     )
     weights = base.clone()
-    kept = gated_weights(unit, weights).apply(chosen)
-    sparse = sparse_tensor(unit, hardened)
+    kept = gated_weights(tensor, weights).apply(chosen)
+    sparse = sparse_tensor(tensor, quantised)
     (decoded,) = sparse.dense_blocks(scale)
     assert len(sparse.levels) == kept.kept.sum()
     np.testing.assert_allclose(

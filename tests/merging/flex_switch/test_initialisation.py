@@ -23,28 +23,30 @@ BITS = np.array([1, 2, 4, 8])
 def kept_of(width: int, share: float) -> tuple[DeltaRows, RateDistortionTable, Quantisation]:
     """Returns a unit, its choices, and the one of a bit-width that keeps about a share."""
     delta = normal((40, 30)).reshape(-1)
-    unit = DeltaRows("w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean())))
-    choices = rate_distortion_table(delta, BITS)
-    rows = np.flatnonzero(choices.bits == width)
-    row = rows[np.abs(choices.kept[rows] - share * len(delta)).argmin()]
-    thresholds = np.full(40, choices.thresholds[row])
-    return unit, choices, Quantisation(thresholds, width, float(np.float32(choices.scales[row])))
+    tensor = DeltaRows(
+        "w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean()))
+    )
+    tables = rate_distortion_table(delta, BITS)
+    rows = np.flatnonzero(tables.bits == width)
+    row = rows[np.abs(tables.kept[rows] - share * len(delta)).argmin()]
+    thresholds = np.full(40, tables.thresholds[row])
+    return tensor, tables, Quantisation(thresholds, width, float(np.float32(tables.scales[row])))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
 def test_the_first_power_gives_signs_the_sum_of_all_magnitudes(share: float) -> None:
-    unit, choices, kept = kept_of(1, share)
-    magnitudes = np.abs(unit.delta.astype(np.float64))
+    tensor, tables, kept = kept_of(1, share)
+    magnitudes = np.abs(tensor.delta.astype(np.float64))
     count = np.count_nonzero(magnitudes > kept.thresholds[0])
-    (grown,) = compensate_norm([choices], [kept], 1.0)
+    (grown,) = compensate_norm([tables], [kept], 1.0)
     assert grown.scale * count == pytest.approx(magnitudes.sum(), rel=1e-6)
     assert (grown.thresholds.tolist(), grown.bits) == (kept.thresholds.tolist(), 1)
 
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
-    _, choices, kept = kept_of(width, 0.05)
-    none, half, whole = (compensate_norm([choices], [kept], power)[0].scale for power in (0.0, 0.5, 1.0))
+    _, tables, kept = kept_of(width, 0.05)
+    none, half, whole = (compensate_norm([tables], [kept], power)[0].scale for power in (0.0, 0.5, 1.0))
     assert none == kept.scale
     assert whole > 3 * kept.scale
     assert half == pytest.approx(np.sqrt(none * whole), rel=1e-6)
@@ -52,18 +54,18 @@ def test_half_a_power_grows_half_as_far_and_none_not_at_all(width: int) -> None:
 
 @pytest.mark.parametrize("power", [0.0, 0.4, 0.7, 0.8, 1.0])
 def test_the_growth_of_least_loss_is_found_on_either_side(power: float) -> None:
-    _, choices, kept = kept_of(1, 0.02)
-    (wanted,) = compensate_norm([choices], [kept], power)
+    _, tables, kept = kept_of(1, 0.02)
+    (wanted,) = compensate_norm([tables], [kept], power)
     least, found = best_norm_compensation(
-        [choices], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale))
+        [tables], [kept], lambda tried: abs(np.log(tried[0].scale / wanted.scale))
     )
     assert (least, found[0].scale) == (0, wanted.scale)
 
 
 def test_every_candidate_starts_with_the_growth_of_the_one_that_is_kept() -> None:
-    unit, choices, kept = kept_of(1, 0.05)
-    (grown,) = compensate_norm([choices], [kept], 0.7)
-    plain, found = (initial_parameters([unit], [choices], [each], BITS, False) for each in (kept, grown))
+    tensor, tables, kept = kept_of(1, 0.05)
+    (grown,) = compensate_norm([tables], [kept], 0.7)
+    plain, found = (initial_parameters([tensor], [tables], [each], BITS, False) for each in (kept, grown))
     np.testing.assert_allclose(
         found.log_scales - plain.log_scales, np.full((1, 4), np.log(grown.scale / kept.scale)), rtol=1e-6
     )
@@ -78,11 +80,11 @@ def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
     bits_an_entry: float, width: int
 ) -> None:
     """A mask and signs take log2(3) = 1.58 bits an entry at most, two bits log2(5) = 2.32."""
-    unit, choices, _ = kept_of(1, 0.1)
-    target = bits_an_entry * unit.entries + RECORD_BITS
-    (found,) = uniform([unit], [choices], BITS, target, np.ones(1))
+    tensor, tables, _ = kept_of(1, 0.1)
+    target = bits_an_entry * tensor.entries + RECORD_BITS
+    (found,) = uniform([tensor], [tables], BITS, target, np.ones(1))
     assert found.bits == width
-    share = float((np.abs(unit.delta) > found.thresholds[0]).mean())
+    share = float((np.abs(tensor.delta) > found.thresholds[0]).mean())
     spent = (binary_entropy(share) + share * width) / bits_an_entry
     assert spent <= 1
     assert spent > 0.8 or (width, share) == (8, 1)
@@ -91,10 +93,10 @@ def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
 
 @pytest.mark.parametrize("width", [2, 4, 8])
 def test_wider_levels_have_their_own_best_scale_as_many_times_larger_as_before(width: int) -> None:
-    _, choices, kept = kept_of(1, 0.05)
-    (grown,) = compensate_norm([choices], [kept], 0.7)
-    plain, found = (widened(choices, each, width) for each in (kept, grown))
+    _, tables, kept = kept_of(1, 0.05)
+    (grown,) = compensate_norm([tables], [kept], 0.7)
+    plain, found = (widened(tables, each, width) for each in (kept, grown))
     assert (found.bits, found.thresholds.tolist()) == (width, kept.thresholds.tolist())
-    assert plain.scale == scale_at(choices, float(kept.thresholds[0]), width)
+    assert plain.scale == scale_at(tables, float(kept.thresholds[0]), width)
     assert found.scale / plain.scale == pytest.approx(grown.scale / kept.scale, rel=1e-6)
     assert found.scale > 2 * plain.scale

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sparse_tensors import LAWS
-from support.straight_through import unit_of
+from support.straight_through import delta_rows
 
 from flexswitch.merging.flex_switch import parameters as module
 from flexswitch.merging.flex_switch.artifact_size import kept_by_row
@@ -18,25 +18,30 @@ from flexswitch.merging.flex_switch.rate_distortion import rate_distortion_table
 BITS = np.array([1, 2, 4, 8])
 
 
-def two_units() -> list[DeltaRows]:
+def two_tensors() -> list[DeltaRows]:
     generator = np.random.default_rng(0)
     first = generator.normal(size=(5, 40)).astype(np.float32)
     first[2] = 0
-    return [unit_of(first, "first"), unit_of(3 * generator.normal(size=30).astype(np.float32), "second")]
+    return [
+        delta_rows(first, "first"),
+        delta_rows(3 * generator.normal(size=30).astype(np.float32), "second"),
+    ]
 
 
-def random_parameters(units: list[DeltaRows], by_rows: bool, seed: int) -> Parameters:
+def random_parameters(tensors: list[DeltaRows], by_rows: bool, seed: int) -> Parameters:
     generator = np.random.default_rng(seed)
-    starts = np.concatenate([[0], np.cumsum([len(unit.rows) for unit in units])])
-    tables = [generator.normal(size=(len(units), len(BITS))) for _ in range(2)]
+    starts = np.concatenate([[0], np.cumsum([len(tensor.rows) for tensor in tensors])])
+    tables = [generator.normal(size=(len(tensors), len(BITS))) for _ in range(2)]
     rows = generator.normal(size=int(starts[-1]) if by_rows else 0)
-    return Parameters(BITS, starts, generator.normal(size=len(units)), rows, *tables)
+    return Parameters(BITS, starts, generator.normal(size=len(tensors)), rows, *tables)
 
 
 def test_a_unit_holds_the_rows_that_changed_and_their_root_mean_square() -> None:
-    unit = two_units()[0]
-    assert (unit.rows.tolist(), unit.columns, unit.entries) == ([0, 1, 3, 4], 40, 160)
-    assert unit.rms == pytest.approx(float(np.sqrt((unit.delta.astype(np.float64) ** 2).mean())), rel=1e-12)
+    tensor = two_tensors()[0]
+    assert (tensor.rows.tolist(), tensor.columns, tensor.entries) == ([0, 1, 3, 4], 40, 160)
+    assert tensor.rms == pytest.approx(
+        float(np.sqrt((tensor.delta.astype(np.float64) ** 2).mean())), rel=1e-12
+    )
 
 
 @LAWS
@@ -44,18 +49,18 @@ def test_a_unit_holds_the_rows_that_changed_and_their_root_mean_square() -> None
 def test_thresholds_are_softplus_of_free_numbers_and_so_are_their_derivatives(
     by_rows: bool, seed: int
 ) -> None:
-    units = two_units()
-    parameters = random_parameters(units, by_rows, seed)
-    for number, unit in enumerate(units):
+    tensors = two_tensors()
+    parameters = random_parameters(tensors, by_rows, seed)
+    for number, tensor in enumerate(tensors):
         free = torch.tensor(parameters.free[number]).requires_grad_()
         own = parameters.rows[parameters.starts[number] : parameters.starts[number + 1]]
-        assert len(own) == (len(unit.rows) if by_rows else 0)
-        rows = torch.from_numpy(own.copy() if by_rows else np.zeros(len(unit.rows))).requires_grad_()
-        thresholds = torch.nn.functional.softplus(free + rows) * unit.rms
-        given_slopes = np.random.default_rng(seed + 1).normal(size=len(unit.rows))
+        assert len(own) == (len(tensor.rows) if by_rows else 0)
+        rows = torch.from_numpy(own.copy() if by_rows else np.zeros(len(tensor.rows))).requires_grad_()
+        thresholds = torch.nn.functional.softplus(free + rows) * tensor.rms
+        given_slopes = np.random.default_rng(seed + 1).normal(size=len(tensor.rows))
         (thresholds * torch.from_numpy(given_slopes)).sum().backward()
-        np.testing.assert_allclose(parameters.thresholds(unit, number), thresholds.detach(), rtol=1e-6)
-        by_row = parameters.by_free(unit, number, given_slopes)
+        np.testing.assert_allclose(parameters.thresholds(tensor, number), thresholds.detach(), rtol=1e-6)
+        by_row = parameters.by_free(tensor, number, given_slopes)
         np.testing.assert_allclose(by_row, rows.grad, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(by_row.sum(), free.grad, rtol=1e-9, atol=1e-12)
 
@@ -63,16 +68,16 @@ def test_thresholds_are_softplus_of_free_numbers_and_so_are_their_derivatives(
 @LAWS
 @given(temperature=st.floats(1e-3, 10), seed=st.integers(0, 99))
 def test_shares_are_the_softmax_and_the_largest_logit_is_what_is_kept(temperature: float, seed: int) -> None:
-    units = two_units()
-    parameters = random_parameters(units, True, seed)
-    hardened = parameters.quantised(units)
-    for number, unit in enumerate(units):
+    tensors = two_tensors()
+    parameters = random_parameters(tensors, True, seed)
+    quantised = parameters.quantised(tensors)
+    for number, tensor in enumerate(tensors):
         expected = (torch.from_numpy(parameters.logits[number]) / temperature).softmax(0)
         np.testing.assert_allclose(parameters.shares(number, temperature), expected, rtol=1e-9, atol=1e-300)
         chosen = int(parameters.logits[number].argmax())
-        assert hardened[number].bits == BITS[chosen]
-        assert hardened[number].scale == np.float32(np.exp(parameters.log_scales[number, chosen]))
-        assert hardened[number].thresholds.tolist() == parameters.thresholds(unit, number).tolist()
+        assert quantised[number].bits == BITS[chosen]
+        assert quantised[number].scale == np.float32(np.exp(parameters.log_scales[number, chosen]))
+        assert quantised[number].thresholds.tolist() == parameters.thresholds(tensor, number).tolist()
 
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.1, 1.0, 5.0, 40.0])
@@ -84,8 +89,8 @@ def test_free_numbers_are_kept_where_they_can_move() -> None:
     free = np.array([-1e9, 0.5, 1e9])
     clip_free(free)
     assert free[1] == 0.5
-    slopes = 1 / (1 + np.exp(-free))
-    assert (slopes > 1e-9).all()
+    gradients = 1 / (1 + np.exp(-free))
+    assert (gradients > 1e-9).all()
     assert np.isfinite(free).all()
 
 
@@ -97,11 +102,11 @@ def test_adam_moves_as_torchs_does() -> None:
     groups = [{"params": [leaf], "lr": rates[name]} for name, leaf in leaves.items()]
     expected, adam = torch.optim.Adam(groups, betas=module._BETAS, eps=1e-30), Adam()
     for _ in range(20):
-        slopes = {name: generator.normal(size=array.shape) for name, array in arrays.items()}
+        gradients = {name: generator.normal(size=array.shape) for name, array in arrays.items()}
         for name, leaf in leaves.items():
-            leaf.grad = torch.from_numpy(slopes[name].copy())
+            leaf.grad = torch.from_numpy(gradients[name].copy())
         expected.step()
-        adam.update(arrays, slopes, rates)
+        adam.update(arrays, gradients, rates)
     for name, leaf in leaves.items():
         np.testing.assert_allclose(arrays[name], leaf.detach(), rtol=1e-9)
 
@@ -114,13 +119,13 @@ def test_adam_shares_the_mean_square_of_a_group() -> None:
     expected, adam = {name: array.copy() for name, array in arrays.items()}, Adam(groups={"rows": starts})
     means, squares = {name: np.zeros(4) for name in arrays}, {name: np.zeros(4) for name in arrays}
     for step in range(1, 11):
-        slopes = {name: generator.normal(size=4) for name in arrays}
-        adam.update(arrays, slopes, {"rows": 0.1, "free": 0.3})
+        gradients = {name: generator.normal(size=4) for name in arrays}
+        adam.update(arrays, gradients, {"rows": 0.1, "free": 0.3})
         for name, rate in (("rows", 0.1), ("free", 0.3)):
-            found = slopes[name] ** 2
+            found = gradients[name] ** 2
             if name == "rows":
-                found[:3] = (slopes[name][:3] @ slopes[name][:3]) / 3
-            means[name] = first * means[name] + (1 - first) * slopes[name]
+                found[:3] = (gradients[name][:3] @ gradients[name][:3]) / 3
+            means[name] = first * means[name] + (1 - first) * gradients[name]
             squares[name] = second * squares[name] + (1 - second) * found
             ahead, spread = means[name] / (1 - first**step), np.sqrt(squares[name] / (1 - second**step))
             expected[name] -= rate * ahead / spread
@@ -129,10 +134,10 @@ def test_adam_shares_the_mean_square_of_a_group() -> None:
 
 
 def test_what_is_small_beside_the_others_of_its_group_moves_little() -> None:
-    slopes = {"rows": np.array([1.0, 1e-3, 1e-3])}
+    gradients = {"rows": np.array([1.0, 1e-3, 1e-3])}
     alone, grouped = {"rows": np.zeros(3)}, {"rows": np.zeros(3)}
-    Adam().update(alone, slopes, {"rows": 0.1})
-    Adam(groups={"rows": np.array([0, 2, 3])}).update(grouped, slopes, {"rows": 0.1})
+    Adam().update(alone, gradients, {"rows": 0.1})
+    Adam(groups={"rows": np.array([0, 2, 3])}).update(grouped, gradients, {"rows": 0.1})
     assert alone["rows"] == pytest.approx([-0.1, -0.1, -0.1])
     assert grouped["rows"] == pytest.approx([-0.1 * 2**0.5, -1e-4 * 2**0.5, -0.1], rel=1e-4)
 
@@ -152,26 +157,28 @@ def test_adam_leaves_what_never_had_a_slope() -> None:
 
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
-    units = two_units()
-    choices = [rate_distortion_table(unit.delta, BITS) for unit in units]
+    tensors = two_tensors()
+    tables = [rate_distortion_table(tensor.delta, BITS) for tensor in tensors]
     kept = []
-    for unit, each, bits in zip(units, choices, (4, 1), strict=True):
+    for tensor, each, bits in zip(tensors, tables, (4, 1), strict=True):
         row = int(np.flatnonzero((each.bits == bits) & (each.kept >= 10))[0])
-        thresholds = np.full(len(unit.rows), each.thresholds[row])
+        thresholds = np.full(len(tensor.rows), each.thresholds[row])
         kept.append(Quantisation(thresholds, bits, float(np.float32(each.scales[row]))))
-    parameters = initial_parameters(units, choices, kept, BITS, by_rows)
+    parameters = initial_parameters(tensors, tables, kept, BITS, by_rows)
     assert len(parameters.free) == 2
     assert parameters.rows.tolist() == ([0] * 5 if by_rows else [])
     assert parameters.starts.tolist() == [0, 4, 5]
-    for unit, found, expected in zip(units, parameters.quantised(units), kept, strict=True):
+    for tensor, found, expected in zip(tensors, parameters.quantised(tensors), kept, strict=True):
         assert found.bits == expected.bits
         assert found.scale == pytest.approx(expected.scale, rel=1e-5)
-        assert kept_by_row(unit, found).tolist() == kept_by_row(unit, expected).tolist()
+        assert kept_by_row(tensor, found).tolist() == kept_by_row(tensor, expected).tolist()
 
 
 def test_a_unit_that_the_allocation_drops_starts_with_an_entry() -> None:
-    units = two_units()
-    choices = [rate_distortion_table(unit.delta, BITS) for unit in units]
-    kept = [Quantisation(np.full(len(unit.rows), np.inf, np.float32), 1, unit.rms) for unit in units]
-    hardened = initial_parameters(units, choices, kept, BITS, by_rows=False).quantised(units)
-    assert [int(kept_by_row(unit, each).sum()) for unit, each in zip(units, hardened, strict=True)] == [1, 1]
+    tensors = two_tensors()
+    tables = [rate_distortion_table(tensor.delta, BITS) for tensor in tensors]
+    kept = [Quantisation(np.full(len(tensor.rows), np.inf, np.float32), 1, tensor.rms) for tensor in tensors]
+    quantised = initial_parameters(tensors, tables, kept, BITS, by_rows=False).quantised(tensors)
+    assert [
+        int(kept_by_row(tensor, each).sum()) for tensor, each in zip(tensors, quantised, strict=True)
+    ] == [1, 1]

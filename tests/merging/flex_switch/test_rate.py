@@ -46,8 +46,8 @@ def test_derivatives_are_those_of_the_smoothed_count(
     kept = np.clip(kept, 1, columns - 1)  # a full or empty row's entropy has no finite slope
     step = 1e-5
     around = [soft_count(magnitudes, thresholds + sign * step, width) for sign in (1, -1)]
-    slopes = -(around[0] - around[1]) / (2 * step)
-    found = rate_of(kept, slopes, columns, BITS, shares, factor)
+    gradients = -(around[0] - around[1]) / (2 * step)
+    found = rate_of(kept, gradients, columns, BITS, shares, factor)
     for row in range(rows):
         moved = []
         for counts in around:

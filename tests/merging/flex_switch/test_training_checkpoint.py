@@ -1,4 +1,4 @@
-"""A learning that is interrupted: it goes on to the same bytes, from its own state and from no other."""
+"""A training that was interrupted continues from its own state, and from no other, to the same bytes."""
 
 import shutil
 from contextlib import suppress
@@ -11,7 +11,6 @@ from support.training_cases import Reports, TrainingCase, text_case
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.merging.flex_switch import finalisation as finish
 from flexswitch.merging.flex_switch.parameters import Parameters
 from flexswitch.merging.flex_switch.training_checkpoint import (
     TrainingCheckpoint,
@@ -28,109 +27,107 @@ class StopError(Exception):
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
-    return text_case(tmp_path_factory.mktemp("school"))
-
-
-@pytest.fixture(scope="module")
-def whole(school: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def whole(case: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """What comes of it without an interruption, and without a state on disk."""
-    return school.learn(tmp_path_factory.mktemp("whole") / "birds.fsw", LONG)
+    return case.train(tmp_path_factory.mktemp("whole") / "birds.fsw", LONG)
 
 
 def interrupt(
-    school: TrainingCase, output: Path, saving: TrainingCheckpoint, at: int, *settings: str
+    case: TrainingCase, output: Path, checkpoint: TrainingCheckpoint, at: int, *settings: str
 ) -> None:
-    """Learns up to a step and stops there, before the state is saved."""
+    """Trains up to a step and stops there, before the state is saved."""
 
     def on_step(progress: Progress) -> None:
         if progress.step == at:
             raise StopError
 
     with pytest.raises(StopError):
-        school.learn(output, LONG, *settings, saving=saving, on_step=on_step)
+        case.train(output, LONG, *settings, checkpoint=checkpoint, on_step=on_step)
     assert not output.exists()
 
 
-def steps_of(school: TrainingCase, output: Path, saving: TrainingCheckpoint, *settings: str) -> list[int]:
-    """Learns to the end; returns the steps that it took."""
-    heard = Reports()
-    school.learn(output, LONG, *settings, saving=saving, heard=heard, jobs=3)
-    return [progress.step for progress in heard.steps]
+def steps_of(case: TrainingCase, output: Path, checkpoint: TrainingCheckpoint, *settings: str) -> list[int]:
+    """Trains to the end; returns the steps that it took."""
+    reports = Reports()
+    case.train(output, LONG, *settings, checkpoint=checkpoint, reports=reports, jobs=3)
+    return [progress.step for progress in reports.steps]
 
 
-@pytest.mark.parametrize(("every", "stops"), [(1, (2,)), (5, (12, 51)), (50, (51,))])
-def test_one_that_goes_on_on_other_threads_ends_in_the_same_bytes(
-    every: int, stops: tuple[int, ...], school: TrainingCase, whole: Artifact, tmp_path: Path
+@pytest.mark.parametrize(
+    ("every", "stops"),
+    [
+        (5, (12, 51)),
+        pytest.param(1, (2,), marks=pytest.mark.deep),
+        pytest.param(50, (51,), marks=pytest.mark.deep),
+    ],
+)
+def test_a_training_continued_on_other_threads_ends_in_the_same_bytes(
+    every: int, stops: tuple[int, ...], case: TrainingCase, whole: Artifact, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    saving = TrainingCheckpoint(training_checkpoint_file(output), every)
+    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), every)
     for stop in stops:
-        interrupt(school, output, saving, stop)
-    steps = steps_of(school, output, saving)
+        interrupt(case, output, checkpoint, stop)
+    steps = steps_of(case, output, checkpoint)
     assert steps == list(range((stops[-1] - 1) // every * every + 1, 55))
     assert output.read_bytes() == whole.path.read_bytes()
 
 
-def test_one_that_stops_after_its_last_step_only_ends(
-    school: TrainingCase, whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_stopped_after_its_last_step_takes_no_further_step(
+    case: TrainingCase, trained: Artifact, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
-
-    def stopped(*given: object) -> None:
-        raise StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(finish, "refit_scales", stopped)
-        with pytest.raises(StopError):
-            school.learn(output, LONG, saving=saving)
-    assert steps_of(school, output, saving) == []
-    assert output.read_bytes() == whole.path.read_bytes()
+    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), trained.header.method.settings["steps"])
+    case.train(output, checkpoint=checkpoint)
+    output.unlink()
+    reports = Reports()
+    case.train(output, checkpoint=checkpoint, reports=reports)
+    assert reports.steps == []
+    assert output.read_bytes() == trained.path.read_bytes()
 
 
 @pytest.mark.parametrize("setting", ["seed=1", "target_size=6KB"])
-def test_the_state_of_another_run_is_refused(setting: str, school: TrainingCase, tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused(setting: str, case: TrainingCase, tmp_path: Path) -> None:
     output = tmp_path / "birds.fsw"
-    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
-    interrupt(school, output, saving, 3, setting)
-    before = saving.path.read_bytes()
-    told = message(InputError, lambda: steps_of(school, output, saving))
-    assert told == (
-        f"{saving.path}: belongs to a training with other inputs or settings; repeat that one, or delete "
+    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), 1)
+    interrupt(case, output, checkpoint, 3, setting)
+    before = checkpoint.path.read_bytes()
+    found_message = message(InputError, lambda: steps_of(case, output, checkpoint))
+    assert found_message == (
+        f"{checkpoint.path}: belongs to a training with other inputs or settings; repeat that one, or delete "
         "the file"
     )
-    assert saving.path.read_bytes() == before
-    saving.remove()
-    saving.remove()
-    assert not saving.path.exists()
+    assert checkpoint.path.read_bytes() == before
+    checkpoint.remove()
+    checkpoint.remove()
+    assert not checkpoint.path.exists()
 
 
 def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(
-    school: TrainingCase, tmp_path: Path
+    case: TrainingCase, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    saving = TrainingCheckpoint(training_checkpoint_file(output), 1)
-    interrupt(school, output, saving, 3)
+    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), 1)
+    interrupt(case, output, checkpoint, 3)
     (tmp_path / "data").mkdir()
-    lines = (school.data / "birds.train.jsonl").read_text().replace("word0", "word1")
+    lines = (case.data / "birds.train.jsonl").read_text().replace("word0", "word1")
     (tmp_path / "data" / "birds.train.jsonl").write_text(lines)
-    shutil.copytree(school.finetuned, tmp_path / "model")
+    shutil.copytree(case.finetuned, tmp_path / "model")
     other = text_case(tmp_path / "other", seed=5)
     shutil.copy(other.finetuned / "model.safetensors", tmp_path / "model")
     others = [
-        TrainingCase(school.base, school.finetuned, tmp_path / "data", school.per_task),
-        TrainingCase(school.base, tmp_path / "model", school.data, school.per_task),
+        TrainingCase(case.base, case.finetuned, tmp_path / "data", case.per_task),
+        TrainingCase(case.base, tmp_path / "model", case.data, case.per_task),
     ]
     for each in others:
-        told = message(InputError, lambda each=each: steps_of(each, output, saving))
-        assert "belongs to a training with other inputs or settings" in told
+        found_message = message(InputError, lambda each=each: steps_of(each, output, checkpoint))
+        assert "belongs to a training with other inputs or settings" in found_message
 
 
 # --- the file itself --------------------------------------------------------------------------------------
 
 
-def learner(seed: int) -> TrainingState:
+def training_state(seed: int) -> TrainingState:
     """Returns a state in which no two numbers are the same."""
     generator = np.random.default_rng(seed)
     parameters = Parameters(
@@ -155,7 +152,7 @@ def learner(seed: int) -> TrainingState:
 def numbers(state: TrainingState) -> list[object]:
     """Returns all that a step changes."""
     moments = [part.tolist() for pair in state.adam.moments.values() for part in pair]
-    learned = [array.tolist() for array in state.parameters.arrays().values()]
+    trained = [array.tolist() for array in state.parameters.arrays().values()]
     sums = [
         state.step,
         state.adam.count,
@@ -164,68 +161,72 @@ def numbers(state: TrainingState) -> list[object]:
         state.step_size,
         state.history,
     ]
-    return [*learned, *moments, state.factors.tolist(), *sums]
+    return [*trained, *moments, state.factors.tolist(), *sums]
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    saving, state, found = TrainingCheckpoint(tmp_path / "a", 1, "run"), learner(0), learner(1)
-    saving.restore(found)
-    assert numbers(found) == numbers(learner(1))
-    saving.save(state)
-    saving.restore(found)
+    checkpoint, state, found = (
+        TrainingCheckpoint(tmp_path / "a", 1, "run"),
+        training_state(0),
+        training_state(1),
+    )
+    checkpoint.restore(found)
+    assert numbers(found) == numbers(training_state(1))
+    checkpoint.save(state)
+    checkpoint.restore(found)
     assert numbers(found) == numbers(state)
 
 
 def test_a_state_is_saved_after_every_so_many_steps(tmp_path: Path) -> None:
-    saving, state = TrainingCheckpoint(tmp_path / "a", 3, "run"), learner(0)
+    checkpoint, state = TrainingCheckpoint(tmp_path / "a", 3, "run"), training_state(0)
     found = []
     for state.step in range(1, 8):
-        saving.save(state)
-        found.append(saving.path.exists())
-        saving.remove()
+        checkpoint.save(state)
+        found.append(checkpoint.path.exists())
+        checkpoint.remove()
     assert found == [False, False, True, False, False, True, False]
 
 
-def test_a_damaged_state_is_refused_or_of_no_consequence(tmp_path: Path) -> None:
-    saving, state = TrainingCheckpoint(tmp_path / "a", 1, "run"), learner(0)
-    saving.save(state)
-    whole, refused = saving.path.read_bytes(), 0
+def test_a_damaged_state_is_refused_or_read_unchanged(tmp_path: Path) -> None:
+    checkpoint, state = TrainingCheckpoint(tmp_path / "a", 1, "run"), training_state(0)
+    checkpoint.save(state)
+    whole, refused = checkpoint.path.read_bytes(), 0
     for offset in range(0, len(whole), 7):
-        saving.path.write_bytes(whole)
-        flip_bit(saving.path, offset, bit=offset % 8)
-        found = learner(1)
+        checkpoint.path.write_bytes(whole)
+        flip_bit(checkpoint.path, offset, bit=offset % 8)
+        found = training_state(1)
         with suppress(InputError):
-            saving.restore(found)
+            checkpoint.restore(found)
             assert numbers(found) == numbers(state)
             continue
-        told = message(InputError, lambda found=found: saving.restore(found))
-        assert told.startswith(f"{saving.path}: is damaged (")
-        assert told.endswith("); delete it to start again")
-        assert numbers(found) == numbers(learner(1))
+        found_message = message(InputError, lambda found=found: checkpoint.restore(found))
+        assert found_message.startswith(f"{checkpoint.path}: is damaged (")
+        assert found_message.endswith("); delete it to start again")
+        assert numbers(found) == numbers(training_state(1))
         refused += 1
     assert refused > len(whole) / 7 / 3
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
 def test_a_state_that_is_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
-    saving = TrainingCheckpoint(tmp_path / "a", 1, "run")
-    saving.save(learner(0))
-    saving.path.write_bytes(saving.path.read_bytes()[:kept])
-    told = message(InputError, lambda: saving.restore(learner(1)))
-    assert told.startswith(f"{saving.path}: is damaged (")
-    assert told.endswith("); delete it to start again")
+    checkpoint = TrainingCheckpoint(tmp_path / "a", 1, "run")
+    checkpoint.save(training_state(0))
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:kept])
+    found_message = message(InputError, lambda: checkpoint.restore(training_state(1)))
+    assert found_message.startswith(f"{checkpoint.path}: is damaged (")
+    assert found_message.endswith("); delete it to start again")
 
 
 def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    saving = TrainingCheckpoint(tmp_path / "a", 1, "run")
-    saving.save(learner(0))
-    with np.load(saving.path) as arrays:
+    checkpoint = TrainingCheckpoint(tmp_path / "a", 1, "run")
+    checkpoint.save(training_state(0))
+    with np.load(checkpoint.path) as arrays:
         older = {name: arrays[name][:2] if name == "sums" else arrays[name] for name in arrays.files}
-    with saving.path.open("wb") as file:
+    with checkpoint.path.open("wb") as file:
         np.savez(file, **older)
-    told = message(InputError, lambda: saving.restore(learner(1)))
-    assert told == (
-        f"{saving.path}: is damaged (it holds 2 sums, expected 3: the file is from another version); "
+    found_message = message(InputError, lambda: checkpoint.restore(training_state(1)))
+    assert found_message == (
+        f"{checkpoint.path}: is damaged (it holds 2 sums, expected 3: the file is from another version); "
         "delete it to start again"
     )
 

@@ -32,7 +32,7 @@ from flexswitch.merging.models.examples import draw
 
 
 def opened(
-    school: TrainingCase,
+    case: TrainingCase,
     task: str = "birds",
     goal: Goal = "kl",
     seed: int = 0,
@@ -40,19 +40,19 @@ def opened(
     augmentations: int = 0,
     precision: Precision = "float32",
 ) -> TrainingData:
-    settings = DataSettings(task, school.classroom(), goal, seed, 1, augmentations, precision)
+    settings = DataSettings(task, case.inputs(), goal, seed, 1, augmentations, precision)
     with parallel_map(jobs) as each:
-        return open_training_data(school.vector(), settings, each)
+        return open_training_data(case.vector(), settings, each)
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+def case(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
     return text_case(tmp_path_factory.mktemp("school"), count=70)
 
 
 @pytest.fixture(scope="module")
-def lesson(school: TrainingCase) -> TrainingData:
-    return opened(school)
+def data(case: TrainingCase) -> TrainingData:
+    return opened(case)
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -86,14 +86,14 @@ def test_passes_and_seeds_are_shuffled_differently() -> None:
 
 
 def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
-    school: TrainingCase, lesson: TrainingData
+    case: TrainingCase, data: TrainingData
 ) -> None:
     inputs = texts("birds", 70, 1)
-    drawn = draw(70, school.per_task, 0, "birds")
-    assert lesson.exemplars.examples.inputs == [inputs[row] for row in drawn]
-    assert lesson.held_out is not None
-    held_out = list(lesson.held_out.examples.inputs)
-    assert len(held_out) == school.per_task
+    drawn = draw(70, case.per_task, 0, "birds")
+    assert data.exemplars.examples.inputs == [inputs[row] for row in drawn]
+    assert data.held_out is not None
+    held_out = list(data.held_out.examples.inputs)
+    assert len(held_out) == case.per_task
     places = [inputs.index(text) for text in held_out]
     assert len(set(inputs)) == 70
     assert set(places).isdisjoint(drawn.tolist())
@@ -101,10 +101,10 @@ def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
 
 @pytest.mark.parametrize(("count", "held_out"), [(24, 0), (25, 1), (47, 23), (60, 24)])
 def test_as_many_are_held_out_as_are_left_up_to_those_learned_from(
-    count: int, held_out: int, school: TrainingCase, tmp_path: Path
+    count: int, held_out: int, case: TrainingCase, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", count, 1), None)
-    found = opened(TrainingCase(school.base, school.finetuned, tmp_path, school.per_task))
+    found = opened(TrainingCase(case.base, case.finetuned, tmp_path, case.per_task))
     assert len(found.exemplars) == 24
     assert (0 if found.held_out is None else len(found.held_out)) == held_out
     with parallel_map(1) as each:
@@ -112,83 +112,83 @@ def test_as_many_are_held_out_as_are_left_up_to_those_learned_from(
     assert (record.held_out_divergence is None) == (held_out == 0)
 
 
-def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(school: TrainingCase, tmp_path: Path) -> None:
+def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(case: TrainingCase, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for task in ("cities", "birds", "tools"):
         write_jsonl(tmp_path / "data" / f"{task}.train.jsonl", texts("birds", 70, 1), None)
-    other = TrainingCase(school.base, school.finetuned, tmp_path / "data", school.per_task)
+    other = TrainingCase(case.base, case.finetuned, tmp_path / "data", case.per_task)
     found = {task: opened(other, task) for task in ("tools", "birds")}
-    alone = opened(school)
+    alone = opened(case)
     assert found["birds"].digest == alone.digest
     assert found["birds"].exemplars.examples.inputs == alone.exemplars.examples.inputs
     assert found["tools"].exemplars.examples.inputs != alone.exemplars.examples.inputs
-    fewer = opened(TrainingCase(school.base, school.finetuned, school.data, 10))
+    fewer = opened(TrainingCase(case.base, case.finetuned, case.data, 10))
     assert set(fewer.exemplars.examples.inputs) <= set(alone.exemplars.examples.inputs)
-    assert opened(school, seed=1).digest != alone.digest
+    assert opened(case, seed=1).digest != alone.digest
 
 
-def test_exemplars_are_read_whole_and_too_few_are_refused(school: TrainingCase) -> None:
-    settings = DataSettings("birds", school.classroom(), "kl", 0, school.per_task, 0, "float32")
+def test_exemplars_are_read_whole_and_too_few_are_refused(case: TrainingCase) -> None:
+    settings = DataSettings("birds", case.inputs(), "kl", 0, case.per_task, 0, "float32")
     found = read_exemplars(settings)
     assert list(found.inputs) == texts("birds", 70, 1)
     assert found.labels is None
     labelled = read_exemplars(replace(settings, goal="task")).labels
     assert labelled is not None
     assert len(labelled) == 70
-    told = message(InputError, lambda: read_exemplars(replace(settings, min_exemplars=25)))
-    assert told == (
-        f"{school.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more; give more, or "
+    found_message = message(InputError, lambda: read_exemplars(replace(settings, min_exemplars=25)))
+    assert found_message == (
+        f"{case.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more; give more, or "
         "allow fewer with --set min_exemplars=24, or use none with --set objective=none"
     )
 
 
 def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
-    school: TrainingCase, lesson: TrainingData
+    case: TrainingCase, data: TrainingData
 ) -> None:
-    found = opened(school, augmentations=2, seed=0)
+    found = opened(case, augmentations=2, seed=0)
     assert found.augmented is not None
-    assert found.exemplars.examples.inputs == lesson.exemplars.examples.inputs
+    assert found.exemplars.examples.inputs == data.exemplars.examples.inputs
     inputs = list(found.augmented.examples.inputs)
-    assert inputs == augment(found.exemplars.examples.inputs, 2 * school.per_task, 0)
-    assert (found.augmented.kind, found.digest) == ("classes", lesson.digest)
-    expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
+    assert inputs == augment(found.exemplars.examples.inputs, 2 * case.per_task, 0)
+    assert (found.augmented.kind, found.digest) == ("classes", data.digest)
+    expected = plain_logits(case.finetuned, case.base, inputs, "AutoModelForSequenceClassification")
     torch.testing.assert_close(
         torch.stack(found.augmented.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
     )
-    assert len(found.training_set) == 3 * school.per_task
+    assert len(found.training_set) == 3 * case.per_task
     assert list(found.training_set.examples.inputs) == [*found.exemplars.examples.inputs, *inputs]
     both = [*found.exemplars.answers, *found.augmented.answers]
     assert all(torch.equal(one, two) for one, two in zip(found.training_set.answers, both, strict=True))
     with torch.no_grad():
-        last = float(found.losses([3 * school.per_task - 1], 1)[0](found.model))
+        last = float(found.losses([3 * case.per_task - 1], 1)[0](found.model))
     alone = torch.stack(
-        plain_logits(school.finetuned, school.base, inputs[-1:], "AutoModelForSequenceClassification")
+        plain_logits(case.finetuned, case.base, inputs[-1:], "AutoModelForSequenceClassification")
     )
     batch = found.objective.batch(found.augmented.examples, [len(inputs) - 1])
     with torch.no_grad():
-        student = found.objective.outputs(found.model, batch).double().log_softmax(-1)
+        gated = found.objective.outputs(found.model, batch).double().log_softmax(-1)
     teacher = alone.double().log_softmax(-1)
-    assert last == pytest.approx(float((teacher.exp() * (teacher - student)).sum()), rel=1e-3)
+    assert last == pytest.approx(float((teacher.exp() * (teacher - gated)).sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize(("goal", "augmentations"), [("kl", 0), ("task", 3)])
 def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
-    goal: Goal, augmentations: int, school: TrainingCase
+    goal: Goal, augmentations: int, case: TrainingCase
 ) -> None:
-    found = opened(school, goal=goal, augmentations=augmentations)
+    found = opened(case, goal=goal, augmentations=augmentations)
     assert found.augmented is None
     assert found.training_set is found.exemplars
 
 
 @pytest.mark.parametrize("goal", ["kl", "mse", "task"])
 def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(
-    goal: Goal, school: TrainingCase
+    goal: Goal, case: TrainingCase
 ) -> None:
-    found = opened(school, goal=goal, augmentations=2, precision="bfloat16")
-    exact = opened(school, goal=goal)
+    found = opened(case, goal=goal, augmentations=2, precision="bfloat16")
+    exact = opened(case, goal=goal)
     with parallel_map(2) as each, torch.no_grad():
         value = found.loss(each)
-        alone = [float(exact.losses([row], 1)[0](exact.model)) for row in range(school.per_task)]
+        alone = [float(exact.losses([row], 1)[0](exact.model)) for row in range(case.per_task)]
         assert exact.loss(each) == value
         if goal != "task":
             assert found.divergence(found.exemplars, each)[0] == pytest.approx(value, rel=1e-6)
@@ -196,14 +196,14 @@ def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(
 
 
 def test_only_a_steps_products_are_of_the_precision_that_is_asked_for(
-    school: TrainingCase, lesson: TrainingData
+    case: TrainingCase, data: TrainingData
 ) -> None:
-    found = opened(school, precision="bfloat16")
-    for one, two in zip(found.exemplars.answers, lesson.exemplars.answers, strict=True):
+    found = opened(case, precision="bfloat16")
+    for one, two in zip(found.exemplars.answers, data.exemplars.answers, strict=True):
         assert torch.equal(one, two)
-    rows = list(range(school.per_task))
+    rows = list(range(case.per_task))
     with torch.no_grad():
-        coarse, fine = (each.losses(rows, 1)[0](each.model) for each in (found, lesson))
+        coarse, fine = (each.losses(rows, 1)[0](each.model) for each in (found, data))
     assert coarse.dtype == torch.float32
     assert coarse != fine
     assert float(coarse) == pytest.approx(float(fine), rel=0.1)
@@ -227,20 +227,20 @@ def plain_logits(folder: Path, tokenizer: Path, inputs: list[str], kind: str) ->
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(
-    jobs: int, school: TrainingCase
+    jobs: int, case: TrainingCase
 ) -> None:
-    found = opened(school, jobs=jobs)
+    found = opened(case, jobs=jobs)
     assert found.exemplars.kind == "classes"
     inputs = list(found.exemplars.examples.inputs)
-    expected = plain_logits(school.finetuned, school.base, inputs, "AutoModelForSequenceClassification")
+    expected = plain_logits(case.finetuned, case.base, inputs, "AutoModelForSequenceClassification")
     torch.testing.assert_close(
         torch.stack(found.exemplars.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
     )
-    base, own = load_file(school.base / "model.safetensors"), found.model.state_dict()
+    base, own = load_file(case.base / "model.safetensors"), found.model.state_dict()
     assert sorted(found.names) == sorted(base)
     for name, inside in found.names.items():
         assert torch.equal(own[inside], base[name])
-    tuned = load_file(school.finetuned / "model.safetensors")
+    tuned = load_file(case.finetuned / "model.safetensors")
     assert torch.equal(own["classifier.weight"], tuned["classifier.weight"])
 
 
@@ -250,8 +250,8 @@ def test_the_answers_of_a_language_model_are_those_at_each_texts_own_tokens(tmp_
     inputs = [" ".join(text.split()[:9]) for text in texts("birds", 30, 1)]
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "birds.train.jsonl", inputs, None)
-    school = TrainingCase(base, finetuned, tmp_path / "data")
-    found = opened(school)
+    case = TrainingCase(base, finetuned, tmp_path / "data")
+    found = opened(case)
     assert found.exemplars.kind == "tokens"
     plain = plain_logits(finetuned, base, list(found.exemplars.examples.inputs), "AutoModelForCausalLM")
     for answer, expected in zip(found.exemplars.answers, plain, strict=True):
@@ -260,45 +260,43 @@ def test_the_answers_of_a_language_model_are_those_at_each_texts_own_tokens(tmp_
 
 
 def test_the_divergence_is_the_kl_and_the_agreement_the_share_of_equal_answers(
-    school: TrainingCase, lesson: TrainingData, tmp_path: Path
+    case: TrainingCase, data: TrainingData, tmp_path: Path
 ) -> None:
     """The base with the task's head, against the fine-tuned model, by transformers alone."""
     from safetensors.torch import load_file
 
-    copytree(school.finetuned, tmp_path / "mixed")
-    state = load_file(school.finetuned / "model.safetensors")
-    state |= {"bert." + name: tensor for name, tensor in load_file(school.base / "model.safetensors").items()}
+    copytree(case.finetuned, tmp_path / "mixed")
+    state = load_file(case.finetuned / "model.safetensors")
+    state |= {"bert." + name: tensor for name, tensor in load_file(case.base / "model.safetensors").items()}
     save_file(state, tmp_path / "mixed" / "model.safetensors", {"format": "pt"})
-    kind, inputs = "AutoModelForSequenceClassification", list(lesson.exemplars.examples.inputs)
-    student = (
-        torch.stack(plain_logits(tmp_path / "mixed", school.base, inputs, kind)).double().log_softmax(-1)
-    )
-    teacher = torch.stack(plain_logits(school.finetuned, school.base, inputs, kind)).double().log_softmax(-1)
-    expected = float((teacher.exp() * (teacher - student)).sum(-1).mean())
+    kind, inputs = "AutoModelForSequenceClassification", list(data.exemplars.examples.inputs)
+    gated = torch.stack(plain_logits(tmp_path / "mixed", case.base, inputs, kind)).double().log_softmax(-1)
+    teacher = torch.stack(plain_logits(case.finetuned, case.base, inputs, kind)).double().log_softmax(-1)
+    expected = float((teacher.exp() * (teacher - gated)).sum(-1).mean())
     with parallel_map(2) as each:
-        divergence, agreement = lesson.divergence(lesson.exemplars, each)
+        divergence, agreement = data.divergence(data.exemplars, each)
     assert divergence == pytest.approx(expected, rel=1e-3)
-    assert agreement == float((student.argmax(-1) == teacher.argmax(-1)).double().mean())
+    assert agreement == float((gated.argmax(-1) == teacher.argmax(-1)).double().mean())
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 9])
-def test_the_losses_of_shards_add_up_to_the_batchs_mean(shards: int, lesson: TrainingData) -> None:
+def test_the_losses_of_shards_add_up_to_the_batchs_mean(shards: int, data: TrainingData) -> None:
     rows = [3, 17, 0, 5, 9, 11, 2]
-    losses = lesson.losses(rows, shards)
+    losses = data.losses(rows, shards)
     assert len(losses) == min(shards, len(rows))
     with torch.no_grad():
-        total = sum(float(loss(lesson.model)) for loss in losses)
-        alone = [float(lesson.losses([row], 1)[0](lesson.model)) for row in rows]
+        total = sum(float(loss(data.model)) for loss in losses)
+        alone = [float(data.losses([row], 1)[0](data.model)) for row in rows]
     assert total == pytest.approx(np.mean(alone), rel=1e-4)
 
 
-def test_the_digest_is_that_of_the_inputs_and_their_order(school: TrainingCase, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_inputs_and_their_order(case: TrainingCase, tmp_path: Path) -> None:
     inputs = texts("birds", 70, 1)
     digests = []
     for number, changed in enumerate((inputs, [*inputs[:-1], "word0"], inputs[::-1])):
         folder = tmp_path / str(number)
         folder.mkdir()
         write_jsonl(folder / "birds.train.jsonl", changed, [0] * 70)
-        digests.append(opened(TrainingCase(school.base, school.finetuned, folder, per_task=70)).digest)
-    assert digests[0] == opened(TrainingCase(school.base, school.finetuned, school.data, per_task=70)).digest
+        digests.append(opened(TrainingCase(case.base, case.finetuned, folder, per_task=70)).digest)
+    assert digests[0] == opened(TrainingCase(case.base, case.finetuned, case.data, per_task=70)).digest
     assert len(set(digests)) == 3

@@ -40,12 +40,12 @@ DOCUMENT = {
     "after": {"divergence": 0.125, "agreement": 0.96, "held_out_divergence": 0.25, "held_out_agreement": 0.9},
     "curve": [[25, 1.25, 0.5], [50, 0.25, 0.125]],
 }
-HEADER_LEARNED = HEADER.model_copy(update={"training": RECORD})
+TRAINED_HEADER = HEADER.model_copy(update={"training": RECORD})
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return write_artifact(tmp_path / "sst2.fsw", TENSORS, EXTRAS, HEADER_LEARNED)
+    return write_artifact(tmp_path / "sst2.fsw", TENSORS, EXTRAS, TRAINED_HEADER)
 
 
 def test_an_artifact_gives_back_its_record(path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_zoo_keeps_the_record(tmp_path: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "found_message"),
     [
         ("exemplars", -1, "'training.exemplars' is wrong: Input should be greater than or equal to 0"),
         ("exemplars_sha256", "ef", "'training.exemplars_sha256' is wrong: String should match pattern '^[0-9a-f]{64}$'"),
@@ -85,11 +85,13 @@ def test_a_zoo_keeps_the_record(tmp_path: Path, path: Path) -> None:
         ("curve", [[1.5, 0.1, 0.1]], "'training.curve.0.0' is wrong: Input should be a valid integer"),
     ],
 )  # fmt: skip
-def test_a_record_with_a_wrong_field_is_refused(path: Path, field: str, value: object, told: str) -> None:
+def test_a_record_with_a_wrong_field_is_refused(
+    path: Path, field: str, value: object, found_message: str
+) -> None:
     table = read_table(path)
     table["training"][field] = value
     put_table(path, zstd_frame(json.dumps(table).encode()))
-    assert message(path).startswith(f"its field {told}")
+    assert message(path).startswith(f"its field {found_message}")
 
 
 # --- the chart --------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from flexswitch.merging.flex_switch.fit_to_size import meets_target
 BITS = np.array([1, 2, 4, 8])
 
 
-def signs_of(problem: CompressionTask) -> list[Quantisation]:
+def signs_of(task: CompressionTask) -> list[Quantisation]:
     """Returns the signs of the larger half of every unit."""
     return [
-        Quantisation(np.full(len(unit.rows), np.median(np.abs(unit.delta))), 1, unit.rms)
-        for unit in problem.tensors
+        Quantisation(np.full(len(tensor.rows), np.median(np.abs(tensor.delta))), 1, tensor.rms)
+        for tensor in task.tensors
     ]
 
 
@@ -28,8 +28,8 @@ def test_levels_are_as_wide_as_the_size_takes_and_no_wider(target: int, bits: in
     tuned = {name: torch.from_numpy(normal(tuple(tensor.shape))) for name, tensor in base.items()}
     with parallel_map(1) as each:
         vector = memory_pair(base, tuned)
-        problem = read_compression_task(vector, job().header(vector), BITS, "small", each)
-        fitted, size = problem.fill(signs_of(problem), problem.sizer(), target)
+        task = read_compression_task(vector, job().header(vector), BITS, "small", each)
+        fitted, size = task.fill(signs_of(task), task.sizer(), target)
     assert [kept.bits for kept in fitted] == [bits, bits]
     assert meets_target(size, target)
     assert all(kept.scale > 0 for kept in fitted)
