@@ -39,13 +39,12 @@ UNTRAINED = "does not learn from examples; those that do: flexswitch"
         ((*NONE, "--exemplars", "d"), f"--exemplars: flexswitch with objective=none {UNTRAINED}"),
         (
             FLEX,
-            "flexswitch learns from examples: give --exemplars DIR, or use none with --set objective=none",
+            "flexswitch learns from examples: give --exemplars DIR, or learn from none with --set objective=none",
         ),
-        ((*FLEX, "--exemplars", "{data}", "--device", "gpu"), "--device: no device is named 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"),
+        ((*FLEX, "--exemplars", "{data}", "--device", "gpu"), "--device: no device is named 'gpu'; did you mean 'cpu'?"),
         (
             (*FLEX, "--exemplars", "{data}", "--adapter", "hf-encode"),
-            "no adapter is named 'hf-encode'; did you mean 'hf-encoder'? (known: hf-sequence-classification, "
-            "hf-image-classification, hf-encoder, hf-causal-lm)",
+            "no adapter is named 'hf-encode'; did you mean 'hf-encoder'?",
         ),
         (
             (*FLEX, "--exemplars", "{data}", "--set", "lambda=1", "--target-size", "4KB"),
@@ -57,7 +56,7 @@ def test_an_option_that_would_do_nothing_or_is_wrong_ends_with_status_2(
     compress: Compress, text: Toy, arguments: tuple[str, ...], message: str
 ) -> None:
     outcome = compress(settings=tuple(word.format(data=text.data) for word in arguments))
-    assert (outcome.status, outcome.error) == (2, message)
+    assert (outcome.status, outcome.error.split(" (known: ")[0]) == (2, message)
     assert compress.left() == []
 
 
