@@ -317,6 +317,7 @@ def interrupt(command, folder):
     return process.returncode, first, rest
 
 
+@pytest.mark.deep
 def test_an_interrupt_in_the_middle_of_compress_and_pack(tmp_path):
     generator = np.random.default_rng(0)
     base = {f"layer.{number}": generator.random((2048, 1024), np.float32) for number in range(8)}

@@ -58,6 +58,7 @@ def test_a_merge_of_checkpoints_is_their_mean(models, flexswitch):
         np.testing.assert_allclose(weights, (red[name].astype(np.float64) + blue[name]) / 2, atol=1e-6)
 
 
+@pytest.mark.deep
 def test_the_bytes_depend_on_neither_the_run_nor_the_thread_count(models):
     steps = [
         ["extract", "base.safetensors", "red.safetensors", "-o", "{}/red.tv.safetensors"],
