@@ -9,7 +9,7 @@ from rich.table import Table
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
 from flexswitch.cli.options import Adapter, Device, Features, Mix, Neighbours, Overwrite, Snap, Vote
-from flexswitch.merging.methods.registry import method_names
+from flexswitch.merging.methods.registry import EVALUATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +30,8 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, joined by commas: base, individual, "
-            f"{', '.join(method_names('merge'))}, auto-switch, auto-flexswitch, and how the zoo was "
-            f"compressed: {', '.join(method_names('compression'))}."
+            help=f"Methods, joined by commas: {', '.join(EVALUATED)}; of the compression methods, the one by "
+            "which the zoo was compressed."
         ),
     ] = "base,t-switch",
     routing: Annotated[

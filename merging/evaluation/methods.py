@@ -11,14 +11,12 @@ from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.methods.registry import method_names
+from flexswitch.merging.methods.registry import EVALUATED, ROUTED, method_names
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-ROUTED = ("auto-switch", "auto-flexswitch")  # both by the zoo's index; the second's metric is learned
 COMPRESSIONS, MERGES = method_names("compression"), method_names("merge")
-KNOWN = ("base", "individual", *MERGES, *COMPRESSIONS, *ROUTED)
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
     """
     packed = sorted({record.method for record in zoo.record.tasks.values()})
     for method in methods:
-        if method not in KNOWN:
-            raise UsageError(f"--methods: {unknown_name('method', method, KNOWN)}")
+        if method not in EVALUATED:
+            raise UsageError(f"--methods: {unknown_name('method', method, EVALUATED)}")
         if method == "individual" and not has_finetuned:
             raise InputError(
                 "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"

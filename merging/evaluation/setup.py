@@ -11,9 +11,10 @@ from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.evaluation.fixed_weights import score_fixed
-from flexswitch.merging.evaluation.methods import ROUTED, Evaluation, check_methods, head_bytes, weights_of
+from flexswitch.merging.evaluation.methods import Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels, check_classes
+from flexswitch.merging.methods.registry import ROUTED
 from flexswitch.merging.models.adapters import Adapter, get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Examples, read_examples, task_file

@@ -79,3 +79,9 @@ def get_method(name: str, kind: Kind) -> Method:
         if (method.name, method.kind) == (name, kind):
             return method
     raise UsageError(unknown_name(f"{kind} method", name, method_names(kind)))
+
+
+# What `eval` scores: the base, the fine-tuned models, every method here, and both methods that route by the
+# zoo's query index, of which the second has a learned metric.
+ROUTED = ("auto-switch", "auto-flexswitch")
+EVALUATED = ("base", "individual", *method_names("merge"), *method_names("compression"), *ROUTED)

@@ -217,14 +217,14 @@ def test_an_unknown_option_ends_with_status_2(flexswitch):
 
 def test_the_help_names_everything_that_is_registered(flexswitch):
     from flexswitch.merging.checkpoints.architecture import ADAPTERS
-    from flexswitch.merging.evaluation.methods import KNOWN, MODES
-    from flexswitch.merging.methods.registry import method_names
+    from flexswitch.merging.evaluation.methods import MODES
+    from flexswitch.merging.methods.registry import EVALUATED, method_names
 
     named = {
         "compress": method_names("compression"),
         "pack": ADAPTERS,
         "merge": method_names("merge"),
-        "eval": (*KNOWN, *MODES),
+        "eval": (*EVALUATED, *MODES),
     }
     for command, names in named.items():
         text = "".join(flexswitch(command, "--help").out.split())  # lines break inside names
