@@ -44,7 +44,7 @@ def apply_gates(
     the whole tensor. thresholds: (row,). bits, scales, shares: (candidate,). kept, slopes: (row,), the number
     of kept entries, and −Σ ∂gate/∂threshold.
     """
-    distances = np.empty(_CHUNK, np.float32)
+    kernel = np.empty(_CHUNK, np.float32)
     sums = np.zeros(_LANES, np.float64)
     inverse = np.divide(np.float32(1), width)
     for row in range(thresholds.size):
@@ -54,11 +54,7 @@ def apply_gates(
             size = min(_CHUNK, (row + 1) * columns - start)
             place = start + offset
             for index in range(size):
-                value = delta[start + index]
-                # An entry that did not change passes no gate, whatever the threshold.
-                distances[index] = abs((abs(value) - threshold) * inverse) if value != 0 else _FAR
                 weights[place + index] = base[start + index]
-            for index in range(size):
                 value = delta[start + index]
                 if abs(value) > threshold:
                     count += 1
@@ -66,8 +62,8 @@ def apply_gates(
                     for candidate in range(bits.size):
                         mixed += shares[candidate] * _quantised(value, bits[candidate], scales[candidate])
                     weights[place + index] += mixed
-            _fill_kernel(distances[:size])
-            slope += _sum(distances[:size], sums)
+            _fill_kernel(delta[start : start + size], threshold, inverse, kernel[:size])
+            slope += _sum(kernel[:size], sums)
         kept[row] = count
         slopes[row] = slope * inverse
 
@@ -92,7 +88,7 @@ def reduce_gradient(
     gradient: the whole tensor, flat. delta, rows and the rest: see `apply_gates`. by_threshold: (row,).
     by_scale, by_share: (candidate,).
     """
-    distances, products = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    kernel, products = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     sums = np.zeros(_LANES, np.float64)
     inverse = np.divide(np.float32(1), width)
     for row in range(thresholds.size):
@@ -101,33 +97,23 @@ def reduce_gradient(
         for start in range(row * columns, (row + 1) * columns, _CHUNK):
             size = min(_CHUNK, (row + 1) * columns - start)
             place = start + offset
-            for index in range(size):
-                value = delta[start + index]
-                distances[index] = abs((abs(value) - threshold) * inverse) if value != 0 else _FAR
+            values = delta[start : start + size]
             products[:size] = 0
             for candidate in range(bits.size):
-                _add_quantised(
-                    delta[start : start + size],
-                    bits[candidate],
-                    scales[candidate],
-                    shares[candidate],
-                    products,
-                )
-            _fill_kernel(distances[:size])
+                _add_quantised(values, bits[candidate], scales[candidate], shares[candidate], products)
+            _fill_kernel(values, threshold, inverse, kernel[:size])
             for index in range(size):
-                products[index] *= distances[index] * gradient[place + index]
+                products[index] *= kernel[index] * gradient[place + index]
             total += _sum(products[:size], sums)
             for index in range(size):
-                value = delta[start + index]
+                value = values[index]
                 if abs(value) > threshold:
                     slope = np.float64(gradient[place + index])
                     for candidate in range(bits.size):
-                        width_bits, scale = bits[candidate], scales[candidate]
-                        quantised = _quantised(value, width_bits, scale)
+                        quantised = _quantised(value, bits[candidate], scales[candidate])
+                        turn = _by_scale(value, quantised, bits[candidate], scales[candidate])
                         by_share[candidate] += slope * quantised
-                        by_scale[candidate] += (
-                            slope * shares[candidate] * _by_scale(value, quantised, width_bits, scale)
-                        )
+                        by_scale[candidate] += slope * shares[candidate] * turn
         by_threshold[row] -= total * inverse
 
 
@@ -171,11 +157,17 @@ def _by_scale(value: np.float32, quantised: np.float32, bits: int, scale: np.flo
 
 
 @compiled
-def _fill_kernel(distances: FloatArray) -> None:
-    """Replaces each x ≥ 0 with σ'(x) = e / (1 + e)², e = exp(−x), and with 0 from `_FAR` on."""
+def _fill_kernel(values: FloatArray, threshold: np.float32, inverse: np.float32, kernel: FloatArray) -> None:
+    """Writes σ'(x) = e / (1 + e)², e = exp(−x), for each value's distance x from the threshold in widths.
+
+    It is 0 from `_FAR` on, and for entries that did not change, which pass no gate.
+    """
     one = np.float32(1)
-    for index in range(distances.size):
-        distance = distances[index]
+    for index in range(values.size):
+        value = values[index]
+        kernel[index] = abs((abs(value) - threshold) * inverse) if value != 0 else _FAR
+    for index in range(kernel.size):
+        distance = kernel[index]
         # exp(−x/32) by its series up to the seventh power, then squared five times: no branch, no table.
         part = (distance if distance < _FAR else _FAR) * np.float32(-1 / 32)
         power = part * np.float32(1 / 5040) + np.float32(1 / 720)
@@ -191,7 +183,7 @@ def _fill_kernel(distances: FloatArray) -> None:
         power = power * power
         power = power * power
         slope = np.divide(power, (one + power) * (one + power))  # as `/`, but without a check for zero
-        distances[index] = slope if distance < _FAR else np.float32(0)
+        kernel[index] = slope if distance < _FAR else np.float32(0)
 
 
 @compiled

@@ -207,23 +207,32 @@ def _move(
         shares = gates[number].shares.astype(np.float64)
         for table, by_share in ((loss, slope.by_share), (bits, rate.by_share)):
             table["logits"][number, chosen] = shares * (by_share - shares @ by_share)
-    multiplier, found = schedule.multiplier, sum(rate.bits for rate in rates if rate is not None)
-    if schedule.target is not None:
-        state.slope_product = _FORGETTING * state.slope_product + float(loss["free"] @ bits["free"])
-        state.rate_square = _FORGETTING * state.rate_square + float(bits["free"] @ bits["free"])
-        multiplier = max(0.0, -state.slope_product / max(state.rate_square, 1e-300))
-        multiplier *= found >= _UNDER * schedule.target
+    found = sum(rate.bits for rate in rates if rate is not None)
+    multiplier = _multiplier(state, schedule, loss["free"], bits["free"], found)
     total = {name: loss[name] + multiplier * bits[name] for name in loss}
     decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * state.step / schedule.steps)) / 2
     decay *= min(1.0, schedule.steps / _FULL_STEPS) * state.step_size
-    step_size = {name: rate * decay for name, rate in _RATES.items()}
+    learning_rates = {name: rate * decay for name, rate in _RATES.items()}
     if not schedule.gates_move:
-        step_size["free"] = step_size["rows"] = 0.0
-    state.adam.update(parameters.arrays(), total, step_size)
+        learning_rates["free"] = learning_rates["rows"] = 0.0
+    state.adam.update(parameters.arrays(), total, learning_rates)
     if schedule.target is not None and schedule.gates_move:
         parameters.free[moved] += _shift(found, schedule.target, float(bits["free"].sum()))
     clip_free(parameters.free)
     state.step += 1
+
+
+def _multiplier(
+    state: TrainingState, schedule: Schedule, loss: Doubles, bits: Doubles, found: float
+) -> float:
+    """Returns the weight of the rate in the loss. loss, bits: gradients by free thresholds, (tensor,)."""
+    if schedule.target is None:
+        return schedule.multiplier
+    state.slope_product = _FORGETTING * state.slope_product + float(loss @ bits)
+    state.rate_square = _FORGETTING * state.rate_square + float(bits @ bits)
+    if found < _UNDER * schedule.target:
+        return 0.0
+    return max(0.0, -state.slope_product / max(state.rate_square, 1e-300))
 
 
 def _shift(bits: float, target: float, slope: float) -> float:
