@@ -1,4 +1,4 @@
-"""Makes a zoo from artifacts, and adds tasks to it or removes them."""
+"""Makes a zoo of artifacts, adds tasks to it and removes tasks from it."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,9 +27,10 @@ from flexswitch.merging.routing.query_set import without_tasks
 
 @dataclass(frozen=True)
 class Form:
-    """How tensors are stored: by a codec or `auto`, with an effort (see `store`), on so many threads.
+    """How the tensors are stored.
 
-    Without an effort each artifact's own is taken, so that one made to a size keeps it.
+    codec: a codec's name, or "auto" for the smallest; effort: as in `store`, None for the effort each
+    artifact was compressed with; jobs: number of threads; memory: bytes that they may use together.
     """
 
     codec: str = "auto"
@@ -46,9 +47,9 @@ def create_zoo(
     overwrite: bool,
     on_file: Callable[[str], None],
 ) -> list[str]:
-    """Writes a new zoo; returns what the user should know.
+    """Writes a new zoo and returns notes for the user.
 
-    Raises: InputError where two artifacts share a task, or belong to two bases.
+    Raises: InputError if two artifacts hold the same task or belong to different bases.
     """
     check_output(path, overwrite)
     artifacts = _open_all(files)
@@ -73,48 +74,57 @@ def change_zoo(
     overwrite: bool,
     on_file: Callable[[str], None],
 ) -> list[str]:
-    """Removes tasks from a zoo and adds others; touches nothing but their files, the index, `zoo.json`.
+    """Removes tasks from a zoo, adds others and returns notes for the user.
 
-    Returns what the user should know. Raises: InputError where a task is there already (and
-    `overwrite` is not given), is not there, or belongs to another base.
+    The files of all other tasks stay as they are. Raises: InputError if a task to remove is not in the zoo,
+    a task to add is in it (and `overwrite` is false), or an artifact belongs to another base.
     """
-    zoo = open_zoo(path)
-    for task in removed:
-        if task not in zoo.record.tasks:
-            raise InputError(f"{path}: {unknown_name('task', task, zoo)}")
-    artifacts = _open_all(files)
-    _check_base(artifacts, zoo.record.base, str(path))
-    for artifact in artifacts:
-        name = artifact.header.name
-        if name in zoo.record.tasks and name not in removed and not overwrite:
-            raise InputError(f"{path}: has a task '{name}' already; --overwrite replaces it")
+    zoo, artifacts = open_zoo(path), _open_all(files)
+    _check_change(zoo, artifacts, removed, overwrite)
     chosen, notes = _adapter(artifacts, adapter, zoo)
     tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed}
-    replaced = {artifact.header.name for artifact in artifacts}
+    added = {artifact.header.name for artifact in artifacts}
     with tempfile.TemporaryDirectory(prefix=".pack.", suffix=".partial", dir=path) as partial:
         for artifact in artifacts:
             on_file(artifact.header.name)
             tasks[artifact.header.name] = _pack(artifact, Path(partial), form)
-        index = without_tasks(zoo, set(removed) | (replaced & set(zoo.record.tasks)))
+        index = without_tasks(zoo, set(removed) | (added & set(zoo.record.tasks)))
         record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
         (path / "tasks").mkdir(exist_ok=True)
-        for name in replaced:
+        for name in added:
             (Path(partial) / tasks[name].file).replace(path / tasks[name].file)
         write_zoo(path, record)
     remove_unlisted(path, record)
-    if index is None and zoo.record.index is not None and tasks:
-        notes.append(
-            f"the query index went with the tasks it was made of; run `flexswitch index {path}` again"
-        )
-    if index is not None and replaced:
-        notes.append(
-            f"the query index lacks {', '.join(sorted(replaced))}; run `flexswitch index {path} --add`"
-        )
-    return notes
+    return notes + _index_notes(zoo, record, added)
+
+
+def _check_change(zoo: Zoo, artifacts: Sequence[Artifact], removed: Sequence[str], overwrite: bool) -> None:
+    """Raises: InputError if tasks cannot be removed, or artifacts cannot be added."""
+    for task in removed:
+        if task not in zoo.record.tasks:
+            raise InputError(f"{zoo.path}: {unknown_name('task', task, zoo)}")
+    _check_base(artifacts, zoo.record.base, str(zoo.path))
+    for artifact in artifacts:
+        name = artifact.header.name
+        if name in zoo.record.tasks and name not in removed and not overwrite:
+            raise InputError(f"{zoo.path}: already has a task '{name}'; give --overwrite to replace it")
+
+
+def _index_notes(before: Zoo, record: ZooRecord, added: set[str]) -> list[str]:
+    """Returns how to complete the query index after a change."""
+    if record.index is not None and added:
+        names = ", ".join(sorted(added))
+        return [f"the query index lacks {names}; run `flexswitch index {before.path} --add`"]
+    if record.index is None and before.record.index is not None and record.tasks:
+        return [
+            "the query index was removed with the last of its tasks; "
+            f"run `flexswitch index {before.path}` again"
+        ]
+    return []
 
 
 def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
-    """Stores an artifact in the zoo's folder, each tensor in its new form."""
+    """Writes an artifact to the zoo's folder, with its tensors stored in the given form."""
     effort = form.effort or _own_effort(artifact)
 
     def work(name: str) -> PackedTensor:
@@ -129,7 +139,7 @@ def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
 
 
 def _own_effort(artifact: Artifact) -> str:
-    """Returns the effort with which an artifact was compressed."""
+    """Returns the effort that an artifact was compressed with, or "fast" if it records none."""
     found = artifact.header.method.settings.get("effort")
     return found if isinstance(found, str) and found in EFFORTS else "fast"
 
@@ -141,7 +151,7 @@ def _open_all(files: Sequence[Path]) -> list[Artifact]:
         name = artifact.header.name
         if name in seen:
             raise InputError(
-                f"{artifact.path}: holds the task '{name}', as {seen[name]} does; rename one (--name)"
+                f"{artifact.path}: holds the same task '{name}' as {seen[name]}; rename one with --name"
             )
         seen[name] = artifact.path
     return artifacts
@@ -152,15 +162,18 @@ def _check_base(artifacts: Sequence[Artifact], base: BaseIdentity, owner: str) -
         found = artifact.header.base
         if found.fingerprint != base.fingerprint:
             raise InputError(
-                f"{artifact.path}: belongs to the base {found.fingerprint[:12]}, and {owner} to "
-                f"{base.fingerprint[:12]}; all tasks of a zoo share one base"
+                f"{artifact.path}: belongs to the base {found.fingerprint[:12]}, but {owner} belongs to "
+                f"{base.fingerprint[:12]}; all tasks of a zoo must share one base"
             )
 
 
 def _adapter(
     artifacts: Sequence[Artifact], given: str | None, zoo: Zoo | None
 ) -> tuple[str | None, list[str]]:
-    """Returns the zoo's adapter: the one given, the zoo's own, or the one all artifacts name."""
+    """Returns the zoo's adapter, and notes for the user.
+
+    The adapter is the given one, otherwise the zoo's own, otherwise the one that all artifacts name.
+    """
     if given is not None:
         return given, []
     if zoo is not None and zoo.record.adapter is not None:

@@ -1,7 +1,7 @@
-"""Verifies what flexswitch wrote: every checksum, every count, and on request the whole base."""
+"""Verifies the checksums and counts of artifacts, zoos and task vectors, and on request the whole base."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
@@ -15,9 +15,11 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 
 
 def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list[str]:
-    """Verifies an artifact, zoo or task vector and returns what was checked, a line each.
+    """Verifies an artifact, zoo or task vector and returns one line for each thing that was checked.
 
-    Raises: InputError where it is none of these; ArtifactError listing everything that is damaged.
+    base: a checkpoint whose bytes are all compared with the recorded fingerprint; on_item: called with the
+    name of each tensor before it is read. Raises: InputError if the path is none of the three; ArtifactError
+    with one line for each damaged tensor or file.
     """
     problems: list[str] = []
     if (path / ZOO_FILE).is_file():
@@ -26,12 +28,15 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
         vector = TaskVectorFile(path)
         _verify_task_vector(vector, problems, on_item)
         count = len(vector.tensors) + len(vector.extras)
-        lines, identity = [f"{path}: {count} tensors, checksums fit, all finite"], vector.identity()
+        lines, identity = (
+            [f"{path}: {count} tensors, all checksums match, all values are finite"],
+            vector.identity(),
+        )
     elif path.suffix == ".fsw" or path.is_file():
         artifact = open_artifact(path)
         _verify_artifact(artifact, problems, on_item)
         count = len(artifact.header.tensors) + len(artifact.header.extras)
-        lines, identity = [f"{path}: {count} tensors, checksums and counts fit"], artifact.header.base
+        lines, identity = [f"{path}: {count} tensors, all checksums and counts match"], artifact.header.base
     else:
         raise InputError(f"{path}: expected an artifact (.fsw), a zoo folder or a task vector (*{SUFFIX})")
     if problems:
@@ -39,60 +44,55 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     if base is not None:
         checkpoint = open_checkpoint(base)
         check_base(checkpoint, identity, str(path), full=True)
-        lines.append(f"{base}: is the base, every byte of it (fingerprint {identity.fingerprint[:12]})")
+        lines.append(f"{base}: is the base; all its bytes match the fingerprint {identity.fingerprint[:12]}")
     return lines
 
 
 def _verify_task_vector(vector: TaskVectorFile, problems: list[str], on_item: Callable[[str], None]) -> None:
-    def read_unit(unit: str) -> None:
-        vector.exact(unit)
-        deque(vector.blocks(unit), maxlen=0)
+    def read_tensor(name: str) -> None:
+        vector.exact(name)
+        deque(vector.blocks(name), maxlen=0)
 
-    reads: list[tuple[str, Callable[[str], object]]] = [(name, vector.extra) for name in vector.extras]
-    reads += [(unit, read_unit) for unit in vector.tensors]
-    _try_all(reads, problems, on_item)
+    _read_all(vector.extras, vector.extra, problems, on_item)
+    _read_all(vector.tensors, read_tensor, problems, on_item)
 
 
 def _verify_zoo(
     path: Path, problems: list[str], on_item: Callable[[str], None]
 ) -> tuple[list[str], BaseIdentity]:
-    """Verifies each task and the query index; a damaged task still has its tensors named."""
+    """Verifies the tasks and the query index; the tensors of a damaged task are still read one by one."""
     zoo = open_zoo(path)
     for task in zoo:
         before = len(problems)
         try:
-            artifact = open_artifact(zoo.task_file(task))
-            _verify_artifact(artifact, problems, on_item)
+            _verify_artifact(open_artifact(zoo.task_file(task)), problems, on_item)
+            if len(problems) == before:
+                zoo[task]  # raises if it is not the file that zoo.json describes
         except FlexswitchError as error:
             problems.append(str(error))
-        if len(problems) == before:
-            try:
-                zoo[task]
-            except ArtifactError as error:
-                problems.append(str(error))
-    lines = [f"{path}: {len(zoo)} tasks, hashes, checksums and counts fit"]
+    lines = [f"{path}: {len(zoo)} tasks, all hashes, checksums and counts match"]
     if zoo.record.index is not None:
         try:
             exemplars = len(read_query_set(zoo).task_ids)
-            lines.append(f"{path}: query index of {exemplars} exemplars, its hash fits")
+            lines.append(f"{path}: query index of {exemplars} exemplars, its hash matches")
         except ArtifactError as error:
             problems.append(str(error))
     return lines, zoo.record.base
 
 
 def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[[str], None]) -> None:
-    reads: list[tuple[str, Callable[[str], object]]] = [
-        (name, artifact.extra) for name in artifact.header.extras
-    ]
-    reads += [(name, artifact.check) for name in artifact.header.tensors]
-    _try_all(reads, problems, on_item)
+    _read_all(artifact.header.extras, artifact.extra, problems, on_item)
+    _read_all(artifact.header.tensors, artifact.check, problems, on_item)
 
 
-def _try_all(
-    reads: list[tuple[str, Callable[[str], object]]], problems: list[str], on_item: Callable[[str], None]
+def _read_all(
+    names: Iterable[str],
+    read: Callable[[str], object],
+    problems: list[str],
+    on_item: Callable[[str], None],
 ) -> None:
-    """Reads every tensor, which checks it, and adds what is damaged to the problems."""
-    for name, read in reads:
+    """Reads the named tensors, which checks them, and appends a line to `problems` for each damaged one."""
+    for name in names:
         on_item(name)
         try:
             read(name)

@@ -26,9 +26,9 @@ def copy_artifacts(originals, folder):
 
 
 def create(path, files, form=AUTO, adapter=None, overwrite=False):
-    heard = []
-    notes = create_zoo(path, files, form, adapter, overwrite, heard.append)
-    assert heard == [open_artifact(file).header.name for file in files]
+    packed = []
+    notes = create_zoo(path, files, form, adapter, overwrite, packed.append)
+    assert packed == [open_artifact(file).header.name for file in files]
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Zoos are made whole or not at all, and name the adapter of their artifacts."""
+"""Packing makes a whole zoo or none, and the zoo names the adapter of its artifacts."""
 
 import shutil
 
@@ -38,7 +38,7 @@ def other_base(originals):
 
 
 def with_adapter(artifact, path, adapter):
-    """Copies an artifact's header alone, naming an adapter."""
+    """Writes an artifact's header alone, with another adapter, and returns its path."""
     header = open_artifact(artifact).header.model_dump() | {"tensors": {}, "extras": {}}
     header["model"] = ModelRecord(adapter=adapter).model_dump()
     with ArtifactWriter(path) as writer:
@@ -80,7 +80,7 @@ def test_the_order_of_the_artifacts_does_not_matter(tmp_path, made):
 def test_two_artifacts_of_one_task_are_refused(tmp_path, made):
     copy = shutil.copy(made["birds"], tmp_path / "other.fsw")
     assert message(InputError, lambda: create(tmp_path / "zoo", [made["birds"], copy])) == (
-        f"{copy}: holds the task 'birds', as {made['birds']} does; rename one (--name)"
+        f"{copy}: holds the same task 'birds' as {made['birds']}; rename one with --name"
     )
     assert not (tmp_path / "zoo").exists()
 
@@ -88,8 +88,8 @@ def test_two_artifacts_of_one_task_are_refused(tmp_path, made):
 def test_artifacts_of_two_bases_are_refused(tmp_path, made, other_base):
     first, second = (open_artifact(file).header.base.fingerprint[:12] for file in (made["birds"], other_base))
     assert message(InputError, lambda: create(tmp_path / "zoo", [made["birds"], other_base])) == (
-        f"{other_base}: belongs to the base {second}, and {made['birds']} to {first}; "
-        "all tasks of a zoo share one base"
+        f"{other_base}: belongs to the base {second}, but {made['birds']} belongs to {first}; "
+        "all tasks of a zoo must share one base"
     )
     assert not (tmp_path / "zoo").exists()
 
@@ -104,7 +104,7 @@ def test_an_existing_zoo_is_refused_unless_it_may_be_replaced(tmp_path, made, zo
     assert set(contents(zoo)) == {ZOO_FILE, "tasks/planets.fsw"}
 
 
-def test_a_zoo_is_made_anew_from_its_own_files(zoo):
+def test_a_zoo_can_be_replaced_by_one_made_of_its_own_files(zoo):
     before = contents(zoo)
     create(zoo, [zoo / "tasks" / f"{task}.fsw" for task in TASKS], overwrite=True)
     assert contents(zoo) == before
@@ -138,13 +138,13 @@ def test_a_file_that_is_no_artifact_is_refused(tmp_path, made):
 # --- the adapter ------------------------------------------------------------------------------------------
 
 
-def test_a_zoo_takes_the_adapter_that_all_its_artifacts_name(tmp_path, made):
+def test_a_zoo_records_the_adapter_that_all_its_artifacts_name(tmp_path, made):
     files = [with_adapter(made[task], tmp_path / f"{task}.fsw", "hf-encoder") for task in TASKS]
     assert create(tmp_path / "zoo", files) == []
     assert open_zoo(tmp_path / "zoo").record.adapter == "hf-encoder"
 
 
-def test_artifacts_that_name_different_adapters_bring_a_note(tmp_path, made):
+def test_artifacts_that_name_different_adapters_give_a_note(tmp_path, made):
     file = with_adapter(made["birds"], tmp_path / "birds.fsw", "hf-encoder")
     assert create(tmp_path / "zoo", [file, made["cities"]]) == [
         "the artifacts name different adapters (None, hf-encoder); give one with --adapter"
@@ -152,7 +152,7 @@ def test_artifacts_that_name_different_adapters_bring_a_note(tmp_path, made):
     assert open_zoo(tmp_path / "zoo").record.adapter is None
 
 
-def test_the_adapter_given_is_taken(tmp_path, made):
+def test_the_given_adapter_is_used(tmp_path, made):
     file = with_adapter(made["birds"], tmp_path / "birds.fsw", "hf-encoder")
     assert create(tmp_path / "zoo", [file, made["cities"]], adapter="python:a.b:c") == []
     assert open_zoo(tmp_path / "zoo").record.adapter == "python:a.b:c"
@@ -162,6 +162,6 @@ def test_the_adapter_given_is_taken(tmp_path, made):
     assert open_zoo(tmp_path / "zoo").record.adapter == "hf-encoder"
 
 
-def test_removing_from_a_zoo_without_an_adapter_brings_no_note(zoo):
+def test_removing_from_a_zoo_without_an_adapter_gives_no_note(zoo):
     assert change(zoo, remove=["birds"]) == []
     assert open_zoo(zoo).record.adapter is None

@@ -1,7 +1,8 @@
-"""Zoos grow and shrink whole: what is not asked for stays as it is, byte by byte."""
+"""Adding and removing tasks leaves all other files of a zoo as they were, byte by byte."""
 
-import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,9 @@ from support.tiny_models import contents, make_artifact, pack, save_state, tiny_
 from support.zoos import TASKS, change, copy_artifacts, make_originals
 
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
-from flexswitch.codecs.format import zoo as zoo_module
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, ZooRecord, file_sha256, open_zoo, write_zoo
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, read_query_set, write_query_set
-from flexswitch.merging.zoos import pack as packing
 from flexswitch.merging.zoos.pack import Form
 
 
@@ -45,7 +44,7 @@ def indexed(zoo):
     header = QuerySetHeader(tasks=TASKS, features="pooled", per_task=2, seed=0)
     features = np.arange(12, dtype=np.float32).reshape(6, 2)
     record = write_query_set(zoo, QuerySet(header, features, np.repeat(np.arange(3, dtype=np.int32), 2)))
-    zoo_module.write_zoo(zoo, open_zoo(zoo).record.model_copy(update={"index": record}))
+    write_zoo(zoo, open_zoo(zoo).record.model_copy(update={"index": record}))
     return zoo
 
 
@@ -57,7 +56,7 @@ def changed_files(before, path):
 # --- adding and removing ----------------------------------------------------------------------------------
 
 
-def test_adding_a_task_touches_its_file_and_zoo_json_alone(zoo, made):
+def test_adding_a_task_changes_only_its_file_and_zoo_json(zoo, made):
     before = contents(zoo)
     assert change(zoo, add=[made["planets"]]) == []
     assert changed_files(before, zoo) == {"tasks/planets.fsw", ZOO_FILE}
@@ -65,14 +64,14 @@ def test_adding_a_task_touches_its_file_and_zoo_json_alone(zoo, made):
     open_zoo(zoo)["planets"]
 
 
-def test_a_zoo_grown_task_by_task_is_the_zoo_made_at_once(tmp_path, made, zoo):
+def test_adding_tasks_one_by_one_gives_the_same_zoo_as_packing_them_together(tmp_path, made, zoo):
     pack(tmp_path / "grown", [made["tools"]])
     for task in ("cities", "birds"):
         change(tmp_path / "grown", add=[made[task]])
     assert contents(tmp_path / "grown") == contents(zoo)
 
 
-def test_removing_a_task_touches_its_file_and_zoo_json_alone(zoo):
+def test_removing_a_task_changes_only_its_file_and_zoo_json(zoo):
     before = contents(zoo)
     assert change(zoo, remove=["cities"]) == []
     assert changed_files(before, zoo) == {"tasks/cities.fsw", ZOO_FILE}
@@ -89,7 +88,7 @@ def test_one_change_adds_and_removes(zoo, made):
 def test_the_last_task_can_be_removed_and_others_added_later(zoo, made):
     change(zoo, remove=TASKS)
     assert set(contents(zoo)) == {ZOO_FILE}
-    (zoo / "tasks").rmdir()  # as a clone by git leaves it
+    (zoo / "tasks").rmdir()  # git does not keep empty folders
     change(zoo, add=[made["planets"]])
     assert list(open_zoo(zoo)) == ["planets"]
     open_zoo(zoo)["planets"]
@@ -104,11 +103,11 @@ def newer(made, tmp_path, task):
     return make_artifact(made[task].parent / "base.safetensors", weights, folder / f"{task}.fsw").path
 
 
-def test_a_task_that_is_there_already_is_refused_unless_it_may_be_replaced(tmp_path, zoo, made):
+def test_a_task_that_the_zoo_has_is_refused_without_overwrite(tmp_path, zoo, made):
     before = contents(zoo)
     again = newer(made, tmp_path, "birds")
     assert message(InputError, lambda: change(zoo, add=[made["planets"], again])) == (
-        f"{zoo}: has a task 'birds' already; --overwrite replaces it"
+        f"{zoo}: already has a task 'birds'; give --overwrite to replace it"
     )
     assert contents(zoo) == before
     change(zoo, add=[again], overwrite=True)
@@ -133,7 +132,8 @@ def test_a_task_of_another_base_is_refused(zoo, made, other_base):
     before = contents(zoo)
     base, other = (open_artifact(file).header.base.fingerprint[:12] for file in (made["birds"], other_base))
     assert message(InputError, lambda: change(zoo, add=[made["planets"], other_base])) == (
-        f"{other_base}: belongs to the base {other}, and {zoo} to {base}; all tasks of a zoo share one base"
+        f"{other_base}: belongs to the base {other}, but {zoo} belongs to {base}; "
+        "all tasks of a zoo must share one base"
     )
     assert contents(zoo) == before
 
@@ -149,11 +149,11 @@ def test_an_unknown_task_is_not_removed(zoo, made):
 def test_two_added_artifacts_of_one_task_are_refused(tmp_path, zoo, made):
     copy = shutil.copy(made["planets"], tmp_path / "copy.fsw")
     assert message(InputError, lambda: change(zoo, add=[made["planets"], copy])) == (
-        f"{copy}: holds the task 'planets', as {made['planets']} does; rename one (--name)"
+        f"{copy}: holds the same task 'planets' as {made['planets']}; rename one with --name"
     )
 
 
-def test_a_folder_that_is_no_zoo_is_not_changed(tmp_path, made):
+def test_a_folder_that_is_not_a_zoo_is_refused(tmp_path, made):
     assert message(InputError, lambda: change(tmp_path / "made", add=[made["birds"]])) == (
         f"{tmp_path / 'made'}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
     )
@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_zoo_is_not_changed(tmp_path, made):
 # --- an index beside the tasks ----------------------------------------------------------------------------
 
 
-def test_adding_a_task_says_that_the_index_lacks_it(indexed, made):
+def test_adding_a_task_notes_that_the_index_lacks_it(indexed, made):
     before = contents(indexed)
     assert change(indexed, add=[made["planets"]]) == [
         f"the query index lacks planets; run `flexswitch index {indexed} --add`"
@@ -181,7 +181,7 @@ def test_removing_a_task_drops_its_exemplars(indexed):
     assert query_set.task_ids.tolist() == [0, 0, 1, 1]
 
 
-def test_replacing_a_task_drops_its_exemplars_and_says_so(tmp_path, indexed, made):
+def test_replacing_a_task_drops_its_exemplars_with_a_note(tmp_path, indexed, made):
     again = newer(made, tmp_path, "birds")
     assert change(indexed, add=[again, made["planets"]], overwrite=True) == [
         f"the query index lacks birds, planets; run `flexswitch index {indexed} --add`"
@@ -189,15 +189,15 @@ def test_replacing_a_task_drops_its_exemplars_and_says_so(tmp_path, indexed, mad
     assert read_query_set(open_zoo(indexed)).header.tasks == ["cities", "tools"]
 
 
-def test_the_index_goes_with_the_last_of_its_tasks(indexed, made):
+def test_the_index_is_removed_with_the_last_of_its_tasks(indexed, made):
     assert change(indexed, add=[made["planets"]], remove=TASKS) == [
-        f"the query index went with the tasks it was made of; run `flexswitch index {indexed}` again"
+        f"the query index was removed with the last of its tasks; run `flexswitch index {indexed}` again"
     ]
     assert set(contents(indexed)) == {ZOO_FILE, "tasks/planets.fsw"}
     assert open_zoo(indexed).record.index is None
 
 
-def test_a_damaged_index_is_told_and_the_zoo_stays_as_it_is(indexed, made):
+def test_a_damaged_index_is_reported_and_the_zoo_stays_unchanged(indexed, made):
     flip_bit(indexed / INDEX_FILE, -1)
     before = contents(indexed)
     found = message(ArtifactError, lambda: change(indexed, add=[made["planets"]], remove=["birds"]))
@@ -225,21 +225,27 @@ def test_an_unknown_codec_leaves_the_zoo_as_it_was(zoo, made):
 
 
 def test_zoo_json_is_written_after_all_other_files(indexed, made, monkeypatch):
-    def check_then_write(path, record):
-        for task in record.tasks.values():
-            assert zoo_module.file_sha256(path / task.file) == task.sha256
-        assert zoo_module.file_sha256(path / INDEX_FILE) == record.index.sha256
-        assert json.loads((path / ZOO_FILE).read_text())["tasks"].keys() == set(TASKS)
-        assert (path / "tasks" / "tools.fsw").exists()
-        zoo_module.write_zoo(path, record)
+    replaced, replace = [], os.replace
 
-    monkeypatch.setattr(packing, "write_zoo", check_then_write)
+    def check_then_replace(source, target):
+        if target == indexed / ZOO_FILE:
+            record = ZooRecord.model_validate_json(Path(source).read_text())
+            for task in record.tasks.values():
+                assert file_sha256(indexed / task.file) == task.sha256
+            assert file_sha256(indexed / INDEX_FILE) == record.index.sha256
+            assert open_zoo(indexed).record.tasks.keys() == set(TASKS)
+            assert (indexed / "tasks" / "tools.fsw").exists()
+        replaced.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", check_then_replace)
     change(indexed, add=[made["planets"]], remove=["tools"])
+    assert replaced[-1] == indexed / ZOO_FILE
     assert list(open_zoo(indexed)) == ["birds", "cities", "planets"]
     assert not (indexed / "tasks" / "tools.fsw").exists()
 
 
-def test_files_that_zoo_json_does_not_name_are_cleared_at_the_next_change(zoo, made):
+def test_files_that_zoo_json_does_not_name_are_deleted_by_the_next_change(zoo, made):
     shutil.copy(made["planets"], zoo / "tasks" / "left.fsw")
     (zoo / "index").mkdir()
     (zoo / INDEX_FILE).write_bytes(b"left")

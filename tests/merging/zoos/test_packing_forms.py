@@ -1,4 +1,4 @@
-"""Zoos in every form: by any codec, with any effort, on any number of threads."""
+"""Tensors are packed by any codec, with any effort, on any number of threads."""
 
 import numpy as np
 import pytest

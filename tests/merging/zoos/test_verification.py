@@ -1,4 +1,4 @@
-"""What flexswitch wrote is verified to the last bit, and what is damaged is named."""
+"""Verification checks every bit of artifacts, zoos and task vectors, and names what is damaged."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def checked(path: Path, base: Path | None = None) -> list[str]:
 
 
 def problems(path: Path, base: Path | None = None) -> list[str]:
-    """Returns the lines of what is damaged."""
+    """Returns the error's lines, one for each damaged tensor or file."""
     with pytest.raises(ArtifactError) as caught:
         checked(path, base)
     return str(caught.value).splitlines()
@@ -86,18 +86,18 @@ def damage(path: Path, tensor: str) -> tuple[str, str]:
 
 
 def test_an_artifact_that_is_whole_passes(artifact: Artifact) -> None:
-    heard: list[str] = []
-    lines = verify(artifact.path, None, heard.append)
-    assert lines == [f"{artifact.path}: 4 tensors, checksums and counts fit"]
-    assert sorted(heard) == ["a", "b", "head", "n"]
+    names: list[str] = []
+    lines = verify(artifact.path, None, names.append)
+    assert lines == [f"{artifact.path}: 4 tensors, all checksums and counts match"]
+    assert sorted(names) == ["a", "b", "head", "n"]
 
 
-def test_the_whole_base_is_verified_where_it_is_given(tmp_path: Path, artifact: Artifact) -> None:
+def test_the_whole_base_is_verified_if_it_is_given(tmp_path: Path, artifact: Artifact) -> None:
     base = tmp_path / "base.safetensors"
     whole = fingerprint(MemoryCheckpoint(BASE))
     assert checked(artifact.path, base) == [
-        f"{artifact.path}: 4 tensors, checksums and counts fit",
-        f"{base}: is the base, every byte of it (fingerprint {whole[:12]})",
+        f"{artifact.path}: 4 tensors, all checksums and counts match",
+        f"{base}: is the base; all its bytes match the fingerprint {whole[:12]}",
     ]
 
 
@@ -151,13 +151,13 @@ def test_an_artifact_cut_short_is_found(artifact: Artifact) -> None:
 
 
 def test_a_zoo_that_is_whole_passes(zoo: Path) -> None:
-    heard: list[str] = []
-    lines = verify(zoo, None, heard.append)
+    names: list[str] = []
+    lines = verify(zoo, None, names.append)
     assert lines == [
-        f"{zoo}: 2 tasks, hashes, checksums and counts fit",
-        f"{zoo}: query index of 2 exemplars, its hash fits",
+        f"{zoo}: 2 tasks, all hashes, checksums and counts match",
+        f"{zoo}: query index of 2 exemplars, its hash matches",
     ]
-    assert sorted(heard) == sorted(2 * ["a", "b", "head", "n"])
+    assert sorted(names) == sorted(2 * ["a", "b", "head", "n"])
 
 
 def test_a_zoo_names_the_tensors_of_every_damaged_task(zoo: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_zoo_names_a_task_that_is_missing_or_cut_short(zoo: Path) -> None:
     assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
 
 
-def test_a_zoo_names_a_task_that_is_whole_and_not_the_one_packed(zoo: Path) -> None:
+def test_a_zoo_names_a_task_whose_file_was_replaced_by_another_whole_one(zoo: Path) -> None:
     tasks = zoo / "tasks"
     (tasks / "task.fsw").write_bytes((tasks / "other.fsw").read_bytes())
     (line,) = problems(zoo)
@@ -192,10 +192,10 @@ def test_a_zoo_names_a_damaged_query_index(zoo: Path) -> None:
 
 def test_a_zoo_without_a_query_index_passes(zoo: Path) -> None:
     write_zoo(zoo, open_zoo(zoo).record.model_copy(update={"index": None}))
-    assert checked(zoo) == [f"{zoo}: 2 tasks, hashes, checksums and counts fit"]
+    assert checked(zoo) == [f"{zoo}: 2 tasks, all hashes, checksums and counts match"]
 
 
-def test_a_zoo_s_base_is_verified_where_it_is_given(tmp_path: Path, zoo: Path) -> None:
+def test_the_base_of_a_zoo_is_verified_if_it_is_given(tmp_path: Path, zoo: Path) -> None:
     assert checked(zoo, tmp_path / "base.safetensors")[-1].startswith(
         f"{tmp_path}/base.safetensors: is the base"
     )
@@ -214,9 +214,11 @@ def test_a_damaged_description_of_a_zoo_is_found(zoo: Path) -> None:
 
 def test_a_task_vector_that_is_whole_passes(tmp_path: Path) -> None:
     path = extracted(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.tv.safetensors").path
-    heard: list[str] = []
-    assert verify(path, None, heard.append) == [f"{path}: 4 tensors, checksums fit, all finite"]
-    assert heard == [*TaskVectorFile(path).extras, "a", "b"]
+    names: list[str] = []
+    assert verify(path, None, names.append) == [
+        f"{path}: 4 tensors, all checksums match, all values are finite"
+    ]
+    assert names == [*TaskVectorFile(path).extras, "a", "b"]
     assert checked(path, tmp_path / "base.safetensors")[1].startswith(
         f"{tmp_path}/base.safetensors: is the base"
     )
@@ -248,7 +250,7 @@ def test_a_task_vector_names_the_tensors_that_are_not_finite(tmp_path: Path) -> 
     assert problems(path) == [f"{path}: tensor '{name}' holds NaN or infinite values" for name in "ab"]
 
 
-def test_what_flexswitch_did_not_write_is_refused(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", BASE)
     assert message(InputError, lambda: checked(folder)) == (
         f"{folder}: expected an artifact (.fsw), a zoo folder or a task vector (*.tv.safetensors)"
