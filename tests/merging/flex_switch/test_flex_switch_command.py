@@ -53,7 +53,7 @@ def test_an_image_classifier_is_learned_from_its_task_vector_and_its_checkpoint_
             "dark",
             *TRAIN,
         )
-        trained = flexswitch(*command, "--exemplars", image.data, "--per-task", 10, "--set", "steps=20")
+        trained = flexswitch(*command, "--exemplars", image.data, "--per-task", 10, "--set", "steps=6")
         assert trained.status == 0
     assert (tmp_path / "one.fsw").read_bytes() == (tmp_path / "two.fsw").read_bytes()
 
@@ -96,7 +96,7 @@ def test_without_a_terminal_every_50_steps_are_told(compress: Compress) -> None:
 
 
 def test_features_are_compared_without_answers(compress: Compress, flexswitch: Runner) -> None:
-    outcome = compress.train("--set", "objective=mse", "--set", "steps=200")
+    outcome = compress.train("--set", "objective=mse", "--set", "steps=1")
     assert outcome.status == 0
     assert "%" not in outcome.out.splitlines()[1]
     assert flexswitch("inspect", compress.output).out.splitlines()[-1].split()[-2:] == ["–", "–"]

@@ -1,4 +1,4 @@
-"""A planted problem: it is known what the answers depend on, and FlexSwitch has to find it among noise."""
+"""A planted task: the entries that the answers depend on are known, and FlexSwitch finds them among noise."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +14,18 @@ from flexswitch.codecs.format.container import Artifact
 
 PLANTED = ("attention.self.value.weight", "attention.output.dense.weight", "intermediate.dense.weight")
 SIZE = 9000
-SETTINGS = (f"target_size={SIZE}", "steps=240", "batch=16", "scale_refit_steps=10")
+SETTINGS = (f"target_size={SIZE}", "batch=16", "scale_refit_steps=10")
+STEPS = [24, pytest.param(240, marks=pytest.mark.deep)]
 
 
-class CompressionTask(NamedTuple):
+class PlantedTask(NamedTuple):
     case: TrainingCase
     marks: dict[str, Tensor]  # base name → which entries are planted
     trained: Artifact
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
+@pytest.fixture(scope="module", params=STEPS)
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PlantedTask:
     """A text classifier that is its base, large changes of 3 % of six matrices, and weak noise everywhere."""
     from transformers import BertForSequenceClassification, BertModel
 
@@ -47,7 +48,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> CompressionTask:
     (folder / "data").mkdir()
     write_jsonl(folder / "data" / "birds.train.jsonl", texts("birds", 80, 1), None)
     case = TrainingCase(folder / "base", folder / "model", folder / "data", per_task=48)
-    return CompressionTask(case, marks, case.train(folder / "birds.fsw", *SETTINGS))
+    return PlantedTask(case, marks, case.train(folder / "birds.fsw", *SETTINGS, f"steps={request.param}"))
 
 
 def kept_entries(artifact: Artifact, name: str) -> Tensor:
@@ -57,7 +58,7 @@ def kept_entries(artifact: Artifact, name: str) -> Tensor:
     return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
 
 
-def test_what_was_planted_is_kept_and_hardly_any_noise(task: CompressionTask) -> None:
+def test_the_planted_entries_are_kept_and_hardly_any_noise(task: PlantedTask) -> None:
     found = sum(
         int((kept_entries(task.trained, name) & marks).sum())
         for name, marks in task.marks.items()
@@ -70,8 +71,8 @@ def test_what_was_planted_is_kept_and_hardly_any_noise(task: CompressionTask) ->
     assert task.trained.path.stat().st_size <= SIZE
 
 
-def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(
-    task: CompressionTask, tmp_path: Path
+def test_the_divergence_is_far_below_that_of_a_t_switch_of_the_same_size(
+    task: PlantedTask, tmp_path: Path
 ) -> None:
     case, size = task.case, task.trained.path.stat().st_size
     for drop in ("0.96", "0.965", "0.97", "0.975", "0.98", "0.985", "0.99"):
@@ -84,7 +85,7 @@ def test_the_divergence_is_far_below_that_of_the_same_bytes_by_rule(
     assert trained.held_out_divergence < rule.held_out_divergence / 4
 
 
-def test_what_is_recorded_is_what_the_stored_artifact_gives(task: CompressionTask) -> None:
+def test_the_record_is_that_of_the_stored_artifact(task: PlantedTask) -> None:
     record = task.trained.header.training
     found = measured(task.case, task.trained)
     assert record.after.divergence == pytest.approx(found.divergence, rel=2e-3)

@@ -14,7 +14,7 @@ from support.checkpoints import message
 from support.sparse_tensors import LAWS
 from support.tiny_language_models import save_language_base, save_language_model
 from support.tiny_models import MAX_TOKENS, texts, write_jsonl
-from support.training_cases import TrainingCase, text_case
+from support.training_cases import TrainingCase
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import parallel_map
@@ -46,8 +46,12 @@ def opened(
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
-    return text_case(tmp_path_factory.mktemp("school"), count=70)
+def case(case: TrainingCase, tmp_path_factory: pytest.TempPathFactory) -> TrainingCase:
+    """The same models with 70 examples."""
+    folder = tmp_path_factory.mktemp("data")
+    labels = np.random.default_rng(1).integers(0, 3, 70).tolist()
+    write_jsonl(folder / "birds.train.jsonl", texts("birds", 70, 1), labels)
+    return replace(case, data=folder)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +229,7 @@ def plain_logits(folder: Path, tokenizer: Path, inputs: list[str], kind: str) ->
         ]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [2, pytest.param(1, marks=pytest.mark.deep)])
 def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(
     jobs: int, case: TrainingCase
 ) -> None:
