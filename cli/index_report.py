@@ -22,7 +22,7 @@ def index_report(
     if found.held_out is not None:
         lines.append(
             "too good, since the metric was learned from all of them: "
-            f"of those held out from learning {found.held_out:.1f} % lead to their own task"
+            f"of those held out from training {found.held_out:.1f} % lead to their own task"
         )
     document = confusion_document(found.counts, found.tasks)
     document |= {"held_out_accuracy": found.held_out, "picture": str(picture)}

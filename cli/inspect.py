@@ -41,7 +41,7 @@ def inspect(
 
     Example: flexswitch inspect zoo --storage
 
-    Example: flexswitch inspect sst2.fsw --plot learning.png
+    Example: flexswitch inspect sst2.fsw --plot training.png
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.zoo import ZOO_FILE
@@ -76,7 +76,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
     check_output(plot, overwrite)
     header = open_artifact(Path(path)).header if path.endswith(".fsw") else None
     if header is None or header.training is None or not header.training.curve:
-        raise UsageError(f"--plot: {path} has no record of learning; artifacts by a method that learns have")
+        raise UsageError(f"--plot: {path} has no training record; artifacts of methods that learn have one")
     draw_training(header, header.training, plot, overwrite)
 
 

@@ -35,7 +35,7 @@ def ticking() -> Callable[[], float]:
 def run(console: Console, first: int, total: int) -> None:
     with (
         console.progress("compressing 2 tensors", 2) as on_tensor,
-        console.steps("learning a", total) as stepped,
+        console.steps("training a", total) as stepped,
     ):
         for done in range(first, total + 1):
             stepped(done, f"loss {done}")
@@ -68,7 +68,7 @@ def test_a_terminal_shows_both_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = on_terminal(monkeypatch, 41)
     assert "flexswitch: compressing 2 tensors\n" in shown
     assert "flexswitch: step" not in shown
-    for part in ("learning a", "60/60", "loss 60", "1/2"):
+    for part in ("training a", "60/60", "loss 60", "1/2"):
         assert part in shown
 
 

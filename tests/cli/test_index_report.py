@@ -79,7 +79,7 @@ def test_a_learned_metrics_report_says_that_it_is_too_good(toy, index, flexswitc
     assert record.metric == "learned"
     lines = flexswitch("index", toy.zoo, "--report", tmp_path / "c.png").out.splitlines()
     assert lines[-1] == (
-        "too good, since the metric was learned from all of them: of those held out from learning "
+        "too good, since the metric was learned from all of them: of those held out from training "
         f"{record.accuracy.learned_held_out:.1f} % lead to their own task"
     )
 

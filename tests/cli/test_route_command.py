@@ -1,4 +1,4 @@
-"""`route` as a user types it, on tiny models: the weights are the index's, and mistakes are told in a line."""
+"""`route` as a user types it, on tiny models: the weights are the index's, and a mistake ends in one line."""
 
 import json
 import shutil

@@ -167,7 +167,7 @@ def test_what_was_not_learned_has_no_way_to_draw(text: Toy, flexswitch: Runner, 
         outcome = flexswitch("inspect", path, "--plot", tmp_path / "a.png")
         assert (outcome.status, outcome.error) == (
             2,
-            f"--plot: {path} has no record of learning; artifacts by a method that learns have",
+            f"--plot: {path} has no training record; artifacts of methods that learn have one",
         )
     assert files_below(tmp_path) == []
 
