@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-from measure import FLEXSWITCH, Workshop, at_size, key_of, learned, mean, workshop  # noqa: E402  # siblings
+from measure import FLEXSWITCH, Setup, at_size, key_of, mean, read_setup, trained  # noqa: E402  # siblings
 from report import machine, table, write_section  # noqa: E402
 
 SIZE, STEPS = 265, 100  # kB
@@ -32,12 +32,12 @@ FORMS = {"bitmask": "masks and signs", "flag4": "the 2025 form", "grouped-coo": 
 
 
 def main() -> None:
-    shop = workshop(__doc__)
+    setup = read_setup(__doc__)
     rows = []
     for name, settings in {"all of it": (), **PARTS}.items():
-        rows.append(row(name, [learned(shop, SIZE, STEPS, seed, settings) for seed in SEEDS]))
+        rows.append(row(name, [trained(setup, SIZE, STEPS, seed, settings) for seed in SEEDS]))
     for codec, title in FORMS.items():
-        rows.append([f"SASS off: {title}", f"{one_form(shop, codec) / 1e3:,.0f}", *rows[0][2:]])
+        rows.append([f"SASS off: {title}", f"{one_form(setup, codec) / 1e3:,.0f}", *rows[0][2:]])
     section = f"""## What the parts of FlexSwitch bring
 
     python benchmarks/flexswitch/ablation.py --data DIR --models benchmarks/text8/cache
@@ -52,25 +52,25 @@ average has a standard error of about 0.4. Measured on {machine()}.
 
 
 def row(name: str, scores: list[dict[str, Any]]) -> list[str]:
-    """Returns a line of the table; scores: of each seed."""
-    after = [learning["after"] for each in scores for learning in each["learning"].values()]
-    averages = [mean(each["accuracy"]) for each in scores]
+    """Returns a row of the table. scores: those of each seed."""
+    after = [training["after"] for score in scores for training in score["training"].values()]
+    averages = [mean(score["accuracy"]) for score in scores]
     divergences = [
-        statistics.mean(each[key] for each in after) for key in ("held_out_divergence", "divergence")
+        statistics.mean(record[key] for record in after) for key in ("held_out_divergence", "divergence")
     ]
     return [
         name,
-        f"{statistics.mean(mean(each['payload']) for each in scores) / 1e3:,.0f}",
+        f"{statistics.mean(mean(score['payload']) for score in scores) / 1e3:,.0f}",
         f"{statistics.mean(averages):.2f}",
-        ", ".join(f"{each:.2f}" for each in averages),
-        *(f"{each:.4f}" for each in divergences),
+        ", ".join(f"{average:.2f}" for average in averages),
+        *(f"{divergence:.4f}" for divergence in divergences),
     ]
 
 
-def one_form(shop: Workshop, codec: str) -> float:
+def one_form(setup: Setup, codec: str) -> float:
     """Returns the bytes a task that all of it takes (seed 0) where every block is stored by one codec."""
     texts: Sequence[str] = (*FLEXSWITCH, f"steps={STEPS}", "seed=0")
-    zoo = open_zoo(shop.cache / f"{key_of('flexswitch', texts, at_size(shop, SIZE))}.zoo")
+    zoo = open_zoo(setup.cache / f"{key_of('flexswitch', texts, at_size(setup, SIZE))}.zoo")
     total = 0
     for artifact in zoo.values():
         for name in artifact.header.tensors:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def draw_curve(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Writes a PNG of each method's (bytes a task, average accuracy); `individual` is a line across."""
+    """Writes a PNG of each method's (bytes per task, average accuracy); `individual` is a line across."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 

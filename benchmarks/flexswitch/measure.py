@@ -1,4 +1,4 @@
-"""Measures a compressed model on the eight text tasks; what is done is kept, and not done again."""
+"""Measures compressed models on the eight text tasks. Results are cached in files."""
 
 import argparse
 import json
@@ -41,12 +41,12 @@ SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "dare": ("drop", ("bits=16",)),
 }
 COMPARED = 200  # test texts a task that answers are compared on
-PROBE = "cola"  # the task that a rival's setting is searched on
+PROBE = "cola"  # the task on which the settings of other methods are searched
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where everything lies, and how much of it is used."""
+class Setup:
+    """The folders of a benchmark, and its number of threads."""
 
     data: Path
     models: Path
@@ -66,43 +66,43 @@ class Workshop:
         return open_finetuned(str(self.models / task), self.base)
 
 
-def workshop(text: str) -> Workshop:
-    """Returns where everything lies, as the command line says it; text: the command's own."""
+def read_setup(text: str) -> Setup:
+    """Returns the setup that the command line gives. text: the description of the command."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
     parser.add_argument("--models", type=Path, default=HERE.parent / "text8" / "cache")
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
     parser.add_argument("--jobs", type=int, default=2)
-    shop = Workshop(**vars(parser.parse_args()))
-    shop.cache.mkdir(exist_ok=True)
-    return shop
+    setup = Setup(**vars(parser.parse_args()))
+    setup.cache.mkdir(exist_ok=True)
+    return setup
 
 
-def individual(shop: Workshop) -> dict[str, Any]:
+def individual(setup: Setup) -> dict[str, Any]:
     """Returns the scores of the fine-tuned models themselves."""
-    kept = shop.cache / "individual.json"
+    kept = setup.cache / "individual.json"
     if not kept.exists():
-        accuracy = {task: score(shop, task, shop.vector(task)) for task in shop.tasks}
-        sizes = {task: 4 * shop.vector(task).parameters for task in shop.tasks}
+        accuracy = {task: score(setup, task, setup.vector(task)) for task in setup.tasks}
+        sizes = {task: 4 * setup.vector(task).parameters for task in setup.tasks}
         kept.write_text(json.dumps({"accuracy": accuracy, "payload": sizes, "seconds": {}}))
     return load(kept)
 
 
-def learned(shop: Workshop, size: int, steps: int, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+def trained(setup: Setup, size: int, steps: int, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Returns FlexSwitch's scores at a size in kB."""
     texts = (*FLEXSWITCH, f"steps={steps}", f"seed={seed}", *settings)
-    return scored(shop, "flexswitch", texts, at_size(shop, size))
+    return scored(setup, "flexswitch", texts, at_size(setup, size))
 
 
-def data_free(shop: Workshop, size: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+def data_free(setup: Setup, size: int, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the scores at a size in kB without exemplars."""
-    return scored(shop, "flexswitch", ("objective=none", *settings), at_size(shop, size))
+    return scored(setup, "flexswitch", ("objective=none", *settings), at_size(setup, size))
 
 
-def at_size(shop: Workshop, size: int) -> dict[str, str]:
-    """Returns each task's target size: that of its tensors, its head and the file's identity beside it."""
-    beside = {task: head_bytes(shop.vector(task)) for task in shop.tasks}
-    return {task: f"target_size={1000 * size + beside[task]}" for task in shop.tasks}
+def at_size(setup: Setup, size: int) -> dict[str, str]:
+    """Returns the target size of each task: that of its tensors plus its head."""
+    beside = {task: head_bytes(setup.vector(task)) for task in setup.tasks}
+    return {task: f"target_size={1000 * size + beside[task]}" for task in setup.tasks}
 
 
 def head_bytes(vector: TaskVector) -> int:
@@ -110,16 +110,16 @@ def head_bytes(vector: TaskVector) -> int:
     return sum(4 * info.entries for info in vector.extras.values())
 
 
-def searched(shop: Workshop, method: str, size: int) -> dict[str, Any]:
-    """Returns a rival's scores at the setting that brings the probe to a size in kB."""
+def searched(setup: Setup, method: str, size: int) -> dict[str, Any]:
+    """Returns the scores of another method at the setting that compresses the probe to a size in kB."""
     name, others = SEARCHED[method]
-    kept = shop.cache / f"setting-{method}-{size}.json"
+    kept = setup.cache / f"setting-{method}-{size}.json"
     if not kept.exists():
         text, share, steepness = "", 0.05, 0.75  # log bytes over the log of the share that is kept
         before: tuple[float, float] | None = None
         for _ in range(4):
             text = f"{name}={1 - share if name == 'drop' else share:.6f}"
-            here = (math.log(share), math.log(payload_of(shop, PROBE, method, (text, *others))))
+            here = (math.log(share), math.log(payload_of(setup, PROBE, method, (text, *others))))
             if before is not None and abs(here[0] - before[0]) > 1e-3:
                 steepness = min(max((here[1] - before[1]) / (here[0] - before[0]), 0.3), 1.2)
             if abs(here[1] - math.log(1000 * size)) < 0.01:
@@ -127,26 +127,26 @@ def searched(shop: Workshop, method: str, size: int) -> dict[str, Any]:
             before = here
             share = min(math.exp(here[0] + (math.log(1000 * size) - here[1]) / steepness), 0.95)
         kept.write_text(json.dumps(text))
-    return scored(shop, method, (json.loads(kept.read_text()), *others), {})
+    return scored(setup, method, (json.loads(kept.read_text()), *others), {})
 
 
-def payload_of(shop: Workshop, task: str, method: str, texts: Sequence[str]) -> int:
-    """Returns the bytes that one task's tensors take."""
-    path = shop.cache / "probe.fsw"
-    squeeze(shop, task, method, texts, path)
+def payload_of(setup: Setup, task: str, method: str, texts: Sequence[str]) -> int:
+    """Returns the bytes of one task's tensors."""
+    path = setup.cache / "probe.fsw"
+    squeeze(setup, task, method, texts, path)
     artifact = open_artifact(path)
     names = list(artifact.header.tensors)
-    with ThreadPoolExecutor(shop.jobs) as pool:
+    with ThreadPoolExecutor(setup.jobs) as pool:
         forms = list(pool.map(lambda name: store(artifact.sparse(name), effort="small"), names))
     return sum(
         len(block.data) for form in forms for block in (*form.blocks, *([form.rows] if form.rows else []))
     )
 
 
-def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
-    """Returns accuracy, bytes of tensors and seconds of every task; made where they are not there yet."""
+def scored(setup: Setup, method: str, texts: Sequence[str], by_task: dict[str, str]) -> dict[str, Any]:
+    """Returns accuracy, bytes of tensors and seconds of every task, from the cache if they are there."""
     key = key_of(method, texts, by_task)
-    kept, zoo = shop.cache / f"{key}.json", shop.cache / f"{key}.zoo"
+    kept, zoo = setup.cache / f"{key}.json", setup.cache / f"{key}.zoo"
     if kept.exists():
         return {**load(kept), "key": key}
     result: dict[str, Any] = {
@@ -154,76 +154,78 @@ def scored(shop: Workshop, method: str, texts: Sequence[str], by_task: dict[str,
         "accuracy": {},
         "payload": {},
         "seconds": {},
-        "learning": {},
+        "training": {},
     }
     files = []
-    for task in shop.tasks:
-        path = shop.cache / f"{task}.fsw"
+    for task in setup.tasks:
+        path = setup.cache / f"{task}.fsw"
         started = time.perf_counter()
-        squeeze(shop, task, method, [*texts, *([by_task[task]] if by_task else [])], path)
+        squeeze(setup, task, method, [*texts, *([by_task[task]] if by_task else [])], path)
         result["seconds"][task] = time.perf_counter() - started
         files.append(path)
-    create_zoo(zoo, files, Form(effort="small", jobs=shop.jobs), None, True, lambda task: None)
+    create_zoo(zoo, files, Form(effort="small", jobs=setup.jobs), None, True, lambda task: None)
     for task, artifact in open_zoo(zoo).items():
-        result["accuracy"][task] = score(shop, task, ArtifactVector(artifact))
+        result["accuracy"][task] = score(setup, task, ArtifactVector(artifact))
         result["payload"][task] = artifact.path.stat().st_size - artifact.extra_bytes()
         result["file"] = {**result.get("file", {}), task: artifact.path.stat().st_size}
-        learning = artifact.header.training
-        result["learning"][task] = None if learning is None else learning.model_dump(exclude={"curve"})
+        record = artifact.header.training
+        result["training"][task] = None if record is None else record.model_dump(exclude={"curve"})
     kept.write_text(json.dumps(result, indent=1))
     print(key, f"{mean(result['accuracy']):.2f} at {mean(result['payload']) / 1e3:.0f} kB", flush=True)
     return {**load(kept), "key": key}
 
 
 def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
-    """Returns the name under which scores are kept."""
+    """Returns the name of the cached scores."""
     parts = [method, *texts, *sorted(set(by_task.values()))[:1]]
     return "-".join(parts).replace("=", "").replace(",", "")
 
 
-def squeeze(shop: Workshop, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
+def squeeze(setup: Setup, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
     """Compresses one task."""
     settings = parse_settings(texts)
     training = Training(
-        TrainingInputs(shop.base, shop.data), on_note=lambda note: print(task, note, flush=True)
+        TrainingInputs(setup.base, setup.data), on_note=lambda note: print(task, note, flush=True)
     )
-    compress(shop.vector(task), path, task, method, settings, True, jobs=shop.jobs, training=training)
+    compress(setup.vector(task), path, task, method, settings, True, jobs=setup.jobs, training=training)
     return open_artifact(path)
 
 
-def score(shop: Workshop, task: str, vector: TaskVector) -> float:
+def score(setup: Setup, task: str, vector: TaskVector) -> float:
     """Returns the accuracy in percent on the whole test file."""
-    examples = read_examples(task_file(shop.data, task, "test"), labelled=True)
+    examples = read_examples(task_file(setup.data, task, "test"), labelled=True)
     assert examples.labels is not None
-    return 100 * float((answers(shop, task, vector, examples).argmax(1) == examples.labels).mean())
+    return 100 * float((answers(setup, task, vector, examples).argmax(1) == examples.labels).mean())
 
 
-def likeness(shop: Workshop, row: dict[str, Any]) -> dict[str, float]:
+def likeness(setup: Setup, row: dict[str, Any]) -> dict[str, float]:
     """Returns how near a row's models are to the fine-tuned ones, on the first test texts of every task.
 
     divergence: KL in nats, mean over texts. agreement: texts that are answered alike, in percent.
     """
-    kept = shop.cache / f"{row['key']}.likeness.json"
+    kept = setup.cache / f"{row['key']}.likeness.json"
     if not kept.exists():
         divergences, agreements = {}, {}
-        for task, artifact in open_zoo(shop.cache / f"{row['key']}.zoo").items():
-            examples = read_examples(task_file(shop.data, task, "test"), labelled=True).take(
+        for task, artifact in open_zoo(setup.cache / f"{row['key']}.zoo").items():
+            examples = read_examples(task_file(setup.data, task, "test"), labelled=True).take(
                 np.arange(COMPARED)
             )
-            right = answers(shop, task, shop.vector(task), examples)
-            found = answers(shop, task, ArtifactVector(artifact), examples)
+            right = answers(setup, task, setup.vector(task), examples)
+            found = answers(setup, task, ArtifactVector(artifact), examples)
             divergences[task] = float((np.exp(right) * (right - found)).sum(1).mean())
             agreements[task] = 100 * float((right.argmax(1) == found.argmax(1)).mean())
         kept.write_text(json.dumps({"divergence": mean(divergences), "agreement": mean(agreements)}))
     return load(kept)
 
 
-def answers(shop: Workshop, task: str, vector: TaskVector, examples: Examples) -> NDArray[np.float64]:
-    """Returns log probabilities, (example, class); each thread answers batches of its own."""
-    adapter = get_adapter(shop.base, "hf-encoder")
+def answers(setup: Setup, task: str, vector: TaskVector, examples: Examples) -> NDArray[np.float64]:
+    """Returns log probabilities, (example, class); each thread runs its own batches."""
+    adapter = get_adapter(setup.base, "hf-encoder")
     model = adapter.model(vector.model.config, vector.extras)
-    outputs = restored_tensors(shop.base, vector, 1.0, torch.float32)
-    load_weights(model, {adapter.parameter_name(name): each.whole() for name, each in outputs.items()}, task)
+    outputs = restored_tensors(setup.base, vector, 1.0, torch.float32)
+    load_weights(
+        model, {adapter.parameter_name(name): output.whole() for name, output in outputs.items()}, task
+    )
     rows = examples.by_length(np.arange(len(examples)))
     batches = [
         adapter.batch(examples.take(chunk).inputs) for chunk in np.split(rows, range(64, len(rows), 64))
@@ -234,7 +236,7 @@ def answers(shop: Workshop, task: str, vector: TaskVector, examples: Examples) -
             found: NDArray[np.float64] = adapter.logits(model, batch).double().log_softmax(-1).numpy()
             return found
 
-    with ThreadPoolExecutor(shop.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(setup.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         found = np.concatenate(list(pool.map(answer, batches)))
     return found[np.argsort(rows)]
 

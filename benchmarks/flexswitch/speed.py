@@ -1,4 +1,4 @@
-"""Times a step of learning against the same step in plain torch autograd, and writes docs/benchmarks.md.
+"""Times a training step against the same step in plain torch autograd, and writes docs/benchmarks.md.
 
     python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
 
@@ -80,7 +80,7 @@ def main() -> None:
         ]
         for name, title in names.items()
     ]
-    section = f"""## A step of learning
+    section = f"""## A training step
 
     python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
 
@@ -184,16 +184,16 @@ class Plain:
             delta.view(-1, tensor.columns)[torch.from_numpy(tensor.rows)] = torch.from_numpy(
                 tensor.delta
             ).view(-1, tensor.columns)
-            learned = [torch.tensor(THRESHOLD), torch.full((len(BITS),), THRESHOLD), torch.zeros(len(BITS))]
-            self._parts.append((data.names[tensor.name], base, delta / tensor.rms, tensor.rms, learned))
+            trained = [torch.tensor(THRESHOLD), torch.full((len(BITS),), THRESHOLD), torch.zeros(len(BITS))]
+            self._parts.append((data.names[tensor.name], base, delta / tensor.rms, tensor.rms, trained))
 
     def step(self, rows: list[int]) -> None:
         weights = {}
-        for name, base, ratio, rms, learned in self._parts:
-            for parameter in learned:
+        for name, base, ratio, rms, trained in self._parts:
+            for parameter in trained:
                 parameter.requires_grad_(True)
                 parameter.grad = None
-            weights[f"model.{name}"] = base + rms * _gated(ratio, *learned)
+            weights[f"model.{name}"] = base + rms * _gated(ratio, *trained)
         found = functional_call(_Losses(self._data), weights, (rows,))
         found.backward()
 
