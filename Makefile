@@ -56,9 +56,9 @@ build/types: Makefile
 # WORK takes 30 GB of synthetic checkpoints. DATA is a folder of <task>.train.jsonl.gz and <task>.test.jsonl.gz; run.py says where the eight are from.
 bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/text8/run.py --data $(DATA)
-	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/run.py --data $(DATA)
-	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/ablation.py --data $(DATA)
-	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flexswitch/speed.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/run.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/ablation.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/speed.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/routing/run.py --data $(DATA) --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/storage/run.py --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/search/run.py

@@ -32,7 +32,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32
-# Without data: an exponent near the best on every text task of benchmarks/flexswitch, from 50 to 435 kB.
+# Without data: an exponent near the best on every text task of benchmarks/flex_switch, from 50 to 435 kB.
 _NORM_COMPENSATION = 0.7
 
 

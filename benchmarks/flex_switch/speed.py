@@ -1,6 +1,6 @@
 """Times a training step against the same step in plain torch autograd, and writes docs/benchmarks.md.
 
-    python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/speed.py --data DIR --models benchmarks/text8/cache
 
 Both run the same batch through the same model, with all four bit-widths mixed. The plain one builds every
 weight by torch operations under autograd, as straight-through estimation is usually written. Peak memory is
@@ -82,7 +82,7 @@ def main() -> None:
     ]
     section = f"""## A training step
 
-    python benchmarks/flexswitch/speed.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/speed.py --data DIR --models benchmarks/text8/cache
 
 One step on {options.task}: {BATCH} texts, MiniLM-L6 (22.7 M parameters), four bit-widths mixed, threads:
 {options.jobs}; the best of {options.rounds} processes in turn. *Model alone* is the share of the step that

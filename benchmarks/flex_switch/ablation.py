@@ -1,6 +1,6 @@
 """Measures what the parts of FlexSwitch bring, and writes docs/benchmarks.md.
 
-    python benchmarks/flexswitch/ablation.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/ablation.py --data DIR --models benchmarks/text8/cache
 
 DIR, --models and --cache are those of run.py, which says where such data comes from.
 """
@@ -40,7 +40,7 @@ def main() -> None:
         rows.append([f"SASS off: {title}", f"{one_form(setup, codec) / 1e3:,.0f}", *rows[0][2:]])
     section = f"""## What the parts of FlexSwitch bring
 
-    python benchmarks/flexswitch/ablation.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/ablation.py --data DIR --models benchmarks/text8/cache
 
 All eight tasks at {SIZE} kB, {STEPS} steps, mean of seeds {", ".join(map(str, SEEDS))}; the divergence is
 that from the fine-tuned model on exemplars held out, and *trained* that on the exemplars themselves. An

@@ -1,6 +1,6 @@
 """Compares FlexSwitch with the field's other compressors at equal bytes, and writes docs/benchmarks.md.
 
-    python benchmarks/flexswitch/run.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/run.py --data DIR --models benchmarks/text8/cache
 
 DIR holds the eight text tasks and --models the fine-tuned models, both of benchmarks/text8/run.py, which says
 where such data comes from. Compressed models and scores are cached in --cache.
@@ -98,7 +98,7 @@ def report(
                           f"{mean(row['accuracy']) - mean(best['accuracy']):+.2f}"])  # fmt: skip
     return f"""## FlexSwitch on eight text tasks
 
-    python benchmarks/flexswitch/run.py --data DIR --models benchmarks/text8/cache
+    python benchmarks/flex_switch/run.py --data DIR --models benchmarks/text8/cache
 
 MiniLM-L6, {parameters / 1e6:.1f} M parameters; accuracy in %, whole test files. kB and bits per parameter are
 those of all of a file but its head (19 kB a task on average, raw, the same for all methods); *file* is with
