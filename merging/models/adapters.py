@@ -1,4 +1,4 @@
-"""Model adapters: how a checkpoint becomes a module, and inputs become batches, logits and features."""
+"""Model adapters: they make a module of a checkpoint, and batches, logits and features of inputs."""
 
 import importlib
 from collections.abc import Mapping
@@ -19,40 +19,42 @@ from flexswitch.merging.models.text_adapters import (
 
 
 class Adapter(Protocol):
-    """How models of one family are run. `python:package.module:factory` names a function that returns one.
+    """Runs the models of one family. `python:package.module:factory` names a function that returns one.
 
-    neighbours: how many exemplars vote where the user does not say (docs/methods.md §3).
+    neighbours: the default number of exemplars that vote (docs/methods.md §3).
     """
 
     neighbours: int
 
     def encoder(self) -> nn.Module:
-        """Returns the base model as the feature extractor, in float32, its weights loaded."""
+        """Returns the base model that computes features, in float32 with its weights loaded."""
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns a task's model, its weights still to be loaded.
+        """Returns a task's model before its weights are loaded.
 
-        config: the entries in which its config.json differs from the base's; extras: its own tensors.
+        config: the entries of its config.json that differ from the base's; extras: the task's own tensors.
         """
 
     def parameter_name(self, finetuned_name: str) -> str:
         """Returns the name that a tensor of a fine-tuned checkpoint has in `model`."""
 
     def batch(self, inputs: Inputs) -> Batch:
-        """Returns inputs as the tensors the model takes, the first dimension over samples."""
+        """Returns the tensors that the model takes for these inputs; the first dimension is the sample."""
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns (sample, class), or (sample, token, vocabulary) of a language model."""
+        """Returns (sample, class), or (sample, token, vocabulary) for a language model."""
 
     def features(self, encoder: nn.Module, batch: Batch, spec: str) -> Tensor:
-        """Returns (sample, width): "pooled" is the mean of the last hidden state's tokens, "input" of the
-        embeddings, "layer:N" of layer N, "layers:A+B" those of several, one behind the other.
+        """Returns (sample, width): means over the tokens.
+
+        spec: "pooled" for the last hidden state, "input" for the embeddings, "layer:N" for layer N, or
+        "layers:A+B" for several layers, concatenated.
         """
 
 
 _Known = type[SequenceClassification | ImageClassification | EncoderWithHead | CausalLanguageModel]
 
-CLASSES: dict[str, _Known] = {
+_CLASSES: dict[str, _Known] = {
     "hf-sequence-classification": SequenceClassification,
     "hf-image-classification": ImageClassification,
     "hf-encoder": EncoderWithHead,
@@ -61,24 +63,31 @@ CLASSES: dict[str, _Known] = {
 
 
 def get_adapter(base: Checkpoint, recorded: str | None, given: str | None = None) -> Adapter:
-    """Returns the adapter that runs a base: the one the user gave, or the one recorded in a file.
+    """Returns the adapter for a base: the one the user gave, otherwise the one recorded in a file.
 
-    Only a name that the user gave may name code.
-    Raises: UsageError on an unknown name; InputError if the base has no config.json.
+    Only the user's may be `python:`, because it runs code. Raises: UsageError on an unknown name; InputError
+    if the base has no config.json.
     """
     name = recorded if given is None else given
     if name is None:
         raise UsageError(
-            f"nothing says how the models are run; give --adapter (known: {', '.join(ADAPTERS)})"
+            f"no adapter is recorded for these models; give --adapter (known: {', '.join(ADAPTERS)})"
         )
     if name.startswith("python:"):
         if given is None:
-            raise UsageError(f"the zoo asks for the code '{name}'; if you trust it, give it as --adapter")
+            raise UsageError(
+                f"the zoo names the code '{name}' as its adapter; if you trust it, give it as --adapter"
+            )
         adapter: Adapter = _load_factory(name)(base)
         return adapter
-    if name not in CLASSES:
-        raise UsageError(unknown_name("adapter", name, CLASSES))
-    return CLASSES[name](base)
+    if name not in _CLASSES:
+        raise UsageError(unknown_name("adapter", name, _CLASSES))
+    return _CLASSES[name](base)
+
+
+def default_neighbours(name: str | None) -> int:
+    """Returns the default number of exemplars that vote with the named adapter, 5 if it is not built in."""
+    return _CLASSES[name].neighbours if name in _CLASSES else 5
 
 
 def _load_factory(name: str) -> Any:

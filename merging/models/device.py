@@ -1,10 +1,10 @@
-"""Checks the device that the user asks for."""
+"""Checks the value of --device."""
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 
 
 def check_device(device: str) -> None:
-    """Raises: UsageError on another name than cpu or cuda; InputError where there is no CUDA device."""
+    """Raises: UsageError on a name other than cpu or cuda; InputError if there is no CUDA device."""
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device: {unknown_name('device', device, ('cpu', 'cuda'))}")
     if device == "cuda":

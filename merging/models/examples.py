@@ -19,14 +19,14 @@ from flexswitch.codecs.errors import InputError
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
 
 Inputs = Sequence[str] | NDArray[Any]
-Batch = dict[str, Tensor]  # inputs as the tensors that a model takes, the first dimension over samples
+Batch = dict[str, Tensor]  # the tensors that a model takes; the first dimension is the sample
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs of one task and, where the file has them, their labels.
+    """The inputs of one task, and their labels if the file has them.
 
-    inputs: a list of texts, or an array (example, ...) of images. labels: (example,) int64 or None.
+    inputs: a list of texts, or an array (example, ...) of images; labels: (example,) int64, or None.
     """
 
     inputs: Inputs
@@ -58,12 +58,12 @@ class Examples:
 
 
 def tasks_with(folder: Path, split: str) -> dict[str, Path]:
-    """Returns the tasks that have a file of this split, and the files, in name order.
+    """Returns task → file for the tasks that have a file of this split, sorted by name.
 
-    Raises: InputError where the folder is missing or a task has two files.
+    Raises: InputError if the folder is missing, or a task has two files.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one of <task>.{split}{SUFFIXES[0]} files")
+        raise InputError(f"{folder}: no such folder; expected a folder of <task>.{split}{SUFFIXES[0]} files")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         for suffix in SUFFIXES:
@@ -72,14 +72,14 @@ def tasks_with(folder: Path, split: str) -> dict[str, Path]:
                 task = path.name.removesuffix(ending)
                 if task in found:
                     raise InputError(
-                        f"{path}: the task '{task}' has the file {found[task].name} too; keep one"
+                        f"{path}: the task '{task}' also has the file {found[task].name}; keep one of them"
                     )
                 found[task] = path
     return found
 
 
 def task_file(folder: Path, task: str, split: str) -> Path:
-    """Returns a task's file of this split. Raises: InputError where it is missing."""
+    """Returns a task's file of this split. Raises: InputError if it is missing."""
     files = tasks_with(folder, split)
     if task not in files:
         raise InputError(
@@ -90,35 +90,34 @@ def task_file(folder: Path, task: str, split: str) -> Path:
 
 
 def read_examples(path: Path, labelled: bool) -> Examples:
-    """Returns the examples of one file.
+    """Returns the examples of one file, with labels if `labelled` is true.
 
-    Labels are read where `labelled` asks for them. Raises: InputError where it is empty, damaged, or
-    lacks a field.
+    Raises: InputError if the file is empty or damaged, or lacks a field.
     """
     try:
         examples = (_read_arrays if path.suffix == ".npz" else _read_records)(path, labelled)
-    except Exception as reason:  # the formats' readers raise a dozen kinds on a damaged file
+    except Exception as reason:  # the readers raise many types on a damaged file
         if isinstance(reason, (InputError, MemoryError)):
             raise
         found = " ".join(str(reason).split())
-        raise InputError(f"{path}: does not read as examples ({found})") from reason
+        raise InputError(f"{path}: cannot be read as examples ({found})") from reason
     if not len(examples):
-        raise InputError(f"{path}: holds no examples; expected at least one")
+        raise InputError(f"{path}: has no examples; expected at least one")
     if labelled and examples.labels is None:
-        raise InputError(f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')")
+        raise InputError(f"{path}: its examples have no labels; expected a field 'label' (or an array 'y')")
     return examples
 
 
 def _read_arrays(path: Path, labelled: bool) -> Examples:
     if not zipfile.is_zipfile(path):
-        raise ValueError("no archive of arrays, as numpy.savez writes it")
+        raise ValueError("not an archive of arrays as numpy.savez writes it")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "x" not in arrays:
             raise ValueError(f"arrays {sorted(arrays)}, expected 'x' and 'y'")
         inputs = np.asarray(arrays["x"])
         labels = np.asarray(arrays["y"]) if labelled and "y" in arrays else None
     if not inputs.ndim:
-        raise ValueError("'x' is no array over examples")
+        raise ValueError("'x' has no dimension of examples")
     if labels is None:
         return Examples(inputs, None)
     if labels.shape != inputs.shape[:1]:
@@ -130,7 +129,7 @@ def _read_records(path: Path, labelled: bool) -> Examples:
     records = _records(path)
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f"record {number} has no field 'text' with a text")
+            raise ValueError(f"record {number} has no field 'text' that is a string")
     texts = [record["text"] for record in records]
     labels = [record.get("label") for record in records]
     if not labelled or None in labels:
@@ -139,7 +138,7 @@ def _read_records(path: Path, labelled: bool) -> Examples:
 
 
 def _class_number(label: Any) -> int:
-    """Returns a label as a whole number. Raises: ValueError and others where it is none."""
+    """Returns a label as an integer. Raises: ValueError, TypeError or OverflowError if it is not one."""
     number = int(label)
     if isinstance(label, float) and number != label:
         raise ValueError(f"label {label}, expected the number of a class")
@@ -170,14 +169,14 @@ def _parquet_records(path: Path) -> list[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError as reason:
         raise InputError(
-            f"{path}: reading .parquet takes pyarrow; pip install 'flexswitch[eval]'"
+            f"{path}: reading .parquet needs pyarrow; pip install 'flexswitch[eval]'"
         ) from reason
     records: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return records
 
 
 def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
-    """Returns sorted rows, drawn without repetition; the same for a seed and task whatever else is drawn."""
+    """Returns sorted rows drawn without repetition; they depend only on the arguments."""
     digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
     return np.sort(generator.permutation(available)[:wanted]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The names of features: what `--features` takes, and what a query set records."""
+"""Feature specs: the values of `--features` that a query set records."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,10 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a model's features are the means of.
+    """The features of a model: means of hidden states over the tokens.
 
-    layers: numbers of `layer_means`, none of them for the last hidden state; averaged: of the
-    weight-averaged model, and not of the base; shaped: with the shape of the text before them
-    (text_shape.py).
+    layers: as for `layer_means`, empty for the last hidden state; averaged: whether the weight-averaged model
+    computes them instead of the base; shaped: whether the text's shape (text_shape.py) comes before them.
     """
 
     layers: tuple[int, ...] = ()
@@ -34,12 +33,12 @@ class FeatureSpec:
 
     @property
     def parts(self) -> int:
-        """Of how many parts of equal width the features are: the shape, and each layer."""
+        """The number of parts of equal width: one for the shape, and one for each layer."""
         return self.shaped + max(1, len(self.layers))
 
 
 def parse_feature_spec(text: str) -> FeatureSpec:
-    """Returns the parsed spec. Raises: UsageError with the known ones.
+    """Returns the parsed spec. Raises: UsageError if it is unknown.
 
     >>> parse_feature_spec("layers:2+4")
     FeatureSpec(layers=(2, 4), averaged=False, shaped=False)
@@ -59,7 +58,7 @@ def parse_feature_spec(text: str) -> FeatureSpec:
 
 
 def model_spec(text: str) -> str:
-    """Returns what of a name a model is asked for.
+    """Returns the part of a spec that names the layers.
 
     >>> model_spec("shape+average:layer:4")
     'layer:4'
@@ -68,22 +67,22 @@ def model_spec(text: str) -> str:
 
 
 def is_auto(features: str) -> bool:
-    """Returns whether `--features` leaves the layers to be chosen."""
+    """Returns whether the layers are chosen automatically."""
     return features.removeprefix(_SHAPE) == AUTO
 
 
 def is_shaped(features: str) -> bool:
-    """Returns whether `--features` asks for the texts' shape too."""
+    """Returns whether the texts' shape is among the features."""
     return features.startswith(_SHAPE)
 
 
 def is_file(features: str) -> bool:
-    """Returns whether `--features` names a file."""
+    """Returns whether the features are read from a file."""
     return features.endswith(".safetensors")
 
 
 def layers_spec(layers: tuple[int, ...], shaped: bool = False) -> str:
-    """Returns the name of the base's features of these layers, with the texts' shape or without it.
+    """Returns the spec of the base's features of these layers, with or without the texts' shape.
 
     >>> layers_spec((0,)), layers_spec((3,)), layers_spec((0, 3))
     ('input', 'layer:3', 'layers:0+3')

@@ -1,4 +1,4 @@
-"""Means of the tokens' hidden states, running no more of a transformers model than they take."""
+"""Means of the tokens' hidden states; only the layers that they need are run."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,16 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.models.length_buckets import short_parts
 
-_TOGETHER = 16  # samples that are padded to the longest of them
+_PART_SIZE = 16  # samples that are padded to the same length
 
 
 def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tensor:
     """Returns the layers' means over the tokens that are not padding, (sample, width · layers) float32.
 
-    Layer N is transformers' `hidden_states[N]`: 0 the embeddings, N the output of the N-th layer. Only the
-    embeddings and the first max(layers) layers run, of a module with a head too; a model without one list
-    of its layers runs whole. Nothing is left on the module, so that other threads may use it meanwhile.
-    Raises: UsageError on a layer that the model lacks; InputError where no transformers model is inside.
+    Layer N is transformers' `hidden_states[N]`: 0 is the embeddings, N the output of the N-th layer. Only the
+    embeddings and the first max(layers) layers are run; a model that does not keep its layers in one list is
+    run completely. The module is not changed, so other threads may use it at the same time.
+    Raises: UsageError on a layer that the model lacks; InputError if the module has no transformers model.
     """
     body = _body(module)
     path = _path_of_layers(body)
@@ -39,17 +39,14 @@ def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tenso
 
 
 def pooled_mean(module: nn.Module, batch: Batch) -> Tensor:
-    """Returns the mean of the last hidden state's tokens, (sample, width) float32; padding does not count."""
+    """Returns the last hidden state's mean over tokens that are not padding, (sample, width) float32."""
     hidden: Tensor = _body(module)(**batch).last_hidden_state
     return mean_pool(hidden.float(), batch.get("attention_mask"))
 
 
 def in_short_parts(batch: Batch, means: Callable[[Batch], Tensor]) -> Tensor:
-    """Returns what `means` gives for a batch, (sample, width), with little computed for padding.
-
-    Samples of like length are taken together.
-    """
-    parts = short_parts(batch, _TOGETHER)
+    """Returns `means` of a batch, (sample, width), computed on parts of similar length to save padding."""
+    parts = short_parts(batch, _PART_SIZE)
     if len(parts) == 1:
         return means(batch)
     return torch.cat([means(part) for _, part in parts])[
@@ -58,12 +55,12 @@ def in_short_parts(batch: Batch, means: Callable[[Batch], Tensor]) -> Tensor:
 
 
 def layer_count(module: nn.Module) -> int:
-    """Returns the number of a model's layers: the largest N of `layer_means`."""
+    """Returns the number of a model's layers, the largest N that `layer_means` takes."""
     return int(_body(module).config.get_text_config().num_hidden_layers)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the mean over the tokens that `mask` (sample, token) marks, (sample, width)."""
+    """Returns the mean over the tokens that `mask` (sample, token) selects, (sample, width)."""
     if mask is None:
         return hidden.mean(1)
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # (sample, token, 1)
@@ -71,20 +68,20 @@ def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _body(module: nn.Module) -> Any:
-    """Returns the headless model of the first transformers model inside. Raises: InputError."""
+    """Returns the first transformers model in a module, without its head. Raises: InputError."""
     from transformers import PreTrainedModel
 
     for each in module.modules():
         if isinstance(each, PreTrainedModel):
             return each.base_model
     raise InputError(
-        f"features of layers take a transformers model, and there is none inside {type(module).__name__}; "
+        f"features of layers need a transformers model, but {type(module).__name__} contains none; "
         "give --features pooled"
     )
 
 
 def _path_of_layers(body: Any) -> str | None:
-    """Returns where the list of a model's layers is, None where there is no such list, or more than one."""
+    """Returns the path of the list of a model's layers, or None if there is no such list or several."""
     count = getattr(body.config, "num_hidden_layers", None)
     found = [
         path for path, each in body.named_modules() if isinstance(each, nn.ModuleList) and len(each) == count
@@ -94,29 +91,29 @@ def _path_of_layers(body: Any) -> str | None:
 
 
 class _ReachedError(Exception):
-    """The last layer that is needed has its input."""
+    """Stops the forward pass at the last layer whose input is needed."""
 
 
 def _first_states(body: Any, path: str, batch: Batch, last: int) -> list[Tensor]:
-    """Returns the inputs of layers 0 … last, (sample, token, width) each; layer `last` does not run."""
+    """Returns the inputs of layers 0 … last, each (sample, token, width); layer `last` is not run."""
     states: list[Tensor] = []
 
-    def note(layer: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    def record_input(layer: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         states.append(args[0] if args else keywords["hidden_states"])
         if len(states) > last:
             raise _ReachedError
 
     try:
-        _with_hooks(body, path, last, note)(**batch)
+        _with_hooks(body, path, last, record_input)(**batch)
     except _ReachedError:
         return states
-    raise RuntimeError(f"{type(body).__name__} ran without reaching the {last}-th of '{path}'")
+    raise RuntimeError(f"{type(body).__name__} finished without calling layer {last} of '{path}'")
 
 
 def _with_hooks(body: Any, path: str, last: int, note: Any) -> Any:
-    """Returns a model of the same parameters that calls `note` with the input of each layer up to `last`.
+    """Returns a model with the same parameters that calls `note` before each layer up to `last`.
 
-    Modules from the model down to its layers are shallow copies: the model itself gets no hooks.
+    The modules from the model down to its layers are shallow copies, so the model itself gets no hooks.
     """
     layers = body.get_submodule(path)
     hooked = []

@@ -1,4 +1,4 @@
-"""The adapter of models that see images."""
+"""The adapter of image classifiers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,14 @@ from flexswitch.merging.models.huggingface import HuggingFace
 class ImageClassification(HuggingFace):
     """`hf-image-classification`: AutoModelForImageClassification on pixel arrays.
 
-    Floating arrays are taken as pixel_values as they are; uint8 ones are rescaled and normalised as the
-    base's preprocessor_config.json says.
+    Floating-point arrays are used as pixel_values without changes; uint8 arrays are rescaled and normalised
+    according to the base's preprocessor_config.json.
     """
 
     neighbours = 10
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns the classifier with the config's label count."""
+        """Returns the classifier with the number of labels in the config."""
         return self.untrained("AutoModelForImageClassification", config)
 
     def batch(self, inputs: Inputs) -> Batch:
@@ -47,7 +47,7 @@ class ImageClassification(HuggingFace):
         path = self.directory / "preprocessor_config.json"
         if not path.is_file():
             raise InputError(
-                f"{path}: missing; it says how uint8 images are normalised, or give float images"
+                f"{path}: no such file; uint8 images are normalised by it; add it, or give float images"
             )
         settings = read_json_object(path)
         if settings.get("do_rescale", True):
@@ -58,7 +58,7 @@ class ImageClassification(HuggingFace):
         if any(not isinstance(each, list) or len(each) != pixels.shape[1] for each in moments):
             raise InputError(
                 f"{path}: has the image_mean {moments[0]} and image_std {moments[1]}, "
-                f"expected a number for each of {pixels.shape[1]} channels"
+                f"expected one number for each of {pixels.shape[1]} channels"
             )
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in moments)
         return (pixels - mean) / deviation

@@ -1,4 +1,4 @@
-"""A batch of texts in parts of like length, so that little is computed for padding."""
+"""Splits a batch of texts into parts of similar length, to compute less for padding."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from flexswitch.merging.models.examples import Batch
 
 
 def short_parts(batch: Batch, size: int) -> list[tuple[Tensor, Batch]]:
-    """Returns parts of up to `size` samples, the shortest first, each with the rows it has in the batch.
+    """Returns (rows in the batch, part) for parts of up to `size` samples, the shortest texts first.
 
-    A part is cut behind the longest of its texts. A batch that is no larger, is padded on the left or has no
-    "attention_mask" (sample, token) is taken whole.
+    A part is cut after its longest text. A batch stays whole if it has at most `size` samples, is padded on
+    the left, or has no "attention_mask" (sample, token).
     """
     mask = batch.get("attention_mask")
     if mask is None or mask.dim() != 2 or len(mask) <= size or bool((mask[:, 1:] > mask[:, :-1]).any()):

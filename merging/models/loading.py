@@ -1,4 +1,4 @@
-"""Puts a checkpoint's tensors into a torch module, whatever names either has for them."""
+"""Loads a checkpoint's tensors into a torch module whose tensors may have other names."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ from flexswitch.merging.checkpoints.pairing import common_prefix
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies a state into a module; the state may carry a prefix, and tensors the module lacks.
+    """Copies a state into a module; its names may have a prefix, and it may have more tensors.
 
-    Raises: InputError where the module needs a tensor that the state lacks.
+    Raises: InputError if the module needs a tensor that the state lacks, or a shape differs.
     """
     renamed = {inside: state[name] for name, inside in names_inside(module, list(state)).items()}
     try:
@@ -30,7 +30,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 
 def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Returns the module's name for each of a checkpoint's names that it has; one side may carry a prefix."""
+    """Returns checkpoint name → module name for the tensors in both; one side may have a prefix."""
     own = {name: name for name in module.state_dict()}
     for path, model in _transformers_models(module):
         own |= {path + saved: path + name for saved, name in _saved_names(model).items()}
@@ -40,7 +40,7 @@ def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
 
 
 def _transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the outermost transformers models of a module, and the prefix of their names."""
+    """Yields (prefix of the names, model) for the outermost transformers models of a module."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return
@@ -52,9 +52,9 @@ def _transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _saved_names(model: Any) -> dict[str, str]:
-    """Returns saved name -> own name: transformers saves many models under the names of an older release.
+    """Returns saved name → own name: transformers saves many models with the names of an older release.
 
-    A tensor that it saves in another form than it runs has no saved name.
+    A tensor that is converted when it is saved is left out.
     """
     from transformers.core_model_loading import revert_weight_conversion
 

@@ -1,7 +1,7 @@
-"""What kind of output a model gives, and for each kind: divergence, agreement and task loss.
+"""The kinds of model output, and the divergence, agreement and task loss of each kind.
 
-The kinds: "classes" (one answer among several), "labels" (a yes or no for each), "values" (numbers), all
-three (sample, column); and "tokens" (the next token at each token), (sample, token, vocabulary).
+The kinds are "classes" (one of several), "labels" (yes or no for each of several) and "values" (numbers),
+all (sample, column), and "tokens" (the next token at each position), (sample, token, vocabulary).
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,10 @@ _PROBLEMS: dict[str, OutputKind] = {"regression": "values", "multi_label_classif
 
 
 def output_kind(config: Mapping[str, Any], logits: Tensor) -> OutputKind:
-    """Returns what logits stand for; config: the base's config.json with the task's changes.
+    """Returns the kind of a model's logits.
 
-    Raises: InputError where they have neither two nor three dimensions.
+    config: the base's config.json with the task's changes. Raises: InputError unless the logits have two or
+    three dimensions.
     """
     if logits.ndim == 3:
         return "tokens"
@@ -41,9 +42,9 @@ def output_kind(config: Mapping[str, Any], logits: Tensor) -> OutputKind:
 def declared_kind(
     adapter: str | None, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]
 ) -> OutputKind | None:
-    """Returns what a task's adapter, config and own tensors say of its output, None where they leave it open.
+    """Returns the output kind that a task's adapter, config and own tensors declare, if any.
 
-    The names of classes in an encoder's config.json say nothing: its head is another.
+    The class names in an encoder's config.json are not used, because they do not belong to its head.
     """
     if adapter == "hf-causal-lm":
         return "tokens"
@@ -60,17 +61,17 @@ def _declared_problem(config: Mapping[str, Any]) -> OutputKind | None:
     return _PROBLEMS.get(str(config.get("problem_type")))
 
 
-def divergence(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the mean of D(teacher ‖ student) in nats over samples: a scalar, float32.
+def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean of D(targets ‖ logits) over samples in nats, a float32 scalar; 0 for no samples.
 
-    classes: KL of the softmax; tokens: a text's mean of that over its tokens; labels: the sum of the
-    Bernoullis' KL; values: ½ Σ (teacher − student)², the KL of Gaussians of unit variance. mask: (sample,
-    token), which tokens count; all without it, and of no meaning for the other kinds. Differentiable in
-    `student` alone; 0 where nothing counts.
+    classes: the KL divergence of the softmax; tokens: its mean over a text's tokens; labels: the sum of the
+    Bernoulli KL divergences; values: ½ Σ (targets − logits)², the KL divergence of Gaussians of variance 1.
+    mask: (sample, token), nonzero for the tokens to use, None for all; only for tokens. Only `logits` get a
+    gradient.
     """
-    _check_shapes(teacher, student)
-    expected = _answers(kind, teacher.detach(), mask).float()  # (answer, column)
-    found = _answers(kind, student, mask).float()
+    _check_shapes(targets, logits)
+    expected = _answers(kind, targets.detach(), mask).float()  # (answer, column)
+    found = _answers(kind, logits, mask).float()
     if kind == "values":
         each = (expected - found).square() / 2
     elif kind == "labels":
@@ -80,17 +81,17 @@ def divergence(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor 
         each = expected.exp() * (expected - found.log_softmax(-1))
     if kind != "tokens":
         return each.sum() / max(len(found), 1)
-    return _mean_of_texts(each.sum(-1), torch.ones(student.shape[:2]) if mask is None else mask)
+    return _mean_of_texts(each.sum(-1), torch.ones(logits.shape[:2]) if mask is None else mask)
 
 
-def agreement(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor | None) -> tuple[int, int]:
-    """Returns how many answers agree, and how many there are; counts of batches add up.
+def agreement(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[int, int]:
+    """Returns the number of answers that agree, and the number of answers.
 
-    classes, tokens: the same largest logit; labels: the same sign of every logit; values: every value within
-    `VALUE_TOLERANCE` of the teacher's, relative to it where it is above 1. mask: as for `divergence`.
+    classes, tokens: the largest logit is the same; labels: every logit has the same sign; values: every value
+    differs by at most `VALUE_TOLERANCE`, relative to targets above 1. mask: as for `divergence`.
     """
-    _check_shapes(teacher, student)
-    expected, found = _answers(kind, teacher, mask).float(), _answers(kind, student, mask).float()
+    _check_shapes(targets, logits)
+    expected, found = _answers(kind, targets, mask).float(), _answers(kind, logits, mask).float()
     if kind == "values":
         same = ((found - expected).abs() <= VALUE_TOLERANCE * expected.abs().clamp(min=1)).all(-1)
     elif kind == "labels":
@@ -101,38 +102,38 @@ def agreement(kind: OutputKind, teacher: Tensor, student: Tensor, mask: Tensor |
 
 
 def task_loss(kind: OutputKind, logits: Tensor, labels: Tensor | None, batch: Batch) -> Tensor:
-    """Returns the mean cross entropy in nats over samples: a scalar, float32.
+    """Returns the mean cross entropy over samples in nats, a float32 scalar.
 
-    classes: of the labels, (sample,) int64; tokens: a text's mean over its next tokens, labels are not used,
-    and 0 of a text that has fewer than two. Raises: UsageError where there are no labels, or on other kinds.
+    classes: of the labels, (sample,) int64; tokens: the mean over a text's next tokens, 0 for a text of fewer
+    than two. Raises: UsageError if the labels are missing, or on other kinds.
     """
     if kind == "tokens":
         return _next_token_loss(logits, batch["input_ids"], batch.get("attention_mask"))
     if kind != "classes":
         raise UsageError(
-            f"the model gives {kind}, and the loss on labels is defined for classes and tokens; "
-            "take its divergence from the fine-tuned model"
+            f"the model's outputs are {kind}, but the loss on labels needs classes or tokens; "
+            "use the divergence from the fine-tuned model"
         )
     if labels is None:
         raise UsageError(
-            "the loss on labels takes labelled examples; give some, or take the divergence from the "
+            "the loss on labels needs labelled examples; give some, or use the divergence from the "
             "fine-tuned model"
         )
     return functional.cross_entropy(logits.float(), labels)
 
 
 def _next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    targets, before = tokens[:, 1:], logits[:, :-1]  # (sample, token - 1), (sample, token - 1, vocabulary)
+    following, before = tokens[:, 1:], logits[:, :-1]  # (sample, token - 1), (sample, token - 1, vocabulary)
     marks = torch.ones_like(tokens) if mask is None else mask
     counted = (marks[:, 1:] != 0) & (marks[:, :-1] != 0)
-    each = functional.cross_entropy(before[counted].float(), targets[counted], reduction="none")
+    each = functional.cross_entropy(before[counted].float(), following[counted], reduction="none")
     return _mean_of_texts(each, counted)
 
 
 def _mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
-    """Returns the mean of each text's mean, so that texts can be taken together in any way; 0 without any.
+    """Returns the mean over texts of each text's mean, 0 for no texts.
 
-    values: (token,) of the tokens that marks (sample, token) count, text by text.
+    values: (token,), of the tokens whose marks (sample, token) are nonzero, text by text.
     """
     counts = (marks != 0).sum(1).to(values.device)
     shares = (1 / counts.clamp(min=1)).repeat_interleave(counts)
@@ -140,17 +141,17 @@ def _mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
 
 
 def _answers(kind: OutputKind, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns (answer, column): the samples, or the tokens that count."""
+    """Returns (answer, column); an answer is a sample, or a token that the mask selects."""
     if kind != "tokens":
         return logits
     return logits.flatten(0, 1) if mask is None else logits[mask != 0]
 
 
 def _one_answer(expected: Tensor, found: Tensor) -> Tensor:
-    """Returns the part that one of a Bernoulli's two answers has in the KL."""
+    """Returns the term of one of the two answers in a Bernoulli KL divergence."""
     return expected.sigmoid() * (functional.logsigmoid(expected) - functional.logsigmoid(found))
 
 
-def _check_shapes(teacher: Tensor, student: Tensor) -> None:
-    if teacher.shape != student.shape:
-        raise ValueError(f"teacher logits {tuple(teacher.shape)}, student logits {tuple(student.shape)}")
+def _check_shapes(targets: Tensor, logits: Tensor) -> None:
+    if targets.shape != logits.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)}, targets of shape {tuple(targets.shape)}")

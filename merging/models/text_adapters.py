@@ -1,4 +1,4 @@
-"""The adapters of models that read texts."""
+"""The adapters of text models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,9 @@ class _Text(HuggingFace):
         positions = (self.config.get(key) for key in ("max_position_embeddings", "n_positions"))
         longest = next((count for count in positions if count), 512)
         if "roberta" in self.config["model_type"]:
-            longest -= self._tokenizer.pad_token_id + 1  # its positions start behind the padding's number
+            longest -= (
+                self._tokenizer.pad_token_id + 1
+            )  # its positions start after the padding token's number
         self._max_length = min(self._tokenizer.model_max_length, longest)
 
     def _load_tokenizer(self) -> Any:
@@ -32,23 +34,25 @@ class _Text(HuggingFace):
             tokenizer = self.transformers.AutoTokenizer.from_pretrained(
                 self.directory, trust_remote_code=False
             )
-        except Exception as reason:  # its libraries raise what they like
+        except Exception as reason:  # its libraries raise many types
             found = " ".join(str(reason).split())[:200]
-            raise InputError(f"{self.base.source}: its tokenizer does not load ({found})") from reason
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what it makes where there are no files
-            raise InputError(f"{self.base.source}: has no tokenizer; copy its tokenizer.json there")
+            raise InputError(f"{self.base.source}: its tokenizer cannot be loaded ({found})") from reason
+        if len(tokenizer) <= len(
+            tokenizer.all_special_tokens
+        ):  # what transformers returns if there are no files
+            raise InputError(f"{self.base.source}: has no tokenizer; copy the model's tokenizer.json to it")
         self._make_padding(tokenizer)
         return tokenizer
 
     def _make_padding(self, tokenizer: Any) -> None:
-        """Sees to it that the tokenizer can pad. Raises: InputError where it can't."""
+        """Makes sure that the tokenizer can pad. Raises: InputError if it cannot."""
         if tokenizer.pad_token is None:
             raise InputError(
-                f"{self.base.source}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+                f"{self.base.source}: its tokenizer has no pad_token; set one in its tokenizer_config.json"
             )
 
     def batch(self, inputs: Inputs) -> Batch:
-        """Returns token tensors, padded to the longest text, cut at the tokenizer's model_max_length."""
+        """Returns token tensors, padded to the longest text and cut at the tokenizer's model_max_length."""
         if isinstance(inputs, np.ndarray):
             raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
         return dict(
@@ -62,7 +66,7 @@ class SequenceClassification(_Text):
     """`hf-sequence-classification`: AutoModelForSequenceClassification on texts."""
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns the classifier with the config's label count."""
+        """Returns the classifier with the number of labels in the config."""
         return self.untrained("AutoModelForSequenceClassification", config)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -72,10 +76,10 @@ class SequenceClassification(_Text):
 
 
 class EncoderWithHead(_Text):
-    """`hf-encoder`: mean-pooled features under a linear head kept among the extras."""
+    """`hf-encoder`: an encoder with mean pooling and a linear head, which is among the extras."""
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns the encoder and a head of the stored shape. Raises: InputError where there is no head."""
+        """Returns the encoder and a head of the stored shape. Raises: InputError if there is no head."""
         if HEAD_WEIGHT not in extras:
             raise InputError(
                 f"adapter hf-encoder: the task has no '{HEAD_WEIGHT}' (it has: {', '.join(extras)})"
@@ -87,7 +91,7 @@ class EncoderWithHead(_Text):
         ).eval()
 
     def parameter_name(self, finetuned_name: str) -> str:
-        """Returns the name inside the module of encoder and head."""
+        """Returns the name in the module that holds encoder and head."""
         return finetuned_name if finetuned_name in (HEAD_WEIGHT, HEAD_BIAS) else f"encoder.{finetuned_name}"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -101,20 +105,20 @@ class EncoderWithHead(_Text):
 class CausalLanguageModel(_Text):
     """`hf-causal-lm`: AutoModelForCausalLM on texts, padded on the right.
 
-    No token sees those behind it, so padding there changes none of a text's own logits. Many tokenizers of
-    language models name no padding: the end of a text serves, and the attention mask tells the two apart.
+    A token does not attend to later tokens, so padding on the right does not change a text's logits. If the
+    tokenizer has no padding token, the end-of-text token is used; the attention mask marks the padding.
     """
 
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
-        self.config = {**self.config, "use_cache": False}  # nothing is generated
+        self.config = {**self.config, "use_cache": False}  # no text is generated
 
     def _make_padding(self, tokenizer: Any) -> None:
         tokenizer.padding_side = "right"
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise InputError(
                 f"{self.base.source}: its tokenizer has neither a pad_token nor an eos_token; "
-                "name one in its tokenizer_config.json"
+                "set one in its tokenizer_config.json"
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -124,10 +128,10 @@ class CausalLanguageModel(_Text):
         return self.untrained("AutoModelForCausalLM", config)
 
     def batch(self, inputs: Inputs) -> Batch:
-        """Returns input_ids and attention_mask, (sample, token); at least one token, be it padding."""
+        """Returns input_ids and attention_mask, (sample, token), of at least one token, perhaps padding."""
         found = super().batch(inputs)
         ids, mask = found["input_ids"], found["attention_mask"]
-        if not ids.shape[1]:  # some tokenizers put nothing around an empty text
+        if not ids.shape[1]:  # some tokenizers add no tokens to an empty text
             ids, mask = torch.full((len(ids), 1), self._tokenizer.pad_token_id), torch.zeros(len(ids), 1)
         return {"input_ids": ids.long(), "attention_mask": mask.long()}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.models.adapters import CLASSES
+from flexswitch.merging.models.adapters import default_neighbours
 from flexswitch.merging.models.feature_spec import FROM_FILE, FeatureSpec, parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.routing.features import computing_in
@@ -19,8 +19,6 @@ from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySet, check_covers, read_query_set
 from flexswitch.merging.routing.text_shape import with_shapes
-
-_NEIGHBOURS = 5  # where the zoo names no adapter, which has a default
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class ZooRouter:
 
     @cached_property
     def _index(self) -> QueryIndex:
-        adapter = CLASSES.get(self._zoo.record.adapter or "")
-        neighbours = self._routing.neighbours or (_NEIGHBOURS if adapter is None else adapter.neighbours)
+        neighbours = self._routing.neighbours or default_neighbours(self._zoo.record.adapter)
         return QueryIndex(self._query_set, neighbours, "cpu", self._routing.vote)
 
     def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:

@@ -178,7 +178,7 @@ def test_a_task_without_exemplars(zoo, fails):
 def test_an_empty_exemplar_file(zoo, fails):
     command = write_exemplars(zoo, "red", "blue")
     (zoo / "data" / "blue.train.jsonl").write_text("")
-    fails(zoo, 1, "data/blue.train.jsonl: holds no examples; expected at least one", *command)
+    fails(zoo, 1, "data/blue.train.jsonl: has no examples; expected at least one", *command)
 
 
 def test_flipped_bits_in_an_artifact_are_reported_by_tensor(zoo, fails):

@@ -203,7 +203,7 @@ def test_a_file_without_samples_is_told(route, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     outcome = route(input_=tmp_path / "empty.jsonl")
     assert (outcome.status, outcome.error) == (
-        1, f"{tmp_path / 'empty.jsonl'}: holds no examples; expected at least one",
+        1, f"{tmp_path / 'empty.jsonl'}: has no examples; expected at least one",
     )  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def test_code_that_the_zoo_names_is_not_run(copied):
     document = json.loads((copied.zoo / ZOO_FILE).read_text()) | {"adapter": "python:os:getcwd"}
     (copied.zoo / ZOO_FILE).write_text(json.dumps(document))
     assert message(UsageError, lambda: open_evaluation(request(copied))) == (
-        "the zoo asks for the code 'python:os:getcwd'; if you trust it, give it as --adapter"
+        "the zoo names the code 'python:os:getcwd' as its adapter; if you trust it, give it as --adapter"
     )
 
 

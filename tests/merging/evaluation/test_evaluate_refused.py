@@ -117,7 +117,7 @@ def test_a_missing_test_file_is_told(copied):
 def test_test_examples_without_labels_are_told(copied):
     path = write_jsonl(copied.data / "cities.test.jsonl", ["word1"], None)
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
-        f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
+        f"{path}: its examples have no labels; expected a field 'label' (or an array 'y')"
     )
 
 

@@ -130,9 +130,7 @@ def test_a_task_without_a_file_of_exemplars_is_refused(case: TrainingCase, tmp_p
 def test_an_objective_of_labels_needs_labels(case: TrainingCase, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", 40, 1), None)
     found_message = refusal(InputError, replace(case, data=tmp_path), tmp_path, "objective=task")
-    assert (
-        found_message == f"{path}: its examples carry no labels; expected a field 'label' (or an array 'y')"
-    )
+    assert found_message == f"{path}: its examples have no labels; expected a field 'label' (or an array 'y')"
 
 
 def test_another_base_is_refused(case: TrainingCase, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_whole_numbered_images_without_settings_are_told(images):
     adapter, path = images
     path.unlink()
     assert message(InputError, lambda: first_pixel(adapter)) == (
-        f"{path}: missing; it says how uint8 images are normalised, or give float images"
+        f"{path}: no such file; uint8 images are normalised by it; add it, or give float images"
     )
 
 
@@ -204,7 +204,7 @@ def test_settings_without_a_number_for_each_channel_are_told(images, settings, m
     adapter, path = images
     path.write_text(json.dumps(settings))
     assert message(InputError, lambda: first_pixel(adapter)) == (
-        f"{path}: has the image_mean {mean} and image_std {deviation}, expected a number for each of 3 channels"
+        f"{path}: has the image_mean {mean} and image_std {deviation}, expected one number for each of 3 channels"
     )
 
 

@@ -63,7 +63,7 @@ def test_an_unknown_adapter_is_told_with_the_nearest(bases):
 
 def test_no_adapter_at_all_is_told_with_the_known_ones(bases):
     assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
-        "nothing says how the models are run; give --adapter "
+        "no adapter is recorded for these models; give --adapter "
         "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
     )
 
@@ -97,7 +97,7 @@ def test_a_python_adapter_is_made_by_its_factory_where_the_user_names_it(bases, 
 
 def test_code_that_a_zoo_names_is_not_even_imported(bases, module):
     assert message(UsageError, lambda: adapter_of("python:own_adapter:make", bases["text"])) == (
-        "the zoo asks for the code 'python:own_adapter:make'; if you trust it, give it as --adapter"
+        "the zoo names the code 'python:own_adapter:make' as its adapter; if you trust it, give it as --adapter"
     )
     assert "own_adapter" not in sys.modules
 
@@ -143,10 +143,10 @@ def test_a_base_of_another_family_is_told(bases):
     adapter = adapter_of(IMAGE, bases["text"])
     found = message(InputError, lambda: adapter.model({}, {}))
     assert found.startswith(
-        f"{bases['text']}: transformers makes no AutoModelForImageClassification of its config.json ("
+        f"{bases['text']}: transformers cannot make an AutoModelForImageClassification of its config.json ("
     )
     found = message(InputError, lambda: adapter_of(TEXT, bases["image"]))
-    assert found.startswith(f"{bases['image']}: its tokenizer does not load (")
+    assert found.startswith(f"{bases['image']}: its tokenizer cannot be loaded (")
 
 
 @pytest.mark.parametrize("entries", [{"hidden_size": 17}, {"hidden_act": "no such"}])
@@ -154,7 +154,7 @@ def test_a_config_that_makes_no_model_is_told(base, entries):
     adapter = adapter_of(TEXT, base)
     found = message(InputError, lambda: adapter.model(entries, {}))
     assert found.startswith(
-        f"{base}: transformers makes no AutoModelForSequenceClassification of its config.json ("
+        f"{base}: transformers cannot make an AutoModelForSequenceClassification of its config.json ("
     )
 
 
@@ -183,20 +183,20 @@ def test_a_base_without_a_tokenizer_is_told(base):
     for path in base.glob("tokenizer*"):
         path.unlink()
     assert message(InputError, lambda: adapter_of(TEXT, base)) == (
-        f"{base}: has no tokenizer; copy its tokenizer.json there"
+        f"{base}: has no tokenizer; copy the model's tokenizer.json to it"
     )
 
 
 def test_a_tokenizer_that_does_not_load_is_told(base):
     (base / "tokenizer.json").write_text("{}")
     found = message(InputError, lambda: adapter_of(TEXT, base))
-    assert found.startswith(f"{base}: its tokenizer does not load (")
+    assert found.startswith(f"{base}: its tokenizer cannot be loaded (")
 
 
 def test_a_tokenizer_that_can_not_pad_is_told(base):
     change_config(base, "tokenizer_config.json", pad_token="left out")
     assert message(InputError, lambda: adapter_of(TEXT, base)) == (
-        f"{base}: its tokenizer has no pad_token; name one in its tokenizer_config.json"
+        f"{base}: its tokenizer has no pad_token; set one in its tokenizer_config.json"
     )
 
 
@@ -218,5 +218,5 @@ def test_code_beside_a_base_is_never_run(base):
 def test_running_models_without_transformers_says_what_to_install(bases, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert message(InputError, lambda: adapter_of(TEXT, bases["text"])) == (
-        "running models takes transformers; pip install 'flexswitch[eval]'"
+        "running models needs transformers; pip install 'flexswitch[eval]'"
     )

@@ -173,7 +173,7 @@ def test_a_padding_that_is_named_is_kept(base):
 def test_a_tokenizer_with_neither_padding_nor_end_is_told(base):
     write_language_tokenizer(base, ends=False)
     assert message(InputError, lambda: adapter_of(base)) == (
-        f"{base}: its tokenizer has neither a pad_token nor an eos_token; name one in its tokenizer_config.json"
+        f"{base}: its tokenizer has neither a pad_token nor an eos_token; set one in its tokenizer_config.json"
     )
 
 

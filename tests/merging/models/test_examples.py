@@ -90,7 +90,7 @@ def test_a_task_with_two_files_is_told(tmp_path):
         write(tmp_path, name, b"")
     for call in (lambda: tasks_with(tmp_path, "test"), lambda: task_file(tmp_path, "cities", "test")):
         assert message(InputError, call) == (
-            f"{tmp_path / 'birds.test.jsonl'}: the task 'birds' has the file birds.test.csv too; keep one"
+            f"{tmp_path / 'birds.test.jsonl'}: the task 'birds' also has the file birds.test.csv; keep one of them"
         )
     assert task_file(tmp_path, "birds", "train") == tmp_path / "birds.train.npz"
 
@@ -111,5 +111,5 @@ def test_a_task_without_a_file_is_told_with_those_there_are(tmp_path):
 
 def test_a_missing_folder_is_told(tmp_path):
     assert message(InputError, lambda: tasks_with(tmp_path / "no", "test")) == (
-        f"{tmp_path / 'no'}: no such folder; expected one of <task>.test.jsonl.gz files"
+        f"{tmp_path / 'no'}: no such folder; expected a folder of <task>.test.jsonl.gz files"
     )

@@ -16,8 +16,8 @@ from support.data_files import RECORDS, WRITERS, jsonl, npz, parquet, write
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.examples import read_examples
 
-UNLABELLED = "its examples carry no labels; expected a field 'label' (or an array 'y')"
-UNTEXTED = "does not read as examples (record 2 has no field 'text' with a text)"
+UNLABELLED = "its examples have no labels; expected a field 'label' (or an array 'y')"
+UNTEXTED = "cannot be read as examples (record 2 has no field 'text' that is a string)"
 
 
 def refused(path, labelled=True):
@@ -30,8 +30,8 @@ def refused(path, labelled=True):
 def damaged(path, labelled=True):
     """Returns what the message about an unreadable file gives as its reason."""
     found = refused(path, labelled)
-    assert found.startswith("does not read as examples (")
-    return found.removeprefix("does not read as examples (").removesuffix(")")
+    assert found.startswith("cannot be read as examples (")
+    return found.removeprefix("cannot be read as examples (").removesuffix(")")
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -116,7 +116,7 @@ def test_one_missing_text_is_told(tmp_path, name, data):
     ],
 )
 def test_a_file_without_examples_is_told(tmp_path, name, data):
-    assert refused(write(tmp_path, name, data)) == "holds no examples; expected at least one"
+    assert refused(write(tmp_path, name, data)) == "has no examples; expected at least one"
 
 
 def test_a_line_that_is_no_json_is_told_with_its_number(tmp_path):
@@ -202,7 +202,7 @@ def test_a_pickled_object_in_an_array_file_is_never_loaded(tmp_path, name):
         ({"x": np.zeros((3, 2)), "y": np.zeros(2)}, "3 inputs and labels of shape (2,)"),
         ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1))}, "3 inputs and labels of shape (3, 1)"),
         ({"x": np.zeros((3, 2)), "y": np.int64(1)}, "3 inputs and labels of shape ()"),
-        ({"x": np.float32(1), "y": np.zeros(1)}, "'x' is no array over examples"),
+        ({"x": np.float32(1), "y": np.zeros(1)}, "'x' has no dimension of examples"),
     ],
 )
 def test_arrays_of_other_names_or_shapes_are_told(tmp_path, arrays, reason):
@@ -213,13 +213,13 @@ def test_other_archives_and_single_arrays_are_told(tmp_path):
     single = io.BytesIO()
     np.save(single, np.zeros(3))
     path = write(tmp_path, "birds.test.npz", single.getvalue())
-    assert damaged(path) == "no archive of arrays, as numpy.savez writes it"
+    assert damaged(path) == "not an archive of arrays as numpy.savez writes it"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", b"not an array")
-    assert damaged(path) == "'x' is no array over examples"
+    assert damaged(path) == "'x' has no dimension of examples"
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = write(tmp_path, "birds.test.parquet", parquet(RECORDS))
-    assert refused(path) == "reading .parquet takes pyarrow; pip install 'flexswitch[eval]'"
+    assert refused(path) == "reading .parquet needs pyarrow; pip install 'flexswitch[eval]'"

@@ -250,7 +250,7 @@ def test_a_layer_that_the_model_lacks_is_told():
 
 def test_a_module_without_a_transformers_model_is_told():
     assert message(InputError, lambda: layer_means(nn.Linear(2, 2), {}, [0])) == (
-        "features of layers take a transformers model, and there is none inside Linear; give --features pooled"
+        "features of layers need a transformers model, but Linear contains none; give --features pooled"
     )
 
 

@@ -45,14 +45,14 @@ def log_softmax(array):
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def reference(kind, teacher, student):
-    """Returns each answer's D(teacher ‖ student)."""
+def reference(kind, targets, logits):
+    """Returns each answer's D(targets ‖ logits)."""
     if kind == "values":
-        return 0.5 * ((teacher - student) ** 2).sum(-1)
+        return 0.5 * ((targets - logits) ** 2).sum(-1)
     if kind == "labels":
-        p, q = 1 / (1 + np.exp(-teacher)), 1 / (1 + np.exp(-student))
+        p, q = 1 / (1 + np.exp(-targets)), 1 / (1 + np.exp(-logits))
         return (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(-1)
-    p, q = log_softmax(teacher), log_softmax(student)
+    p, q = log_softmax(targets), log_softmax(logits)
     return (np.exp(p) * (p - q)).sum(-1)
 
 
@@ -115,10 +115,10 @@ def test_a_task_declares_its_kind_by_adapter_config_or_head(adapter, config, row
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_divergence_is_the_mean_over_answers(kind):
-    teacher, student = logits_of(kind, 1), logits_of(kind, 2)
-    found = divergence(kind, teacher, student, None)
+    targets, logits = logits_of(kind, 1), logits_of(kind, 2)
+    found = divergence(kind, targets, logits, None)
     assert (found.dtype, found.shape) == (torch.float32, ())
-    expected = reference(kind, plain(kind, teacher), plain(kind, student)).mean()
+    expected = reference(kind, plain(kind, targets), plain(kind, logits)).mean()
     assert found.item() == pytest.approx(expected, rel=1e-5)
     assert found.item() > 0.1
 
@@ -132,27 +132,27 @@ def mean_of_texts(values, marks):
 
 
 def test_only_the_tokens_that_the_mask_marks_count():
-    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
-    each = reference("tokens", plain("tokens", teacher, MASK), plain("tokens", student, MASK))
+    targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
+    each = reference("tokens", plain("tokens", targets, MASK), plain("tokens", logits, MASK))
     expected = mean_of_texts(each, MASK)
     assert len(each) == MASK.sum() == 10
     assert abs(expected - each.mean()) > 0.01
     for mask in (MASK, MASK.bool(), MASK.float()):
-        assert divergence("tokens", teacher, student, mask).item() == pytest.approx(expected, rel=1e-5)
-    student[MASK == 0] = float("nan")
-    assert divergence("tokens", teacher, student, MASK).item() == pytest.approx(expected, rel=1e-5)
+        assert divergence("tokens", targets, logits, mask).item() == pytest.approx(expected, rel=1e-5)
+    logits[MASK == 0] = float("nan")
+    assert divergence("tokens", targets, logits, MASK).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_texts_can_be_taken_together_in_any_way():
     """A step runs texts of like length together; what it learns must not depend on which."""
-    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
+    targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
     tokens = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(3))
 
     def both(rows):
         batch = {"input_ids": tokens[rows], "attention_mask": MASK[rows]}
         return (
-            divergence("tokens", teacher[rows], student[rows], MASK[rows]),
-            task_loss("tokens", student[rows], None, batch),
+            divergence("tokens", targets[rows], logits[rows], MASK[rows]),
+            task_loss("tokens", logits[rows], None, batch),
         )
 
     whole = both([0, 1, 2, 3, 4])
@@ -163,9 +163,9 @@ def test_texts_can_be_taken_together_in_any_way():
 
 @pytest.mark.parametrize("kind", ["classes", "labels", "values"])
 def test_a_mask_over_tokens_means_nothing_where_a_sample_has_one_answer(kind):
-    teacher, student = logits_of(kind, 1), logits_of(kind, 2)
-    assert divergence(kind, teacher, student, MASK) == divergence(kind, teacher, student, None)
-    assert agreement(kind, teacher, student, MASK) == agreement(kind, teacher, student, None)
+    targets, logits = logits_of(kind, 1), logits_of(kind, 2)
+    assert divergence(kind, targets, logits, MASK) == divergence(kind, targets, logits, None)
+    assert agreement(kind, targets, logits, MASK) == agreement(kind, targets, logits, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,63 +176,63 @@ def test_equal_logits_diverge_by_nothing(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_student_learns_and_the_gradient_leads_towards_the_teacher(kind):
-    teacher = logits_of(kind, 1).requires_grad_()
-    student = logits_of(kind, 2).requires_grad_()
-    before = divergence(kind, teacher, student, MASK if kind == "tokens" else None)
+    targets = logits_of(kind, 1).requires_grad_()
+    logits = logits_of(kind, 2).requires_grad_()
+    before = divergence(kind, targets, logits, MASK if kind == "tokens" else None)
     before.backward()
-    assert teacher.grad is None
-    step = student.detach() - 0.1 * student.grad
-    after = divergence(kind, teacher, step, MASK if kind == "tokens" else None)
+    assert targets.grad is None
+    step = logits.detach() - 0.1 * logits.grad
+    after = divergence(kind, targets, step, MASK if kind == "tokens" else None)
     assert after < before.detach()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_the_reference(kind):
-    teacher, student = logits_of(kind, 1), logits_of(kind, 2).requires_grad_()
-    divergence(kind, teacher, student, None).backward()
-    base, count = plain(kind, student), plain(kind, student).shape[0]
-    found = student.grad.reshape(count, -1)
+    targets, logits = logits_of(kind, 1), logits_of(kind, 2).requires_grad_()
+    divergence(kind, targets, logits, None).backward()
+    base, count = plain(kind, logits), plain(kind, logits).shape[0]
+    found = logits.grad.reshape(count, -1)
     expected = np.zeros_like(base)
     for place in np.ndindex(*base.shape):
         pair = []
         for step in (1e-5, -1e-5):
             moved = base.copy()
             moved[place] += step
-            pair.append(reference(kind, plain(kind, teacher), moved).mean())
+            pair.append(reference(kind, plain(kind, targets), moved).mean())
         expected[place] = (pair[0] - pair[1]) / 2e-5
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels", "tokens"])
 def test_logits_that_are_far_apart_diverge_by_a_finite_number(kind):
-    teacher, student = logits_of(kind, 1, size=200.0), logits_of(kind, 2, size=200.0)
-    found = divergence(kind, teacher, student.requires_grad_(), None)
+    targets, logits = logits_of(kind, 1, size=200.0), logits_of(kind, 2, size=200.0)
+    found = divergence(kind, targets, logits.requires_grad_(), None)
     found.backward()
     assert found.isfinite()
-    assert student.grad.isfinite().all()
+    assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_logits_are_compared_in_float32(kind):
-    teacher, student = logits_of(kind, 1).bfloat16(), logits_of(kind, 2).bfloat16()
-    found = divergence(kind, teacher, student, None)
+    targets, logits = logits_of(kind, 1).bfloat16(), logits_of(kind, 2).bfloat16()
+    found = divergence(kind, targets, logits, None)
     assert found.dtype == torch.float32
-    expected = reference(kind, plain(kind, teacher), plain(kind, student)).mean()
+    expected = reference(kind, plain(kind, targets), plain(kind, logits)).mean()
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_marked_token_is_no_divergence_and_no_answer():
-    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2).requires_grad_()
+    targets, logits = logits_of("tokens", 1), logits_of("tokens", 2).requires_grad_()
     nothing = torch.zeros_like(MASK)
-    found = divergence("tokens", teacher, student, nothing)
+    found = divergence("tokens", targets, logits, nothing)
     found.backward()
-    assert (found.item(), student.grad.abs().max().item()) == (0, 0)
-    assert agreement("tokens", teacher, student, nothing) == (0, 0)
+    assert (found.item(), logits.grad.abs().max().item()) == (0, 0)
+    assert agreement("tokens", targets, logits, nothing) == (0, 0)
 
 
 def test_logits_of_two_shapes_are_a_bug():
     for function in (divergence, agreement):
-        with pytest.raises(ValueError, match=r"teacher logits \(5, 6\), student logits \(5, 1\)"):
+        with pytest.raises(ValueError, match=r"logits of shape \(5, 1\), targets of shape \(5, 6\)"):
             function("values", torch.zeros(5, 6), torch.zeros(5, 1), None)
 
 
@@ -240,35 +240,35 @@ def test_logits_of_two_shapes_are_a_bug():
 
 
 def test_classes_agree_by_their_largest_logit():
-    teacher = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    student = torch.tensor([[0.0, 9.0, 8.0], [0.0, 1.0, 0.0], [-3.0, -2.0, -1.0]])
-    assert agreement("classes", teacher, student, None) == (2, 3)
+    targets = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    logits = torch.tensor([[0.0, 9.0, 8.0], [0.0, 1.0, 0.0], [-3.0, -2.0, -1.0]])
+    assert agreement("classes", targets, logits, None) == (2, 3)
 
 
 def test_tokens_agree_one_by_one_where_the_mask_marks_them():
-    teacher, student = logits_of("tokens", 1), logits_of("tokens", 2)
-    same = teacher.argmax(-1) == student.argmax(-1)
-    assert agreement("tokens", teacher, student, None) == (int(same.sum()), 20)
-    assert agreement("tokens", teacher, student, MASK) == (int((same & (MASK == 1)).sum()), 10)
+    targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
+    same = targets.argmax(-1) == logits.argmax(-1)
+    assert agreement("tokens", targets, logits, None) == (int(same.sum()), 20)
+    assert agreement("tokens", targets, logits, MASK) == (int((same & (MASK == 1)).sum()), 10)
 
 
 def test_labels_agree_where_every_sign_does():
-    teacher = torch.tensor([[1.0, -2.0], [1.0, -2.0], [-1.0, -1.0], [0.0, 1.0]])
-    student = torch.tensor([[0.1, -0.1], [0.1, 0.1], [-9.0, -9.0], [-1.0, 3.0]])
-    assert agreement("labels", teacher, student, None) == (3, 4)
+    targets = torch.tensor([[1.0, -2.0], [1.0, -2.0], [-1.0, -1.0], [0.0, 1.0]])
+    logits = torch.tensor([[0.1, -0.1], [0.1, 0.1], [-9.0, -9.0], [-1.0, 3.0]])
+    assert agreement("labels", targets, logits, None) == (3, 4)
 
 
 def test_values_agree_where_all_are_near_the_teachers():
-    teacher = torch.tensor([[0.5, 0.0], [0.5, 0.0], [-100.0, 0.0], [100.0, 0.0], [0.0, 1.0]])
+    targets = torch.tensor([[0.5, 0.0], [0.5, 0.0], [-100.0, 0.0], [100.0, 0.0], [0.0, 1.0]])
     off = torch.tensor([[0.04, -0.04], [0.04, 0.06], [4.9, 0.0], [-5.1, 0.0], [0.0, 0.0]])
-    assert agreement("values", teacher, teacher + off, None) == (3, 5)
+    assert agreement("values", targets, targets + off, None) == (3, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_counts_of_batches_add_up(kind):
-    teacher, student = logits_of(kind, 1), logits_of(kind, 1) + logits_of(kind, 2, size=0.3)
-    whole = agreement(kind, teacher, student, None)
-    parts = [agreement(kind, teacher[rows], student[rows], None) for rows in (slice(0, 2), slice(2, 5))]
+    targets, logits = logits_of(kind, 1), logits_of(kind, 1) + logits_of(kind, 2, size=0.3)
+    whole = agreement(kind, targets, logits, None)
+    parts = [agreement(kind, targets[rows], logits[rows], None) for rows in (slice(0, 2), slice(2, 5))]
     assert whole == tuple(map(sum, zip(*parts, strict=True)))
 
 
@@ -319,12 +319,12 @@ def test_texts_of_one_token_have_no_loss():
 @pytest.mark.parametrize("kind", ["values", "labels"])
 def test_other_kinds_have_no_loss_on_labels(kind):
     assert message(UsageError, lambda: task_loss(kind, logits_of(kind, 1), None, {})) == (
-        f"the model gives {kind}, and the loss on labels is defined for classes and tokens; "
-        "take its divergence from the fine-tuned model"
+        f"the model's outputs are {kind}, but the loss on labels needs classes or tokens; "
+        "use the divergence from the fine-tuned model"
     )
 
 
 def test_classes_without_labels_are_told():
     assert message(UsageError, lambda: task_loss("classes", logits_of("classes", 1), None, {})) == (
-        "the loss on labels takes labelled examples; give some, or take the divergence from the fine-tuned model"
+        "the loss on labels needs labelled examples; give some, or use the divergence from the fine-tuned model"
     )

@@ -194,14 +194,14 @@ def test_a_missing_exemplar_file_is_told(zoo, data):
 
 def test_a_missing_folder_of_exemplars_is_told(zoo, tmp_path):
     assert refused(zoo, tmp_path / "no") == (
-        f"{tmp_path / 'no'}: no such folder; expected one of <task>.train.jsonl.gz files"
+        f"{tmp_path / 'no'}: no such folder; expected a folder of <task>.train.jsonl.gz files"
     )
 
 
 def test_an_empty_exemplar_file_is_told(zoo, data):
     path = data / "cities.train.jsonl.gz"
     path.write_bytes(gzip.compress(b"", mtime=0))
-    assert refused(zoo, data) == f"{path}: holds no examples; expected at least one"
+    assert refused(zoo, data) == f"{path}: has no examples; expected at least one"
 
 
 def test_exemplars_of_a_task_that_the_zoo_lacks_are_told(zoo, data):
@@ -220,7 +220,7 @@ def test_test_files_of_other_tasks_are_no_exemplars(zoo, data):
 def test_a_task_with_two_read_exemplars_is_told(zoo, data):
     path = write_jsonl(data / "birds.train.jsonl", ["a"], None)
     other = data / "birds.train.jsonl.gz"
-    assert refused(zoo, data) == f"{other}: the task 'birds' has the file {path.name} too; keep one"
+    assert refused(zoo, data) == f"{other}: the task 'birds' also has the file {path.name}; keep one of them"
 
 
 def test_a_zoo_without_tasks_has_nothing_to_index(zoo, data):
