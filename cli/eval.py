@@ -63,12 +63,13 @@ def evaluate(
     from flexswitch.merging.commands.evaluate import evaluate
     from flexswitch.merging.evaluation.chart import draw_chart
     from flexswitch.merging.evaluation.setup import Request
+    from flexswitch.merging.routing.voting_options import VotingOptions
 
     if plot is not None:
         check_output(plot, overwrite)
     request = Request(
-        zoo, base, data, finetuned or (), methods.split(","), routing.split(","), neighbours, features, limit,
-        adapter, device, vote, snap, mix, engine,
+        zoo, base, data, finetuned or (), methods.split(","), routing.split(","),
+        VotingOptions(neighbours, vote, snap, mix), features, limit, adapter, device, engine,
     )  # fmt: skip
     scores, forward_seconds, index_bytes = evaluate(request, reporter=console)
     if plot is not None:

@@ -46,9 +46,10 @@ def route(
     Example: flexswitch route zoo --base models/base --input samples.jsonl
     """
     from flexswitch.merging.commands.route import route
+    from flexswitch.merging.routing.voting_options import VotingOptions
 
     result, index = route(
-        zoo, base=base, samples=input_, neighbours=neighbours, vote=vote, snap=snap, mix=mix,
+        zoo, base=base, samples=input_, voting=VotingOptions(neighbours, vote, snap, mix),
         features=features, limit=limit, adapter=adapter, device=device, reporter=console,
     )  # fmt: skip
     samples = _samples(result, index.tasks)

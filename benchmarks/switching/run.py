@@ -28,8 +28,8 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
@@ -154,7 +154,7 @@ def measure(
             calls[way] = lambda turn, model=model: model(batch, weights=asked[turn])
             models.append(model)
     if "routed" in ways and tasks == len(zoo) and zoo.record.index is not None:
-        routed = SwitchedModel(module, zoo, routing=Routing(40), cache_bytes=CACHE_BYTES)
+        routed = SwitchedModel(module, zoo, routing=VotingOptions(40), cache_bytes=CACHE_BYTES)
         calls["routed"] = lambda turn: routed(batch, texts=texts)
         models.append(routed)
     if "naive" in ways and tasks == len(zoo) and count <= _REBUILT:

@@ -9,10 +9,9 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
 from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
-from flexswitch.merging.routing.vote import check_vote
+from flexswitch.merging.routing.voting_options import VotingOptions
 
 
 class RoutedFile(NamedTuple):
@@ -27,34 +26,27 @@ def route(
     *,
     base: str | Path,
     samples: str | Path,
-    neighbours: int | None = None,
-    vote: str = "uniform",
-    snap: float = 0.0,
-    mix: str = "share",
+    voting: VotingOptions = VotingOptions(),  # noqa: B008
     features: Path | None = None,
     limit: int | None = None,
     adapter: str | None = None,
     device: str = "cpu",
     reporter: Reporter = SILENT,
 ) -> RoutedFile:
-    """Returns the weights that the samples of a file get.
+    """Returns the weights of a file's samples.
 
-    neighbours: None is the adapter's own number. features: the feature file, where the zoo was indexed with
-    one. Raises: FlexswitchError.
+    features: the feature file, if the zoo was indexed with one. Raises: FlexswitchError.
     """
     check_device(device)
-    check_vote(vote)
-    check_snap(snap)
-    check_mix(mix)
     path, opened = Path(samples), open_zoo(zoo)
     opened.index_file()
     examples = read_samples(path, limit)
     checkpoint = open_checkpoint(str(base))
     check_base(checkpoint, opened.record.base, str(zoo))
     model = get_adapter(checkpoint, opened.record.adapter, adapter)
-    router = open_router(opened, model, features, neighbours, vote, device)
+    router = open_router(opened, model, features, voting, device)
     with reporter.progress(f"routing {len(examples):,} samples of {path}", chunk_count(examples)) as on_chunk:
-        result = route_file(router, path, examples, snap, mix, on_chunk)
+        result = route_file(router, path, examples, on_chunk)
     if router.index.recall < 1:
         reporter.note(
             f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "

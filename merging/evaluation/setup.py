@@ -1,7 +1,7 @@
 """Opens all that an evaluation needs, with every check before the first forward pass."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
@@ -15,13 +15,12 @@ from flexswitch.merging.evaluation.methods import Evaluation, check_methods, hea
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels, check_classes
 from flexswitch.merging.methods.registry import ROUTED
-from flexswitch.merging.models.adapters import Adapter, get_adapter
+from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import Examples, read_examples, task_file
+from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.models.outputs import declared_kind
-from flexswitch.merging.routing.mixing import check_mix, check_snap
 from flexswitch.merging.routing.router import open_router
-from flexswitch.merging.routing.vote import check_vote
+from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
@@ -38,23 +37,17 @@ class Request:
     finetuned: Sequence[str] = ()
     methods: Sequence[str] = ("base", "t-switch")
     modes: Sequence[str] = ("per-sample",)
-    neighbours: int | None = None
+    voting: VotingOptions = field(default_factory=VotingOptions)
     features: Path | None = None
     limit: int | None = None
     adapter: str | None = None
     device: str = "cpu"
-    vote: str = "uniform"
-    snap: float = 0.0
-    mix: str = "share"
     engine: Engine = "auto"
 
 
 def open_evaluation(request: Request) -> Evaluation:
     """Returns an evaluation ready to score. Raises: InputError, UsageError, ArtifactError."""
     check_device(request.device)
-    check_vote(request.vote)
-    check_snap(request.snap)
-    check_mix(request.mix)
     zoo = open_zoo(request.zoo)
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
@@ -69,7 +62,10 @@ def open_evaluation(request: Request) -> Evaluation:
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
     adapter = get_adapter(base, zoo.record.adapter, request.adapter)
     routed = any(method in ROUTED for method in request.methods)
-    router = _router(request, zoo, adapter, available) if routed else None
+    router = None
+    if routed:
+        opened = open_router(zoo, adapter, request.features, request.voting, request.device)
+        router = StreamRouter(opened, available)
     task_models = TaskModels(base, adapter, vectors, examples, request.device)
     task_models.warm_up()
     base_score = score_fixed(
@@ -101,9 +97,3 @@ def _check_declared(adapter: str | None, base: Checkpoint, vectors: Mapping[str,
     for task, vector in vectors.items():
         config = read_config(base) | vector.model.config
         check_classes(declared_kind(adapter, config, vector.extras), task, vector)
-
-
-def _router(request: Request, zoo: Zoo, adapter: Adapter, examples: dict[str, Examples]) -> StreamRouter:
-    """Returns what gives samples their weights, by the features the zoo was indexed with."""
-    opened = open_router(zoo, adapter, request.features, request.neighbours, request.vote, request.device)
-    return StreamRouter(opened, examples, request.snap, request.mix)

@@ -45,24 +45,22 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StreamRouter:
-    """A zoo's router for the samples of several files. snap, mix: as of mixing.py."""
+    """A zoo's router for the samples of several files."""
 
     router: Router
     examples: Mapping[str, Examples]
-    snap: float = 0.0
-    mix: str = "share"
 
     def choose(self, samples: Stream, batch: Batch) -> Chosen:
         """Returns the shares of a batch's samples; tasks are numbered in the order of `examples`."""
         found = self.router.index.weights(self._features(samples, batch))
         columns = [self.router.index.tasks.index(task) for task in self.examples]
-        shares = snap(found.weights.numpy(), self.snap)
+        shares = snap(found.weights.numpy(), self.router.voting.snap)
         snapped = (shares != found.weights.numpy()).any(1)
         return Chosen(shares[:, columns], np.argsort(columns)[found.leading.numpy()], snapped)
 
     def weights(self, shares: FloatArray) -> FloatArray:
         """Returns the weights of task vectors for shares (sample, task)."""
-        return mixed(shares, self.mix)
+        return mixed(shares, self.router.voting.mix)
 
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
         source, names = self.router.source, list(self.examples)

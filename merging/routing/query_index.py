@@ -13,7 +13,7 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.routing.neighbour_search import APPROXIMATE_FROM, NeighbourSearch, sample_positions
 from flexswitch.merging.routing.query_set import QuerySet
-from flexswitch.merging.routing.vote import check_vote, leading_tasks, votes
+from flexswitch.merging.routing.vote import leading_tasks, votes
 
 _FAR = 0.99  # share of the exemplars that are not far from the others
 _MEASURED = 4096  # exemplars that tell how far they are from each other, where there are more
@@ -49,7 +49,6 @@ class QueryIndex:
         vote: str = "uniform",
         approximate_from: int = APPROXIMATE_FROM,
     ) -> None:
-        check_vote(vote)
         self.tasks = query_set.header.tasks
         self.task_ids = query_set.task_ids
         self.neighbours = neighbours

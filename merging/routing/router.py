@@ -1,4 +1,4 @@
-"""Gives samples their weights: the features that a zoo was indexed with, and the index that they ask."""
+"""Routes samples to a zoo's tasks: computes their features and searches the zoo's query index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,39 +15,43 @@ from flexswitch.merging.routing.features import FeatureSource, Runner, stored_so
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
 from flexswitch.merging.routing.query_set import check_covers, read_query_set
+from flexswitch.merging.routing.voting_options import VotingOptions
 
-_CHUNK = 1024  # samples between two steps of progress
+_CHUNK = 1024  # samples between two calls of on_routed
 
 
 @dataclass(frozen=True)
 class Router:
-    """A zoo's query index, and where the features of samples come from."""
+    """A zoo's query index, the source of the samples' features, and the options of the vote."""
 
     index: QueryIndex
     source: FeatureSource
+    voting: VotingOptions
 
 
 def open_router(
-    zoo: Zoo, adapter: Adapter, features: Path | None, neighbours: int | None, vote: str, device: str
+    zoo: Zoo, adapter: Adapter, features: Path | None, voting: VotingOptions, device: str
 ) -> Router:
-    """Returns what routes to a zoo's tasks, by the features that it was indexed with.
+    """Returns the router of a zoo, with the features that the zoo was indexed with.
 
-    features: the feature file, where the zoo was indexed with one; neighbours: the adapter's without it.
-    Raises: InputError where the zoo has no index of all its tasks, or one of other features.
+    features: the feature file, if the zoo was indexed with one. Raises: InputError if the zoo's index is
+    missing, lacks a task or holds other features.
     """
     query_set = read_query_set(zoo)
     check_covers(query_set, list(zoo), zoo.path)
     source = stored_source(query_set.header, Runner(adapter, device), zoo, features)
-    return Router(QueryIndex(query_set, neighbours or adapter.neighbours, device, vote), source)
+    index = QueryIndex(query_set, voting.neighbours or adapter.neighbours, device, voting.vote)
+    return Router(index, source, voting)
 
 
 def route_file(
-    router: Router, path: Path, examples: Examples, within: float, mix: str, on_routed: Callable[[str], None]
+    router: Router, path: Path, examples: Examples, on_routed: Callable[[str], None]
 ) -> RoutingResult:
-    """Returns what the samples of a file get, their shares snapped within that and mixed by that kind.
+    """Returns the routing result of a file's samples, with snapped and mixed weights.
 
-    `on_routed` hears after each chunk how many are done. In a feature file the samples' tensor has the name
-    of their file without its suffix, and `.test` behind it where that has no split. Raises: InputError.
+    on_routed: called after each chunk with the number of samples done. In a feature file, the samples' tensor
+    has the name of their file without its suffix, followed by `.test` if that name has no split.
+    Raises: InputError.
     """
     task, split = tensor_name(path)
     found = []
@@ -56,18 +60,19 @@ def route_file(
         found.append(router.index.weights(router.source.rows(task, split, examples, rows)))
         on_routed(f"{rows[-1] + 1:,}")
     routed = RoutingResult(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return routed._replace(weights=torch.from_numpy(mixed(snap(routed.weights.numpy(), within), mix)))
+    shares = snap(routed.weights.numpy(), router.voting.snap)
+    return routed._replace(weights=torch.from_numpy(mixed(shares, router.voting.mix)))
 
 
 def read_samples(path: Path, limit: int | None) -> Examples:
-    """Returns the samples of a file, the first `limit` of them. Raises: InputError."""
+    """Returns the first `limit` samples of a file, or all. Raises: InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected samples as one of {', '.join(SUFFIXES)}")
     return read_examples(path, labelled=False).first(limit)
 
 
 def chunk_count(examples: Examples) -> int:
-    """Returns how often `route_file` tells how many samples are done."""
+    """Returns how often `route_file` calls `on_routed`."""
     return -(-len(examples) // _CHUNK)
 
 

@@ -43,7 +43,7 @@ from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 if TYPE_CHECKING:
-    from flexswitch.merging.switching.zoo_router import Routing
+    from flexswitch.merging.routing.voting_options import VotingOptions
 
 Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (row, task)
 Engine = Literal["auto", "fused", "merged", "grouped"]
@@ -85,7 +85,7 @@ class SwitchedModel(nn.Module):
         zoo: Mapping[str, Artifact | TaskVector],
         router: Router | None = None,
         *,
-        routing: "Routing | None" = None,
+        routing: "VotingOptions | None" = None,
         lambda_: float = 1.0,
         engine: Engine = "auto",
         heads: bool = True,

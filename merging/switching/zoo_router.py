@@ -1,7 +1,6 @@
 """A router that asks a zoo's query index, with features of the wrapped module itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,21 +18,7 @@ from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySet, check_covers, read_query_set
 from flexswitch.merging.routing.text_shape import with_shapes
-
-
-@dataclass(frozen=True)
-class Routing:
-    """How a zoo's query index is asked.
-
-    neighbours: their number, None for the adapter's default; vote: "uniform" or "kernel"; snap: shares of at
-    most this are dropped and the others rescaled; mix: "share" or "root".
-    """
-
-    neighbours: int | None = None
-    vote: str = "uniform"
-    snap: float = 0.0
-    mix: str = "share"
-
+from flexswitch.merging.routing.voting_options import VotingOptions
 
 # Calls a module for a batch under the average of the named tasks.
 Averaged = Callable[[Any, list[str], Callable[[nn.Module], Tensor]], Tensor]
@@ -46,9 +31,11 @@ class ZooRouter:
     first call, as weights that the caller gives need none.
     """
 
-    def __init__(self, module: nn.Module, zoo: Zoo, routing: Routing | None, averaged: Averaged) -> None:
+    def __init__(
+        self, module: nn.Module, zoo: Zoo, routing: VotingOptions | None, averaged: Averaged
+    ) -> None:
         self._module, self._zoo, self._averaged = module, zoo, averaged
-        self._routing = routing or Routing()
+        self._voting = routing or VotingOptions()
 
     @cached_property
     def _query_set(self) -> QuerySet:
@@ -64,8 +51,8 @@ class ZooRouter:
 
     @cached_property
     def _index(self) -> QueryIndex:
-        neighbours = self._routing.neighbours or default_neighbours(self._zoo.record.adapter)
-        return QueryIndex(self._query_set, neighbours, "cpu", self._routing.vote)
+        neighbours = self._voting.neighbours or default_neighbours(self._zoo.record.adapter)
+        return QueryIndex(self._query_set, neighbours, "cpu", self._voting.vote)
 
     def __call__(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
         """Returns weights (row, task) float32 on the CPU.
@@ -87,7 +74,7 @@ class ZooRouter:
         if shaped is not None:
             features = with_shapes(features, shaped, spec.parts - 1)
         found = self._index.weights(features.float())
-        shares = mixed(snap(np.asarray(found.weights), self._routing.snap), self._routing.mix)
+        shares = mixed(snap(np.asarray(found.weights), self._voting.snap), self._voting.mix)
         return torch.from_numpy(shares[:, [self._index.tasks.index(task) for task in self._zoo]])
 
 

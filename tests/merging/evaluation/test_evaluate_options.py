@@ -32,6 +32,7 @@ from flexswitch.merging.evaluation.methods import check_methods, score
 from flexswitch.merging.evaluation.routed import _batch_of
 from flexswitch.merging.evaluation.setup import open_evaluation
 from flexswitch.merging.evaluation.stream_weights import mixed_stream
+from flexswitch.merging.routing.voting_options import VotingOptions
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def test_a_limit_takes_the_first_examples_of_each_task(toy, limit):
 
 def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     methods, modes = ["auto-switch"], ["per-sample"]
-    given = scores_of(toy, methods, modes, neighbours=NEIGHBOURS)
+    given = scores_of(toy, methods, modes, voting=VotingOptions(NEIGHBOURS))
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
-    one = open_evaluation(request(toy, methods=methods, neighbours=1))
+    one = open_evaluation(request(toy, methods=methods, voting=VotingOptions(1)))
     samples = mixed_stream([30, 30, 30])
     routed = one.router.choose(samples, _batch_of(one.task_models, samples))
     assert set(np.unique(routed.shares).tolist()) == {0.0, 1.0}
@@ -144,7 +145,9 @@ def test_every_engine_gives_the_same_answers(toy, rows, engine):
 
 
 def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
-    snapped = scores_of(toy, ["auto-switch"], ["per-sample"], snap=0.45)["auto-switch (per-sample)"].routing
+    snapped = scores_of(toy, ["auto-switch"], ["per-sample"], voting=VotingOptions(snap=0.45))[
+        "auto-switch (per-sample)"
+    ].routing
     plain = rows["auto-switch (per-sample)"].routing
     assert plain.snapped == 0 < snapped.snapped
     assert snapped.entropy < plain.entropy
@@ -152,7 +155,9 @@ def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
 
 
 def test_root_weights_lead_to_the_same_tasks_and_answer_as_the_rows_alone_would(toy, rows):
-    found = scores_of(toy, ["auto-switch"], ["per-sample"], mix="root")["auto-switch (per-sample)"]
+    found = scores_of(toy, ["auto-switch"], ["per-sample"], voting=VotingOptions(mix="root"))[
+        "auto-switch (per-sample)"
+    ]
     plain = rows["auto-switch (per-sample)"]
     assert np.array_equal(found.routing.counts, plain.routing.counts)
     assert found.routing.entropy == plain.routing.entropy
@@ -160,7 +165,9 @@ def test_root_weights_lead_to_the_same_tasks_and_answer_as_the_rows_alone_would(
 
 
 def test_a_kernel_vote_gives_other_weights(toy, rows):
-    found = scores_of(toy, ["auto-switch"], ["per-sample"], vote="kernel")["auto-switch (per-sample)"].routing
+    found = scores_of(toy, ["auto-switch"], ["per-sample"], voting=VotingOptions(vote="kernel"))[
+        "auto-switch (per-sample)"
+    ].routing
     assert found.entropy != rows["auto-switch (per-sample)"].routing.entropy
 
 

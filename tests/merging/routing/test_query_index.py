@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from support import laws
 from support.checkpoints import message
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.routing.neighbour_search import NeighbourSearch
 from flexswitch.merging.routing.query_index import QueryIndex
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader
@@ -146,11 +146,6 @@ def test_the_kernel_gives_nearer_exemplars_more():
         weights[0], [shares[0] / shares.sum(), shares[1:].sum() / shares.sum()], rtol=1e-6
     )
     assert leading.tolist() == [0]
-
-
-def test_an_unknown_vote_is_refused_at_once():
-    with pytest.raises(UsageError, match="no vote is named 'none'"):
-        QueryIndex(random_query_set(0), 5, vote="none")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

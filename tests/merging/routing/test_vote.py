@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.routing.mixing import MIXES, check_mix, check_snap, mixed, snap
+from flexswitch.merging.routing.mixing import MIXES, mixed, snap
 from flexswitch.merging.routing.vote import VOTES, leading_tasks, votes
+from flexswitch.merging.routing.voting_options import VotingOptions
 
 COUNTS = st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 5))  # samples, neighbours, tasks
 
@@ -77,7 +78,7 @@ def test_a_samples_votes_are_the_same_alone_and_in_a_batch(kind):
 
 
 def test_an_unknown_vote_is_refused():
-    assert message(UsageError, lambda: votes(*neighbours(0, 1, 2, 2), 2, "kernal")) == (
+    assert message(UsageError, lambda: VotingOptions(vote="kernal")) == (
         "--vote: no vote is named 'kernal'; did you mean 'kernel'? (known: uniform, kernel)"
     )
 
@@ -134,12 +135,15 @@ def test_roots_have_squares_that_sum_to_1_and_shares_stay_as_they_are(seed, coun
 def test_an_unknown_mix_is_named():
     assert MIXES == ("share", "root")
     expected = "--mix: no mix is named 'roots'; did you mean 'root'? (known: share, root)"
-    assert message(UsageError, lambda: check_mix("roots")) == expected
-    assert message(UsageError, lambda: mixed(np.ones((1, 1), np.float32), "roots")) == expected
+    assert message(UsageError, lambda: VotingOptions(mix="roots")) == expected
+
+
+def test_less_than_one_neighbour_is_refused():
+    assert message(UsageError, lambda: VotingOptions(0)) == "--neighbours 0: expected 1 or more"
 
 
 @pytest.mark.parametrize("within", [-0.1, 0.5, math.nan])
 def test_snapping_within_a_half_or_more_is_refused(within):
-    assert message(UsageError, lambda: check_snap(within)) == (
+    assert message(UsageError, lambda: VotingOptions(snap=within)) == (
         f"--snap {within}: expected a share from 0 to below 0.5"
     )

@@ -21,8 +21,8 @@ from flexswitch.merging.models.examples import read_examples, task_file
 from flexswitch.merging.routing.index_build import Settings
 from flexswitch.merging.routing.indexing import Request, index_zoo
 from flexswitch.merging.routing.router import open_router
+from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.switching.zoo_router import Routing
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
 
@@ -44,10 +44,11 @@ def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_state
     adapter = get_adapter(open_checkpoint(str(text.base)), "hf-sequence-classification")
     samples = read_examples(task_file(text.data, "birds", "train"), labelled=False).take(np.arange(9))
     batch = adapter.batch(samples.inputs)
-    expected = open_router(zoo, adapter, None, 3, "kernel", "cpu")
+    voting = VotingOptions(3, "kernel", mix="root")
+    expected = open_router(zoo, adapter, None, voting, "cpu")
     asked = expected.index.weights(expected.source.of(batch, samples.inputs)).weights
     columns = [expected.index.tasks.index(task) for task in zoo]
-    model = SwitchedModel(base_classifier(text), zoo, routing=Routing(3, "kernel", mix="root"))
+    model = SwitchedModel(base_classifier(text), zoo, routing=voting)
     found = model(batch, texts=samples.inputs).logits
     torch.testing.assert_close(
         found, model(batch, weights=asked[:, columns].sqrt()).logits, rtol=1e-4, atol=1e-4
