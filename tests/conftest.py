@@ -51,9 +51,9 @@ def compress(flexswitch: Runner, text: Toy, tmp_path: Path) -> Compress:
 
 
 @pytest.fixture(scope="session")
-def trained(text: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact that was learned without a break."""
-    output = tmp_path_factory.mktemp("learned") / "birds.fsw"
+def trained_file(text: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact trained without an interruption."""
+    output = tmp_path_factory.mktemp("trained") / "birds.fsw"
     words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", output, *TRAIN, "-q"]
     words += ["--exemplars", text.data, "--per-task", "12"]
     command = [sys.executable, "-m", "flexswitch.cli", *map(str, words)]

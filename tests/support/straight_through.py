@@ -24,7 +24,7 @@ class Plain(NamedTuple):
 
 
 def delta_rows(delta: Floats, name: str = "w") -> DeltaRows:
-    """Returns a tensor's unit, read as any other, from a fine-tune of zeros."""
+    """Returns a tensor's delta rows, read as any other, from a fine-tune of zeros."""
     changed = torch.from_numpy(delta.copy())
     tensor = read_delta_rows(memory_pair({name: torch.zeros_like(changed)}, {name: changed}), name)
     assert tensor is not None
@@ -32,13 +32,13 @@ def delta_rows(delta: Floats, name: str = "w") -> DeltaRows:
 
 
 def plain_leaves(gates: Gates) -> Plain:
-    """Returns the numbers that are learned, ready for autograd."""
+    """Returns the numbers that are trained, ready for autograd."""
     values = (gates.thresholds, gates.scales, gates.shares)
     return Plain(*(torch.from_numpy(value.astype(np.float64)).requires_grad_() for value in values))
 
 
 def plain_values(delta: Tensor, gates: Gates, plain: Plain) -> Tensor:
-    """Returns the gated values of a unit's changed rows, (row, column), in float64.
+    """Returns the gated values of a tensor's changed rows, (row, column), in float64.
 
     The hard gate forward and the sigmoid's slope backward; rounding as if it were not there backward. What
     did not change passes no gate, whatever the threshold.

@@ -1,4 +1,4 @@
-"""What a unit can keep and at what error, and the data-free allocation among units, by brute force."""
+"""What a tensor can keep and at what error, and the data-free allocation among tensors, by brute force."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_nothing_costs_nothing_and_the_rest_what_the_entropy_says() -> None:
 
 
 def random_tables(seed: int, count: int) -> tuple[RateDistortionTable, Doubles]:
-    """Returns choices whose error and bits have nothing to do with each other but at the first."""
+    """Returns a table whose error and bits have nothing to do with each other but at the first."""
     generator = np.random.default_rng(seed)
     errors = generator.exponential(10.0 ** generator.uniform(-6, 3), count)
     errors[0] = errors.max() * 1.01
@@ -133,7 +133,7 @@ def test_one_multiplier_makes_every_choice_the_best_and_the_target_is_kept(
     bounds = [multipliers(one.errors, cost, row) for one, cost, row in zip(tables, bits, chosen, strict=True)]
     least, most = max(low for low, _ in bounds), min(high for _, high in bounds)
     assert least <= most * (1 + 1e-9)
-    # No smaller multiplier keeps the target too: at the next one down, a unit takes more than fits.
+    # No smaller multiplier keeps the target too: at the next one down, a tensor takes more than fits.
     if least > 1e-30:
         under = [
             float(cost[int(np.argmin(one.errors + least * (1 - 1e-9) * cost))])
@@ -148,7 +148,7 @@ def test_what_all_fits_is_kept_at_the_least_error() -> None:
     assert allocate([tables], [bits], 0) == [0]
 
 
-def test_a_unit_that_matters_more_gets_more_of_the_bits() -> None:
+def test_a_tensor_that_matters_more_gets_more_of_the_bits() -> None:
     quiet, loud = (
         rate_distortion_table(heavy(4000, seed=7, size=size), np.array([1, 2, 4])) for size in (1, 5)
     )

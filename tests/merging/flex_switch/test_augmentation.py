@@ -44,7 +44,7 @@ def test_a_text_is_the_first_words_of_one_and_the_last_words_of_another(count: i
         )
 
 
-def test_many_texts_are_crossed_from_all_and_cut_in_many_places() -> None:
+def test_many_texts_are_mixed_from_all_and_cut_in_many_places() -> None:
     found = augment(TEXTS, 400, 0)
     pairs = {(head[0][0], tail[0][0]) for head, tail in map(parts_of, found) if head and tail}
     assert len(pairs) >= 20  # of 25
@@ -99,12 +99,12 @@ def test_the_seed_alone_decides_and_the_inputs_stay_as_they_are(inputs: list[str
 
 
 @pytest.mark.parametrize("inputs", [["one two three"], np.ones((1, 3), np.float32)])
-def test_one_input_alone_is_crossed_with_itself(inputs: list[str] | np.ndarray) -> None:
+def test_one_input_alone_is_mixed_with_itself(inputs: list[str] | np.ndarray) -> None:
     found = augment(inputs, 7, 0)
     assert all(np.array_equal(each, inputs[0]) for each in found)
 
 
-def test_texts_of_no_or_one_word_can_be_crossed() -> None:
+def test_texts_of_no_or_one_word_can_be_mixed() -> None:
     found = augment(["", "word"], 40, 0)
     assert len(found) == 40
     assert set(found) <= {"", "word", "word word"}

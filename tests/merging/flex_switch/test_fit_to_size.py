@@ -33,7 +33,7 @@ LEAST = 40  # bytes of an artifact that keeps nothing
 
 
 def shift_of(quantised: Sequence[Quantisation]) -> float:
-    """Returns by how much the thresholds of HARDENED were moved."""
+    """Returns by how much the thresholds of QUANTISED were moved."""
     return math.log(float(quantised[0].thresholds[0]))
 
 

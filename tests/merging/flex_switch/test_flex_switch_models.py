@@ -106,7 +106,7 @@ def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_p
     assert measured(case, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_the_features_can_be_held_to_instead(case: TrainingCase, tmp_path: Path) -> None:
+def test_the_objective_mse_brings_the_features_nearer(case: TrainingCase, tmp_path: Path) -> None:
     found = case.train(tmp_path / "birds.fsw", "objective=mse")
     record = found.header.training
     assert record.after.divergence < record.before.divergence
@@ -114,7 +114,7 @@ def test_the_features_can_be_held_to_instead(case: TrainingCase, tmp_path: Path)
     assert measured(case, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
-def test_labels_can_be_learned_from_instead(case: TrainingCase, tmp_path: Path) -> None:
+def test_the_objective_task_lowers_the_loss_on_labels(case: TrainingCase, tmp_path: Path) -> None:
     reports, data = Reports(), tmp_path / "data"
     data.mkdir()
     inputs = texts("birds", 40, 1)

@@ -21,7 +21,7 @@ BITS = np.array([1, 2, 4, 8])
 
 
 def kept_of(width: int, share: float) -> tuple[DeltaRows, RateDistortionTable, Quantisation]:
-    """Returns a unit, its choices, and the one of a bit-width that keeps about a share."""
+    """Returns a tensor, its rate-distortion table, and the option of a bit-width that keeps about a share."""
     delta = normal((40, 30)).reshape(-1)
     tensor = DeltaRows(
         "w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean()))
@@ -38,9 +38,9 @@ def test_the_first_power_gives_signs_the_sum_of_all_magnitudes(share: float) -> 
     tensor, tables, kept = kept_of(1, share)
     magnitudes = np.abs(tensor.delta.astype(np.float64))
     count = np.count_nonzero(magnitudes > kept.thresholds[0])
-    (grown,) = compensate_norm([tables], [kept], 1.0)
-    assert grown.scale * count == pytest.approx(magnitudes.sum(), rel=1e-6)
-    assert (grown.thresholds.tolist(), grown.bits) == (kept.thresholds.tolist(), 1)
+    (compensated,) = compensate_norm([tables], [kept], 1.0)
+    assert compensated.scale * count == pytest.approx(magnitudes.sum(), rel=1e-6)
+    assert (compensated.thresholds.tolist(), compensated.bits) == (kept.thresholds.tolist(), 1)
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -64,12 +64,16 @@ def test_the_growth_of_least_loss_is_found_on_either_side(power: float) -> None:
 
 def test_every_candidate_starts_with_the_growth_of_the_one_that_is_kept() -> None:
     tensor, tables, kept = kept_of(1, 0.05)
-    (grown,) = compensate_norm([tables], [kept], 0.7)
-    plain, found = (initial_parameters([tensor], [tables], [each], BITS, False) for each in (kept, grown))
-    np.testing.assert_allclose(
-        found.log_scales - plain.log_scales, np.full((1, 4), np.log(grown.scale / kept.scale)), rtol=1e-6
+    (compensated,) = compensate_norm([tables], [kept], 0.7)
+    plain, found = (
+        initial_parameters([tensor], [tables], [each], BITS, False) for each in (kept, compensated)
     )
-    assert np.exp(found.log_scales[0, 0]) == pytest.approx(grown.scale, rel=1e-6)
+    np.testing.assert_allclose(
+        found.log_scales - plain.log_scales,
+        np.full((1, 4), np.log(compensated.scale / kept.scale)),
+        rtol=1e-6,
+    )
+    assert np.exp(found.log_scales[0, 0]) == pytest.approx(compensated.scale, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +98,9 @@ def test_the_same_share_takes_wider_levels_where_signs_do_not_fill_the_size(
 @pytest.mark.parametrize("width", [2, 4, 8])
 def test_wider_levels_have_their_own_best_scale_as_many_times_larger_as_before(width: int) -> None:
     _, tables, kept = kept_of(1, 0.05)
-    (grown,) = compensate_norm([tables], [kept], 0.7)
-    plain, found = (widened(tables, each, width) for each in (kept, grown))
+    (compensated,) = compensate_norm([tables], [kept], 0.7)
+    plain, found = (widened(tables, each, width) for each in (kept, compensated))
     assert (found.bits, found.thresholds.tolist()) == (width, kept.thresholds.tolist())
     assert plain.scale == scale_at(tables, float(kept.thresholds[0]), width)
-    assert found.scale / plain.scale == pytest.approx(grown.scale / kept.scale, rel=1e-6)
+    assert found.scale / plain.scale == pytest.approx(compensated.scale / kept.scale, rel=1e-6)
     assert found.scale > 2 * plain.scale

@@ -1,4 +1,4 @@
-"""The learned numbers: thresholds, shares, what they harden to, and Adam, against torch in float64."""
+"""The trained parameters: thresholds, shares, what they harden to, and Adam, against torch in float64."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def random_parameters(tensors: list[DeltaRows], by_rows: bool, seed: int) -> Par
     return Parameters(BITS, starts, generator.normal(size=len(tensors)), rows, *tables)
 
 
-def test_a_unit_holds_the_rows_that_changed_and_their_root_mean_square() -> None:
+def test_a_tensor_holds_the_rows_that_changed_and_their_root_mean_square() -> None:
     tensor = two_tensors()[0]
     assert (tensor.rows.tolist(), tensor.columns, tensor.entries) == ([0, 1, 3, 4], 40, 160)
     assert tensor.rms == pytest.approx(
@@ -174,7 +174,7 @@ def test_learning_starts_from_what_the_allocation_keeps(by_rows: bool) -> None:
         assert kept_by_row(tensor, found).tolist() == kept_by_row(tensor, expected).tolist()
 
 
-def test_a_unit_that_the_allocation_drops_starts_with_an_entry() -> None:
+def test_a_tensor_that_the_allocation_drops_starts_with_an_entry() -> None:
     tensors = two_tensors()
     tables = [rate_distortion_table(tensor.delta, BITS) for tensor in tensors]
     kept = [Quantisation(np.full(len(tensor.rows), np.inf, np.float32), 1, tensor.rms) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""The learning's rate, the estimated bytes, and its derivatives, against finite differences in float64."""
+"""The rate in training, the estimated bytes, and its derivatives, against finite differences in float64."""
 
 import numpy as np
 import pytest

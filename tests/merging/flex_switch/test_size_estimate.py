@@ -1,4 +1,4 @@
-"""The forecast of sizes, against what is stored at other thresholds."""
+"""The size estimate, against what is stored at other thresholds."""
 
 import math
 
@@ -17,7 +17,7 @@ from flexswitch.merging.flex_switch.size_estimate import size_estimate
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("by_rows", [False, True])
-def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
+def test_sizes_change_as_estimated(bits: int, by_rows: bool) -> None:
     base = {"w": torch.zeros(96, 80), "v": torch.zeros(64, 120)}
     tuned = {name: torch.from_numpy(normal(tuple(value.shape))) for name, value in base.items()}
     with parallel_map(1) as each:
@@ -35,7 +35,7 @@ def test_sizes_change_as_forecast(bits: int, by_rows: bool) -> None:
             assert ahead(shift) / ahead(0) == pytest.approx(found, rel=0.06 if bits == 1 else 0.12)
 
 
-def test_a_forecast_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
+def test_an_estimate_never_falls_as_more_is_kept_and_ends_at_nothing() -> None:
     tuned = {"w": torch.from_numpy(normal((96, 80))), "v": torch.from_numpy(normal((5,)))}
     base = {name: torch.zeros_like(value) for name, value in tuned.items()}
     with parallel_map(1) as each:

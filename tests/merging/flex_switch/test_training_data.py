@@ -1,4 +1,4 @@
-"""What is learned from: the batches, the exemplars that are drawn and held out, the fine-tuned model's answers."""
+"""The training data: the batches, the exemplars that are drawn and held out, the fine-tuned model's answers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_passes_and_seeds_are_shuffled_differently() -> None:
 # --- exemplars --------------------------------------------------------------------------------------------
 
 
-def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
+def test_what_is_trained_on_is_what_an_index_draws_and_the_rest_is_held_out(
     case: TrainingCase, data: TrainingData
 ) -> None:
     inputs = texts("birds", 70, 1)
@@ -104,7 +104,7 @@ def test_what_is_learned_from_is_what_an_index_draws_and_the_rest_is_held_out(
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(24, 0), (25, 1), (47, 23), (60, 24)])
-def test_as_many_are_held_out_as_are_left_up_to_those_learned_from(
+def test_as_many_are_held_out_as_are_left_up_to_those_trained_on(
     count: int, held_out: int, case: TrainingCase, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "birds.train.jsonl", texts("birds", count, 1), None)
@@ -146,7 +146,7 @@ def test_exemplars_are_read_whole_and_too_few_are_refused(case: TrainingCase) ->
     )
 
 
-def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
+def test_exemplars_are_augmented_and_the_fine_tuned_model_answers_those_too(
     case: TrainingCase, data: TrainingData
 ) -> None:
     found = opened(case, augmentations=2, seed=0)
@@ -176,7 +176,7 @@ def test_exemplars_are_crossed_and_the_fine_tuned_model_answers_those_too(
 
 
 @pytest.mark.parametrize(("goal", "augmentations"), [("kl", 0), ("task", 3)])
-def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
+def test_without_crossings_or_with_labels_only_the_exemplars_are_trained_on(
     goal: Goal, augmentations: int, case: TrainingCase
 ) -> None:
     found = opened(case, goal=goal, augmentations=augmentations)
@@ -185,7 +185,7 @@ def test_without_crossings_or_with_labels_only_the_exemplars_are_learned_from(
 
 
 @pytest.mark.parametrize("goal", ["kl", "mse", "task"])
-def test_the_loss_is_the_mean_over_the_exemplars_without_the_crossed_ones(
+def test_the_loss_is_the_mean_over_the_exemplars_without_the_augmented_ones(
     goal: Goal, case: TrainingCase
 ) -> None:
     found = opened(case, goal=goal, augmentations=2, precision="bfloat16")

@@ -15,7 +15,7 @@ BITS = np.array([1, 2, 4, 8])
 
 
 def signs_of(task: CompressionTask) -> list[Quantisation]:
-    """Returns the signs of the larger half of every unit."""
+    """Returns the signs of the larger half of every tensor."""
     return [
         Quantisation(np.full(len(tensor.rows), np.median(np.abs(tensor.delta))), 1, tensor.rms)
         for tensor in task.tensors
