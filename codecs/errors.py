@@ -11,6 +11,7 @@ FlexswitchError
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import get_args
 
 
 class ExitStatus(IntEnum):
@@ -62,3 +63,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     return f"no {kind} is named '{name}'{hint} (known: {', '.join(names) or 'none'})"
+
+
+def check_choice(option: str, value: str, choices: object) -> None:
+    """Raises: UsageError where a value is none of a `Literal`'s choices."""
+    if value not in get_args(choices):
+        raise UsageError(f"{option} '{value}': expected one of {', '.join(get_args(choices))}")

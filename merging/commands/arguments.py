@@ -3,21 +3,15 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.task_vectors.task_name import task_name
 
 StoredDtype = Literal["float32", "bfloat16"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
-
-
-def check_choice(option: str, value: str, choices: object) -> None:
-    """Raises: UsageError where a value is none of a `Literal`'s choices."""
-    if value not in get_args(choices):
-        raise UsageError(f"{option} '{value}': expected one of {', '.join(get_args(choices))}")
 
 
 def selection(include: Sequence[str], exclude: Sequence[str], on_resize: Resize) -> Selection:

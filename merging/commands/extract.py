@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexswitch.codecs.errors import check_choice
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
     StoredDtype,
-    check_choice,
     check_suffix,
     new_task_name,
     selection,

@@ -7,12 +7,12 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 
-from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.errors import InputError, UsageError, check_choice, unknown_name
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base, quick_fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.commands.arguments import OutputDtype, check_choice
+from flexswitch.merging.commands.arguments import OutputDtype
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded

@@ -1,7 +1,7 @@
 """Builds a zoo's query index from exemplars, and adds tasks to it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,23 +13,14 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file, tasks_with
-from flexswitch.merging.models.feature_spec import FROM_FILE, layers_spec, parse_feature_spec
+from flexswitch.merging.models.feature_spec import FROM_FILE, is_auto, layers_spec, parse_feature_spec
 from flexswitch.merging.routing.cross_validation import FOLDS
 from flexswitch.merging.routing.features import FeatureSource
+from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.layer_selection import select_layers
 from flexswitch.merging.routing.metric import learn_metric
-from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
+from flexswitch.merging.routing.projection import Projection, fit_normalisation
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an index is built; rank: of the learned metric, None for the Euclidean one."""
-
-    per_task: int = 100
-    seed: int = 0
-    normalise: Normalisation = "centred"
-    rank: int | None = None
 
 
 class ExemplarFeatures(NamedTuple):
@@ -59,23 +50,22 @@ def read_exemplars(zoo: Zoo, folder: Path, tasks: Collection[str] | None = None)
 def build_index(
     zoo: Zoo,
     examples: Mapping[str, Examples],
-    settings: Settings,
+    options: IndexOptions,
     source: FeatureSource,
     on_task: Callable[[str], None],
-    choose: bool = False,
 ) -> tuple[IndexRecord, list[str]]:
-    """Stores the points of `per_task` exemplars a task; returns the record and what the user should know.
+    """Stores the points of `per_task` exemplars of each task; returns the record and notes for the user.
 
-    A task with fewer examples gives them all. choose: the source gives all layers, one behind the other, and
-    those that route best are taken. Raises: InputError.
+    All examples of a task are used if there are fewer. With the features "auto", the source returns the
+    features of all layers, and those of the layers that route best are stored. Raises: InputError.
     """
-    exemplars, notes = exemplar_features(examples, settings.per_task, settings.seed, source, on_task)
+    exemplars, notes = exemplar_features(examples, options.per_task, options.seed, source, on_task)
     spec = source.spec
-    if choose:
-        spec, exemplars, note = _chosen(exemplars, spec, settings)
+    if is_auto(options.features):
+        spec, exemplars, note = _chosen(exemplars, spec, options)
         notes.append(note)
     parts = 1 if spec == FROM_FILE else parse_feature_spec(spec).parts
-    projection, accuracy, learned = _projection(exemplars, parts, settings)
+    projection, accuracy, learned = _projection(exemplars, parts, options)
     notes += learned
     header = QuerySetHeader(
         tasks=exemplars.tasks,
@@ -84,8 +74,8 @@ def build_index(
         parts=parts,
         averaged=list(zoo) if spec != FROM_FILE and parse_feature_spec(spec).averaged else None,
         accuracy=accuracy,
-        per_task=settings.per_task,
-        seed=settings.seed,
+        per_task=options.per_task,
+        seed=options.seed,
     )
     points = (exemplars.features if projection is None else projection(exemplars.features)).numpy()
     record = write_query_set(zoo.path, QuerySet(header, points, exemplars.task_ids, projection))
@@ -154,7 +144,9 @@ def exemplar_features(
     return ExemplarFeatures(list(examples), torch.cat(features), np.concatenate(task_ids)), notes
 
 
-def _chosen(exemplars: ExemplarFeatures, spec: str, settings: Settings) -> tuple[str, ExemplarFeatures, str]:
+def _chosen(
+    exemplars: ExemplarFeatures, spec: str, options: IndexOptions
+) -> tuple[str, ExemplarFeatures, str]:
     """Returns the spec of the layers that route best, the features of those layers, and a note."""
     counts = np.bincount(exemplars.task_ids)
     if counts.min() < FOLDS:
@@ -165,7 +157,9 @@ def _chosen(exemplars: ExemplarFeatures, spec: str, settings: Settings) -> tuple
     every = parse_feature_spec(spec)
     parts = exemplars.features.reshape(len(exemplars.features), every.parts, -1)  # (exemplar, part, width)
     beside, states = parts[:, : every.shaped], parts[:, every.shaped :]
-    layers, shares = select_layers(states, beside, exemplars.task_ids, settings.normalise, settings.rank)
+    layers, shares = select_layers(
+        states, beside, exemplars.task_ids, options.normalise, options.learned_rank
+    )
     taken, best = (
         layers_spec(each, every.shaped) for each in (layers, max(shares, key=lambda each: shares[each]))
     )
@@ -178,15 +172,15 @@ def _chosen(exemplars: ExemplarFeatures, spec: str, settings: Settings) -> tuple
 
 
 def _projection(
-    exemplars: ExemplarFeatures, parts: int, settings: Settings
+    exemplars: ExemplarFeatures, parts: int, options: IndexOptions
 ) -> tuple[Projection | None, RoutingAccuracy | None, list[str]]:
     """Returns what makes points of features, how well it routes where a metric is learned, and notes."""
     features = exemplars.features.double()
-    fitted = fit_normalisation(features, settings.normalise, parts)
-    if settings.rank is None:
+    fitted = fit_normalisation(features, options.normalise, parts)
+    if options.learned_rank is None:
         return fitted, None, []
     normalised = features if fitted is None else fitted.normalised(features)
-    learned = learn_metric(normalised, exemplars.task_ids, settings.rank)
+    learned = learn_metric(normalised, exemplars.task_ids, options.learned_rank)
     if learned.metric is None:
         return fitted, learned.accuracy, [f"the Euclidean metric is kept: {learned.reason}"]
     return replace(fitted or Projection(parts), metric=learned.metric), learned.accuracy, []

@@ -10,8 +10,7 @@ from support.tiny_models import (
 
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
-from flexswitch.merging.routing.index_build import Settings
-from flexswitch.merging.routing.indexing import Request as IndexRequest
+from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.indexing import index_zoo
 
 ALL = ("base", "individual", "average", "task-arithmetic", "t-switch", "auto-switch")
@@ -20,9 +19,8 @@ NEIGHBOURS = 5
 
 
 def index(toy, kind="pooled", per_task=12):
-    settings = Settings(per_task, normalise="none")
-    request = IndexRequest(toy.zoo, str(toy.base), toy.data, str(kind), settings=settings)
-    index_zoo(request, True, lambda task: None)
+    options = IndexOptions(str(kind), per_task=per_task, normalise="none", metric="euclidean")
+    index_zoo(toy.zoo, str(toy.base), toy.data, options, True, lambda task: None)
 
 
 def request(toy, **changes):

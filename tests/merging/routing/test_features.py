@@ -15,7 +15,8 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
-from flexswitch.merging.routing.indexing import Request, index_zoo
+from flexswitch.merging.routing.index_options import IndexOptions
+from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.text_shape import text_shapes
 
 CLASSIFIER = "hf-sequence-classification"
@@ -43,7 +44,7 @@ def from_file(path):
 def indexed(**changes):
     """Indexes a zoo that is not there."""
     folder = Path("missing")
-    return index_zoo(Request(folder, "missing", folder, **changes), False, lambda task: None)
+    return index_zoo(folder, "missing", folder, IndexOptions(**changes), False, lambda task: None)
 
 
 def rows_of(source, inputs, rows=None):

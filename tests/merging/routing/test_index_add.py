@@ -12,8 +12,8 @@ from support.tiny_models import Toy, contents, save_state, text_toy, texts
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
 from flexswitch.merging.models.examples import draw
-from flexswitch.merging.routing.index_build import Settings
-from flexswitch.merging.routing.indexing import Request, add_to_index, index_zoo
+from flexswitch.merging.routing.index_options import IndexOptions
+from flexswitch.merging.routing.indexing import add_to_index, index_zoo
 from flexswitch.merging.routing.metric import LearnedMetric
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vectors.restore import restore
@@ -33,14 +33,17 @@ def toy(original, tmp_path):
     return Toy(original.base, original.finetuned, zoo, shutil.copytree(original.data, tmp_path / "data"))
 
 
-def request(toy, **changes):
-    settings = changes.pop("settings", Settings(PER_TASK, normalise="centred", rank=4))
-    return Request(toy.zoo, str(toy.base), toy.data, settings=settings, **changes)
+PUBLISHED = {"normalise": "none", "metric": "euclidean"}
+
+
+def inputs(toy, **options):
+    """Returns the first four arguments of index_zoo and add_to_index."""
+    return toy.zoo, str(toy.base), toy.data, IndexOptions(**{"per_task": PER_TASK, "rank": 4} | options)
 
 
 def index(toy, **changes):
     heard = []
-    record, notes = index_zoo(request(toy, **changes), True, heard.append)
+    record, notes = index_zoo(*inputs(toy, **changes), True, heard.append)
     assert heard == list(open_zoo(toy.zoo))
     return record, notes
 
@@ -121,7 +124,7 @@ def test_several_layers_are_projected_as_features_of_new_texts_are(toy):
 
 
 def test_the_published_form_stores_the_features_themselves(toy):
-    record, notes = index(toy, features="pooled", settings=Settings(PER_TASK, normalise="none"))
+    record, notes = index(toy, features="pooled", **PUBLISHED)
     assert (record.metric, record.rank, record.accuracy, notes) == ("euclidean", None, None, [])
     query_set = read_query_set(open_zoo(toy.zoo))
     assert query_set.projection is None
@@ -130,7 +133,7 @@ def test_the_published_form_stores_the_features_themselves(toy):
 
 
 def test_averaged_features_are_those_of_the_mean_of_the_restored_models(toy):
-    record, _ = index(toy, features="average:layer:2", settings=Settings(PER_TASK, normalise="none"))
+    record, _ = index(toy, features="average:layer:2", **PUBLISHED)
     assert record.features == "average:layer:2"
     zoo, model = open_zoo(toy.zoo), base_model(toy)
     restored = [restore(str(toy.base), zoo[task]) for task in zoo]
@@ -149,24 +152,23 @@ def test_averaged_features_are_those_of_the_mean_of_the_restored_models(toy):
 
 
 def test_bfloat16_is_recorded_and_gives_about_the_same_points(toy):
-    settings = Settings(PER_TASK, normalise="none")
-    index(toy, features="layer:1", settings=settings)
+    index(toy, features="layer:1", **PUBLISHED)
     exact = read_query_set(open_zoo(toy.zoo)).points
-    record, _ = index(toy, features="layer:1", dtype="bfloat16", settings=settings)
+    record, _ = index(toy, features="layer:1", dtype="bfloat16", **PUBLISHED)
     assert record.dtype == "bfloat16"
     found = read_query_set(open_zoo(toy.zoo)).points
     assert 0 < np.abs(found - exact).max() < 0.1
 
 
 def test_auto_takes_five_exemplars_a_task(toy):
-    assert message(InputError, lambda: index(toy, settings=Settings(4, rank=4))) == (
+    assert message(InputError, lambda: index(toy, per_task=4)) == (
         "--features auto: task 'birds' has 4 exemplars, and choosing takes 5 a task; give more, or name a "
         "layer: --features layer:N"
     )
 
 
 def test_a_metric_that_nothing_can_be_learned_for_is_told(toy):
-    record, notes = index(toy, features="input", settings=Settings(4, rank=4))
+    record, notes = index(toy, features="input", per_task=4)
     assert notes == ["the Euclidean metric is kept: a task has fewer than 5 exemplars"]
     assert (record.metric, record.normalise) == ("euclidean", "centred")
 
@@ -175,16 +177,18 @@ def test_a_metric_that_nothing_can_be_learned_for_is_told(toy):
 
 
 @pytest.mark.parametrize("features", ["layers:2+0", "pooled"])
-@pytest.mark.parametrize("rank", [4, None])
-def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(toy, learning, features, rank):
+@pytest.mark.parametrize("metric", ["learned", "euclidean"])
+def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(
+    toy, learning, features, metric
+):
     put_back = without(toy, "cities")
-    index(toy, features=features, settings=Settings(PER_TASK, rank=rank))
+    index(toy, features=features, metric=metric)
     before, files = read_query_set(open_zoo(toy.zoo)), contents(toy.zoo)
     assert put_back() == [f"the query index lacks cities; run `flexswitch index {toy.zoo} --add`"]
-    record, added, notes = add_to_index(request(toy), None, lambda task: None)
+    record, added, notes = add_to_index(*inputs(toy), None, lambda task: None)
     assert added == ["cities"]
     told = f"the metric was learned without cities; `flexswitch index {toy.zoo} --overwrite` learns it from all tasks"
-    assert notes == ([told] if rank else [])
+    assert notes == ([told] if metric == "learned" else [])
     after = read_query_set(open_zoo(toy.zoo))
     assert after.header == before.header.model_copy(update={"tasks": ["birds", "tools", "cities"]})
     assert record == open_zoo(toy.zoo).record.index
@@ -213,14 +217,14 @@ def test_an_added_task_that_is_removed_again_leaves_the_index_as_it_was(toy):
     index(toy, features="input")
     before = (toy.zoo / INDEX_FILE).read_bytes()
     put_back()
-    add_to_index(request(toy), None, lambda task: None)
+    add_to_index(*inputs(toy), None, lambda task: None)
     without(toy, "cities")
     assert (toy.zoo / INDEX_FILE).read_bytes() == before
 
 
 def test_there_is_nothing_to_add_to_an_index_of_all_tasks(toy):
     index(toy, features="input")
-    assert message(InputError, lambda: add_to_index(request(toy), None, lambda task: None)) == (
+    assert message(InputError, lambda: add_to_index(*inputs(toy), None, lambda task: None)) == (
         f"{toy.zoo}: the query index has all of its tasks; there is nothing to add"
     )
 
@@ -229,12 +233,12 @@ def test_adding_to_an_index_of_a_file_takes_features_of_a_file(toy, tmp_path):
     put_back = without(toy, "cities")
     tensors = {f"{task}.train": torch.randn(20, 3) for task in ("birds", "cities", "tools")}
     file = save_state(tmp_path / "mine.safetensors", tensors)
-    index(toy, features=str(file), settings=Settings(PER_TASK, normalise="none"))
+    index(toy, features=str(file), **PUBLISHED)
     put_back()
-    assert message(InputError, lambda: add_to_index(request(toy), None, lambda task: None)) == (
+    assert message(InputError, lambda: add_to_index(*inputs(toy), None, lambda task: None)) == (
         f"{toy.zoo}: was indexed with the features 'file'; give that file with --features"
     )
-    add_to_index(request(toy), file, lambda task: None)
+    add_to_index(*inputs(toy), file, lambda task: None)
     rows = tensors["cities.train"][torch.from_numpy(draw(20, PER_TASK, 0, "cities"))]
     np.testing.assert_array_equal(read_query_set(open_zoo(toy.zoo)).points[-PER_TASK:], rows)
 
@@ -243,7 +247,7 @@ def test_adding_to_an_average_keeps_the_tasks_that_it_is_of(toy):
     put_back = without(toy, "cities")
     index(toy, features="average:layer:1")
     put_back()
-    add_to_index(request(toy), None, lambda task: None)
+    add_to_index(*inputs(toy), None, lambda task: None)
     header = read_query_set(open_zoo(toy.zoo)).header
     assert (header.averaged, header.tasks) == (["birds", "tools"], ["birds", "tools", "cities"])
 

@@ -18,7 +18,8 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import SUFFIXES, Examples, draw
 from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
-from flexswitch.merging.routing.index_build import Settings, build_index, read_exemplars
+from flexswitch.merging.routing.index_build import build_index, read_exemplars
+from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
@@ -66,7 +67,7 @@ def build(zoo, data, per_task=10, seed=0, source=None):
     record, notes = build_index(
         zoo,
         read_exemplars(zoo, data),
-        Settings(per_task, seed, normalise="none"),
+        IndexOptions("pooled", per_task=per_task, seed=seed, normalise="none", metric="euclidean"),
         source or CountedFeatures(),
         heard.append,
     )

@@ -18,8 +18,8 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
-from flexswitch.merging.routing.index_build import Settings
-from flexswitch.merging.routing.indexing import Request, index_zoo
+from flexswitch.merging.routing.index_options import IndexOptions
+from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import SwitchedModel
@@ -29,12 +29,8 @@ from flexswitch.merging.zoos.pack import Form, change_zoo
 def indexed(text, folder, features, **settings):
     """Returns a copy of the text's zoo, indexed."""
     zoo = shutil.copytree(text.zoo, folder / "zoo")
-    chosen = Settings(per_task=12, seed=0, normalise="centred", rank=None)
-    index_zoo(
-        Request(zoo, str(text.base), text.data, features, "float32", chosen, None, "cpu"),
-        True,
-        lambda task: None,
-    )
+    options = IndexOptions(features, per_task=12, metric="euclidean")
+    index_zoo(zoo, str(text.base), text.data, options, True, lambda task: None)
     return open_zoo(zoo)
 
 
