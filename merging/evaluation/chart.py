@@ -1,4 +1,4 @@
-"""Draws score against stored bytes, one point a method."""
+"""Draws a chart of accuracy against stored bytes, with one point for each method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from flexswitch.merging.evaluation.scores import Score
 
 
 def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
-    """Writes a PNG: stored bytes a task (logarithmic) against the average score.
+    """Writes a PNG of average accuracy against stored bytes per task, on a logarithmic axis.
 
-    Raises: InputError where matplotlib is not installed, or the output may not be written.
+    Raises: InputError if matplotlib is not installed, or the output must not be written.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError as reason:
-        raise InputError(f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'") from reason
+        raise InputError(f"{path}: drawing needs matplotlib; pip install 'flexswitch[eval]'") from reason
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for number, score in enumerate(scores):
@@ -28,7 +28,7 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
         axes.axhline(average, color="0.6", linewidth=1, linestyle="--", zorder=1)
     axes.set_xscale("log" if all(score.bytes_per_task > 0 for score in scores) else "symlog")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.set_xlabel("stored bytes a task, beside the base")
+    axes.set_xlabel("stored bytes per task, without the base")
     axes.set_ylabel("average accuracy (%)")
     axes.set_title(f"{len(scores[0].accuracy)} tasks: accuracy against stored size")
     axes.grid(color="0.9", zorder=0)

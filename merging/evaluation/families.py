@@ -1,4 +1,4 @@
-"""Modules that answer samples of several tasks in one batch."""
+"""Models that compute the logits of several tasks' samples in one batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
 
-# Entries of config.json that only say how many classes there are and what they are called.
+# Entries of config.json that only describe the classes.
 _LABELS = {"num_labels", "id2label", "label2id", "problem_type"}
 
 
 class Logits(nn.Module):
-    """An adapter's logits of a model as a module."""
+    """A module that computes the adapter's logits of a model."""
 
     def __init__(self, adapter: Adapter, model: nn.Module) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Logits(nn.Module):
         def logits(own: nn.Module, batch: Batch) -> Tensor:
             return adapter.logits(own, batch)
 
-        self._logits = logits  # a function, which replicas share: the adapter holds a base and a tokenizer
+        self._logits = logits  # a function, so that copies of the module share the adapter
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Returns (sample, class)."""
@@ -33,9 +33,10 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """Tasks, by their numbers, whose models differ in weights and numbers of classes alone.
+    """Tasks, by their numbers, whose models differ only in their weights and numbers of classes.
 
-    plain: the base under one of their heads; model: the same, switched; has_heads: each row has its own head.
+    plain: the base with the head of one task; model: the same with switched weights; has_heads: whether each
+    sample uses the head of its own task.
     """
 
     tasks: Sequence[int]
@@ -45,7 +46,7 @@ class Family:
 
 
 def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
-    """Yields all tasks in as few families as there can be."""
+    """Yields families that together hold every task once, as few as possible."""
     names = list(task_models.vectors)
     for group in _groups(task_models):
         task = names[group[0]]
@@ -63,7 +64,7 @@ def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
 
 
 def _groups(task_models: TaskModels) -> list[list[int]]:
-    """Returns tasks of the same config but for labels, and of heads that are linear and of the same width."""
+    """Groups the tasks whose configs agree except for labels, with linear heads of equal width."""
     groups: dict[str, list[int]] = {}
     for number, (task, vector) in enumerate(task_models.vectors.items()):
         config = {name: value for name, value in vector.model.config.items() if name not in _LABELS}

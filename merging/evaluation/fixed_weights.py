@@ -15,7 +15,7 @@ from flexswitch.merging.models.examples import Batch
 def score_fixed(
     task_models: TaskModels, method: str, prepare: Callable[[str], None], bytes_per_task: float
 ) -> Score:
-    """Returns the score of one set of weights per task. `prepare` loads them into a task's model, untimed."""
+    """Returns the score of a method; `prepare` loads its weights into a task's model and is not timed."""
     accuracy, seconds, count = {}, 0.0, 0
     for task in task_models.vectors:
         prepare(task)

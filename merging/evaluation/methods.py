@@ -1,4 +1,4 @@
-"""The methods that `eval` scores: what each needs, and the bytes it stores for a task beside the base."""
+"""The methods that `eval` scores: what each needs, and the bytes it stores per task without the base."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ COMPRESSIONS, MERGES = method_names("compression"), method_names("merge")
 class Evaluation:
     """Everything that scoring needs.
 
-    finetuned: the full-precision task vectors, of all tasks or of none; router: there where a routed
-    method is asked for; base_score: the base under each task's head, the yardstick of time.
+    finetuned: the full-precision task vectors, of all tasks or of none; router: present if a routed method
+    is scored; base_score: the score of the base with each task's head.
     """
 
     task_models: TaskModels
@@ -38,7 +38,7 @@ class Evaluation:
 def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_finetuned: bool) -> None:
     """Checks the requested methods before anything is computed.
 
-    Raises: UsageError on an unknown method or mode; InputError where a method lacks what it needs.
+    Raises: UsageError on an unknown method or mode; InputError if a method's inputs are missing.
     """
     packed = sorted({record.method for record in zoo.record.tasks.values()})
     for method in methods:
@@ -46,10 +46,12 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
             raise UsageError(f"--methods: {unknown_name('method', method, EVALUATED)}")
         if method == "individual" and not has_finetuned:
             raise InputError(
-                "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
+                "--methods individual: needs --finetuned TASK=CHECKPOINT for every task of the zoo"
             )
         if method in COMPRESSIONS and packed != [method]:
-            raise InputError(f"--methods {method}: {zoo.path} holds tasks compressed by {', '.join(packed)}")
+            raise InputError(
+                f"--methods {method}: the tasks of {zoo.path} are compressed by {', '.join(packed)}"
+            )
         if method in ROUTED:
             zoo.index_file()
         if method == "auto-flexswitch":
@@ -87,7 +89,7 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
 
 def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> Score:
     if evaluation.router is None or evaluation.zoo.record.index is None:
-        raise ValueError("a routed method is scored with its query index")
+        raise ValueError("a routed method needs a router and a query index")
     share = evaluation.zoo.record.index.size / len(evaluation.task_models.vectors)
     return score_routed(
         evaluation.task_models, method, evaluation.router, mode, evaluation.engine, stored + share
@@ -95,7 +97,7 @@ def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> 
 
 
 def _check_learned(zoo: Zoo) -> None:
-    """Raises: InputError where no metric was learned for the query index, even if it did not help."""
+    """Raises: InputError if no metric was learned for the index; it need not have been better."""
     index = zoo.record.index
     if index is not None and index.metric != "learned" and index.accuracy is None:
         raise InputError(
@@ -110,7 +112,7 @@ def mean_bytes(sizes: Sequence[int]) -> float:
 
 
 def head_bytes(task_models: TaskModels) -> float:
-    """Returns the mean bytes of the tasks' own tensors."""
+    """Returns the mean bytes of a task's own tensors."""
     return mean_bytes([_extra_bytes(vector) for vector in task_models.vectors.values()])
 
 

@@ -1,7 +1,6 @@
-"""Scores methods that choose task vectors for each sample, on one mixed, shuffled stream of all tasks.
+"""Scores methods that weight the task vectors for each sample, on one shuffled stream of all tasks.
 
-Each sample is answered under its own weights and the head of its own task, in batches as the stream brings
-them.
+The stream is cut into batches of mixed tasks; each sample uses its own weights and the head of its own task.
 """
 
 import time
@@ -29,12 +28,12 @@ from flexswitch.merging.switching.switched_model import Engine
 MODES = ("per-sample", "batch-mean", "oracle")
 
 _BATCH = 64
-_COMPARED = 4  # every so many batches are answered by the base too, to compare times
+_COMPARED = 4  # the base runs on every fourth batch too, to compare the times
 
 
 @dataclass
 class _Times:
-    """Seconds of the method on all batches, and on some of them beside the base's own."""
+    """Seconds of the method on all batches, and of the method and the base on the compared batches."""
 
     all: float = 0.0
     compared: float = 0.0
@@ -51,9 +50,9 @@ def score_routed(
 ) -> Score:
     """Scores a routed method.
 
-    mode "per-sample": each sample under its own weights; "batch-mean": the weights averaged over 256 samples
-    of one task, as the published evaluation does; "oracle": the true task's. Timed are features,
-    search and answers, against the base's forward pass of every fourth of the same batches.
+    mode: "per-sample" uses each sample's own weights; "batch-mean" averages the weights over 256 samples of
+    one task, as in the published evaluation; "oracle" uses the weights of the true task. The time includes
+    features, search and logits, and is compared with the base's forward pass on every fourth batch.
     """
     tasks = list(task_models.vectors)
     stream = mixed_stream([len(task_models.examples[task]) for task in tasks])
@@ -63,13 +62,13 @@ def score_routed(
         _choose_means(task_models, router, stream, chosen, times)
     for family in families(task_models, engine):
         own = np.flatnonzero(np.isin(stream[:, 0], family.tasks))
-        first = _batch_of(task_models, stream[own[:1]])
+        first = batch_of(task_models, stream[own[:1]])
         family.model.warm_up(first)
         if mode == "per-sample":
             router.choose(stream[own[:1]], first)
         for number, start in enumerate(range(0, len(own), _BATCH)):
             chunk = own[start : start + _BATCH]
-            batch = _batch_of(task_models, stream[chunk])
+            batch = batch_of(task_models, stream[chunk])
             started = time.perf_counter()
             if mode == "per-sample":
                 chosen.put(chunk, router.choose(stream[chunk], batch))
@@ -101,15 +100,15 @@ def _choose_means(
 ) -> None:
     for start in range(0, len(stream), _BATCH):
         part = np.arange(start, min(start + _BATCH, len(stream)))
-        batch = _batch_of(task_models, stream[part])
+        batch = batch_of(task_models, stream[part])
         started = time.perf_counter()
         chosen.put(part, router.choose(stream[part], batch))
         times.all += time.perf_counter() - started
     chosen.shares[:] = batch_means(stream, chosen.shares)
 
 
-def _batch_of(task_models: TaskModels, samples: Stream) -> Batch:
-    """Returns samples of several tasks as one batch, in their order."""
+def batch_of(task_models: TaskModels, samples: Stream) -> Batch:
+    """Returns samples of several tasks as one batch, in the same order."""
     batch = task_models.adapter.batch(samples_of(task_models.examples, samples))
     return {name: value.to(task_models.device) for name, value in batch.items()}
 

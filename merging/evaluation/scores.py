@@ -1,4 +1,4 @@
-"""The result of scoring one method."""
+"""The score of one method."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class RoutingScore:
-    """How samples were routed.
+    """The routing of the samples.
 
-    accuracy: % of samples routed to their own task; counts: (task, routed task); entropy: mean, in bits;
-    snapped: % of samples with at least one dropped share.
+    accuracy: % of samples routed to their own task; counts: (task, routed task); entropy: mean over samples,
+    in bits; snapped: % of samples with at least one share that was dropped.
     """
 
     accuracy: float
@@ -25,7 +25,7 @@ class Score:
     """One row of the table.
 
     accuracy: task → %; bytes_per_task: stored bytes, without the base; seconds: per sample; time_over_base:
-    relative to the base's forward pass of the same batches, None if not measured.
+    time relative to the base's forward pass on the same batches, None if not measured.
     """
 
     method: str

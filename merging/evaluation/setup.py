@@ -1,4 +1,4 @@
-"""Opens all that an evaluation needs, with every check before the first forward pass."""
+"""Opens and checks the inputs of an evaluation before the first forward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be scored; the fields are the options of `flexswitch eval`."""
+    """The options of `flexswitch eval`."""
 
     zoo: Path
     base: str
@@ -75,9 +75,9 @@ def open_evaluation(request: Request) -> Evaluation:
 
 
 def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
-    """Returns task → checkpoint from `TASK=CHECKPOINT` texts, in the zoo's order.
+    """Returns task → checkpoint of `TASK=CHECKPOINT` texts, in the zoo's order.
 
-    Raises: UsageError where one is no pair; InputError where a task is unknown, or one has none.
+    Raises: UsageError if a text is not such a pair; InputError if a task is unknown or has no checkpoint.
     """
     found: dict[str, str] = {}
     for text in pairs:

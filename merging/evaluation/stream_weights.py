@@ -1,4 +1,4 @@
-"""The weights that samples of a mixed stream get, by a zoo's query index or by their true tasks."""
+"""The weights of the samples of a mixed stream, from a zoo's query index."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,25 @@ from flexswitch.merging.routing.features import ModelFeatures
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.router import Router
 
-Stream = NDArray[np.int64]  # (sample, 2): a task's number and the row of its file
+Stream = NDArray[np.int64]  # (sample, 2): the task's number and the row in its file
 
-_PUBLISHED_BATCH = 256  # samples of one task over which the published evaluation averages weights
+_PUBLISHED_BATCH = 256  # the published evaluation averages weights over so many samples of one task
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """shares: (sample, task) float32; leading: (sample,), the task chosen first; snapped: (sample,)."""
+    """The routing of some samples.
+
+    shares: (sample, task) float32; leading: (sample,), the task with the largest share; snapped: (sample,),
+    whether a share was dropped.
+    """
 
     shares: FloatArray
     leading: NDArray[np.int64]
     snapped: NDArray[np.bool_]
 
     def put(self, rows: NDArray[np.int64], other: "Chosen") -> None:
-        """Takes over what was chosen for some of the samples."""
+        """Copies the values of other samples to these rows."""
         self.shares[rows], self.leading[rows], self.snapped[rows] = (
             other.shares,
             other.leading,
@@ -37,7 +41,7 @@ class Chosen:
 
     @classmethod
     def nothing(cls, samples: int, tasks: int) -> "Chosen":
-        """Returns what is there before anything is chosen."""
+        """Returns zeros for so many samples and tasks."""
         return cls(
             np.zeros((samples, tasks), np.float32), np.zeros(samples, np.int64), np.zeros(samples, np.bool_)
         )
@@ -45,7 +49,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StreamRouter:
-    """A zoo's router for the samples of several files."""
+    """A zoo's router for samples of several files."""
 
     router: Router
     examples: Mapping[str, Examples]
@@ -59,7 +63,7 @@ class StreamRouter:
         return Chosen(shares[:, columns], np.argsort(columns)[found.leading.numpy()], snapped)
 
     def weights(self, shares: FloatArray) -> FloatArray:
-        """Returns the weights of task vectors for shares (sample, task)."""
+        """Returns the weights (sample, task) of the task vectors for shares (sample, task)."""
         return mixed(shares, self.router.voting.mix)
 
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
@@ -74,24 +78,23 @@ class StreamRouter:
 
 
 def samples_of(examples: Mapping[str, Examples], samples: Stream) -> Inputs:
-    """Returns the inputs of samples of several tasks, in their order."""
+    """Returns the inputs of samples of several tasks, in the same order."""
     tasks = list(examples)
     taken = [examples[tasks[task]].inputs[row] for task, row in samples]
     return taken if isinstance(taken[0], str) else np.stack(taken)
 
 
 def mixed_stream(counts: Sequence[int]) -> Stream:
-    """Returns all samples of all tasks in one shuffled order, the same for the same counts."""
+    """Returns all samples of all tasks, shuffled; the order depends only on the counts."""
     parts = [np.stack([np.full(count, task), np.arange(count)], 1) for task, count in enumerate(counts)]
     stream = np.concatenate(parts).astype(np.int64)
     return stream[np.random.Generator(np.random.PCG64(0)).permutation(len(stream))]
 
 
 def batch_means(samples: Stream, weights: FloatArray) -> FloatArray:
-    """Returns weights averaged over each 256 samples of one task, in the order of its file.
+    """Returns the weights averaged over groups of 256 samples of one task, in the order of its file.
 
-    The published evaluation does the same (docs/methods.md §6.18). samples: of a whole stream; weights:
-    (sample, task).
+    samples: a whole stream; weights: (sample, task). Source: published evaluation (docs/methods.md §6.18).
     """
     means = np.empty_like(weights)
     for task in np.unique(samples[:, 0]):

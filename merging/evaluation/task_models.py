@@ -1,4 +1,4 @@
-"""The models and examples of a zoo's tasks, on which every method is scored."""
+"""The models and test examples of a zoo's tasks."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ _BATCH = 64
 
 @dataclass
 class TaskModels:
-    """The base, a model and labelled examples for each task; every method is scored on these."""
+    """The base, and a model and labelled examples for each task."""
 
     base: Checkpoint
     adapter: Adapter
@@ -40,9 +40,9 @@ class TaskModels:
             self.models[task].to(self.device)
 
     def warm_up(self) -> None:
-        """Runs one sample of each task, so that no timed call is the first.
+        """Runs one sample of each task, so that the first call is not timed.
 
-        Raises: InputError if a model's output is not a class.
+        Raises: InputError if a model's outputs are not classes.
         """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
@@ -52,7 +52,7 @@ class TaskModels:
             check_classes(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
 
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
-        """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 is the base with that head."""
+        """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 gives the base with that head."""
         self._load(task, restored_tensors(self.base, vector, lambda_, torch.float32), vector.source)
 
     def set_merged(self, task: str, merged: Mapping[str, Tensor]) -> None:
@@ -63,17 +63,17 @@ class TaskModels:
         self._load_state(task, state, vector.source)
 
     def extra_names(self, task: str) -> dict[str, str]:
-        """Returns stored name → name in the model, for a task's own tensors that its model has."""
+        """Returns stored name → name in the model for the task's own tensors that its model has."""
         named = {self.adapter.parameter_name(name): name for name in self.vectors[task].extras}
         inside = names_inside(self.models[task], list(named))
         return {named[name]: own for name, own in inside.items()}
 
     def batches(self, task: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yields (rows, batch) of all of a task's examples."""
+        """Yields (rows, batch) for all examples of a task."""
         return self.batches_of(task, np.arange(len(self.examples[task])))
 
     def batches_of(self, task: str, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yields (rows, batch) of some of a task's examples, sorted by length."""
+        """Yields (rows, batch) for some examples of a task, sorted by length."""
         rows = self.examples[task].by_length(rows)
         for start in range(0, len(rows), _BATCH):
             chunk = rows[start : start + _BATCH]
@@ -89,13 +89,13 @@ class TaskModels:
 
 
 def check_classes(kind: OutputKind | None, task: str, vector: TaskVector) -> None:
-    """Raises: InputError if a task's outputs are not classes, so that the largest logit is no answer."""
+    """Raises: InputError if a task's outputs are tokens or values, which have no accuracy."""
     if kind not in ("tokens", "values"):
         return
-    found = "is a language model" if kind == "tokens" else "answers with numbers, as a regression does,"
+    found = "a language model" if kind == "tokens" else "a regression model"
     raise InputError(
-        f"{vector.source}: {found} and eval scores classes; restore the model and measure it yourself: "
-        f"flexswitch merge {vector.source} --base BASE -o OUT --task {task}"
+        f"{vector.source}: is {found}, but eval needs a classifier; restore the model and measure "
+        f"it yourself: flexswitch merge {vector.source} --base BASE -o OUT --task {task}"
     )
 
 

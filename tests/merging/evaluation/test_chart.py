@@ -91,5 +91,5 @@ def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     path = tmp_path / "chart.png"
     assert message(InputError, lambda: draw_chart(SCORES, path, overwrite=False)) == (
-        f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'"
+        f"{path}: drawing needs matplotlib; pip install 'flexswitch[eval]'"
     )

@@ -29,7 +29,7 @@ from support.tiny_models import (
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.evaluation.methods import check_methods, score
-from flexswitch.merging.evaluation.routed import _batch_of
+from flexswitch.merging.evaluation.routed import batch_of
 from flexswitch.merging.evaluation.setup import open_evaluation
 from flexswitch.merging.evaluation.stream_weights import mixed_stream
 from flexswitch.merging.routing.voting_options import VotingOptions
@@ -65,7 +65,7 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
     one = open_evaluation(request(toy, methods=methods, voting=VotingOptions(1)))
     samples = mixed_stream([30, 30, 30])
-    routed = one.router.choose(samples, _batch_of(one.task_models, samples))
+    routed = one.router.choose(samples, batch_of(one.task_models, samples))
     assert set(np.unique(routed.shares).tolist()) == {0.0, 1.0}
 
 

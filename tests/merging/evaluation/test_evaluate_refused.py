@@ -56,13 +56,13 @@ def test_an_unknown_mode_is_told(toy):
 
 def test_individual_asks_for_the_checkpoints(toy):
     assert message(InputError, lambda: open_evaluation(request(toy, methods=["individual"]))) == (
-        "--methods individual: give --finetuned TASK=CHECKPOINT for every task of the zoo"
+        "--methods individual: needs --finetuned TASK=CHECKPOINT for every task of the zoo"
     )
 
 
 def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
     assert message(InputError, lambda: open_evaluation(request(toy, methods=["p-discard"]))) == (
-        f"--methods p-discard: {toy.zoo} holds tasks compressed by t-switch"
+        f"--methods p-discard: the tasks of {toy.zoo} are compressed by t-switch"
     )
     finetuned = dict(toy.finetuned)
     files = [open_zoo(toy.zoo).task_file(task) for task in ("birds", "cities")]
@@ -70,7 +70,7 @@ def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
     mixed = pack(tmp_path / "mixed", [*files, other.path])
     for method in ("t-switch", "p-discard"):
         found = message(InputError, lambda method=method: check_methods([method], [], mixed, False))
-        assert found == f"--methods {method}: {mixed.path} holds tasks compressed by p-discard, t-switch"
+        assert found == f"--methods {method}: the tasks of {mixed.path} are compressed by p-discard, t-switch"
     check_methods(["base", "average"], ["oracle"], mixed, False)
 
 
@@ -137,7 +137,7 @@ def test_an_unknown_device_is_refused(toy):
 def refusal(zoo, task):
     file = open_zoo(zoo).task_file(task)
     return (
-        f"{file}: answers with numbers, as a regression does, and eval scores classes; restore the model and "
+        f"{file}: is a regression model, but eval needs a classifier; restore the model and "
         f"measure it yourself: flexswitch merge {file} --base BASE -o OUT --task {task}"
     )
 
