@@ -1,36 +1,40 @@
-"""How often exemplars are routed to their own task by others than themselves."""
+"""The share of exemplars that other exemplars route to their own task."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from flexswitch.merging.routing.neighbour_search import NeighbourSearch
+from flexswitch.merging.routing.vote import leading_tasks, votes
 
 FOLDS = 5
 NEIGHBOURS = 10
 _BLOCK = 1024
 
-# (features, task ids) of some exemplars → matrices (rank, width), each a metric to try
+# (features, task ids) of some exemplars → matrices (rank, width), each of them a metric to compare
 Learn = Callable[[Tensor, Tensor], list[Tensor]]
 
 
-def leave_one_out(points: Tensor, task_ids: Tensor) -> float:
-    """Returns the share (%) of exemplars that their nearest others lead to their own task.
-
-    points: (exemplar, rank); task_ids: (exemplar,) int64. Ten neighbours have a vote each.
-    """
-    found = []
-    for start in range(0, len(points), _BLOCK):
-        distances = torch.cdist(points[start : start + _BLOCK], points)  # (query, exemplar)
-        rows = torch.arange(len(distances))
-        distances[rows, rows + start] = torch.inf
-        found.append(_leading(distances, task_ids, min(NEIGHBOURS, len(points) - 1)))
-    return _percent(torch.cat(found) == task_ids)
+def leave_one_out(
+    search: NeighbourSearch, task_ids: NDArray[np.int32], neighbours: int = NEIGHBOURS, vote: str = "uniform"
+) -> NDArray[np.int64]:
+    """Returns the task that each exemplar's nearest others vote for, (exemplar,). task_ids: (exemplar,)."""
+    leading = []
+    for start in range(0, len(search), _BLOCK):
+        positions = np.arange(start, min(start + _BLOCK, len(search)))
+        distances, found = search.nearest_others(positions, neighbours)
+        nearest = task_ids[found]  # (exemplar, neighbour)
+        leading.append(leading_tasks(votes(distances, nearest, int(task_ids.max()) + 1, vote), nearest))
+    return np.concatenate(leading)
 
 
 def cross_validate(features: Tensor, task_ids: Tensor, learn: Learn) -> list[float]:
-    """Returns for each metric the share (%) of exemplars that are led to their own task while held out.
+    """Returns each metric's share (%) of held-out exemplars that are routed to their own task.
 
-    A fifth of each task's exemplars is held out in turn: neither `learn` nor the search has them.
+    A fifth of each task's exemplars is held out in turn, from `learn` and from the search.
     features: (exemplar, width); task_ids: (exemplar,) int64.
     """
     fold_of = folds(task_ids)
@@ -43,7 +47,7 @@ def cross_validate(features: Tensor, task_ids: Tensor, learn: Learn) -> list[flo
 
 
 def folds(task_ids: Tensor) -> Tensor:
-    """Returns the fold of each exemplar, (exemplar,) int64: of each task every fifth one has the same."""
+    """Returns the fold of each exemplar, (exemplar,) int64; a task's exemplars take turns."""
     found = torch.empty_like(task_ids)
     for task in torch.unique(task_ids):
         rows = torch.nonzero(task_ids == task).view(-1)
@@ -61,10 +65,10 @@ def _hits(features: Tensor, task_ids: Tensor, kept: Tensor, left: Tensor, metric
 
 
 def _leading(distances: Tensor, task_ids: Tensor, count: int) -> Tensor:
-    """Returns the task with most of the nearest, (query,); of equal ones that with the nearest exemplar."""
+    """Returns the task of most neighbours, (query,); ties go to the task with the nearest exemplar."""
     nearest = task_ids[distances.topk(count, largest=False).indices]  # (query, neighbour)
-    votes = (nearest.unsqueeze(2) == nearest.unsqueeze(1)).sum(2)  # (query, neighbour)
-    first = (votes == votes.amax(1, keepdim=True)).int().argmax(1)
+    counts = (nearest.unsqueeze(2) == nearest.unsqueeze(1)).sum(2)  # (query, neighbour)
+    first = (counts == counts.amax(1, keepdim=True)).int().argmax(1)
     return nearest[torch.arange(len(nearest)), first]
 
 

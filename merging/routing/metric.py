@@ -1,4 +1,4 @@
-"""A low-rank metric learned from the exemplars' tasks, and whether it routes better than the Euclidean one.
+"""Learns a low-rank metric from the exemplars' tasks, and compares it with the Euclidean one.
 
 Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md §5.
 """
@@ -17,19 +17,20 @@ from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, leave_one_out
 from flexswitch.merging.routing.lda import Scatter, lda, scatter_of
 from flexswitch.merging.routing.nca import nca
+from flexswitch.merging.routing.neighbour_search import NeighbourSearch
 
-SHRINKAGES = (0.6, 0.4, 0.2, 0.1)  # the safest first
+SHRINKAGES = (0.6, 0.4, 0.2, 0.1)  # the strongest first
 STEPS = (0, 5, 10, 20, 40)
-_PAIRED = 2000  # exemplars that all pairs are made of, where there are more
-_MEASURED = 8000  # exemplars that accuracy is measured on, where there are more
+_PAIRED = 2000  # most exemplars that pairs are formed of
+_MEASURED = 8000  # most exemplars that accuracy is measured on
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedMetric:
-    """What learning came to.
+    """The learned metric, or the reason for keeping the Euclidean one.
 
-    metric: (rank, width) float32, None where the Euclidean one is kept; accuracy: None where nothing could
-    be learned; reason: why the Euclidean one is kept; steps of neighbourhood components, shrinkage.
+    metric: (rank, width) float32, None if the Euclidean one is kept; accuracy: None if nothing could be
+    learned; reason: why the Euclidean metric is kept; steps: of NCA; shrinkage: of LDA.
     """
 
     metric: FloatArray | None
@@ -42,8 +43,9 @@ class LearnedMetric:
 def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> LearnedMetric:
     """Returns the metric learned from normalised features (exemplar, width) float64.
 
-    It starts from linear discriminants and goes on with neighbourhood components; the shrinkage and how many
-    steps is chosen by held-out exemplars, and kept is what then routes better. The same for any thread count.
+    NCA starts from the linear discriminants. The shrinkage and the number of steps are chosen on held-out
+    exemplars, and the learned metric is kept if it routes them better than the Euclidean one. The result is
+    the same for any thread count.
     """
     ids = torch.from_numpy(task_ids.astype(np.int64))
     counts = ids.bincount()
@@ -59,7 +61,7 @@ def learn_metric(features: Tensor, task_ids: NDArray[np.int32], rank: int) -> Le
 
 def _learned(features: Tensor, ids: Tensor, rank: int) -> LearnedMetric:
     rows = spread_rows(len(ids), _MEASURED)
-    scatters: list[Scatter] = []  # of each fold, which the steps start from again
+    scatters: list[Scatter] = []  # of each fold, reused as the start of NCA
     shrinkage, _ = best_shrinkage(features[rows], ids[rows], rank, scatters)
     scatters.append(scatter_of(features, ids))
 
@@ -75,22 +77,28 @@ def _learned(features: Tensor, ids: Tensor, rank: int) -> LearnedMetric:
     chosen = first_as_good(by_steps, len(rows))
     metric = tried(features, ids)[chosen]
     accuracy = RoutingAccuracy(
-        euclidean_loo=leave_one_out(features[rows], ids[rows]),
+        euclidean_loo=_left_out(features[rows], ids[rows]),
         euclidean_held_out=euclidean,
-        learned_loo=leave_one_out(features[rows] @ metric.T, ids[rows]),
+        learned_loo=_left_out(features[rows] @ metric.T, ids[rows]),
         learned_held_out=by_steps[chosen],
     )
     if by_steps[chosen] <= euclidean:
-        return LearnedMetric(None, accuracy, "the learned one is no better on held-out exemplars")
+        return LearnedMetric(None, accuracy, "the learned metric is no better on held-out exemplars")
     return LearnedMetric(metric.float().numpy(), accuracy, "", STEPS[chosen], shrinkage)
+
+
+def _left_out(points: Tensor, task_ids: Tensor) -> float:
+    """Returns the share (%) of exemplars that their nearest others route to their own task."""
+    ids = task_ids.numpy().astype(np.int32)
+    return 100 * float((leave_one_out(NeighbourSearch(points.float().numpy()), ids) == ids).mean())
 
 
 def best_shrinkage(
     features: Tensor, task_ids: Tensor, rank: int, scatters: list[Scatter] | None = None
 ) -> tuple[float, float]:
-    """Returns the most shrinkage that routes held-out exemplars as well as any, and the share (%) of them.
+    """Returns the strongest shrinkage that is as good as the best, and its share (%) of right exemplars.
 
-    scatters: takes up those of the folds, in their order.
+    The exemplars are held out. scatters: a list to which the folds' scatters are appended, in order.
     """
 
     def tried(some: Tensor, of: Tensor) -> list[Tensor]:
@@ -105,7 +113,7 @@ def best_shrinkage(
 
 
 def first_as_good(shares: Sequence[float], count: int) -> int:
-    """Returns the first of some shares (%) of `count` exemplars within a standard error of the best.
+    """Returns the index of the first share (%) within a standard error of the best; count: of exemplars.
 
     >>> first_as_good([80.0, 81.0, 82.0], 800)
     1
@@ -116,5 +124,5 @@ def first_as_good(shares: Sequence[float], count: int) -> int:
 
 
 def spread_rows(count: int, most: int) -> Tensor:
-    """Returns up to `most` rows, evenly spread: of exemplars in the order of their tasks a share of each."""
+    """Returns up to `most` evenly spread rows: equal shares of tasks whose exemplars are in task order."""
     return torch.arange(count) if count <= most else torch.arange(most) * count // most

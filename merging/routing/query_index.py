@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.routing.cross_validation import leave_one_out
 from flexswitch.merging.routing.neighbour_search import APPROXIMATE_FROM, NeighbourSearch, sample_positions
 from flexswitch.merging.routing.query_set import QuerySet
 from flexswitch.merging.routing.vote import leading_tasks, votes
@@ -93,13 +94,7 @@ class QueryIndex:
         """
         if len(self._search) < 2:
             raise InputError("the query index holds one exemplar, and no other one to compare it with")
-        leading = []
-        for start in range(0, len(self._search), _MEASURED):
-            positions = np.arange(start, min(start + _MEASURED, len(self._search)))
-            distances, found = self._search.nearest_others(positions, self.neighbours)
-            nearest = self.task_ids[found]  # (exemplar, neighbour)
-            leading.append(leading_tasks(votes(distances, nearest, len(self.tasks), self._vote), nearest))
-        return np.concatenate(leading)
+        return leave_one_out(self._search, self.task_ids, self.neighbours, self._vote)
 
 
 def _usual_distance(search: NeighbourSearch) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,11 @@ from support.checkpoints import message
 from support.tiny_models import Toy, contents, save_state, text_toy, texts
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import INDEX_FILE, ZOO_FILE, open_zoo, write_zoo
 from flexswitch.merging.models.examples import draw
 from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.indexing import add_to_index, index_zoo
-from flexswitch.merging.routing.metric import LearnedMetric
-from flexswitch.merging.routing.query_set import read_query_set
+from flexswitch.merging.routing.query_set import QuerySet, read_query_set, write_query_set
 from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.zoos.pack import Form, change_zoo
 
@@ -176,13 +176,23 @@ def test_a_metric_that_nothing_can_be_learned_for_is_told(toy):
 # --- adding -----------------------------------------------------------------------------------------------
 
 
+def store_metric(toy):
+    """Replaces the Euclidean metric of the index by a random one of rank 4."""
+    zoo = open_zoo(toy.zoo)
+    old = read_query_set(zoo)
+    matrix = np.random.Generator(np.random.PCG64(4)).normal(size=(4, old.points.shape[1])).astype(np.float32)
+    projection = replace(old.projection, metric=matrix)
+    new = QuerySet(old.header, old.points @ matrix.T, old.task_ids, projection)
+    write_zoo(zoo.path, zoo.record.model_copy(update={"index": write_query_set(zoo.path, new)}))
+
+
 @pytest.mark.parametrize("features", ["layers:2+0", "pooled"])
 @pytest.mark.parametrize("metric", ["learned", "euclidean"])
-def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(
-    toy, learning, features, metric
-):
+def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(toy, features, metric):
     put_back = without(toy, "cities")
-    index(toy, features=features, metric=metric)
+    index(toy, features=features, metric="euclidean")
+    if metric == "learned":
+        store_metric(toy)
     before, files = read_query_set(open_zoo(toy.zoo)), contents(toy.zoo)
     assert put_back() == [f"the query index lacks cities; run `flexswitch index {toy.zoo} --add`"]
     record, added, notes = add_to_index(*inputs(toy), None, lambda task: None)
@@ -199,17 +209,6 @@ def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(
     np.testing.assert_allclose(after.points[2 * PER_TASK :], expected, rtol=2e-3, atol=2e-3)
     changed = {name for name, data in contents(toy.zoo).items() if files.get(name) != data}
     assert changed == {INDEX_FILE, ZOO_FILE, "tasks/cities.fsw"}
-
-
-@pytest.fixture
-def learning(monkeypatch):
-    """Makes every learning come to a metric, be it better or not."""
-
-    def learn(features, task_ids, rank):
-        generator = np.random.Generator(np.random.PCG64(rank))
-        return LearnedMetric(generator.normal(size=(rank, features.shape[1])).astype(np.float32), None)
-
-    monkeypatch.setattr("flexswitch.merging.routing.index_build.learn_metric", learn)
 
 
 def test_an_added_task_that_is_removed_again_leaves_the_index_as_it_was(toy):
