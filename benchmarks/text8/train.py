@@ -1,10 +1,10 @@
-"""Fine-tunes the MiniLM encoder on each task of a folder, into ordinary model directories.
+"""Fine-tunes the MiniLM encoder on each task of a folder and writes model directories.
 
     python benchmarks/text8/train.py --data DIR --out DIR
 
 Each task becomes `OUT/<task>`: the encoder's config, tokenizer and weights with a linear head
-(`head.weight`, `head.bias`) on the mean of the last hidden states. `OUT/base` is the encoder they
-all start from. A task whose directory exists is not trained again.
+(`head.weight`, `head.bias`) on the mean of the last hidden states. `OUT/base` is the encoder that
+they start from. A task whose directory exists is not trained again.
 """
 
 import argparse
@@ -35,13 +35,13 @@ def read_lines(path: Path) -> list[dict[str, str | int]]:
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean over the tokens that `mask` marks, (batch, width)."""
+    """Returns the mean over the tokens that `mask` selects, (batch, width)."""
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # (batch, tokens, 1)
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
 def save_base(out: Path) -> None:
-    """Writes the encoder that every task starts from, as transformers saves it."""
+    """Writes the encoder that every task starts from to `OUT/base`."""
     if (out / "base").exists():
         return
     partial = out / "base.partial"
@@ -52,7 +52,7 @@ def save_base(out: Path) -> None:
 
 
 def fine_tune(task: str, data: Path, out: Path, seed: int) -> None:
-    """Trains encoder and head on one task and writes its directory whole."""
+    """Trains the encoder and a head on one task and writes their directory."""
     text_count, epochs = BUDGETS.get(task, DEFAULT_BUDGET)
     records = read_lines(data / f"{task}.train.jsonl.gz")
     label_count = 1 + max(int(record["label"]) for record in records)

@@ -1,4 +1,4 @@
-"""Bases of texts and images, and the adapters that run them, for the tests of model adapters."""
+"""Text and image bases and their adapters, for the tests of model adapters."""
 
 import json
 

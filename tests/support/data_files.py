@@ -1,4 +1,4 @@
-"""Files of examples in every format, for the tests of reading them."""
+"""Writers of examples files in every format, for the tests of reading them."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""What the tests of eval share: an indexed toy, and the rows of its methods."""
+"""An indexed toy zoo and the scores of its methods, for the tests of eval."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def request(toy, **changes):
 
 
 def scores_of(toy, methods, modes=MODES, **changes):
-    """Returns the rows by name."""
+    """Returns the scores by method."""
     evaluation = open_evaluation(request(toy, methods=methods, modes=modes, **changes))
     rows = [row for method in methods for row in score(evaluation, method, modes)]
     return {row.method: row for row in rows}
@@ -45,7 +45,7 @@ def indexed_toy(folder):
 
 
 def copy_of(toy, folder):
-    """Returns the toy with its zoo and data copied, so that a test may change them."""
+    """Returns the toy with copies of its zoo and data, which a test may change."""
     zoo = shutil.copytree(toy.zoo, folder / "zoo")
     return Toy(toy.base, toy.finetuned, zoo, shutil.copytree(toy.data, folder / "data"))
 

@@ -1,4 +1,4 @@
-"""Tiny language models made offline: a GPT-2 with a tied head and a Llama with its own, and fine-tunes."""
+"""Tiny untrained language models: a GPT-2 with a tied head, a Llama with an untied one, and fine-tunes."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def language_model(kind: str) -> Any:
 def write_language_tokenizer(folder: Path, ends: bool = True, frames: bool = True) -> None:
     """Writes the tokenizer of `tiny_models` without a pad_token that would pad on the left.
 
-    ends: it names an eos_token; frames: it puts tokens around a text.
+    ends: whether it has an eos_token; frames: whether it adds tokens around a text.
     """
     write_tokenizer(folder)
     settings = folder / "tokenizer_config.json"
@@ -49,11 +49,11 @@ def save_language_base(folder: Path, kind: str, seed: int = 0) -> Path:
 
 
 def save_language_model(base: Path, folder: Path, seed: int, size: float = 0.1) -> Path:
-    """Writes a fine-tune of a language model; what its base ties stays tied."""
+    """Writes a fine-tune of a language model; tied tensors stay tied."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    own = dict(model.named_parameters())  # a tied tensor once
+    own = dict(model.named_parameters())  # lists a tied tensor once
     changes = changed_state({name: tensor.detach() for name, tensor in own.items()}, seed, size)
     with torch.no_grad():
         for name, tensor in changes.items():

@@ -1,4 +1,4 @@
-"""Tiny models made offline: bases, fine-tunes of them, a tokenizer, and a zoo with its data."""
+"""Tiny untrained models: bases, fine-tunes, a tokenizer, and zoos with their data."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 WIDTH = 16
 MAX_TOKENS = 12
-TASKS = {"birds": 2, "cities": 3, "tools": 4}  # task -> its classes
+TASKS = {"birds": 2, "cities": 3, "tools": 4}  # task -> number of classes
 SHARED_WORDS = [f"word{n}" for n in range(6)]
 OWN_WORDS = {task: [f"{task}{n}" for n in range(8)] for task in TASKS}
 
@@ -40,7 +40,7 @@ class Toy:
     data: Path
 
     def pairs(self) -> list[str]:
-        """Returns the texts that `--finetuned` takes."""
+        """Returns the values of `--finetuned`."""
         return [f"{task}={path}" for task, path in self.finetuned.items()]
 
 
@@ -66,7 +66,7 @@ def save_state(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def changed_state(state: dict[str, Tensor], seed: int, size: float = 0.1) -> dict[str, Tensor]:
-    """Returns a state with noise on its floating tensors: a fine-tuned one."""
+    """Returns a fine-tuned state: noise is added to the floating-point tensors."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: tensor + size * torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
@@ -92,7 +92,7 @@ def make_artifact(
 
 
 def state_artifacts(folder: Path, tasks: Sequence[str], base_seed: int = 0) -> dict[str, Path]:
-    """Writes `base.safetensors` and an artifact a task, each with an extra; returns the artifacts."""
+    """Writes `base.safetensors` and an artifact with an extra for each task; returns the artifacts."""
     folder.mkdir(exist_ok=True)
     state = tiny_state(base_seed)
     base = save_state(folder / "base.safetensors", state)
@@ -180,7 +180,7 @@ def save_text_base(folder: Path, seed: int = 0) -> Path:
 
 
 def save_text_classifier(base: Path, folder: Path, classes: int, seed: int) -> Path:
-    """Writes a fine-tune of a text base with a classifier of its own."""
+    """Writes a fine-tune of a text base with a new classifier."""
     from transformers import BertForSequenceClassification, BertModel
 
     torch.manual_seed(seed)
@@ -192,7 +192,7 @@ def save_text_classifier(base: Path, folder: Path, classes: int, seed: int) -> P
 
 
 def save_encoder_with_head(base: Path, folder: Path, classes: int, seed: int, bias: bool = True) -> Path:
-    """Writes a fine-tune of a text base without a classifier, and a linear head beside it."""
+    """Writes a fine-tune of a text base without a classifier, with a linear head."""
     from transformers import BertModel
 
     model = BertModel.from_pretrained(base)
@@ -208,7 +208,7 @@ def save_encoder_with_head(base: Path, folder: Path, classes: int, seed: int, bi
 
 
 def save_image_base(folder: Path, seed: int = 0) -> Path:
-    """Writes a ViT without a head, and how uint8 images are normalised."""
+    """Writes a ViT without a head, and its preprocessor_config.json."""
     from transformers import ViTModel
 
     torch.manual_seed(seed)
@@ -219,7 +219,7 @@ def save_image_base(folder: Path, seed: int = 0) -> Path:
 
 
 def save_image_classifier(base: Path, folder: Path, classes: int, seed: int) -> Path:
-    """Writes a fine-tune of an image base with a classifier of its own."""
+    """Writes a fine-tune of an image base with a new classifier."""
     from transformers import ViTForImageClassification, ViTModel
 
     torch.manual_seed(seed)
@@ -234,7 +234,7 @@ def save_image_classifier(base: Path, folder: Path, classes: int, seed: int) -> 
 
 
 def texts(task: str, count: int, seed: int) -> list[str]:
-    """Returns texts of 3 to 14 words, the longest too long for the tokenizer, some words all tasks'."""
+    """Returns texts of 3 to 14 words; the longest are cut by the tokenizer, and tasks share some words."""
     generator = np.random.Generator(np.random.PCG64(seed))
     words = OWN_WORDS[task] * 2 + SHARED_WORDS
     return [" ".join(generator.choice(words, generator.integers(3, 15))) for _ in range(count)]
@@ -251,7 +251,7 @@ def write_jsonl(path: Path, inputs: Sequence[str], labels: Sequence[int] | None)
 
 
 def plain_predictions(folder: Path, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
-    """Returns a saved text classifier's answers by transformers alone, one text at a time."""
+    """Returns the classes that a saved text classifier predicts, by transformers alone, one text at a time."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -259,7 +259,7 @@ def plain_predictions(folder: Path, tokenizer: Path, inputs: Sequence[str]) -> l
 
 
 def text_predictions(model: nn.Module, tokenizer: Path, inputs: Sequence[str]) -> list[int]:
-    """Returns a text classifier's answers, one text at a time."""
+    """Returns the classes that a text classifier predicts, one text at a time."""
     from transformers import AutoTokenizer
 
     tokenize = AutoTokenizer.from_pretrained(tokenizer)
@@ -270,7 +270,7 @@ def text_predictions(model: nn.Module, tokenizer: Path, inputs: Sequence[str]) -
 
 
 def partly_wrong(answers: Sequence[int], classes: int) -> list[int]:
-    """Returns a model's answers with every fifth replaced by another class."""
+    """Returns a model's predictions with every fifth replaced by another class."""
     return [(answer + (row % 5 == 0)) % classes for row, answer in enumerate(answers)]
 
 
@@ -288,7 +288,7 @@ def pack_finetuned(
 
 
 def text_toy(folder: Path, test_count: int = 30) -> Toy:
-    """Makes a T-Switch zoo of three text classifiers; most labels are what the fine-tuned model answers."""
+    """Makes a T-Switch zoo of three text classifiers; 4 of 5 labels are the fine-tuned model's predictions."""
     base = save_text_base(folder / "base")
     data = folder / "data"
     data.mkdir()
@@ -303,7 +303,7 @@ def text_toy(folder: Path, test_count: int = 30) -> Toy:
 
 
 def image_toy(folder: Path) -> Toy:
-    """Makes a T-Switch zoo of two image classifiers; the second's images are brighter."""
+    """Makes a T-Switch zoo of two image classifiers; the second task's images are brighter."""
     from transformers import ViTForImageClassification
 
     base = save_image_base(folder / "base")
@@ -323,7 +323,7 @@ def image_toy(folder: Path) -> Toy:
 
 
 def encoder_toy(folder: Path) -> Toy:
-    """Makes a T-Switch zoo of two encoders with heads of their own."""
+    """Makes a T-Switch zoo of two encoders with linear heads."""
     base = save_text_base(folder / "base")
     data = folder / "data"
     data.mkdir()

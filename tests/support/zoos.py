@@ -1,4 +1,4 @@
-"""Zoos of small artifacts, made and changed, for the tests of packing."""
+"""Makes and changes zoos of small artifacts, for the tests of packing."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def make_originals(folder):
 
 
 def copy_artifacts(originals, folder):
-    """Returns copies of the artifacts by task; base.safetensors lies beside them."""
+    """Returns task -> copy of its artifact, in a folder with base.safetensors."""
     shutil.copytree(originals / "made", folder)
     return {task: folder / f"{task}.fsw" for task in (*TASKS, "planets")}
 

@@ -1,4 +1,4 @@
-"""The chart is a whole PNG or none."""
+"""Drawing a chart writes a whole PNG or nothing."""
 
 import struct
 import sys
@@ -18,7 +18,7 @@ SCORES = [
 ]
 
 
-def test_a_chart_is_a_png_of_some_size(tmp_path):
+def test_a_chart_is_a_png_of_fixed_size(tmp_path):
     path = tmp_path / "chart.png"
     draw_chart(SCORES, path, overwrite=False)
     data = path.read_bytes()
@@ -63,7 +63,7 @@ def test_an_existing_file_is_refused_unless_it_may_be_replaced(tmp_path):
     assert path.read_bytes().startswith(PNG)
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     path = tmp_path / "no" / "chart.png"
     assert message(InputError, lambda: draw_chart(SCORES, path, overwrite=False)) == (
         f"{path}: the folder {path.parent} does not exist; make it first"

@@ -1,4 +1,4 @@
-"""Evaluation against loops by hand: one sample at a time, with transformers and arithmetic on state dicts."""
+"""Evaluation, compared with plain loops over single samples, with transformers and state dicts."""
 
 import shutil
 
@@ -107,7 +107,7 @@ def whole_vectors(toy):
 
 @pytest.fixture(scope="module")
 def plain_routes(toy):
-    """Returns each task's test samples' shares, task -> share, and the task that leads, by plain numpy."""
+    """Returns task -> (shares, leading task) of each test sample, computed by plain numpy."""
     from transformers import AutoModel, AutoTokenizer
 
     encoder = AutoModel.from_pretrained(toy.base).eval()
@@ -128,14 +128,14 @@ def plain_routes(toy):
     return found
 
 
-def test_the_toy_tells_methods_apart(rows, plain_routes):
+def test_the_methods_have_different_scores_on_the_toy(rows, plain_routes):
     averages = {name: row.average for name, row in rows.items()}
     assert len({round(average, 6) for average in averages.values()}) >= 5, averages
     assert averages["individual"] == pytest.approx(80)
     assert any(0 < max(shares.values()) < 1 for routes in plain_routes.values() for shares, _ in routes)
 
 
-def test_every_method_has_its_rows_and_routed_ones_a_row_for_each_mode(rows):
+def test_every_method_has_one_score_and_a_routed_method_one_for_each_mode(rows):
     assert list(rows) == [*ALL[:-1], *(f"auto-switch ({mode})" for mode in MODES)]
     for row in rows.values():
         assert list(row.accuracy) == list(TASKS)
@@ -143,19 +143,19 @@ def test_every_method_has_its_rows_and_routed_ones_a_row_for_each_mode(rows):
         assert row.average == pytest.approx(sum(row.accuracy.values()) / 3)
 
 
-def test_individual_is_what_the_finetuned_models_answer_by_themselves(toy, rows):
+def test_individual_scores_the_finetuned_models(toy, rows):
     for task, path in toy.finetuned.items():
         inputs, labels = examples_of(toy, task)
         expected = percent(plain_predictions(path, toy.base, inputs), labels)
         assert rows["individual"].accuracy[task] == expected
 
 
-def test_base_is_the_base_under_each_tasks_head(toy, rows):
+def test_base_scores_the_base_with_each_tasks_head(toy, rows):
     for task in TASKS:
         assert rows["base"].accuracy[task] == plain_accuracy(toy, task, {}, {})
 
 
-def test_t_switch_is_what_the_restored_models_answer(toy, rows, compressed_vectors):
+def test_t_switch_scores_the_restored_models(toy, rows, compressed_vectors):
     zoo = open_zoo(toy.zoo)
     for task in TASKS:
         inputs, labels = examples_of(toy, task)
@@ -166,22 +166,20 @@ def test_t_switch_is_what_the_restored_models_answer(toy, rows, compressed_vecto
 
 
 @pytest.mark.parametrize(("method", "share"), [("average", 1 / 3), ("task-arithmetic", 0.3)])
-def test_static_merges_are_of_the_whole_checkpoints_where_they_are_given(
-    toy, rows, whole_vectors, method, share
-):
+def test_static_merges_use_the_whole_checkpoints_if_they_are_given(toy, rows, whole_vectors, method, share):
     for task in TASKS:
         expected = plain_accuracy(toy, task, dict.fromkeys(TASKS, share), whole_vectors)
         assert rows[method].accuracy[task] == expected
 
 
-def test_static_merges_are_of_the_zoos_tasks_where_no_checkpoints_are_given(toy, compressed_vectors):
+def test_static_merges_use_the_zoos_tasks_if_no_checkpoints_are_given(toy, compressed_vectors):
     found = scores_of(toy, ["average"])["average"]
     for task in TASKS:
         shares = dict.fromkeys(TASKS, 1 / 3)
         assert found.accuracy[task] == plain_accuracy(toy, task, shares, compressed_vectors)
 
 
-def test_auto_switch_answers_each_sample_under_its_own_weights(toy, rows, plain_routes, compressed_vectors):
+def test_auto_switch_uses_each_samples_own_weights(toy, rows, plain_routes, compressed_vectors):
     for task in TASKS:
         inputs, labels = examples_of(toy, task)
         answers = []
@@ -191,7 +189,7 @@ def test_auto_switch_answers_each_sample_under_its_own_weights(toy, rows, plain_
         assert rows["auto-switch (per-sample)"].accuracy[task] == percent(answers, labels)
 
 
-def test_batch_mean_answers_each_task_under_the_mean_of_its_samples_weights(
+def test_batch_mean_uses_the_mean_of_the_weights_of_a_tasks_samples(
     toy, rows, plain_routes, compressed_vectors
 ):
     for task in TASKS:
@@ -215,7 +213,7 @@ def test_the_oracle_is_t_switch(rows):
     assert rows["auto-switch (oracle)"].accuracy == rows["t-switch"].accuracy
 
 
-def test_routing_accuracy_is_how_often_the_samples_task_leads(rows, plain_routes):
+def test_routing_accuracy_is_the_share_of_samples_whose_own_task_leads(rows, plain_routes):
     right = [leading == task for task, routes in plain_routes.items() for _, leading in routes]
     for mode in ("per-sample", "batch-mean"):
         row = rows[f"auto-switch ({mode})"]
@@ -226,7 +224,7 @@ def test_routing_accuracy_is_how_often_the_samples_task_leads(rows, plain_routes
     assert {row.routing for row in others} == {None}
 
 
-def test_bytes_are_what_a_task_takes_beside_the_base(toy, rows):
+def test_bytes_are_the_stored_bytes_per_task_without_the_base(toy, rows):
     zoo = open_zoo(toy.zoo)
     heads = np.mean([4 * (classes * WIDTH + classes) for classes in TASKS.values()])
     parameters = sum(tensor.numel() for tensor in load_file(toy.base / "model.safetensors").values())
@@ -243,7 +241,7 @@ def test_bytes_are_what_a_task_takes_beside_the_base(toy, rows):
     assert {name: row.bytes_per_task for name, row in rows.items()} == pytest.approx(expected)
 
 
-def test_the_order_of_methods_does_not_matter_and_none_sees_anothers_weights(toy, rows):
+def test_scores_do_not_depend_on_the_order_of_methods(toy, rows):
     for order in (
         ALL[::-1],
         ("auto-switch", "base", "t-switch", "individual", "t-switch", "average", "base"),
@@ -252,7 +250,7 @@ def test_the_order_of_methods_does_not_matter_and_none_sees_anothers_weights(toy
         assert accuracies(found) == {name: rows[name].accuracy for name in found}
 
 
-def test_no_method_sees_a_head_or_tensors_that_the_one_before_has_left(toy, tmp_path):
+def test_no_method_uses_the_head_or_tensors_of_the_previous_one(toy, tmp_path):
     files, pairs = [], []
     for number, (task, classes) in enumerate(TASKS.items()):
         left_out = ["embeddings.*", "pooler.*"]
@@ -288,7 +286,7 @@ def test_without_dropping_p_discard_is_individual(toy, rows, tmp_path):
 
 
 @pytest.mark.parametrize("make", [image_toy, encoder_toy])
-def test_other_adapters_hold_to_the_same(tmp_path, make):
+def test_other_adapters_give_the_same_scores_as_plain_models(tmp_path, make):
     toy = make(tmp_path)
     index(toy, per_task=8)
     rows = scores_of(toy, ALL, finetuned=toy.pairs())
@@ -301,7 +299,7 @@ def test_other_adapters_hold_to_the_same(tmp_path, make):
         assert rows["individual"].average == pytest.approx(80)
 
 
-def test_a_checkpoint_whose_names_carry_a_prefix_is_scored_as_without_it(toy, tmp_path):
+def test_a_prefix_in_a_checkpoints_names_does_not_change_its_score(toy, tmp_path):
     finetuned = {}
     for task, path in toy.finetuned.items():
         finetuned[task] = shutil.copytree(path, tmp_path / task)
@@ -317,5 +315,5 @@ def test_a_checkpoint_whose_names_carry_a_prefix_is_scored_as_without_it(toy, tm
     assert accuracies(found) == accuracies(expected)
 
 
-def test_scores_average_over_tasks_whatever_their_sizes():
+def test_every_task_has_the_same_weight_in_the_average():
     assert Score("base", {"birds": 50.0, "cities": 100.0}, 10.0, 0.1).average == 75.0

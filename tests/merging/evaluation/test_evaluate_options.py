@@ -59,7 +59,7 @@ def test_a_limit_takes_the_first_examples_of_each_task(toy, limit):
         assert found["individual"].accuracy[task] == expected
 
 
-def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
+def test_the_default_number_of_neighbours_is_the_adapters(toy, rows):
     methods, modes = ["auto-switch"], ["per-sample"]
     given = scores_of(toy, methods, modes, voting=VotingOptions(NEIGHBOURS))
     assert accuracies(given) == {name: rows[name].accuracy for name in given}
@@ -71,7 +71,7 @@ def test_the_number_of_neighbours_is_the_adapters_unless_given(toy, rows):
 
 @pytest.fixture
 def with_file(copied, tmp_path):
-    """The toy indexed with features from a file: one-hot of the task, but for noise; and that file."""
+    """The toy indexed with features of a file, one-hot of the task with some noise, and that file."""
     tensors = {}
     for number, task in enumerate(TASKS):
         for split, count in (("train", 20), ("test", 30)):
@@ -83,7 +83,7 @@ def with_file(copied, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 4])
-def test_features_of_a_file_route_by_test_rows_also_under_a_limit(with_file, limit):
+def test_features_of_a_file_are_taken_by_test_row_with_and_without_a_limit(with_file, limit):
     toy, path = with_file
     methods = ["t-switch", "auto-switch"]
     found = scores_of(toy, methods, ["per-sample"], features=path, limit=limit)
@@ -92,7 +92,7 @@ def test_features_of_a_file_route_by_test_rows_also_under_a_limit(with_file, lim
     assert routed.accuracy == found["t-switch"].accuracy
 
 
-def test_a_zoo_indexed_with_a_file_asks_for_it_and_one_without_takes_none(with_file, toy):
+def test_a_feature_file_is_given_exactly_if_the_zoo_was_indexed_with_one(with_file, toy):
     indexed, path = with_file
     methods = ["auto-switch"]
     assert message(InputError, lambda: open_evaluation(request(indexed, methods=methods))) == (
@@ -103,7 +103,7 @@ def test_a_zoo_indexed_with_a_file_asks_for_it_and_one_without_takes_none(with_f
     )
 
 
-def test_features_of_another_width_than_the_index_are_told(with_file, tmp_path):
+def test_features_of_another_width_than_the_index_are_refused(with_file, tmp_path):
     toy, path = with_file
     wide = {name: torch.cat([tensor, tensor], 1) for name, tensor in load_file(path).items()}
     other = save_state(tmp_path / "wide.safetensors", wide)
@@ -123,7 +123,7 @@ class Flipped(SequenceClassification):
 """
 
 
-def test_the_adapter_given_is_used_before_the_zoos(toy, rows, tmp_path, monkeypatch):
+def test_the_given_adapter_replaces_the_zoos(toy, rows, tmp_path, monkeypatch):
     (tmp_path / "flipped_adapter.py").write_text(OWN_ADAPTER)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = scores_of(toy, ["t-switch"], adapter="python:flipped_adapter:Flipped")
@@ -144,7 +144,7 @@ def test_every_engine_gives_the_same_answers(toy, rows, engine):
     assert accuracies(found) == {name: rows[name].accuracy for name in found}
 
 
-def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
+def test_snapped_weights_are_counted_and_lead_to_the_same_tasks(toy, rows):
     snapped = scores_of(toy, ["auto-switch"], ["per-sample"], voting=VotingOptions(snap=0.45))[
         "auto-switch (per-sample)"
     ].routing
@@ -154,7 +154,7 @@ def test_snapped_weights_are_told_and_lead_to_the_same_tasks(toy, rows):
     assert np.array_equal(snapped.counts, plain.counts)
 
 
-def test_root_weights_lead_to_the_same_tasks_and_answer_as_the_rows_alone_would(toy, rows):
+def test_root_weights_lead_to_the_same_tasks_with_other_answers(toy, rows):
     found = scores_of(toy, ["auto-switch"], ["per-sample"], voting=VotingOptions(mix="root"))[
         "auto-switch (per-sample)"
     ]
@@ -171,7 +171,7 @@ def test_a_kernel_vote_gives_other_weights(toy, rows):
     assert found.entropy != rows["auto-switch (per-sample)"].routing.entropy
 
 
-def test_auto_flexswitch_asks_for_a_learned_metric(toy):
+def test_auto_flexswitch_needs_a_learned_metric(toy):
     zoo = open_zoo(toy.zoo)
     assert zoo.record.index.metric == "euclidean"
     expected = (

@@ -1,4 +1,4 @@
-"""What eval refuses before it computes anything, in one line that says what to do."""
+"""Eval refuses wrong inputs before it computes anything, with a message of one line."""
 
 import json
 
@@ -41,26 +41,26 @@ def unindexed(toy, tmp_path):
     return Toy(toy.base, toy.finetuned, zoo.path, toy.data)
 
 
-def test_an_unknown_method_is_told_with_the_nearest(toy):
+def test_an_unknown_method_is_refused_with_the_nearest_name(toy):
     assert message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"]))) == (
         "--methods: no method is named 't-swich'; did you mean 't-switch'? (known: base, individual, average, "
         "task-arithmetic, t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch, auto-flexswitch)"
     )
 
 
-def test_an_unknown_mode_is_told(toy):
+def test_an_unknown_mode_is_refused(toy):
     assert message(UsageError, lambda: open_evaluation(request(toy, modes=["per-batch"]))) == (
         "--routing: no mode is named 'per-batch' (known: per-sample, batch-mean, oracle)"
     )
 
 
-def test_individual_asks_for_the_checkpoints(toy):
+def test_individual_needs_the_checkpoints(toy):
     assert message(InputError, lambda: open_evaluation(request(toy, methods=["individual"]))) == (
         "--methods individual: needs --finetuned TASK=CHECKPOINT for every task of the zoo"
     )
 
 
-def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
+def test_a_zoo_of_another_method_is_refused_with_its_own_methods(toy, tmp_path):
     assert message(InputError, lambda: open_evaluation(request(toy, methods=["p-discard"]))) == (
         f"--methods p-discard: the tasks of {toy.zoo} are compressed by t-switch"
     )
@@ -74,14 +74,14 @@ def test_a_zoo_of_another_method_is_told_with_what_it_holds(toy, tmp_path):
     check_methods(["base", "average"], ["oracle"], mixed, False)
 
 
-def test_auto_switch_asks_for_an_index(unindexed):
+def test_auto_switch_needs_an_index(unindexed):
     assert message(InputError, lambda: open_evaluation(request(unindexed, methods=["auto-switch"]))) == (
         f"{unindexed.zoo}: the zoo has no query index; build one: "
         f"flexswitch index {unindexed.zoo} --base BASE --exemplars DIR"
     )
 
 
-def test_a_damaged_index_is_told_where_it_is_needed(copied):
+def test_a_damaged_index_is_refused_if_it_is_needed(copied):
     (copied.zoo / INDEX_FILE).write_bytes(b"")
     found = message(ArtifactError, lambda: open_evaluation(request(copied, methods=["auto-switch"])))
     assert found.startswith(
@@ -90,7 +90,7 @@ def test_a_damaged_index_is_told_where_it_is_needed(copied):
     open_evaluation(request(copied, limit=1))
 
 
-def test_a_task_that_the_index_lacks_is_told(copied, tmp_path):
+def test_a_task_that_the_index_lacks_is_reported(copied, tmp_path):
     artifact = make_artifact(copied.base, copied.finetuned["birds"], tmp_path / "planets.fsw")
     change_zoo(copied.zoo, [artifact.path], [], Form(), None, False, lambda task: None)
     write_jsonl(copied.data / "planets.test.jsonl", texts("birds", 2, seed=0), [0, 1])
@@ -106,7 +106,7 @@ def test_another_base_is_refused(toy, tmp_path):
     assert found.startswith(f"{other}: is not the base of {toy.zoo}: its quick fingerprint is ")
 
 
-def test_a_missing_test_file_is_told(copied):
+def test_a_missing_test_file_is_reported(copied):
     (copied.data / "cities.test.jsonl").unlink()
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
         f"{copied.data}: has no test file of the task 'cities'; expected cities.test with one of "
@@ -114,14 +114,14 @@ def test_a_missing_test_file_is_told(copied):
     )
 
 
-def test_test_examples_without_labels_are_told(copied):
+def test_test_examples_without_labels_are_refused(copied):
     path = write_jsonl(copied.data / "cities.test.jsonl", ["word1"], None)
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
         f"{path}: its examples have no labels; expected a field 'label' (or an array 'y')"
     )
 
 
-def test_a_zoo_without_tasks_has_nothing_to_score(copied):
+def test_a_zoo_without_tasks_is_refused(copied):
     change_zoo(copied.zoo, [], list(TASKS), Form(), None, False, lambda task: None)
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
         f"{copied.zoo}: holds no tasks; add some: flexswitch pack -o {copied.zoo} --add A.fsw"
@@ -199,5 +199,5 @@ def test_finetuned_checkpoints_are_read_in_the_zoos_order(toy):
         ),
     ],
 )
-def test_finetuned_checkpoints_that_fit_no_task_are_told(toy, pairs, kind, expected):
+def test_finetuned_checkpoints_that_fit_no_task_are_refused(toy, pairs, kind, expected):
     assert message(kind, lambda: read_finetuned(pairs, open_zoo(toy.zoo))) == expected

@@ -1,4 +1,4 @@
-"""What model adapters make of examples, and their models' answers, against transformers alone."""
+"""Model adapters' batches and logits, compared with transformers alone."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def base(bases, tmp_path):
 
 
 def loaded_model(adapter, base, finetuned):
-    """Returns a fine-tune's model as the adapter builds it, with the weights of base plus task vector."""
+    """Returns the adapter's model of a fine-tune, with the weights of the base plus the task vector."""
     checkpoint = open_checkpoint(str(base))
     vector = open_finetuned(str(finetuned), checkpoint)
     model = adapter.model(vector.model.config, vector.extras)
@@ -53,7 +53,7 @@ def loaded_model(adapter, base, finetuned):
 # --- hf-sequence-classification ---------------------------------------------------------------------------
 
 
-def test_a_text_classifier_answers_as_transformers_does(bases, tmp_path):
+def test_a_text_classifier_gives_the_same_logits_as_transformers(bases, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     finetuned = save_text_classifier(bases["text"], tmp_path / "tuned", 3, seed=1)
@@ -79,12 +79,12 @@ def test_texts_are_padded_to_the_longest_and_cut_at_the_tokenizers_limit(bases):
     assert adapter.batch(["word1 " * 100])["input_ids"].shape == (1, MAX_TOKENS)
 
 
-def test_texts_are_cut_at_the_models_positions_where_the_tokenizer_knows_no_limit(base):
+def test_texts_are_cut_at_the_models_positions_if_the_tokenizer_has_no_limit(base):
     change_config(base, "tokenizer_config.json", model_max_length="left out")
     assert adapter_of(TEXT, base).batch(["word1 " * 100])["input_ids"].shape == (1, 16)
 
 
-def test_images_are_no_texts(bases):
+def test_images_are_refused_as_texts(bases):
     adapter = adapter_of(TEXT, bases["text"])
     assert message(InputError, lambda: adapter.batch(np.zeros((2, 3, 8, 8)))) == (
         "the examples are an array of shape (2, 3, 8, 8), expected texts"
@@ -95,7 +95,7 @@ def test_images_are_no_texts(bases):
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["with bias", "without bias"])
-def test_an_encoder_answers_by_its_mean_pooled_tokens_under_the_stored_head(bases, tmp_path, bias):
+def test_an_encoder_applies_the_stored_head_to_its_mean_pooled_tokens(bases, tmp_path, bias):
     from transformers import AutoTokenizer, BertModel
 
     finetuned = save_encoder_with_head(bases["text"], tmp_path / "tuned", 4, seed=1, bias=bias)
@@ -116,7 +116,7 @@ def test_an_encoder_answers_by_its_mean_pooled_tokens_under_the_stored_head(base
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-4)
 
 
-def test_an_encoder_without_a_head_is_told_with_what_it_has(bases):
+def test_an_encoder_without_a_head_is_refused_with_the_tensors_it_has(bases):
     adapter = adapter_of(ENCODER, bases["text"])
     extras = {"classifier.bias": TensorInfo("F32", (2,)), "classifier.weight": TensorInfo("F32", (2, WIDTH))}
     assert message(InputError, lambda: adapter.model({}, extras)) == (
@@ -129,12 +129,12 @@ def test_an_encoder_without_a_head_is_told_with_what_it_has(bases):
 
 @pytest.fixture
 def images(bases, tmp_path):
-    """The image adapter on a base that a test may change, and where its preprocessor_config.json lies."""
+    """The image adapter of a base that a test may change, and the path of its preprocessor_config.json."""
     base = shutil.copytree(bases["image"], tmp_path / "images")
     return adapter_of(IMAGE, base), base / "preprocessor_config.json"
 
 
-def test_an_image_classifier_answers_as_transformers_does(bases, tmp_path):
+def test_an_image_classifier_gives_the_same_logits_as_transformers(bases, tmp_path):
     from transformers import AutoModelForImageClassification
 
     finetuned = save_image_classifier(bases["image"], tmp_path / "tuned", 3, seed=1)
@@ -151,7 +151,7 @@ def test_an_image_classifier_answers_as_transformers_does(bases, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floating_images_are_taken_as_they_are(images, dtype):
+def test_floating_point_images_are_used_unchanged(images, dtype):
     pixels = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(dtype)
     batch = images[0].batch(pixels)
     assert list(batch) == ["pixel_values"]
@@ -178,13 +178,13 @@ def first_pixel(adapter, value=255):
         ({"rescale_factor": 1 / 127.5, "do_normalize": False}, [2, 2, 2]),
     ],
 )
-def test_whole_numbered_images_are_rescaled_and_normalised_as_the_base_says(images, settings, expected):
+def test_integer_images_are_rescaled_and_normalised_by_the_bases_settings(images, settings, expected):
     adapter, path = images
     path.write_text(json.dumps(settings))
     assert first_pixel(adapter) == pytest.approx(expected, abs=1e-6)
 
 
-def test_whole_numbered_images_without_settings_are_told(images):
+def test_integer_images_without_settings_are_refused(images):
     adapter, path = images
     path.unlink()
     assert message(InputError, lambda: first_pixel(adapter)) == (
@@ -200,7 +200,7 @@ def test_whole_numbered_images_without_settings_are_told(images):
         ({"image_mean": 0.5, "image_std": 1}, 0.5, 1),
     ],
 )
-def test_settings_without_a_number_for_each_channel_are_told(images, settings, mean, deviation):
+def test_settings_without_a_number_for_each_channel_are_refused(images, settings, mean, deviation):
     adapter, path = images
     path.write_text(json.dumps(settings))
     assert message(InputError, lambda: first_pixel(adapter)) == (
@@ -208,14 +208,14 @@ def test_settings_without_a_number_for_each_channel_are_told(images, settings, m
     )
 
 
-def test_settings_that_are_no_json_are_told(images):
+def test_settings_that_are_not_json_are_refused(images):
     adapter, path = images
     path.write_text("{")
     assert message(InputError, lambda: first_pixel(adapter)).startswith(f"{path}: is not JSON (")
 
 
 @pytest.mark.parametrize(("inputs", "shape"), [(np.zeros((3, 8, 8)), "(3, 8, 8)"), (["a", "b"], "(2,)")])
-def test_images_of_another_shape_are_told(images, inputs, shape):
+def test_images_of_another_shape_are_refused(images, inputs, shape):
     assert message(InputError, lambda: images[0].batch(inputs)) == (
         f"images have the shape {shape}, expected (sample, channel, height, width)"
     )

@@ -1,4 +1,4 @@
-"""Which adapter runs a base's models, and what is said of bases that can't be run."""
+"""The choice of an adapter, and the errors of bases that cannot be run."""
 
 import shutil
 import sys
@@ -24,7 +24,7 @@ def base(bases, tmp_path):
     return shutil.copytree(bases["text"], tmp_path / "base")
 
 
-# --- which adapter ----------------------------------------------------------------------------------------
+# --- choice of adapter -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def base(bases, tmp_path):
         ({}, [], None),
     ],
 )
-def test_the_adapter_is_told_from_the_architecture_or_the_head(config, extras, adapter):
+def test_the_adapter_follows_from_the_architecture_or_the_head(config, extras, adapter):
     assert detect_adapter(config, extras) == adapter
 
 
-def test_an_unknown_adapter_is_told_with_the_nearest(bases):
+def test_an_unknown_adapter_is_refused_with_the_nearest_name(bases):
     assert message(UsageError, lambda: adapter_of("hf-sequence-clasification", bases["text"])) == (
         "no adapter is named 'hf-sequence-clasification'; did you mean 'hf-sequence-classification'? "
         "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
     )
 
 
-def test_no_adapter_at_all_is_told_with_the_known_ones(bases):
+def test_a_missing_adapter_is_reported_with_the_known_ones(bases):
     assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
         "no adapter is recorded for these models; give --adapter "
         "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
@@ -89,7 +89,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_adapter", None)
 
 
-def test_a_python_adapter_is_made_by_its_factory_where_the_user_names_it(bases, module):
+def test_a_python_adapter_is_made_by_the_factory_that_the_user_names(bases, module):
     checkpoint = open_checkpoint(str(bases["text"]))
     adapter = get_adapter(checkpoint, None, "python:own_adapter:make")
     assert (adapter.neighbours, adapter.base) == (3, checkpoint)
@@ -111,17 +111,17 @@ def test_code_that_a_zoo_names_is_not_even_imported(bases, module):
         ("python:", "Empty module name"),
     ],
 )
-def test_a_factory_that_is_not_there_is_told(bases, module, name, reason):
+def test_a_missing_factory_is_reported(bases, module, name, reason):
     assert message(UsageError, lambda: adapter_of(None, bases["text"], name)) == (
         f"--adapter {name}: {reason}; expected python:package.module:factory"
     )
 
 
-# --- bases that can't be run ------------------------------------------------------------------------------
+# --- bases that cannot be run ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_a_base_without_a_config_is_told(base, name):
+def test_a_base_without_a_config_is_refused(base, name):
     (base / "config.json").unlink()
     for source in (base, base / "model.safetensors"):
         assert message(InputError, lambda source=source: adapter_of(name, source)) == (
@@ -129,7 +129,7 @@ def test_a_base_without_a_config_is_told(base, name):
         )
 
 
-def test_a_model_type_that_transformers_does_not_know_is_told(base):
+def test_a_model_type_that_transformers_does_not_know_is_refused(base):
     import transformers
 
     change_config(base, model_type="bort")
@@ -139,7 +139,7 @@ def test_a_model_type_that_transformers_does_not_know_is_told(base):
     )
 
 
-def test_a_base_of_another_family_is_told(bases):
+def test_a_base_of_another_family_is_refused(bases):
     adapter = adapter_of(IMAGE, bases["text"])
     found = message(InputError, lambda: adapter.model({}, {}))
     assert found.startswith(
@@ -150,7 +150,7 @@ def test_a_base_of_another_family_is_told(bases):
 
 
 @pytest.mark.parametrize("entries", [{"hidden_size": 17}, {"hidden_act": "no such"}])
-def test_a_config_that_makes_no_model_is_told(base, entries):
+def test_a_config_that_transformers_rejects_is_refused(base, entries):
     adapter = adapter_of(TEXT, base)
     found = message(InputError, lambda: adapter.model(entries, {}))
     assert found.startswith(
@@ -173,13 +173,13 @@ def test_a_config_that_makes_no_model_is_told(base, entries):
         ),
     ],
 )
-def test_weights_that_do_not_fit_the_config_are_told(base, entries, reason):
+def test_weights_that_do_not_fit_the_config_are_refused(base, entries, reason):
     change_config(base, **entries)
     adapter = adapter_of(TEXT, base)
     assert message(InputError, adapter.encoder) == f"{base}: {reason}"
 
 
-def test_a_base_without_a_tokenizer_is_told(base):
+def test_a_base_without_a_tokenizer_is_refused(base):
     for path in base.glob("tokenizer*"):
         path.unlink()
     assert message(InputError, lambda: adapter_of(TEXT, base)) == (
@@ -187,13 +187,13 @@ def test_a_base_without_a_tokenizer_is_told(base):
     )
 
 
-def test_a_tokenizer_that_does_not_load_is_told(base):
+def test_a_tokenizer_that_does_not_load_is_reported(base):
     (base / "tokenizer.json").write_text("{}")
     found = message(InputError, lambda: adapter_of(TEXT, base))
     assert found.startswith(f"{base}: its tokenizer cannot be loaded (")
 
 
-def test_a_tokenizer_that_can_not_pad_is_told(base):
+def test_a_tokenizer_that_cannot_pad_is_refused(base):
     change_config(base, "tokenizer_config.json", pad_token="left out")
     assert message(InputError, lambda: adapter_of(TEXT, base)) == (
         f"{base}: its tokenizer has no pad_token; set one in its tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""Language models: from the checkpoint to the artifact and back, padded texts, and what `eval` says of them."""
+"""Language models are compressed and restored, run on padded texts, and refused by `eval`."""
 
 import json
 import shutil
@@ -63,11 +63,11 @@ def tokens_of(base, text):
     return AutoTokenizer.from_pretrained(base)(text, return_tensors="pt").input_ids[:, :POSITIONS]
 
 
-# --- to the artifact and back -----------------------------------------------------------------------------
+# --- compressing and restoring ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_language_model_answers_as_transformers_does(bases, tmp_path, kind):
+def test_a_restored_language_model_gives_the_same_logits_as_transformers(bases, tmp_path, kind):
     from transformers import AutoModelForCausalLM
 
     base = bases[kind]
@@ -126,7 +126,7 @@ def test_a_fine_tune_of_a_base_without_a_head_is_a_language_model(bases, tmp_pat
     assert torch.equal(model.lm_head.weight, expected)
 
 
-def test_an_untied_head_that_is_missing_is_told(bases, tmp_path):
+def test_a_missing_untied_head_is_reported(bases, tmp_path):
     base = shutil.copytree(bases["llama"], tmp_path / "base")
     state = load_file(base / "model.safetensors")
     del state["lm_head.weight"]
@@ -140,7 +140,7 @@ def test_an_untied_head_that_is_missing_is_told(bases, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_none_of_a_texts_own_logits(bases, kind):
+def test_padding_does_not_change_a_texts_logits(bases, kind):
     adapter = adapter_of(bases[kind])
     outputs = load_file(bases[kind] / "model.safetensors")
     model = adapter.model({}, {})
@@ -156,21 +156,21 @@ def test_padding_changes_none_of_a_texts_own_logits(bases, kind):
             torch.testing.assert_close(together[row, : len(alone)], alone, rtol=0, atol=1e-5)
 
 
-def test_the_end_of_a_text_pads_where_no_padding_is_named(bases):
+def test_the_end_token_pads_if_there_is_no_pad_token(bases):
     batch = adapter_of(bases["gpt2"]).batch(["word1", "word1 word2 word3"])
     assert sorted(batch) == ["attention_mask", "input_ids"]
     assert batch["input_ids"].tolist() == [[2, 5, 3, 3, 3], [2, 5, 6, 7, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
 
 
-def test_a_padding_that_is_named_is_kept(base):
+def test_an_existing_pad_token_is_kept(base):
     path = base / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "[PAD]"}))
     batch = adapter_of(base).batch(["word1", "word1 word2"])
     assert batch["input_ids"].tolist() == [[2, 5, 3, 0], [2, 5, 6, 3]]
 
 
-def test_a_tokenizer_with_neither_padding_nor_end_is_told(base):
+def test_a_tokenizer_with_neither_pad_nor_end_token_is_refused(base):
     write_language_tokenizer(base, ends=False)
     assert message(InputError, lambda: adapter_of(base)) == (
         f"{base}: its tokenizer has neither a pad_token nor an eos_token; set one in its tokenizer_config.json"
@@ -184,7 +184,7 @@ def test_texts_are_cut_at_the_models_positions(bases, kind):
 
 
 @pytest.mark.parametrize("inputs", [[""], ["", ""], ["", "word1 word2"]])
-def test_a_text_without_tokens_counts_for_nothing_and_spoils_nothing(base, inputs):
+def test_a_text_without_tokens_does_not_change_the_other_texts(base, inputs):
     write_language_tokenizer(base, frames=False)
     adapter = adapter_of(base)
     batch = adapter.batch(inputs)
@@ -195,7 +195,7 @@ def test_a_text_without_tokens_counts_for_nothing_and_spoils_nothing(base, input
     assert features[0].tolist() == [0.0] * WIDTH
 
 
-def test_images_are_no_texts(bases):
+def test_images_are_refused_as_texts(bases):
     assert message(InputError, lambda: adapter_of(bases["gpt2"]).batch(np.zeros((2, 3, 8, 8)))) == (
         "the examples are an array of shape (2, 3, 8, 8), expected texts"
     )
@@ -217,7 +217,7 @@ def test_features_are_the_mean_over_a_texts_tokens(bases, kind, features):
             torch.testing.assert_close(found[row], hidden[0].mean(0), rtol=0, atol=1e-5)
 
 
-def test_nothing_is_kept_for_generating(bases):
+def test_no_cache_is_kept_for_generating(bases):
     adapter = adapter_of(bases["llama"])
     with torch.no_grad():
         output = adapter.model({}, {})(**adapter.batch(TEXTS))

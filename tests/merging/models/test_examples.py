@@ -1,4 +1,4 @@
-"""Reading examples: every format gives the same."""
+"""Every format of an examples file gives the same examples."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from support.data_files import LABELS, RECORDS, TEXTS, WRITERS, npz, write
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples, task_file, tasks_with
 
-# --- what is read -----------------------------------------------------------------------------------------
+# --- reading a file ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -29,7 +29,7 @@ def test_every_format_is_tested():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("label_dtype", [np.int32, np.int64, np.uint8, np.float32])
-def test_images_keep_their_type_and_labels_become_whole_numbers(tmp_path, dtype, label_dtype):
+def test_images_keep_their_type_and_labels_become_integers(tmp_path, dtype, label_dtype):
     images = np.arange(96).reshape(2, 3, 4, 4).astype(dtype)
     path = write(tmp_path, "birds.test.npz", npz(x=images, y=np.array([1, 0], label_dtype)))
     examples = read_examples(path, labelled=True)
@@ -38,7 +38,7 @@ def test_images_keep_their_type_and_labels_become_whole_numbers(tmp_path, dtype,
     assert (examples.labels.dtype, examples.labels.tolist()) == (np.int64, [1, 0])
 
 
-def test_further_fields_blank_lines_and_line_ends_of_windows_do_no_harm(tmp_path):
+def test_other_fields_blank_lines_and_windows_line_ends_are_ignored(tmp_path):
     text = b'{"id": 7, "text": "a", "label": 1}\r\n\n   \n{"label": "0", "text": "b"}'
     path = write(tmp_path, "birds.test.jsonl", text)
     examples = read_examples(path, labelled=True)
@@ -48,7 +48,7 @@ def test_further_fields_blank_lines_and_line_ends_of_windows_do_no_harm(tmp_path
     assert (list(examples.inputs), examples.labels.tolist()) == (["a\r\nb"], [1])
 
 
-def test_rows_are_taken_in_the_order_asked_for():
+def test_rows_are_taken_in_the_given_order():
     rows = np.array([2, 0, 2])
     taken = Examples(TEXTS, np.array(LABELS)).take(rows)
     assert (list(taken.inputs), taken.labels.tolist()) == ([TEXTS[2], TEXTS[0], TEXTS[2]], [1, 2, 1])
@@ -64,7 +64,7 @@ def test_rows_are_ordered_by_the_length_of_their_text():
     assert Examples(np.zeros((4, 2)), None).by_length(np.array([2, 0])).tolist() == [2, 0]
 
 
-# --- which file is a task's -------------------------------------------------------------------------------
+# --- finding a task's file --------------------------------------------------------------------------------
 
 
 def test_a_tasks_file_is_found_by_split_in_any_format(tmp_path):
@@ -85,7 +85,7 @@ def test_a_tasks_file_is_found_by_split_in_any_format(tmp_path):
     assert task_file(tmp_path, "a", "train") == tmp_path / "a.train.csv"
 
 
-def test_a_task_with_two_files_is_told(tmp_path):
+def test_a_task_with_two_files_is_refused(tmp_path):
     for name in ("birds.test.csv", "birds.test.jsonl", "birds.train.npz"):
         write(tmp_path, name, b"")
     for call in (lambda: tasks_with(tmp_path, "test"), lambda: task_file(tmp_path, "cities", "test")):
@@ -95,7 +95,7 @@ def test_a_task_with_two_files_is_told(tmp_path):
     assert task_file(tmp_path, "birds", "train") == tmp_path / "birds.train.npz"
 
 
-def test_a_task_without_a_file_is_told_with_those_there_are(tmp_path):
+def test_a_task_without_a_file_is_reported_with_the_tasks_that_have_one(tmp_path):
     expected = (
         f"{tmp_path}: has no test file of the task 'birds'; expected birds.test with one of "
         ".jsonl.gz, .jsonl, .csv, .parquet, .npz (it has: {})"
@@ -109,7 +109,7 @@ def test_a_task_without_a_file_is_told_with_those_there_are(tmp_path):
     )
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     assert message(InputError, lambda: tasks_with(tmp_path / "no", "test")) == (
         f"{tmp_path / 'no'}: no such folder; expected a folder of <task>.test.jsonl.gz files"
     )

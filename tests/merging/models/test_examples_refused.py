@@ -1,4 +1,4 @@
-"""A file of examples that is wrong is told in one line."""
+"""A wrong file of examples is refused with a message of one line."""
 
 import contextlib
 import gzip
@@ -21,21 +21,21 @@ UNTEXTED = "cannot be read as examples (record 2 has no field 'text' that is a s
 
 
 def refused(path, labelled=True):
-    """Returns what is wrong with a file, after its name."""
+    """Returns the error message of a file, without its path."""
     found = message(InputError, lambda: read_examples(path, labelled))
     assert found.startswith(f"{path}: ")
     return found.removeprefix(f"{path}: ")
 
 
 def damaged(path, labelled=True):
-    """Returns what the message about an unreadable file gives as its reason."""
+    """Returns the reason in the error message of an unreadable file."""
     found = refused(path, labelled)
     assert found.startswith("cannot be read as examples (")
     return found.removeprefix("cannot be read as examples (").removesuffix(")")
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_missing_labels_are_told_where_they_are_needed(tmp_path, suffix):
+def test_missing_labels_are_reported_if_they_are_needed(tmp_path, suffix):
     path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix]([{"text": "a"}, {"text": "b"}]))
     assert refused(path) == UNLABELLED
     assert list(read_examples(path, labelled=False).inputs) == ["a", "b"]
@@ -52,7 +52,7 @@ def test_missing_labels_are_told_where_they_are_needed(tmp_path, suffix):
     ],
     ids=["left out", "null", "csv cell", "parquet null", "no y"],
 )
-def test_one_missing_label_is_told(tmp_path, name, data):
+def test_one_missing_label_is_reported(tmp_path, name, data):
     path = write(tmp_path, name, data)
     assert refused(path) == UNLABELLED
     assert len(read_examples(path, labelled=False)) == 2
@@ -67,20 +67,20 @@ def test_one_missing_label_is_told(tmp_path, name, data):
         (2**70, "Python int too large to convert to C long"),
     ],
 )
-def test_a_label_that_is_no_class_number_is_told(tmp_path, label, reason):
+def test_a_label_that_is_not_a_class_number_is_refused(tmp_path, label, reason):
     path = write(tmp_path, "birds.test.jsonl", jsonl([{"text": "a", "label": label}]))
     assert damaged(path) == reason
     assert len(read_examples(path, labelled=False)) == 1
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
-def test_a_label_of_an_array_that_is_no_class_number_is_told(tmp_path, value):
+def test_a_label_of_an_array_that_is_not_a_class_number_is_refused(tmp_path, value):
     path = write(tmp_path, "birds.test.npz", npz(x=np.zeros((2, 3)), y=np.array([1, value])))
     assert damaged(path)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_a_missing_text_is_told(tmp_path, suffix):
+def test_a_missing_text_is_reported(tmp_path, suffix):
     records = [{"sentence": "a", "label": 1}]
     path = write(tmp_path, f"birds.test{suffix}", WRITERS[suffix](records))
     assert refused(path) == UNTEXTED.replace("record 2", "record 1")
@@ -98,7 +98,7 @@ def test_a_missing_text_is_told(tmp_path, suffix):
     ],
     ids=["null", "number", "list", "no object", "csv cell", "parquet null"],
 )
-def test_one_missing_text_is_told(tmp_path, name, data):
+def test_one_missing_text_is_reported(tmp_path, name, data):
     assert refused(write(tmp_path, name, data), labelled=False) == UNTEXTED
 
 
@@ -115,33 +115,33 @@ def test_one_missing_text_is_told(tmp_path, name, data):
         ("birds.test.npz", npz(x=np.zeros((0, 3)), y=np.zeros(0))),
     ],
 )
-def test_a_file_without_examples_is_told(tmp_path, name, data):
+def test_a_file_without_examples_is_refused(tmp_path, name, data):
     assert refused(write(tmp_path, name, data)) == "has no examples; expected at least one"
 
 
-def test_a_line_that_is_no_json_is_told_with_its_number(tmp_path):
+def test_a_line_that_is_not_json_is_reported_with_its_number(tmp_path):
     lines = b'{"text": "a", "label": 1}\n\n{"text": b, "label": 1}\n'
     for name, data in (("birds.test.jsonl", lines), ("birds.test.jsonl.gz", gzip.compress(lines, mtime=0))):
         assert damaged(write(tmp_path, name, data)) == "line 3, column 10: Expecting value"
 
 
-def test_json_of_endless_depth_is_told(tmp_path):
+def test_very_deep_json_is_refused(tmp_path):
     path = write(tmp_path, "birds.test.jsonl", b"[" * 100_000)
     assert damaged(path).startswith("maximum recursion depth exceeded")
 
 
 @pytest.mark.parametrize("name", ["birds.test.jsonl", "birds.test.csv"])
-def test_a_text_in_another_encoding_is_told(tmp_path, name):
+def test_a_text_in_another_encoding_is_refused(tmp_path, name):
     path = write(tmp_path, name, "text,label\nü,1\n".encode("latin-1"))
     assert damaged(path) == "'utf-8' codec can't decode byte 0xfc in position 11: invalid start byte"
 
 
-def test_a_field_of_endless_length_is_told(tmp_path):
+def test_a_very_long_field_is_refused(tmp_path):
     path = write(tmp_path, "birds.test.csv", b'text,label\n"' + b"a" * 200_000)
     assert damaged(path) == "field larger than field limit (131072)"
 
 
-def test_a_truncated_gzip_is_told(tmp_path):
+def test_a_truncated_gzip_is_refused(tmp_path):
     data = gzip.compress(jsonl(RECORDS * 9), mtime=0)
     for length in (len(data) - 1, len(data) - 9, len(data) // 2, 15):
         path = write(tmp_path, "birds.test.jsonl.gz", data[:length])
@@ -157,7 +157,7 @@ def test_no_flipped_bit_escapes_as_another_error(tmp_path, suffix):
         else WRITERS[suffix](RECORDS)
     )
     path = tmp_path / f"birds.test{suffix}"
-    told = 0
+    refusals = 0
     for offset in range(0, len(whole), 3):
         data = bytearray(whole)
         data[offset] ^= 1 << (offset % 8)
@@ -166,18 +166,18 @@ def test_no_flipped_bit_escapes_as_another_error(tmp_path, suffix):
             read_examples(path, labelled=True)
             continue
         refused(path)
-        told += 1
-    assert told > len(whole) // 3 * 0.3
+        refusals += 1
+    assert refusals > len(whole) // 3 * 0.3
 
 
 @pytest.mark.parametrize("size", [0, 3, 100])
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_a_file_of_junk_is_told(tmp_path, suffix, size):
+def test_a_file_of_random_bytes_is_refused(tmp_path, suffix, size):
     assert damaged(write(tmp_path, f"birds.test{suffix}", b"j" * size))
 
 
 class Pickled:
-    """Leaves a trace where it is unpickled."""
+    """Writes a file if it is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -205,11 +205,11 @@ def test_a_pickled_object_in_an_array_file_is_never_loaded(tmp_path, name):
         ({"x": np.float32(1), "y": np.zeros(1)}, "'x' has no dimension of examples"),
     ],
 )
-def test_arrays_of_other_names_or_shapes_are_told(tmp_path, arrays, reason):
+def test_arrays_of_other_names_or_shapes_are_refused(tmp_path, arrays, reason):
     assert damaged(write(tmp_path, "birds.test.npz", npz(**arrays))) == reason
 
 
-def test_other_archives_and_single_arrays_are_told(tmp_path):
+def test_other_archives_and_single_arrays_are_refused(tmp_path):
     single = io.BytesIO()
     np.save(single, np.zeros(3))
     path = write(tmp_path, "birds.test.npz", single.getvalue())

@@ -1,4 +1,4 @@
-"""Means of hidden states against transformers alone, in models of several families, with and without heads."""
+"""Means of hidden states, compared with transformers alone for several model families, with and without heads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -114,7 +114,7 @@ def plain_states(model, batch):
 
 
 def plain_mean(hidden, batch):
-    """Returns the mean of each sample's own tokens, one sample after the other."""
+    """Returns the mean over each sample's own tokens, computed sample by sample."""
     lengths = batch["attention_mask"].sum(1) if "attention_mask" in batch else [hidden.shape[1]] * len(hidden)
     return torch.stack([row[:length].double().mean(0) for row, length in zip(hidden, lengths, strict=True)])
 
@@ -131,7 +131,7 @@ def test_each_layer_is_transformers_own_hidden_state(model_and_batch):
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (2, 0), (3, 1), (1, 1)])
-def test_several_layers_stand_one_behind_the_other_as_asked_for(model_and_batch, layers):
+def test_several_layers_are_concatenated_in_the_given_order(model_and_batch, layers):
     model, batch = model_and_batch
     with torch.inference_mode():
         found = layer_means(model, batch, layers)
@@ -154,7 +154,7 @@ def layers_of(model):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "albert" not in name])
-def test_no_layer_behind_the_last_one_asked_for_runs(name):
+def test_no_layer_after_the_last_requested_one_runs(name):
     model, batch = make(name)
     layers = layers_of(model)
     ran = []
@@ -177,7 +177,7 @@ def hooks_and_modules(model):
     ]
 
 
-def test_nothing_is_left_on_the_model_and_it_answers_as_before(model_and_batch):
+def test_the_model_is_left_unchanged(model_and_batch):
     model, batch = model_and_batch
     before, state = hooks_and_modules(model), {k: v.clone() for k, v in model.state_dict().items()}
     with torch.inference_mode():
@@ -198,7 +198,7 @@ def test_a_layers_own_hooks_still_run():
     torch.testing.assert_close(found.double(), plain_mean(states[2], batch), rtol=0, atol=1e-5)
 
 
-def test_threads_that_ask_for_different_layers_at_once_get_their_own():
+def test_threads_can_compute_different_layers_at_the_same_time():
     model, _ = make("bert with a head")
     jobs = [(text_batch(seed), [seed % (LAYERS + 1)]) for seed in range(24)]
 
@@ -221,7 +221,7 @@ def test_a_model_inside_another_module_is_found():
         assert torch.equal(layer_means(wrapped, batch, [1]), layer_means(model, batch, [1]))
 
 
-def test_weights_that_are_swapped_for_one_call_are_the_ones_that_run():
+def test_weights_swapped_for_one_call_are_used():
     model, batch = make("bert")
 
     class Means(nn.Module):
@@ -241,14 +241,14 @@ def test_weights_that_are_swapped_for_one_call_are_the_ones_that_run():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_a_layer_that_the_model_lacks_is_told():
+def test_a_layer_that_the_model_lacks_is_refused():
     model, batch = make("bert")
     assert message(UsageError, lambda: layer_means(model, batch, [0, 4])) == (
         "features 'layer:4': the base has layer:0 (embeddings) … layer:3"
     )
 
 
-def test_a_module_without_a_transformers_model_is_told():
+def test_a_module_without_a_transformers_model_is_refused():
     assert message(InputError, lambda: layer_means(nn.Linear(2, 2), {}, [0])) == (
         "features of layers need a transformers model, but Linear contains none; give --features pooled"
     )
@@ -269,7 +269,7 @@ def test_a_text_without_tokens_has_the_mean_zero():
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_samples_of_like_length_are_taken_together_and_stay_in_their_order(side):
+def test_samples_of_similar_length_are_computed_together_and_keep_their_order(side):
     from transformers import BertModel
 
     model = BertModel(bert_config(**SIZES)).eval()

@@ -1,4 +1,4 @@
-"""The names of weights: with a prefix, tied, or as transformers saves them, they lead into the model."""
+"""Weights are loaded under names with a prefix, tied names, and the names that transformers saves."""
 
 import shutil
 
@@ -66,7 +66,7 @@ def test_a_base_with_tied_tensors_loads_from_any_one_of_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_names_under_which_transformers_saves_lead_to_those_under_which_it_runs(bases, wrapped):
+def test_saved_names_are_converted_to_the_names_in_the_model(bases, wrapped):
     from transformers import ViTModel
 
     model = ViTModel.from_pretrained(bases["image"], add_pooling_layer=False)

@@ -1,4 +1,4 @@
-"""Kinds of output, and divergence, agreement and loss against float64 numpy."""
+"""Output kinds, and divergence, agreement and loss compared with numpy in float64."""
 
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ REGRESSION = {"problem_type": "regression"}
 
 
 def logits_of(kind, seed, size=2.0):
-    """Returns 5 samples' logits, of 4 tokens for "tokens", 6 columns."""
+    """Returns the logits of 5 samples, with 6 columns, and 4 tokens for "tokens"."""
     generator = torch.Generator().manual_seed(seed)
     return size * torch.randn((5, 4, 6) if kind == "tokens" else (5, 6), generator=generator)
 
@@ -56,7 +56,7 @@ def reference(kind, targets, logits):
     return (np.exp(p) * (p - q)).sum(-1)
 
 
-# --- which kind -------------------------------------------------------------------------------------------
+# --- the kind ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def reference(kind, targets, logits):
         (REGRESSION, (5, 4, 30), "tokens"),
     ],
 )
-def test_the_kind_is_told_from_the_shape_and_the_config(config, shape, kind):
+def test_the_kind_follows_from_the_shape_and_the_config(config, shape, kind):
     assert output_kind(config, torch.zeros(shape)) == kind
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 4, 3, 2)])
-def test_logits_of_another_shape_are_told(shape):
+def test_logits_of_another_shape_are_refused(shape):
     assert message(InputError, lambda: output_kind({}, torch.zeros(shape))) == (
         f"the logits have the shape {shape}, expected (sample, class) or (sample, token, vocabulary)"
     )
@@ -131,7 +131,7 @@ def mean_of_texts(values, marks):
     return np.mean(means)
 
 
-def test_only_the_tokens_that_the_mask_marks_count():
+def test_only_tokens_that_the_mask_selects_are_used():
     targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
     each = reference("tokens", plain("tokens", targets, MASK), plain("tokens", logits, MASK))
     expected = mean_of_texts(each, MASK)
@@ -143,8 +143,8 @@ def test_only_the_tokens_that_the_mask_marks_count():
     assert divergence("tokens", targets, logits, MASK).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_texts_can_be_taken_together_in_any_way():
-    """A step runs texts of like length together; what it learns must not depend on which."""
+def test_the_mean_does_not_depend_on_how_texts_are_batched():
+    """A training step batches texts of similar length; its gradient must not depend on the batches."""
     targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
     tokens = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(3))
 
@@ -162,20 +162,20 @@ def test_texts_can_be_taken_together_in_any_way():
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels", "values"])
-def test_a_mask_over_tokens_means_nothing_where_a_sample_has_one_answer(kind):
+def test_the_mask_is_ignored_if_a_sample_has_one_answer(kind):
     targets, logits = logits_of(kind, 1), logits_of(kind, 2)
     assert divergence(kind, targets, logits, MASK) == divergence(kind, targets, logits, None)
     assert agreement(kind, targets, logits, MASK) == agreement(kind, targets, logits, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_logits_diverge_by_nothing(kind):
+def test_equal_logits_have_no_divergence(kind):
     logits = logits_of(kind, 1)
     assert abs(divergence(kind, logits, logits.clone(), None).item()) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_student_learns_and_the_gradient_leads_towards_the_teacher(kind):
+def test_only_the_logits_get_a_gradient_and_it_leads_towards_the_targets(kind):
     targets = logits_of(kind, 1).requires_grad_()
     logits = logits_of(kind, 2).requires_grad_()
     before = divergence(kind, targets, logits, MASK if kind == "tokens" else None)
@@ -187,7 +187,7 @@ def test_only_the_student_learns_and_the_gradient_leads_towards_the_teacher(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_that_of_the_reference(kind):
+def test_the_gradient_equals_the_references(kind):
     targets, logits = logits_of(kind, 1), logits_of(kind, 2).requires_grad_()
     divergence(kind, targets, logits, None).backward()
     base, count = plain(kind, logits), plain(kind, logits).shape[0]
@@ -204,7 +204,7 @@ def test_the_gradient_is_that_of_the_reference(kind):
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels", "tokens"])
-def test_logits_that_are_far_apart_diverge_by_a_finite_number(kind):
+def test_logits_that_are_far_apart_have_a_finite_divergence(kind):
     targets, logits = logits_of(kind, 1, size=200.0), logits_of(kind, 2, size=200.0)
     found = divergence(kind, targets, logits.requires_grad_(), None)
     found.backward()
@@ -221,7 +221,7 @@ def test_half_precision_logits_are_compared_in_float32(kind):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_marked_token_is_no_divergence_and_no_answer():
+def test_a_mask_that_selects_no_token_gives_no_divergence_and_no_answer():
     targets, logits = logits_of("tokens", 1), logits_of("tokens", 2).requires_grad_()
     nothing = torch.zeros_like(MASK)
     found = divergence("tokens", targets, logits, nothing)
@@ -230,7 +230,7 @@ def test_no_marked_token_is_no_divergence_and_no_answer():
     assert agreement("tokens", targets, logits, nothing) == (0, 0)
 
 
-def test_logits_of_two_shapes_are_a_bug():
+def test_logits_and_targets_of_different_shapes_raise_value_error():
     for function in (divergence, agreement):
         with pytest.raises(ValueError, match=r"logits of shape \(5, 1\), targets of shape \(5, 6\)"):
             function("values", torch.zeros(5, 6), torch.zeros(5, 1), None)
@@ -245,20 +245,20 @@ def test_classes_agree_by_their_largest_logit():
     assert agreement("classes", targets, logits, None) == (2, 3)
 
 
-def test_tokens_agree_one_by_one_where_the_mask_marks_them():
+def test_tokens_that_the_mask_selects_are_compared_one_by_one():
     targets, logits = logits_of("tokens", 1), logits_of("tokens", 2)
     same = targets.argmax(-1) == logits.argmax(-1)
     assert agreement("tokens", targets, logits, None) == (int(same.sum()), 20)
     assert agreement("tokens", targets, logits, MASK) == (int((same & (MASK == 1)).sum()), 10)
 
 
-def test_labels_agree_where_every_sign_does():
+def test_labels_agree_if_every_sign_agrees():
     targets = torch.tensor([[1.0, -2.0], [1.0, -2.0], [-1.0, -1.0], [0.0, 1.0]])
     logits = torch.tensor([[0.1, -0.1], [0.1, 0.1], [-9.0, -9.0], [-1.0, 3.0]])
     assert agreement("labels", targets, logits, None) == (3, 4)
 
 
-def test_values_agree_where_all_are_near_the_teachers():
+def test_values_agree_if_all_are_near_the_targets():
     targets = torch.tensor([[0.5, 0.0], [0.5, 0.0], [-100.0, 0.0], [100.0, 0.0], [0.0, 1.0]])
     off = torch.tensor([[0.04, -0.04], [0.04, 0.06], [4.9, 0.0], [-5.1, 0.0], [0.0, 0.0]])
     assert agreement("values", targets, targets + off, None) == (3, 5)
@@ -303,7 +303,7 @@ def test_the_loss_of_tokens_is_the_cross_entropy_of_the_next_ones(padded):
     assert (logits.grad[:, -1] == 0).all()
 
 
-def test_padding_on_the_left_predicts_nothing():
+def test_padding_on_the_left_has_no_loss():
     logits, tokens = logits_of("tokens", 1), torch.zeros(5, 4, dtype=torch.int64)
     mask = torch.tensor([[0, 0, 1, 1]] * 5)
     expected = -log_softmax(plain("tokens", logits).reshape(5, 4, 6))[:, 2, 0].mean()
@@ -324,7 +324,7 @@ def test_other_kinds_have_no_loss_on_labels(kind):
     )
 
 
-def test_classes_without_labels_are_told():
+def test_classes_without_labels_are_refused():
     assert message(UsageError, lambda: task_loss("classes", logits_of("classes", 1), None, {})) == (
         "the loss on labels needs labelled examples; give some, or use the divergence from the fine-tuned model"
     )
