@@ -87,7 +87,7 @@ def collect(cache: Path, data: Path, tasks: list[str]) -> dict[str, Any]:
 
 def report(rows: dict[str, Any], tasks: list[str]) -> str:
     """Returns the section for docs/benchmarks.md."""
-    header = ["method", *tasks, "average", "kB a task", "of float32", "routing", "time"]
+    header = ["method", *tasks, "average", "kB per task", "of float32", "routing", "time"]
     individual = rows["individual"]
     body = []
     for method, row in rows.items():
@@ -107,10 +107,10 @@ def report(rows: dict[str, Any], tasks: list[str]) -> str:
 
     make bench DATA=DIR
 
-Accuracy in %, whole test files, one seed. Bytes a task beside the base, heads included. Routed rows
-answer one mixed stream of all tasks, 100 exemplars a task, 10 neighbours, T-Switch vectors at drop
-{DROPS[0]}, under the head of each sample's own task; routing is the share of samples whose own task leads.
-Time is a sample's, over one forward pass of the base. Measured on {machine()}.
+Accuracy in %, whole test files, one seed. Bytes per task include heads, but not the base. Routed rows
+score one mixed stream of all tasks with 100 exemplars per task, 10 neighbours, T-Switch vectors at drop
+{DROPS[0]} and the head of each sample's own task; routing is the share of samples whose own task leads.
+Time is per sample, relative to one forward pass of the base. Measured on {machine()}.
 
 {table(header, body)}
 

@@ -242,7 +242,7 @@ def test_eval_refuses_a_language_model_before_it_reads_the_examples(bases, tmp_p
     request = Request(tmp_path / "zoo", str(bases["gpt2"]), tmp_path / "no data")
     file = open_zoo(tmp_path / "zoo").task_file("birds")
     assert message(InputError, lambda: open_evaluation(request)) == (
-        f"{file}: is a language model and eval scores classes; restore the model and measure it yourself: "
+        f"{file}: is a language model, but eval needs a classifier; restore the model and measure it yourself: "
         f"flexswitch merge {file} --base BASE -o OUT --task birds"
     )
 
@@ -267,4 +267,4 @@ def test_eval_refuses_the_language_model_of_a_python_adapter(bases, tmp_path, mo
     adapter = "python:own_language_adapter:Mine"
     request = Request(tmp_path / "zoo", str(bases["gpt2"]), data, adapter=adapter)
     found = message(InputError, lambda: open_evaluation(request))
-    assert found.startswith(f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: is a language model and ")
+    assert found.startswith(f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: is a language model, but ")
