@@ -273,9 +273,10 @@ def test_the_command_tells_what_was_learned_and_which_number_is_which(toy, flexs
     }  # fmt: skip
 
 
-def test_the_command_adds_a_task(toy, learning, flexswitch):
+def test_the_command_adds_a_task(toy, flexswitch):
     put_back = without(toy, "cities")
-    flexswitch(*command(toy, "--features", "layers:2+0", "--per-task", 10, "-q"))
+    flexswitch(*command(toy, "--features", "layers:2+0", "--per-task", 10, "--metric", "euclidean", "-q"))
+    store_metric(toy)
     put_back()
     outcome = flexswitch(*command(toy, "--add"))
     assert (outcome.status, outcome.out.splitlines()[1]) == (0, "added: cities")
