@@ -13,16 +13,16 @@ from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
 def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Module:
-    """Returns the headless model of θ + the mean of these tasks' τ̂, in float32.
+    """Returns the model without a head whose weights are θ + the mean of the tasks' τ̂, in float32.
 
-    Raises: InputError where the zoo lacks one of them.
+    Raises: InputError if the zoo lacks one of the tasks.
     """
     encoder = adapter.encoder()
     weights = encoder.state_dict()
     vectors = [ArtifactVector(zoo[task]) for task in tasks]
     tensors = sorted(set().union(*(vector.tensors for vector in vectors)))
-    for unit, own in names_inside(encoder, tensors).items():  # not those of a head or pooler
-        deltas = [delta_tensor(vector, unit) for vector in vectors if unit in vector.tensors]
+    for name, own in names_inside(encoder, tensors).items():  # without tensors of a head or pooler
+        deltas = [delta_tensor(vector, name) for vector in vectors if name in vector.tensors]
         total = torch.stack(deltas).sum(0).view(weights[own].shape)
         weights[own].add_(total, alpha=1 / len(tasks))
     return encoder

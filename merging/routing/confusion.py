@@ -1,4 +1,4 @@
-"""Which tasks are taken for which: counts, and a picture of them."""
+"""The confusion of tasks: counts, statistics and a chart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_file
 
-_WRITTEN = 20  # tasks up to which each field of the picture carries its number
-_DRAWN = 60  # tasks that a picture shows at most
+_WRITTEN = 20  # most tasks for which the chart's cells show their counts
+_DRAWN = 60  # most tasks that a chart shows
 
 
 class Mistake(NamedTuple):
-    """Samples of one task that were routed to another: how many, and their share of the task's."""
+    """The number of one task's samples that were routed to another, and their share of the task's samples."""
 
     task: str
     routed: str
@@ -24,7 +24,7 @@ class Mistake(NamedTuple):
 
 
 def confusion(true: NDArray[np.integer], routed: NDArray[np.integer], tasks: int) -> NDArray[np.int64]:
-    """Returns how many samples of each task were routed to each, (task, routed task).
+    """Returns the number of samples by true and routed task, (task, routed task).
 
     true, routed: (sample,) numbers of tasks.
     """
@@ -33,18 +33,18 @@ def confusion(true: NDArray[np.integer], routed: NDArray[np.integer], tasks: int
 
 
 def accuracy(counts: NDArray[np.int64]) -> float:
-    """Returns the share of samples that were routed to their own task, in percent; 0 of no samples."""
+    """Returns the share (%) of samples that were routed to their own task; 0 if there are no samples."""
     return 100 * float(np.trace(counts)) / max(1, int(counts.sum()))
 
 
 def accuracies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns each task's share that was routed to it, in percent, (task,); 0 of no samples."""
+    """Returns each task's share (%) of samples that were routed to it, (task,); 0 if it has none."""
     right: NDArray[np.float64] = 100 * np.diagonal(counts) / np.maximum(1, counts.sum(1))
     return right
 
 
 def mistakes(counts: NDArray[np.int64], tasks: Sequence[str], most: int) -> list[Mistake]:
-    """Returns the largest confusions, the largest first; of equal ones in the order of the tasks."""
+    """Returns up to `most` confusions, the largest first; ties are in the order of the tasks."""
     wrong = counts - np.diag(np.diagonal(counts))
     shares = wrong / np.maximum(1, counts.sum(1, keepdims=True))  # (task, routed task)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -56,7 +56,7 @@ def mistakes(counts: NDArray[np.int64], tasks: Sequence[str], most: int) -> list
 
 
 def entropy(weights: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Returns the entropy of weights (sample, task) in bits, (sample,): 0 where one task has all of it.
+    """Returns the entropy of weights (sample, task) in bits, (sample,).
 
     >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
     [0.0, 1.0]
@@ -67,16 +67,16 @@ def entropy(weights: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def draw_confusion(counts: NDArray[np.int64], tasks: Sequence[str], path: Path, overwrite: bool) -> None:
-    """Writes a PNG: a row for each task, coloured by the share of its samples that went to each task.
+    """Writes a PNG with a row for each task, coloured by the share of its samples routed to each task.
 
-    Of more than 60 tasks it shows the 60 with the largest confusions. Raises: InputError where matplotlib is
-    not installed, or the output may not be written.
+    If there are more than 60 tasks, it shows the 60 with the largest confusions. Raises: InputError if
+    matplotlib is not installed or the output may not be written.
     """
     try:
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError as reason:
-        raise InputError(f"{path}: drawing takes matplotlib; pip install 'flexswitch[eval]'") from reason
+        raise InputError(f"{path}: drawing needs matplotlib; pip install 'flexswitch[eval]'") from reason
     shown = _most_confused(counts, _DRAWN)
     written = len(shown) <= _WRITTEN
     fields = counts[np.ix_(shown, shown)]
@@ -84,7 +84,7 @@ def draw_confusion(counts: NDArray[np.int64], tasks: Sequence[str], path: Path, 
     size = 3.5 + (0.45 if written else 0.2) * len(shown)  # inches
     figure = Figure(figsize=(size + 2, size), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))  # a few per cent are seen too
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))  # makes a few per cent visible
     figure.colorbar(image, ax=axes, label="share of the task's samples (%)", fraction=0.046)
     names = [tasks[number] for number in shown]
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
@@ -103,7 +103,7 @@ def draw_confusion(counts: NDArray[np.int64], tasks: Sequence[str], path: Path, 
 
 
 def _most_confused(counts: NDArray[np.int64], most: int) -> list[int]:
-    """Returns the tasks of the largest confusions, no more than `most`, in their order."""
+    """Returns up to `most` tasks with the largest confusions, in task order."""
     if len(counts) <= most:
         return list(range(len(counts)))
     both = (counts + counts.T).astype(np.float64)

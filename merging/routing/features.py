@@ -35,15 +35,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class FeatureSource(Protocol):
-    """Where features come from; a query set records `spec` and `dtype`, which are asked for again at use."""
+    """Where features come from. A query set records `spec` and `dtype`, so that routing uses the same."""
 
     @property
     def spec(self) -> str:
-        """The features' name."""
+        """The feature spec."""
 
     @property
     def dtype(self) -> FeatureDtype:
-        """The type that the model computes in."""
+        """The dtype in which the model computes."""
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of some examples of one file, (row, width) float32 on the CPU."""
@@ -51,7 +51,7 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class Runner:
-    """How a base is run for features: its adapter, where, and in which type its products are computed."""
+    """How a base computes features: by which adapter, on which device, and in which dtype."""
 
     adapter: Adapter
     device: str = "cpu"
@@ -59,11 +59,10 @@ class Runner:
 
 
 def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
-    """Returns the model that `--features` names; for "auto" one that gives all layers, one behind the other.
+    """Returns the source for a value of `--features`; for "auto" one that concatenates all layers.
 
-    So it does for "shape+auto", the texts' shape before them.
-
-    Raises: UsageError on an unknown feature spec; InputError if the model has no layers to choose from.
+    For "shape+auto", the texts' shape precedes the layers. Raises: UsageError on an unknown feature spec;
+    InputError if the model has no layers to choose from.
     """
     if not is_auto(features):
         return model_features(features, runner, zoo, list(zoo))
@@ -73,9 +72,10 @@ def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
 
 
 def stored_source(header: QuerySetHeader, runner: Runner, zoo: Zoo, file: str | Path | None) -> FeatureSource:
-    """Returns the source of the features that a zoo was indexed with; file: where they came from one.
+    """Returns the source of the features that a zoo was indexed with.
 
-    Raises: InputError where a file is needed and not given, or the other way round.
+    file: the feature file, if they came from one. Raises: InputError if a file is needed but not
+    given, or given but not needed.
     """
     if (header.features == FROM_FILE) != (file is not None):
         wanted = "give that file with --features" if file is None else "leave out --features"
@@ -86,7 +86,7 @@ def stored_source(header: QuerySetHeader, runner: Runner, zoo: Zoo, file: str | 
 
 
 def model_features(spec: str, runner: Runner, zoo: Zoo, averaged: Sequence[str]) -> "ModelFeatures":
-    """Returns the base as a source of features, or for `average:` the average over some of a zoo's tasks.
+    """Returns the base as a source of features; for `average:`, the average of the tasks named `averaged`.
 
     Raises: UsageError on an unknown feature spec.
     """
@@ -98,11 +98,9 @@ def model_features(spec: str, runner: Runner, zoo: Zoo, averaged: Sequence[str])
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """Means of a model's hidden states, behind the shape of the texts if the spec asks for it.
+    """Means of a model's hidden states, preceded by the texts' shape if the spec includes it.
 
-    Source: docs/methods.md §3.
-
-    dtype: "bfloat16" runs the products in that type; the means are float32 in any case.
+    dtype: of the matrix products; the means are always float32. Source: docs/methods.md §3.
     """
 
     spec: str
@@ -125,8 +123,8 @@ class ModelFeatures:
     def of(self, batch: Batch, inputs: Inputs) -> Tensor:
         """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU.
 
-        inputs: what the batch was made of. Raises: InputError where their shape is asked for, and they are no
-        texts.
+        inputs: the examples that the batch was made of. Raises: InputError if the spec includes the texts'
+        shape and the inputs are not texts.
         """
         spec = parse_feature_spec(self.spec)
         texts = self._texts(inputs) if spec.shaped else None
@@ -143,7 +141,7 @@ class ModelFeatures:
 
 
 def computing_in(dtype: str, device: str) -> torch.autocast:
-    """Returns a context in which a device's products are computed in that type."""
+    """Returns a context in which a device computes matrix products in this dtype."""
     return torch.autocast(torch.device(device).type, _DTYPES[dtype], enabled=dtype != "float32")
 
 
@@ -165,7 +163,7 @@ class FileFeatures:
         self._file = SafetensorsCheckpoint(str(path), [path], None)
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        """Returns the features of some examples. Raises: InputError where the file has others."""
+        """Returns the features of some examples. Raises: InputError if the file lacks them."""
         name = f"{task}.{split}"
         if name not in self._file.tensors:
             raise InputError(

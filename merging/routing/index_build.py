@@ -24,7 +24,7 @@ from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write
 
 
 class ExemplarFeatures(NamedTuple):
-    """Features (exemplar, width) float32 of tasks' exemplars, and task_ids (exemplar,)."""
+    """features: (exemplar, width) float32; task_ids: (exemplar,), indices into tasks."""
 
     tasks: list[str]
     features: Tensor
@@ -32,9 +32,9 @@ class ExemplarFeatures(NamedTuple):
 
 
 def read_exemplars(zoo: Zoo, folder: Path, tasks: Collection[str] | None = None) -> dict[str, Examples]:
-    """Returns each task's training examples, or those of some tasks.
+    """Returns the training examples of all tasks, or of the given ones.
 
-    Raises: InputError where a file is missing or empty, or belongs to a task that the zoo has not.
+    Raises: InputError if a file is missing or empty, or the zoo lacks a file's task.
     """
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
@@ -90,9 +90,9 @@ def extend_index(
     source: FeatureSource,
     on_task: Callable[[str], None],
 ) -> tuple[IndexRecord, list[str]]:
-    """Adds the exemplars of tasks that an index lacks; all else in it stays.
+    """Adds the exemplars of tasks that an index lacks, and changes nothing else in it.
 
-    Returns the record and what the user should know. Raises: InputError.
+    Returns the record and notes for the user. Raises: InputError.
     """
     header, projection = query_set.header, query_set.projection
     found, notes = exemplar_features(examples, header.per_task, header.seed, source, on_task)
@@ -125,9 +125,9 @@ def exemplar_features(
     source: FeatureSource,
     on_task: Callable[[str], None],
 ) -> tuple[ExemplarFeatures, list[str]]:
-    """Returns the exemplars drawn from tasks' examples, and notes on tasks that have too few.
+    """Returns the features of the exemplars drawn from tasks' examples, and notes on tasks with too few.
 
-    Raises: InputError where features differ in width or are not finite.
+    Raises: InputError if features differ in width or are not finite.
     """
     features: list[Tensor] = []
     task_ids, notes = [], []
@@ -152,7 +152,7 @@ def _chosen(
     if counts.min() < FOLDS:
         raise InputError(
             f"--features auto: task '{exemplars.tasks[int(counts.argmin())]}' has {counts.min()} exemplars, "
-            f"and choosing takes {FOLDS} a task; give more, or name a layer: --features layer:N"
+            f"and choosing layers needs {FOLDS} per task; give more, or name a layer: --features layer:N"
         )
     every = parse_feature_spec(spec)
     parts = exemplars.features.reshape(len(exemplars.features), every.parts, -1)  # (exemplar, part, width)
@@ -174,7 +174,7 @@ def _chosen(
 def _projection(
     exemplars: ExemplarFeatures, parts: int, options: IndexOptions
 ) -> tuple[Projection | None, RoutingAccuracy | None, list[str]]:
-    """Returns what makes points of features, how well it routes where a metric is learned, and notes."""
+    """Returns the projection, its accuracy if a metric was learned, and notes."""
     features = exemplars.features.double()
     fitted = fit_normalisation(features, options.normalise, parts)
     if options.learned_rank is None:
@@ -187,7 +187,7 @@ def _projection(
 
 
 def _check_features(task: str, features: Sequence[Tensor]) -> None:
-    """Checks the features of the task added last. Raises: InputError."""
+    """Checks the last task's features against those of the first. Raises: InputError."""
     width, expected = features[-1].shape[1], features[0].shape[1]
     if width != expected:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a query index does to its own exemplars."""
+"""The confusion of a query index's own exemplars."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ from flexswitch.merging.routing.query_set import read_query_set
 
 
 class Report(NamedTuple):
-    """counts: (task, routed task), each exemplar left out in turn.
+    """counts: (task, routed task), with each exemplar left out of the search in turn.
 
-    held_out: the share (%) that leads to its own task while held out from learning the metric too, None where
-    none was learned; then the counts are too good.
+    held_out: the share (%) of exemplars routed to their own task when they are held out from learning the
+    metric too; None if no metric was learned. The counts are too optimistic for a learned metric.
     """
 
     tasks: list[str]
@@ -25,9 +25,9 @@ class Report(NamedTuple):
 
 
 def report_index(zoo: Zoo, device: str) -> Report:
-    """Returns where each exemplar of a zoo's query index is led by its ten nearest others.
+    """Returns the confusion when the ten nearest other exemplars route each exemplar of a zoo's query index.
 
-    Raises: InputError where the zoo has no index, or one of a single exemplar.
+    Raises: InputError if the zoo has no index, or its index has a single exemplar.
     """
     query_set = read_query_set(zoo)
     index = QueryIndex(query_set, NEIGHBOURS, device)

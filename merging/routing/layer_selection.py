@@ -1,4 +1,4 @@
-"""Which layers' features route best, by held-out exemplars."""
+"""Selects the layers whose features route held-out exemplars best."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from flexswitch.merging.routing.cross_validation import cross_validate
 from flexswitch.merging.routing.metric import best_shrinkage, spread_rows
 from flexswitch.merging.routing.projection import Normalisation, fit_normalisation
 
-_TOLERANCE = 1.0  # points that an earlier layer may be worse
-_MEASURED = 4000  # exemplars that are routed, where there are more
+_TOLERANCE = 1.0  # percentage points by which an earlier layer may be worse
+_MEASURED = 4000  # most exemplars that are routed
 
 
 def candidates(last: int) -> list[tuple[int, ...]]:
-    """Returns the layers that are tried: each alone, and each with the embeddings.
+    """Returns the candidates: each layer alone, and each one with the embeddings.
 
     >>> candidates(2)
     [(0,), (1,), (0, 1), (2,), (0, 2)]
@@ -30,11 +30,12 @@ def select_layers(
     normalise: Normalisation,
     rank: int | None,
 ) -> tuple[tuple[int, ...], dict[tuple[int, ...], float]]:
-    """Returns the layers to take, and for all that were tried the share (%) of exemplars routed right.
+    """Returns the selected layers, and each candidate's share (%) of exemplars that are routed right.
 
-    The earliest that is at most a point worse than the best: layers that are not run cost nothing. Of those
-    that end with the same layer the better one. states: (exemplar, layer, width) float32; beside: (exemplar,
-    part, width), what is taken with any layers; rank: of the learned metric, None for the Euclidean one.
+    The selected candidate is the earliest one at most a point worse than the best, as later layers then need
+    not run; of two that end with the same layer, it is the better one. states: (exemplar, layer, width)
+    float32; beside: (exemplar, part, width), used with all candidates; rank: of the learned metric, None for
+    the Euclidean one.
     """
     rows = spread_rows(len(states), _MEASURED)
     ids = torch.from_numpy(task_ids.astype(np.int64))[rows]

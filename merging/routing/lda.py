@@ -1,6 +1,6 @@
-"""Directions that tell tasks apart: linear discriminants of a shrunk scatter, then principal components.
+"""Directions that separate the tasks: linear discriminants of a shrunk scatter, then principal components.
 
-Source: Fisher 1936; the shrinkage is that of Friedman 1989, towards a multiple of the identity.
+Source: Fisher 1936; Friedman 1989 for the shrinkage, which is towards a multiple of the identity.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _FLATTEST, _NOTHING = 1e-9, 1e-30
-_FILL = 0.4  # a principal component's weight beside a discriminant's: it says less about tasks
-_SPREAD = 20 / 3  # mean squared distance to the centre, so that exp(-d²) suits as a neighbour's vote
+_FILL = 0.4  # a principal component's weight relative to a discriminant, as it says less about tasks
+_SPREAD = 20 / 3  # mean squared distance to the centre, which suits the votes exp(-d²) of NCA
 
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """Exemplars in the space that they span, with the eigenvectors of their scatter within tasks.
+    """Exemplars in the space that they span, and the eigenvectors of the scatter within tasks.
 
     span: (width, dimension), orthonormal columns; points: (exemplar, dimension), centred; means: (task,
-    dimension); shares: (task,) of the exemplars; variances: (dimension,), along vectors (dimension,
-    dimension). All float64.
+    dimension); shares: (task,), of the exemplars; variances: (dimension,), along the columns of vectors
+    (dimension, dimension). All float64.
     """
 
     span: Tensor
@@ -44,11 +44,11 @@ def scatter_of(features: Tensor, task_ids: Tensor) -> Scatter:
 
 
 def lda(scatter: Scatter, rank: int, shrinkage: float, fill: bool = True) -> Tensor:
-    """Returns up to `rank` directions, (rank, width) float64, to multiply features by.
+    """Returns up to `rank` directions, (rank, width) float64, by which features are multiplied.
 
-    First the linear discriminants, at most one fewer than there are tasks; with `fill` then the principal
-    components of what they leave, at a smaller weight. shrinkage: 0 takes the scatter within tasks as it is,
-    1 as the same in all directions.
+    The linear discriminants come first, at most one fewer than there are tasks. With `fill`, the principal
+    components of the rest follow with a smaller weight. shrinkage: 0 uses the scatter within tasks unchanged,
+    1 replaces it by the same variance in all directions.
     """
     shrunk = (1 - shrinkage) * scatter.variances + shrinkage * scatter.variances.mean()
     floor = _FLATTEST * scatter.points.square().mean() + _NOTHING  # where nothing varies within tasks
@@ -68,7 +68,7 @@ def lda(scatter: Scatter, rank: int, shrinkage: float, fill: bool = True) -> Ten
 
 
 def _span(centred: Tensor) -> Tensor:
-    """Returns an orthonormal basis of the rows, or of everything where there are more rows than columns."""
+    """Returns an orthonormal basis of the rows' span, or of the whole space if rows outnumber columns."""
     if len(centred) > centred.shape[1]:
         return torch.eye(centred.shape[1], dtype=centred.dtype)
     rows: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh

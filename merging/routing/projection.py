@@ -1,4 +1,4 @@
-"""From features to the points that are searched: normalisation, then a learned low-rank metric.
+"""Maps features to the points of the search: normalisation, then a learned low-rank metric.
 
 Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md §5.
 """
@@ -20,11 +20,11 @@ _FLATTEST = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """What is done to features before they are searched.
+    """The map from features to points.
 
-    mean (width,): taken off the features. deviation (width,): then they are divided by it; without it each of
-    `parts`, the columns of one layer, gets the length 1. metric (rank, width): multiplied by that. A matrix
-    that is None leaves its step out; without a mean there is no normalisation at all.
+    mean: (width,), subtracted from the features; None for no normalisation. deviation: (width,), divides the
+    centred features; None scales each of the `parts`, the columns of one layer, to length 1 instead.
+    metric: (rank, width), multiplied by the normalised features; None for the Euclidean metric.
     """
 
     parts: int = 1
@@ -41,14 +41,14 @@ class Projection:
 
     @property
     def width(self) -> int:
-        """The width of the features that it takes."""
+        """The width of the features."""
         return int(next(each.shape[-1] for each in (self.mean, self.metric) if each is not None))
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the points of features (sample, width), (sample, rank or width) float32, on their device.
 
-        In float64 inside: a sample's point does not change with those beside it. Raises: InputError on
-        another width than the exemplars'.
+        Computed in float64, so that a sample's point does not depend on the batch. Raises: InputError if the
+        width is not that of the exemplars.
         """
         if features.shape[1] != self.width:
             raise InputError(
@@ -60,7 +60,7 @@ class Projection:
         return points.float()
 
     def normalised(self, features: Tensor) -> Tensor:
-        """Returns features (sample, width) float64 before the metric, of the same shape."""
+        """Returns normalised features; before and after: (sample, width) float64."""
         if self.mean is None:
             return features
         centred = features - torch.tensor(self.mean).to(features)
@@ -68,8 +68,8 @@ class Projection:
             return centred / torch.tensor(self.deviation).to(features)
         parts = centred.reshape(len(centred), self.parts, -1)  # (sample, part, column)
         lengths = torch.linalg.vector_norm(parts, dim=2, keepdim=True)
-        unit: Tensor = parts / lengths.clamp(min=_SMALLEST)
-        return unit.flatten(1)
+        scaled: Tensor = parts / lengths.clamp(min=_SMALLEST)
+        return scaled.flatten(1)
 
 
 def fit_normalisation(features: Tensor, normalise: Normalisation, parts: int) -> Projection | None:
@@ -80,6 +80,6 @@ def fit_normalisation(features: Tensor, normalise: Normalisation, parts: int) ->
     if normalise == "centred":
         return Projection(parts, mean.float().numpy())
     variance = (features - mean).square().mean(0)
-    floor = _FLATTEST * variance.mean()  # a column that hardly varies would drown the others
+    floor = _FLATTEST * variance.mean()  # a nearly constant column would dominate the others
     deviation = torch.where(floor > 0, variance.maximum(floor), torch.ones_like(variance)).sqrt()
     return Projection(parts, mean.float().numpy(), deviation.float().numpy())

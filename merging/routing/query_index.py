@@ -17,16 +17,16 @@ from flexswitch.merging.routing.query_set import QuerySet
 from flexswitch.merging.routing.vote import leading_tasks, votes
 
 _FAR = 0.99  # share of the exemplars that are not far from the others
-_MEASURED = 4096  # exemplars that tell how far they are from each other, where there are more
+_MEASURED = 4096  # most exemplars whose distance to the nearest other one is measured
 
 
 class RoutingResult(NamedTuple):
-    """What a batch of samples gets.
+    """The routing of a batch of samples.
 
-    weights: (sample, task) float32, each row the shares of the votes, which sum to 1, until they are mixed
-    (mixing.py); leading: (sample,) int64, the task of the largest weight, of equal ones that with the nearer
-    exemplar; distance: (sample,) float32 to the nearest exemplar; far: (sample,) bool, farther from it than
-    99 % of the exemplars are from the nearest other one.
+    weights: (sample, task) float32, the tasks' shares of the votes, which sum to 1, or the mixed shares
+    (mixing.py); leading: (sample,) int64, the task of the largest weight, where ties go to the task with the
+    nearer exemplar; distance: (sample,) float32, to the nearest exemplar; far: (sample,) bool, whether that
+    distance exceeds the one that 99 % of the exemplars keep to their nearest other exemplar.
     """
 
     weights: Tensor
@@ -38,8 +38,8 @@ class RoutingResult(NamedTuple):
 class QueryIndex:
     """Searches a query set by Euclidean distance: FAISS on the CPU; on CUDA its GPU build, else torch.
 
-    neighbours: K, the exemplars that vote; no more than there are. vote: "uniform" or "kernel".
-    A sample's answer depends on nothing but the sample. Several threads may ask at once.
+    neighbours: how many exemplars vote, or all if there are fewer. vote: "uniform" or "kernel".
+    A sample's answer does not depend on the rest of the batch. Several threads may search at once.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class QueryIndex:
 
     @property
     def recall(self) -> float:
-        """The share of the nearest exemplars that are found: 1 where the search is exact."""
+        """The share of the nearest exemplars that the search finds; 1 if it is exact."""
         return self._search.recall
 
     def weights(self, features: Tensor) -> RoutingResult:
         """Returns the tasks' weights for features (sample, width), on the CPU.
 
-        Raises: InputError on another width than the exemplars', or on features that are not finite.
+        Raises: InputError if the width is not that of the exemplars, or a feature is not finite.
         """
         points = features.detach().float()
         if self._projection is not None:
@@ -88,9 +88,9 @@ class QueryIndex:
         )
 
     def leave_one_out(self) -> NDArray[np.int64]:
-        """Returns the task that leads for each exemplar by the other ones, (exemplar,).
+        """Returns the task that each exemplar is routed to by the others, (exemplar,).
 
-        Raises: InputError where there is one exemplar alone.
+        Raises: InputError if there is only one exemplar.
         """
         if len(self._search) < 2:
             raise InputError("the query index holds one exemplar, and no other one to compare it with")
@@ -98,7 +98,7 @@ class QueryIndex:
 
 
 def _usual_distance(search: NeighbourSearch) -> float:
-    """Returns the distance to the nearest other exemplar that 99 % of them keep; infinite for one alone."""
+    """Returns the 99 % quantile of the distance to the nearest other exemplar; infinite for one exemplar."""
     if len(search) < 2:
         return float("inf")
     nearest = search.nearest_others(sample_positions(len(search), _MEASURED), 1)

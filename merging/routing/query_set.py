@@ -1,4 +1,4 @@
-"""The query set: a few exemplars a task as the points that are searched, stored beside a zoo's tasks."""
+"""The query set: a few exemplars of each task, stored in a zoo as the points of the search."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4"}
 
 
 class QuerySetHeader(Strict):
-    """The JSON document of a query set: its tasks, in the order of their ids, and how it was made.
+    """The JSON document of a query set: its tasks, in the order of their ids, and its settings.
 
-    parts: how many layers the features are of; averaged: the tasks whose average computes them, where one
-    does.
+    parts: the number of layers in the features; averaged: the tasks of the average that computes them, if
+    they are features of an average.
     """
 
     format: Literal["flexswitch-query-set"] = "flexswitch-query-set"
@@ -42,7 +42,7 @@ class QuerySetHeader(Strict):
 class QuerySet:
     """points: (exemplar, rank) float32; task_ids: (exemplar,) int32, indices into header.tasks.
 
-    projection makes points of features; None where the points are the features.
+    projection: maps features to points; None if the points are the features.
     """
 
     header: QuerySetHeader
@@ -54,7 +54,7 @@ class QuerySet:
 def write_query_set(zoo: Path, query_set: QuerySet) -> IndexRecord:
     """Writes a zoo's query set and returns its record for `zoo.json`.
 
-    Projected points are stored as float16. Raises: InputError where they are too large for it.
+    Projected points are stored as float16. Raises: InputError if one is too large for float16.
     """
     tensors = _tensors(query_set)
     path = zoo / INDEX_FILE
@@ -70,7 +70,7 @@ def write_query_set(zoo: Path, query_set: QuerySet) -> IndexRecord:
 
 
 def _tensors(query_set: QuerySet) -> dict[str, tuple[str, NDArray[Any]]]:
-    """Returns what is stored: name → safetensors dtype and array."""
+    """Returns the stored tensors: name → safetensors dtype and array."""
     projection = query_set.projection
     found: dict[str, tuple[str, NDArray[Any]]] = {"points": ("F32", query_set.points)}
     if projection is not None:
@@ -81,12 +81,12 @@ def _tensors(query_set: QuerySet) -> dict[str, tuple[str, NDArray[Any]]]:
 
 
 def as_stored(points: FloatArray) -> NDArray[np.float16]:
-    """Returns points as float16, (exemplar, rank). Raises: InputError where they are too large for it."""
+    """Returns points as float16, (exemplar, rank). Raises: InputError if one is too large."""
     largest = np.finfo(np.float16).max
     if len(points) and np.abs(points).max() > largest:
         raise InputError(
             f"the exemplars' points reach {np.abs(points).max():.3g}, and float16 holds up to {largest}; "
-            "take --normalise centred"
+            "use --normalise centred"
         )
     return points.astype(np.float16)
 
@@ -109,7 +109,7 @@ def _record(query_set: QuerySet, size: int, digest: str) -> IndexRecord:
 
 
 def read_query_set(zoo: Zoo) -> QuerySet:
-    """Returns a zoo's query set. Raises: InputError where it has none, ArtifactError where it is damaged."""
+    """Returns a zoo's query set. Raises: InputError if it has none; ArtifactError if it is damaged."""
     path = zoo.index_file()
     stored = read_header(path, ArtifactError)
     header = parse_document(QuerySetHeader, path, stored.metadata.get(METADATA_KEY, ""), stored.metadata)
@@ -130,7 +130,7 @@ def read_query_set(zoo: Zoo) -> QuerySet:
 
 
 def _layouts() -> list[dict[str, tuple[str, int]]]:
-    """Returns the sets of tensors that a query set may hold: name → dtype and dimensions."""
+    """Returns the permitted sets of tensors: name → dtype and number of dimensions."""
     ids = {"task_ids": ("I32", 1)}
     mean, deviation, metric = ({name: ("F32", 1 + (name == "metric"))} for name in _MATRICES)
     projected = ids | {"points": ("F16", 2)}
@@ -148,7 +148,7 @@ def _projection(header: QuerySetHeader, arrays: Mapping[str, NDArray[Any]]) -> P
 
 
 def _fits(query_set: QuerySet, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Returns whether ids, points and the projection belong together and all numbers are finite."""
+    """Returns whether ids, points and projection match and all numbers are finite."""
     ids, projection = query_set.task_ids, query_set.projection
     known = (ids >= 0) & (ids < len(query_set.header.tasks))
     if not 0 < len(query_set.points) == len(ids) or not known.all():
@@ -170,10 +170,10 @@ def _fits(query_set: QuerySet, arrays: Mapping[str, NDArray[Any]]) -> bool:
 
 
 def without_tasks(zoo: Zoo, removed: Collection[str]) -> IndexRecord | None:
-    """Drops tasks from a zoo's query set, where it has one; returns its new record.
+    """Removes tasks from a zoo's query set, if it has one; returns its new record.
 
-    The projection stays. None where no exemplars are left, or the features were those of an average over a
-    task that goes: then they can't be computed any more.
+    The projection stays. The result is None if no exemplars are left, or if the features are those of an
+    average over a removed task, which can no longer be computed.
     """
     if zoo.record.index is None:
         return None
@@ -190,7 +190,7 @@ def without_tasks(zoo: Zoo, removed: Collection[str]) -> IndexRecord | None:
 
 
 def check_covers(query_set: QuerySet, tasks: Sequence[str], source: Path) -> None:
-    """Raises: InputError where the query set lacks one of the tasks."""
+    """Raises: InputError if the query set lacks one of the tasks."""
     lacking = [task for task in tasks if task not in query_set.header.tasks]
     if lacking:
         raise InputError(

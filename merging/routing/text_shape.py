@@ -1,9 +1,8 @@
-"""The shape of a text: what letters, digits, spaces and marks stand side by side.
+"""The shape of a text: which classes of letters, digits, spaces and punctuation follow each other.
 
-Most tokenizers drop what it tells: upper case, and whether a mark stands close to its word. What source a
-text comes from shows in it. Upper-case letters count as A, lower-case ones as a, decimal digits as 0, all
-else as itself; a text begins and ends with a line feed. Runs of one to three characters are counted, hashed
-into buckets (feature hashing).
+The shape keeps what most tokenizers drop, such as upper case and the spaces around punctuation, and hints at
+the source of a text. Upper-case letters become A, lower-case letters a and decimal digits 0; other characters
+stay. A line feed is added at both ends. Runs of one to three characters are hashed into buckets and counted.
 Source: Weinberger et al. 2009 (arXiv 0902.2206).
 """
 
@@ -35,15 +34,15 @@ def shape_of(text: str) -> str:
 
 
 def with_shapes(means: Tensor, texts: Sequence[str], parts: int) -> Tensor:
-    """Returns the texts' shapes and behind them a model's features, (text, width) float32.
+    """Returns the texts' shapes followed by a model's features, (text, width) float32.
 
-    means: (text, width), of so many parts as wide as the shapes become.
+    means: (text, width), the features, which consist of `parts` parts; the shapes are as wide as one part.
     """
     return torch.cat([text_shapes(texts, means.shape[1] // parts).to(means), means], 1)
 
 
 class _Classes(dict[int, int]):
-    """Code point → that of its class, worked out once each."""
+    """Maps a code point to that of its class; each is computed once."""
 
     def __missing__(self, point: int) -> int:
         character = chr(point)
@@ -61,7 +60,7 @@ _CLASSES = _Classes()
 
 
 def _counts(text: str, width: int) -> NDArray[np.float64]:
-    """Returns how often each bucket's runs of characters stand in a text, (width,)."""
+    """Returns how often a text contains runs of characters of each bucket, (width,)."""
     encoded = f"\n{shape_of(text)}\n".encode("utf-32-le", "surrogatepass")
     points = np.frombuffer(encoded, np.uint32)
     hashes, found = np.full(len(points), _OFFSET, np.uint32), []

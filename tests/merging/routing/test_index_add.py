@@ -162,7 +162,7 @@ def test_bfloat16_is_recorded_and_gives_about_the_same_points(toy):
 
 def test_auto_takes_five_exemplars_a_task(toy):
     assert message(InputError, lambda: index(toy, per_task=4)) == (
-        "--features auto: task 'birds' has 4 exemplars, and choosing takes 5 a task; give more, or name a "
+        "--features auto: task 'birds' has 4 exemplars, and choosing layers needs 5 per task; give more, or name a "
         "layer: --features layer:N"
     )
 

@@ -82,7 +82,7 @@ def test_points_too_large_for_float16_are_refused_and_nothing_is_written(tmp_pat
     query_set = projected(True, False, 2)
     query_set.points[3, 1] = 1e5
     assert message(InputError, lambda: write_query_set(tmp_path, query_set)) == (
-        "the exemplars' points reach 1e+05, and float16 holds up to 65504.0; take --normalise centred"
+        "the exemplars' points reach 1e+05, and float16 holds up to 65504.0; use --normalise centred"
     )
     assert contents(tmp_path) == {}
 
