@@ -48,11 +48,11 @@ def score_routed(
     engine: Engine,
     bytes_per_task: float,
 ) -> Score:
-    """Scores a routed method.
+    """Returns the score of a routed method.
 
-    mode: "per-sample" uses each sample's own weights; "batch-mean" averages the weights over 256 samples of
-    one task, as in the published evaluation; "oracle" uses the weights of the true task. The time includes
-    features, search and logits, and is compared with the base's forward pass on every fourth batch.
+    mode: "per-sample" uses each sample's own weights, "batch-mean" their mean over 256 samples of one task as
+    the published evaluation does, "oracle" the weights of the true task. The time of features, search and
+    logits is compared with the time of the base's forward pass on every fourth batch.
     """
     tasks = list(task_models.vectors)
     stream = mixed_stream([len(task_models.examples[task]) for task in tasks])
@@ -64,18 +64,13 @@ def score_routed(
         own = np.flatnonzero(np.isin(stream[:, 0], family.tasks))
         first = batch_of(task_models, stream[own[:1]])
         family.model.warm_up(first)
-        if mode == "per-sample":
-            router.choose(stream[own[:1]], first)
+        _choose(router, mode, stream, own[:1], first, chosen)
         for number, start in enumerate(range(0, len(own), _BATCH)):
             chunk = own[start : start + _BATCH]
             batch = batch_of(task_models, stream[chunk])
             started = time.perf_counter()
-            if mode == "per-sample":
-                chosen.put(chunk, router.choose(stream[chunk], batch))
-            elif mode == "oracle":
-                chosen.shares[chunk] = np.eye(len(tasks), dtype=np.float32)[stream[chunk, 0]]
-            weights = router.weights(chosen.shares[chunk])
-            answers = _answers(family, tasks, batch, weights, stream[chunk])
+            _choose(router, mode, stream, chunk, batch, chosen)
+            answers = _answers(family, tasks, batch, router.weights(chosen.shares[chunk]), stream[chunk])
             taken = time.perf_counter() - started
             correct[chunk] = answers == _true_classes(task_models, stream[chunk])
             times.all += taken
@@ -83,10 +78,19 @@ def score_routed(
                 times.compared += taken
                 times.base += _base_seconds(family, batch)
     scores = {task: 100 * float(correct[stream[:, 0] == number].mean()) for number, task in enumerate(tasks)}
-    name, seconds = f"{method} ({mode})", times.all / len(stream)
-    ratio = times.compared / times.base
     routing = None if mode == "oracle" else _routing(stream, chosen)
-    return Score(name, scores, bytes_per_task, seconds, routing, ratio)
+    seconds, ratio = times.all / len(stream), times.compared / times.base
+    return Score(f"{method} ({mode})", scores, bytes_per_task, seconds, routing, ratio)
+
+
+def _choose(
+    router: StreamRouter, mode: str, stream: Stream, rows: NDArray[np.int64], batch: Batch, chosen: Chosen
+) -> None:
+    """Sets the shares of some samples; those of "batch-mean" are set before."""
+    if mode == "per-sample":
+        chosen.put(rows, router.choose(stream[rows], batch))
+    elif mode == "oracle":
+        chosen.shares[rows] = np.eye(chosen.shares.shape[1], dtype=np.float32)[stream[rows, 0]]
 
 
 def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
