@@ -50,9 +50,8 @@ def score_routed(
 ) -> Score:
     """Returns the score of a routed method.
 
-    mode: "per-sample" uses each sample's own weights, "batch-mean" their mean over 256 samples of one task as
-    the published evaluation does, "oracle" the weights of the true task. The time of features, search and
-    logits is compared with the time of the base's forward pass on every fourth batch.
+    mode: "per-sample" uses each sample's own weights, "batch-mean" their mean over 256 samples of one task,
+    "oracle" the true task. The time is compared with the base's forward pass on every fourth batch.
     """
     tasks = list(task_models.vectors)
     stream = mixed_stream([len(task_models.examples[task]) for task in tasks])
