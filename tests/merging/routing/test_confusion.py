@@ -30,7 +30,7 @@ NAMES = ["birds", "cities", "tools"]
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
-def test_counts_are_those_of_a_plain_loop(pairs):
+def test_counts_equal_a_plain_loop(pairs):
     expected = np.zeros((5, 5), np.int64)
     for task, routed in pairs:
         expected[task, routed] += 1
@@ -44,14 +44,14 @@ def test_accuracies_are_by_task_and_0_without_samples():
     assert accuracies(np.array([[3, 1], [0, 0]])).tolist() == [75.0, 0.0]
 
 
-def test_the_largest_mistakes_come_first_and_right_ones_are_none():
+def test_mistakes_are_sorted_by_size_and_exclude_right_answers():
     assert mistakes(COUNTS, NAMES, 2) == [("tools", "birds", 5, 0.5), ("birds", "cities", 2, 0.2)]
     assert [each.times for each in mistakes(COUNTS, NAMES, 9)] == [5, 2, 1]
     assert mistakes(np.diag([3, 4]), NAMES[:2], 9) == []
 
 
 @given(parts=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
-def test_the_entropy_is_that_of_the_definition_in_bits(parts):
+def test_entropy_follows_the_definition_in_bits(parts):
     shares = np.array(parts) / sum(parts)
     expected = -sum(share * math.log2(share) for share in shares if share)
     found = entropy(np.stack([shares, np.eye(len(parts))[0]]).astype(np.float32))
@@ -74,7 +74,7 @@ def make_query_set(seed: int, exemplars: int, tasks: int, duplicates: int = 0) -
 @pytest.mark.parametrize("vote", VOTES)
 @pytest.mark.parametrize("neighbours", [1, 5, 1000])
 @pytest.mark.parametrize("duplicates", [0, 9])
-def test_leaving_one_out_is_asking_an_index_without_it(vote, neighbours, duplicates):
+def test_leaving_one_out_equals_searching_an_index_without_the_exemplar(vote, neighbours, duplicates):
     query_set = make_query_set(0, 40, 3, duplicates)
     leading = QueryIndex(query_set, neighbours, vote=vote).leave_one_out()
     assert leading.shape == (40,)
@@ -109,7 +109,7 @@ def printed(counts: np.ndarray, tasks: list[str], capsys) -> list[str]:
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_table_is_the_matrix_and_names_the_largest_confusions(capsys):
+def test_the_table_shows_the_matrix_and_the_largest_confusions(capsys):
     assert printed(COUNTS, NAMES, capsys) == [
         "confusion",
         "task birds cities tools right",
@@ -126,7 +126,7 @@ def test_without_a_mistake_no_confusion_is_named(capsys):
     assert printed(np.diag([3, 4]), NAMES[:2], capsys)[-1] == "100.0 % of 7 lead to their own task"
 
 
-def test_of_many_tasks_the_table_shows_the_worst_and_says_so(capsys):
+def test_the_table_of_many_tasks_shows_only_the_worst(capsys):
     counts = np.diag(np.full(120, 50))
     counts[7, 3], counts[7, 4], counts[90, 1] = 30, 20, 5
     lines = printed(counts, [f"t{n}" for n in range(120)], capsys)
@@ -158,7 +158,7 @@ def picture_size(path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def test_a_picture_is_one_png_and_the_same_again(tmp_path):
+def test_drawing_again_writes_the_same_png(tmp_path):
     for name in ("one", "two"):
         draw_confusion(COUNTS, NAMES, tmp_path / f"{name}.png", overwrite=False)
     draw_confusion(COUNTS.T, NAMES, tmp_path / "other.png", overwrite=False)
@@ -178,7 +178,7 @@ def drawn(counts: np.ndarray, tasks: list[str], path, monkeypatch):
     return made[0]
 
 
-def test_a_picture_writes_each_count_and_colours_by_the_tasks_share(tmp_path, monkeypatch):
+def test_a_chart_shows_each_count_and_colours_by_the_tasks_share(tmp_path, monkeypatch):
     axes = drawn(COUNTS, NAMES, tmp_path / "c.png", monkeypatch)
     written = {each.get_position(): each.get_text() for each in axes.texts}
     assert written == {(0, 0): "8", (1, 0): "2", (1, 1): "9", (2, 1): "1", (0, 2): "5", (2, 2): "5"}
@@ -186,7 +186,7 @@ def test_a_picture_writes_each_count_and_colours_by_the_tasks_share(tmp_path, mo
     assert [each.get_text() for each in axes.get_yticklabels()] == NAMES
 
 
-def test_of_many_tasks_a_picture_shows_the_most_confused(tmp_path, monkeypatch):
+def test_a_chart_of_many_tasks_shows_the_most_confused(tmp_path, monkeypatch):
     counts = np.diag(np.full(300, 90))
     counts[17, 250] = 10
     axes = drawn(counts, [f"t{n}" for n in range(300)], tmp_path / "c.png", monkeypatch)
@@ -198,7 +198,7 @@ def test_of_many_tasks_a_picture_shows_the_most_confused(tmp_path, monkeypatch):
     assert max(picture_size(tmp_path / "c.png")) < 3500
 
 
-def test_an_existing_picture_is_refused_unless_it_may_be_replaced(tmp_path):
+def test_an_existing_chart_is_replaced_only_with_overwrite(tmp_path):
     path = tmp_path / "c.png"
     path.write_bytes(b"mine")
     with pytest.raises(InputError, match="exists already"):

@@ -76,7 +76,7 @@ def test_features_are_the_mean_over_a_texts_own_tokens(text_base, spec):
 
 
 @pytest.mark.parametrize("spec", ["pooled", "layers:0+2"])
-def test_the_shapes_of_the_texts_stand_before_a_models_features(text_base, spec):
+def test_the_texts_shapes_precede_a_models_features(text_base, spec):
     found = rows_of(source_of(f"shape+{spec}", text_base), TEXTS[:8], rows=[5, 1, 1])
     taken = [TEXTS[row] for row in (5, 1, 1)]
     torch.testing.assert_close(found[:, :WIDTH], text_shapes(taken, WIDTH), rtol=0, atol=0)
@@ -84,7 +84,7 @@ def test_the_shapes_of_the_texts_stand_before_a_models_features(text_base, spec)
     torch.testing.assert_close(found[:, WIDTH:], plain, rtol=0, atol=0)
 
 
-def test_images_have_no_shape_of_texts(image_base):
+def test_the_shape_of_images_is_refused(image_base):
     source = source_of("shape+pooled", image_base, "hf-image-classification")
     images = np.zeros((2, 3, 8, 8), np.float32)
     assert message(InputError, lambda: rows_of(source, images)) == (
@@ -106,14 +106,14 @@ def test_features_of_images_are_the_mean_over_all_tokens(image_base, spec):
 
 
 @pytest.mark.parametrize("spec", ["pooled", "layer:1"])
-def test_a_texts_features_do_not_depend_on_the_texts_beside_it(text_base, spec):
+def test_a_texts_features_do_not_depend_on_the_batch(text_base, spec):
     source = source_of(spec, text_base)
     together = rows_of(source, TEXTS)  # two batches
     alone = torch.cat([rows_of(source, TEXTS, [row]) for row in range(0, len(TEXTS), 9)])
     torch.testing.assert_close(together[::9], alone, rtol=0, atol=1e-5)
 
 
-def test_rows_are_answered_in_the_order_asked_for(text_base):
+def test_features_are_in_the_order_of_the_requested_rows(text_base):
     source = source_of("pooled", text_base)
     rows = [7, 3, 3, 11]
     torch.testing.assert_close(rows_of(source, TEXTS, rows), rows_of(source, TEXTS)[rows], rtol=0, atol=1e-5)
@@ -131,7 +131,7 @@ def test_features_of_a_half_precision_base_are_computed_in_float32(text_base, tm
 
 
 @pytest.mark.parametrize(("spec", "layers"), [("input", [0]), ("layers:2+0", [2, 0]), ("auto", [0, 1, 2])])
-def test_features_of_several_layers_stand_one_behind_the_other(text_base, spec, layers):
+def test_features_of_several_layers_are_concatenated(text_base, spec, layers):
     source = source_of(spec, text_base)
     found = rows_of(source, TEXTS[:8])
     assert found.shape == (8, WIDTH * len(layers))
@@ -143,7 +143,7 @@ def test_features_of_several_layers_stand_one_behind_the_other(text_base, spec, 
 
 
 @pytest.mark.parametrize("spec", ["pooled", "layers:0+1"])
-def test_features_in_bfloat16_are_near_those_in_float32(text_base, spec):
+def test_features_in_bfloat16_are_close_to_float32(text_base, spec):
     exact = source_of(spec, text_base)
     rough = replace(exact, dtype="bfloat16")
     found, expected = rows_of(rough, TEXTS[:8]), rows_of(exact, TEXTS[:8])
@@ -159,7 +159,7 @@ def test_a_text_without_tokens_has_the_features_zero(text_base):
     assert pooled.tolist() == [[0.0] * WIDTH, [1.0] * WIDTH]
 
 
-def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
+def test_the_refusal_of_a_missing_layer_lists_the_existing_ones(text_base):
     source = source_of("layer:3", text_base)
     assert message(UsageError, lambda: rows_of(source, TEXTS[:1])) == (
         "features 'layer:3': the base has layer:0 (embeddings) … layer:2"
@@ -176,7 +176,7 @@ def test_a_layer_that_the_base_lacks_is_told_with_those_it_has(text_base):
         ("cls", ""),
     ],
 )
-def test_features_of_an_unknown_kind_are_told_with_the_known_ones(text_base, spec, nearest):
+def test_the_refusal_of_an_unknown_feature_spec_lists_the_known_ones(text_base, spec, nearest):
     assert message(UsageError, lambda: source_of(spec, text_base)) == (
         f"--features: no feature spec is named '{spec}'{nearest} (known: pooled, input, layer:N, layers:A+B, average:SPEC, auto, shape+SPEC, FILE.safetensors)"
     )
@@ -188,7 +188,7 @@ def test_features_on_an_unknown_device_are_refused_before_anything_is_read():
     )
 
 
-def test_features_on_a_gpu_that_is_not_there_are_refused(monkeypatch):
+def test_features_on_a_missing_gpu_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert message(InputError, lambda: indexed(device="cuda")) == (
         "--device cuda: torch finds no CUDA device here; use --device cpu"
@@ -226,18 +226,18 @@ def test_features_are_read_from_a_file_by_task_and_split(file):
     assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_file_of_features_takes_no_model(file):
+def test_a_feature_file_needs_no_model(file):
     assert isinstance(from_file(file), FileFeatures)
 
 
-def test_a_missing_file_of_features_is_told(tmp_path):
+def test_a_missing_feature_file_is_refused(tmp_path):
     path = tmp_path / "mine.safetensors"
     assert message(InputError, lambda: from_file(path)) == (
         f"{path}: no such file; expected features as tensors <task>.train and <task>.test"
     )
 
 
-def test_a_file_that_is_no_safetensors_file_is_told(tmp_path):
+def test_a_feature_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"text")
     assert message(InputError, lambda: from_file(path)) == (
@@ -245,14 +245,14 @@ def test_a_file_that_is_no_safetensors_file_is_told(tmp_path):
     )
 
 
-def test_a_file_without_a_tasks_features_is_told(file):
+def test_a_file_without_a_tasks_features_is_refused(file):
     assert message(
         InputError, lambda: FileFeatures(file).rows("tools", "test", Examples(["a"], None), np.arange(1))
     ) == (f"{file}: has no tensor 'tools.test', expected [1, width]")
 
 
 @pytest.mark.parametrize(("task", "shape"), [("birds", [4, 3]), ("cities", [4])])
-def test_a_file_with_another_number_of_rows_than_examples_is_told(file, task, shape):
+def test_a_file_with_another_number_of_rows_than_examples_is_refused(file, task, shape):
     examples = Examples(["a"] * 5, None)
     assert message(InputError, lambda: FileFeatures(file).rows(task, "train", examples, np.arange(5))) == (
         f"{file}: tensor '{task}.train' has the shape {shape}, expected [5, width], a row for each example"

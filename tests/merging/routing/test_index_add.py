@@ -90,7 +90,7 @@ def without(toy, task):
 # --- choosing and learning --------------------------------------------------------------------------------
 
 
-def test_auto_records_the_layers_it_chose_and_says_so(toy):
+def test_auto_records_and_reports_the_layers_it_chose(toy):
     record, notes = index(toy)
     assert record.features in ("input", "layer:1", "layer:2", "layers:0+1", "layers:0+2")
     (note,) = [each for each in notes if "--features auto" in each]
@@ -105,7 +105,7 @@ def test_auto_records_the_layers_it_chose_and_says_so(toy):
     np.testing.assert_allclose(rows, query_set.projection(features), rtol=2e-3, atol=2e-3)
 
 
-def test_several_layers_are_projected_as_features_of_new_texts_are(toy):
+def test_exemplars_of_several_layers_are_projected_like_new_texts(toy):
     record, notes = index(toy, features="layers:2+0")
     assert (record.features, record.metric, record.normalise, notes) == (
         "layers:2+0",
@@ -132,7 +132,7 @@ def test_the_published_form_stores_the_features_themselves(toy):
     np.testing.assert_allclose(query_set.points[:PER_TASK], features, rtol=0, atol=1e-5)
 
 
-def test_averaged_features_are_those_of_the_mean_of_the_restored_models(toy):
+def test_averaged_features_come_from_the_mean_of_the_restored_models(toy):
     record, _ = index(toy, features="average:layer:2", **PUBLISHED)
     assert record.features == "average:layer:2"
     zoo, model = open_zoo(toy.zoo), base_model(toy)
@@ -151,7 +151,7 @@ def test_averaged_features_are_those_of_the_mean_of_the_restored_models(toy):
     assert (features - plain_features(base_model(toy), toy, drawn(toy, "birds"), [2])).abs().max() > 0.01
 
 
-def test_bfloat16_is_recorded_and_gives_about_the_same_points(toy):
+def test_bfloat16_is_recorded_and_changes_the_points_little(toy):
     index(toy, features="layer:1", **PUBLISHED)
     exact = read_query_set(open_zoo(toy.zoo)).points
     record, _ = index(toy, features="layer:1", dtype="bfloat16", **PUBLISHED)
@@ -160,14 +160,14 @@ def test_bfloat16_is_recorded_and_gives_about_the_same_points(toy):
     assert 0 < np.abs(found - exact).max() < 0.1
 
 
-def test_auto_takes_five_exemplars_a_task(toy):
+def test_auto_needs_five_exemplars_per_task(toy):
     assert message(InputError, lambda: index(toy, per_task=4)) == (
         "--features auto: task 'birds' has 4 exemplars, and choosing layers needs 5 per task; give more, or name a "
         "layer: --features layer:N"
     )
 
 
-def test_a_metric_that_nothing_can_be_learned_for_is_told(toy):
+def test_a_note_says_why_no_metric_can_be_learned(toy):
     record, notes = index(toy, features="input", per_task=4)
     assert notes == ["the Euclidean metric is kept: a task has fewer than 5 exemplars"]
     assert (record.metric, record.normalise) == ("euclidean", "centred")
@@ -228,7 +228,7 @@ def test_there_is_nothing_to_add_to_an_index_of_all_tasks(toy):
     )
 
 
-def test_adding_to_an_index_of_a_file_takes_features_of_a_file(toy, tmp_path):
+def test_adding_to_an_index_of_a_feature_file_needs_a_feature_file(toy, tmp_path):
     put_back = without(toy, "cities")
     tensors = {f"{task}.train": torch.randn(20, 3) for task in ("birds", "cities", "tools")}
     file = save_state(tmp_path / "mine.safetensors", tensors)
@@ -242,7 +242,7 @@ def test_adding_to_an_index_of_a_file_takes_features_of_a_file(toy, tmp_path):
     np.testing.assert_array_equal(read_query_set(open_zoo(toy.zoo)).points[-PER_TASK:], rows)
 
 
-def test_adding_to_an_average_keeps_the_tasks_that_it_is_of(toy):
+def test_adding_to_an_index_of_averaged_features_keeps_the_averaged_tasks(toy):
     put_back = without(toy, "cities")
     index(toy, features="average:layer:1")
     put_back()
@@ -258,7 +258,7 @@ def command(toy, *options):
     return ("index", toy.zoo, "--base", toy.base, "--exemplars", toy.data, *options)
 
 
-def test_the_command_tells_what_was_learned_and_which_number_is_which(toy, flexswitch):
+def test_the_command_reports_the_metric_and_labels_its_accuracies(toy, flexswitch):
     outcome = flexswitch(*command(toy, "--features", "layers:2+0", "--per-task", 10, "--rank", 4))
     assert outcome.status == 0
     lines = outcome.out.splitlines()

@@ -81,7 +81,7 @@ def build(zoo, data, per_task=10, seed=0, source=None):
     seed=st.integers(-(2**40), 2**40),
     task=st.text(max_size=9),
 )
-def test_exemplars_are_drawn_in_order_without_repetition_and_the_same_again(available, wanted, seed, task):
+def test_exemplars_are_drawn_reproducibly_in_order_and_without_repetition(available, wanted, seed, task):
     rows = draw(available, wanted, seed, task)
     assert rows.dtype == np.int64
     assert len(rows) == min(available, wanted)
@@ -97,11 +97,11 @@ def test_another_seed_or_task_draws_other_exemplars():
     assert rows != draw(1000, 20, 0, "cities").tolist()
 
 
-def test_the_draw_is_that_of_earlier_releases():
+def test_the_draw_never_changes():
     assert draw(1000, 5, 0, "sst2").tolist() == [201, 265, 281, 734, 881]
 
 
-def test_every_part_of_the_examples_is_drawn_about_as_often():
+def test_the_draw_is_uniform_over_the_examples():
     counts = sum(np.isin(np.arange(20), draw(20, 5, seed, "birds")) for seed in range(400))
     assert counts.min() > 60
     assert counts.max() < 140
@@ -136,7 +136,7 @@ def test_a_tasks_exemplars_do_not_depend_on_the_other_tasks(zoo, data, tmp_path)
     np.testing.assert_array_equal(read_query_set(open_zoo(zoo.path)).points, rows)
 
 
-def test_building_again_gives_the_same_bytes_and_touches_no_task(zoo, data):
+def test_building_again_writes_the_same_bytes_and_changes_no_task(zoo, data):
     build(zoo, data)
     first = contents(zoo.path)
     build(open_zoo(zoo.path), data)
@@ -146,7 +146,7 @@ def test_building_again_gives_the_same_bytes_and_touches_no_task(zoo, data):
     assert changed == {INDEX_FILE, ZOO_FILE}
 
 
-def test_a_task_with_fewer_exemplars_than_asked_for_gives_all_and_a_note(zoo, data):
+def test_all_exemplars_are_used_with_a_note_if_there_are_too_few(zoo, data):
     record, notes = build(zoo, data, per_task=12)
     assert notes == ["task 'cities' has 9 examples, fewer than the 12 asked for; all are used"]
     assert record.per_task == 12
@@ -163,7 +163,7 @@ def test_the_labels_of_exemplars_are_not_read(zoo, data):
     assert len(read_query_set(open_zoo(zoo.path)).points) == 9
 
 
-def test_the_index_of_a_real_base_is_that_of_its_features(tmp_path):
+def test_the_index_of_a_real_base_holds_its_features(tmp_path):
     toy = text_toy(tmp_path, test_count=1)
     zoo, base = open_zoo(toy.zoo), open_checkpoint(str(toy.base))
     source = feature_source("layer:1", Runner(get_adapter(base, zoo.record.adapter)), zoo)
@@ -185,7 +185,7 @@ def refused(zoo, data, kind=InputError, source=None):
     return found
 
 
-def test_a_missing_exemplar_file_is_told(zoo, data):
+def test_a_missing_exemplar_file_is_refused(zoo, data):
     (data / "cities.train.jsonl.gz").unlink()
     assert refused(zoo, data) == (
         f"{data}: has no train file of the task 'cities'; expected cities.train with one of "
@@ -193,19 +193,19 @@ def test_a_missing_exemplar_file_is_told(zoo, data):
     )
 
 
-def test_a_missing_folder_of_exemplars_is_told(zoo, tmp_path):
+def test_a_missing_folder_of_exemplars_is_refused(zoo, tmp_path):
     assert refused(zoo, tmp_path / "no") == (
         f"{tmp_path / 'no'}: no such folder; expected a folder of <task>.train.jsonl.gz files"
     )
 
 
-def test_an_empty_exemplar_file_is_told(zoo, data):
+def test_an_empty_exemplar_file_is_refused(zoo, data):
     path = data / "cities.train.jsonl.gz"
     path.write_bytes(gzip.compress(b"", mtime=0))
     assert refused(zoo, data) == f"{path}: has no examples; expected at least one"
 
 
-def test_exemplars_of_a_task_that_the_zoo_lacks_are_told(zoo, data):
+def test_exemplars_of_a_task_that_the_zoo_lacks_are_refused(zoo, data):
     path = write_jsonl(data / "tool.train.jsonl", ["a"], None)
     assert refused(zoo, data) == (
         f"{path}: in {zoo.path} no task is named 'tool'; did you mean 'tools'? (known: birds, cities, tools); "
@@ -213,12 +213,12 @@ def test_exemplars_of_a_task_that_the_zoo_lacks_are_told(zoo, data):
     )
 
 
-def test_test_files_of_other_tasks_are_no_exemplars(zoo, data):
+def test_test_files_of_other_tasks_are_ignored(zoo, data):
     write_jsonl(data / "planets.test.jsonl", ["a"], [0])
     build(zoo, data)
 
 
-def test_a_task_with_two_read_exemplars_is_told(zoo, data):
+def test_a_task_with_two_exemplar_files_is_refused(zoo, data):
     path = write_jsonl(data / "birds.train.jsonl", ["a"], None)
     other = data / "birds.train.jsonl.gz"
     assert refused(zoo, data) == f"{other}: the task 'birds' also has the file {path.name}; keep one of them"
@@ -231,7 +231,7 @@ def test_a_zoo_without_tasks_has_nothing_to_index(zoo, data):
     )
 
 
-def test_features_of_different_widths_are_told(zoo, data, tmp_path):
+def test_features_of_different_widths_are_refused(zoo, data, tmp_path):
     widths = {"birds": 3, "cities": 3, "tools": 4}
     tensors = {f"{task}.train": torch.zeros(COUNTS[task], width) for task, width in widths.items()}
     source = FileFeatures(save_state(tmp_path / "mine.safetensors", tensors))
@@ -241,7 +241,7 @@ def test_features_of_different_widths_are_told(zoo, data, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_told(zoo, data, tmp_path, value):
+def test_features_that_are_not_finite_are_refused(zoo, data, tmp_path, value):
     tensors = {f"{task}.train": torch.zeros(count, 3) for task, count in COUNTS.items()}
     tensors["cities.train"] += value
     source = FileFeatures(save_state(tmp_path / "mine.safetensors", tensors))

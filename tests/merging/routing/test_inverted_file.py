@@ -29,7 +29,7 @@ def plain_recall(found: np.ndarray, true: np.ndarray) -> float:
     return sum(len(set(one) & set(other)) for one, other in zip(found, true, strict=True)) / true.size
 
 
-def test_the_reported_recall_is_about_what_queries_see():
+def test_the_reported_recall_is_close_to_the_recall_of_queries():
     vectors, queries = clouds(0, 50, 6.0), clouds(1, 50, 6.0)[::7]
     search = approximate(vectors)
     found = search.search(queries, 10)
@@ -53,7 +53,7 @@ def test_a_small_set_is_searched_exactly():
     assert NeighbourSearch(vectors).recall == 1
 
 
-def test_more_neighbours_than_the_lists_hold_are_found_all_the_same():
+def test_more_neighbours_than_the_lists_hold_are_found():
     vectors, queries = clouds(0, 50, 6.0), clouds(1, 50, 6.0)[::50]
     search = approximate(vectors)
     assert search.recall < 1

@@ -31,7 +31,7 @@ def states_of(*strengths):
         ((0, 0, 0, 20), (3,)),
     ],
 )
-def test_the_earliest_of_the_layers_that_route_as_well_is_taken(strengths, expected, rank):
+def test_the_earliest_of_equally_good_layers_is_selected(strengths, expected, rank):
     states, ids = states_of(*strengths)
     layers, shares = select_layers(states, states[:, :0], ids, "standardised", rank)
     assert layers[-1] == expected[-1]
@@ -40,7 +40,7 @@ def test_the_earliest_of_the_layers_that_route_as_well_is_taken(strengths, expec
     assert min(shares.values()) < 90
 
 
-def test_two_layers_are_taken_where_both_are_needed():
+def test_two_layers_are_selected_if_both_are_needed():
     states, ids = states_of(0, 0, 0)
     states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
     states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
@@ -50,7 +50,7 @@ def test_two_layers_are_taken_where_both_are_needed():
     assert max(shares[0,], shares[2,], shares[0, 1]) < 90
 
 
-def test_layers_are_chosen_for_what_they_bring_beside_what_is_taken_with_them():
+def test_layers_are_selected_together_with_the_features_beside_them():
     states, ids = states_of(0, 0, 0)
     states[:, 0, 0] += 30 * torch.from_numpy(ids == 1)
     states[:, 2, 0] += 30 * torch.from_numpy(ids == 2)
@@ -84,7 +84,7 @@ def test_feature_specs_are_parsed(name, spec):
 @pytest.mark.parametrize(
     "name", ["", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5", "shape+", "shape", "shape+shape+input", "average:shape+input", "shape+auto"]
 )  # fmt: skip
-def test_other_names_are_refused(name):
+def test_unknown_feature_specs_are_refused(name):
     assert message(UsageError, lambda: parse_feature_spec(name)).startswith(
         f"--features: no feature spec is named '{name}'"
     )

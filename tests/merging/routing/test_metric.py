@@ -47,7 +47,7 @@ def plain_discriminants(features, ids, shrinkage):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3, 0.9])
-def test_discriminants_are_fishers(shrinkage):
+def test_the_directions_are_fishers_discriminants(shrinkage):
     features, ids = planted()
     found = lda(scatter_of(features, ids), 32, shrinkage, fill=False).numpy()
     plain = plain_discriminants(features, ids.numpy(), shrinkage)
@@ -65,7 +65,7 @@ def test_points_are_scaled_for_votes_that_fall_with_the_square_of_distance():
         assert 5 < float(points.square().sum(1).mean()) < 8
 
 
-def test_more_directions_than_discriminants_are_principal_components_of_the_rest():
+def test_further_directions_are_principal_components_of_the_rest():
     features, ids = planted()
     scatter = scatter_of(features, ids)
     found = lda(scatter, 9, 0.5)
@@ -84,7 +84,7 @@ def test_there_are_no_more_directions_than_the_exemplars_span():
     assert found.isfinite().all()
 
 
-def test_features_wider_than_the_exemplars_are_many_count_in_their_span_alone():
+def test_features_outside_the_exemplars_span_are_ignored():
     features, ids = planted(per_task=4, width=40)
     found = lda(scatter_of(features, ids), 5, 0.4)
     span = np.linalg.svd((features - features.mean(0)).numpy(), full_matrices=False)[2][:15]
@@ -103,7 +103,7 @@ def plain_loss(points, ids):
     return total / len(points)
 
 
-def test_the_loss_is_that_of_the_definition():
+def test_the_loss_follows_the_definition():
     features, ids = planted(per_task=6)
     points = 0.2 * features[:, :6]
     same = ids.unsqueeze(0) == ids.unsqueeze(1)
@@ -120,7 +120,7 @@ def test_an_exemplar_alone_in_its_task_does_not_count():
     assert float(nca_loss(points, same)) == pytest.approx(expected / 2, rel=1e-9)
 
 
-def test_each_checkpoint_is_better_on_what_it_was_learned_from_and_no_steps_is_the_start():
+def test_each_checkpoint_fits_its_exemplars_better_from_the_start_on():
     features, ids = planted()
     start = 0.05 * torch.eye(20, dtype=torch.float64)[:8]
     same = ids.unsqueeze(0) == ids.unsqueeze(1)
@@ -141,7 +141,7 @@ def test_a_checkpoint_does_not_depend_on_those_before_it():
 # --- how well it routes -----------------------------------------------------------------------------------
 
 
-def test_leaving_one_out_is_plain_voting_of_the_ten_nearest_others():
+def test_leaving_one_out_equals_a_plain_vote_of_the_ten_nearest_others():
     features, ids = planted(noise=1.0)
     expected = [
         plain_routed(features.numpy(), ids.numpy(), query, 10, skip=row) == ids[row]
@@ -153,7 +153,7 @@ def test_leaving_one_out_is_plain_voting_of_the_ten_nearest_others():
     assert 0.5 < right.mean() < 1
 
 
-def test_a_fifth_of_each_task_is_held_out_in_turn_and_not_seen_by_the_learning():
+def test_a_fifth_of_each_task_is_held_out_of_the_training_in_turn():
     features, ids = planted(noise=1.0)
     fold_of = folds(ids)
     assert [int((fold_of == fold).sum()) for fold in range(FOLDS)] == [24] * FOLDS
@@ -180,12 +180,12 @@ def test_a_fifth_of_each_task_is_held_out_in_turn_and_not_seen_by_the_learning()
     ("shares", "count", "expected"),
     [([80.0, 81.0, 82.0], 800, 1), ([80.0, 81.0, 82.0], 8, 0), ([50.0, 90.0], 800, 1), ([100.0, 100.0], 5, 0)],
 )  # fmt: skip
-def test_the_first_within_a_standard_error_of_the_best_is_taken(shares, count, expected):
+def test_the_first_share_within_a_standard_error_of_the_best_is_chosen(shares, count, expected):
     assert first_as_good(shares, count) == expected
 
 
 @pytest.mark.parametrize(("count", "most"), [(5, 10), (10, 10), (100, 7)])
-def test_rows_are_spread_evenly_and_all_where_there_are_few(count, most):
+def test_rows_are_spread_evenly(count, most):
     rows = spread_rows(count, most)
     assert len(rows) == min(count, most)
     assert len(set(rows.tolist())) == len(rows)

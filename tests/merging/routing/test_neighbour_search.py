@@ -38,7 +38,7 @@ def assert_nearest(search: NeighbourSearch, vectors: np.ndarray, queries: np.nda
 @pytest.mark.parametrize("count", [1, 10, 60])
 @pytest.mark.parametrize("width", [1, 6, 33, 384])
 @pytest.mark.parametrize("queries", [1, 7, 8, 70], ids=lambda count: f"batch {count}")
-def test_the_nearest_are_those_of_all_distances_in_float64(queries, width, count, library):
+def test_neighbours_equal_those_of_all_distances_in_float64(queries, width, count, library):
     vectors = normal(0, 500, width)
     assert_nearest(NeighbourSearch(vectors, library=library), vectors, normal(1, queries, width), count)
 
@@ -51,7 +51,7 @@ def test_a_far_origin_changes_nothing(shift, library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_vectors_closer_together_than_float32_tells_are_still_told_apart(library):
+def test_vectors_that_float32_distances_cannot_separate_are_ranked(library):
     # Around a point far from the centre: float32 sums lose what these distances differ in.
     cluster = 30 + 1e-4 * normal(0, 200, 16)
     vectors = np.concatenate([cluster, -30 + 1e-4 * normal(1, 200, 16)]).astype(np.float32)
@@ -67,7 +67,7 @@ def test_an_outlier_changes_no_answer(library):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("size", [1e-30, 1e18, 3e38], ids=lambda size: f"size {size:g}")
-def test_distances_that_float32_can_not_hold_are_compared_all_the_same(size, library):
+def test_distances_beyond_float32_are_compared(size, library):
     vectors = np.clip(normal(0, 100, 4), -1, 1) * np.float32(size)
     queries = np.clip(normal(1, 20, 4), -1, 1) * np.float32(size)
     assert_nearest(NeighbourSearch(vectors, library=library), vectors, queries, 5)
@@ -87,7 +87,7 @@ def test_with_equal_distances_the_smaller_position_comes_first(data, shift, scal
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_many_equal_vectors_come_in_their_order(library):
+def test_equal_vectors_are_found_in_order(library):
     vectors = np.tile(normal(0, 1, 8), (300, 1))
     assert (
         NeighbourSearch(vectors, library=library).search(normal(1, 20, 8), 4).positions.tolist()
@@ -96,13 +96,13 @@ def test_many_equal_vectors_come_in_their_order(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_more_than_there_are_is_all_there_are(library):
+def test_all_vectors_are_found_if_more_are_requested(library):
     vectors = normal(0, 6, 3)
     assert NeighbourSearch(vectors, library=library).search(normal(1, 2, 3), 100).positions.shape == (2, 6)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_nothing_is_found_of_no_queries_and_among_no_vectors(library):
+def test_nothing_is_found_without_queries_or_vectors(library):
     search = NeighbourSearch(normal(0, 40, 3), library=library)
     assert search.search(np.empty((0, 3), np.float32), 5).positions.shape == (0, 5)
     empty = NeighbourSearch(np.empty((0, 3), np.float32), library=library)
@@ -111,7 +111,7 @@ def test_nothing_is_found_of_no_queries_and_among_no_vectors(library):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("width", [32, 100])
-def test_a_query_has_the_same_answer_alone_in_any_batch_and_on_any_number_of_threads(width, library):
+def test_an_answer_does_not_depend_on_the_batch_or_the_threads(width, library):
     search = NeighbourSearch(normal(0, 3000, width), library=library)
     queries = normal(1, 200, width)
     whole = search.search(queries, 10)
@@ -128,7 +128,7 @@ def test_a_query_has_the_same_answer_alone_in_any_batch_and_on_any_number_of_thr
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_queries_of_another_type_are_searched_in_float32_and_left_as_they_are(library):
+def test_queries_of_another_dtype_are_searched_in_float32_and_not_changed(library):
     search = NeighbourSearch(normal(0, 100, 4), library=library)
     queries = np.asfortranarray(normal(1, 20, 4).astype(np.float64))
     queries.setflags(write=False)
@@ -137,7 +137,7 @@ def test_queries_of_another_type_are_searched_in_float32_and_left_as_they_are(li
     )
 
 
-def test_faiss_has_its_own_threshold_back_after_every_search():
+def test_the_threshold_of_faiss_is_restored_after_every_search():
     before = faiss.cvar.distance_compute_blas_threshold
     search = NeighbourSearch(normal(0, 2000, 16))
     searches = [
@@ -151,7 +151,7 @@ def test_faiss_has_its_own_threshold_back_after_every_search():
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_threads_that_search_at_once_get_the_answers_of_one(library):
+def test_concurrent_searches_give_the_same_answers(library):
     search = NeighbourSearch(normal(0, 2000, 16), library=library)
     queries = [normal(seed, 5 + seed * 9, 16) for seed in range(8)]
     expected = [search.search(each, 5).positions for each in queries]

@@ -34,7 +34,7 @@ def plain_point(projection, row):
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("normalise", ["none", "centred", "standardised"])
 @pytest.mark.parametrize("rank", [None, 2])
-def test_points_are_those_of_plain_arithmetic(normalise, parts, rank):
+def test_points_equal_plain_arithmetic(normalise, parts, rank):
     exemplars = features_of(0)
     fitted = fit_normalisation(exemplars.double(), normalise, parts) or Projection(parts)
     metric = None if rank is None else features_of(1, rank).numpy()
@@ -53,7 +53,7 @@ def test_no_normalisation_is_no_projection():
     assert fit_normalisation(features_of(0).double(), "none", 1) is None
 
 
-def test_centred_exemplars_have_the_mean_of_none_and_parts_of_length_1():
+def test_centred_exemplars_have_parts_of_length_1():
     exemplars = features_of(0)
     projection = fit_normalisation(exemplars.double(), "centred", 2)
     np.testing.assert_allclose(projection.mean, exemplars.mean(0), rtol=1e-5)
@@ -85,7 +85,7 @@ def test_a_sample_at_the_mean_has_the_point_0():
 
 @laws.settings(25, deadline=None)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 100))
-def test_the_length_of_what_is_centred_does_not_matter(seed, scale):
+def test_the_length_of_centred_features_does_not_matter(seed, scale):
     exemplars = features_of(seed)
     projection = fit_normalisation(exemplars.double(), "centred", 1)
     mean = torch.from_numpy(projection.mean)
@@ -103,7 +103,7 @@ def test_a_sample_has_the_same_point_alone_and_in_any_batch():
         assert torch.equal(projection(exemplars[row : row + 1])[0], together[row])
 
 
-def test_features_of_another_width_are_told():
+def test_features_of_another_width_are_refused():
     projection = fit_normalisation(features_of(0).double(), "centred", 1)
     assert message(InputError, lambda: projection(torch.zeros(2, 5))) == (
         "features of width 5, the query index holds width 6"

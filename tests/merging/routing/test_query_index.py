@@ -80,7 +80,7 @@ def test_with_equal_distances_the_earlier_exemplar_is_the_nearer_one(features, q
         assert leading[row] == first
 
 
-def test_of_tasks_with_the_same_share_the_one_with_the_nearer_exemplar_leads():
+def test_ties_go_to_the_task_with_the_nearer_exemplar():
     query_set = make_query_set(np.array([[0.0], [3.0], [4.0], [7.0]]), [1, 0, 0, 1], 2)
     index = QueryIndex(query_set, 4)
     weights, leading, *_ = index.weights(torch.tensor([[0.5], [3.2], [6.9]]))
@@ -88,14 +88,14 @@ def test_of_tasks_with_the_same_share_the_one_with_the_nearer_exemplar_leads():
     assert leading.tolist() == [1, 0, 1]
 
 
-def test_a_task_of_larger_share_leads_before_the_task_of_the_nearest_exemplar():
+def test_a_larger_share_outweighs_the_nearest_exemplar():
     query_set = make_query_set(np.array([[0.0], [1.0], [2.0], [50.0]]), [0, 1, 1, 0], 2)
     weights, leading, *_ = QueryIndex(query_set, 3).weights(torch.tensor([[-1.0]]))
     np.testing.assert_allclose(weights, [[1 / 3, 2 / 3]], rtol=1e-6)
     assert leading.tolist() == [1]
 
 
-def test_more_neighbours_than_exemplars_are_all_exemplars():
+def test_all_exemplars_vote_if_there_are_fewer_than_the_neighbours():
     query_set = random_query_set(0, exemplars=7)
     queries = random_queries(0)
     weights, *_ = QueryIndex(query_set, 100).weights(queries)
@@ -168,7 +168,7 @@ def plain_usual_distance(features: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_far_samples_are_those_beyond_what_99_in_100_exemplars_keep(seed):
+def test_far_samples_are_farther_than_99_percent_of_exemplars(seed):
     query_set, queries = random_query_set(seed, exemplars=200), 1.5 * random_queries(seed)
     index = QueryIndex(query_set, 5)
     limit = plain_usual_distance(query_set.points)
@@ -178,20 +178,20 @@ def test_far_samples_are_those_beyond_what_99_in_100_exemplars_keep(seed):
     np.testing.assert_array_equal(routed.far, routed.distance > limit)
 
 
-def test_an_exemplar_that_is_there_twice_is_no_distance_from_the_other_one():
+def test_a_duplicate_exemplar_is_at_distance_0():
     features = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
     assert QueryIndex(make_query_set(features, [0, 0, 1, 1], 2), 1).far_from == pytest.approx(
         plain_usual_distance(features)
     )
 
 
-def test_next_to_a_single_exemplar_nothing_is_far():
+def test_nothing_is_far_from_a_single_exemplar():
     routed = QueryIndex(make_query_set(np.zeros((1, 2)), [0], 1), 5).weights(torch.full((1, 2), 1e6))
     assert routed.far.tolist() == [False]
     assert routed.weights.tolist() == [[1.0]]
 
 
-def test_of_many_exemplars_some_tell_how_far_far_is():
+def test_the_far_distance_is_measured_on_some_of_many_exemplars():
     query_set = random_query_set(0, exemplars=6000, width=3)  # more than are measured
     limit = QueryIndex(query_set, 5).far_from
     assert limit == QueryIndex(query_set, 5).far_from

@@ -52,7 +52,7 @@ def test_a_query_set_reads_back_as_it_was_written(tmp_path, per_task, width):
     np.testing.assert_array_equal(read.task_ids, written.task_ids)
 
 
-def test_the_same_query_set_gives_the_same_bytes_and_replaces_the_one_before(tmp_path):
+def test_writing_a_query_set_again_replaces_it_with_the_same_bytes(tmp_path):
     write_query_set(tmp_path, make_query_set())
     first = contents(tmp_path)
     assert write_query_set(tmp_path, make_query_set(9)) != write_query_set(tmp_path, make_query_set())
@@ -67,7 +67,7 @@ def test_a_zoo_without_an_index_says_how_to_build_one(tmp_path):
     )
 
 
-def test_a_missing_index_file_is_told(tmp_path):
+def test_a_missing_index_file_is_refused(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
     (tmp_path / INDEX_FILE).unlink()
     assert message(ArtifactError, lambda: read_query_set(zoo)) == (
@@ -75,7 +75,7 @@ def test_a_missing_index_file_is_told(tmp_path):
     )
 
 
-def test_any_flipped_bit_is_told(tmp_path):
+def test_any_flipped_bit_is_detected(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
     file = tmp_path / INDEX_FILE
     size = file.stat().st_size
@@ -90,7 +90,7 @@ def test_any_flipped_bit_is_told(tmp_path):
     read_query_set(zoo)
 
 
-def test_a_file_cut_short_is_told_whether_or_not_zoo_json_knows_it(tmp_path):
+def test_a_truncated_file_is_refused_whether_or_not_zoo_json_knows_it(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
     file = tmp_path / INDEX_FILE
     data = file.read_bytes()
@@ -100,7 +100,7 @@ def test_a_file_cut_short_is_told_whether_or_not_zoo_json_knows_it(tmp_path):
         assert message(ArtifactError, lambda: read_query_set(as_packed(tmp_path))).startswith(f"{file}: ")
 
 
-def test_a_header_with_a_flipped_bit_is_told_by_its_own_checksum(tmp_path):
+def test_a_flipped_bit_of_the_header_fails_its_checksum(tmp_path):
     indexed(tmp_path, make_query_set())
     file = tmp_path / INDEX_FILE
     offset = file.read_bytes().index(b"layer:1")
@@ -122,7 +122,7 @@ def test_a_header_with_a_flipped_bit_is_told_by_its_own_checksum(tmp_path):
         ),
     ],
 )
-def test_a_header_of_another_kind_is_told(tmp_path, document, reason):
+def test_a_header_of_another_kind_is_refused(tmp_path, document, reason):
     zoo = write_by_hand(tmp_path, plain_tensors(make_query_set()), document)
     assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{tmp_path / INDEX_FILE}: {reason}"
 
@@ -145,7 +145,7 @@ def broken(**changes: np.ndarray) -> QuerySet:
     ],
     ids=["id too large", "id negative", "too few ids", "too few rows", "NaN", "infinite", "no exemplars"],
 )
-def test_features_and_ids_that_do_not_fit_together_are_told(tmp_path, query_set):
+def test_features_and_ids_that_do_not_fit_together_are_refused(tmp_path, query_set):
     zoo = indexed(tmp_path, query_set)
     assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{tmp_path / INDEX_FILE}: {UNFIT}"
 
@@ -161,7 +161,7 @@ def test_features_and_ids_that_do_not_fit_together_are_told(tmp_path, query_set)
     ],
     ids=["no ids", "float64", "one dimension", "int64 ids", "a third tensor"],
 )
-def test_other_tensors_than_features_and_ids_are_told(tmp_path, tensors):
+def test_other_tensors_than_features_and_ids_are_refused(tmp_path, tensors):
     zoo = write_by_hand(tmp_path, tensors)
     layouts = {name: (dtype, array.ndim) for name, (dtype, array) in tensors.items()}
     assert message(ArtifactError, lambda: read_query_set(zoo)) == (
@@ -170,7 +170,7 @@ def test_other_tensors_than_features_and_ids_are_told(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("removed", [["birds"], ["cities"], ["tools"], ["tools", "birds"]])
-def test_removing_tasks_drops_their_exemplars_and_no_others(tmp_path, removed):
+def test_removing_tasks_removes_only_their_exemplars(tmp_path, removed):
     before = make_query_set()
     zoo = indexed(tmp_path, before)
     record = without_tasks(zoo, removed)
@@ -193,7 +193,7 @@ def test_removing_tasks_that_have_no_exemplars_changes_nothing(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_nothing_is_left_of_an_index_whose_tasks_are_all_removed(tmp_path):
+def test_removing_all_tasks_removes_the_index(tmp_path):
     assert without_tasks(indexed(tmp_path, make_query_set()), TASKS) is None
 
 
@@ -201,7 +201,7 @@ def test_a_zoo_without_an_index_has_none_after_a_removal(tmp_path):
     assert without_tasks(zoo_with(tmp_path, None), TASKS) is None
 
 
-def test_a_task_without_exemplars_is_named_with_the_way_to_index_again(tmp_path):
+def test_the_refusal_of_a_task_without_exemplars_says_how_to_add_them(tmp_path):
     query_set = make_query_set()
     check_covers(query_set, ["tools", "birds"], Path("zoo"))
     assert message(InputError, lambda: check_covers(query_set, [*TASKS, "planets"], Path("zoo"))) == (

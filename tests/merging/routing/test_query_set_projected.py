@@ -71,7 +71,7 @@ def test_a_projected_query_set_reads_back_with_its_points_in_float16(tmp_path, m
             np.testing.assert_array_equal(stored, expected)
 
 
-def test_an_exemplar_takes_two_bytes_a_number_of_its_point(tmp_path):
+def test_an_exemplar_takes_two_bytes_per_coordinate(tmp_path):
     few, many = projected(True, False, 2), projected(True, False, 2)
     many = QuerySet(many.header, np.tile(many.points, (100, 1)), np.tile(many.task_ids, 100), many.projection)
     sizes = [write_query_set(tmp_path, each).size for each in (few, many)]
@@ -99,7 +99,7 @@ def test_points_too_large_for_float16_are_refused_and_nothing_is_written(tmp_pat
     ],
     ids=["narrow mean", "another rank", "NaN", "deviation 0", "parts that do not divide", "no parts"],
 )
-def test_a_projection_that_does_not_fit_is_told(tmp_path, changes):
+def test_a_projection_that_does_not_fit_is_refused(tmp_path, changes):
     whole = projected(True, True, 2)
     header = whole.header.model_copy(update={"parts": changes.get("parts", 1)})
     zoo = indexed(
@@ -117,7 +117,7 @@ def test_removing_a_task_keeps_the_projection(tmp_path):
     assert read.header.tasks == ["birds", "tools"]
 
 
-def test_an_index_of_averaged_features_goes_with_a_task_that_they_average(tmp_path):
+def test_removing_an_averaged_task_removes_the_index(tmp_path):
     whole = make_query_set()
     averaged = {"features": "average:layer:1", "averaged": ["birds", "planets"]}
     zoo = indexed(tmp_path, QuerySet(whole.header.model_copy(update=averaged), whole.points, whole.task_ids))

@@ -41,7 +41,7 @@ def plain_bucket(run):
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
-def test_rows_are_roots_of_counts_of_length_one(texts):
+def test_shapes_are_square_roots_of_counts_scaled_to_length_1(texts):
     expected = torch.tensor([plain(text) for text in texts], dtype=torch.float64)
     found = text_shapes(texts, WIDTH)
     assert found.dtype == torch.float32

@@ -35,7 +35,7 @@ def plain_votes(distances: np.ndarray, task_ids: np.ndarray, tasks: int, kind: s
 
 
 @given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_votes_are_those_of_a_plain_loop_and_sum_to_1(seed, counts, kind):
+def test_votes_equal_a_plain_loop_and_sum_to_1(seed, counts, kind):
     samples, count, tasks = counts
     distances, ids = neighbours(seed, samples, count, tasks)
     weights = votes(distances, ids, tasks, kind)
@@ -43,7 +43,7 @@ def test_votes_are_those_of_a_plain_loop_and_sum_to_1(seed, counts, kind):
     np.testing.assert_allclose(weights.sum(1), 1, rtol=0, atol=1e-12)
 
 
-def test_a_nearer_exemplar_has_more_of_the_kernels_vote_and_the_last_one_some():
+def test_the_kernel_vote_falls_with_distance_and_stays_positive():
     distances = np.array([[1.0, 2.0, 3.0, 4.0]])
     weights = votes(distances, np.array([[0, 1, 2, 3]], np.int32), 4, "kernel")[0]
     assert (np.diff(weights) < 0).all()
@@ -84,7 +84,7 @@ def test_an_unknown_vote_is_refused():
 
 
 @given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_the_leading_task_has_the_largest_weight_and_of_those_the_nearest_exemplar(seed, counts, kind):
+def test_the_leading_task_has_the_largest_weight_and_the_nearest_exemplar_of_ties(seed, counts, kind):
     samples, count, tasks = counts
     distances, ids = neighbours(seed, samples, count, tasks)
     weights = votes(distances, ids, tasks, kind)
@@ -92,7 +92,7 @@ def test_the_leading_task_has_the_largest_weight_and_of_those_the_nearest_exempl
         assert leading == next(task for task in ids[row] if weights[row, task] == weights[row].max())
 
 
-def test_of_equal_shares_the_task_of_the_nearer_exemplar_leads():
+def test_a_tie_goes_to_the_task_of_the_nearer_exemplar():
     weights = votes(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[1, 0, 0, 1]], np.int32), 2, "uniform")
     assert leading_tasks(weights, np.array([[1, 0, 0, 1]], np.int32)).tolist() == [1]
 
@@ -123,7 +123,7 @@ def test_shares_as_large_as_the_largest_are_kept():
 
 
 @given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_roots_have_squares_that_sum_to_1_and_shares_stay_as_they_are(seed, counts, kind):
+def test_the_mix_root_has_squares_that_sum_to_1_and_share_changes_nothing(seed, counts, kind):
     samples, count, tasks = counts
     shares = votes(*neighbours(seed, samples, count, tasks), tasks, kind).astype(np.float32)
     roots = mixed(shares, "root")
@@ -132,13 +132,13 @@ def test_roots_have_squares_that_sum_to_1_and_shares_stay_as_they_are(seed, coun
     assert mixed(shares, "share") is shares
 
 
-def test_an_unknown_mix_is_named():
+def test_an_unknown_mix_is_refused():
     assert MIXES == ("share", "root")
     expected = "--mix: no mix is named 'roots'; did you mean 'root'? (known: share, root)"
     assert message(UsageError, lambda: VotingOptions(mix="roots")) == expected
 
 
-def test_less_than_one_neighbour_is_refused():
+def test_fewer_than_one_neighbour_is_refused():
     assert message(UsageError, lambda: VotingOptions(0)) == "--neighbours 0: expected 1 or more"
 
 
