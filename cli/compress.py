@@ -52,7 +52,7 @@ def compress(
         typer.Option(
             metavar="SIZE",
             help="Size of the whole artifact, for methods that compress to a size: bytes (400KB), a share of "
-            "float32 (0.5%) or bits a parameter (0.16bpp).",
+            "float32 (0.5%) or bits per parameter (0.16bpp).",
             show_default=False,
         ),
     ] = None,

@@ -87,7 +87,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     artifact = open_artifact(path)
     header, stored = artifact.header, path.stat().st_size
     rows = table(
-        "", "tensor", "shape", "codec", "bits", "kept", "density", "bytes", "bits a parameter", left=3
+        "", "tensor", "shape", "codec", "bits", "kept", "density", "bytes", "bits per parameter", left=3
     )
     tensors = {}
     for name, record in sorted(header.tensors.items()):
@@ -130,7 +130,7 @@ def _codecs(record: "TensorRecord") -> str:
 def _totals(stored: int, payloads: int, extras: int, parameters: int) -> str:
     return (
         f"file {size(stored)}: tensors {size(payloads)}, extras {size(extras)}, header "
-        f"{size(stored - payloads - extras)}; {8 * stored / max(1, parameters):.3f} bits a parameter, "
+        f"{size(stored - payloads - extras)}; {8 * stored / max(1, parameters):.3f} bits per parameter, "
         f"1/{4 * parameters / stored:.1f} of float32, 1/{2 * parameters / stored:.1f} of bfloat16"
     )
 
@@ -139,7 +139,7 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
     from flexswitch.codecs.format.zoo import open_zoo
 
     zoo = open_zoo(path)
-    rows = table("", "task", "method", "parameters", "bytes", "bits a parameter", "of float32", left=2)
+    rows = table("", "task", "method", "parameters", "bytes", "bits per parameter", "of float32", left=2)
     for task in zoo:
         record = zoo.record.tasks[task]
         bits = 8 * record.size / max(1, record.parameters)

@@ -55,7 +55,7 @@ def pack(
         artifacts or [], output, add=add, remove=remove or (), codec=codec, effort=effort, adapter=adapter,
         jobs=jobs, memory=parse_size(memory), overwrite=overwrite, reporter=console,
     )  # fmt: skip
-    rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits a parameter", left=2)
+    rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits per parameter", left=2)
     tasks = {}
     for task, record in zoo.record.tasks.items():
         bits = 8 * record.size / max(1, record.parameters)

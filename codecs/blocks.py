@@ -55,8 +55,8 @@ class Grid:
 def as_matrix(shape: tuple[int, ...]) -> Grid:
     """Returns the matrix as which a tensor is treated.
 
-    >>> as_matrix((30, 20)), as_matrix((5,)), as_matrix((8, 4096, 14336))
-    (Grid(rows=30, columns=20), Grid(rows=1, columns=5), Grid(rows=32768, columns=14336))
+    >>> as_matrix((8, 4096, 14336))
+    Grid(rows=32768, columns=14336, block_entries=1048576)
     """
     if len(shape) < 2:
         return Grid(1, math.prod(shape))

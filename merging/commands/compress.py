@@ -206,6 +206,6 @@ def _step_reporter(on_step: Callable[[int, str], None], parameters: int) -> Call
 
     def report(progress: Progress) -> None:
         bits = progress.bits / max(1, parameters)
-        on_step(progress.step, f"loss {progress.loss:.3g}, {bits:.3f} bits a parameter")
+        on_step(progress.step, f"loss {progress.loss:.3g}, {bits:.3f} bits per parameter")
 
     return report

@@ -90,7 +90,7 @@ def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
 
 def test_without_a_terminal_every_50_steps_are_reported(compress: Compress) -> None:
     outcome = compress.train("--set", "steps=60")
-    stands = r"loss \d\S*, \d+\.\d{3} bits a parameter"
+    stands = r"loss \d\S*, \d+\.\d{3} bits per parameter"
     lines = [line for line in outcome.err.splitlines() if "step" in line]
     assert len(lines) == 2
     assert re.fullmatch(rf"flexswitch: step 50 of 60: {stands}, (\d+ min )?\d+ s left", lines[0])
