@@ -1,4 +1,4 @@
-"""Measures what the vector of another task costs a text, and writes docs/benchmarks.md.
+"""Measures the loss of accuracy under the vector of another task, and writes docs/benchmarks.md.
 
     python benchmarks/routed/crossed.py --data DIR --models benchmarks/text8/cache --zoo ZOO
 

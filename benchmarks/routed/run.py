@@ -65,7 +65,7 @@ def flexswitch(*arguments: str) -> dict[str, Any]:
 
 
 def scene(cache: Path, data: Path, zoo: Path, key: str, without: str | None) -> tuple[Path, Path]:
-    """Returns a copy of a zoo and a folder of its tasks' examples, both without a task where one is named."""
+    """Returns a copy of a zoo and a folder of its tasks' examples, both without one task if it is named."""
     own, examples = cache / f"{key}.zoo", cache / ("data" if without is None else f"data-without-{without}")
     if not examples.exists():
         examples.mkdir(parents=True)
@@ -82,7 +82,7 @@ def scene(cache: Path, data: Path, zoo: Path, key: str, without: str | None) -> 
 def score(
     cache: Path, models: Path, zoo: Path, data: Path, key: str, index: Index, limit: int | None
 ) -> dict[str, Any]:
-    """Returns what `eval` and `index` tell of a zoo under one index, kept under `key`."""
+    """Returns the results of `eval` and `index` for a zoo under one index, cached under `key`."""
     kept = cache / f"{key}.json"
     if not kept.exists():
         base = ("--base", str(models / "base"))

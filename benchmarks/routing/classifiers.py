@@ -1,4 +1,4 @@
-"""Other classifiers of texts by task from the same exemplars, to tell how far any of them gets."""
+"""Compares other classifiers of texts by task, trained on the same exemplars."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def _lda(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int32]:
 def rights(
     exemplars: States, texts: Sequence[str], tests: States, test_texts: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Returns for each classifier which test texts it leads to their own task, (text,)."""
+    """Returns for each classifier whether each test text is given its own task, (text,)."""
     states = _centred(exemplars, exemplars), _centred(exemplars, tests)
     marks = _marks(texts, test_texts)
     both = tuple(hstack([one, other]).tocsr() for one, other in zip(marks, states, strict=True))
@@ -56,7 +56,7 @@ def _centred(exemplars: States, some: States) -> NDArray[np.float32]:
 
 
 def _marks(texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
-    """Returns what stands in exemplars and in tests, as sparse rows."""
+    """Returns counts of runs of characters and words, for exemplars and tests, as sparse rows."""
     runs = {"analyzer": "char", "ngram_range": (1, 4), "lowercase": False, "sublinear_tf": True}
     vectorizers = [
         TfidfVectorizer(**runs, preprocessor=lambda text: f"\n{shape_of(text)}\n", use_idf=False),

@@ -1,4 +1,4 @@
-"""Measures what each ingredient of routing brings on eight real text tasks, and writes docs/benchmarks.md.
+"""Measures the gain from each ingredient of routing on eight real text tasks, and writes docs/benchmarks.md.
 
     python benchmarks/routing/run.py --data DIR --models DIR
 
@@ -79,7 +79,7 @@ class Bench:
 
 
 def ingredient_table(bench: Bench) -> str:
-    """Returns the table of what each ingredient brings."""
+    """Returns the table of ingredients."""
     rows = []
     for name, recipe in ingredients(bench.model.last):
         rows.append(_row(name, [bench.both(recipe, bench.model.exemplars(100, seed)) for seed in SEEDS]))
@@ -105,7 +105,7 @@ def _row(name: str, found: list[tuple[float, float]]) -> list[str]:
 
 
 def classifier_table(bench: Bench) -> str:
-    """Returns the table of what other classifiers make of the same exemplars."""
+    """Returns the table of other classifiers trained on the same exemplars."""
     exemplars = bench.model.exemplars(100, 0)
     columns: dict[str, list[float]] = {}
     for without in (None, bench.left_out):
@@ -164,7 +164,7 @@ def feature_seconds(model: Model) -> dict[str, list[float]]:
 
 
 def lost_text(bench: Bench) -> str:
-    """Returns where samples are lost: the confusion, and how much of it is two tasks of one source."""
+    """Returns the confusion, and the share of it between two tasks of one source."""
     counts = bench.counts(BEST, bench.model.exemplars(100, 0))
     first, second = (bench.tasks.index(task) for task in SAME_SOURCE)
     wrong = int(counts.sum() - np.trace(counts))

@@ -38,7 +38,7 @@ class States:
 
     @property
     def shapes(self) -> Tensor:
-        """The texts' shapes as the one part that they are, (sample, 1, width)."""
+        """The texts' shapes as one part, (sample, 1, width)."""
         return self.parts[:, :1]
 
     @property
@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def spec(self) -> str:
-        """The name of its features."""
+        """The feature spec."""
         return layers_spec(self.layers, self.shaped)
 
 

@@ -1,4 +1,4 @@
-"""Which texts of two tasks are the same, or nearly."""
+"""Finds texts that two tasks share, exactly or nearly."""
 
 import re
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Measures the search among exemplars beside FAISS as it is shipped, FAISS's approximate indices, and torch.
+"""Compares the search among exemplars with FAISS as shipped, FAISS's approximate indices, and torch.
 
     python benchmarks/search/run.py [--threads 1]
 

@@ -31,7 +31,7 @@ def indexed(path: Path, query_set: QuerySet) -> Zoo:
 
 
 def as_packed(path: Path) -> Zoo:
-    """Returns a zoo whose zoo.json says that the index file is as it lies there."""
+    """Returns a zoo whose zoo.json records the index file as it is on disk."""
     file = path / INDEX_FILE
     digest = file_sha256(file)
     size = file.stat().st_size
@@ -39,7 +39,7 @@ def as_packed(path: Path) -> Zoo:
 
 
 def write_by_hand(path: Path, tensors: dict[str, tuple[str, np.ndarray]], document: str | None = None) -> Zoo:
-    """Writes an index file of any tensors under a header whose checksum fits."""
+    """Writes an index file of any tensors under a header with the right checksum."""
     text = make_query_set().header.model_dump_json() if document is None else document
     (path / "index").mkdir(exist_ok=True)
     with SafetensorsWriter(

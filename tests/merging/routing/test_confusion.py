@@ -1,4 +1,4 @@
-"""Which tasks are taken for which: counts against a plain loop, leave-one-out, entropy, table and picture."""
+"""The confusion of tasks: counts against a plain loop, leave-one-out, entropy, table and chart."""
 
 import math
 import struct
@@ -168,7 +168,7 @@ def test_drawing_again_writes_the_same_png(tmp_path):
 
 
 def drawn(counts: np.ndarray, tasks: list[str], path, monkeypatch):
-    """Returns the axes that a picture was drawn on."""
+    """Returns the axes of a drawn chart."""
     from matplotlib.figure import Figure
 
     made = []

@@ -1,4 +1,4 @@
-"""Features of examples against transformers alone, and features that the user brings in a file."""
+"""Features of examples against transformers alone, and features of the user's file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def from_file(path):
 
 
 def indexed(**changes):
-    """Indexes a zoo that is not there."""
+    """Indexes a missing zoo."""
     folder = Path("missing")
     return index_zoo(folder, "missing", folder, IndexOptions(**changes), False, lambda task: None)
 
@@ -54,7 +54,7 @@ def rows_of(source, inputs, rows=None):
 
 
 def plain_hidden_states(base, text):
-    """Returns the embeddings' and each layer's output for one text that nothing pads, by transformers alone."""
+    """Returns the embeddings' and each layer's output for one text without padding, by transformers alone."""
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(base).eval()

@@ -1,4 +1,4 @@
-"""What `index` chooses, learns and adds to, on a toy zoo of real (tiny) models."""
+"""Choosing layers, learning the metric and adding tasks, on a zoo of tiny models."""
 
 import json
 import shutil

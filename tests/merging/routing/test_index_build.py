@@ -27,7 +27,7 @@ COUNTS = {"birds": 12, "cities": 9, "tools": 30}
 
 
 class CountedFeatures:
-    """The features (seed of the task, row) of every example; remembers what it was asked for."""
+    """The features (seed of the task, row) of every example; records the requests."""
 
     spec = "pooled"
     dtype = "float32"

@@ -1,4 +1,4 @@
-"""Searching by an IVF: distances are exact, the recall is measured, and it is used only where it pays."""
+"""The search by an IVF: exact distances, measured recall, and exact search where the IVF finds too little."""
 
 import faiss
 import numpy as np

@@ -13,7 +13,7 @@ TASKS, PER_TASK, WIDTH = 3, 20, 8
 
 
 def states_of(*strengths):
-    """Returns states whose layer n tells tasks apart as well as strengths[n] says, and the task ids."""
+    """Returns states whose layer n separates the tasks by strengths[n], and the task ids."""
     generator = np.random.Generator(np.random.PCG64(0))
     ids = np.repeat(np.arange(TASKS, dtype=np.int32), PER_TASK)
     states = generator.normal(size=(len(ids), len(strengths), WIDTH))

@@ -32,7 +32,7 @@ def random_queries(seed: int, count: int = 40, width: int = 6) -> torch.Tensor:
 
 
 def plain_neighbours(query_set: QuerySet, query: np.ndarray, count: int) -> np.ndarray:
-    """Returns the nearest exemplars of one query by Euclidean distance, the earlier ones first among equals."""
+    """Returns the nearest exemplars of one query by Euclidean distance, ties in the order of the exemplars."""
     differences = query_set.points.astype(np.float64) - query.astype(np.float64)
     distances = np.sqrt(np.square(differences).sum(1))
     return np.argsort(distances, kind="stable")[:count]

@@ -1,4 +1,4 @@
-"""The query set's file: it reads back as it was written, damage is told, tasks leave it whole."""
+"""The query set's file: round trip, damage, and the removal of tasks."""
 
 from pathlib import Path
 

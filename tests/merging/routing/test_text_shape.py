@@ -13,7 +13,7 @@ WIDTH = 24
 
 
 def plain(text):
-    """Returns a row of `text_shapes`, by whole numbers and one run after the other."""
+    """Returns a row of `text_shapes`, computed by integers, one run at a time."""
     shape = "\n" + "".join(plain_class(each) for each in text) + "\n"
     counts = [0] * WIDTH
     for length in (1, 2, 3):
@@ -62,6 +62,6 @@ def test_words_of_the_same_spelling_have_the_same_shape():
 
 
 def test_the_buckets_never_change():
-    """Indexes on disk hold them."""
+    """Stored indexes depend on the buckets."""
     found = text_shapes(["Aa 0."], 8)[0].double().square() * 18
     assert found.round().int().tolist() == [3, 3, 1, 1, 3, 4, 3, 0]

@@ -1,4 +1,4 @@
-"""Votes of the nearest exemplars, and the snapping of what they come to, against plain loops."""
+"""The votes of the nearest exemplars, and snapping their shares, against plain loops."""
 
 import math
 
