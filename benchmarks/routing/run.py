@@ -144,15 +144,15 @@ def feature_seconds(model: Model) -> dict[str, list[float]]:
     texts = [text for task in model._tasks for text in model.examples(task, "test").inputs[: _TIMED // 8]]
     order = sorted(texts, key=len)
     batches = [model.adapter.batch(order[start : start + 64]) for start in range(0, len(order), 64)]
-    kinds = {(dtype, n): f"layer:{n}" for dtype in ("float32", "bfloat16") for n in range(model.last + 1)}
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in [*kinds, ("base", 0)]}
+    specs = {(dtype, n): f"layer:{n}" for dtype in ("float32", "bfloat16") for n in range(model.last + 1)}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in [*specs, ("base", 0)]}
     for _ in range(7):
         for key in times:
             started = time.perf_counter()
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=key[0] == "bfloat16"):
                 for batch in batches:
-                    if key in kinds:
-                        model.adapter.features(model.encoder, batch, kinds[key])
+                    if key in specs:
+                        model.adapter.features(model.encoder, batch, specs[key])
                     else:
                         model.encoder(**batch)
             times[key].append(time.perf_counter() - started)

@@ -18,8 +18,8 @@ MODES = ("per-sample", "batch-mean", "oracle")
 NEIGHBOURS = 5
 
 
-def index(toy, kind="pooled", per_task=12):
-    options = IndexOptions(str(kind), per_task=per_task, normalise="none", metric="euclidean")
+def index(toy, features="pooled", per_task=12):
+    options = IndexOptions(str(features), per_task=per_task, normalise="none", metric="euclidean")
     index_zoo(toy.zoo, str(toy.base), toy.data, options, True, lambda task: None)
 
 

@@ -78,7 +78,7 @@ def with_file(copied, tmp_path):
             noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(number))
             tensors[f"{task}.{split}"] = torch.eye(3)[number] + 0.01 * noise
     path = save_state(tmp_path / "features.safetensors", tensors)
-    index(copied, kind=path)
+    index(copied, features=path)
     return copied, path
 
 

@@ -42,9 +42,9 @@ def inputs(toy, **options):
 
 
 def index(toy, **changes):
-    heard = []
-    record, notes = index_zoo(*inputs(toy, **changes), True, heard.append)
-    assert heard == list(open_zoo(toy.zoo))
+    reported = []
+    record, notes = index_zoo(*inputs(toy, **changes), True, reported.append)
+    assert reported == list(open_zoo(toy.zoo))
     return record, notes
 
 
@@ -87,7 +87,7 @@ def without(toy, task):
     return put_back
 
 
-# --- choosing and learning --------------------------------------------------------------------------------
+# --- choosing layers and learning the metric ---
 
 
 def test_auto_records_and_reports_the_layers_it_chose(toy):
@@ -197,8 +197,8 @@ def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(to
     assert put_back() == [f"the query index lacks cities; run `flexswitch index {toy.zoo} --add`"]
     record, added, notes = add_to_index(*inputs(toy), None, lambda task: None)
     assert added == ["cities"]
-    told = f"the metric was learned without cities; `flexswitch index {toy.zoo} --overwrite` learns it from all tasks"
-    assert notes == ([told] if metric == "learned" else [])
+    note = f"the metric was learned without cities; `flexswitch index {toy.zoo} --overwrite` learns it from all tasks"
+    assert notes == ([note] if metric == "learned" else [])
     after = read_query_set(open_zoo(toy.zoo))
     assert after.header == before.header.model_copy(update={"tasks": ["birds", "tools", "cities"]})
     assert record == open_zoo(toy.zoo).record.index

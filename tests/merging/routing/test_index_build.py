@@ -63,15 +63,15 @@ def data(tmp_path):
 
 
 def build(zoo, data, per_task=10, seed=0, source=None):
-    heard = []
+    reported = []
     record, notes = build_index(
         zoo,
         read_exemplars(zoo, data),
         IndexOptions("pooled", per_task=per_task, seed=seed, normalise="none", metric="euclidean"),
         source or CountedFeatures(),
-        heard.append,
+        reported.append,
     )
-    assert heard == list(zoo)
+    assert reported == list(zoo)
     return record, notes
 
 
@@ -178,9 +178,9 @@ def test_the_index_of_a_real_base_holds_its_features(tmp_path):
 # --- what is refused, and that the zoo then stays as it was ------------------------------------------------
 
 
-def refused(zoo, data, kind=InputError, source=None):
+def refused(zoo, data, error=InputError, source=None):
     before = contents(zoo.path)
-    found = message(kind, lambda: build(zoo, data, source=source))
+    found = message(error, lambda: build(zoo, data, source=source))
     assert contents(zoo.path) == before
     return found
 

@@ -23,23 +23,23 @@ def neighbours(seed: int, samples: int, count: int, tasks: int) -> tuple[np.ndar
     return distances, generator.integers(0, tasks, (samples, count)).astype(np.int32)
 
 
-def plain_votes(distances: np.ndarray, task_ids: np.ndarray, tasks: int, kind: str) -> np.ndarray:
+def plain_votes(distances: np.ndarray, task_ids: np.ndarray, tasks: int, vote: str) -> np.ndarray:
     weights = np.zeros((len(distances), tasks))
     for row, (each, ids) in enumerate(zip(distances, task_ids, strict=True)):
         for distance, task in zip(each, ids, strict=True):
             spread = each[-1] ** 2 - each[0] ** 2
             fall = (distance**2 - each[0] ** 2) / spread if spread else 0.0
-            weights[row, task] += math.exp(-2 * fall) if kind == "kernel" else 1
+            weights[row, task] += math.exp(-2 * fall) if vote == "kernel" else 1
         weights[row] /= weights[row].sum()
     return weights
 
 
-@given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_votes_equal_a_plain_loop_and_sum_to_1(seed, counts, kind):
+@given(seed=st.integers(0, 2**32), counts=COUNTS, vote=st.sampled_from(VOTES))
+def test_votes_equal_a_plain_loop_and_sum_to_1(seed, counts, vote):
     samples, count, tasks = counts
     distances, ids = neighbours(seed, samples, count, tasks)
-    weights = votes(distances, ids, tasks, kind)
-    np.testing.assert_allclose(weights, plain_votes(distances, ids, tasks, kind), rtol=0, atol=1e-12)
+    weights = votes(distances, ids, tasks, vote)
+    np.testing.assert_allclose(weights, plain_votes(distances, ids, tasks, vote), rtol=0, atol=1e-12)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=0, atol=1e-12)
 
 
@@ -51,29 +51,29 @@ def test_the_kernel_vote_falls_with_distance_and_stays_positive():
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("kind", VOTES)
-def test_votes_do_not_depend_on_the_scale_of_distances(kind, scale):
+@pytest.mark.parametrize("vote", VOTES)
+def test_votes_do_not_depend_on_the_scale_of_distances(vote, scale):
     distances, ids = neighbours(3, 20, 10, 4)
     np.testing.assert_allclose(
-        votes(scale * distances, ids, 4, kind), votes(distances, ids, 4, kind), atol=1e-9
+        votes(scale * distances, ids, 4, vote), votes(distances, ids, 4, vote), atol=1e-9
     )
 
 
-@pytest.mark.parametrize("kind", VOTES)
-def test_neighbours_at_one_distance_have_equal_votes(kind):
+@pytest.mark.parametrize("vote", VOTES)
+def test_neighbours_at_one_distance_have_equal_votes(vote):
     for distance in (0.0, 2.5):
-        weights = votes(np.full((1, 4), distance), np.array([[0, 1, 1, 1]], np.int32), 2, kind)
+        weights = votes(np.full((1, 4), distance), np.array([[0, 1, 1, 1]], np.int32), 2, vote)
         assert weights.tolist() == [[0.25, 0.75]]
 
 
-@pytest.mark.parametrize("kind", VOTES)
-def test_a_samples_votes_are_the_same_alone_and_in_a_batch(kind):
+@pytest.mark.parametrize("vote", VOTES)
+def test_a_samples_votes_are_the_same_alone_and_in_a_batch(vote):
     distances = np.sort(np.random.Generator(np.random.PCG64(0)).random((33, 7)), axis=1)
     ids = neighbours(0, 33, 7, 5)[1]
-    whole = votes(distances, ids, 5, kind)
+    whole = votes(distances, ids, 5, vote)
     for row in range(33):
         np.testing.assert_array_equal(
-            votes(distances[row : row + 1], ids[row : row + 1], 5, kind)[0], whole[row]
+            votes(distances[row : row + 1], ids[row : row + 1], 5, vote)[0], whole[row]
         )
 
 
@@ -83,11 +83,11 @@ def test_an_unknown_vote_is_refused():
     )
 
 
-@given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_the_leading_task_has_the_largest_weight_and_the_nearest_exemplar_of_ties(seed, counts, kind):
+@given(seed=st.integers(0, 2**32), counts=COUNTS, vote=st.sampled_from(VOTES))
+def test_the_leading_task_has_the_largest_weight_and_the_nearest_exemplar_of_ties(seed, counts, vote):
     samples, count, tasks = counts
     distances, ids = neighbours(seed, samples, count, tasks)
-    weights = votes(distances, ids, tasks, kind)
+    weights = votes(distances, ids, tasks, vote)
     for row, leading in enumerate(leading_tasks(weights, ids)):
         assert leading == next(task for task in ids[row] if weights[row, task] == weights[row].max())
 
@@ -97,10 +97,10 @@ def test_a_tie_goes_to_the_task_of_the_nearer_exemplar():
     assert leading_tasks(weights, np.array([[1, 0, 0, 1]], np.int32)).tolist() == [1]
 
 
-@given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES), within=st.floats(0, 0.49))
-def test_snapping_drops_small_shares_keeps_the_largest_and_sums_to_1(seed, counts, kind, within):
+@given(seed=st.integers(0, 2**32), counts=COUNTS, vote=st.sampled_from(VOTES), within=st.floats(0, 0.49))
+def test_snapping_drops_small_shares_keeps_the_largest_and_sums_to_1(seed, counts, vote, within):
     samples, count, tasks = counts
-    weights = votes(*neighbours(seed, samples, count, tasks), tasks, kind).astype(np.float32)
+    weights = votes(*neighbours(seed, samples, count, tasks), tasks, vote).astype(np.float32)
     snapped = snap(weights, within)
     assert snapped.dtype == np.float32
     np.testing.assert_allclose(snapped.sum(1), 1, atol=1e-6)
@@ -122,10 +122,10 @@ def test_shares_as_large_as_the_largest_are_kept():
     np.testing.assert_array_equal(snap(even, 0.2), even)
 
 
-@given(seed=st.integers(0, 2**32), counts=COUNTS, kind=st.sampled_from(VOTES))
-def test_the_mix_root_has_squares_that_sum_to_1_and_share_changes_nothing(seed, counts, kind):
+@given(seed=st.integers(0, 2**32), counts=COUNTS, vote=st.sampled_from(VOTES))
+def test_the_mix_root_has_squares_that_sum_to_1_and_share_changes_nothing(seed, counts, vote):
     samples, count, tasks = counts
-    shares = votes(*neighbours(seed, samples, count, tasks), tasks, kind).astype(np.float32)
+    shares = votes(*neighbours(seed, samples, count, tasks), tasks, vote).astype(np.float32)
     roots = mixed(shares, "root")
     assert roots.dtype == np.float32
     np.testing.assert_allclose(np.square(roots.astype(np.float64)), shares, rtol=1e-6)
