@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.storage import store
 from flexswitch.merging.checkpoints.opening import open_checkpoint
@@ -106,8 +107,8 @@ def at_size(setup: Setup, size: int) -> dict[str, str]:
 
 
 def head_bytes(vector: TaskVector) -> int:
-    """Returns the bytes of a task's own tensors, in float32."""
-    return sum(4 * info.entries for info in vector.extras.values())
+    """Returns the bytes of a task's own tensors as an artifact stores them."""
+    return sum(len(packed_extra(vector.extra(name)).data) for name in vector.extras)
 
 
 def searched(setup: Setup, method: str, size: int) -> dict[str, Any]:

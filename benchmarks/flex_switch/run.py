@@ -4,7 +4,7 @@
 
 DIR holds the eight text tasks and --models the fine-tuned models, both of benchmarks/text8/run.py, which says
 where such data comes from. Compressed models and scores are cached in --cache.
-Sizes are those of the compressed tensors; a task's head is stored raw beside them by all methods.
+Sizes are those of the compressed tensors; a task's head is stored beside them, the same by all methods.
 """
 
 import statistics
@@ -101,7 +101,7 @@ def report(
     python benchmarks/flex_switch/run.py --data DIR --models benchmarks/text8/cache
 
 MiniLM-L6, {parameters / 1e6:.1f} M parameters; accuracy in %, whole test files. kB and bits per parameter are
-those of all of a file but its head (19 kB a task on average, raw, the same for all methods); *file* is with
+those of all of a file but its head (19 kB a task on average, the same for all methods); *file* is with
 it. *Divergence* is that from the fine-tuned models' answers (KL, nats) on 100 exemplars a task that were not
 used for training. FlexSwitch is trained on 100 unlabelled texts a task and augmentations of them, in bfloat16
 products, otherwise by its defaults. Seconds are of the whole compression of one task, on one thread, on a
