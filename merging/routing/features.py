@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from flexswitch.merging.routing.text_shape import with_shapes
 
 _BATCH = 64
 FeatureDtype = Literal["float32", "bfloat16"]
-FEATURE_DTYPES: tuple[FeatureDtype, ...] = get_args(FeatureDtype)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

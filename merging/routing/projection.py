@@ -4,7 +4,7 @@ Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md Â
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 
 Normalisation = Literal["none", "centred", "standardised"]
-NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 _SMALLEST = 1e-12
 _FLATTEST = 1e-6
 
