@@ -26,6 +26,7 @@ _LEAST_RECALL, _RECALL_COUNT, _RECALL_SAMPLES = 0.99, 10, 512
 _PROBES = (1, 2, 4, 8, 16, 32)  # lists searched for each query
 _POINTS_PER_CENTRE = 64  # that k-means uses
 _MARGIN = 4  # candidates beyond those wanted
+_MOST_ON_GPU = 2048  # candidates that FAISS finds on a GPU
 _PRODUCT_QUERIES = 8  # from this batch size on, a matrix product is faster than one query at a time
 _PAIRS = 1 << 26  # distances that torch holds at once
 _CENTRE_SAMPLES = 1024
@@ -43,7 +44,7 @@ class Neighbours(NamedTuple):
 class NeighbourSearch:
     """Searches vectors (vector, width) float32; of equal distances the lower position comes first.
 
-    device: "cpu" or "cuda"; library: [default: FAISS on the CPU, else torch];
+    device: "cpu" or "cuda"; library: [default: FAISS if it supports the device, else torch];
     approximate_from: the number of vectors from which an IVF is tried, on the CPU only.
     recall: the share of the 10 nearest that is found, 1 for an exact search.
     A query's answer depends neither on other queries nor on threads. Several threads may search at once.
@@ -59,6 +60,7 @@ class NeighbourSearch:
         self.vectors: FloatArray = np.ascontiguousarray(vectors, np.float32)
         self.recall = 1.0
         self._centre = _centre(self.vectors)
+        self._most = _MOST_ON_GPU if device != "cpu" else len(vectors)
         centred = self._centred(self.vectors)
         self._flat = _flat_index(centred, device, library)
         self._lists: _InvertedFile | None = None
@@ -98,7 +100,7 @@ class NeighbourSearch:
     def _search_all(self, queries: FloatArray, count: int) -> Neighbours:
         wanted = count + _MARGIN
         everything = np.arange(len(self))[None]
-        if wanted >= len(self):
+        if wanted >= len(self) or wanted > self._most:
             return self._ranked(queries, np.repeat(everything, len(queries), 0), count)
         centred = self._centred(queries)
         squares, candidates = self._flat(centred, wanted)
@@ -193,11 +195,15 @@ def sample_positions(available: int, count: int) -> NDArray[np.int64]:
 
 
 def _flat_index(vectors: FloatArray, device: str, library: Library | None) -> FlatIndex:
-    if library == "torch" or device != "cpu":
+    if library == "torch":
         return _torch_index(vectors, device)
     import faiss
 
+    if device != "cpu" and not hasattr(faiss, "StandardGpuResources"):
+        return _torch_index(vectors, device)
     index: Any = faiss.IndexFlatL2(vectors.shape[1])
+    if device != "cpu":
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     index.add(vectors)
 
     def search(queries: FloatArray, count: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

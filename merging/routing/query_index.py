@@ -36,7 +36,7 @@ class RoutingResult(NamedTuple):
 
 
 class QueryIndex:
-    """Searches a query set by Euclidean distance: by FAISS on the CPU, by torch on CUDA.
+    """Searches a query set by Euclidean distance: FAISS on the CPU; on CUDA its GPU build, else torch.
 
     neighbours: how many exemplars vote, or all if there are fewer. vote: "uniform" or "kernel".
     A sample's answer does not depend on the rest of the batch. Several threads may search at once.

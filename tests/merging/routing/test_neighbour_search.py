@@ -1,4 +1,4 @@
-"""The nearest vectors equal those of plain numpy in float64, in the same order."""
+"""The nearest vectors against plain numpy in float64: the same ones, in the same order, whatever else is asked."""
 
 import threading
 
@@ -13,7 +13,7 @@ from support import laws
 
 from flexswitch.merging.routing.neighbour_search import NeighbourSearch
 
-LIBRARIES = ("faiss", "torch")  # torch searches on a GPU
+LIBRARIES = ("faiss", "torch")  # torch searches on a GPU, unless FAISS is built for it
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
