@@ -129,7 +129,7 @@ def _report_alone(
     if report is None or building:
         what = f"{building[0]}: building an index takes" if building else "building an index takes"
         raise UsageError(
-            f"{what} --base BASE and --exemplars DIR; --report FILE.png alone tells of the one there is"
+            f"{what} --base BASE and --exemplars DIR; --report FILE.png alone describes the present one"
         )
     check_device(device)
     document, parts = index_report(zoo, report, overwrite, device)
@@ -152,7 +152,7 @@ def _lines(zoo: Path, count: int, record: "IndexRecord", added: list[str]) -> li
             f"Euclidean {found.euclidean_held_out:.1f} %, learned {found.learned_held_out:.1f} %"
         )
         lines.append(
-            "the same, one left out from the search alone (too good for the learned one, which saw it): "
+            "with one exemplar left out of the search only (the learned metric was trained on all of them): "
             f"Euclidean {found.euclidean_loo:.1f} %, learned {found.learned_loo:.1f} %"
         )
     return lines

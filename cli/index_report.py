@@ -18,11 +18,11 @@ def index_report(
 
     found = report_index(open_zoo(zoo), device)
     draw_confusion(found.counts, found.tasks, picture, overwrite)
-    lines = [f"each exemplar led by its 10 nearest others, one vote each; drawn in {picture}"]
+    lines = [f"each exemplar routed by its 10 nearest others, one vote each; drawn in {picture}"]
     if found.held_out is not None:
         lines.append(
-            "too good, since the metric was learned from all of them: "
-            f"of those held out from training {found.held_out:.1f} % lead to their own task"
+            "the metric was trained on all of them; of exemplars held out from its training, "
+            f"{found.held_out:.1f} % are routed to their own task"
         )
     document = confusion_document(found.counts, found.tasks)
     document |= {"held_out_accuracy": found.held_out, "picture": str(picture)}

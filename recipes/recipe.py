@@ -114,6 +114,8 @@ def check_expectations(step: CommandLine, document: dict[str, Any], source: Path
                 known = found if isinstance(found, dict) else ()
                 raise InputError(f"{source}: step '{step.name}': {unknown_name('figure', key, known)}")
             found = found[key]
+        if bound.equals is None and (isinstance(found, bool) or not isinstance(found, int | float)):
+            raise InputError(f"{source}: step '{step.name}': {path} is no number, so it has no bounds")
         wanted = [
             (bound.at_least is None or found >= bound.at_least, f"at least {bound.at_least}"),
             (bound.at_most is None or found <= bound.at_most, f"at most {bound.at_most}"),

@@ -1,17 +1,59 @@
 """Checks of arguments that several commands share."""
 
+import functools
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
+from flexswitch.merging.task_vectors.model_directory import parse_size
 from flexswitch.merging.task_vectors.task_name import task_name
 
+Parameters = ParamSpec("Parameters")
+Made = TypeVar("Made")
+
+Positive = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(lambda size: parse_size(size) if isinstance(size, str) else size)]
 StoredDtype = Literal["float32", "bfloat16"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
+    """Returns a command that checks its arguments against their annotations before it starts.
+
+    Raises: UsageError naming an argument of another type or outside its range.
+    """
+
+    @functools.cache
+    def model() -> type[BaseModel]:
+        fields: dict[str, Any] = {
+            each.name: (each.annotation, ... if each.default is each.empty else each.default)
+            for each in inspect.signature(command, eval_str=True).parameters.values()
+        }
+        config = ConfigDict(arbitrary_types_allowed=True)
+        return create_model(command.__name__, __config__=config, **fields)
+
+    @functools.wraps(command)
+    def run(*positional: Parameters.args, **named: Parameters.kwargs) -> Made:
+        arguments = inspect.signature(command).bind(*positional, **named).arguments
+        try:
+            found = model().model_validate(arguments)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                f"{command.__name__}: {first['loc'][0]}={first['input']!r}: {first['msg'].lower()}"
+            ) from error
+        values = {name: getattr(found, name) for name in arguments}
+        call: Callable[..., Made] = command
+        return call(**values)
+
+    return run
 
 
 def selection(include: Sequence[str], exclude: Sequence[str], on_resize: Resize) -> Selection:

@@ -15,7 +15,14 @@ from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize, Selection
-from flexswitch.merging.commands.arguments import check_suffix, new_task_name, selection
+from flexswitch.merging.commands.arguments import (
+    Bytes,
+    Positive,
+    check_suffix,
+    checked,
+    new_task_name,
+    selection,
+)
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.compression.compress import compress as compress_vector
 from flexswitch.merging.compression.plan import CheckpointFile, Progress, Training, TrainingInputs
@@ -29,6 +36,7 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 PER_TASK = 100
 
 
+@checked
 def compress(
     source: str | Path,
     output: str | Path,
@@ -38,16 +46,16 @@ def compress(
     settings: Mapping[str, Any] | None = None,
     target_size: str | None = None,
     exemplars: str | Path | None = None,
-    per_task: int = PER_TASK,
+    per_task: Positive = PER_TASK,
     adapter: str | None = None,
     device: str = "cpu",
-    checkpoint_every: int | None = None,
+    checkpoint_every: Positive | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
     name: str | None = None,
-    jobs: int | None = None,
-    memory: int = DEFAULT_MEMORY,
+    jobs: Positive | None = None,
+    memory: Bytes = DEFAULT_MEMORY,
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter = SILENT,

@@ -11,6 +11,7 @@ from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
     StoredDtype,
     check_suffix,
+    checked,
     new_task_name,
     selection,
 )
@@ -19,6 +20,7 @@ from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile, write_task_vector
 
 
+@checked
 def extract(
     base: str | Path,
     finetuned: str | Path,

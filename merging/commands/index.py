@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flexswitch.codecs.format.zoo import IndexRecord, open_zoo
+from flexswitch.merging.commands.arguments import Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.feature_spec import AUTO
 from flexswitch.merging.routing.features import FeatureDtype
@@ -20,18 +21,19 @@ class Indexed(NamedTuple):
     notes: list[str]
 
 
+@checked
 def index(
     zoo: str | Path,
     *,
     base: str | Path,
     exemplars: str | Path,
     add: bool = False,
-    per_task: int = 100,
+    per_task: Positive = 100,
     features: str | None = None,
     feature_dtype: FeatureDtype = "float32",
     normalise: Normalisation = "centred",
     metric: Metric = "learned",
-    rank: int = 32,
+    rank: Positive = 32,
     seed: int = 0,
     adapter: str | None = None,
     device: str = "cpu",

@@ -12,7 +12,7 @@ from flexswitch.codecs.format.atomic import check_output
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base, quick_fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.commands.arguments import OutputDtype
+from flexswitch.merging.commands.arguments import Bytes, OutputDtype, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
@@ -43,6 +43,7 @@ def restored(*, lambda_: Annotated[float, Field(description="Scale of the task v
 _RESTORED = Method("restored", "merge", f"{__name__}:restored", ("the task vector",), "")
 
 
+@checked
 def merge(
     sources: Sequence[str | Path],
     output: str | Path,
@@ -52,7 +53,7 @@ def merge(
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: OutputDtype | None = None,
-    max_shard_size: int = _SHARD_BYTES,
+    max_shard_size: Bytes = _SHARD_BYTES,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Merged:
@@ -93,6 +94,10 @@ def _open_vectors(sources: list[str], base: Checkpoint, task: str | None) -> dic
             if name in vectors:
                 raise InputError(f"{source}: holds the task '{name}', as {vectors[name].source} does")
             vectors[name] = vector
+    if not vectors:
+        raise InputError(
+            f"{', '.join(sources)}: holds no task, expected at least one; pack an artifact first"
+        )
     if task is not None:
         if task not in vectors:
             raise InputError(f"{', '.join(sources)}: {unknown_name('task', task, vectors)}")

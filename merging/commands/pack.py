@@ -8,10 +8,12 @@ from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
+from flexswitch.merging.commands.arguments import Bytes, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
 
+@checked
 def pack(
     artifacts: Sequence[str | Path],
     output: str | Path,
@@ -21,8 +23,8 @@ def pack(
     codec: str = "auto",
     effort: str | None = None,
     adapter: str | None = None,
-    jobs: int | None = None,
-    memory: int = DEFAULT_MEMORY,
+    jobs: Positive | None = None,
+    memory: Bytes = DEFAULT_MEMORY,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Zoo:

@@ -73,7 +73,7 @@ def train(
     initial = task.fill(initial, sizer, size)[0]
     loss_before = run.loss(initial)
     loss, found, record = _train_from(run, initial, factors, size, checkpoint, on_step, on_note)
-    if loss > _LOSS_TOLERANCE * loss_before:
+    if loss > loss_before + (_LOSS_TOLERANCE - 1) * abs(loss_before):  # rounding makes a loss of 0 negative
         if checkpoint is not None:
             checkpoint.remove()  # the same steps would lead here again
         raise InputError(

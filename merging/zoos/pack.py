@@ -114,11 +114,14 @@ def _index_notes(before: Zoo, record: ZooRecord, added: set[str]) -> list[str]:
     """Returns how to complete the query index after a change."""
     if record.index is not None and added:
         names = ", ".join(sorted(added))
-        return [f"the query index lacks {names}; run `flexswitch index {before.path} --add`"]
+        return [
+            f"the query index lacks {names}; add them: flexswitch index {before.path} --add --base BASE "
+            "--exemplars DIR"
+        ]
     if record.index is None and before.record.index is not None and record.tasks:
         return [
             "the query index was removed with the last of its tasks; "
-            f"run `flexswitch index {before.path}` again"
+            f"build it again: flexswitch index {before.path} --base BASE --exemplars DIR"
         ]
     return []
 
@@ -151,7 +154,8 @@ def _open_all(files: Sequence[Path]) -> list[Artifact]:
         name = artifact.header.name
         if name in seen:
             raise InputError(
-                f"{artifact.path}: holds the same task '{name}' as {seen[name]}; rename one with --name"
+                f"{artifact.path}: holds the same task '{name}' as {seen[name]}; compress one of them again "
+                "with another --name"
             )
         seen[name] = artifact.path
     return artifacts

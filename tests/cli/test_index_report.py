@@ -61,7 +61,7 @@ def test_a_report_prints_the_table_and_where_it_is_from(toy, index, flexswitch, 
     assert [line.split()[0] for line in lines[2:5]] == ["birds", "cities", "tools"]
     assert (
         lines[-1]
-        == f"each exemplar led by its 10 nearest others, one vote each; drawn in {tmp_path / 'c.png'}"
+        == f"each exemplar routed by its 10 nearest others, one vote each; drawn in {tmp_path / 'c.png'}"
     )
 
 
@@ -79,8 +79,8 @@ def test_a_learned_metrics_report_says_that_it_is_too_good(toy, index, flexswitc
     assert record.metric == "learned"
     lines = flexswitch("index", toy.zoo, "--report", tmp_path / "c.png").out.splitlines()
     assert lines[-1] == (
-        "too good, since the metric was learned from all of them: of those held out from training "
-        f"{record.accuracy.learned_held_out:.1f} % lead to their own task"
+        "the metric was trained on all of them; of exemplars held out from its training, "
+        f"{record.accuracy.learned_held_out:.1f} % are routed to their own task"
     )
 
 
@@ -111,7 +111,7 @@ def test_building_without_a_base_or_exemplars_is_wrong_usage(
     monkeypatch.chdir(tmp_path)
     outcome = flexswitch("index", toy.zoo, *options)
     assert (outcome.status, outcome.error) == (
-        2, f"{what} --base BASE and --exemplars DIR; --report FILE.png alone tells of the one there is",
+        2, f"{what} --base BASE and --exemplars DIR; --report FILE.png alone describes the present one",
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 

@@ -119,7 +119,7 @@ def test_a_larger_lambda_gives_a_smaller_artifact(case: TrainingCase, tmp_path: 
     [
         ("shards=1", "scale_refit_steps=0", "effort=fast"),
         *(
-            pytest.param((setting,), marks=DEEP)
+            pytest.param((setting, "target_size=9KB"), marks=DEEP)
             for setting in (
                 "granularity=rows",
                 "densities=uniform",
@@ -135,7 +135,7 @@ def test_other_settings_lower_the_divergence_too(
 ) -> None:
     found = case.train(tmp_path / "birds.fsw", *settings)
     assert found.header.training.after.divergence < found.header.training.before.divergence
-    assert found.path.stat().st_size <= 5000
+    assert found.path.stat().st_size <= (9000 if "target_size=9KB" in settings else 5000)
     for setting in settings:
         name, value = setting.split("=")
         assert str(found.header.method.settings[name]) == value

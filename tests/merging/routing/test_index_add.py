@@ -194,7 +194,9 @@ def test_a_task_is_added_under_the_stored_projection_and_nothing_else_changes(to
     if metric == "learned":
         store_metric(toy)
     before, files = read_query_set(open_zoo(toy.zoo)), contents(toy.zoo)
-    assert put_back() == [f"the query index lacks cities; run `flexswitch index {toy.zoo} --add`"]
+    assert put_back() == [
+        f"the query index lacks cities; add them: flexswitch index {toy.zoo} --add --base BASE --exemplars DIR"
+    ]
     record, added, notes = add_to_index(*inputs(toy), None, lambda task: None)
     assert added == ["cities"]
     note = f"the metric was learned without cities; `flexswitch index {toy.zoo} --overwrite` learns it from all tasks"
@@ -266,7 +268,7 @@ def test_the_command_reports_the_metric_and_labels_its_accuracies(toy, flexswitc
         f"{toy.zoo}: query index of 3 tasks, features layers:2+0 (float32, centred), learned metric of rank 4, "
     )
     assert "a fifth held out from the metric and the search: Euclidean " in lines[1]
-    assert "one left out from the search alone" in lines[2]
+    assert "one exemplar left out of the search only" in lines[2]
     document = json.loads(flexswitch(*command(toy, "--features", "input", "--overwrite", "--json")).out)
     assert set(document["accuracy"]) == {
         "euclidean_loo", "euclidean_held_out", "learned_loo", "learned_held_out",

@@ -80,7 +80,7 @@ def test_the_order_of_the_artifacts_does_not_matter(tmp_path, made):
 def test_two_artifacts_of_one_task_are_refused(tmp_path, made):
     copy = shutil.copy(made["birds"], tmp_path / "other.fsw")
     assert message(InputError, lambda: create(tmp_path / "zoo", [made["birds"], copy])) == (
-        f"{copy}: holds the same task 'birds' as {made['birds']}; rename one with --name"
+        f"{copy}: holds the same task 'birds' as {made['birds']}; compress one of them again with another --name"
     )
     assert not (tmp_path / "zoo").exists()
 

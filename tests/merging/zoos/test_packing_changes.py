@@ -149,7 +149,7 @@ def test_an_unknown_task_is_not_removed(zoo, made):
 def test_two_added_artifacts_of_one_task_are_refused(tmp_path, zoo, made):
     copy = shutil.copy(made["planets"], tmp_path / "copy.fsw")
     assert message(InputError, lambda: change(zoo, add=[made["planets"], copy])) == (
-        f"{copy}: holds the same task 'planets' as {made['planets']}; rename one with --name"
+        f"{copy}: holds the same task 'planets' as {made['planets']}; compress one of them again with another --name"
     )
 
 
@@ -165,7 +165,7 @@ def test_a_folder_that_is_not_a_zoo_is_refused(tmp_path, made):
 def test_adding_a_task_notes_that_the_index_lacks_it(indexed, made):
     before = contents(indexed)
     assert change(indexed, add=[made["planets"]]) == [
-        f"the query index lacks planets; run `flexswitch index {indexed} --add`"
+        f"the query index lacks planets; add them: flexswitch index {indexed} --add --base BASE --exemplars DIR"
     ]
     assert changed_files(before, indexed) == {"tasks/planets.fsw", ZOO_FILE}
     assert read_query_set(open_zoo(indexed)).header.tasks == TASKS
@@ -184,14 +184,14 @@ def test_removing_a_task_drops_its_exemplars(indexed):
 def test_replacing_a_task_drops_its_exemplars_with_a_note(tmp_path, indexed, made):
     again = newer(made, tmp_path, "birds")
     assert change(indexed, add=[again, made["planets"]], overwrite=True) == [
-        f"the query index lacks birds, planets; run `flexswitch index {indexed} --add`"
+        f"the query index lacks birds, planets; add them: flexswitch index {indexed} --add --base BASE --exemplars DIR"
     ]
     assert read_query_set(open_zoo(indexed)).header.tasks == ["cities", "tools"]
 
 
 def test_the_index_is_removed_with_the_last_of_its_tasks(indexed, made):
     assert change(indexed, add=[made["planets"]], remove=TASKS) == [
-        f"the query index was removed with the last of its tasks; run `flexswitch index {indexed}` again"
+        f"the query index was removed with the last of its tasks; build it again: flexswitch index {indexed} --base BASE --exemplars DIR"
     ]
     assert set(contents(indexed)) == {ZOO_FILE, "tasks/planets.fsw"}
     assert open_zoo(indexed).record.index is None
