@@ -32,12 +32,14 @@ def interrupt_once_changed(path: Path) -> Iterator[None]:
             time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join()
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: Compress) -> None:
