@@ -26,7 +26,7 @@ def route(
     *,
     base: str | Path,
     samples: str | Path,
-    voting: VotingOptions = VotingOptions(),  # noqa: B008
+    voting: VotingOptions | None = None,
     features: Path | None = None,
     limit: int | None = None,
     adapter: str | None = None,
@@ -44,7 +44,7 @@ def route(
     checkpoint = open_checkpoint(str(base))
     check_base(checkpoint, opened.record.base, str(zoo))
     model = get_adapter(checkpoint, opened.record.adapter, adapter)
-    router = open_router(opened, model, features, voting, device)
+    router = open_router(opened, model, features, voting or VotingOptions(), device)
     with reporter.progress(f"routing {len(examples):,} samples of {path}", chunk_count(examples)) as on_chunk:
         result = route_file(router, path, examples, on_chunk)
     if router.index.recall < 1:
