@@ -210,7 +210,7 @@ runs that take turns, threads: {options.threads}. *Ours* finds candidates by FAI
 compares them in float64 and proves that none was missed: an answer is the same alone and in any batch, of
 equal distances the smaller position first. *FAISS as shipped* is its flat index, whose wheel takes products
 from 128,000 entries of a batch on; *torch* is `addmm` and `topk`. Their float32 distances can change with the
-batch. On the smallest sets exactness costs up to a millisecond a batch of 256; a forward pass takes hundreds.
+batch.
 
 {table(exact_header, exact)}
 
@@ -218,9 +218,7 @@ Of very many exemplars, width {WIDTHS[0]}, batch {APPROXIMATE_BATCH}: our exact 
 takes (*ours*: FAISS's IVF from 200,000 exemplars on, if it finds 99 % of the exemplars' own neighbours; else
 the exact search); and FAISS's IVF and HNSW at the least effort that reaches a recall of
 {WANTED_RECALL}, or else the largest tried. *Spread*: how far apart the tasks' centres are, in widths of a
-task. Where tasks overlap (spread 1) approximate indices are no quicker at that recall, or do not reach it.
-Where they lie apart an IVF is quicker at every size, but up to 2,000 tasks exact search takes less than 20 ms
-a batch.
+task.
 
 {table(approximate_header, approximate)}
 
