@@ -12,6 +12,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flexswitch.cli.printable import printable
+
 # Wider than any table: fitted to a narrow terminal, figures would be cut off.
 _WIDTH = 1000
 _STEPS_A_LINE = 50
@@ -29,7 +31,7 @@ class Console:
     def note(self, text: str) -> None:
         """Prints a line on stderr, unless quiet."""
         if not self.quiet:
-            print(f"flexswitch: {text}", file=sys.stderr)
+            print(f"flexswitch: {printable(text)}", file=sys.stderr)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -40,7 +42,7 @@ class Console:
                 yield lambda item: None
                 return
             bar = bars.add_task(what.split()[0], total=total, item="")
-            yield lambda item: bars.update(bar, advance=1, item=item)
+            yield lambda item: bars.update(bar, advance=1, item=printable(item))
 
     @contextmanager
     def steps(self, what: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -51,7 +53,9 @@ class Console:
         """
         time_left = _TimeLeft(total, self._clock)
         with self._bars() as bars:
-            bar = None if bars is None else bars.add_task(what, total=total, item="", visible=False)
+            bar = (
+                None if bars is None else bars.add_task(printable(what), total=total, item="", visible=False)
+            )
 
             def stepped(done: int, state: str) -> None:
                 left = time_left.left(done)
@@ -60,9 +64,9 @@ class Console:
                         ending = "" if left is None or done == total else f", {duration(left)} left"
                         self.note(f"step {done} of {total}: {state}{ending}")
                 elif time_left.first == done:
-                    bars.reset(bar, completed=done, item=state, visible=True)
+                    bars.reset(bar, completed=done, item=printable(state), visible=True)
                 else:
-                    bars.update(bar, completed=done, item=state)
+                    bars.update(bar, completed=done, item=printable(state))
 
             yield stepped
 
@@ -73,8 +77,8 @@ class Console:
             yield self._live
             return
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[item]}", style="dim"),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[item]}", style="dim", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
             self._live = bars
@@ -88,9 +92,12 @@ class Console:
         if self.as_json:
             print(json.dumps(document, indent=1))
             return document
-        rich = RichConsole(width=_WIDTH)
+        rich = RichConsole(width=_WIDTH, markup=False, emoji=False, highlight=False)
         for part in parts:
-            rich.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                rich.print(printable(part), soft_wrap=True)
+            else:
+                rich.print(part)
         return document
 
 
@@ -112,11 +119,21 @@ class _TimeLeft:
         return (now - self._began) / max(1, done - self.first) * (self._total - done)
 
 
+class _PrintableTable(Table):
+    """A table whose cells are printable."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Adds a row of texts."""
+        super().add_row(*map(printable, cells), **options)
+
+
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """Returns an empty table whose first `left` columns are aligned left, the others right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = _PrintableTable(
+        title=printable(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for position, column in enumerate(columns):
-        made.add_column(column, justify="left" if position < left else "right", no_wrap=True)
+        made.add_column(printable(column), justify="left" if position < left else "right", no_wrap=True)
     return made
 
 

@@ -1,10 +1,11 @@
 """The `flexswitch` command: its subcommands, and how errors are printed."""
 
+import io
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +17,7 @@ from flexswitch.cli.inspect import inspect
 from flexswitch.cli.merge import merge
 from flexswitch.cli.methods import methods
 from flexswitch.cli.pack import pack
+from flexswitch.cli.printable import make_libraries_printable, one_line, printable
 from flexswitch.cli.route import route
 from flexswitch.cli.run import run
 from flexswitch.cli.verify import verify
@@ -62,23 +64,37 @@ app.command("run")(run)
 def main() -> None:
     """Runs the command line and ends the process with one of the statuses of `ExitStatus`."""
     signal.signal(signal.SIGTERM, _interrupt)
+    make_libraries_printable()
     try:
-        app()
+        outcome = app(standalone_mode=False)
     except FlexswitchError as error:
         _fail(str(error), error.status)
+    except typer.TyperException as error:
+        _fail_on_usage(error)
     except (OSError, MemoryError) as error:
         _fail(_system_message(error), ExitStatus.INPUT)
-    except SystemExit as stop:
-        if stop.code == ExitStatus.INTERRUPTED:
+    if isinstance(outcome, int):  # the status of a command that ended early, as with --help
+        if outcome == ExitStatus.INTERRUPTED:
             print("flexswitch: interrupted; nothing half-written is left", file=sys.stderr)
-        raise
+        sys.exit(outcome)
 
 
-def _fail(message: str, status: ExitStatus) -> None:
+def _fail(message: str, status: ExitStatus) -> NoReturn:
     if "--debug" in sys.argv:
-        traceback.print_exc()
-    print("flexswitch: error: " + " ".join(message.split("\n")), file=sys.stderr)
+        _print_lines(traceback.format_exc())
+    print("flexswitch: error: " + one_line(message), file=sys.stderr)
     sys.exit(status)
+
+
+def _fail_on_usage(error: typer.TyperException) -> NoReturn:
+    shown = io.StringIO()
+    error.show(shown)  # type: ignore[attr-defined]  # all that typer raises have it
+    _print_lines(shown.getvalue())
+    sys.exit(error.exit_code)
+
+
+def _print_lines(text: str) -> None:
+    print("\n".join(map(printable, text.rstrip("\n").split("\n"))), file=sys.stderr)
 
 
 def _system_message(error: OSError | MemoryError) -> str:

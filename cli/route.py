@@ -66,7 +66,7 @@ def route(
         "out_of_scope": far,
         "samples": samples,
     }
-    return console.result(document, "\n".join(_lines(samples)), _note(far, len(samples)))
+    return console.result(document, *_lines(samples), _note(far, len(samples)))
 
 
 def _samples(routed: "RoutingResult", tasks: list[str]) -> list[dict[str, Any]]:
