@@ -23,7 +23,9 @@ def run(
     import sys
 
     from flexswitch.cli.main import app
-    from flexswitch.recipes.recipe import check_expectations, command_lines, read_recipe
+    from flexswitch.codecs.errors import ExitStatus, InputError
+    from flexswitch.recipes.expectations import check_expectations
+    from flexswitch.recipes.recipe import command_lines, read_recipe
 
     steps = command_lines(read_recipe(recipe), app, recipe)
     results = []
@@ -31,8 +33,14 @@ def run(
         words = [*step.arguments, *(["--quiet"] if console.quiet else [])]
         console.note(f"step {number} of {len(steps)}: {step.name}")
         console.note("$ " + shlex.join(["flexswitch", *words]))
-        with contextlib.redirect_stdout(sys.stderr if console.as_json else sys.stdout):
-            document = app(words, standalone_mode=False)
+        try:
+            with contextlib.redirect_stdout(sys.stderr if console.as_json else sys.stdout):
+                document = app(words, standalone_mode=False)
+        except typer.TyperException as error:
+            problem = error.format_message().replace("Value error, ", "")
+            raise InputError(f"{recipe}: step '{step.name}': {problem}") from error
+        if document == ExitStatus.INTERRUPTED:
+            raise KeyboardInterrupt
         check_expectations(step, document, recipe)
         results.append({"name": step.name, "arguments": words, "result": document})
     return console.result({"recipe": str(recipe), "steps": results}, f"{recipe}: {len(steps)} steps done")

@@ -6,24 +6,62 @@ from typing import Annotated, Any, Literal
 
 import typer
 import typer.main
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
-from flexswitch.codecs.errors import ExpectationError, InputError, unknown_name
+from flexswitch.codecs.errors import InputError, unknown_name
+from flexswitch.recipes.reading import read_yaml
 
 Scalar = str | int | float | bool
 
 
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def _scalar(value: object) -> Scalar:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError("a text, a number, true or false")
+    return value
+
+
+def _option(value: object) -> object:
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if not all(map(_is_scalar, entries)):
+        raise ValueError("a text, a number, true or false, or a list or a mapping of those")
+    return value
+
+
+def _one_name_with_values(value: dict[str, list[str]]) -> dict[str, list[str]]:
+    if len(value) > 1 or [] in value.values():
+        raise ValueError("one name with a list of at least one value")
+    return value
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Bound(_Record):
     """The bound that a figure of a step's result must meet."""
 
-    at_least: float | None = None
-    at_most: float | None = None
-    equals: Scalar | None = None
+    at_least: FiniteFloat | None = None
+    at_most: FiniteFloat | None = None
+    equals: Annotated[Scalar | None, PlainValidator(_scalar)] = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> "Bound":
+        if self.at_least is self.at_most is self.equals is None:
+            raise ValueError("at least one of at_least, at_most and equals")
+        return self
 
 
 class Step(_Record):
@@ -36,8 +74,8 @@ class Step(_Record):
     name: str
     command: str
     inputs: list[str] = []
-    options: dict[str, Scalar | list[Scalar] | dict[str, Scalar]] = {}
-    foreach: Annotated[dict[str, list[str]], Field(max_length=1)] = {}
+    options: dict[str, Annotated[Any, AfterValidator(_option)]] = {}
+    foreach: Annotated[dict[str, list[str]], AfterValidator(_one_name_with_values)] = {}
     expect: dict[str, Bound] = {}
 
 
@@ -56,32 +94,13 @@ class CommandLine(_Record):
     expect: dict[str, Bound]
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a repeated key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"key '{twice[0]}' is repeated", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_recipe(path: Path) -> Recipe:
-    """Returns a recipe. Raises: InputError naming the first wrong key and the nearest known one."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such recipe")
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as reason:
-        line = f", line {reason.problem_mark.line + 1}" if reason.problem_mark else ""
-        raise InputError(f"{path}{line}: is not YAML ({reason.problem})") from reason
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())})") from reason
+    """Returns a recipe. Raises: InputError naming the step and the first wrong key or value."""
+    document = read_yaml(path)
     try:
         return Recipe.model_validate(document)
     except ValidationError as reason:
-        raise InputError(f"{path}: {_describe(reason)}") from reason
+        raise InputError(f"{path}: {_describe(reason, document)}") from reason
 
 
 def command_lines(recipe: Recipe, app: typer.Typer, source: Path) -> list[CommandLine]:
@@ -103,29 +122,6 @@ def command_lines(recipe: Recipe, app: typer.Typer, source: Path) -> list[Comman
                 raise InputError(f"{where}: {unknown_name(f'option of {step.command}', option, known)}")
         lines += [_command_line(step, values) for values in _combinations(step)]
     return lines
-
-
-def check_expectations(step: CommandLine, document: dict[str, Any], source: Path) -> None:
-    """Raises: ExpectationError where a figure of a step's result is outside its bound; InputError."""
-    for path, bound in step.expect.items():
-        found: Any = document
-        for key in path.split("/"):
-            if not isinstance(found, dict) or key not in found:
-                known = found if isinstance(found, dict) else ()
-                raise InputError(f"{source}: step '{step.name}': {unknown_name('figure', key, known)}")
-            found = found[key]
-        if bound.equals is None and (isinstance(found, bool) or not isinstance(found, int | float)):
-            raise InputError(f"{source}: step '{step.name}': {path} is no number, so it has no bounds")
-        wanted = [
-            (bound.at_least is None or found >= bound.at_least, f"at least {bound.at_least}"),
-            (bound.at_most is None or found <= bound.at_most, f"at most {bound.at_most}"),
-            (bound.equals is None or found == bound.equals, f"{bound.equals}"),
-        ]
-        for holds, expected in wanted:
-            if not holds:
-                raise ExpectationError(
-                    f"{source}: step '{step.name}': {path} is {found}, expected {expected}"
-                )
 
 
 def _commands(app: typer.Typer) -> dict[str, list[str]]:
@@ -162,14 +158,53 @@ def _command_line(step: Step, values: dict[str, str]) -> CommandLine:
     return CommandLine(name=fill(step.name), arguments=words, expect=step.expect)
 
 
-def _describe(error: ValidationError) -> str:
+# What a recipe must hold in place of a wrong value, by the type of pydantic's error.
+_EXPECTED = {
+    "string_type": "a text (put it in quotes)",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "too_short": "at least one",
+}
+
+
+def _describe(error: ValidationError, document: Any) -> str:
     """Returns one problem of a recipe in words: an unknown key first, because it may cause the others."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    *parents, last = first["loc"] or ("recipe",)
-    where = ".".join(map(str, parents)) or "the recipe"
+    where, keys = _place(first["loc"], document)
     if first["type"] == "extra_forbidden":
         record: type[BaseModel] = Recipe
-        if parents:
-            record = Bound if "expect" in parents else Step
-        return f"in {where}: {unknown_name('key', str(last), record.model_fields)}"
-    return f"in {where}: '{last}': {first['msg']}"
+        if where:
+            record = Bound if "expect" in keys else Step
+        inside = f" in '{'/'.join(keys[:-1])}'" if keys[:-1] else ""
+        return f"{where}{unknown_name('key', keys[-1], record.model_fields)}{inside}"
+    if first["type"] == "missing":
+        return f"{where}lacks the key '{'/'.join(keys)}'"
+    context = first.get("ctx", {})
+    expected = _EXPECTED.get(first["type"]) or str(context.get("error") or context["expected"])
+    named = f"'{'/'.join(keys)}'" if keys else "the step" if where else "the recipe"
+    return f"{where}{named} is {_shown(first['input'])}, expected {expected}"
+
+
+def _place(location: tuple[int | str, ...], document: Any) -> tuple[str, list[str]]:
+    """Returns the step, as "step 2, 'pack': " or nothing, and the keys that lead to a value in it."""
+    if len(location) < 2:
+        return "", list(map(str, location))
+    number = int(location[1])
+    step = document["steps"][number]
+    name = step.get("name") if isinstance(step, dict) else None
+    called = f", '{name}'" if isinstance(name, str) else ""
+    keys = [f"{part + 1}" if isinstance(part, int) else part for part in location[2:]]
+    return f"step {number + 1}{called}: ", keys
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a recipe writes it, cut short."""
+    if isinstance(value, dict | list):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "empty"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

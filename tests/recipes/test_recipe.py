@@ -1,6 +1,10 @@
 """Recipes run subcommands in order, are checked before the first one starts, and stop at a failure."""
 
 import json
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,14 +84,14 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
         (
             "steps:",
             "stepps:",
-            ": in the recipe: no key is named 'stepps'; did you mean 'steps'?",
+            ": no key is named 'stepps'; did you mean 'steps'?",
         ),
         (
             "inputs: [red",
             "input: [red",
-            ": in steps.1: no key is named 'input'; did you mean 'inputs'?",
+            ": step 2, 'pack': no key is named 'input'; did you mean 'inputs'?",
         ),
-        ("version: 1", "version: 2", ": in the recipe: 'version': Input should be 1"),
+        ("version: 1", "version: 2", ": 'version' is 2, expected 1"),
         (
             "command: pack",
             "command: pakc",
@@ -101,7 +105,7 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
         (
             "version: 1",
             "version: 1\nversion: 1",
-            ", line 2: is not YAML (key 'version' is repeated)",
+            ", line 3: is not a recipe's YAML (key 'version' is repeated)",
         ),
     ],
 )
@@ -112,6 +116,26 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(models, flexswitch, old,
     assert outcome.status == 1
     assert outcome.error.startswith(f"recipe.yaml{message}")
     assert files_below(models) == before
+
+
+def test_a_step_with_a_wrong_value_is_named(models, flexswitch):
+    (models / "recipe.yaml").write_text(RECIPE.replace("output: zoo}", "output: zoo, effort: huge}"))
+    outcome = flexswitch("run", "recipe.yaml")
+    expected = "Invalid value for '--effort': 'huge' is not one of 'fast', 'small'."
+    assert (outcome.status, outcome.error) == (1, f"recipe.yaml: step 'pack': {expected}")
+
+
+def test_an_interrupt_ends_the_recipe(models):
+    (models / "recipe.yaml").write_text(RECIPE)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores them
+    command = [sys.executable, "-m", "flexswitch.cli", "run", "recipe.yaml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        assert process.stderr.readline() == "flexswitch: step 1 of 3: compress red\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "step 2" not in rest
+    assert rest.endswith("flexswitch: interrupted; nothing half-written is left\n")
 
 
 def test_a_missing_recipe(models, flexswitch):

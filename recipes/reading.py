@@ -1,0 +1,96 @@
+"""Reads the YAML of recipes: texts, numbers, true, false and null, in lists and under keys that are texts."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flexswitch.codecs.errors import InputError
+
+MOST_BYTES = 1_000_000
+MOST_VALUES = 100_000
+_LARGEST_DIGITS = 18
+_TAG = "tag:yaml.org,2002:"
+_NOT_RESOLVED = (f"{_TAG}timestamp", f"{_TAG}merge")
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses tags, repeated keys and keys that are no texts."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise _refused(
+                f"the tag '{event.tag.replace(_TAG, '!!')}' is not used in recipes; leave it out", event
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != f"{_TAG}str":
+                named = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise _refused(f"the key, {named}, is no text; put it in quotes", key)
+            if key.value in seen:
+                raise _refused(f"key '{key.value}' is repeated", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _LARGEST_DIGITS:
+            count = len(node.value)
+            raise _refused(f"a whole number of {count} digits, expected {_LARGEST_DIGITS} at most", node)
+        return super().construct_yaml_int(node)
+
+
+# Without dates and merged keys (<<), which are then texts.
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] not in _NOT_RESOLVED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
+
+
+def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+def read_yaml(path: Path) -> Any:
+    """Returns the document of a recipe. Raises: InputError naming the line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise InputError(f"{path}: has {size:,} bytes, and a recipe has {MOST_BYTES:,} at most; divide it")
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_values(path, node)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as reason:
+        line = f", line {reason.problem_mark.line + 1}" if reason.problem_mark else ""
+        raise InputError(f"{path}{line}: is not a recipe's YAML ({reason.problem})") from reason
+    except RecursionError as reason:
+        raise InputError(f"{path}: is nested too deeply; a recipe has six levels") from reason
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as reason:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())})") from reason
+
+
+def _check_values(path: Path, root: yaml.Node) -> None:
+    """Raises: InputError where a document has too many values, each alias counted as what it stands for."""
+    pending, count = [root], 0
+    while pending:
+        node, count = pending.pop(), count + 1
+        if count > MOST_VALUES:
+            raise InputError(
+                f"{path}: has more than {MOST_VALUES:,} values, each alias (*) counted as what it stands "
+                "for; divide it"
+            )
+        if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value or any("\ud800" <= letter <= "\udfff" for letter in node.value):
+                raise _refused("a text holds a NUL or half a surrogate pair, which no text has", node)
+        elif isinstance(node, yaml.MappingNode):
+            pending += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
