@@ -26,12 +26,14 @@ class Checkpoint(Protocol):
     """An open checkpoint.
 
     source names it in messages; tensors holds the headers in name order; aliases maps the further
-    names of a tied tensor to the one in `tensors`; directory contains config and tokenizer.
+    names of a tied tensor to the one in `tensors`; directory contains config and tokenizer; notes say how it
+    was opened.
     """
 
     source: str
     directory: Path | None
     hub_id: str | None
+    notes: list[str]
 
     @property
     def files(self) -> Sequence[Path]:

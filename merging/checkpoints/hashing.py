@@ -26,6 +26,7 @@ class HashingCheckpoint:
 
     def __init__(self, checkpoint: Checkpoint, digests: dict[str, str] | None = None) -> None:
         self.source, self.directory, self.hub_id = checkpoint.source, checkpoint.directory, checkpoint.hub_id
+        self.notes = checkpoint.notes
         self.files, self.tensors, self.aliases = checkpoint.files, checkpoint.tensors, checkpoint.aliases
         self.digests = _known_digests(checkpoint) if digests is None else digests
         self._checkpoint = checkpoint

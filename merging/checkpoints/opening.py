@@ -14,8 +14,9 @@ from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsChe
 from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
-_WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
-                 "pytorch_model.bin")  # fmt: skip
+# In the order in which transformers looks for them.
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                 "pytorch_model.bin.index.json")  # fmt: skip
 
 
 class Location(NamedTuple):
@@ -63,8 +64,10 @@ def open_checkpoint(source: str | Path | Location) -> Checkpoint:
         raise InputError(
             f"{place.source}: is a PEFT adapter, expected a whole model; give it as the fine-tuned checkpoint"
         )
-    checkpoint = _open_files(place.source, _weight_files(place.path, place.source), place.path)
+    files, notes = _weight_files(place.path, place.source)
+    checkpoint = _open_files(place.source, files, place.path)
     checkpoint.hub_id = place.hub_id
+    checkpoint.notes = notes
     return checkpoint
 
 
@@ -79,25 +82,34 @@ def _open_files(source: str, files: list[Path], directory: Path | None) -> Check
     )
 
 
-def _weight_files(directory: Path, source: str) -> list[Path]:
-    for name in _WEIGHT_FILES:
-        path = directory / name
-        if path.is_file():
-            return _shards(path) if path.suffix == ".json" else [path]
-    raise InputError(
-        f"{source}: not a checkpoint: it has none of {', '.join((*_WEIGHT_FILES, ADAPTER_CONFIG))}"
-    )
+def _weight_files(directory: Path, source: str) -> tuple[list[Path], list[str]]:
+    """Returns the files that transformers takes, and a note on a second set of weights beside them."""
+    found = {name: directory / name for name in _WEIGHT_FILES if (directory / name).is_file()}
+    if not found:
+        raise InputError(
+            f"{source}: not a checkpoint: it has none of {', '.join((*_WEIGHT_FILES, ADAPTER_CONFIG))}"
+        )
+    name, path = next(iter(found.items()))
+    files = _shards(path) if path.suffix == ".json" else [path]
+    index = directory / f"{name}.index.json"
+    if index.is_file() and _shard_names(index) != [name]:
+        return files, [f"{name} is taken, and not {index.name} beside it, as transformers does"]
+    return files, []
 
 
 def _shards(index: Path) -> list[Path]:
     """Returns the files that a shard index names. Raises: InputError if one is missing or elsewhere."""
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: has no 'weight_map' of tensor names to shard files")
-    files = sorted({str(name) for name in weight_map.values()})
+    files = _shard_names(index)
     for name in files:
         if Path(name).name != name:
             raise InputError(f"{index}: names the shard '{name}', expected a file of the same folder")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names the shard '{name}', which is missing; download it again")
     return [index.parent / name for name in files]
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: has no 'weight_map' of tensor names to shard files")
+    return sorted({str(name) for name in weight_map.values()})

@@ -15,6 +15,13 @@ from flexswitch.merging.checkpoints.dtypes import is_floating
 
 Resize = Literal["refuse", "extra", "rows"]
 
+# Floating buffers by the last part of their names: statistics, which must stay in their range (a variance is
+# never negative), and what training sets by a rule of its own. A delta with loss would break them.
+_BUFFERS = frozenset({
+    "running_mean", "running_var", "cluster_size", "embed_avg", "embed_sum", "e_score_correction_bias",
+    "expert_bias", "final_logits_bias", "inv_freq", "latent_mean", "latent_std", "masked_bias",
+})  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -90,7 +97,7 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
                 missing.append(name)
             continue  # an integer buffer that the checkpoint does not store is the base's
         target = finetuned.tensors[other]
-        if not (is_floating(info.dtype) and info.shape):
+        if _is_buffer(name, info):
             buffers[name] = other
         elif not is_floating(target.dtype):
             raise InputError(
@@ -106,6 +113,11 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     if not tensors and not buffers and not resized:
         raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
     return Pairing(tensors, buffers, sorted(added + resized), base_prefix, prefix, notes)
+
+
+def _is_buffer(name: str, info: TensorInfo) -> bool:
+    """Returns whether a tensor is stored exactly: integers, single numbers and statistics."""
+    return not is_floating(info.dtype) or not info.shape or name.rpartition(".")[2] in _BUFFERS
 
 
 def _check_names(base: Headers, finetuned: Headers, used: set[str], missing: list[str]) -> None:

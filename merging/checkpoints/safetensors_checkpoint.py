@@ -20,6 +20,7 @@ class SafetensorsCheckpoint:
         self.files: Sequence[Path] = files
         self.directory = directory
         self.hub_id: str | None = None
+        self.notes: list[str] = []
         self.aliases: dict[str, str] = {}
         self._stored: dict[str, tuple[Path, StoredTensor]] = {}
         self._readers = {path: RangeReader(path, InputError) for path in files}

@@ -20,6 +20,7 @@ class TorchCheckpoint:
         self.files: Sequence[Path] = files
         self.directory = directory
         self.hub_id: str | None = None
+        self.notes: list[str] = []
         self.aliases: dict[str, str] = {}
         self._state: dict[str, Tensor] = {}
         for path in files:

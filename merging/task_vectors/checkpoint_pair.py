@@ -30,7 +30,7 @@ class CheckpointPair:
         pairing = pair(base_headers, headers, selection)
         self.source = finetuned.source
         self.base = base
-        self.notes = pairing.notes
+        self.notes = [*base.notes, *finetuned.notes, *pairing.notes]
         self.tensors = {
             name: TensorInfo(finetuned.tensors[other].dtype, base.tensors[name].shape)
             for name, other in pairing.tensors.items()

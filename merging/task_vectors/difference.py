@@ -16,14 +16,22 @@ _LARGEST = np.finfo(np.float32).max
 
 
 def difference(base: Tensor, finetuned: Tensor) -> tuple[FloatArray, bool]:
-    """Returns float32(fine-tuned) − float32(base), flat, and whether all of it is finite."""
-    dtypes = {base.dtype, finetuned.dtype}
+    """Returns float32(fine-tuned) − float32(base), flat, and whether all of it is finite.
+
+    Entries of the same bits have the difference 0, even if they are infinite or NaN.
+    """
     delta = np.empty(len(base), np.float32)
-    if dtypes == {torch.bfloat16}:
+    if base.dtype == finetuned.dtype == torch.bfloat16:
         before, after = base.view(torch.uint16).numpy(), finetuned.view(torch.uint16).numpy()
-        return delta, _subtract_bfloats(before, after, delta)
-    wide, changed = base.to(torch.float32).numpy(), finetuned.to(torch.float32).numpy()
-    return delta, _subtract_floats(wide, changed, delta)
+        finite = _subtract_bfloats(before, after, delta)
+    else:
+        wide, changed = base.to(torch.float32).numpy(), finetuned.to(torch.float32).numpy()
+        finite = _subtract_floats(wide, changed, delta)
+        before, after = wide.view(np.uint32), changed.view(np.uint32)
+    if not finite:
+        delta[before == after] = 0
+        finite = bool(np.isfinite(delta).all())
+    return delta, finite
 
 
 def add_delta(base: Tensor, delta: Tensor) -> Tensor:

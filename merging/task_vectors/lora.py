@@ -53,7 +53,7 @@ class LoraVector:
         pairing = pair(base_headers, headers, selection)
         self.source = place.source
         self.base = base
-        self.notes = pairing.notes
+        self.notes = [*base.notes, *pairing.notes]
         self.tensors = {
             name: TensorInfo(infos[other].dtype, base.tensors[name].shape)
             for name, other in pairing.tensors.items()

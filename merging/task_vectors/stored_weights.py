@@ -42,7 +42,8 @@ class StoredWeights:
         positions, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for start, stored_base, stored_finetuned in self._weights(name):
             base, finetuned = stored_base.to(torch.float32), stored_finetuned.to(torch.float32)
-            found = add_delta(base, finetuned - base)
+            same = base.view(torch.int32) == finetuned.view(torch.int32)
+            found = add_delta(base, torch.where(same, 0, finetuned - base))
             # Compared as bits, because 0 and -0 are equal as numbers.
             missed = torch.nonzero(found.view(torch.int32) != finetuned.view(torch.int32)).view(-1)
             positions.append(missed.numpy() + start)

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from flexswitch.merging.checkpoints.hub import is_hub_id
+
 
 def task_name(path: str | Path) -> str:
-    """Returns the task that a file or checkpoint is named after: its stem."""
-    name = Path(str(path).split("@")[0]).name
-    for suffix in (".tv.safetensors", ".safetensors", ".fsw", ".bin", ".pth", ".pt"):
+    """Returns the task that a file or checkpoint is named after: its stem, without a hub id's revision."""
+    name = Path(path).name
+    for suffix in (".tv.safetensors", ".safetensors", ".fsw", ".bin", ".pth.tar", ".pth", ".ckpt", ".pt"):
         if name.endswith(suffix):
             return name.removesuffix(suffix)
+    if is_hub_id(str(path)) and not Path(path).exists():
+        return name.split("@")[0]
     return name

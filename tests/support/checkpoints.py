@@ -36,6 +36,7 @@ class MemoryCheckpoint:
         self.files: list[Path] = []
         self.directory: Path | None = None
         self.hub_id: str | None = None
+        self.notes: list[str] = []
         self.aliases: dict[str, str] = {}
         self._state = state
         self.tensors = {

@@ -54,8 +54,8 @@ def test_a_missing_path_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert refused(tmp_path) == (
-        f"{tmp_path}: not a checkpoint: it has none of model.safetensors.index.json, model.safetensors, "
-        "pytorch_model.bin.index.json, pytorch_model.bin, adapter_config.json"
+        f"{tmp_path}: not a checkpoint: it has none of model.safetensors, model.safetensors.index.json, "
+        "pytorch_model.bin, pytorch_model.bin.index.json, adapter_config.json"
     )
 
 
