@@ -112,26 +112,16 @@ def compress(
 def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
     """Prints what the artifact is and how small it is; returns the JSON document."""
     from flexswitch.cli.training_report import training_line
+    from flexswitch.merging.commands.results import compressed
 
-    header, stored = artifact.header, artifact.path.stat().st_size
+    header, document = artifact.header, compressed(artifact)
+    kept, stored = document["kept"], document["bytes"]
     parameters = max(1, header.parameters)
-    kept = sum(record.kept for record in header.tensors.values())
-    document = {
-        "output": str(artifact.path),
-        "task": header.name,
-        "method": header.method.name,
-        "settings": header.method.settings,
-        "parameters": header.parameters,
-        "kept": kept,
-        "bytes": stored,
-        "bits_per_parameter": 8 * stored / parameters,
-    }
     lines = [
         f"{artifact.path}: task '{header.name}' by {header.method.name}, kept {kept / parameters:.1%} of "
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
         f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
     ]
     if header.training is not None:
-        document["training"] = header.training.model_dump(exclude={"curve"})
         lines.append(training_line(header, header.training))
     return console.result(document, *lines)

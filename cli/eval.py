@@ -59,54 +59,20 @@ def evaluate(
 
     Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
-    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.merging.commands.evaluate import evaluate
-    from flexswitch.merging.evaluation.chart import draw_chart
-    from flexswitch.merging.evaluation.setup import Request
-    from flexswitch.merging.routing.voting_options import VotingOptions
+    from flexswitch.merging.commands.results import evaluated
 
-    if plot is not None:
-        check_output(plot, overwrite)
-    request = Request(
-        zoo, base, data, finetuned or (), methods.split(","), routing.split(","),
-        VotingOptions(neighbours, vote, snap, mix), features, limit, adapter, device, engine,
+    made = evaluate(
+        zoo, base=base, data=data, finetuned=finetuned or (), methods=methods, routing=routing,
+        neighbours=neighbours, vote=vote, snap=snap, mix=mix, engine=engine, features=features, limit=limit,
+        adapter=adapter, device=device, plot=plot, overwrite=overwrite, reporter=console,
     )  # fmt: skip
-    scores, forward_seconds, index_bytes = evaluate(request, reporter=console)
-    if plot is not None:
-        draw_chart(scores, plot, overwrite)
-    document = _document(scores, forward_seconds, index_bytes)
+    scores, document = made.scores, evaluated(made)
     note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
         note += "their time is over the base's forward pass of the same batches"
     return console.result(document, _table(document), note, *_confusions(scores))
-
-
-def _document(scores: "Sequence[Score]", forward_seconds: float, index_bytes: int | None) -> dict[str, Any]:
-    individual = next((score.average for score in scores if score.method == "individual"), None)
-    methods = {
-        score.method: {
-            "accuracy": score.accuracy,
-            "average": score.average,
-            "share_of_individual": score.average / individual if individual else None,
-            "bytes_per_task": score.bytes_per_task,
-            **_routing(score),
-            "time_over_base": score.time_over_base or score.seconds / forward_seconds,
-        }
-        for score in scores
-    }
-    return {"tasks": list(scores[0].accuracy), "index_bytes": index_bytes, "methods": methods}
-
-
-def _routing(score: "Score") -> dict[str, Any]:
-    if score.routing is None:
-        return {"routing_accuracy": None}
-    return {
-        "routing_accuracy": score.routing.accuracy,
-        "weight_entropy": score.routing.entropy,
-        "snapped": score.routing.snapped,
-        "confusion": score.routing.counts.tolist(),
-    }
 
 
 def _confusions(scores: "Sequence[Score]") -> list[str]:

@@ -30,23 +30,15 @@ def extract(
     Example: flexswitch extract models/base models/sst2 -o sst2.tv.safetensors
     """
     from flexswitch.merging.commands.extract import extract
+    from flexswitch.merging.commands.results import extracted
 
     vector = extract(
         base, finetuned, output, dtype=dtype, include=include or (), exclude=exclude or (),
         on_resize=on_resize, name=name, overwrite=overwrite, reporter=console,
     )  # fmt: skip
-    stored = output.stat().st_size
-    document = {
-        "output": str(output),
-        "task": vector.header.name,
-        "tensors": len(vector.tensors),
-        "parameters": vector.parameters,
-        "extras": sorted(vector.extras),
-        "bytes": stored,
-        "base": vector.header.base.model_dump(),
-    }
+    document = extracted(vector)
     return console.result(
         document,
         f"{output}: task '{vector.header.name}', {len(vector.tensors)} tensors, {vector.parameters:,} "
-        f"parameters, {len(vector.extras)} extras, {size(stored)}",
+        f"parameters, {len(vector.extras)} extras, {size(document['bytes'])}",
     )

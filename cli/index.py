@@ -77,6 +77,7 @@ def index(
     from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.commands.index import index
+    from flexswitch.merging.commands.results import indexed
 
     if report is not None:
         check_output(report, overwrite)
@@ -85,14 +86,14 @@ def index(
         building = [option for option in given if option in _OF_BUILDING]
         return _report_alone(console, zoo, report, building, overwrite, device)
     _check_given(given, features, add, metric)
-    record, added, notes = index(
+    made = index(
         zoo, base=base, exemplars=exemplars, add=add, per_task=per_task,
         features=features if "--features" in given else None, feature_dtype=feature_dtype,
         normalise=normalise, metric=metric, rank=rank, seed=seed, adapter=adapter, device=device,
         overwrite=overwrite, reporter=console,
     )  # fmt: skip
-    document = {"zoo": str(zoo), **record.model_dump(), "added": added, "notes": notes}
-    parts: list[Table | str] = [*_lines(zoo, len(open_zoo(zoo)), record, added)]
+    document = indexed(made)
+    parts: list[Table | str] = [*_lines(zoo, len(open_zoo(zoo)), made.record, made.added)]
     if report is not None:
         document["report"], shown = index_report(zoo, report, overwrite, device)
         parts += shown

@@ -38,16 +38,16 @@ def merge(
     Example: flexswitch merge zoo --base base -o merged --method average
     """
     from flexswitch.merging.commands.merge import merge
+    from flexswitch.merging.commands.results import merged
     from flexswitch.merging.methods.settings import parse_settings
     from flexswitch.merging.task_vectors.model_directory import parse_size
 
-    merged = merge(
+    made = merge(
         sources, output, base=base, task=task, method=method, settings=parse_settings(set_ or []),
         dtype=dtype, max_shard_size=parse_size(max_shard_size), overwrite=overwrite, reporter=console,
     )  # fmt: skip
-    stored = sum(file.stat().st_size for file in output.iterdir())
-    document = {"output": str(output), "tasks": merged.tasks, "method": merged.method, "bytes": stored}
+    document = merged(made)
     return console.result(
         document,
-        f"{output}: {', '.join(merged.tasks)} {merged.method}, {merged.tensors} tensors, {size(stored)}",
+        f"{output}: {', '.join(made.tasks)} {made.method}, {made.tensors} tensors, {size(document['bytes'])}",
     )

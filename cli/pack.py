@@ -49,19 +49,15 @@ def pack(
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
     from flexswitch.merging.commands.pack import pack
+    from flexswitch.merging.commands.results import packed
     from flexswitch.merging.task_vectors.model_directory import parse_size
 
     zoo = pack(
         artifacts or [], output, add=add, remove=remove or (), codec=codec, effort=effort, adapter=adapter,
         jobs=jobs, memory=parse_size(memory), overwrite=overwrite, reporter=console,
     )  # fmt: skip
+    document = packed(zoo)
     rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits per parameter", left=2)
-    tasks = {}
-    for task, record in zoo.record.tasks.items():
-        bits = 8 * record.size / max(1, record.parameters)
-        tasks[task] = {"method": record.method, "bytes": record.size, "bits_per_parameter": bits}
-        rows.add_row(task, record.method, f"{record.size:,}", f"{bits:.3f}")
-    total = sum(record.size for record in zoo.record.tasks.values())
-    return console.result(
-        {"output": str(output), "tasks": tasks, "bytes": total}, rows, f"total {size(total)}"
-    )
+    for task, row in document["tasks"].items():
+        rows.add_row(task, row["method"], f"{row['bytes']:,}", f"{row['bits_per_parameter']:.3f}")
+    return console.result(document, rows, f"total {size(document['bytes'])}")

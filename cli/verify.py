@@ -21,7 +21,8 @@ def verify(
 
     Example: flexswitch verify zoo --base models/base
     """
+    from flexswitch.merging.commands.results import verified
     from flexswitch.merging.commands.verify import verify
 
-    lines = verify(path, base=base, reporter=console)
-    return console.result({"path": str(path), "ok": True, "checked": lines}, *lines)
+    made = verify(path, base=base, reporter=console)
+    return console.result(verified(made), *made.lines)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -22,6 +23,24 @@ Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, BeforeValidator(lambda size: parse_size(size) if isinstance(size, str) else size)]
 StoredDtype = Literal["float32", "bfloat16"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Marks an argument that holds a path, or several, by what the command does there.
+
+    changed_with: the arguments with which a command that otherwise writes a new output changes what exists.
+    suffix: an argument's text is a path only where it ends so.
+    """
+
+    kind: Literal["reads", "writes", "changes"]
+    changed_with: tuple[str, ...] = ()
+    suffix: str = ""
+
+
+Input = Annotated[str | Path, Access("reads")]
+Output = Annotated[str | Path, Access("writes")]
+Changed = Annotated[str | Path, Access("changes")]
 
 
 def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:

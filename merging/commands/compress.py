@@ -17,6 +17,8 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize, Selection
 from flexswitch.merging.commands.arguments import (
     Bytes,
+    Input,
+    Output,
     Positive,
     check_suffix,
     checked,
@@ -38,14 +40,14 @@ PER_TASK = 100
 
 @checked
 def compress(
-    source: str | Path,
-    output: str | Path,
+    source: Input,
+    output: Output,
     *,
-    base: str | Path | None = None,
+    base: Input | None = None,
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     target_size: str | None = None,
-    exemplars: str | Path | None = None,
+    exemplars: Input | None = None,
     per_task: Positive = PER_TASK,
     adapter: str | None = None,
     device: str = "cpu",

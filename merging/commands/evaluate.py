@@ -1,11 +1,23 @@
 """Scores methods on the test examples of a zoo's tasks."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
+from pydantic import BeforeValidator
+
+from flexswitch.codecs.format.atomic import check_output
+from flexswitch.merging.commands.arguments import Input, Output, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
+from flexswitch.merging.routing.voting_options import VotingOptions
+from flexswitch.merging.switching.switched_model import Engine
+
+Names = Annotated[
+    Sequence[str], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)
+]
 
 
 class Evaluated(NamedTuple):
@@ -16,8 +28,40 @@ class Evaluated(NamedTuple):
     index_bytes: int | None
 
 
-def evaluate(request: Request, *, reporter: Reporter = SILENT) -> Evaluated:
-    """Returns the scores of the methods that are asked for. Raises: FlexswitchError."""
+@checked
+def evaluate(
+    zoo: Input,
+    *,
+    base: Input,
+    data: Input,
+    finetuned: Mapping[str, Input] | Sequence[str] = (),
+    methods: Names = ("base", "t-switch"),
+    routing: Names = ("per-sample",),
+    neighbours: Positive | None = None,
+    vote: str = "uniform",
+    snap: float = 0.0,
+    mix: str = "share",
+    engine: Engine = "auto",
+    features: Input | None = None,
+    limit: Positive | None = None,
+    adapter: str | None = None,
+    device: str = "cpu",
+    plot: Output | None = None,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> Evaluated:
+    """Returns the scores of the methods that are asked for, and draws them where a plot is asked for.
+
+    data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. methods,
+    routing: names, or one text of names joined by commas. plot: a PNG. Raises: FlexswitchError.
+    """
+    if plot is not None:
+        check_output(Path(plot), overwrite)
+    request = Request(
+        Path(zoo), str(base), Path(data), _pairs(finetuned), methods, routing,
+        VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
+        adapter, device, engine,
+    )  # fmt: skip
     evaluation = open_evaluation(request)
     count = len(request.methods)
     scores = []
@@ -25,5 +69,15 @@ def evaluate(request: Request, *, reporter: Reporter = SILENT) -> Evaluated:
         for method in request.methods:
             scores += score(evaluation, method, request.modes)
             on_method(method)
+    if plot is not None:
+        from flexswitch.merging.evaluation.chart import draw_chart
+
+        draw_chart(scores, Path(plot), overwrite)
     index = evaluation.zoo.record.index
     return Evaluated(scores, evaluation.base_score.seconds, None if index is None else index.size)
+
+
+def _pairs(finetuned: Mapping[str, str | Path] | Sequence[str]) -> Sequence[str]:
+    if isinstance(finetuned, Mapping):
+        return [f"{task}={path}" for task, path in finetuned.items()]
+    return finetuned

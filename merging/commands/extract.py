@@ -9,6 +9,8 @@ from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
+    Input,
+    Output,
     StoredDtype,
     check_suffix,
     checked,
@@ -22,9 +24,9 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 
 @checked
 def extract(
-    base: str | Path,
-    finetuned: str | Path,
-    output: str | Path,
+    base: Input,
+    finetuned: Input,
+    output: Output,
     *,
     dtype: StoredDtype = "float32",
     include: Sequence[str] = (),

@@ -1,10 +1,10 @@
 """Builds a zoo's query index, or adds tasks to it."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from flexswitch.codecs.format.zoo import IndexRecord, open_zoo
-from flexswitch.merging.commands.arguments import Positive, checked
+from flexswitch.merging.commands.arguments import Access, Changed, Input, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.feature_spec import AUTO
 from flexswitch.merging.routing.features import FeatureDtype
@@ -14,8 +14,9 @@ from flexswitch.merging.routing.projection import Normalisation
 
 
 class Indexed(NamedTuple):
-    """The index's record, the names of the tasks that were added to it, and notes for the user."""
+    """The zoo, the index's record, the names of the tasks that were added to it, and notes for the user."""
 
+    zoo: Path
     record: IndexRecord
     added: list[str]
     notes: list[str]
@@ -23,13 +24,13 @@ class Indexed(NamedTuple):
 
 @checked
 def index(
-    zoo: str | Path,
+    zoo: Changed,
     *,
-    base: str | Path,
-    exemplars: str | Path,
+    base: Input,
+    exemplars: Input,
     add: bool = False,
     per_task: Positive = 100,
-    features: str | None = None,
+    features: Annotated[str, Access("reads", suffix=".safetensors")] | None = None,
     feature_dtype: FeatureDtype = "float32",
     normalise: Normalisation = "centred",
     metric: Metric = "learned",
@@ -58,4 +59,4 @@ def index(
             (record, notes), added = index_zoo(path, source, folder, options, overwrite, on_task), []
     for note in notes:
         reporter.note(note)
-    return Indexed(record, added, notes)
+    return Indexed(path, record, added, notes)

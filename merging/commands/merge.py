@@ -12,7 +12,7 @@ from flexswitch.codecs.format.atomic import check_output
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base, quick_fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.commands.arguments import Bytes, OutputDtype, checked
+from flexswitch.merging.commands.arguments import Bytes, Input, Output, OutputDtype, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
@@ -45,10 +45,10 @@ _RESTORED = Method("restored", "merge", f"{__name__}:restored", ("the task vecto
 
 @checked
 def merge(
-    sources: Sequence[str | Path],
-    output: str | Path,
+    sources: Sequence[Input],
+    output: Output,
     *,
-    base: str | Path,
+    base: Input,
     task: str | None = None,
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,

@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.commands.arguments import Bytes, Positive, checked
+from flexswitch.merging.commands.arguments import Access, Bytes, Input, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
 
 @checked
 def pack(
-    artifacts: Sequence[str | Path],
-    output: str | Path,
+    artifacts: Sequence[Input],
+    output: Annotated[str | Path, Access("writes", changed_with=("add", "remove"))],
     *,
     add: bool = False,
     remove: Sequence[str] = (),

@@ -1,14 +1,24 @@
 """Verifies an artifact, a zoo or a task vector."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.commands.arguments import Input, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.zoos.verify import verify as verify_path
 
 
-def verify(path: str | Path, *, base: str | Path | None = None, reporter: Reporter = SILENT) -> list[str]:
-    """Returns what was checked, one line each.
+class Verified(NamedTuple):
+    """The path, and what was checked, one line each."""
+
+    path: Path
+    lines: list[str]
+
+
+@checked
+def verify(path: Input, *, base: Input | None = None, reporter: Reporter = SILENT) -> Verified:
+    """Returns what was checked.
 
     Raises: ArtifactError that names everything damaged, and other FlexswitchErrors.
     """
@@ -16,4 +26,4 @@ def verify(path: str | Path, *, base: str | Path | None = None, reporter: Report
     if not path.exists():
         raise InputError(f"{path}: no such file or directory; expected an artifact, a zoo or a task vector")
     with reporter.progress(f"verifying {path}", 0) as on_item:
-        return verify_path(path, None if base is None else str(base), on_item)
+        return Verified(path, verify_path(path, None if base is None else str(base), on_item))

@@ -48,7 +48,7 @@ def test_a_task_goes_from_checkpoints_to_a_zoo_and_back_without_a_word(
     assert (merged.path, merged.tasks, merged.method) == (Path("restored"), ["red"], "restored")
     restored, tuned = load_file("restored/model.safetensors"), load_file(RED)
     assert sorted(restored) == sorted(tuned)
-    assert verify("zoo", base=BASE)[0].startswith("zoo: 2 tasks")
+    assert verify("zoo", base=BASE).lines[0].startswith("zoo: 2 tasks")
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,0 +1,102 @@
+"""What the commands return, as the JSON documents of `--json`, the lock of a recipe and its expectations."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.format.container import Artifact
+    from flexswitch.codecs.format.zoo import Zoo
+    from flexswitch.merging.commands.evaluate import Evaluated
+    from flexswitch.merging.commands.index import Indexed
+    from flexswitch.merging.commands.merge import Merged
+    from flexswitch.merging.commands.verify import Verified
+    from flexswitch.merging.evaluation.scores import Score
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+
+
+def extracted(vector: "TaskVectorFile") -> dict[str, Any]:
+    """Returns the result of `extract`."""
+    return {
+        "output": str(vector.path),
+        "task": vector.header.name,
+        "tensors": len(vector.tensors),
+        "parameters": vector.parameters,
+        "extras": sorted(vector.extras),
+        "bytes": vector.path.stat().st_size,
+        "base": vector.header.base.model_dump(),
+    }
+
+
+def compressed(artifact: "Artifact") -> dict[str, Any]:
+    """Returns the result of `compress`."""
+    header, stored = artifact.header, artifact.path.stat().st_size
+    document = {
+        "output": str(artifact.path),
+        "task": header.name,
+        "method": header.method.name,
+        "settings": header.method.settings,
+        "parameters": header.parameters,
+        "kept": sum(record.kept for record in header.tensors.values()),
+        "bytes": stored,
+        "bits_per_parameter": 8 * stored / max(1, header.parameters),
+    }
+    if header.training is not None:
+        document["training"] = header.training.model_dump(exclude={"curve"})
+    return document
+
+
+def packed(zoo: "Zoo") -> dict[str, Any]:
+    """Returns the result of `pack`."""
+    tasks = {
+        task: {
+            "method": record.method,
+            "bytes": record.size,
+            "bits_per_parameter": 8 * record.size / max(1, record.parameters),
+        }
+        for task, record in zoo.record.tasks.items()
+    }
+    total = sum(record.size for record in zoo.record.tasks.values())
+    return {"output": str(zoo.path), "tasks": tasks, "bytes": total}
+
+
+def indexed(made: "Indexed") -> dict[str, Any]:
+    """Returns the result of `index`."""
+    return {"zoo": str(made.zoo), **made.record.model_dump(), "added": made.added, "notes": made.notes}
+
+
+def merged(made: "Merged") -> dict[str, Any]:
+    """Returns the result of `merge`."""
+    stored = sum(file.stat().st_size for file in made.path.iterdir())
+    return {"output": str(made.path), "tasks": made.tasks, "method": made.method, "bytes": stored}
+
+
+def verified(made: "Verified") -> dict[str, Any]:
+    """Returns the result of `verify`."""
+    return {"path": str(made.path), "ok": True, "checked": made.lines}
+
+
+def evaluated(made: "Evaluated") -> dict[str, Any]:
+    """Returns the result of `eval`."""
+    individual = next((score.average for score in made.scores if score.method == "individual"), None)
+    methods = {
+        score.method: {
+            "accuracy": score.accuracy,
+            "average": score.average,
+            "share_of_individual": score.average / individual if individual else None,
+            "bytes_per_task": score.bytes_per_task,
+            **_routing(score),
+            "time_over_base": score.time_over_base or score.seconds / made.forward_seconds,
+        }
+        for score in made.scores
+    }
+    return {"tasks": list(made.scores[0].accuracy), "index_bytes": made.index_bytes, "methods": methods}
+
+
+def _routing(score: "Score") -> dict[str, Any]:
+    if score.routing is None:
+        return {"routing_accuracy": None}
+    return {
+        "routing_accuracy": score.routing.accuracy,
+        "weight_entropy": score.routing.entropy,
+        "snapped": score.routing.snapped,
+        "confusion": score.routing.counts.tolist(),
+    }
