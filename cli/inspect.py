@@ -184,9 +184,9 @@ def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:
 
 def _checkpoint(path: str) -> tuple[dict[str, Any], str, Table, str]:
     from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
-    from flexswitch.merging.checkpoints.opening import open_checkpoint
+    from flexswitch.merging.checkpoints.opening import open_stored
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_stored(path)
     rows = table("", "tensor", "shape", "dtype", "parameters", left=3)
     for name, info in checkpoint.tensors.items():
         rows.add_row(name, "×".join(map(str, info.shape)), info.dtype, f"{info.entries:,}")

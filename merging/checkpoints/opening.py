@@ -10,6 +10,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.hub import download_checkpoint, is_hub_id
+from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 
@@ -53,10 +54,15 @@ def locate(source: str) -> Location:
 
 
 def open_checkpoint(source: str | Path | Location) -> Checkpoint:
-    """Opens a model directory, a state-dict file or a hub id.
+    """Opens a model directory, a state-dict file or a hub id; FP8 weights are dequantised.
 
-    Raises: InputError if there is none, it is a PEFT adapter, or its headers are damaged.
+    Raises: InputError if there is none, it is a PEFT adapter, its headers are damaged, or it holds codes.
     """
+    return dequantised(open_stored(source))
+
+
+def open_stored(source: str | Path | Location) -> Checkpoint:
+    """Opens a checkpoint whose tensors are as stored, even if they are codes. Raises: InputError."""
     place = source if isinstance(source, Location) else locate(str(source))
     if place.path.is_file():
         return _open_files(place.source, [place.path], None)

@@ -21,7 +21,14 @@ from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.restore import OutputTensor
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
-_NOT_COPIED = ("config.json", ADAPTER_CONFIG)
+# The last three describe weights that were quantised, as the written ones are not.
+_NOT_COPIED = (
+    "config.json",
+    ADAPTER_CONFIG,
+    "hf_quant_config.json",
+    "quant_config.json",
+    "quantize_config.json",
+)
 
 
 def parse_size(text: str) -> int:
