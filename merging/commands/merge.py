@@ -9,18 +9,27 @@ from pydantic import Field
 
 from flexswitch.codecs.errors import InputError, UsageError, check_choice, unknown_name
 from flexswitch.codecs.format.atomic import check_output
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.fingerprint import check_base, quick_fingerprint
+from flexswitch.merging.checkpoints.fingerprint import quick_fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.commands.arguments import Bytes, Input, Output, OutputDtype, checked
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
+from flexswitch.merging.commands.arguments import (
+    Bytes,
+    Input,
+    Output,
+    OutputDtype,
+    Positive,
+    checked,
+    selection,
+)
+from flexswitch.merging.commands.merge_sources import check_stored, left_out, open_sources, refuse_resized
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.static.merge import merged_tensors
-from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.lora import LoraVector
+from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
-from flexswitch.merging.task_vectors.open_vector import open_task_vectors
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -52,33 +61,57 @@ def merge(
     task: str | None = None,
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float | str] | None = None,
+    set_for: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_resize: Resize = "refuse",
     dtype: OutputDtype | None = None,
     max_shard_size: Bytes = _SHARD_BYTES,
+    jobs: Positive | None = None,
+    memory: Bytes = DEFAULT_MEMORY,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Merged:
     """Writes one task's model, or all tasks merged by a method.
 
-    sources: zoos, artifacts, task vector files and fine-tuned checkpoints. dtype: None is the base's.
-    max_shard_size: bytes of the largest weight file. Raises: FlexswitchError.
+    sources: zoos, artifacts, task vector files, LoRAs and fine-tuned checkpoints, each as `PATH` or
+    `TASK=PATH`. weights: of tasks, 1 where one has none. set_for: (tensor pattern, values) pairs, the pattern
+    as `PATTERN` or `TASK:PATTERN`, the values those of settings or of `weight`; the last match counts. A
+    tensor that is not selected stays the base's. dtype: None is the base's. max_shard_size: bytes of the
+    largest weight file. memory: bytes that the blocks in progress may take. Raises: FlexswitchError.
     """
-    output = Path(output)
+    output, chosen_tensors = Path(output), selection(include, exclude, on_resize)
     if (task is None) == (method is None):
         raise UsageError("give one of --task NAME and --method NAME")
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
     chosen = get_method(method, "merge") if method else _RESTORED
-    given = recorded(check_settings(chosen, settings or {}))
+    overrides = [Override(pattern, values) for pattern, values in set_for]
+    given = MergeSettings(chosen, settings or {}, weights or {}, overrides)
+    given.check_values()
     check_output(output, overwrite)
     checkpoint = open_checkpoint(str(base))
-    vectors = _open_vectors([str(source) for source in sources], checkpoint, task)
+    vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors)
     as_dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    notes: list[str] = []
     if task is not None:
-        outputs = restored_tensors(checkpoint, vectors[task], given["lambda"], as_dtype)
+        vectors = _only(task, vectors, sources)
+        check_stored(vectors, checkpoint, chosen_tensors)
+        lambda_ = _restored_lambda(given)
+        outputs = restored_tensors(checkpoint, vectors[task], lambda_, as_dtype)
     else:
-        outputs = merged_tensors(checkpoint, list(vectors.values()), chosen.name, given, as_dtype)
+        check_stored(vectors, checkpoint, EVERYTHING)
+        refuse_resized(vectors, checkpoint, chosen_tensors)
+        notes = left_out(vectors)
+        outputs = merged_tensors(
+            checkpoint, vectors, given, as_dtype,
+            selection=chosen_tensors, jobs=jobs or DEFAULT_JOBS, memory=memory,
+        )  # fmt: skip
+    for note in notes:
+        reporter.note(note)
     changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
-    card = _card(checkpoint, list(vectors), chosen.name, [f"{key}={value}" for key, value in given.items()])
+    card = _card(checkpoint, list(vectors), given, notes, task)
     with reporter.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as on_tensor:
         write_model_directory(
             output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor
@@ -86,35 +119,34 @@ def merge(
     return Merged(output, list(vectors), chosen.name, len(outputs))
 
 
-def _open_vectors(sources: list[str], base: Checkpoint, task: str | None) -> dict[str, TaskVector]:
-    """Returns the task vectors in the order given, or the one asked for, all checked against the base."""
-    vectors: dict[str, TaskVector] = {}
-    for source in sources:
-        for name, vector in open_task_vectors(source, base).items():
-            if name in vectors:
-                raise InputError(f"{source}: holds the task '{name}', as {vectors[name].source} does")
-            vectors[name] = vector
-    if not vectors:
-        raise InputError(
-            f"{', '.join(sources)}: holds no task, expected at least one; pack an artifact first"
-        )
-    if task is not None:
-        if task not in vectors:
-            raise InputError(f"{', '.join(sources)}: {unknown_name('task', task, vectors)}")
-        vectors = {task: vectors[task]}
-    for vector in vectors.values():
-        if not isinstance(vector, (CheckpointPair, LoraVector)):  # these are made from this very base
-            check_base(base, vector.identity(), vector.source)
-    return vectors
+def _only(
+    task: str, vectors: Mapping[str, TaskVector], sources: Sequence[str | Path]
+) -> dict[str, TaskVector]:
+    if task not in vectors:
+        raise InputError(f"{', '.join(map(str, sources))}: {unknown_name('task', task, vectors)}")
+    return {task: vectors[task]}
 
 
-def _card(base: Checkpoint, tasks: list[str], way: str, settings: list[str]) -> str:
+def _restored_lambda(given: MergeSettings) -> float:
+    """Returns the scale of a restored task vector. Raises: UsageError."""
+    if given.weights or given.overrides:
+        raise UsageError("--weight and --set-for are for --method; with --task give --set lambda=VALUE")
+    lambda_: float = recorded(check_settings(_RESTORED, given.values))["lambda"]
+    return lambda_
+
+
+def _card(
+    base: Checkpoint, tasks: Sequence[str], given: MergeSettings, notes: Sequence[str], task: str | None
+) -> str:
+    options = given.described()
     lines = {
         "base": f"{base.hub_id or 'local'}, quick fingerprint {quick_fingerprint(base)}",
         "tasks": ", ".join(tasks),
-        "method": way,
-        "settings": ", ".join(settings) or "none",
+        "method": given.method.name,
+        "settings": ", ".join(option.removeprefix("--set ").removeprefix("--") for option in options)
+        or "none",
     }
-    choice = f"--task {tasks[0]}" if way == "restored" else f"--method {way}"
-    options = "".join(f" --set {setting}" for setting in settings)
-    return model_card(", ".join(tasks), lines, f"flexswitch merge TASKS --base BASE -o OUT {choice}{options}")
+    lines |= {"left out": "; ".join(notes)} if notes else {}
+    choice = f"--method {given.method.name}" if task is None else f"--task {task}"
+    command = " ".join(["flexswitch merge TASKS --base BASE -o OUT", choice, *options])
+    return model_card(", ".join(tasks), lines, command)

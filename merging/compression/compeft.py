@@ -14,17 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.order_statistics import Integers, locate, lower_histogram, threshold, upper_histogram
 from flexswitch.codecs.sums import Doubles, steady_sum
 from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import (
-    Integers,
-    locate,
-    lower_histogram,
-    reaching,
-    threshold,
-    upper_histogram,
-)
+from flexswitch.merging.compression.magnitude import reaching
 from flexswitch.merging.compression.plan import Job, Plan
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 

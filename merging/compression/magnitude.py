@@ -1,77 +1,31 @@
 """Finds the largest entries of a delta, separately among the positive and the negative ones or among all.
 
-The result is exact, and only the kept entries are held in memory: float32 numbers of one sign are ordered
-as their bit patterns are, so a histogram of the upper 16 bits and one of the lower 16 bits determine the
-threshold.
+The result is exact, and only the kept entries are held in memory (codecs/order_statistics.py).
 Source: docs/methods.md §2; Qi et al. 2025 (arXiv 2412.00054).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.masks import COUNTS, PLACES, count_bits
+from flexswitch.codecs.order_statistics import (
+    Integers,
+    count_lower,
+    kept_count,
+    locate,
+    threshold,
+    upper_histogram,
+)
 from flexswitch.codecs.sparse import FloatArray
 
-Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 _BINS = 1 << 16
 _NONE = -1  # a bin that no entry falls into
-
-
-def kept_count(drop: float, count: int) -> int:
-    """Returns ⌊(1 − drop) · count⌋, with drop taken as the decimal number that is printed for it.
-
-    >>> kept_count(0.93, 100)
-    7
-    """
-    return math.floor((1 - Fraction(str(drop))) * count)
-
-
-class Place(NamedTuple):
-    """A bin of a histogram and a rank counted from the bin's top, from 1."""
-
-    bin: int
-    rank: int
-
-
-def locate(histogram: Integers, wanted: int) -> Place | None:
-    """Returns where the `wanted`-th largest entry lies; None if `wanted` is 0."""
-    if wanted == 0:
-        return None
-    above = np.cumsum(histogram[::-1])  # entries in the topmost 1, 2, … bins
-    step = int(np.searchsorted(above, wanted))
-    return Place(len(histogram) - 1 - step, wanted - int(above[step - 1] if step else 0))
-
-
-def threshold(place: Place | None, lower: Integers) -> float:
-    """Returns the magnitude at a place, given the histogram of the lower halves in its bin."""
-    inner = locate(lower, place.rank) if place else None
-    if place is None or inner is None:
-        return math.inf
-    return float(np.uint32(place.bin << 16 | inner.bin).view(np.float32))
-
-
-def upper_histogram(blocks: Iterable[FloatArray]) -> Integers:
-    """Returns the number of entries by sign and upper 15 bits of the magnitude, without zeros, (2, 2^15)."""
-    counts = np.zeros(_BINS, np.int64)
-    for block in blocks:
-        _count_upper(block.view(np.uint32), counts)
-    return counts.reshape(2, -1)
-
-
-def lower_histogram(blocks: Iterable[FloatArray], bins: Sequence[int]) -> Integers:
-    """Returns the number of entries by lower 16 bits in one positive and one negative bin, (2, 2^16)."""
-    counts = np.zeros((2, _BINS), np.int64)
-    for block in blocks:
-        _count_lower(block.view(np.uint32), bins[0], bins[1], counts)
-    return counts
 
 
 def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes, FloatArray]:
@@ -98,7 +52,7 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
     lower = np.zeros((2, _BINS), np.int64)
     for block in read():
         mask, values = reaching(block, edges[0], edges[1])
-        _count_lower(values.view(np.uint32), bins[0], bins[1], lower)
+        count_lower(values.view(np.uint32), bins[0], bins[1], lower)
         taken.append((mask, values))
     positive, negative = (np.float32(found) for found in map(threshold, places, lower))
     for mask, values in taken:
@@ -112,33 +66,6 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
 def _smallest_of(upper: int) -> float:
     """Returns the least positive float32 whose pattern's upper half is `upper`; zero has no entry."""
     return float(np.uint32(max(upper << 16, 1)).view(np.float32))
-
-
-@compiled
-def _count_upper(patterns: NDArray[np.uint32], counts: Integers) -> None:
-    """Counts float32 bit patterns by their upper half, zeros of either sign left out."""
-    for pattern in patterns:
-        counts[pattern >> np.uint32(16)] += 1
-    zeros, negative_zeros = 0, 0
-    for pattern in patterns:  # a pass of its own, since the processor takes it many entries at a time
-        zeros += pattern == np.uint32(0)
-        negative_zeros += pattern == np.uint32(0x8000_0000)
-    counts[0] -= zeros
-    counts[1 << 15] -= negative_zeros
-
-
-@compiled
-def _count_lower(patterns: NDArray[np.uint32], positive: int, negative: int, counts: Integers) -> None:
-    """Counts by their lower half the patterns whose upper half is one of two, (sign, lower half)."""
-    # No upper half of a float32 pattern reaches 2^16.
-    first = np.uint32(positive if positive >= 0 else _BINS)
-    second = np.uint32(negative + _BINS // 2 if negative >= 0 else _BINS)
-    for pattern in patterns:
-        half = pattern >> np.uint32(16)
-        if half == first:
-            counts[0, pattern & np.uint32(0xFFFF)] += 1
-        elif half == second:
-            counts[1, pattern & np.uint32(0xFFFF)] += 1
 
 
 @compiled

@@ -11,8 +11,9 @@ from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.methods.registry import EVALUATED, ROUTED, method_names
+from flexswitch.merging.methods.registry import EVALUATED, ROUTED, get_method, method_names
 from flexswitch.merging.static.merge import merged_tensors
+from flexswitch.merging.static.tensor_settings import MergeSettings
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -70,8 +71,8 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
         sizes = [_dense_bytes(vector) for vector in finetuned.values()]
         return [score_fixed(task_models, method, weights_of(task_models, finetuned, 1.0), mean_bytes(sizes))]
     if method in MERGES:
-        vectors = list((finetuned or task_models.vectors).values())
-        outputs = merged_tensors(task_models.base, vectors, method, {}, None)
+        settings = MergeSettings(get_method(method, "merge"), {}, {})
+        outputs = merged_tensors(task_models.base, finetuned or task_models.vectors, settings, None)
         merged = {name: output.whole() for name, output in outputs.items()}
         return [
             score_fixed(

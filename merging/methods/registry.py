@@ -11,14 +11,18 @@ from typing import Any, Literal
 from flexswitch.codecs.errors import UsageError, unknown_name
 
 Kind = Literal["compression", "merge"]
-Need = Literal["a tensor's delta", "the task vector", "the task vectors", "exemplars", "the base"]
+Need = Literal[
+    "a tensor's delta", "the task vector", "exemplars", "the base",
+    "the task vectors", "a tensor's statistics", "the model's statistics", "whole tensors",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
     """One method: its name, its function as "module:function", what it needs, and where it is published.
 
-    The function's keyword-only arguments are the method's settings.
+    The function's keyword-only arguments are the method's settings. A merge that needs only the task vectors
+    reads them once, block by block; statistics take further readings, whole tensors their memory.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Method:
     function: str
     needs: tuple[Need, ...]
     source: str
+    tasks: tuple[int, int | None] = (1, None)  # how few and how many a merge takes
 
     def load(self) -> Callable[..., Any]:
         """Returns the method's function."""
@@ -59,6 +64,10 @@ METHODS = (
     ),
     Method(
         "average", "merge", f"{_STATIC}.average:average", ("the task vectors",),
+        "Wortsman et al. 2022 (arXiv 2203.05482)",
+    ),
+    Method(
+        "linear", "merge", f"{_STATIC}.average:linear", ("the task vectors", "the base"),
         "Wortsman et al. 2022 (arXiv 2203.05482)",
     ),
     Method(

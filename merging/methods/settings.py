@@ -1,7 +1,7 @@
 """Settings of methods: a pydantic model made from the keyword-only arguments of a method's function.
 
 An argument's annotation carries its range and meaning: `drop: Annotated[float, Field(ge=0, lt=1,
-description="…")] = 0.6`.
+description="…")] = 0.6`. One that is annotated `ByTask` may have another value for each task of a merge.
 """
 
 import functools
@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.merging.methods.registry import Method, get_method, method_names
+
+ByTask = float | Sequence[float]
 
 _WORDS: dict[Any, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
@@ -34,7 +36,7 @@ def settings_model(method: Method) -> type[BaseModel]:
     parameters = inspect.signature(method.load(), eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         each.name: (
-            Annotated[_from_text(each.annotation), Field(alias=each.name.rstrip("_"))],
+            Annotated[_from_text(_single(each.annotation)), Field(alias=each.name.rstrip("_"))],
             each.default,
         )
         for each in parameters
@@ -67,12 +69,23 @@ def check_settings(method: Method, settings: Mapping[str, Any]) -> BaseModel:
         raise UsageError(f"setting {name}={first['input']} of {method.name}: {expected}") from error
 
 
+@functools.cache
+def by_task_settings(method: Method) -> frozenset[str]:
+    """Returns the names of the settings that may have another value for each task."""
+    parameters = inspect.signature(method.load(), eval_str=True).parameters.values()
+    return frozenset(
+        each.name.rstrip("_") for each in parameters if _single(each.annotation) != each.annotation
+    )
+
+
 def recorded(settings: BaseModel) -> dict[str, Any]:
     """Returns settings by name, without those that are None."""
     return settings.model_dump(by_alias=True, exclude_none=True)
 
 
-def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+def parse_settings(
+    texts: Sequence[str], option: str = "--set", expected: str = "KEY=VALUE"
+) -> dict[str, str]:
     """Returns settings from `KEY=VALUE` texts; the last of two values of one key counts. Raises: UsageError.
 
     >>> parse_settings(["drop=0.7", "seed=3"])
@@ -82,8 +95,24 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: expected KEY=VALUE")
+            raise UsageError(f"{option} {text}: expected {expected}")
         found[key] = value
+    return found
+
+
+def parse_overrides(texts: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Returns (pattern, settings) of `PATTERN:KEY=VALUE` texts. Raises: UsageError.
+
+    >>> parse_overrides(["sst2:*.mlp.*:density=0.3"])
+    [('sst2:*.mlp.*', {'density': '0.3'})]
+    """
+    found = []
+    for text in texts:
+        left, _, value = text.partition("=")
+        pattern, colon, key = left.rpartition(":")
+        if not colon or "=" not in text:
+            raise UsageError(f"--set-for {text}: expected GLOB:KEY=VALUE or TASK:GLOB:KEY=VALUE")
+        found.append((pattern, {key: value}))
     return found
 
 
@@ -105,6 +134,14 @@ def compressions_with(setting: str) -> list[str]:
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Returns a model's fields by the names of the settings."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _single(annotation: Any) -> Any:
+    """Returns the annotation of one task's value."""
+    if get_origin(annotation) is not Annotated:
+        return annotation
+    bare, *metadata = get_args(annotation)
+    return Annotated[float, *metadata] if bare == ByTask else annotation
 
 
 def _from_text(annotation: Any) -> Any:

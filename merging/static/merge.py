@@ -1,60 +1,84 @@
-"""Merges task vectors into one model, tensor by tensor."""
+"""Merges task vectors into one model, tensor by tensor and block by block."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial as bind
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, one_torch_thread
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
-from flexswitch.merging.methods.registry import get_method
-from flexswitch.merging.methods.settings import check_settings
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
+from flexswitch.merging.static.task_deltas import Block, Combination, ModelDeltas, TensorDeltas
+from flexswitch.merging.static.tensor_settings import MergeSettings, layer_places
+from flexswitch.merging.task_vectors.difference import add_delta
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, check_tensors, output_dtype
-from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 def merged_tensors(
     base: Checkpoint,
-    vectors: Sequence[TaskVector],
-    method: str,
-    settings: Mapping[str, Any],
+    vectors: Mapping[str, TaskVector],
+    settings: MergeSettings,
     dtype: torch.dtype | None,
+    *,
+    selection: Selection = EVERYTHING,
+    jobs: int = DEFAULT_JOBS,
+    memory: int = DEFAULT_MEMORY,
 ) -> dict[str, OutputTensor]:
-    """Returns the merged model's tensors by base name, the tasks in the order given, each of weight 1.
+    """Returns the merged model's tensors by base name, computed as they are read.
 
-    The tasks' own tensors (heads) and buffers are not merged. dtype: None for that of the base.
-    Raises: UsageError on an unknown method; ArtifactError if a tensor does not fit the base.
+    vectors: by task, in the order in which they are added. The tasks' own tensors (heads) and buffers are not
+    merged, nor are tensors outside the selection. dtype: None for that of the base. memory: bytes that the
+    blocks in progress may take.
+    Raises: UsageError on wrong settings; ArtifactError if a tensor does not fit the base.
     """
-    chosen = get_method(method, "merge")
-    combine = bind(chosen.load(), **dict(check_settings(chosen, settings)))
-    for vector in vectors:
+    for vector in vectors.values():
         check_tensors(base, vector)
+    model = ModelDeltas(base, vectors, [name for name in base.tensors if selection.takes(name)], jobs, memory)
+    settings.check(model.tasks, model.names)
+    combine, places = settings.method.load(), layer_places(model.names)
     outputs = {}
     for name, info in base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
-        read = _blocks(base, vectors, name, combine, TORCH_DTYPES[output_info.dtype])
-        outputs[name] = OutputTensor(output_info, read)
+        stored = TORCH_DTYPES[output_info.dtype]
+        outputs[name] = OutputTensor(output_info, _unchanged(base, name, stored))
+        if name in places:
+            arguments, weights = settings.arguments(name, model.tasks, places[name])
+            deltas = model.tensor(name, weights)
+            if deltas.tasks or "the base" in settings.method.needs:
+                outputs[name] = OutputTensor(output_info, _merged(deltas, combine, arguments, stored))
     return outputs
 
 
-def _blocks(
-    base: Checkpoint,
-    vectors: Sequence[TaskVector],
-    name: str,
-    combine: Callable[..., Tensor],
+def _unchanged(base: Checkpoint, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+    return lambda: (block.to(dtype) for block in base_blocks(base, name))
+
+
+def _merged(
+    deltas: TensorDeltas,
+    combine: Callable[..., Combination],
+    arguments: Mapping[str, object],
     dtype: torch.dtype,
 ) -> Callable[[], Iterator[Tensor]]:
+    """Returns a function that yields the tensor's merged blocks."""
+    model = deltas.model
+
     def read() -> Iterator[Tensor]:
-        if not any(name in vector.tensors for vector in vectors):
-            yield from (block.to(dtype) for block in base_blocks(base, name))
-            return
-        shape = base.tensors[name].shape
-        deltas = [
-            delta_tensor(vector, name) if name in vector.tensors else torch.zeros(shape) for vector in vectors
-        ]  # (task, ...)
-        merged = combine(deltas, [1.0] * len(vectors))
-        yield (base.read(name).to(torch.float32) + merged.reshape(-1)).to(dtype)
+        with one_torch_thread():
+            combination = combine(deltas, **arguments)
+
+            def finish(block: Block) -> Tensor:
+                return add_delta(block.base, combination.combine(block)).to(dtype)
+
+            waiting: deque[Future[Tensor]] = deque()
+            for block in deltas.blocks(combination.trim):
+                waiting.append(model.pool.submit(finish, block))
+                if len(waiting) > model.jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     return read

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.container import Artifact
@@ -11,7 +12,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
-from flexswitch.merging.task_vectors.task_vector import READ_ENTRIES
+from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 
 class ArtifactVector:
@@ -36,10 +37,13 @@ class ArtifactVector:
         """Returns the identity of the base it was made from."""
         return self.artifact.header.base
 
-    def blocks(self, name: str) -> Iterator[FloatArray]:
-        """Yields a tensor's reconstructed delta. Raises: DecodeError."""
-        record = self.artifact.header.tensors[name]
-        return self.artifact.sparse(name).dense_blocks(record.scale, READ_ENTRIES, record.zero)
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
+        """Yields a tensor's reconstructed delta, decoding one stored block at a time. Raises: DecodeError."""
+        addend = self.addend(name, 1.0)
+        for start, stop in block_ranges(self.tensors[name].entries, size):
+            block = torch.zeros(stop - start)
+            addend.add_to(block)
+            yield block.numpy()
 
     def addend(self, name: str, lambda_: float) -> Addend:
         """Returns λ times a tensor's reconstructed delta, to be added in place. Raises: DecodeError."""

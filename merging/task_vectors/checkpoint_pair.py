@@ -52,9 +52,9 @@ class CheckpointPair:
         """Returns the base's identity; reads every tensor of it whose digest is not known."""
         return identify(self.base)
 
-    def blocks(self, name: str) -> Iterator[FloatArray]:
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields a tensor's delta. Raises: InputError if it is not finite."""
-        return self._weights.blocks(name)
+        return self._weights.blocks(name, size)
 
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns positions and float32 values of the weights that base + delta misses."""

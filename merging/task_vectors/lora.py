@@ -89,11 +89,11 @@ class LoraVector:
         """Returns the base's identity; reads every tensor of it whose digest is not known."""
         return identify(self.base)
 
-    def blocks(self, name: str) -> Iterator[FloatArray]:
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields a tensor's delta. Raises: InputError if it is not finite."""
         if name in self._targets:
-            return self._expand(name, self._targets[name])
-        return self._whole.blocks(name)
+            return self._expand(name, self._targets[name], size)
+        return self._whole.blocks(name, size)
 
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns the fine-tuned weights that base + delta misses; of a target none are known."""
@@ -109,13 +109,13 @@ class LoraVector:
         if name not in self._targets:  # a target's factors are small
             self._whole.read_ahead(name)
 
-    def _expand(self, name: str, target: Target) -> Iterator[FloatArray]:
+    def _expand(self, name: str, target: Target, size: int | None) -> Iterator[FloatArray]:
         """Yields float32(scaling · B A), summed over the rank in float64 and rounded once."""
         a = self._adapter.checkpoint.read(target.a).to(torch.float64).reshape(target.rank, -1)
         b = self._adapter.checkpoint.read(target.b).to(torch.float64).reshape(-1, target.rank).T.contiguous()
         left, right = (a.numpy(), b.numpy()) if target.transposed else (b.numpy(), a.numpy())
         columns = right.shape[1]
-        for start, stop in block_ranges(self.base.tensors[name].entries):
+        for start, stop in block_ranges(self.base.tensors[name].entries, size):
             first, last = start // columns, -(-stop // columns)  # the rows that the block touches
             with np.errstate(over="ignore", invalid="ignore"):  # checked below
                 rows = _product(left, right, first, last).reshape(-1)

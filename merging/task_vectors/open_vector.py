@@ -15,10 +15,12 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 
-def open_task_vectors(source: str, base: Checkpoint) -> dict[str, TaskVector]:
+def open_task_vectors(
+    source: str, base: Checkpoint, selection: Selection = EVERYTHING
+) -> dict[str, TaskVector]:
     """Returns the task vectors that a zoo, artifact, task vector file or checkpoint holds, by task.
 
-    Raises: InputError if it is none of these.
+    selection: of a checkpoint's tensors. Raises: InputError if it is none of these.
     """
     path = Path(source)
     if (path / ZOO_FILE).is_file():
@@ -30,7 +32,7 @@ def open_task_vectors(source: str, base: Checkpoint) -> dict[str, TaskVector]:
     if source.endswith(SUFFIX):
         vector = TaskVectorFile(path)
         return {vector.header.name: vector}
-    return {task_name(source): open_finetuned(source, base)}
+    return {task_name(source): open_finetuned(source, base, selection)}
 
 
 def open_finetuned(

@@ -26,9 +26,9 @@ class StoredWeights:
     ) -> None:
         self._base, self._finetuned, self._names, self._source = base, finetuned, names, source
 
-    def blocks(self, name: str) -> Iterator[FloatArray]:
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields a tensor's delta. Raises: InputError if it is not finite."""
-        for start, base, finetuned in self._weights(name):
+        for start, base, finetuned in self._weights(name, size):
             delta, finite = difference(base, finetuned)
             if not finite:
                 raise InputError(
@@ -55,11 +55,11 @@ class StoredWeights:
         self._base.read_ahead(name)
         self._finetuned.read_ahead(self._names[name])
 
-    def _weights(self, name: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _weights(self, name: str, size: int | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (start, base, fine-tuned) blocks in their own dtypes."""
         other = self._names[name]
         available = self._finetuned.tensors[other].entries
-        for start, stop in block_ranges(self._base.tensors[name].entries):
+        for start, stop in block_ranges(self._base.tensors[name].entries, size):
             base = self._base.read(name, start, stop)
             finetuned = self._finetuned.read(other, start, min(stop, available))
             if len(finetuned) < len(base):

@@ -46,8 +46,11 @@ class TaskVector(Protocol):
     def identity(self) -> BaseIdentity:
         """Returns which base it belongs to."""
 
-    def blocks(self, name: str) -> Iterator[FloatArray]:
-        """Yields a tensor's delta as flat float32 blocks of `READ_ENTRIES` entries, the last one shorter."""
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
+        """Yields a tensor's delta as flat float32 blocks of `size` entries, the last one shorter.
+
+        size: None for `READ_ENTRIES`. Read to the end, since a damaged tensor may only be noticed there.
+        """
 
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns positions and float32 values of the fine-tuned weights that base + delta misses."""
@@ -56,10 +59,11 @@ class TaskVector(Protocol):
         """Returns one of the extras."""
 
 
-def block_ranges(entries: int) -> Iterator[tuple[int, int]]:
-    """Yields [start, stop) of each block that so many entries are read in."""
-    for start in range(0, entries, READ_ENTRIES):
-        yield start, min(entries, start + READ_ENTRIES)
+def block_ranges(entries: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yields [start, stop) of each block that so many entries are read in; size: None for `READ_ENTRIES`."""
+    step = size or READ_ENTRIES
+    for start in range(0, entries, step):
+        yield start, min(entries, start + step)
 
 
 def delta_tensor(vector: TaskVector, name: str) -> Tensor:

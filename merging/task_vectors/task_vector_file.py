@@ -101,10 +101,10 @@ class TaskVectorFile:
         """Returns the identity of the base it was made from."""
         return self.header.base
 
-    def blocks(self, tensor: str) -> Iterator[FloatArray]:
+    def blocks(self, tensor: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields a tensor's delta. Raises: ArtifactError if it is not finite or damaged."""
         checksum = 0
-        for start, stop in block_ranges(self.tensors[tensor].entries):
+        for start, stop in block_ranges(self.tensors[tensor].entries, size):
             stored = self._file.read(tensor, start, stop)
             checksum = zlib.crc32(stored.view(torch.uint8).numpy().data, checksum)
             block = stored.to(torch.float32)

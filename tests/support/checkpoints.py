@@ -20,7 +20,7 @@ from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Job
-from flexswitch.merging.task_vectors import artifact_vector, task_vector
+from flexswitch.merging.task_vectors import task_vector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
@@ -148,5 +148,4 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, entries: int = 16) -> None:
     """Makes all task vectors be read in small blocks."""
-    for module in (task_vector, artifact_vector):
-        monkeypatch.setattr(module, "READ_ENTRIES", entries)
+    monkeypatch.setattr(task_vector, "READ_ENTRIES", entries)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from support import laws
 from support.sparse_tensors import LAWS
 
+from flexswitch.codecs import order_statistics
+from flexswitch.codecs.order_statistics import kept_count
 from flexswitch.merging.compression import magnitude
-from flexswitch.merging.compression.magnitude import kept_blocks, kept_count
+from flexswitch.merging.compression.magnitude import kept_blocks
 
 Floats = NDArray[np.float32]
 
@@ -29,9 +32,9 @@ FLOATS = st.one_of(
 LEAST = st.sampled_from([TINY, 1e-38, 0.5, 1.0, 1.0000001, 3e38, math.inf]).map(np.float32)
 
 
-def both(name: str) -> list[Callable[..., object]]:
+def both(name: str, module: ModuleType = magnitude) -> list[Callable[..., object]]:
     """Returns a kernel compiled and as plain Python, which checks every index."""
-    compiled = getattr(magnitude, name)
+    compiled = getattr(module, name)
     return [compiled, compiled.py_func]
 
 
@@ -50,7 +53,7 @@ def kept(values: Floats, least_positive: np.float32, least_negative: np.float32)
 def test_entries_are_counted_by_their_upper_half_without_zeros(values: Floats) -> None:
     halves = patterns(values[values != 0]) >> 16
     expected = np.bincount(halves, minlength=1 << 16)
-    for count in both("_count_upper"):
+    for count in both("count_upper", order_statistics):
         counts = np.zeros(1 << 16, np.int64)
         count(patterns(values), counts)
         assert np.array_equal(counts, expected)
@@ -67,7 +70,7 @@ def test_entries_of_two_bins_are_counted_by_their_lower_half(values: Floats, dat
         np.bincount(lower[halves == place], minlength=1 << 16)
         for place in (positive, negative + (1 << 15) if negative >= 0 else -1)
     ]
-    for count in both("_count_lower"):
+    for count in both("count_lower", order_statistics):
         counts = np.zeros((2, 1 << 16), np.int64)
         count(patterns(values), positive, negative, counts)
         assert np.array_equal(counts, expected)
@@ -106,7 +109,7 @@ def test_every_kernel_accepts_any_length(length: int) -> None:
     assert magnitude._gather(values, mask, found) == marked.sum()
     assert np.array_equal(found[: int(marked.sum())], values[marked])
     counts = np.zeros(1 << 16, np.int64)
-    magnitude._count_upper(patterns(values), counts)
+    order_statistics.count_upper(patterns(values), counts)
     assert np.array_equal(counts, np.bincount(patterns(values) >> 16, minlength=1 << 16))
 
 

@@ -17,9 +17,9 @@ from support.deltas import TINY, Floats, delta, dense, normal
 from support.plain_methods import reference_mask, reference_scale
 
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.order_statistics import kept_count
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Compressed
-from flexswitch.merging.compression.magnitude import kept_count
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 

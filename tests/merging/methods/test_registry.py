@@ -33,7 +33,7 @@ def test_an_unknown_method_is_refused_with_the_nearest(name: str, kind: str, nea
 
 
 def test_methods_are_listed_by_kind_and_need() -> None:
-    assert method_names("merge") == ["average", "task-arithmetic"]
+    assert method_names("merge")[:3] == ["average", "linear", "task-arithmetic"]
     assert method_names("compression", "exemplars") == ["flexswitch"]
 
 

@@ -128,10 +128,17 @@ def test_code_of_a_base_is_neither_copied_nor_run(tmp_path: Path, berts: tuple[P
 def test_the_weights_of_a_merge_load_by_the_base_s_names(tmp_path: Path, berts: tuple[Path, Path]) -> None:
     from transformers import AutoModel
 
+    from flexswitch.merging.methods.registry import get_method
     from flexswitch.merging.static.merge import merged_tensors
+    from flexswitch.merging.static.tensor_settings import MergeSettings
 
     base = open_checkpoint(str(berts[0]))
-    outputs = merged_tensors(base, [pair_of(*berts)] * 2, "average", {}, None)
+    outputs = merged_tensors(
+        base,
+        {"a": pair_of(*berts), "b": pair_of(*berts)},
+        MergeSettings(get_method("average", "merge"), {}, {}),
+        None,
+    )
     write_model_directory(tmp_path / "out", outputs, base, {}, "# card\n", 10**9, overwrite=False)
     found = AutoModel.from_pretrained(tmp_path / "out", local_files_only=True).state_dict()
     expected = {

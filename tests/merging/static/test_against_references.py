@@ -1,0 +1,68 @@
+"""Every static merge against its plain reference: odd shapes, ties, zeros, one task, eight tasks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import static_references
+from support.checkpoints import State
+from support.static_merges import NAMES, merged, vectors_of
+from support.static_references import Case
+
+from flexswitch.merging.methods.registry import get_method, method_names
+
+SHAPES = {
+    "layers.0.w": (7, 5),
+    "layers.1.w": (6, 1),
+    "norm": (11,),
+    "one": (1,),
+    "rows.w": (3, 2, 4),
+    "zero": (4, 3),
+}
+# A method's settings that are tried beside its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"normalize": False}],
+    "task-arithmetic": [{"lambda": -1.5}],
+}
+CASES = [
+    (method, settings) for method in method_names("merge") for settings in ({}, *VARIANTS.get(method, []))
+]
+WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
+
+
+def models(tasks: int, kind: str) -> tuple[State, list[State]]:
+    """Returns a base and fine-tuned states; kind "ties": of few values, so that many magnitudes are equal."""
+    generator = torch.Generator().manual_seed(tasks)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    found = []
+    for _ in range(tasks):
+        deltas = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        if kind == "ties":  # multiples of a power of two, which float32 adds exactly
+            base = {name: (tensor * 8).round() / 8 for name, tensor in base.items()}
+            deltas = {name: (delta * 40).round() / 32 for name, delta in deltas.items()}
+        deltas["zero"] = torch.zeros(SHAPES["zero"])
+        found.append({name: base[name] + delta for name, delta in deltas.items()})
+    return base, found
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 8])
+@pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
+def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks: int, kind: str) -> None:
+    few, many = get_method(method, "merge").tasks
+    if not few <= tasks <= (many or tasks):
+        return
+    base, states = models(tasks, kind)
+    for weights in ([1.0] * tasks, WEIGHTS[:tasks]):
+        given = dict(zip(NAMES, weights, strict=False))
+        found = merged(base, vectors_of(base, states), method, settings, weights=given)
+        deltas = [
+            {name: (state[name] - base[name]).numpy().astype(np.float64) for name in base} for state in states
+        ]
+        case = Case(
+            {name: tensor.double().numpy() for name, tensor in base.items()}, deltas, weights, settings
+        )
+        expected = getattr(static_references, method.replace("-", "_"))(case)
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(found[name].numpy(), tensor, rtol=1e-6, atol=1e-6, err_msg=name)
