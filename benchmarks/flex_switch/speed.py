@@ -99,7 +99,7 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
     vector = open_finetuned(str(options.models / options.task), base)
     header = ArtifactHeader(
         name=options.task,
-        base=BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64),
+        base=BaseIdentity(fingerprint="0" * 64),
         method=MethodRecord(name="flexswitch"),
         parameters=vector.parameters,
     )

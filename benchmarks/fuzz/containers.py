@@ -288,7 +288,7 @@ def _with_zero(sparse: SparseTensor, zero: int) -> SparseTensor:
 def _header() -> ArtifactHeader:
     return ArtifactHeader(
         name="task",
-        base=BaseIdentity(fingerprint="ab" * 32, quick_fingerprint="cd" * 32),
+        base=BaseIdentity(fingerprint="ab" * 32),
         model=ModelRecord(prefix="bert.", config={"labels": [0, 1.5, None]}),
         method=MethodRecord(name="t-switch", settings={"drop": 0.6}),
         parameters=1000,

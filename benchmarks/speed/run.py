@@ -25,7 +25,7 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tens
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, MethodRecord
 from flexswitch.codecs.storage import EFFORTS, store
-from flexswitch.merging.checkpoints.hashing import HashingCheckpoint, forget_digests
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Delta
@@ -47,7 +47,7 @@ WIDTH = 4096
 DROP = 0.9
 PUBLISHED_ENTRIES, NUMPY_ENTRIES = 1 << 21, 1 << 24
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_UNKNOWN = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
+_UNKNOWN = BaseIdentity(fingerprint="0" * 64)
 
 
 def best(work: Callable[[], object], repeats: int = 5) -> float:
@@ -109,10 +109,8 @@ class Ours:
 
     def compress_files(self, known: bool) -> None:
         """Compresses one file against the other; `known` says whether the base was hashed before."""
-        if not known:
-            forget_digests()
         base, finetuned = (str(self.work / f"{name}.safetensors") for name in ("base", "finetuned"))
-        pair = CheckpointPair(HashingCheckpoint(open_checkpoint(base)), open_checkpoint(finetuned))
+        pair = CheckpointPair(HashingCheckpoint(open_checkpoint(base), known), open_checkpoint(finetuned))
         compress(pair, self.work / "o.fsw", "o", "t-switch", {"drop": DROP}, True, jobs=self.jobs)
 
 

@@ -71,7 +71,7 @@ def measure_random(density: float, work: Path) -> Sizes:
     stats = SparseStats(sparse)
     payload, overhead = {}, 0
     for effort in EFFORTS:
-        base = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
+        base = BaseIdentity(fingerprint="0" * 64)
         header = ArtifactHeader(
             name="random", base=base, method=MethodRecord(name="t-switch"), parameters=sparse.layout.entries
         )

@@ -24,6 +24,7 @@ TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
 
 
@@ -40,12 +41,10 @@ Document = TypeVar("Document", bound=Strict)
 class BaseIdentity(Strict):
     """Identifies the base model of a task vector.
 
-    fingerprint: covers every byte of the base. quick_fingerprint: covers a few slices of each tensor.
-    id: the base's id on the Hugging Face hub.
+    fingerprint: covers every byte of the base. id: the base's id on the Hugging Face hub.
     """
 
-    fingerprint: Sha256
-    quick_fingerprint: Sha256
+    fingerprint: Blake3
     id: str | None = None
 
 

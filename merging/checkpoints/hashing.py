@@ -1,41 +1,50 @@
-"""A checkpoint that hashes its tensors while they are read: its fingerprint needs no second reading."""
+"""A base whose tensors are hashed while they are read: its fingerprint needs no second reading."""
 
-import hashlib
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.threads import DEFAULT_JOBS, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.known_fingerprints import (
+    file_stamps,
+    known_fingerprint,
+    remember_fingerprint,
+)
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 
-_CHUNK_ENTRIES = 1 << 22
-
-# The digests of each base that this process has read, by its files, their sizes and modification times.
-_DIGESTS: dict[tuple[tuple[str, int, int], ...], dict[str, str]] = {}
+_READERS = min(8, DEFAULT_JOBS)
+_CHUNK_ENTRIES = 1 << 18
 
 
 class HashingCheckpoint:
-    """An open checkpoint whose reads also compute the SHA-256 of each tensor.
+    """An open checkpoint whose reads also compute the BLAKE3 of each tensor.
 
-    A tensor's digest is known once its entries have been read in order from the first to the last.
-    digests: tensor name → SHA-256 of its bytes, in hexadecimal; shared by all openings of the same
-    unchanged files in this process, so that a base of many tasks is hashed once.
+    A tensor's digest is known once its entries have been read in order from the first to the last. Where the
+    files' fingerprint is remembered, nothing is hashed; `remembers` says whether it may be. digests: tensor
+    name → BLAKE3 of its bytes, in hexadecimal.
     """
 
-    def __init__(self, checkpoint: Checkpoint, digests: dict[str, str] | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, remembers: bool = True) -> None:
         self.source, self.directory, self.hub_id = checkpoint.source, checkpoint.directory, checkpoint.hub_id
         self.notes = checkpoint.notes
         self.files, self.tensors, self.aliases = checkpoint.files, checkpoint.tensors, checkpoint.aliases
-        self.digests = _known_digests(checkpoint) if digests is None else digests
+        self.digests: dict[str, str] = {}
         self._checkpoint = checkpoint
-        self._started: dict[str, tuple[Any, int]] = {}  # tensor → hash and count of the entries read so far
+        self._started: dict[str, tuple[blake3, int]] = {}  # tensor → hash and count of its first entries
+        self._remembers = remembers and bool(self.files)
+        self._stamps = file_stamps(self.files)
+        self.known_fingerprint = known_fingerprint(self._stamps) if self._remembers else None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype, and hashes them."""
         entries = self._checkpoint.read(name, start, stop)
-        if name not in self.digests:
+        if self.known_fingerprint is None and name not in self.digests:
             self._hash(name, start, entries)
         return entries
 
@@ -43,10 +52,30 @@ class HashingCheckpoint:
         """Asks the system to have a tensor's bytes in memory soon."""
         self._checkpoint.read_ahead(name)
 
-    def digest(self, name: str) -> str:
-        """Returns the SHA-256 of a tensor; reads the tensor if that is not known yet."""
+    def fingerprint(self) -> str:
+        """Returns the base's fingerprint; reads the tensors whose digest is not known yet.
+
+        FORMAT.md defines it. Raises: InputError if a file has changed since the checkpoint was opened.
+        """
+        if self.known_fingerprint is None:
+            total = blake3()
+            for line in map_in_order(self._line, self.tensors, _READERS):  # hashing releases the GIL
+                total.update(line)
+            self.known_fingerprint = total.hexdigest()
+        if file_stamps(self.files).key != self._stamps.key:
+            raise InputError(f"{self.source}: its files changed while they were read; run the command again")
+        if self._remembers:
+            remember_fingerprint(self._stamps, self.known_fingerprint)
+        return self.known_fingerprint
+
+    def _line(self, name: str) -> bytes:
+        info = self.tensors[name]
+        shape = ",".join(map(str, info.shape))
+        return f"{name}\0{info.dtype}\0{shape}\0{self._digest(name)}\n".encode()
+
+    def _digest(self, name: str) -> str:
         if name not in self.digests:
-            digest, count = hashlib.sha256(), self.tensors[name].entries
+            digest, count = blake3(), self.tensors[name].entries
             for start in range(0, count, _CHUNK_ENTRIES):
                 entries = self._checkpoint.read(name, start, min(count, start + _CHUNK_ENTRIES))
                 digest.update(byte_view(entries).data)
@@ -55,10 +84,10 @@ class HashingCheckpoint:
 
     def _hash(self, name: str, start: int, entries: Tensor) -> None:
         # Taken out while it is updated: a second thread reading the same tensor then leaves it alone.
-        digest, position = self._started.pop(name, (None, 0))
+        digest, position = self._started.pop(name, (blake3(), 0))
         if start == 0:
-            digest, position = hashlib.sha256(), 0
-        if digest is None or start != position:
+            digest, position = blake3(), 0
+        if start != position:
             return
         digest.update(byte_view(entries).data)
         position += len(entries)
@@ -68,19 +97,11 @@ class HashingCheckpoint:
             self._started[name] = digest, position
 
 
-def forget_digests() -> None:
-    """Makes this process hash bases anew."""
-    _DIGESTS.clear()
+def open_base(source: str | Path) -> HashingCheckpoint:
+    """Opens a base by its path or hub id. Raises: InputError."""
+    return HashingCheckpoint(open_checkpoint(source))
 
 
 def byte_view(tensor: Tensor) -> NDArray[np.uint8]:
     """Returns a tensor's bytes; they share its memory if it is contiguous."""
     return tensor.contiguous().view(torch.uint8).numpy()
-
-
-def _known_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    if not checkpoint.files:  # it exists in memory only
-        return {}
-    stats = [(file, file.stat()) for file in checkpoint.files]
-    key = tuple((str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
-    return _DIGESTS.setdefault(key, {})

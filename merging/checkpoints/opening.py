@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_json_object
+from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.hub import download_checkpoint, is_hub_id
 from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.checkpoints.tied_names import repeated_embeddings, unties
 from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -78,14 +79,23 @@ def open_stored(source: str | Path | Location) -> Checkpoint:
 
 
 def _open_files(source: str, files: list[Path], directory: Path | None) -> Checkpoint:
+    opened: SafetensorsCheckpoint | TorchCheckpoint
     if files[0].suffix == ".safetensors":
-        return SafetensorsCheckpoint(source, files, directory)
-    if files[0].suffix in (".bin", ".pt", ".pth"):
-        return TorchCheckpoint(source, files, directory)
-    raise InputError(
-        f"{files[0]}: not a checkpoint: the suffix is '{files[0].suffix}', "
-        "expected .safetensors, .bin, .pt or .pth"
-    )
+        opened = SafetensorsCheckpoint(source, files, directory)
+    elif files[0].suffix in (".bin", ".pt", ".pth"):
+        opened = TorchCheckpoint(source, files, directory)
+    else:
+        raise InputError(
+            f"{files[0]}: not a checkpoint: the suffix is '{files[0].suffix}', "
+            "expected .safetensors, .bin, .pt or .pth"
+        )
+    repeated = repeated_embeddings(opened)
+    if repeated and not unties(read_config(opened)):
+        opened.aliases |= repeated | {
+            name: repeated[first] for name, first in opened.aliases.items() if first in repeated
+        }
+        opened.tensors = {name: info for name, info in opened.tensors.items() if name not in repeated}
+    return opened
 
 
 def _weight_files(directory: Path, source: str) -> tuple[list[Path], list[str]]:

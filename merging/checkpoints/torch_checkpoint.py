@@ -1,6 +1,7 @@
 """A checkpoint in files of torch.save."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.tied_names import main_name
 
 
 class TorchCheckpoint:
@@ -26,14 +28,16 @@ class TorchCheckpoint:
         for path in files:
             self._state |= _load_state(path)
         self.tensors: dict[str, TensorInfo] = {}
-        first_names: dict[tuple[object, ...], str] = {}
-        for name, tensor in sorted(self._state.items()):
+        tied: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+        for name, tensor in self._state.items():
             place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            first = first_names.setdefault(place, name) if tensor.numel() else name
-            if first != name:
-                self.aliases[name] = first
-            else:
+            tied[place if tensor.numel() else (name,)].append(name)
+        main_names = {name: main_name(names) for names in tied.values() for name in names}
+        for name, tensor in sorted(self._state.items()):
+            if main_names[name] == name:
                 self.tensors[name] = TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+            else:
+                self.aliases[name] = main_names[name]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""

@@ -12,8 +12,7 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize, Selection
 from flexswitch.merging.commands.arguments import (
     Bytes,
@@ -177,7 +176,7 @@ def _opened(
     source: str, base: str | Path | None, chosen: Selection, reporter: Reporter
 ) -> tuple[TaskVector, Checkpoint | None]:
     """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
-    checkpoint = None if base is None else HashingCheckpoint(open_checkpoint(str(base)))
+    checkpoint = None if base is None else open_base(base)
     if source.endswith(SUFFIX):
         if chosen != EVERYTHING:
             raise UsageError(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import check_choice
 from flexswitch.codecs.format.atomic import check_output
-from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
     Input,
@@ -46,7 +45,7 @@ def extract(
     check_choice("--dtype", dtype, StoredDtype)
     chosen = selection(include, exclude, on_resize)
     check_output(output, overwrite)
-    vector = open_finetuned(str(finetuned), HashingCheckpoint(open_checkpoint(str(base))), chosen)
+    vector = open_finetuned(str(finetuned), open_base(base), chosen)
     for note in vector.notes:
         reporter.note(note)
     count = len(vector.tensors)

@@ -7,12 +7,12 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 
-from flexswitch.codecs.errors import InputError, UsageError, check_choice, unknown_name
+from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.fingerprint import quick_fingerprint
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.fingerprint import fingerprint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
 from flexswitch.merging.commands.arguments import (
     Bytes,
@@ -23,15 +23,20 @@ from flexswitch.merging.commands.arguments import (
     checked,
     selection,
 )
-from flexswitch.merging.commands.merge_sources import check_stored, left_out, open_sources, refuse_resized
+from flexswitch.merging.commands.merge_sources import (
+    check_bases,
+    check_stored,
+    left_out,
+    open_sources,
+    refuse_resized,
+)
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
-from flexswitch.merging.task_vectors.restore import restored_tensors
-from flexswitch.merging.task_vectors.task_vector import TaskVector
+from flexswitch.merging.task_vectors.restore import restored_tensors, tied_outputs
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -91,12 +96,11 @@ def merge(
     given = MergeSettings(chosen, settings or {}, weights or {}, overrides)
     given.check_values()
     check_output(output, overwrite)
-    checkpoint = open_checkpoint(str(base))
-    vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors)
+    checkpoint = open_base(base)
+    vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
     as_dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     notes: list[str] = []
     if task is not None:
-        vectors = _only(task, vectors, sources)
         check_stored(vectors, checkpoint, chosen_tensors)
         lambda_ = _restored_lambda(given)
         outputs = restored_tensors(checkpoint, vectors[task], lambda_, as_dtype)
@@ -108,23 +112,20 @@ def merge(
             checkpoint, vectors, given, as_dtype,
             selection=chosen_tensors, jobs=jobs or DEFAULT_JOBS, memory=memory,
         )  # fmt: skip
+        outputs |= tied_outputs(checkpoint, outputs)
     for note in notes:
         reporter.note(note)
     changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
-    card = _card(checkpoint, list(vectors), given, notes, task)
+
+    def card() -> str:
+        check_bases(vectors, checkpoint)  # last, because writing has read and hashed all of it
+        return _card(checkpoint, list(vectors), given, notes, task)
+
     with reporter.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as on_tensor:
         write_model_directory(
             output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor
         )
     return Merged(output, list(vectors), chosen.name, len(outputs))
-
-
-def _only(
-    task: str, vectors: Mapping[str, TaskVector], sources: Sequence[str | Path]
-) -> dict[str, TaskVector]:
-    if task not in vectors:
-        raise InputError(f"{', '.join(map(str, sources))}: {unknown_name('task', task, vectors)}")
-    return {task: vectors[task]}
 
 
 def _restored_lambda(given: MergeSettings) -> float:
@@ -140,7 +141,7 @@ def _card(
 ) -> str:
     options = given.described()
     lines = {
-        "base": f"{base.hub_id or 'local'}, quick fingerprint {quick_fingerprint(base)}",
+        "base": f"{base.hub_id or 'local'}, fingerprint {fingerprint(base)}",
         "tasks": ", ".join(tasks),
         "method": given.method.name,
         "settings": ", ".join(option.removeprefix("--set ").removeprefix("--") for option in options)

@@ -1,49 +1,57 @@
 """The task vectors that `merge` takes, from any mixture of sources, and which tensors it leaves out."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import is_floating
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.lora import LoraVector
-from flexswitch.merging.task_vectors.open_vector import open_task_vectors
+from flexswitch.merging.task_vectors.open_vector import task_vector_openers
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SHOWN = 4
 
 
-def open_sources(sources: Sequence[str], base: Checkpoint, selection: Selection) -> dict[str, TaskVector]:
+def open_sources(
+    sources: Sequence[str], base: Checkpoint, selection: Selection, only: str | None = None
+) -> dict[str, TaskVector]:
     """Returns the task vectors of `PATH` and `TASK=PATH` sources by task, in the order given.
 
-    Raises: InputError, UsageError.
+    only: the one task to open. Raises: InputError, UsageError.
     """
-    vectors: dict[str, TaskVector] = {}
+    openers: dict[str, Callable[[], TaskVector]] = {}
+    holders: dict[str, str] = {}
     for source in sources:
-        for task, vector in _open(source, base, selection).items():
-            if task in vectors:
+        for task, opener in _openers(source, base, selection).items():
+            if task in openers:
                 raise InputError(
-                    f"{source}: holds the task '{task}', as {vectors[task].source} does; "
+                    f"{source}: holds the task '{task}', as {holders[task]} does; "
                     f"give it another name: NAME={source}"
                 )
-            vectors[task] = vector
-    if not vectors:
+            openers[task], holders[task] = opener, source
+    if not openers:
         raise InputError(
             f"{', '.join(sources)}: holds no task, expected at least one; pack an artifact first"
         )
-    return vectors
+    if only is not None and only not in openers:
+        raise InputError(f"{', '.join(sources)}: {unknown_name('task', only, openers)}")
+    return {task: opener() for task, opener in openers.items() if only in (task, None)}
 
 
-def check_stored(vectors: Mapping[str, TaskVector], base: Checkpoint, selection: Selection) -> None:
-    """Checks stored task vectors against the base, and that none has to select its tensors anew.
+def check_stored(vectors: Mapping[str, TaskVector], base: HashingCheckpoint, selection: Selection) -> None:
+    """Checks that no stored task vector has to select its tensors anew, and its base if that is known.
 
     Raises: InputError, UsageError.
     """
+    if base.known_fingerprint is not None:
+        check_bases(vectors, base)
     for vector in vectors.values():
         if isinstance(vector, (CheckpointPair, LoraVector)):  # these are made from this very base
             continue
@@ -52,6 +60,11 @@ def check_stored(vectors: Mapping[str, TaskVector], base: Checkpoint, selection:
                 f"{vector.source}: its tensors were selected when it was made; --include, --exclude and "
                 "--on-resize need a checkpoint: give them to `extract` or `compress`"
             )
+
+
+def check_bases(vectors: Mapping[str, TaskVector], base: Checkpoint) -> None:
+    """Raises: InputError unless the base is that of every task vector; reads what is not hashed yet."""
+    for vector in vectors.values():
         check_base(base, vector.identity(), vector.source)
 
 
@@ -81,11 +94,11 @@ def left_out(vectors: Mapping[str, TaskVector]) -> list[str]:
     ]
 
 
-def _open(source: str, base: Checkpoint, selection: Selection) -> dict[str, TaskVector]:
+def _openers(source: str, base: Checkpoint, selection: Selection) -> dict[str, Callable[[], TaskVector]]:
     name, equals, path = source.partition("=")
     if not equals or Path(source).exists() or not re.fullmatch(TASK_NAME, name):
-        return open_task_vectors(source, base, selection)
-    found = open_task_vectors(path, base, selection)
+        return task_vector_openers(source, base, selection)
+    found = task_vector_openers(path, base, selection)
     if len(found) != 1:
         raise UsageError(f"{source}: names one task, and {path} holds {len(found)}")
     return dict.fromkeys([name], *found.values())

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
@@ -41,7 +41,7 @@ def route(
     path, opened = Path(samples), open_zoo(zoo)
     opened.index_file()
     examples = read_samples(path, limit)
-    checkpoint = open_checkpoint(str(base))
+    checkpoint = open_base(base)
     check_base(checkpoint, opened.record.base, str(zoo))
     model = get_adapter(checkpoint, opened.record.adapter, adapter)
     router = open_router(opened, model, features, voting or VotingOptions(), device)

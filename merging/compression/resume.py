@@ -14,11 +14,11 @@ from pydantic import Field, ValidationError
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.records import (
+    Blake3,
     Count,
     Crc32,
     MethodRecord,
     ModelRecord,
-    Sha256,
     Strict,
     TensorRecord,
     TrainingRecord,
@@ -45,10 +45,10 @@ class _Run(Strict):
 
 
 class _Entry(Strict):
-    """One finished tensor. digest: SHA-256 of the base's tensor, None if it is not known."""
+    """One finished tensor. digest: BLAKE3 of the base's tensor, None if it is not known."""
 
     name: str
-    digest: Sha256 | None
+    digest: Blake3 | None
     record: TensorRecord | None
     size: Count
     crc32: Crc32

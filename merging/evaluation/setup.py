@@ -9,7 +9,7 @@ from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.evaluation.fixed_weights import score_fixed
 from flexswitch.merging.evaluation.methods import Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
@@ -53,7 +53,7 @@ def open_evaluation(request: Request) -> Evaluation:
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
     sources = read_finetuned(request.finetuned, zoo)
     check_methods(request.methods, request.modes, zoo, bool(sources))
-    base = open_checkpoint(request.base)
+    base = open_base(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
     vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
     _check_declared(request.adapter or zoo.record.adapter, base, vectors)

@@ -6,7 +6,7 @@ from pathlib import Path
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_file
 from flexswitch.merging.routing.features import (
@@ -78,7 +78,7 @@ def add_to_index(
 
 def _checked_base(zoo: Zoo, base: str, options: IndexOptions) -> Callable[[], Runner]:
     """Checks the base; returns a function that opens its runner, which features of a file do not need."""
-    checkpoint = open_checkpoint(base)
+    checkpoint = open_base(base)
     check_base(checkpoint, zoo.record.base, str(zoo.path))
     return lambda: Runner(
         get_adapter(checkpoint, zoo.record.adapter, options.adapter), options.device, options.dtype

@@ -51,13 +51,14 @@ def write_model_directory(
     outputs: Mapping[str, OutputTensor],
     base: Checkpoint,
     config_changes: Mapping[str, Any],
-    card: str,
+    card: Callable[[], str],
     shard_bytes: int,
     overwrite: bool,
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Writes weights in shards, the base's config and tokenizer files, and a model card.
 
+    card: returns the card's text; called last, so that it can check what was read while writing.
     Raises: InputError if the output may not be written or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
@@ -78,7 +79,7 @@ def write_model_directory(
         if config:
             _write_json(partial / "config.json", config)
         _copy_side_files(base.directory, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(card(), encoding="utf-8")
 
 
 def model_card(title: str, lines: Mapping[str, str], command: str) -> str:

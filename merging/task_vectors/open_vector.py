@@ -1,5 +1,7 @@
 """Opens task vectors from any source: an artifact, a task vector file, a checkpoint, a LoRA, a zoo."""
 
+from collections.abc import Callable
+from functools import partial as bind
 from pathlib import Path
 
 from flexswitch.codecs.format.container import open_artifact
@@ -15,24 +17,24 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 
-def open_task_vectors(
+def task_vector_openers(
     source: str, base: Checkpoint, selection: Selection = EVERYTHING
-) -> dict[str, TaskVector]:
-    """Returns the task vectors that a zoo, artifact, task vector file or checkpoint holds, by task.
+) -> dict[str, Callable[[], TaskVector]]:
+    """Returns by task the functions that open what a zoo, artifact, task vector file or checkpoint holds.
 
     selection: of a checkpoint's tensors. Raises: InputError if it is none of these.
     """
     path = Path(source)
     if (path / ZOO_FILE).is_file():
         zoo = open_zoo(path)
-        return {task: ArtifactVector(zoo[task]) for task in zoo}
+        return {task: lambda task=task: ArtifactVector(zoo[task]) for task in zoo}  # type: ignore[misc]
     if source.endswith(".fsw"):
         artifact = open_artifact(path)
-        return {artifact.header.name: ArtifactVector(artifact)}
+        return {artifact.header.name: bind(ArtifactVector, artifact)}
     if source.endswith(SUFFIX):
         vector = TaskVectorFile(path)
-        return {vector.header.name: vector}
-    return {task_name(source): open_finetuned(source, base, selection)}
+        return {vector.header.name: lambda: vector}
+    return {task_name(source): bind(open_finetuned, source, base, selection)}
 
 
 def open_finetuned(

@@ -12,7 +12,7 @@ from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 class ReadingHints:
     """How a task vector is read; no delta depends on it.
 
-    files: the files it is read from. base_digests: tensor name → SHA-256 of those tensors of the base that
+    files: the files it is read from. base_digests: tensor name → BLAKE3 of those tensors of the base that
     have been hashed already; others may be added. read_ahead: asks the system to have the bytes of a tensor
     in memory soon. recomputing_is_cheap: whether computing a delta again costs no more than reading a copy
     of it from memory.

@@ -15,7 +15,7 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
 from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.difference import add_delta
@@ -58,7 +58,7 @@ def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_:
 
     Raises: InputError if `base` is not the one the task was made from.
     """
-    checkpoint = open_checkpoint(base) if isinstance(base, (str, Path)) else base
+    checkpoint = open_base(base) if isinstance(base, (str, Path)) else base
     vector = ArtifactVector(task) if isinstance(task, Artifact) else task
     check_base(checkpoint, vector.identity(), vector.source)
     return LazyState(restored_tensors(checkpoint, vector, lambda_, None))
@@ -77,10 +77,21 @@ def restored_tensors(
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
         read = _blocks(base, vector, name, lambda_, TORCH_DTYPES[output_info.dtype])
         outputs[vector.model.finetuned_name(name)] = OutputTensor(output_info, read)
+    outputs |= tied_outputs(base, outputs, vector.model.finetuned_name)
     for name, info in vector.extras.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
         outputs[name] = OutputTensor(output_info, _extra_block(vector, name, TORCH_DTYPES[output_info.dtype]))
     return dict(sorted(outputs.items()))
+
+
+def tied_outputs(
+    base: Checkpoint, outputs: Mapping[str, OutputTensor], rename: Callable[[str], str] = str
+) -> dict[str, OutputTensor]:
+    """Returns the outputs of the further names of tied tensors, so that an output has all names of the base.
+
+    rename: returns the output's name of a base's tensor.
+    """
+    return {rename(alias): outputs[rename(name)] for alias, name in base.aliases.items()}
 
 
 def check_tensors(base: Checkpoint, vector: TaskVector) -> None:

@@ -46,7 +46,9 @@ SUFFIX = ".tv.safetensors"
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
 DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-_WIDEST_COUNT = 10**15  # reserves space in the header for a count that is not known yet
+# These reserve space in the header for a count and for an identity that are not known yet.
+_WIDEST_COUNT = 10**15
+_WIDEST_BASE = BaseIdentity(fingerprint="0" * 64, id="0" * 256)
 
 
 class TaskVectorHeader(Strict):
@@ -159,7 +161,7 @@ def write_task_vector(
         check_space(path, dense_bytes + extra_bytes)
         header = TaskVectorHeader(
             name=name,
-            base=vector.identity(),
+            base=_WIDEST_BASE,
             model=vector.model,
             parameters=vector.parameters,
             dtypes={tensor: info.dtype for tensor, info in vector.tensors.items()},
@@ -167,7 +169,8 @@ def write_task_vector(
         )
         with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
             _add_tensors(writer, vector, dtype, on_tensor)
-            header = header.model_copy(update={"crc32": writer.checksums})
+            # Last, because reading the tensors has hashed most of the base.
+            header = header.model_copy(update={"base": vector.identity(), "crc32": writer.checksums})
             writer.metadata = _metadata(header)
     return header
 

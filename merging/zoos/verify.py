@@ -9,6 +9,7 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
@@ -42,8 +43,8 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     if problems:
         raise ArtifactError("\n".join(problems))
     if base is not None:
-        checkpoint = open_checkpoint(base)
-        check_base(checkpoint, identity, str(path), full=True)
+        checkpoint = HashingCheckpoint(open_checkpoint(base), remembers=False)
+        check_base(checkpoint, identity, str(path), ArtifactError)
         lines.append(f"{base}: is the base; all its bytes match the fingerprint {identity.fingerprint[:12]}")
     return lines
 

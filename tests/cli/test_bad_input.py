@@ -20,7 +20,7 @@ from support.commands import files_below, write_base
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.merging.checkpoints.fingerprint import fingerprint, quick_fingerprint
+from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 
 COMPRESS = ("--base", "base.safetensors", "-o", "out.fsw", "--method", "t-switch")
@@ -101,10 +101,10 @@ def test_a_header_that_lies_about_a_size(models, fails):
 def test_another_base_than_the_artifacts_own(zoo, fails):
     write_base(zoo / "other.safetensors", seed=9)
     other = open_checkpoint(str(zoo / "other.safetensors"))
-    found = quick_fingerprint(other)
-    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["quick_fingerprint"]
+    found = fingerprint(other)
+    wanted = json.loads((zoo / "zoo" / "zoo.json").read_text())["base"]["fingerprint"]
     message = (
-        f"other.safetensors: is not the base of {{}}: its quick fingerprint is {found[:12]}, expected "
+        f"other.safetensors: is not the base of {{}}: its fingerprint is {found[:12]}, expected "
         f"{wanted[:12]}; give the base it was made from"
     )
     merge = ("merge", "zoo", "--base", "other.safetensors", "-o", "merged")

@@ -22,7 +22,7 @@ def make_query_set(per_task: int = 4, width: int = 5, tasks: list[str] = TASKS) 
 
 
 def zoo_with(path: Path, record: IndexRecord | None) -> Zoo:
-    base = BaseIdentity(fingerprint="0" * 64, quick_fingerprint="0" * 64)
+    base = BaseIdentity(fingerprint="0" * 64)
     return Zoo(path, ZooRecord(base=base, tasks={}, index=record))
 
 

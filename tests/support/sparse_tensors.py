@@ -33,7 +33,7 @@ SETTINGS: dict[str, list[dict[str, int]]] = {
 ONE_FORM = ("bitmask", "rice", "grouped-coo", "flag4", "raw")
 FRAMED = ("bitmask-zstd", "gaps-zstd")
 
-BASE = BaseIdentity(fingerprint="ab" * 32, quick_fingerprint="cd" * 32, id="org/base")
+BASE = BaseIdentity(fingerprint="ab" * 32, id="org/base")
 DENSITIES = (0.0, 0.002, 0.03, 0.2, 0.5, 0.9, 1.0)
 _SPECIAL = {16: (0x8000, 0x7FC0, 0x7F80, 1), 32: (0x80000000, 0x7FC00000, 0x7F800000, 1)}  # −0, NaN, ∞, tiny
 

@@ -36,7 +36,7 @@ def write_restored(
     path: Path, base: Checkpoint, vector: TaskVector, shard_bytes: int = 10**9, **options: Any
 ) -> Path:
     outputs = outputs_of(base, vector)
-    options = {"card": "# card\n", "overwrite": False} | options
+    options = {"card": lambda: "# card\n", "overwrite": False} | options
     write_model_directory(
         path, outputs, base, vector.model.config, options.pop("card"), shard_bytes, **options
     )

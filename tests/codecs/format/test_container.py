@@ -130,7 +130,7 @@ def test_defaults_are_left_out_of_both_documents(tmp_path: Path) -> None:
         "format": "flexswitch-artifact",
         "version": 1,
         "name": "sst2",
-        "base": {"fingerprint": "ab" * 32, "quick_fingerprint": "cd" * 32, "id": "org/base"},
+        "base": {"fingerprint": "ab" * 32, "id": "org/base"},
         "method": {"name": "t-switch", "settings": {"drop": 0.6}},
         "parameters": 1000,
     }

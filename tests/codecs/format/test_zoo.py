@@ -29,7 +29,7 @@ from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 
 TASKS = ("trec6", "cola", "SST-2")
-OTHER_BASE = BaseIdentity(fingerprint="12" * 32, quick_fingerprint="34" * 32)
+OTHER_BASE = BaseIdentity(fingerprint="12" * 32)
 EXTRA = RawTensor("F32", (2,), bytes(8))
 EXAMPLE = "tasks/cola.fsw"
 
@@ -343,7 +343,7 @@ def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
     assert json.loads(text) == {
         "format": "flexswitch-zoo",
         "version": 1,
-        "base": {"fingerprint": "12" * 32, "quick_fingerprint": "34" * 32, "id": None},
+        "base": {"fingerprint": "12" * 32, "id": None},
         "adapter": None,
         "tasks": {
             "cola": {

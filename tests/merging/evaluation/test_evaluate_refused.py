@@ -105,7 +105,7 @@ def test_a_task_that_the_index_lacks_is_reported(copied, tmp_path):
 def test_another_base_is_refused(toy, tmp_path):
     other = save_text_base(tmp_path / "other", seed=1)
     found = message(InputError, lambda: open_evaluation(Request(toy.zoo, str(other), toy.data)))
-    assert found.startswith(f"{other}: is not the base of {toy.zoo}: its quick fingerprint is ")
+    assert found.startswith(f"{other}: is not the base of {toy.zoo}: its fingerprint is ")
 
 
 def test_a_missing_test_file_is_reported(copied):

@@ -83,7 +83,7 @@ def test_a_task_vector_of_another_base_is_refused(
     command = ("compress", vector, "--base", image.base, "-o", vector.with_name("birds.fsw"), *method)
     outcome = flexswitch(*command, *(("--exemplars", text.data) if method is TRAIN else ()))
     assert outcome.status == 1
-    assert outcome.error.startswith(f"{image.base}: is not the base of {vector}: its quick fingerprint is ")
+    assert outcome.error.startswith(f"{image.base}: is not the base of {vector}: its fingerprint is ")
 
 
 def test_tensors_are_chosen_where_the_task_vector_is_made(

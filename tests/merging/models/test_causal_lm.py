@@ -77,7 +77,7 @@ def test_a_restored_language_model_gives_the_same_logits_as_transformers(bases, 
     checkpoint, vector = open_checkpoint(str(base)), ArtifactVector(artifact)
     outputs = restored_tensors(checkpoint, vector, 1.0, None)
     write_model_directory(
-        tmp_path / "out", outputs, checkpoint, vector.model.config, "", 10**9, False, lambda name: None
+        tmp_path / "out", outputs, checkpoint, vector.model.config, str, 10**9, False, lambda name: None
     )
     adapter = adapter_of(base)
     model = loaded(adapter, adapter.model(vector.model.config, vector.extras), outputs)

@@ -139,7 +139,7 @@ def test_the_weights_of_a_merge_load_by_the_base_s_names(tmp_path: Path, berts: 
         MergeSettings(get_method("average", "merge"), {}, {}),
         None,
     )
-    write_model_directory(tmp_path / "out", outputs, base, {}, "# card\n", 10**9, overwrite=False)
+    write_model_directory(tmp_path / "out", outputs, base, {}, lambda: "# card\n", 10**9, overwrite=False)
     found = AutoModel.from_pretrained(tmp_path / "out", local_files_only=True).state_dict()
     expected = {
         re.sub(r"^bert\.", "", name): tensor

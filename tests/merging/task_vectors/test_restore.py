@@ -21,7 +21,7 @@ from support.checkpoints import (
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.safetensors_file import RangeReader
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.task_vectors.open_vector import open_finetuned, open_task_vectors
+from flexswitch.merging.task_vectors.open_vector import open_finetuned, task_vector_openers
 from flexswitch.merging.task_vectors.restore import restore, restored_tensors
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
@@ -115,7 +115,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     artifact = compressed(file_pair(tmp_path, BASE, TUNED), tmp_path / "t.fsw")
     other = save_model(tmp_path / "other", BASE | {"norm": torch.zeros(3)})
     found = message(InputError, lambda: restore(str(other), artifact))
-    assert found.startswith(f"{other}: is not the base of {tmp_path}/t.fsw: its quick fingerprint is ")
+    assert found.startswith(f"{other}: is not the base of {tmp_path}/t.fsw: its fingerprint is ")
     assert found.endswith("; give the base it was made from")
 
 
@@ -138,9 +138,9 @@ def test_every_kind_of_source_opens_as_task_vectors(tmp_path: Path) -> None:
     create_zoo(tmp_path / "zoo", [artifact.path], Form(), None, False, lambda name: None)
     sources = [vector.path, artifact.path, tmp_path / "zoo", tmp_path / "finetuned.safetensors"]
     for source in sources:
-        opened = open_task_vectors(str(source), base)
-        assert list(opened) == ["finetuned" if source == sources[-1] else "task"]
-        assert_same_state(restore(base, *opened.values()), TUNED)
+        openers = task_vector_openers(str(source), base)
+        assert list(openers) == ["finetuned" if source == sources[-1] else "task"]
+        assert_same_state(restore(base, *(opener() for opener in openers.values())), TUNED)
 
 
 def test_a_fine_tuned_source_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

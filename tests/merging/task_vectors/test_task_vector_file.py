@@ -122,7 +122,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     )
     other = MemoryCheckpoint({"w": torch.ones(2)}, "other")
     found = message(InputError, lambda: restore(other, vector))
-    assert found.startswith(f"other: is not the base of {vector.source}: its quick fingerprint is ")
+    assert found.startswith(f"other: is not the base of {vector.source}: its fingerprint is ")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
