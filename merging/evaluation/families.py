@@ -59,6 +59,7 @@ def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
             heads=several,
             rename=task_models.adapter.parameter_name,
             strict=False,
+            check_base=False,  # it was made from the base, which has been checked
         )
         yield Family(group, plain, model, several)
 

@@ -32,14 +32,14 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
     """Returns checkpoint name → module name for the tensors in both; one side may have a prefix."""
     own = {name: name for name in module.state_dict()}
-    for path, model in _transformers_models(module):
+    for path, model in transformers_models(module):
         own |= {path + saved: path + name for saved, name in _saved_names(model).items()}
     prefix, own_prefix = common_prefix(names, list(own))
     known = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     return {name: own[other] for name, other in known.items() if other in own}
 
 
-def _transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields (prefix of the names, model) for the outermost transformers models of a module."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
@@ -48,7 +48,7 @@ def _transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield "", module
         return
     for name, child in module.named_children():
-        yield from ((f"{name}.{path}", model) for path, model in _transformers_models(child))
+        yield from ((f"{name}.{path}", model) for path, model in transformers_models(child))
 
 
 def _saved_names(model: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ Source: docs/methods.md §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import read_heads
 from flexswitch.merging.switching.merged_weights import MergedWeights
+from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_names import tensor_names
@@ -93,6 +95,8 @@ class SwitchedModel(nn.Module):
         costs: Costs | None = None,
         rename: Callable[[str], str] = str,
         strict: bool = True,
+        base: str | Path | None = None,
+        check_base: bool = True,
     ) -> None:
         """Reads the tasks' names and heads; their deltas are decoded when they are first needed.
 
@@ -102,8 +106,11 @@ class SwitchedModel(nn.Module):
         merged weights (on the CPU only), and for the grouped engine's modules, each. costs: None for those
         of this kind of processor. rename: returns the module's name for a tensor of a fine-tuned
         checkpoint, up to a prefix. strict: whether the module must have all tensors that the tasks change.
+        base: the base's path or hub id, to compare the module's tensors with; None for where transformers
+        loaded the module from. check_base: whether the module's tensors are checked to be the base's, once.
 
-        Raises: InputError where the module lacks a changed tensor, or a head does not fit.
+        Raises: InputError where the module lacks a changed tensor or does not hold the base, or a head does
+        not fit.
         """
         super().__init__()
         if engine not in ENGINES:
@@ -111,7 +118,8 @@ class SwitchedModel(nn.Module):
         self.module = module
         self._router, self._routing, self._lambda, self._engine = router, routing, lambda_, engine
         self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs or costs_here()
-        self._rename, self._strict = rename, strict
+        self._rename, self._strict, self._base, self._check_base = rename, strict, base, check_base
+        self._checked: str | None = None  # the fingerprint that the module has been found to have
         self._loaded = self._load(zoo)
 
     @property
@@ -195,6 +203,9 @@ class SwitchedModel(nn.Module):
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
         names = tensor_names(self.module, vectors, self._rename, self._strict)
+        if self._check_base and vectors and vectors[0].identity().fingerprint != self._checked:
+            check_module(self.module, vectors, names, self._rename, self._base)
+            self._checked = vectors[0].identity().fingerprint
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
         fused = FusedEngine(self.module, names, heads)
         state = self.module.state_dict()

@@ -7,6 +7,7 @@ packed and decoded there.
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from flexswitch.codecs.sparse import (
     level_table,
     level_values,
 )
+from flexswitch.merging.checkpoints.hashing import open_base
+from flexswitch.merging.task_vectors.live_weights import check_live_weights
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICE_ENTRIES = 1 << 26  # decoded at once on a GPU
@@ -79,12 +82,22 @@ class ScaledLevels:
             return values * self._factor
 
 
-def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float = 1.0) -> None:
+def add_task(
+    weights: Mapping[str, Tensor],
+    artifact: Artifact,
+    lambda_: float = 1.0,
+    *,
+    base: str | Path | None = None,
+    check_base: bool = True,
+) -> None:
     """Adds λ·τ̂ to a live model's weights, in place and on their devices: θ becomes θ + λ·τ̂.
 
-    weights: base name → tensor, as in a module's `state_dict()`, with the base's values.
+    weights: base name → tensor, as in a module's `state_dict()`, with the base's values. base: the base's
+    path or hub id, to compare the weights with; needed where some of the base's are missing, or in another
+    dtype. check_base: whether they are checked to be the base's; not where they hold another task already.
 
-    Raises: InputError if one is missing, has another shape or is not contiguous; DecodeError.
+    Raises: InputError if one is missing, has another shape or is not contiguous, or they are not the base's;
+    DecodeError.
     """
     for name, record in artifact.header.tensors.items():
         found = weights.get(name)
@@ -94,6 +107,9 @@ def add_task(weights: Mapping[str, Tensor], artifact: Artifact, lambda_: float =
                 f"{artifact.path}: tensor '{name}' of shape {record.shape} needs a contiguous tensor of that "
                 f"name and shape in the model, found {held}"
             )
+    if check_base:
+        opened = None if base is None else open_base(base)
+        check_live_weights(weights, artifact.header.base, str(artifact.path), opened)
     with torch.no_grad():
         for name, record in artifact.header.tensors.items():
             flat = weights[name].detach().view(-1)
