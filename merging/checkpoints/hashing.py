@@ -12,6 +12,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import DEFAULT_JOBS, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.known_fingerprints import (
+    FileStamps,
     file_stamps,
     known_fingerprint,
     remember_fingerprint,
@@ -38,7 +39,7 @@ class HashingCheckpoint:
         self._checkpoint = checkpoint
         self._started: dict[str, tuple[blake3, int]] = {}  # tensor → hash and count of its first entries
         self._remembers = remembers and bool(self.files)
-        self._stamps = file_stamps(self.files)
+        self._stamps = self._current_stamps()
         self.known_fingerprint = known_fingerprint(self._stamps) if self._remembers else None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -62,11 +63,16 @@ class HashingCheckpoint:
             for line in map_in_order(self._line, self.tensors, _READERS):  # hashing releases the GIL
                 total.update(line)
             self.known_fingerprint = total.hexdigest()
-        if file_stamps(self.files).key != self._stamps.key:
+        if self._current_stamps().key != self._stamps.key:
             raise InputError(f"{self.source}: its files changed while they were read; run the command again")
         if self._remembers:
             remember_fingerprint(self._stamps, self.known_fingerprint)
         return self.known_fingerprint
+
+    def _current_stamps(self) -> FileStamps:
+        """Returns the stamps of all files that the tensors depend on."""
+        config = self.directory / "config.json" if self.directory else None  # tied and quantised weights
+        return file_stamps([*self.files, *([config] if config and config.is_file() else [])])
 
     def _line(self, name: str) -> bytes:
         info = self.tensors[name]

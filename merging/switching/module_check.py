@@ -23,17 +23,17 @@ def check_module(
     names: Mapping[str, str],
     rename: Callable[[str], str],
     base: str | Path | None,
-) -> None:
-    """Checks a module's tensors against the base that all tasks share.
+    checked: str | None,
+) -> str:
+    """Checks a module's tensors against the base that all tasks share; returns its fingerprint.
 
     They are compared with the base that is given, or else with the one that a transformers model was loaded
     from; where neither is at hand, they have to be exactly the base's, beside the tasks' own. names: tensor →
-    the module's name for it; rename: the module's name of a fine-tuned name, up to a prefix.
+    the module's name for it; rename: the module's name of a fine-tuned name, up to a prefix; checked: the
+    fingerprint of the base that the module is known to hold.
 
     Raises: InputError.
     """
-    if not vectors:
-        return
     first, expected = vectors[0], vectors[0].identity()
     for vector in vectors:
         if vector.identity().fingerprint != expected.fingerprint:
@@ -41,6 +41,8 @@ def check_module(
                 f"{vector.source}: belongs to the base {vector.identity().fingerprint[:12]}, but "
                 f"{first.source} to {expected.fingerprint[:12]}; all tasks must share one base"
             )
+    if expected.fingerprint == checked:
+        return checked
     opened = open_base(base) if base is not None else _found_base(module, first, expected)
     state = module.state_dict()
     if opened is None:
@@ -54,6 +56,7 @@ def check_module(
         inside = names_inside(module, list(named.values()))
         weights = {name: state[inside[other]] for name, other in named.items() if other in inside}
     check_live_weights(weights, expected, first.source, opened)
+    return expected.fingerprint
 
 
 def _found_base(module: nn.Module, vector: TaskVector, expected: BaseIdentity) -> Checkpoint | None:

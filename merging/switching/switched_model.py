@@ -113,13 +113,13 @@ class SwitchedModel(nn.Module):
         not fit.
         """
         super().__init__()
+        self._checked: str | None = None  # the fingerprint of the base that the module holds
         if engine not in ENGINES:
             raise UsageError(unknown_name("engine", engine, ENGINES))
         self.module = module
         self._router, self._routing, self._lambda, self._engine = router, routing, lambda_, engine
         self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs or costs_here()
         self._rename, self._strict, self._base, self._check_base = rename, strict, base, check_base
-        self._checked: str | None = None  # the fingerprint that the module has been found to have
         self._loaded = self._load(zoo)
 
     @property
@@ -203,9 +203,8 @@ class SwitchedModel(nn.Module):
             ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
         ]
         names = tensor_names(self.module, vectors, self._rename, self._strict)
-        if self._check_base and vectors and vectors[0].identity().fingerprint != self._checked:
-            check_module(self.module, vectors, names, self._rename, self._base)
-            self._checked = vectors[0].identity().fingerprint
+        if self._check_base and vectors:
+            self._checked = check_module(self.module, vectors, names, self._rename, self._base, self._checked)
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
         fused = FusedEngine(self.module, names, heads)
         state = self.module.state_dict()

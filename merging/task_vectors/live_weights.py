@@ -25,6 +25,7 @@ class LiveWeights:
         self.files: list[Path] = []
         self.directory: Path | None = None
         self.hub_id: str | None = None
+        self.notes: list[str] = []
         tied: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
         for name, tensor in weights.items():
             place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())

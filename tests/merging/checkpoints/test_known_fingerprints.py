@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoints import MemoryCheckpoint, State, message
+from support.checkpoints import MemoryCheckpoint, State, message, save_model
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints import known_fingerprints
@@ -83,6 +83,15 @@ def test_a_base_that_changed_is_hashed_again(tmp_path: Path, cache: Path, change
     assert (
         fingerprint(open_base(path)) == fingerprint(HashingCheckpoint(open_checkpoint(path), False)) != before
     )
+
+
+def test_the_config_counts_since_it_says_what_is_tied(tmp_path: Path, cache: Path) -> None:
+    table = torch.ones(3, 2)
+    state = {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()}
+    tied = fingerprint(open_base(save_model(tmp_path / "base", state, {})))
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
+    assert open_base(tmp_path / "base").known_fingerprint is None
+    assert fingerprint(open_base(tmp_path / "base")) != tied
 
 
 def test_a_file_that_is_younger_than_two_seconds_is_not_remembered(
