@@ -68,7 +68,7 @@ def test_the_tensors_of_an_encoder_are_found_inside_a_classifier(text):
     from transformers import BertForSequenceClassification
 
     zoo = open_zoo(text.zoo)
-    module = BertForSequenceClassification.from_pretrained(text.finetuned["birds"]).eval()
+    module = BertForSequenceClassification.from_pretrained(text.base, num_labels=2).eval()
     model = SwitchedModel(module, {"birds": zoo["birds"]})
     batch = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     assert not torch.allclose(model(batch, weights=torch.ones(2, 1)).logits, module(**batch).logits)
