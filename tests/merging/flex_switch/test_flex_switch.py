@@ -104,6 +104,7 @@ def test_only_the_bit_widths_that_are_asked_for_are_stored(
     assert found.header.training.after.divergence < found.header.training.before.divergence
 
 
+@DEEP
 def test_a_larger_lambda_gives_a_smaller_artifact(case: TrainingCase, tmp_path: Path) -> None:
     sizes = []
     for lambda_ in ("0.001", "1000"):
@@ -162,6 +163,7 @@ def test_a_small_size_is_met_with_the_record_in_the_file(
     assert record.after.divergence == pytest.approx(measured(case, found).divergence, rel=2e-3)
 
 
+@DEEP
 def test_steps_in_bfloat16_lower_the_divergence_too(case: TrainingCase, tmp_path: Path) -> None:
     found, exact = (
         case.train(
@@ -220,6 +222,7 @@ def best_start_divergence(case: TrainingCase, artifact: Artifact, target: int) -
         return run.loss(task.fill(best, sizer, target)[0])
 
 
+@DEEP
 def test_uniform_gates_keep_about_the_same_share_of_every_large_tensor(
     case: TrainingCase, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_text_classifier_is_compressed_to_the_size_asked_for(compress: Compres
     assert compress.left() == ["birds.fsw"]
 
 
+@pytest.mark.deep
 def test_a_task_vector_and_its_checkpoint_give_the_same_artifact_of_an_image_classifier(
     flexswitch: Runner, image: Toy, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_task_vector_and_its_checkpoint_give_the_same_artifact_of_an_image_cla
     assert (tmp_path / "one.fsw").read_bytes() == (tmp_path / "two.fsw").read_bytes()
 
 
+@pytest.mark.deep
 def test_the_bytes_depend_on_neither_the_process_nor_the_threads(
     compress: Compress, trained_file: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
     assert learning["after"]["divergence"] < learning["before"]["divergence"]
 
 
+@pytest.mark.deep
 def test_without_a_terminal_every_50_steps_are_reported(compress: Compress) -> None:
     outcome = compress.train("--set", "steps=60")
     stands = r"loss \d\S*, \d+\.\d{3} bits per parameter"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
 from support.commands import files_below
 from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
@@ -42,6 +43,7 @@ def interrupt_once_changed(path: Path) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.deep
 def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: Compress) -> None:
     kept = compress.output.with_name("birds.fsw.training")
     for _ in range(2):
@@ -60,6 +62,7 @@ def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: 
     assert compress.output.read_bytes() == continued
 
 
+@pytest.mark.deep
 def test_another_training_does_not_continue_from_it(compress: Compress) -> None:
     with interrupt_once_changed(compress.output.with_name("birds.fsw.training")):
         compress.train(*LONG)
