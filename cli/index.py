@@ -8,7 +8,7 @@ from rich.table import Table
 
 from flexswitch.cli.command import command, given_options
 from flexswitch.cli.console import Console, size
-from flexswitch.cli.options import Adapter, Device, Overwrite
+from flexswitch.cli.options import Adapter, Device, LockTimeout, Overwrite
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.zoo import IndexRecord
@@ -17,7 +17,7 @@ _OF_A_NEW_INDEX = (
     "--per-task", "--features", "--feature-dtype", "--normalise", "--metric", "--rank", "--seed",
     "--overwrite",
 )  # fmt: skip
-_OF_BUILDING = ("--base", "--exemplars", "--add", *_OF_A_NEW_INDEX[:-1])
+_OF_BUILDING = ("--base", "--exemplars", "--add", "--lock-timeout", *_OF_A_NEW_INDEX[:-1])
 
 
 @command
@@ -64,6 +64,7 @@ def index(
     adapter: Adapter = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
+    lock_timeout: LockTimeout = None,
 ) -> dict[str, Any]:
     """Store a few exemplars of every task in the zoo, to choose tasks for each input.
 
@@ -90,7 +91,7 @@ def index(
         zoo, base=base, exemplars=exemplars, add=add, per_task=per_task,
         features=features if "--features" in given else None, feature_dtype=feature_dtype,
         normalise=normalise, metric=metric, rank=rank, seed=seed, adapter=adapter, device=device,
-        overwrite=overwrite, reporter=console,
+        overwrite=overwrite, lock_timeout=lock_timeout, reporter=console,
     )  # fmt: skip
     document = indexed(made)
     parts: list[Table | str] = [*_lines(zoo, len(open_zoo(zoo)), made.record, made.added)]

@@ -12,11 +12,11 @@ def index_report(
     zoo: Path, picture: Path, overwrite: bool, device: str
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Draws the picture; returns the document and the parts to print. Raises: InputError."""
-    from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.codecs.format.zoo import read_zoo
     from flexswitch.merging.routing.confusion import draw_confusion
     from flexswitch.merging.routing.index_report import report_index
 
-    found = report_index(open_zoo(zoo), device)
+    found = read_zoo(zoo, lambda opened: report_index(opened, device))
     draw_confusion(found.counts, found.tasks, picture, overwrite)
     lines = [f"each exemplar routed by its 10 nearest others, one vote each; drawn in {picture}"]
     if found.held_out is not None:

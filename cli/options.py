@@ -52,6 +52,15 @@ Features = Annotated[
     Path | None,
     typer.Option(help="The feature file, if the zoo was indexed with one.", show_default=False),
 ]
+LockTimeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="How long to wait for another writer of the zoo.",
+        show_default="no limit",
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Memory that tensors in progress may take: 1GB, 500MB.")

@@ -7,7 +7,7 @@ import typer
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Jobs, Memory, Output, Overwrite
+from flexswitch.cli.options import Adapter, Jobs, LockTimeout, Memory, Output, Overwrite
 
 
 @command
@@ -39,6 +39,7 @@ def pack(
     memory: Memory = "1GB",
     adapter: Adapter = None,
     overwrite: Overwrite = False,
+    lock_timeout: LockTimeout = None,
 ) -> dict[str, Any]:
     """Store artifacts of one base in a zoo, add some to it, or remove some from it.
 
@@ -54,7 +55,8 @@ def pack(
 
     zoo = pack(
         artifacts or [], output, add=add, remove=remove or (), codec=codec, effort=effort, adapter=adapter,
-        jobs=jobs, memory=parse_size(memory), overwrite=overwrite, reporter=console,
+        jobs=jobs, memory=parse_size(memory), overwrite=overwrite, lock_timeout=lock_timeout,
+        reporter=console,
     )  # fmt: skip
     document = packed(zoo)
     rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits per parameter", left=2)

@@ -58,10 +58,10 @@ def _artifacts(path: str) -> "dict[str, Artifact]":
     """Returns the artifact, or those of a zoo, by task. Raises: InputError where it is neither."""
     from flexswitch.codecs.errors import InputError
     from flexswitch.codecs.format.container import open_artifact
-    from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
+    from flexswitch.codecs.format.zoo import ZOO_FILE, read_zoo
 
     if (Path(path) / ZOO_FILE).is_file():
-        return dict(open_zoo(path))
+        return read_zoo(path, dict)
     if not path.endswith(".fsw"):
         raise InputError(f"{path}: --storage needs an artifact (.fsw) or a zoo")
     artifact = open_artifact(Path(path))

@@ -1,15 +1,15 @@
-"""Writes outputs to a temporary name and renames them, so that no output is ever seen half-written."""
+"""Makes outputs in a hidden folder and moves them into place, so that none is ever seen half-written."""
 
 import errno
 import os
-import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.exchange import exchange
+from flexswitch.codecs.format.working_folder import set_aside, working_folder
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -35,99 +35,100 @@ def check_space(path: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary path next to `path`; on exit the file is flushed to disk and renamed to `path`.
+    """Yields a path in a hidden folder next to `path`; on exit its file is flushed and renamed to `path`.
 
-    On any exception the temporary file is removed and `path` is unchanged. Raises: InputError.
+    On any exception nothing is left of it and `path` is unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file; choose a file name")
-    partial = _unused_name(path)
-    try:  # from here on an interrupt removes it
-        with _named_error(path):
-            partial.touch(exist_ok=False)
-        yield partial
-        _flush(partial)
-        partial.replace(path)
-    except OSError as error:
-        _raise_named(error, partial, path)
-        raise
-    finally:
-        with suppress(OSError):  # it may have been renamed, or never created
-            partial.unlink()
+    with working_folder(path) as folder:
+        partial = folder / path.name
+        with _named_errors(partial, path):
+            partial.touch()
+            yield partial
+            flush(partial)
+            partial.replace(path)
+            flush(path.parent)
 
 
 @contextmanager
-def atomic_directory(path: Path, overwrite: bool, holds: str = "*") -> Iterator[Path]:
-    """Yields a temporary folder next to `path`; on exit it is renamed to `path`.
+def atomic_directory(
+    path: Path,
+    overwrite: bool,
+    refusal: Callable[[Path], str | None] = lambda path: None,
+    exchange: Callable[[Path, Path], bool] = exchange,
+) -> Iterator[Path]:
+    """Yields an empty folder in a hidden one next to `path`; on exit it is flushed and renamed to `path`.
 
-    An existing folder is replaced only if it is empty or contains a file that matches `holds`: other folders
-    were not written by the same command. On any exception the temporary folder is removed and `path` is
-    unchanged. Raises: InputError.
+    refusal: returns why a folder that is not empty must not be replaced, None if it may. exchange: exchanges
+    two folders in one step and returns whether it could. On any exception nothing is left of the new folder
+    and `path` is unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, expected a folder; choose a folder name")
-    if path.is_dir() and any(path.iterdir()) and not any(path.glob(holds)):
-        raise InputError(f"{path}: holds no {holds}, so --overwrite does not replace it; give another output")
-    partial = _unused_name(path)
-    try:  # from here on an interrupt removes it
-        with _named_error(path):
+    reason = refusal(path) if path.is_dir() and any(path.iterdir()) else None
+    if reason is not None:
+        raise InputError(f"{path}: {reason}, so --overwrite does not replace it; give another output")
+    with working_folder(path) as folder:
+        partial = folder / path.name
+        with _named_errors(partial, path):
             partial.mkdir()
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            _swap(partial, path)
-        else:
-            partial.rename(path)
-    except (OSError, InputError) as error:
-        _raise_named(error, partial, path)
+            yield partial
+            for place in [*partial.rglob("*"), partial]:
+                flush(place)
+            if overwrite and os.path.lexists(path):
+                if not exchange(partial, path):
+                    set_aside(path, folder)
+                    partial.rename(path)
+            else:
+                _take_place(partial, path)
+            flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Writes a file, or the names in a folder, to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders
+            return
         raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that flushes no folders
+            raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _unused_name(path: Path) -> Path:
-    """Returns an unused hidden name next to `path`."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+def _take_place(partial: Path, path: Path) -> None:
+    """Renames a folder to a name that was free. Raises: InputError if it has been taken meanwhile."""
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if not os.path.lexists(path):
+            raise
+        raise InputError(
+            f"{path}: another process has made it meanwhile; give another output, or --overwrite to replace "
+            "it"
+        ) from error
 
 
 @contextmanager
-def _named_error(path: Path) -> Iterator[None]:
-    """Turns an error on creating the temporary file or folder into one that names the output."""
+def _named_errors(partial: Path, path: Path) -> Iterator[None]:
+    """Turns the error of a full disk, and errors with the temporary path, into ones that name the output."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _swap(partial: Path, path: Path) -> None:
-    """Renames `partial` to `path`; restores the old folder if that fails."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    old = aside / path.name
-    try:
-        path.rename(old)
-        partial.rename(path)
-    except BaseException:
-        if os.path.lexists(old):
-            old.rename(path)
-        aside.rmdir()
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise InputError(
+                f"{path}: could not be written: {error.strerror}; the partial output was removed"
+            ) from error
         raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _raise_named(error: OSError | InputError, partial: Path, path: Path) -> None:
-    """Raises an error that names the output if the disk is full or the error has the temporary path."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        raise InputError(
-            f"{path}: could not be written: {error.strerror}; the partial output was removed"
-        ) from error
-    if isinstance(error, InputError) and str(partial) in str(error):
+    except InputError as error:
+        if str(partial) not in str(error):
+            raise
         raise InputError(str(error).replace(str(partial), str(path))) from error
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -65,6 +65,10 @@ class Artifact:
         self._places = places
         self._file = RangeReader(path, ArtifactError)
 
+    def hold(self) -> None:
+        """Opens the file, which then can be read even if it is deleted. Raises: OSError."""
+        self._file.open()
+
     def sparse(self, name: str) -> SparseTensor:
         """Returns one compressed tensor. Raises: DecodeError naming the file, the tensor and the block."""
         try:

@@ -208,6 +208,10 @@ class RangeReader:
         self._error = error
         self._read_bytes = read_bytes
 
+    def open(self) -> None:
+        """Opens the file now. Raises: OSError."""
+        self._descriptor  # noqa: B018
+
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
         data = np.empty(size, np.uint8)

@@ -1,27 +1,46 @@
 """The zoo: a folder of artifacts that share one base, described by `zoo.json`.
 
-`zoo.json` is written last and atomically, so that a reader sees the zoo either before or after a change. A
-task's file is always `tasks/<name>.fsw`; `zoo.json` has its size and SHA-256.
+A file's name has the first digits of the hash of its content, and no file that `zoo.json` names ever changes:
+a changed zoo has other files. `zoo_writer.py` writes zoos.
 """
 
+import errno
 import hashlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from flexswitch.codecs.errors import ArtifactError, InputError, unknown_name
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
-from flexswitch.codecs.format.atomic import atomic_file
+from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError, unknown_name
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.extra_forms import packed_extra
-from flexswitch.codecs.format.records import BaseIdentity, Count, Sha256, Strict, TaskName, parse_strict
+from flexswitch.codecs.format.open_files import allow_open_files
+from flexswitch.codecs.format.records import (
+    ArtifactHeader,
+    BaseIdentity,
+    Count,
+    Sha256,
+    Strict,
+    TaskName,
+    parse_strict,
+)
 
 ZOO_FILE = "zoo.json"
-INDEX_FILE = "index/exemplars.safetensors"
+INDEX_STEM = "exemplars"
+_SUFFIXES = {"tasks": ".fsw", "index": ".safetensors"}
+_NAME_DIGITS = 16
+
+Folder = Literal["tasks", "index"]
+Result = TypeVar("Result")
+
+
+class StoredFile(NamedTuple):
+    """A file of a zoo: its path in the zoo, its size in bytes, its SHA-256."""
+
+    file: str
+    size: int
+    sha256: str
 
 
 class TaskRecord(Strict):
@@ -53,7 +72,7 @@ class IndexRecord(Strict):
     rank: number of columns of the points with a learned metric. accuracy: present if a metric was tried.
     """
 
-    file: Literal["index/exemplars.safetensors"] = "index/exemplars.safetensors"
+    file: str
     size: Count
     sha256: Sha256
     features: str
@@ -78,7 +97,11 @@ class ZooRecord(Strict):
 
 
 class Zoo(Mapping[str, Artifact]):
-    """An open zoo: task name → artifact, sorted by name. Opening a task checks its hash."""
+    """An open zoo: task name → artifact, sorted by name.
+
+    A task is opened, and its hash checked, when it is first asked for. From then on it stays as it is, even
+    if the zoo is changed.
+    """
 
     def __init__(self, path: Path, record: ZooRecord) -> None:
         self.path = path
@@ -93,7 +116,8 @@ class Zoo(Mapping[str, Artifact]):
         if task not in self.record.tasks:
             raise InputError(f"{self.path}: {unknown_name('task', task, self)}")
         if task not in self._open:
-            self._open[task] = self._checked(task)
+            allow_open_files(len(self._open))
+            self._open[task] = self.open_task(task)
         return self._open[task]
 
     def __contains__(self, task: object) -> bool:
@@ -120,17 +144,38 @@ class Zoo(Mapping[str, Artifact]):
         _check_file(path, self.record.index.size, self.record.index.sha256, "the query index")
         return path
 
-    def _checked(self, task: str) -> Artifact:
+    def open_task(self, task: str) -> Artifact:
+        """Returns a task's artifact, newly opened; its file stays open with it. Raises: ArtifactError."""
         record, path = self.record.tasks[task], self.task_file(task)
-        _check_file(path, record.size, record.sha256, f"task '{task}'")
-        artifact = open_artifact(path)
-        if artifact.header.name != task or artifact.header.base.fingerprint != self.record.base.fingerprint:
-            raise ArtifactError(
-                f"{path}: holds task '{artifact.header.name}' of base "
-                f"{artifact.header.base.fingerprint[:12]}, expected task '{task}' of base "
-                f"{self.record.base.fingerprint[:12]}; pack the zoo again"
-            )
+        try:
+            _check_file(path, record.size, record.sha256, f"task '{task}'")
+            artifact = open_artifact(path)
+            artifact.hold()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise InputError(
+                f"{path}: this process may not open more files, and {self.path} has {len(self):,} tasks; "
+                "raise the limit with `ulimit -n`"
+            ) from error
+        self._check_record(task, artifact)
         return artifact
+
+    def _check_record(self, task: str, artifact: Artifact) -> None:
+        """Raises: ArtifactError where `zoo.json` says anything of a task that its artifact does not say."""
+        header, record = artifact.header, self.record.tasks[task]
+        if header.name != task or header.base.fingerprint != self.record.base.fingerprint:
+            raise ArtifactError(
+                f"{artifact.path}: holds task '{header.name}' of base {header.base.fingerprint[:12]}, "
+                f"expected task '{task}' of base {self.record.base.fingerprint[:12]}; pack the zoo again"
+            )
+        found = dict(task_record(header, StoredFile(record.file, record.size, record.sha256)))
+        for field, listed in dict(record).items():
+            if found[field] != listed:
+                raise ArtifactError(
+                    f"{self.path / ZOO_FILE}: its field 'tasks.{task}.{field}' is {listed!r}, and "
+                    f"{record.file} says {found[field]!r}; pack the task again"
+                )
 
 
 def open_zoo(path: str | Path) -> Zoo:
@@ -140,62 +185,51 @@ def open_zoo(path: str | Path) -> Zoo:
     """
     path = Path(path)
     file = path / ZOO_FILE
-    if not file.is_file():
-        raise InputError(f"{path}: not a zoo: it has no {ZOO_FILE}; make one with `flexswitch pack`")
     try:
         text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as reason:
+        raise InputError(
+            f"{path}: not a zoo: it has no {ZOO_FILE}; make one with `flexswitch pack`"
+        ) from reason
     except UnicodeDecodeError as reason:
         raise ArtifactError(f"{file}: its JSON document does not parse ({reason})") from reason
     record = parse_strict(ZooRecord, file, text)
     for task, entry in record.tasks.items():
-        if entry.file != _task_path(task):
-            raise ArtifactError(
-                f"{file}: task '{task}' names the file '{entry.file}', expected '{_task_path(task)}'; "
-                "a task's file lies in the zoo's own folder; do not use a zoo that you did not make"
-            )
+        _check_name(file, f"task '{task}'", entry.file, content_name("tasks", task, entry.sha256))
+    if (index := record.index) is not None:
+        _check_name(file, "the query index", index.file, content_name("index", INDEX_STEM, index.sha256))
     return Zoo(path, record)
 
 
-def pack_task(artifact: Artifact, zoo: Path, tensors: Iterable[PackedTensor]) -> TaskRecord:
-    """Writes an artifact to the zoo's folder with its tensors in another stored form; returns its record.
+def read_zoo(path: str | Path, read: Callable[[Zoo], Result]) -> Result:
+    """Returns what `read` returns of the open zoo.
 
-    tensors: one for each tensor of the artifact, in the same order.
+    If reading fails because another process changes the zoo meanwhile, the changed zoo is read.
+    Raises: FlexswitchError.
     """
-    header = artifact.header
-    target = zoo / _task_path(header.name)
-    target.parent.mkdir(exist_ok=True)
-    with atomic_file(target, overwrite=False) as partial:
-        with ArtifactWriter(partial) as writer:
-            for name in header.extras:
-                writer.add_extra(name, packed_extra(artifact.extra(name)))
-            for name, packed in zip(header.tensors, tensors, strict=True):
-                writer.add_tensor(name, packed)
-            writer.finish(header)
-        size, digest = partial.stat().st_size, file_sha256(partial)
-    return TaskRecord(
-        file=_task_path(header.name),
-        size=size,
-        sha256=digest,
-        method=header.method.name,
-        parameters=header.parameters,
-    )
+    zoo = open_zoo(path)
+    while True:
+        try:
+            return read(zoo)
+        except (FlexswitchError, FileNotFoundError):
+            changed = open_zoo(path)
+            if changed.record == zoo.record:
+                raise
+            zoo = changed
 
 
-def write_zoo(path: Path, record: ZooRecord) -> None:
-    """Writes `zoo.json`, with the tasks sorted by name."""
-    ordered = record.model_copy(update={"tasks": dict(sorted(record.tasks.items()))})
-    with atomic_file(path / ZOO_FILE, overwrite=True) as partial:
-        partial.write_text(ordered.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def task_record(header: ArtifactHeader, stored: StoredFile) -> TaskRecord:
+    """Returns what `zoo.json` says of a task."""
+    return TaskRecord(**stored._asdict(), method=header.method.name, parameters=header.parameters)
 
 
-def remove_unlisted(path: Path, record: ZooRecord) -> None:
-    """Deletes the task files and the index that are no longer in `zoo.json`."""
-    listed = {Path(task.file).name for task in record.tasks.values()}
-    for file in (path / "tasks").glob("*.fsw"):
-        if file.name not in listed:
-            file.unlink()
-    if record.index is None:
-        shutil.rmtree(path / "index", ignore_errors=True)
+def content_name(folder: Folder, stem: str, sha256: str) -> str:
+    """Returns the path that a file has in a zoo.
+
+    >>> content_name("tasks", "sst2", 64 * "a")
+    'tasks/sst2.aaaaaaaaaaaaaaaa.fsw'
+    """
+    return f"{folder}/{stem}.{sha256[:_NAME_DIGITS]}{_SUFFIXES[folder]}"
 
 
 def file_sha256(path: Path) -> str:
@@ -204,13 +238,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _task_path(task: str) -> str:
-    return f"tasks/{task}.fsw"
+def _check_name(file: Path, what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"{file}: {what} names the file '{found}', expected '{expected}', which its hash gives; do not "
+            "use a zoo that you did not make"
+        )
 
 
 def _check_file(path: Path, size: int, sha256: str, what: str) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{path}: missing; zoo.json lists it as {what}; pack or index the zoo again")
+        raise ArtifactError(
+            f"{path}: missing; zoo.json lists it as {what}; open the zoo again if another process has "
+            "changed it, else pack or index it again"
+        )
     found = os.stat(path).st_size
     if found != size or file_sha256(path) != sha256:
         raise ArtifactError(

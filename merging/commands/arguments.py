@@ -20,6 +20,7 @@ Parameters = ParamSpec("Parameters")
 Made = TypeVar("Made")
 
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(lambda size: parse_size(size) if isinstance(size, str) else size)]
 StoredDtype = Literal["float32", "bfloat16"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from flexswitch.codecs.format.zoo import IndexRecord, open_zoo
-from flexswitch.merging.commands.arguments import Access, Changed, Input, Positive, checked
+from flexswitch.codecs.format.zoo_writer import Wait
+from flexswitch.merging.commands.arguments import Access, Changed, Input, NotNegative, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.feature_spec import AUTO
 from flexswitch.merging.routing.features import FeatureDtype
@@ -39,24 +40,26 @@ def index(
     adapter: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    lock_timeout: NotNegative | None = None,
     reporter: Reporter = SILENT,
 ) -> Indexed:
     """Stores exemplars of every task in a zoo, or with `add` of the tasks that its index lacks.
 
     features: a feature spec or a feature file [default: "auto"]. With `add`, the index's own settings are
-    used. Raises: FlexswitchError.
+    used. lock_timeout: seconds to wait for another writer of the zoo; None waits until it ends.
+    Raises: FlexswitchError.
     """
     options = IndexOptions(
         features or AUTO, feature_dtype, per_task, seed, normalise, metric, rank, adapter, device
     )
-    path, source, folder = Path(zoo), str(base), Path(exemplars)
+    path, source, folder, wait = Path(zoo), str(base), Path(exemplars), Wait(lock_timeout, reporter.note)
     doing = "adding to" if add else "making"
     with reporter.progress(f"{doing} the index of {path}", len(open_zoo(path))) as on_task:
         if add:
             file = Path(features) if features else None
-            record, added, notes = add_to_index(path, source, folder, options, file, on_task)
+            record, added, notes = add_to_index(path, source, folder, options, file, on_task, wait)
         else:
-            (record, notes), added = index_zoo(path, source, folder, options, overwrite, on_task), []
+            (record, notes), added = index_zoo(path, source, folder, options, overwrite, on_task, wait), []
     for note in notes:
         reporter.note(note)
     return Indexed(path, record, added, notes)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 from flexswitch.codecs.errors import UsageError
-from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo
+from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.commands.arguments import Access, Bytes, Input, Positive, checked
+from flexswitch.merging.commands.arguments import Access, Bytes, Input, NotNegative, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
@@ -27,28 +28,30 @@ def pack(
     jobs: Positive | None = None,
     memory: Bytes = DEFAULT_MEMORY,
     overwrite: bool = False,
+    lock_timeout: NotNegative | None = None,
     reporter: Reporter = SILENT,
 ) -> Zoo:
     """Writes a zoo of artifacts, or adds tasks to one and removes others; returns it opened.
 
     effort: "fast" or "small"; None keeps each artifact's own. jobs: threads; None is one for each core.
-    memory: bytes that tensors in progress may take. Raises: FlexswitchError.
+    memory: bytes that tensors in progress may take. lock_timeout: seconds to wait for another writer of the
+    zoo; None waits until it ends. Raises: FlexswitchError.
     """
     output, files = Path(output), [Path(file) for file in artifacts]
     if codec != "auto":
         get_codec(codec)
     if effort is not None:
         check_effort(effort)
-    form = Form(codec, effort, jobs or DEFAULT_JOBS, memory)
+    form, wait = Form(codec, effort, jobs or DEFAULT_JOBS, memory), Wait(lock_timeout, reporter.note)
     with reporter.progress(f"packing {len(files)} artifacts into {output}", len(files)) as on_file:
         if add or remove:
             if files and not add:
                 raise UsageError("artifacts beside --remove need --add")
-            notes = change_zoo(output, files, remove, form, adapter, overwrite, on_file)
+            zoo, notes = change_zoo(output, files, remove, form, adapter, overwrite, on_file, wait)
         elif not files:
             raise UsageError("no artifact is given; name at least one .fsw file")
         else:
-            notes = create_zoo(output, files, form, adapter, overwrite, on_file)
+            zoo, notes = create_zoo(output, files, form, adapter, overwrite, on_file, wait)
     for note in notes:
         reporter.note(note)
-    return open_zoo(output)
+    return zoo

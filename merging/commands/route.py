@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
-from flexswitch.merging.routing.router import chunk_count, open_router, read_samples, route_file
+from flexswitch.merging.routing.router import Router, chunk_count, open_router, read_samples, route_file
 from flexswitch.merging.routing.voting_options import VotingOptions
 
 
@@ -38,13 +39,17 @@ def route(
     features: the feature file, if the zoo was indexed with one. Raises: FlexswitchError.
     """
     check_device(device)
-    path, opened = Path(samples), open_zoo(zoo)
-    opened.index_file()
-    examples = read_samples(path, limit)
-    checkpoint = open_base(base)
-    check_base(checkpoint, opened.record.base, str(zoo))
-    model = get_adapter(checkpoint, opened.record.adapter, adapter)
-    router = open_router(opened, model, features, voting or VotingOptions(), device)
+    path = Path(samples)
+
+    def opened(zoo: Zoo) -> tuple[Router, Examples]:
+        zoo.index_file()
+        examples = read_samples(path, limit)
+        checkpoint = open_base(base)
+        check_base(checkpoint, zoo.record.base, str(zoo.path))
+        model = get_adapter(checkpoint, zoo.record.adapter, adapter)
+        return open_router(zoo, model, features, voting or VotingOptions(), device), examples
+
+    router, examples = read_zoo(zoo, opened)
     with reporter.progress(f"routing {len(examples):,} samples of {path}", chunk_count(examples)) as on_chunk:
         result = route_file(router, path, examples, on_chunk)
     if router.index.recall < 1:

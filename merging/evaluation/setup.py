@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
@@ -48,7 +48,10 @@ class Request:
 def open_evaluation(request: Request) -> Evaluation:
     """Returns an evaluation ready to score. Raises: InputError, UsageError, ArtifactError."""
     check_device(request.device)
-    zoo = open_zoo(request.zoo)
+    return read_zoo(request.zoo, lambda zoo: _opened(request, zoo))
+
+
+def _opened(request: Request, zoo: Zoo) -> Evaluation:
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
     sources = read_finetuned(request.finetuned, zoo)

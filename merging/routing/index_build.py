@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo, write_zoo
+from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo
+from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file, tasks_with
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_auto, layers_spec, parse_feature_spec
 from flexswitch.merging.routing.cross_validation import FOLDS
@@ -53,6 +54,7 @@ def build_index(
     options: IndexOptions,
     source: FeatureSource,
     on_task: Callable[[str], None],
+    writer: ZooWriter,
 ) -> tuple[IndexRecord, list[str]]:
     """Stores the points of `per_task` exemplars of each task; returns the record and notes for the user.
 
@@ -78,8 +80,8 @@ def build_index(
         seed=options.seed,
     )
     points = (exemplars.features if projection is None else projection(exemplars.features)).numpy()
-    record = write_query_set(zoo.path, QuerySet(header, points, exemplars.task_ids, projection))
-    write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
+    record = write_query_set(writer, QuerySet(header, points, exemplars.task_ids, projection))
+    writer.commit(zoo.record.model_copy(update={"index": record}))
     return record, notes
 
 
@@ -89,6 +91,7 @@ def extend_index(
     examples: Mapping[str, Examples],
     source: FeatureSource,
     on_task: Callable[[str], None],
+    writer: ZooWriter,
 ) -> tuple[IndexRecord, list[str]]:
     """Adds the exemplars of tasks that an index lacks, and changes nothing else in it.
 
@@ -113,8 +116,8 @@ def extend_index(
         np.concatenate([query_set.task_ids, found.task_ids + np.int32(len(header.tasks))]),
         projection,
     )
-    record = write_query_set(zoo.path, grown)
-    write_zoo(zoo.path, zoo.record.model_copy(update={"index": record}))
+    record = write_query_set(writer, grown)
+    writer.commit(zoo.record.model_copy(update={"index": record}))
     return record, notes
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
+from flexswitch.codecs.format.zoo_writer import NO_LIMIT, Wait, ZooWriter, zoo_writer
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.models.adapters import get_adapter
@@ -28,12 +29,26 @@ def index_zoo(
     options: IndexOptions,
     overwrite: bool,
     on_task: Callable[[str], None],
+    wait: Wait = NO_LIMIT,
 ) -> tuple[IndexRecord, list[str]]:
     """Builds a zoo's query index; returns its record and notes for the user.
 
-    Raises: InputError, UsageError.
+    No other process changes the zoo meanwhile. Raises: InputError, UsageError.
     """
-    zoo = open_zoo(path)
+    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
+    with zoo_writer(path, wait) as writer:
+        return _index(open_zoo(path), base, exemplars, options, overwrite, on_task, writer)
+
+
+def _index(
+    zoo: Zoo,
+    base: str,
+    exemplars: Path,
+    options: IndexOptions,
+    overwrite: bool,
+    on_task: Callable[[str], None],
+    writer: ZooWriter,
+) -> tuple[IndexRecord, list[str]]:
     if zoo.record.index is not None and not overwrite:
         raise InputError(
             f"{zoo.path}: has a query index already; --overwrite replaces it, --add adds the tasks it lacks"
@@ -45,7 +60,7 @@ def index_zoo(
         source = FileFeatures(Path(options.features))
     else:
         source = feature_source(options.features, open_runner(), zoo)
-    return build_index(zoo, examples, options, source, on_task)
+    return build_index(zoo, examples, options, source, on_task, writer)
 
 
 def add_to_index(
@@ -55,13 +70,27 @@ def add_to_index(
     options: IndexOptions,
     file: Path | None,
     on_task: Callable[[str], None],
+    wait: Wait = NO_LIMIT,
 ) -> tuple[IndexRecord, list[str], list[str]]:
     """Adds the tasks that a zoo's query index lacks; returns its record, their names, and notes.
 
     The index's own settings replace all options but the adapter and the device. file: the feature file, if
-    the zoo was indexed with one. Raises: InputError.
+    the zoo was indexed with one. No other process changes the zoo meanwhile. Raises: InputError.
     """
-    zoo = open_zoo(path)
+    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
+    with zoo_writer(path, wait) as writer:
+        return _add(open_zoo(path), base, exemplars, options, file, on_task, writer)
+
+
+def _add(
+    zoo: Zoo,
+    base: str,
+    exemplars: Path,
+    options: IndexOptions,
+    file: Path | None,
+    on_task: Callable[[str], None],
+    writer: ZooWriter,
+) -> tuple[IndexRecord, list[str], list[str]]:
     query_set = read_query_set(zoo)
     lacking = [task for task in zoo if task not in query_set.header.tasks]
     if not lacking:
@@ -72,7 +101,7 @@ def add_to_index(
         source: FeatureSource = FileFeatures(file)
     else:
         source = stored_source(query_set.header, open_runner(), zoo, file)
-    record, notes = extend_index(zoo, query_set, examples, source, on_task)
+    record, notes = extend_index(zoo, query_set, examples, source, on_task, writer)
     return record, lacking, notes
 
 

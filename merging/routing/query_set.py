@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
 from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter, read_header
-from flexswitch.codecs.format.zoo import INDEX_FILE, IndexRecord, RoutingAccuracy, Zoo, file_sha256
+from flexswitch.codecs.format.zoo import INDEX_STEM, IndexRecord, RoutingAccuracy, StoredFile, Zoo
+from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.routing.projection import Projection
 
@@ -51,22 +51,21 @@ class QuerySet:
     projection: Projection | None = None
 
 
-def write_query_set(zoo: Path, query_set: QuerySet) -> IndexRecord:
-    """Writes a zoo's query set and returns its record for `zoo.json`.
+def write_query_set(writer: ZooWriter, query_set: QuerySet) -> IndexRecord:
+    """Stores a query set in a zoo and returns its record for `zoo.json`.
 
     Projected points are stored as float16. Raises: InputError if one is too large for float16.
     """
     tensors = _tensors(query_set)
-    path = zoo / INDEX_FILE
-    path.parent.mkdir(exist_ok=True)
     text = query_set.header.model_dump_json(exclude_none=True)
     metadata = {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
-    with atomic_file(path, overwrite=True) as partial:
-        with SafetensorsWriter(partial, metadata) as writer:
+
+    def write(path: Path) -> None:
+        with SafetensorsWriter(path, metadata) as file:
             for name, (dtype, array) in tensors.items():
-                writer.add(name, dtype, array.shape, [array.astype(_DTYPES[dtype]).tobytes()])
-        size, digest = partial.stat().st_size, file_sha256(partial)
-    return _record(query_set, size, digest)
+                file.add(name, dtype, array.shape, [array.astype(_DTYPES[dtype]).tobytes()])
+
+    return index_record(query_set, writer.put("index", INDEX_STEM, write))
 
 
 def _tensors(query_set: QuerySet) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -91,12 +90,12 @@ def as_stored(points: FloatArray) -> NDArray[np.float16]:
     return points.astype(np.float16)
 
 
-def _record(query_set: QuerySet, size: int, digest: str) -> IndexRecord:
+def index_record(query_set: QuerySet, stored: StoredFile) -> IndexRecord:
+    """Returns what `zoo.json` says of a query set."""
     header, projection = query_set.header, query_set.projection
     learned = projection is not None and projection.metric is not None
     return IndexRecord(
-        size=size,
-        sha256=digest,
+        **stored._asdict(),
         features=header.features,
         dtype=header.dtype,
         normalise="none" if projection is None else projection.normalise,
@@ -169,8 +168,8 @@ def _fits(query_set: QuerySet, arrays: Mapping[str, NDArray[Any]]) -> bool:
     return len(widths) == 1 and rank == query_set.points.shape[1] and divides and bool(positive)
 
 
-def without_tasks(zoo: Zoo, removed: Collection[str]) -> IndexRecord | None:
-    """Removes tasks from a zoo's query set, if it has one; returns its new record.
+def without_tasks(zoo: Zoo, removed: Collection[str], writer: ZooWriter) -> IndexRecord | None:
+    """Stores a zoo's query set, if it has one, again without some tasks; returns its new record.
 
     The projection stays. The result is None if no exemplars are left, or if the features are those of an
     average over a removed task, which can no longer be computed.
@@ -186,7 +185,7 @@ def without_tasks(zoo: Zoo, removed: Collection[str]) -> IndexRecord | None:
     kept = [task for task in old.header.tasks if task not in removed]
     if not kept:
         return None
-    return write_query_set(zoo.path, _subset(old, kept))
+    return write_query_set(writer, _subset(old, kept))
 
 
 def check_covers(query_set: QuerySet, tasks: Sequence[str], source: Path) -> None:

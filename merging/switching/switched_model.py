@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
@@ -136,7 +136,7 @@ class SwitchedModel(nn.Module):
         zoo = self._loaded.zoo
         if not isinstance(zoo, Zoo):
             raise InputError("refresh() reads a zoo's directory again, and this model was made without one")
-        self._loaded = self._load(open_zoo(zoo.path))
+        self._loaded = read_zoo(zoo.path, self._load)
 
     def route(self, batch: Any, texts: Sequence[str] | None = None) -> Tensor:
         """Returns the router's weights for a batch, (row, task); texts: as for `forward`.

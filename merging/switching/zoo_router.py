@@ -27,8 +27,9 @@ Averaged = Callable[[Any, list[str], Callable[[nn.Module], Tensor]], Tensor]
 class ZooRouter:
     """Returns weights (row, task) for a batch, in the order of the zoo's tasks.
 
-    Features of layer N run the first N layers of the base, once for the whole batch. The index is read on the
-    first call, as weights that the caller gives need none.
+    Features of layer N run the first N layers of the base, once for the whole batch. The index is read at
+    once, so that a later change of the zoo does not reach the router, and checked on the first call, as
+    weights that the caller gives need none.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class ZooRouter:
     ) -> None:
         self._module, self._zoo, self._averaged = module, zoo, averaged
         self._voting = routing or VotingOptions()
+        self._stored = read_query_set(zoo)
 
     @cached_property
     def _query_set(self) -> QuerySet:
         """Raises: InputError where the zoo's index lacks a task, or holds features of a file."""
-        query_set = read_query_set(self._zoo)
+        query_set = self._stored
         check_covers(query_set, list(self._zoo), self._zoo.path)
         if query_set.header.features == FROM_FILE:
             raise InputError(

@@ -29,6 +29,9 @@ _NOT_COPIED = (
     "quant_config.json",
     "quantize_config.json",
 )
+_CARD = "README.md"
+_MARK = "Made with flexswitch."
+_WRITTEN = (*_COPIED, "model.safetensors", "model-*.safetensors", _CARD)
 
 
 def parse_size(text: str) -> int:
@@ -62,7 +65,7 @@ def write_model_directory(
     Raises: InputError if the output may not be written or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
-    with atomic_directory(path, overwrite, holds="*.safetensors") as partial:
+    with atomic_directory(path, overwrite, refusal=_refusal) as partial:
         check_space(path, sum(map(_bytes, outputs.values())))
         for shard, names in shards.items():
             with SafetensorsWriter(partial / shard, {"format": "pt"}) as writer:
@@ -79,14 +82,27 @@ def write_model_directory(
         if config:
             _write_json(partial / "config.json", config)
         _copy_side_files(base.directory, partial)
-        (partial / "README.md").write_text(card(), encoding="utf-8")
+        (partial / _CARD).write_text(card(), encoding="utf-8")
 
 
 def model_card(title: str, lines: Mapping[str, str], command: str) -> str:
     """Returns a model card in Markdown that describes how the model was made."""
     rows = "\n".join(f"- {label}: {value}" for label, value in lines.items())
     front = "---\ntags:\n- flexswitch\n- merge\n---\n"
-    return f"{front}\n# {title}\n\nMade with flexswitch.\n\n{rows}\n\n    {command}\n"
+    return f"{front}\n# {title}\n\n{_MARK}\n\n{rows}\n\n    {command}\n"
+
+
+def _refusal(path: Path) -> str | None:
+    """Returns why a folder must not be replaced by a model; None if flexswitch wrote all that it holds."""
+    card = path / _CARD
+    if not card.is_file() or _MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        return "holds no model that flexswitch wrote"
+    foreign = sorted(
+        file.name
+        for file in path.iterdir()
+        if not file.is_file() or not any(file.match(pattern) for pattern in _WRITTEN)
+    )
+    return f"holds {foreign[0]}, which flexswitch did not write" if foreign else None
 
 
 def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[str, list[str]]:

@@ -1,24 +1,22 @@
 """Makes a zoo of artifacts, adds tasks to it and removes tasks from it."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
-from flexswitch.codecs.format.atomic import atomic_directory, check_output
+from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.codecs.format.zoo import (
-    ZOO_FILE,
-    TaskRecord,
-    Zoo,
-    ZooRecord,
-    open_zoo,
+from flexswitch.codecs.format.zoo import TaskRecord, Zoo, ZooRecord, open_zoo
+from flexswitch.codecs.format.zoo_writer import (
+    NO_LIMIT,
+    Wait,
+    ZooWriter,
+    new_zoo_writer,
     pack_task,
-    remove_unlisted,
-    write_zoo,
+    zoo_writer,
 )
 from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
@@ -46,8 +44,9 @@ def create_zoo(
     adapter: str | None,
     overwrite: bool,
     on_file: Callable[[str], None],
-) -> list[str]:
-    """Writes a new zoo and returns notes for the user.
+    wait: Wait = NO_LIMIT,
+) -> tuple[Zoo, list[str]]:
+    """Writes a new zoo; returns it and notes for the user.
 
     Raises: InputError if two artifacts hold the same task or belong to different bases.
     """
@@ -56,13 +55,11 @@ def create_zoo(
     base = artifacts[0].header.base
     _check_base(artifacts, base, str(artifacts[0].path))
     chosen, notes = _adapter(artifacts, adapter, None)
-    with atomic_directory(path, overwrite, holds=ZOO_FILE) as partial:
-        tasks = {}
-        for artifact in artifacts:
-            on_file(artifact.header.name)
-            tasks[artifact.header.name] = _pack(artifact, partial, form)
-        write_zoo(partial, ZooRecord(base=base, adapter=chosen, tasks=tasks))
-    return notes
+    with new_zoo_writer(path, overwrite, wait) as writer:
+        tasks = _pack_all(artifacts, writer, form, on_file)
+        record = ZooRecord(base=base, adapter=chosen, tasks=tasks)
+        writer.commit(record)
+    return Zoo(path, record), notes
 
 
 def change_zoo(
@@ -73,29 +70,26 @@ def change_zoo(
     adapter: str | None,
     overwrite: bool,
     on_file: Callable[[str], None],
-) -> list[str]:
-    """Removes tasks from a zoo, adds others and returns notes for the user.
+    wait: Wait = NO_LIMIT,
+) -> tuple[Zoo, list[str]]:
+    """Removes tasks from a zoo and adds others; returns it and notes for the user.
 
     The files of all other tasks stay as they are. Raises: InputError if a task to remove is not in the zoo,
     a task to add is in it (and `overwrite` is false), or an artifact belongs to another base.
     """
-    zoo, artifacts = open_zoo(path), _open_all(files)
-    _check_change(zoo, artifacts, removed, overwrite)
-    chosen, notes = _adapter(artifacts, adapter, zoo)
-    tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed}
+    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
+    artifacts = _open_all(files)
     added = {artifact.header.name for artifact in artifacts}
-    with tempfile.TemporaryDirectory(prefix=".pack.", suffix=".partial", dir=path) as partial:
-        for artifact in artifacts:
-            on_file(artifact.header.name)
-            tasks[artifact.header.name] = _pack(artifact, Path(partial), form)
-        index = without_tasks(zoo, set(removed) | (added & set(zoo.record.tasks)))
+    with zoo_writer(path, wait) as writer:
+        zoo = open_zoo(path)
+        _check_change(zoo, artifacts, removed, overwrite)
+        chosen, notes = _adapter(artifacts, adapter, zoo)
+        tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed}
+        tasks |= _pack_all(artifacts, writer, form, on_file)
+        index = without_tasks(zoo, set(removed) | (added & set(zoo.record.tasks)), writer)
         record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
-        (path / "tasks").mkdir(exist_ok=True)
-        for name in added:
-            (Path(partial) / tasks[name].file).replace(path / tasks[name].file)
-        write_zoo(path, record)
-    remove_unlisted(path, record)
-    return notes + _index_notes(zoo, record, added)
+        writer.commit(record)
+    return Zoo(path, record), notes + _index_notes(zoo, record, added)
 
 
 def _check_change(zoo: Zoo, artifacts: Sequence[Artifact], removed: Sequence[str], overwrite: bool) -> None:
@@ -126,8 +120,19 @@ def _index_notes(before: Zoo, record: ZooRecord, added: set[str]) -> list[str]:
     return []
 
 
-def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
-    """Writes an artifact to the zoo's folder, with its tensors stored in the given form."""
+def _pack_all(
+    artifacts: Sequence[Artifact], writer: ZooWriter, form: Form, on_file: Callable[[str], None]
+) -> dict[str, TaskRecord]:
+    """Stores artifacts in a zoo and returns their records, by task."""
+    tasks = {}
+    for artifact in artifacts:
+        on_file(artifact.header.name)
+        tasks[artifact.header.name] = _pack(artifact, writer, form)
+    return tasks
+
+
+def _pack(artifact: Artifact, writer: ZooWriter, form: Form) -> TaskRecord:
+    """Stores an artifact in a zoo, with its tensors in the given form."""
     effort = form.effort or _own_effort(artifact)
 
     def work(name: str) -> PackedTensor:
@@ -138,7 +143,9 @@ def _pack(artifact: Artifact, zoo: Path, form: Form) -> TaskRecord:
     def cost(name: str) -> int:
         return artifact.header.tensors[name].layout.entries * WORKING_BYTES
 
-    return pack_task(artifact, zoo, map_in_order(work, artifact.header.tensors, form.jobs, cost, form.memory))
+    return pack_task(
+        artifact, writer, map_in_order(work, artifact.header.tensors, form.jobs, cost, form.memory)
+    )
 
 
 def _own_effort(artifact: Artifact) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import ZOO_FILE, IndexRecord, StoredFile, Zoo, read_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.routing.query_set import read_query_set
+from flexswitch.merging.routing.query_set import index_record, read_query_set
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
 
 
@@ -24,7 +24,7 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     """
     problems: list[str] = []
     if (path / ZOO_FILE).is_file():
-        lines, identity = _verify_zoo(path, problems, on_item)
+        lines, identity = read_zoo(path, lambda zoo: _verify_zoo(zoo, on_item))
     elif path.name.endswith(SUFFIX):
         vector = TaskVectorFile(path)
         _verify_task_vector(vector, problems, on_item)
@@ -58,27 +58,39 @@ def _verify_task_vector(vector: TaskVectorFile, problems: list[str], on_item: Ca
     _read_all(vector.tensors, read_tensor, problems, on_item)
 
 
-def _verify_zoo(
-    path: Path, problems: list[str], on_item: Callable[[str], None]
-) -> tuple[list[str], BaseIdentity]:
+def _verify_zoo(zoo: Zoo, on_item: Callable[[str], None]) -> tuple[list[str], BaseIdentity]:
     """Verifies the tasks and the query index; the tensors of a damaged task are still read one by one."""
-    zoo = open_zoo(path)
+    problems: list[str] = []
     for task in zoo:
         before = len(problems)
         try:
             _verify_artifact(open_artifact(zoo.task_file(task)), problems, on_item)
             if len(problems) == before:
-                zoo[task]  # raises if it is not the file that zoo.json describes
+                zoo.open_task(task)  # raises if it is not the file that zoo.json describes
         except FlexswitchError as error:
             problems.append(str(error))
-    lines = [f"{path}: {len(zoo)} tasks, all hashes, checksums and counts match"]
+    lines = [f"{zoo.path}: {len(zoo)} tasks, all hashes, checksums and counts match"]
     if zoo.record.index is not None:
         try:
-            exemplars = len(read_query_set(zoo).task_ids)
-            lines.append(f"{path}: query index of {exemplars} exemplars, its hash matches")
+            lines.append(_verify_index(zoo, zoo.record.index))
         except ArtifactError as error:
             problems.append(str(error))
+    if problems:
+        raise ArtifactError("\n".join(problems))
     return lines, zoo.record.base
+
+
+def _verify_index(zoo: Zoo, record: IndexRecord) -> str:
+    """Returns a line on the query index. Raises: ArtifactError if it is not as zoo.json describes it."""
+    query_set = read_query_set(zoo)
+    own = dict(index_record(query_set, StoredFile(record.file, record.size, record.sha256)))
+    for field, listed in dict(record).items():
+        if own[field] != listed:
+            raise ArtifactError(
+                f"{zoo.path / ZOO_FILE}: its field 'index.{field}' is {listed!r}, and {record.file} says "
+                f"{own[field]!r}; index the zoo again"
+            )
+    return f"{zoo.path}: query index of {len(query_set.task_ids)} exemplars, its hash matches"
 
 
 def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[[str], None]) -> None:

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import zlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.artifact_files import stored_form
 from support.commands import files_below, write_base
+from support.zoo_files import task_file
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
@@ -108,7 +110,7 @@ def test_another_base_than_the_artifacts_own(zoo, fails):
         f"{wanted[:12]}; give the base it was made from"
     )
     merge = ("merge", "zoo", "--base", "other.safetensors", "-o", "merged")
-    fails(zoo, 1, message.format("zoo/tasks/red.fsw"), *merge, "--task", "red")
+    fails(zoo, 1, message.format(task_file(Path("zoo"), "red")), *merge, "--task", "red")
     exemplars = zoo / "data"
     exemplars.mkdir()
     for task in ("red", "blue"):
@@ -207,30 +209,31 @@ def test_flipped_bits_in_an_artifact_are_reported_by_tensor(zoo, fails):
         "--task",
         "red",
     )
-    shutil.copyfile(path, zoo / "zoo" / "tasks" / "red.fsw")
-    fails(zoo, 3, message.format("zoo/tasks/red.fsw"), "verify", "zoo")
+    packed = task_file(Path("zoo"), "red")
+    shutil.copyfile(path, packed)
+    fails(zoo, 3, message.format(packed), "verify", "zoo")
 
 
 @pytest.mark.parametrize("file", ["../red.fsw", "/etc/passwd", "tasks/../../red.fsw", "tasks/blue.fsw"])
 def test_path_tricks_in_a_zoo(zoo, fails, file):
     path = zoo / "zoo" / "zoo.json"
     document = json.loads(path.read_text())
-    document["tasks"]["red"]["file"] = file
+    expected, document["tasks"]["red"]["file"] = document["tasks"]["red"]["file"], file
     path.write_text(json.dumps(document))
     message = (
-        f"zoo/zoo.json: task 'red' names the file '{file}', expected 'tasks/red.fsw'; "
-        "a task's file lies in the zoo's own folder; do not use a zoo that you did not make"
+        f"zoo/zoo.json: task 'red' names the file '{file}', expected '{expected}', which its hash gives; "
+        "do not use a zoo that you did not make"
     )
     for command in (("verify", "zoo"), ("inspect", "zoo"), ("pack", "-o", "zoo", "--remove", "blue")):
         fails(zoo, 3, message, *command)
 
 
 def test_a_zoo_whose_task_file_is_swapped_for_another(zoo, fails):
-    tasks = zoo / "zoo" / "tasks"
-    size, found = (tasks / "red.fsw").stat().st_size, (tasks / "blue.fsw").stat().st_size
-    shutil.copyfile(tasks / "blue.fsw", tasks / "red.fsw")
+    red, blue = (task_file(Path("zoo"), task) for task in ("red", "blue"))
+    size, found = red.stat().st_size, blue.stat().st_size
+    shutil.copyfile(blue, red)
     message = (
-        f"zoo/tasks/red.fsw: is not the file that was packed as task 'red': {found:,} bytes where zoo.json says "
+        f"{red}: is not the file that was packed as task 'red': {found:,} bytes where zoo.json says "
         f"{size:,}, or another SHA-256; restore it from a copy, or pack it again"
     )
     fails(zoo, 3, message, "verify", "zoo")
@@ -248,10 +251,10 @@ def test_an_output_that_exists(zoo, fails):
 def test_a_folder_of_something_else_is_not_overwritten(zoo, fails):
     (zoo / "photos").mkdir()
     (zoo / "photos" / "cat.jpg").write_text("meow")
-    message = "photos: holds no {}, so --overwrite does not replace it; give another output"
-    fails(zoo, 1, message.format("zoo.json"), "pack", "red.fsw", "-o", "photos", "--overwrite")
+    message = "photos: holds {}, so --overwrite does not replace it; give another output"
+    fails(zoo, 1, message.format("no zoo.json"), "pack", "red.fsw", "-o", "photos", "--overwrite")
     merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "photos", "--task", "red", "--overwrite")
-    fails(zoo, 1, message.format("*.safetensors"), *merge)
+    fails(zoo, 1, message.format("no model that flexswitch wrote"), *merge)
 
 
 def test_an_output_folder_that_is_missing(models, fails):

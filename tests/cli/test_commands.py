@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.commands import files_below
+from support.zoo_files import task_file
 
 SUBCOMMANDS = (
     "extract", "compress", "pack", "index", "route", "merge", "eval", "inspect", "verify", "methods", "run",
@@ -96,12 +97,13 @@ def test_compressing_from_a_task_vector_and_from_checkpoints_is_the_same(models,
 
 
 def test_packing_adds_and_removes_tasks(zoo, flexswitch):
-    blue = (zoo / "zoo" / "tasks" / "blue.fsw").read_bytes()
+    file = task_file(zoo / "zoo", "blue")
+    blue = file.read_bytes()
     assert flexswitch("pack", "-o", "zoo", "--remove", "red").status == 0
-    assert files_below(zoo / "zoo") == ["tasks", "tasks/blue.fsw", "zoo.json"]
+    assert files_below(zoo / "zoo") == ["tasks", f"tasks/{file.name}", "zoo.json"]
     outcome = flexswitch("pack", "-o", "zoo", "--add", "red.fsw", "--json")
     assert sorted(json.loads(outcome.out)["tasks"]) == ["blue", "red"]
-    assert (zoo / "zoo" / "tasks" / "blue.fsw").read_bytes() == blue
+    assert file.read_bytes() == blue
     assert flexswitch("verify", "zoo", "--base", "base.safetensors").status == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from flexswitch.cli.main import main
+from flexswitch.codecs.format.zoo_writer import LOCK_FILE
 
 SHAPES = {"embed.weight": (40, 16), "layer.weight": (24, 16), "layer.bias": (24,)}
 
@@ -65,5 +66,5 @@ def write_finetuned(path: Path, base: dict[str, np.ndarray], seed: int = 1) -> d
 
 
 def files_below(folder: Path) -> list[str]:
-    """Returns every file and folder below, hidden ones too."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Returns every file and folder below, hidden ones too, but the lock of a zoo."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != LOCK_FILE)

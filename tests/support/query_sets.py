@@ -1,12 +1,21 @@
 """Query sets made by hand, and their files."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+from support.zoo_files import index_file, writer_of
 
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.codecs.format.zoo import INDEX_FILE, IndexRecord, Zoo, ZooRecord, file_sha256
+from flexswitch.codecs.format.zoo import (
+    INDEX_STEM,
+    IndexRecord,
+    Zoo,
+    ZooRecord,
+    content_name,
+    file_sha256,
+)
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 
 TASKS = ["birds", "cities", "tools"]
@@ -27,24 +36,26 @@ def zoo_with(path: Path, record: IndexRecord | None) -> Zoo:
 
 
 def indexed(path: Path, query_set: QuerySet) -> Zoo:
-    return zoo_with(path, write_query_set(path, query_set))
+    return zoo_with(path, write_query_set(writer_of(path), query_set))
 
 
 def as_packed(path: Path) -> Zoo:
-    """Returns a zoo whose zoo.json records the index file as it is on disk."""
-    file = path / INDEX_FILE
-    digest = file_sha256(file)
-    size = file.stat().st_size
-    return zoo_with(path, IndexRecord(size=size, sha256=digest, features="layer:1", per_task=4, seed=7))
+    """Returns a zoo whose zoo.json records the index file as it is on disk, under the name of its content."""
+    file = index_file(path)
+    digest, size = file_sha256(file), file.stat().st_size
+    name = content_name("index", INDEX_STEM, digest)
+    file.rename(path / name)
+    record = IndexRecord(file=name, size=size, sha256=digest, features="layer:1", per_task=4, seed=7)
+    return zoo_with(path, record)
 
 
 def write_by_hand(path: Path, tensors: dict[str, tuple[str, np.ndarray]], document: str | None = None) -> Zoo:
     """Writes an index file of any tensors under a header with the right checksum."""
     text = make_query_set().header.model_dump_json() if document is None else document
-    (path / "index").mkdir(exist_ok=True)
-    with SafetensorsWriter(
-        path / INDEX_FILE, {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}
-    ) as writer:
+    shutil.rmtree(path / "index", ignore_errors=True)
+    (path / "index").mkdir()
+    file = path / content_name("index", INDEX_STEM, 64 * "0")
+    with SafetensorsWriter(file, {METADATA_KEY: text, CHECKSUM_KEY: crc32(text.encode())}) as writer:
         for name, (dtype, array) in tensors.items():
             writer.add(name, dtype, array.shape, [array.tobytes()])
     return as_packed(path)

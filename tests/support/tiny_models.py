@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.codecs.format.zoo import Zoo
+from flexswitch.codecs.format.zoo_writer import LOCK_FILE
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
@@ -45,8 +46,9 @@ class Toy:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Returns every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns every file below a folder, but the lock of a zoo."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # --- plain state dicts, without transformers --------------------------------------------------------------
@@ -107,8 +109,7 @@ def state_artifacts(folder: Path, tasks: Sequence[str], base_seed: int = 0) -> d
 
 def pack(path: Path, files: Sequence[Path], adapter: str | None = None) -> Zoo:
     """Makes a zoo of artifacts."""
-    create_zoo(path, files, Form(), adapter, False, lambda task: None)
-    return open_zoo(path)
+    return create_zoo(path, files, Form(), adapter, False, lambda task: None)[0]
 
 
 # --- Hugging Face directories -----------------------------------------------------------------------------

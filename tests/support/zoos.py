@@ -27,10 +27,10 @@ def copy_artifacts(originals, folder):
 
 def create(path, files, form=AUTO, adapter=None, overwrite=False):
     packed = []
-    notes = create_zoo(path, files, form, adapter, overwrite, packed.append)
+    _, notes = create_zoo(path, files, form, adapter, overwrite, packed.append)
     assert packed == [open_artifact(file).header.name for file in files]
     return notes
 
 
 def change(path, add=(), remove=(), form=AUTO, adapter=None, overwrite=False):
-    return change_zoo(path, list(add), list(remove), form, adapter, overwrite, lambda task: None)
+    return change_zoo(path, list(add), list(remove), form, adapter, overwrite, lambda task: None)[1]

@@ -13,8 +13,10 @@ import pytest
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_directory, atomic_file, check_output, check_space
+from flexswitch.codecs.format.exchange import exchange
 
 Place = Callable[..., AbstractContextManager[Path]]
+Exchange = Callable[[Path, Path], bool]
 
 
 def names(folder: Path) -> set[str]:
@@ -36,7 +38,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     with atomic_file(path, overwrite=False) as partial:
         partial.write_bytes(b"half")
         assert not path.exists()
-        assert partial.parent == tmp_path
+        assert partial.parent.parent == tmp_path
         partial.write_bytes(b"whole")
     assert path.read_bytes() == b"whole"
     assert names(tmp_path) == {"out.fsw"}
@@ -113,20 +115,32 @@ def test_overwriting_replaces_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == {"out.fsw"}
 
 
-def test_overwriting_replaces_a_directory_whole(tmp_path: Path) -> None:
+def in_two_steps(one: Path, other: Path) -> bool:
+    """Stands for `exchange` on a system that has none."""
+    return False
+
+
+EXCHANGES = pytest.mark.parametrize("exchange", [exchange, in_two_steps])
+
+
+@EXCHANGES
+def test_overwriting_replaces_a_directory_whole(tmp_path: Path, exchange: Exchange) -> None:
     path = tmp_path / "zoo"
     (path / "tasks").mkdir(parents=True)
     (path / "tasks" / "old.fsw").write_bytes(b"old")
-    with atomic_directory(path, overwrite=True) as partial:
+    with atomic_directory(path, overwrite=True, exchange=exchange) as partial:
         (partial / "new").write_bytes(b"new")
     assert names(tmp_path) == {"zoo", "zoo/new"}
 
 
-def test_overwriting_a_link_to_a_directory_leaves_what_it_leads_to(tmp_path: Path) -> None:
+@EXCHANGES
+def test_overwriting_a_link_to_a_directory_leaves_what_it_leads_to(
+    tmp_path: Path, exchange: Exchange
+) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "old").write_bytes(b"old")
     (tmp_path / "zoo").symlink_to("real")
-    with atomic_directory(tmp_path / "zoo", overwrite=True) as partial:
+    with atomic_directory(tmp_path / "zoo", overwrite=True, exchange=exchange) as partial:
         (partial / "new").write_bytes(b"new")
     assert names(tmp_path) == {"real", "real/old", "zoo", "zoo/new"}
     assert not (tmp_path / "zoo").is_symlink()
@@ -148,7 +162,10 @@ def test_the_old_directory_returns_where_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(PermissionError), atomic_directory(path, overwrite=True) as partial:
+    with (
+        pytest.raises(PermissionError),
+        atomic_directory(path, overwrite=True, exchange=in_two_steps) as partial,
+    ):
         (partial / "new").write_bytes(b"new")
     assert names(tmp_path) == {"zoo", "zoo/old"}
 
@@ -168,10 +185,48 @@ def test_the_old_directory_is_not_lost_where_it_cannot_return(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_from_the_second)
-    with pytest.raises(PermissionError), atomic_directory(path, overwrite=True) as partial:
+    with (
+        pytest.raises(PermissionError),
+        atomic_directory(path, overwrite=True, exchange=in_two_steps) as partial,
+    ):
         (partial / "new").write_bytes(b"new")
-    (aside,) = tmp_path.iterdir()
-    assert names(aside) == {"zoo", "zoo/old"}
+    assert {file.read_bytes() for file in tmp_path.rglob("old")} == {b"old"}
+    monkeypatch.undo()
+    with pytest.raises(KeyError), atomic_directory(path, overwrite=True):
+        raise KeyError
+    assert names(tmp_path) == {"zoo", "zoo/old"}
+
+
+def test_a_directory_that_another_process_makes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "zoo"
+
+    def write() -> None:
+        with atomic_directory(path, overwrite=False) as partial:
+            (partial / "mine").write_bytes(b"mine")
+            path.mkdir()
+            (path / "theirs").write_bytes(b"theirs")
+
+    with pytest.raises(InputError) as caught:
+        write()
+    assert str(caught.value) == (
+        f"{path}: another process has made it meanwhile; give another output, or --overwrite to replace it"
+    )
+    assert names(tmp_path) == {"zoo", "zoo/theirs"}
+
+
+def test_a_directory_is_not_replaced_where_the_caller_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "zoo"
+    path.mkdir()
+    with atomic_directory(path, overwrite=True, refusal=lambda folder: "is full"):
+        pass  # an empty one is replaced in any case
+    (path / "photo").write_bytes(b"old")
+    with (
+        pytest.raises(InputError) as caught,
+        atomic_directory(path, overwrite=True, refusal=lambda folder: "is full"),
+    ):
+        pytest.fail("the output was given")
+    assert str(caught.value) == f"{path}: is full, so --overwrite does not replace it; give another output"
+    assert names(tmp_path) == {"zoo", "zoo/photo"}
 
 
 @pytest.mark.parametrize("place", [atomic_file, atomic_directory])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.artifact_files import stored_form
 from support.sparse_tensors import BASE, assert_same, header, sparse_tensor, write_artifact
+from support.zoo_files import index_file, task_file, write_zoo, writer_of
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
-from flexswitch.codecs.format.atomic import atomic_directory
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.format.zoo import (
@@ -19,19 +19,17 @@ from flexswitch.codecs.format.zoo import (
     TaskRecord,
     Zoo,
     ZooRecord,
+    content_name,
     file_sha256,
     open_zoo,
-    pack_task,
-    remove_unlisted,
-    write_zoo,
 )
+from flexswitch.codecs.format.zoo_writer import ZooWriter, pack_task
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor
 
 TASKS = ("trec6", "cola", "SST-2")
 OTHER_BASE = BaseIdentity(fingerprint="12" * 32)
 EXTRA = RawTensor("F32", (2,), bytes(8))
-EXAMPLE = "tasks/cola.fsw"
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -46,25 +44,28 @@ def artifact_file(folder: Path, task: str, base: BaseIdentity = BASE) -> Path:
     return write_artifact(path, tensors, {"head": EXTRA}, header(task, base=base))
 
 
-def packed_task(file: Path, zoo: Path) -> TaskRecord:
+def packed_task(file: Path, writer: ZooWriter) -> TaskRecord:
     artifact = open_artifact(file)
-    return pack_task(artifact, zoo, (stored_form(artifact, name) for name in artifact.header.tensors))
+    return pack_task(artifact, writer, (stored_form(artifact, name) for name in artifact.header.tensors))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A zoo of three tasks with a query index."""
     path = tmp_path / "zoo"
-    with atomic_directory(path, overwrite=False) as partial:
-        tasks = {task: packed_task(artifact_file(tmp_path, task), partial) for task in TASKS}
-        index = partial / "index" / "exemplars.safetensors"
-        index.parent.mkdir()
-        index.write_bytes(b"features")
-        record = IndexRecord(
-            size=8, sha256=file_sha256(index), features="pooled", metric="euclidean", per_task=100, seed=0
-        )
-        write_zoo(partial, ZooRecord(base=BASE, adapter="hf-encoder", tasks=tasks, index=record))
+    path.mkdir()
+    writer = writer_of(path)
+    tasks = {task: packed_task(artifact_file(tmp_path, task), writer) for task in TASKS}
+    index = writer.put("index", "exemplars", lambda file: file.write_bytes(b"features"))
+    record = IndexRecord(**index._asdict(), features="pooled", metric="euclidean", per_task=100, seed=0)
+    writer.commit(ZooRecord(base=BASE, adapter="hf-encoder", tasks=tasks, index=record))
     return path
+
+
+@pytest.fixture
+def example(path: Path) -> Path:
+    """The file of the task cola."""
+    return task_file(path, "cola")
 
 
 def change_document(path: Path, change: Change) -> None:
@@ -93,12 +94,12 @@ def test_a_zoo_gives_back_its_tasks(path: Path) -> None:
         assert artifact.header.base == BASE
         assert artifact.header.method.name == zoo.record.tasks[task].method == "t-switch"
         assert artifact.header.parameters == zoo.record.tasks[task].parameters == 1000
-        assert artifact.path == zoo.task_file(task) == path / "tasks" / f"{task}.fsw"
+        assert artifact.path == zoo.task_file(task) == path / zoo.record.tasks[task].file
         assert_same(artifact.sparse("weight"), tensor(task))
         assert artifact.header.tensors["weight"].scale == 0.5
         assert artifact.extra("head") == EXTRA
     assert zoo.record.adapter == "hf-encoder"
-    assert zoo.index_file() == path / "index" / "exemplars.safetensors"
+    assert zoo.index_file() == index_file(path)
     assert zoo.path == open_zoo(str(path)).path == path
 
 
@@ -129,22 +130,12 @@ def test_a_zoo_without_tasks_is_one(tmp_path: Path) -> None:
     assert found == f"{tmp_path}: no task is named 'cola' (known: none)"
 
 
-def test_files_that_the_zoo_no_longer_names_are_removed(path: Path) -> None:
-    record = open_zoo(path).record
-    left = {"cola": record.tasks["cola"]}
-    remove_unlisted(path, record.model_copy(update={"tasks": left}))
-    names = sorted(file.name for file in path.rglob("*.*"))
-    assert names == ["cola.fsw", "exemplars.safetensors", "zoo.json"]
-    remove_unlisted(path, record.model_copy(update={"tasks": left, "index": None}))
-    assert sorted(file.name for file in path.rglob("*")) == ["cola.fsw", "tasks", "zoo.json"]
-
-
 # What is no zoo
 
 
-def test_a_folder_without_a_description_is_refused(path: Path) -> None:
+def test_a_folder_without_a_description_is_refused(path: Path, example: Path) -> None:
     (path / "zoo.json").unlink()
-    for place in (path, path / "missing", path / EXAMPLE):
+    for place in (path, path / "missing", example):
         found = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
         assert found == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
 
@@ -195,11 +186,6 @@ NAME = "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"
             "index.per_task",
             "Input should be greater than or equal to 1",
         ),
-        (
-            lambda d: d["index"].update(file="index/other.safetensors"),
-            "index.file",
-            "Input should be 'index/exemplars.safetensors'",
-        ),
     ],
 )
 def test_a_wrong_field_is_named(path: Path, change: Change, field: str | None, expected: str) -> None:
@@ -213,13 +199,23 @@ def test_a_wrong_field_is_named(path: Path, change: Change, field: str | None, e
 
 @pytest.mark.parametrize(
     "file",
-    ["../x.fsw", "tasks/../../cola.fsw", "/etc/passwd", "tasks/trec6.fsw", "cola.fsw", "tasks//cola.fsw", ""],
+    ["../x.fsw", "tasks/../../cola.fsw", "/etc/passwd", "tasks/cola.fsw", "cola.fsw", "tasks//cola.fsw", ""],
 )
 def test_a_task_file_out_of_its_place_is_refused(path: Path, file: str) -> None:
+    expected = open_zoo(path).record.tasks["cola"].file
     change_document(path, lambda document: document["tasks"]["cola"].update(file=file))
     assert message(lambda: open_zoo(path)) == (
-        f"{path / 'zoo.json'}: task 'cola' names the file '{file}', expected 'tasks/cola.fsw'; a task's file "
-        "lies in the zoo's own folder; do not use a zoo that you did not make"
+        f"{path / 'zoo.json'}: task 'cola' names the file '{file}', expected '{expected}', which its hash gives; "
+        "do not use a zoo that you did not make"
+    )
+
+
+def test_an_index_file_out_of_its_place_is_refused(path: Path) -> None:
+    expected = open_zoo(path).record.index.file  # type: ignore[union-attr]
+    change_document(path, lambda document: document["index"].update(file="../x.safetensors"))
+    assert message(lambda: open_zoo(path)) == (
+        f"{path / 'zoo.json'}: the query index names the file '../x.safetensors', expected '{expected}', which "
+        "its hash gives; do not use a zoo that you did not make"
     )
 
 
@@ -231,18 +227,19 @@ def test_an_unknown_task_is_reported_with_the_nearest_name(path: Path) -> None:
     assert found == f"{path}: no task is named 'trec'; did you mean 'trec6'? (known: SST-2, cola, trec6)"
 
 
-def test_a_missing_task_file_is_reported(path: Path) -> None:
-    (path / EXAMPLE).unlink()
+def test_a_missing_task_file_is_reported(path: Path, example: Path) -> None:
+    example.unlink()
     zoo = open_zoo(path)
     assert message(lambda: zoo["cola"]) == (
-        f"{path / EXAMPLE}: missing; zoo.json lists it as task 'cola'; pack or index the zoo again"
+        f"{example}: missing; zoo.json lists it as task 'cola'; open the zoo again if another process has "
+        "changed it, else pack or index it again"
     )
     assert zoo["trec6"].header.name == "trec6"
 
 
 @pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data[:-1], lambda data: b""])
 def test_a_task_file_of_another_size_is_reported(path: Path, change: Callable[[bytes], bytes]) -> None:
-    file = path / EXAMPLE
+    file = task_file(path, "cola")
     size = file.stat().st_size
     file.write_bytes(change(file.read_bytes()))
     assert message(lambda: open_zoo(path)["cola"]) == (
@@ -252,7 +249,7 @@ def test_a_task_file_of_another_size_is_reported(path: Path, change: Callable[[b
 
 
 def test_a_task_file_of_the_same_size_and_another_hash_is_reported(path: Path) -> None:
-    file = path / EXAMPLE
+    file = task_file(path, "cola")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -261,7 +258,7 @@ def test_a_task_file_of_the_same_size_and_another_hash_is_reported(path: Path) -
 
 
 def test_two_swapped_task_files_are_reported(path: Path) -> None:
-    one, two = path / EXAMPLE, path / "tasks" / "trec6.fsw"
+    one, two = task_file(path, "cola"), task_file(path, "trec6")
     data = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(data)
@@ -271,26 +268,29 @@ def test_two_swapped_task_files_are_reported(path: Path) -> None:
 
 
 def list_file(path: Path, task: str) -> None:
-    """Makes zoo.json list a task's file as it now is."""
-    file = path / "tasks" / f"{task}.fsw"
-    listed = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+    """Makes zoo.json list a task's file as it now is, under the name of its content."""
+    file = task_file(path, task)
+    digest = file_sha256(file)
+    name = content_name("tasks", task, digest)
+    listed = {"file": name, "size": file.stat().st_size, "sha256": digest}
+    file.rename(path / name)
     change_document(path, lambda document: document["tasks"][task].update(listed))
 
 
 def test_a_file_of_another_task_is_reported_even_where_its_hash_is_listed(path: Path) -> None:
-    shutil.copy(path / "tasks" / "trec6.fsw", path / EXAMPLE)
+    shutil.copy(task_file(path, "trec6"), task_file(path, "cola"))
     list_file(path, "cola")
     assert message(lambda: open_zoo(path)["cola"]) == (
-        f"{path / EXAMPLE}: holds task 'trec6' of base abababababab, expected task 'cola' of base "
+        f"{task_file(path, 'cola')}: holds task 'trec6' of base abababababab, expected task 'cola' of base "
         "abababababab; pack the zoo again"
     )
 
 
 def test_a_file_of_another_base_is_reported_even_where_its_hash_is_listed(path: Path, tmp_path: Path) -> None:
-    shutil.copy(artifact_file(tmp_path, "cola", OTHER_BASE), path / EXAMPLE)
+    shutil.copy(artifact_file(tmp_path, "cola", OTHER_BASE), task_file(path, "cola"))
     list_file(path, "cola")
     assert message(lambda: open_zoo(path)["cola"]) == (
-        f"{path / EXAMPLE}: holds task 'cola' of base 121212121212, expected task 'cola' of base "
+        f"{task_file(path, 'cola')}: holds task 'cola' of base 121212121212, expected task 'cola' of base "
         "abababababab; pack the zoo again"
     )
 
@@ -306,7 +306,7 @@ def test_a_zoo_without_a_query_index_says_how_to_build_one(path: Path) -> None:
 
 
 def test_a_changed_query_index_is_reported(path: Path) -> None:
-    file = path / "index" / "exemplars.safetensors"
+    file = index_file(path)
     file.write_bytes(b"Features")
     assert message(open_zoo(path).index_file) == (
         f"{file}: is not the file that was packed as the query index: 8 bytes where zoo.json says 8, or "
@@ -314,7 +314,8 @@ def test_a_changed_query_index_is_reported(path: Path) -> None:
     )
     file.unlink()
     assert message(open_zoo(path).index_file) == (
-        f"{file}: missing; zoo.json lists it as the query index; pack or index the zoo again"
+        f"{file}: missing; zoo.json lists it as the query index; open the zoo again if another process has "
+        "changed it, else pack or index it again"
     )
 
 
@@ -331,11 +332,11 @@ def test_an_interrupted_change_leaves_the_zoo_before_it(path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_zoo(path, ZooRecord(base=BASE, tasks={}))
     assert (path / "zoo.json").read_bytes() == before
-    assert sorted(file.name for file in path.iterdir()) == ["index", "tasks", "zoo.json"]
 
 
 def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
-    task = TaskRecord(file=EXAMPLE, size=7, sha256="00" * 32, method="t-switch", parameters=9)
+    file = f"tasks/cola.{16 * '0'}.fsw"
+    task = TaskRecord(file=file, size=7, sha256="00" * 32, method="t-switch", parameters=9)
     write_zoo(tmp_path, ZooRecord(base=OTHER_BASE, tasks={"cola": task}))
     text = (tmp_path / "zoo.json").read_text()
     assert text.endswith("}\n")
@@ -347,7 +348,7 @@ def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
         "adapter": None,
         "tasks": {
             "cola": {
-                "file": EXAMPLE, "size": 7, "sha256": "00" * 32, "method": "t-switch", "parameters": 9,
+                "file": file, "size": 7, "sha256": "00" * 32, "method": "t-switch", "parameters": 9,
             }
         },
         "index": None,

@@ -34,8 +34,9 @@ from support.tiny_models import (
     save_text_classifier,
     text_predictions,
 )
+from support.zoo_files import index_file, task_file
 
-from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.setup import open_evaluation
@@ -228,8 +229,8 @@ def test_bytes_are_the_stored_bytes_per_task_without_the_base(toy, rows):
     zoo = open_zoo(toy.zoo)
     heads = np.mean([4 * (classes * WIDTH + classes) for classes in TASKS.values()])
     parameters = sum(tensor.numel() for tensor in load_file(toy.base / "model.safetensors").values())
-    stored = np.mean([(toy.zoo / "tasks" / f"{task}.fsw").stat().st_size for task in TASKS])
-    index_share = (toy.zoo / INDEX_FILE).stat().st_size / 3
+    stored = np.mean([task_file(toy.zoo, task).stat().st_size for task in TASKS])
+    index_share = index_file(toy.zoo).stat().st_size / 3
     assert zoo.record.index is not None
     expected = {
         "base": heads,

@@ -17,9 +17,10 @@ from support.tiny_models import (
     texts,
     write_jsonl,
 )
+from support.zoo_files import index_file
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
-from flexswitch.codecs.format.zoo import INDEX_FILE, open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.evaluation.methods import check_methods
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
 from flexswitch.merging.zoos.pack import Form, change_zoo
@@ -84,11 +85,9 @@ def test_auto_switch_needs_an_index(unindexed):
 
 
 def test_a_damaged_index_is_refused_if_it_is_needed(copied):
-    (copied.zoo / INDEX_FILE).write_bytes(b"")
+    index_file(copied.zoo).write_bytes(b"")
     found = message(ArtifactError, lambda: open_evaluation(request(copied, methods=["auto-switch"])))
-    assert found.startswith(
-        f"{copied.zoo / INDEX_FILE}: is not the file that was packed as the query index: "
-    )
+    assert found.startswith(f"{index_file(copied.zoo)}: is not the file that was packed as the query index: ")
     open_evaluation(request(copied, limit=1))
 
 

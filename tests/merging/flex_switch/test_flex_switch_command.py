@@ -8,6 +8,7 @@ import pytest
 from support.commands import Runner, files_below
 from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
+from support.zoo_files import task_file
 
 from flexswitch.codecs.format.container import open_artifact
 
@@ -181,7 +182,7 @@ def test_a_zoo_keeps_the_size_that_was_asked_for_to_the_byte(
     trained_file: Path, text: Toy, flexswitch: Runner, tmp_path: Path
 ) -> None:
     assert flexswitch("pack", trained_file, "-o", tmp_path / "zoo").status == 0
-    packed = tmp_path / "zoo" / "tasks" / "birds.fsw"
+    packed = task_file(tmp_path / "zoo", "birds")
     assert packed.read_bytes() == trained_file.read_bytes()
     assert flexswitch("verify", tmp_path / "zoo", "--base", text.base).status == 0
     command = ("eval", tmp_path / "zoo", "--base", text.base, "--data", text.data, "--methods", "flexswitch")

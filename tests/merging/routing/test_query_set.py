@@ -16,10 +16,10 @@ from support.query_sets import (
     zoo_with,
 )
 from support.tiny_models import contents
+from support.zoo_files import INDEX_FILE, index_file, without_hashes, writer_of
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import CHECKSUM_KEY
-from flexswitch.codecs.format.zoo import INDEX_FILE
 from flexswitch.merging.routing.query_set import (
     QuerySet,
     check_covers,
@@ -34,8 +34,8 @@ def test_a_query_set_reads_back_as_it_was_written(tmp_path, per_task, width):
     written = make_query_set(per_task, width)
     zoo = indexed(tmp_path, written)
     assert zoo.record.index is not None
-    assert zoo.record.index.model_dump(exclude={"size", "sha256"}) == {
-        "file": "index/exemplars.safetensors",
+    assert zoo.record.index.file == f"index/exemplars.{zoo.record.index.sha256[:16]}.safetensors"
+    assert zoo.record.index.model_dump(exclude={"file", "size", "sha256"}) == {
         "features": "layer:1",
         "dtype": "float32",
         "normalise": "none",
@@ -53,11 +53,14 @@ def test_a_query_set_reads_back_as_it_was_written(tmp_path, per_task, width):
 
 
 def test_writing_a_query_set_again_replaces_it_with_the_same_bytes(tmp_path):
-    write_query_set(tmp_path, make_query_set())
+    writer = writer_of(tmp_path)
+    write_query_set(writer, make_query_set())
     first = contents(tmp_path)
-    assert write_query_set(tmp_path, make_query_set(9)) != write_query_set(tmp_path, make_query_set())
+    other = write_query_set(writer, make_query_set(9))
+    assert other != write_query_set(writer, make_query_set())
+    (tmp_path / other.file).unlink()
     assert contents(tmp_path) == first
-    assert list(first) == [INDEX_FILE]
+    assert without_hashes(first) == {INDEX_FILE}
 
 
 def test_a_zoo_without_an_index_says_how_to_build_one(tmp_path):
@@ -69,15 +72,17 @@ def test_a_zoo_without_an_index_says_how_to_build_one(tmp_path):
 
 def test_a_missing_index_file_is_refused(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
-    (tmp_path / INDEX_FILE).unlink()
+    file = index_file(tmp_path)
+    file.unlink()
     assert message(ArtifactError, lambda: read_query_set(zoo)) == (
-        f"{tmp_path / INDEX_FILE}: missing; zoo.json lists it as the query index; pack or index the zoo again"
+        f"{file}: missing; zoo.json lists it as the query index; open the zoo again if another process has "
+        "changed it, else pack or index it again"
     )
 
 
 def test_any_flipped_bit_is_detected(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
-    file = tmp_path / INDEX_FILE
+    file = index_file(tmp_path)
     size = file.stat().st_size
     expected = (
         f"{file}: is not the file that was packed as the query index: {size:,} bytes where zoo.json says "
@@ -92,21 +97,25 @@ def test_any_flipped_bit_is_detected(tmp_path):
 
 def test_a_truncated_file_is_refused_whether_or_not_zoo_json_knows_it(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
-    file = tmp_path / INDEX_FILE
+    file = index_file(tmp_path)
     data = file.read_bytes()
     for length in range(0, len(data), 7):
         file.write_bytes(data[:length])
         assert message(ArtifactError, lambda: read_query_set(zoo)).startswith(f"{file}: is not the file that")
-        assert message(ArtifactError, lambda: read_query_set(as_packed(tmp_path))).startswith(f"{file}: ")
+        shorter = as_packed(tmp_path)
+        found = message(ArtifactError, lambda zoo=shorter: read_query_set(zoo))
+        assert found.startswith(f"{index_file(tmp_path)}: ")
+        index_file(tmp_path).rename(file)
 
 
 def test_a_flipped_bit_of_the_header_fails_its_checksum(tmp_path):
     indexed(tmp_path, make_query_set())
-    file = tmp_path / INDEX_FILE
+    file = index_file(tmp_path)
     offset = file.read_bytes().index(b"layer:1")
     flip_bit(file, offset)
-    assert message(ArtifactError, lambda: read_query_set(as_packed(tmp_path))) == (
-        f"{file}: its header is damaged: the checksum in '{CHECKSUM_KEY}' does not fit"
+    zoo = as_packed(tmp_path)
+    assert message(ArtifactError, lambda: read_query_set(zoo)) == (
+        f"{index_file(tmp_path)}: its header is damaged: the checksum in '{CHECKSUM_KEY}' does not fit"
     )
 
 
@@ -124,7 +133,7 @@ def test_a_flipped_bit_of_the_header_fails_its_checksum(tmp_path):
 )
 def test_a_header_of_another_kind_is_refused(tmp_path, document, reason):
     zoo = write_by_hand(tmp_path, plain_tensors(make_query_set()), document)
-    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{tmp_path / INDEX_FILE}: {reason}"
+    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{index_file(tmp_path)}: {reason}"
 
 
 def broken(**changes: np.ndarray) -> QuerySet:
@@ -147,7 +156,7 @@ def broken(**changes: np.ndarray) -> QuerySet:
 )
 def test_features_and_ids_that_do_not_fit_together_are_refused(tmp_path, query_set):
     zoo = indexed(tmp_path, query_set)
-    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{tmp_path / INDEX_FILE}: {UNFIT}"
+    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{index_file(tmp_path)}: {UNFIT}"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,7 @@ def test_other_tensors_than_features_and_ids_are_refused(tmp_path, tensors):
     zoo = write_by_hand(tmp_path, tensors)
     layouts = {name: (dtype, array.ndim) for name, (dtype, array) in tensors.items()}
     assert message(ArtifactError, lambda: read_query_set(zoo)) == (
-        f"{tmp_path / INDEX_FILE}: holds the tensors {layouts}, expected points and task_ids"
+        f"{index_file(tmp_path)}: holds the tensors {layouts}, expected points and task_ids"
     )
 
 
@@ -173,7 +182,9 @@ def test_other_tensors_than_features_and_ids_are_refused(tmp_path, tensors):
 def test_removing_tasks_removes_only_their_exemplars(tmp_path, removed):
     before = make_query_set()
     zoo = indexed(tmp_path, before)
-    record = without_tasks(zoo, removed)
+    old = index_file(tmp_path)
+    record = without_tasks(zoo, removed, writer_of(tmp_path))
+    old.unlink()
     assert record == as_packed(tmp_path).record.index
     after = read_query_set(zoo_with(tmp_path, record))
     kept = [task for task in TASKS if task not in removed]
@@ -188,17 +199,17 @@ def test_removing_tasks_removes_only_their_exemplars(tmp_path, removed):
 def test_removing_tasks_that_have_no_exemplars_changes_nothing(tmp_path):
     zoo = indexed(tmp_path, make_query_set())
     before = contents(tmp_path)
-    assert without_tasks(zoo, {"planets"}) is zoo.record.index
-    assert without_tasks(zoo, set()) is zoo.record.index
+    assert without_tasks(zoo, {"planets"}, writer_of(tmp_path)) is zoo.record.index
+    assert without_tasks(zoo, set(), writer_of(tmp_path)) is zoo.record.index
     assert contents(tmp_path) == before
 
 
 def test_removing_all_tasks_removes_the_index(tmp_path):
-    assert without_tasks(indexed(tmp_path, make_query_set()), TASKS) is None
+    assert without_tasks(indexed(tmp_path, make_query_set()), TASKS, writer_of(tmp_path)) is None
 
 
 def test_a_zoo_without_an_index_has_none_after_a_removal(tmp_path):
-    assert without_tasks(zoo_with(tmp_path, None), TASKS) is None
+    assert without_tasks(zoo_with(tmp_path, None), TASKS, writer_of(tmp_path)) is None
 
 
 def test_the_refusal_of_a_task_without_exemplars_says_how_to_add_them(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 from support.checkpoints import message
 from support.query_sets import TASKS, UNFIT, indexed, make_query_set, zoo_with
 from support.tiny_models import contents
+from support.zoo_files import index_file, writer_of
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.format.zoo import INDEX_FILE, RoutingAccuracy
+from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.merging.routing.projection import Projection
 from flexswitch.merging.routing.query_set import (
     QuerySet,
@@ -74,14 +75,14 @@ def test_a_projected_query_set_reads_back_with_its_points_in_float16(tmp_path, m
 def test_an_exemplar_takes_two_bytes_per_coordinate(tmp_path):
     few, many = projected(True, False, 2), projected(True, False, 2)
     many = QuerySet(many.header, np.tile(many.points, (100, 1)), np.tile(many.task_ids, 100), many.projection)
-    sizes = [write_query_set(tmp_path, each).size for each in (few, many)]
+    sizes = [write_query_set(writer_of(tmp_path), each).size for each in (few, many)]
     assert abs(sizes[1] - sizes[0] - 99 * 12 * (2 * 2 + 4)) < 64  # and four for its task's id
 
 
 def test_points_too_large_for_float16_are_refused_and_nothing_is_written(tmp_path):
     query_set = projected(True, False, 2)
     query_set.points[3, 1] = 1e5
-    assert message(InputError, lambda: write_query_set(tmp_path, query_set)) == (
+    assert message(InputError, lambda: write_query_set(writer_of(tmp_path), query_set)) == (
         "the exemplars' points reach 1e+05, and float16 holds up to 65504.0; use --normalise centred"
     )
     assert contents(tmp_path) == {}
@@ -105,12 +106,12 @@ def test_a_projection_that_does_not_fit_is_refused(tmp_path, changes):
     zoo = indexed(
         tmp_path, QuerySet(header, whole.points, whole.task_ids, replace(whole.projection, **changes))
     )
-    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{tmp_path / INDEX_FILE}: {UNFIT}"
+    assert message(ArtifactError, lambda: read_query_set(zoo)) == f"{index_file(tmp_path)}: {UNFIT}"
 
 
 def test_removing_a_task_keeps_the_projection(tmp_path):
     written = projected(True, False, 2)
-    record = without_tasks(indexed(tmp_path, written), {"cities"})
+    record = without_tasks(indexed(tmp_path, written), {"cities"}, writer_of(tmp_path))
     read = read_query_set(zoo_with(tmp_path, record))
     assert (record.metric, record.rank) == ("learned", 2)
     np.testing.assert_array_equal(read.projection.metric, written.projection.metric)
@@ -121,8 +122,10 @@ def test_removing_an_averaged_task_removes_the_index(tmp_path):
     whole = make_query_set()
     averaged = {"features": "average:layer:1", "averaged": ["birds", "planets"]}
     zoo = indexed(tmp_path, QuerySet(whole.header.model_copy(update=averaged), whole.points, whole.task_ids))
-    assert without_tasks(zoo, {"planets"}) is None
-    assert read_query_set(zoo_with(tmp_path, without_tasks(zoo, {"tools"}))).header.tasks == [
+    assert without_tasks(zoo, {"planets"}, writer_of(tmp_path)) is None
+    assert read_query_set(
+        zoo_with(tmp_path, without_tasks(zoo, {"tools"}, writer_of(tmp_path)))
+    ).header.tasks == [
         "birds",
         "cities",
     ]

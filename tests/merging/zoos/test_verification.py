@@ -18,15 +18,16 @@ from support.checkpoints import (
     message,
     save_model,
 )
+from support.zoo_files import index_file, task_file, write_index, write_zoo
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.format.safetensors_file import read_header
-from flexswitch.codecs.format.zoo import open_zoo, write_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
+from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 from flexswitch.merging.zoos.pack import Form, create_zoo
 from flexswitch.merging.zoos.verify import verify
@@ -57,8 +58,7 @@ def zoo(tmp_path: Path, artifact: Artifact) -> Path:
     create_zoo(path, [artifact.path, other], Form(), None, False, lambda name: None)
     header = QuerySetHeader(tasks=["other", "task"], features="pooled", per_task=1, seed=0)
     queries = QuerySet(header, np.ones((2, 4), np.float32), np.array([0, 1], np.int32))
-    index = write_query_set(path, queries)
-    write_zoo(path, open_zoo(path).record.model_copy(update={"index": index}))
+    write_index(path, queries)
     return path
 
 
@@ -161,30 +161,31 @@ def test_a_zoo_that_is_whole_passes(zoo: Path) -> None:
 
 
 def test_a_zoo_names_the_tensors_of_every_damaged_task(zoo: Path) -> None:
-    damage(zoo / "tasks" / "other.fsw", "a")
-    damage(zoo / "tasks" / "task.fsw", "head")
+    files = [task_file(zoo, "other"), task_file(zoo, "task")]
+    damage(files[0], "a")
+    damage(files[1], "head")
     lines = problems(zoo)
-    assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in files]
     assert [line.split("'")[1] for line in lines] == ["a", "head"]
 
 
 def test_a_zoo_names_a_task_that_is_missing_or_cut_short(zoo: Path) -> None:
-    (zoo / "tasks" / "other.fsw").unlink()
-    short = zoo / "tasks" / "task.fsw"
+    missing, short = task_file(zoo, "other"), task_file(zoo, "task")
+    missing.unlink()
     short.write_bytes(short.read_bytes()[:-1])
     lines = problems(zoo)
-    assert [line.split(":")[0] for line in lines] == [f"{zoo}/tasks/other.fsw", f"{zoo}/tasks/task.fsw"]
+    assert [line.split(":")[0] for line in lines] == [str(missing), str(short)]
 
 
 def test_a_zoo_names_a_task_whose_file_was_replaced_by_another_whole_one(zoo: Path) -> None:
-    tasks = zoo / "tasks"
-    (tasks / "task.fsw").write_bytes((tasks / "other.fsw").read_bytes())
+    file = task_file(zoo, "task")
+    file.write_bytes(task_file(zoo, "other").read_bytes())
     (line,) = problems(zoo)
-    assert line.startswith(f"{tasks}/task.fsw: is not the file that was packed as task 'task': ")
+    assert line.startswith(f"{file}: is not the file that was packed as task 'task': ")
 
 
 def test_a_zoo_names_a_damaged_query_index(zoo: Path) -> None:
-    index = zoo / "index" / "exemplars.safetensors"
+    index = index_file(zoo)
     flip_bit(index, -1)
     (line,) = problems(zoo)
     assert line.startswith(f"{index}: is not the file that was packed as the query index: ")

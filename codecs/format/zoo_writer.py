@@ -1,0 +1,186 @@
+"""Changes a zoo under its lock, so that it is at every moment as one whole `zoo.json` says.
+
+Files are named by their content and moved into the zoo when they are whole, `zoo.json` is replaced last and
+in one step, and only then are the files deleted that it no longer names. Nothing is written or deleted
+through a link.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
+from flexswitch.codecs.format.atomic import atomic_directory, flush
+from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.extra_forms import packed_extra
+from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.working_folder import working_folder
+from flexswitch.codecs.format.zoo import (
+    ZOO_FILE,
+    Folder,
+    StoredFile,
+    TaskRecord,
+    ZooRecord,
+    content_name,
+    file_sha256,
+    open_zoo,
+    task_record,
+)
+
+LOCK_FILE = ".lock"
+_NAMES: dict[str, re.Pattern[str]] = {
+    "tasks": re.compile(rf"{TASK_NAME}\.([0-9a-f]{{16}})\.fsw"),
+    "index": re.compile(r"exemplars\.([0-9a-f]{16})\.safetensors"),
+}
+_VERY_LONG = 1e9  # seconds; filelock refuses to wait without a limit for a lock of the same process
+
+
+class Wait(NamedTuple):
+    """How to wait for another writer: at most `seconds`, or for ever; note: receives a line that says so."""
+
+    seconds: float | None = None
+    note: Callable[[str], None] = lambda text: None
+
+
+NO_LIMIT = Wait()
+
+
+@dataclass(frozen=True)
+class ZooWriter:
+    """Writes into a zoo's folder `root`. work: a folder on the same disk, for files not yet whole."""
+
+    root: Path
+    work: Path
+
+    def put(self, folder: Folder, stem: str, write: Callable[[Path], None]) -> StoredFile:
+        """Stores a file that `write` writes to a path, under the name of its content."""
+        partial = self.work / "new"
+        write(partial)
+        flush(partial)
+        digest = file_sha256(partial)
+        stored = StoredFile(content_name(folder, stem, digest), partial.stat().st_size, digest)
+        (self.root / folder).mkdir(exist_ok=True)
+        partial.replace(self.root / stored.file)
+        return stored
+
+    def commit(self, record: ZooRecord) -> None:
+        """Replaces `zoo.json`, with the tasks sorted by name."""
+        ordered = record.model_copy(update={"tasks": dict(sorted(record.tasks.items()))})
+        partial = self.work / "new"
+        partial.write_text(ordered.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for place in (partial, *(self.root / folder for folder in _NAMES if (self.root / folder).is_dir())):
+            flush(place)
+        partial.replace(self.root / ZOO_FILE)
+        flush(self.root)
+
+
+@contextmanager
+def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
+    """Yields the only writer of a zoo; at the end, files that `zoo.json` does not name are deleted.
+
+    Raises: InputError if another process holds the zoo for too long, or if parts of the zoo are links.
+    """
+    _check_links(path)
+    with _locked(path, wait), working_folder(path / ZOO_FILE) as work:
+        _remove_unnamed(path)  # what a killed writer left
+        try:
+            yield ZooWriter(path, work)
+        finally:
+            _remove_unnamed(path)
+
+
+@contextmanager
+def new_zoo_writer(path: Path, overwrite: bool, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
+    """Yields the writer of a new zoo, which with `overwrite` replaces an old one when it commits.
+
+    Raises: InputError as `atomic_directory` and `zoo_writer` do.
+    """
+    if overwrite and (path / ZOO_FILE).is_file():
+        with zoo_writer(path, wait) as writer:
+            yield writer
+        return
+    with atomic_directory(path, overwrite, refusal=lambda _: f"holds no {ZOO_FILE}") as partial:
+        yield ZooWriter(partial, partial.parent)
+
+
+def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTensor]) -> TaskRecord:
+    """Stores an artifact in a zoo with its tensors in another stored form; returns its record.
+
+    tensors: one for each tensor of the artifact, in the same order.
+    """
+    header = artifact.header
+
+    def write(path: Path) -> None:
+        with ArtifactWriter(path) as file:
+            for name in header.extras:
+                file.add_extra(name, packed_extra(artifact.extra(name)))
+            for name, packed in zip(header.tensors, tensors, strict=True):
+                file.add_tensor(name, packed)
+            file.finish(header)
+
+    return task_record(header, writer.put("tasks", header.name, write))
+
+
+def _check_links(path: Path) -> None:
+    """Raises: InputError where a part of a zoo that a writer would change is a link."""
+    for name in (ZOO_FILE, LOCK_FILE, *_NAMES):
+        if (path / name).is_symlink():
+            raise InputError(
+                f"{path / name}: is a link, and flexswitch changes nothing through links; "
+                f"copy the zoo with `cp -RL {path} COPY` and change the copy"
+            )
+
+
+@contextmanager
+def _locked(path: Path, wait: Wait) -> Iterator[None]:
+    """Holds the lock of a zoo's writers. Raises: InputError."""
+    lock = FileLock(path / LOCK_FILE)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            wait.note(f"waiting for another writer of {path}")
+            lock.acquire(timeout=_VERY_LONG if wait.seconds is None else wait.seconds)
+    except Timeout as error:
+        raise InputError(
+            f"{path}: another process still writes to it after {wait.seconds:g} seconds; run the command "
+            "again when it has ended, or give a longer --lock-timeout"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be changed: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_unnamed(path: Path) -> None:
+    """Deletes the files that flexswitch put into a zoo and that its `zoo.json` does not name.
+
+    Only a regular file in the zoo's own folder goes, and only if its name has the hash of its content.
+    """
+    try:
+        record = open_zoo(path).record
+    except FlexswitchError:
+        return
+    named = {task.file for task in record.tasks.values()} | ({record.index.file} if record.index else set())
+    for folder, pattern in _NAMES.items():
+        place = path / folder
+        if place.is_symlink() or not place.is_dir():
+            continue
+        for entry in list(os.scandir(place)):
+            match = pattern.fullmatch(entry.name)
+            if match is None or f"{folder}/{entry.name}" in named or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):  # Windows keeps a file that a reader has open; the next writer deletes it
+                if file_sha256(Path(entry.path)).startswith(match[1]):
+                    os.unlink(entry.path)
+        with suppress(OSError):  # it holds files
+            place.rmdir()
