@@ -29,7 +29,7 @@ def working_folder(path: Path) -> Iterator[Path]:
 
     Those that killed processes left of the same output are removed first. Raises: InputError.
     """
-    _remove_abandoned(path)
+    remove_abandoned(path)
     folder, lock = _unused_name(path), None
     try:  # from here on an interrupt removes it
         while lock is None:
@@ -63,7 +63,7 @@ def _unused_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{secrets.token_hex(4)}.partial")
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """Removes an output's working folders whose process is gone."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-[0-9a-f]{{8}}\.partial")
     with suppress(OSError), os.scandir(path.parent) as entries:

@@ -21,7 +21,7 @@ from flexswitch.codecs.format.atomic import atomic_directory, flush
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import TASK_NAME
-from flexswitch.codecs.format.working_folder import working_folder
+from flexswitch.codecs.format.working_folder import remove_abandoned, working_folder
 from flexswitch.codecs.format.zoo import (
     ZOO_FILE,
     Folder,
@@ -89,7 +89,8 @@ def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
     """
     _check_links(path)
     with _locked(path, wait), working_folder(path / ZOO_FILE) as work:
-        _remove_unnamed(path)  # what a killed writer left
+        remove_abandoned(path)  # of a writer that was killed while it made the zoo
+        _remove_unnamed(path)  # of a writer that was killed while it changed the zoo
         try:
             yield ZooWriter(path, work)
         finally:
@@ -107,7 +108,7 @@ def new_zoo_writer(path: Path, overwrite: bool, wait: Wait = NO_LIMIT) -> Iterat
             yield writer
         return
     with atomic_directory(path, overwrite, refusal=lambda _: f"holds no {ZOO_FILE}") as partial:
-        yield ZooWriter(partial, partial.parent)
+        yield ZooWriter(partial, partial)
 
 
 def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTensor]) -> TaskRecord:
