@@ -1,6 +1,6 @@
 """Tells one base from another by a hash of all its tensors."""
 
-from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
@@ -16,13 +16,11 @@ def fingerprint(base: Checkpoint) -> str:
     return (base if isinstance(base, HashingCheckpoint) else HashingCheckpoint(base)).fingerprint()
 
 
-def check_base(
-    base: Checkpoint, expected: BaseIdentity, owner: str, error: type[FlexswitchError] = InputError
-) -> None:
-    """Raises: `error` naming both fingerprints unless `base` is the one that a task vector was made from."""
+def check_base(base: Checkpoint, expected: BaseIdentity, owner: str) -> None:
+    """Raises: InputError naming both fingerprints unless `base` is the one that a task vector was made from."""
     found = fingerprint(base)
     if found != expected.fingerprint:
-        raise error(
+        raise InputError(
             f"{base.source}: is not the base of {owner}: its fingerprint is {found[:12]}, expected "
             f"{expected.fingerprint[:12]}; give the base it was made from"
             + (f", --base {expected.id}" if expected.id else "")

@@ -29,7 +29,7 @@ def open_sources(
     openers: dict[str, Callable[[], TaskVector]] = {}
     holders: dict[str, str] = {}
     for source in sources:
-        for task, opener in _openers(source, base, selection).items():
+        for task, opener in _openers(source, base, selection, only).items():
             if task in openers:
                 raise InputError(
                     f"{source}: holds the task '{task}', as {holders[task]} does; "
@@ -94,10 +94,12 @@ def left_out(vectors: Mapping[str, TaskVector]) -> list[str]:
     ]
 
 
-def _openers(source: str, base: Checkpoint, selection: Selection) -> dict[str, Callable[[], TaskVector]]:
+def _openers(
+    source: str, base: Checkpoint, selection: Selection, only: str | None
+) -> dict[str, Callable[[], TaskVector]]:
     name, equals, path = source.partition("=")
     if not equals or Path(source).exists() or not re.fullmatch(TASK_NAME, name):
-        return task_vector_openers(source, base, selection)
+        return task_vector_openers(source, base, selection, only)
     found = task_vector_openers(path, base, selection)
     if len(found) != 1:
         raise UsageError(f"{source}: names one task, and {path} holds {len(found)}")

@@ -5,7 +5,7 @@ from functools import partial as bind
 from pathlib import Path
 
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
+from flexswitch.codecs.format.zoo import ZOO_FILE, Zoo, read_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
@@ -18,16 +18,16 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 
 
 def task_vector_openers(
-    source: str, base: Checkpoint, selection: Selection = EVERYTHING
+    source: str, base: Checkpoint, selection: Selection = EVERYTHING, only: str | None = None
 ) -> dict[str, Callable[[], TaskVector]]:
     """Returns by task the functions that open what a zoo, artifact, task vector file or checkpoint holds.
 
-    selection: of a checkpoint's tensors. Raises: InputError if it is none of these.
+    selection: of a checkpoint's tensors. only: the one task of a zoo that will be opened, None for all.
+    Raises: InputError if it is none of these.
     """
     path = Path(source)
     if (path / ZOO_FILE).is_file():
-        zoo = open_zoo(path)
-        return {task: lambda task=task: ArtifactVector(zoo[task]) for task in zoo}  # type: ignore[misc]
+        return read_zoo(path, lambda zoo: _zoo_openers(zoo, only))
     if source.endswith(".fsw"):
         artifact = open_artifact(path)
         return {artifact.header.name: bind(ArtifactVector, artifact)}
@@ -35,6 +35,14 @@ def task_vector_openers(
         vector = TaskVectorFile(path)
         return {vector.header.name: lambda: vector}
     return {task_name(source): bind(open_finetuned, source, base, selection)}
+
+
+def _zoo_openers(zoo: Zoo, only: str | None) -> dict[str, Callable[[], TaskVector]]:
+    """Opens the tasks at once, as another process may change the zoo; returns the functions for all."""
+    for task in zoo:
+        if only in (task, None):
+            zoo[task]
+    return {task: lambda task=task: ArtifactVector(zoo[task]) for task in zoo}  # type: ignore[misc]
 
 
 def open_finetuned(

@@ -132,10 +132,18 @@ def test_an_existing_output_is_refused_and_kept(
     assert found == f"{path}: exists already; give another output, or --overwrite to replace it"
     assert [file.name for file in path.iterdir()] == ["mine"]
     found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
-    assert found == f"{path}: holds no *.safetensors, so --overwrite does not replace it; give another output"
-    (path / "model.safetensors").write_text("an older one")
+    refused = "so --overwrite does not replace it; give another output"
+    assert found == f"{path}: holds no model that flexswitch wrote, {refused}"
+    (path / "README.md").write_text(model_card("t", {}, "flexswitch merge"))
+    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
+    assert found == f"{path}: holds mine, which flexswitch did not write, {refused}"
+    (path / "mine").rename(path / "model.safetensors")
+    (path / "logs").mkdir()
+    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
+    assert found == f"{path}: holds logs, which flexswitch did not write, {refused}"
+    (path / "logs").rmdir()
     write_restored(path, *opened, overwrite=True)
-    assert "mine" not in [file.name for file in path.iterdir()]
+    assert (path / "model.safetensors").read_bytes() != b"mine"
     shutil.rmtree(path)
     path.write_text("a file")
     found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))

@@ -104,7 +104,7 @@ def test_the_whole_base_is_verified_if_it_is_given(tmp_path: Path, artifact: Art
 def test_another_base_fails_verification(tmp_path: Path, artifact: Artifact) -> None:
     other = BASE | {"b": torch.ones(7)}
     path = save_model(tmp_path / "base", other)
-    assert message(ArtifactError, lambda: checked(artifact.path, path)) == (
+    assert message(InputError, lambda: checked(artifact.path, path)) == (
         f"{path}: is not the base of {artifact.path}: its fingerprint is "
         f"{fingerprint(MemoryCheckpoint(other))[:12]}, expected {fingerprint(MemoryCheckpoint(BASE))[:12]}; "
         "give the base it was made from"
@@ -201,9 +201,7 @@ def test_the_base_of_a_zoo_is_verified_if_it_is_given(tmp_path: Path, zoo: Path)
         f"{tmp_path}/base.safetensors: is the base"
     )
     other = save_model(tmp_path / "another", {"a": torch.ones(2)})
-    assert message(ArtifactError, lambda: checked(zoo, other)).startswith(
-        f"{other}: is not the base of {zoo}: "
-    )
+    assert message(InputError, lambda: checked(zoo, other)).startswith(f"{other}: is not the base of {zoo}: ")
 
 
 def test_a_damaged_description_of_a_zoo_is_found(zoo: Path) -> None:
