@@ -17,7 +17,7 @@ def fingerprint(base: Checkpoint) -> str:
 
 
 def check_base(base: Checkpoint, expected: BaseIdentity, owner: str) -> None:
-    """Raises: InputError naming both fingerprints unless `base` is the one that a task vector was made from."""
+    """Raises: InputError naming both fingerprints unless a task vector was made from `base`."""
     found = fingerprint(base)
     if found != expected.fingerprint:
         raise InputError(

@@ -19,8 +19,8 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     """Verifies an artifact, zoo or task vector and returns one line for each thing that was checked.
 
     base: a checkpoint whose bytes are all compared with the recorded fingerprint; on_item: called with the
-    name of each tensor before it is read. Raises: InputError if the path is none of the three, or another base
-    is given; ArtifactError with one line for each damaged tensor or file.
+    name of each tensor before it is read. Raises: InputError if the path is none of the three, or another
+    base is given; ArtifactError with one line for each damaged tensor or file.
     """
     problems: list[str] = []
     if (path / ZOO_FILE).is_file():

@@ -121,10 +121,10 @@ def draws(seed: int) -> Iterator[random.Random]:
 
 def main(arguments: list[str]) -> None:
     """Prints the tries and failures of one kind of attack as JSON."""
-    from support import attack_kills, attack_races, attack_reads
+    from support import attack_kills, attack_races
 
     kinds: dict[str, Callable[..., dict[str, Any]]] = {
-        "kills": attack_kills.attack, "races": attack_races.attack, "reads": attack_reads.attack,
+        "kills": attack_kills.attack, "races": attack_races.attack,
     }  # fmt: skip
     kind, tries, seed = arguments[0], int(arguments[1]), int(arguments[2]) if arguments[2:] else 0
     print(json.dumps(kinds[kind](tries, seed)))
