@@ -42,13 +42,32 @@ class Method:
 _DELTA: tuple[Need, ...] = ("a tensor's delta",)
 _COMPRESSION = "flexswitch.merging.compression"
 _STATIC = "flexswitch.merging.static"
+_VECTORS: tuple[Need, ...] = ("the task vectors",)
+_STATISTICS: tuple[Need, ...] = ("the task vectors", "a tensor's statistics")
+_MODEL_STATISTICS: tuple[Need, ...] = ("the task vectors", "the model's statistics")
 _T_SWITCH_PAPER = "Qi et al. 2025 (arXiv 2412.00054)"
+_AVERAGING_PAPER = "Wortsman et al. 2022 (arXiv 2203.05482)"
+_DARE_PAPER = "Yu et al. 2024 (arXiv 2311.03099)"
+_DELLA_PAPER = "Deep et al. 2024 (arXiv 2406.11617)"
+_BREADCRUMBS_PAPER = "Davari and Belilovsky 2024 (arXiv 2312.06795)"
+
+
+def _merge(
+    name: str,
+    module: str,
+    source: str,
+    needs: tuple[Need, ...] = _VECTORS,
+    tasks: tuple[int, int | None] = (1, None),
+) -> Method:
+    function = f"{_STATIC}.{module}:{name.replace('-', '_')}"
+    return Method(name, "merge", function, needs, source, tasks)
+
 
 METHODS = (
     Method("t-switch", "compression", f"{_COMPRESSION}.t_switch:t_switch", _DELTA, _T_SWITCH_PAPER),
     Method("p-discard", "compression", f"{_COMPRESSION}.p_discard:p_discard", _DELTA, _T_SWITCH_PAPER),
     Method("bin-discard", "compression", f"{_COMPRESSION}.bin_discard:bin_discard", _DELTA, _T_SWITCH_PAPER),
-    Method("dare", "compression", f"{_COMPRESSION}.dare:dare", _DELTA, "Yu et al. 2024 (arXiv 2311.03099)"),
+    Method("dare", "compression", f"{_COMPRESSION}.dare:dare", _DELTA, _DARE_PAPER),
     Method("tvq", "compression", f"{_COMPRESSION}.tvq:tvq", _DELTA, "Kim et al. 2025 (arXiv 2503.06921)"),
     Method(
         "bitdelta", "compression", f"{_COMPRESSION}.bitdelta:bitdelta", _DELTA,
@@ -62,18 +81,16 @@ METHODS = (
         "flexswitch", "compression", "flexswitch.merging.flex_switch.flex_switch:flexswitch",
         ("the task vector", "exemplars", "the base"), "Gao et al. 2026 (arXiv 2604.28109)",
     ),
-    Method(
-        "average", "merge", f"{_STATIC}.average:average", ("the task vectors",),
-        "Wortsman et al. 2022 (arXiv 2203.05482)",
-    ),
-    Method(
-        "linear", "merge", f"{_STATIC}.average:linear", ("the task vectors", "the base"),
-        "Wortsman et al. 2022 (arXiv 2203.05482)",
-    ),
-    Method(
-        "task-arithmetic", "merge", f"{_STATIC}.task_arithmetic:task_arithmetic", ("the task vectors",),
-        "Ilharco et al. 2023 (arXiv 2212.04089)",
-    ),
+    _merge("average", "average", _AVERAGING_PAPER),
+    _merge("linear", "average", _AVERAGING_PAPER, ("the task vectors", "the base")),
+    _merge("task-arithmetic", "task_arithmetic", "Ilharco et al. 2023 (arXiv 2212.04089)"),
+    _merge("ties", "ties", "Yadav et al. 2023 (arXiv 2306.01708)", _MODEL_STATISTICS),
+    _merge("dare-linear", "dare", _DARE_PAPER),
+    _merge("dare-ties", "dare", _DARE_PAPER),
+    _merge("della", "della", _DELLA_PAPER),
+    _merge("della-linear", "della", _DELLA_PAPER),
+    _merge("breadcrumbs", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
+    _merge("breadcrumbs-ties", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
 )  # fmt: skip
 
 

@@ -46,9 +46,9 @@ def merged_tensors(
         stored = TORCH_DTYPES[output_info.dtype]
         outputs[name] = OutputTensor(output_info, _unchanged(base, name, stored))
         if name in places:
-            arguments, weights = settings.arguments(name, model.tasks, places[name])
-            deltas = model.tensor(name, weights)
-            if deltas.tasks or "the base" in settings.method.needs:
+            arguments, model.weights[name] = settings.arguments(name, model.tasks, places[name])
+            deltas = model.tensor(name)
+            if info.entries and (deltas.tasks or "the base" in settings.method.needs):
                 outputs[name] = OutputTensor(output_info, _merged(deltas, combine, arguments, stored))
     return outputs
 

@@ -17,6 +17,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.methods.settings import ByTask
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges, delta_tensor
 
 Found = TypeVar("Found")
@@ -66,6 +67,7 @@ class ModelDeltas:
         self.jobs, self.memory = jobs, memory
         fitting = memory // (4 * _COPIES * (len(vectors) + 1) * (jobs + 2))
         self.block_entries = min(_MOST_ENTRIES, max(_LEAST_ENTRIES, 1 << max(0, fitting.bit_length() - 1)))
+        self.weights: dict[str, tuple[float, ...]] = {}  # tensor → the tasks' weights, in their order
         self._kept: dict[object, Any] = {}
 
     @property
@@ -78,9 +80,13 @@ class ModelDeltas:
         """The threads; what runs in them never waits for another of them."""
         return ThreadPoolExecutor(self.jobs)
 
-    def tensor(self, name: str, weights: Sequence[float] | None = None) -> "TensorDeltas":
-        """Returns one tensor's deltas; weights: one for each task, None for 1."""
-        return TensorDeltas(self, name, tuple(weights or [1.0] * len(self.tasks)))
+    def tensor(self, name: str) -> "TensorDeltas":
+        """Returns one tensor's deltas."""
+        return TensorDeltas(self, name)
+
+    def weights_of(self, name: str) -> tuple[float, ...]:
+        """Returns the tasks' weights in one tensor, 1 unless they have been given."""
+        return self.weights.get(name, (1.0,) * len(self.tasks))
 
     def each(self, work: Callable[[str, int], Found]) -> Iterator[tuple[int, Found]]:
         """Yields (task, what `work` finds of a tensor's name and a task), in a fixed order."""
@@ -103,10 +109,10 @@ class ModelDeltas:
 
 
 class TensorDeltas:
-    """One tensor's change under every task. weights: the tasks' weights, in their order."""
+    """One tensor's change under every task."""
 
-    def __init__(self, model: ModelDeltas, name: str, weights: tuple[float, ...]) -> None:
-        self.model, self.name, self.weights = model, name, weights
+    def __init__(self, model: ModelDeltas, name: str) -> None:
+        self.model, self.name = model, name
         self.shape = model.base.tensors[name].shape
         self.entries = model.base.tensors[name].entries
 
@@ -114,6 +120,17 @@ class TensorDeltas:
     def tasks(self) -> list[int]:
         """The tasks that may have changed the tensor."""
         return [task for task, vector in enumerate(self.model.vectors) if self.name in vector.tensors]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The tasks' weights, in their order."""
+        return self.model.weights_of(self.name)
+
+    def by_task(self, value: ByTask) -> tuple[float, ...]:
+        """Returns a setting's value for each task."""
+        if isinstance(value, (int, float)):
+            return (float(value),) * len(self.model.tasks)
+        return tuple(value)
 
     def task_blocks(self, task: int) -> Iterator[FloatArray]:
         """Yields one task's delta in flat float32 blocks."""
