@@ -14,7 +14,13 @@ from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.static.task_deltas import Block, Combination, ModelDeltas, TensorDeltas
 from flexswitch.merging.static.tensor_settings import MergeSettings, layer_places
 from flexswitch.merging.task_vectors.difference import add_delta
-from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, check_tensors, output_dtype
+from flexswitch.merging.task_vectors.restore import (
+    OutputTensor,
+    check_tensors,
+    output_dtype,
+    unchanged_blocks,
+)
+from flexswitch.merging.task_vectors.rounding import rounded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -54,7 +60,7 @@ def merged_tensors(
 
 
 def _unchanged(base: Checkpoint, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
-    return lambda: (block.to(dtype) for block in base_blocks(base, name))
+    return lambda: unchanged_blocks(base, name, dtype)
 
 
 def _merged(
@@ -71,7 +77,8 @@ def _merged(
             combination = combine(deltas, **arguments)
 
             def finish(block: Block) -> Tensor:
-                return add_delta(block.base, combination.combine(block)).to(dtype)
+                merged = add_delta(block.base, combination.combine(block))
+                return rounded(merged, block.base, dtype, deltas.name)
 
             waiting: deque[Future[Tensor]] = deque()
             for block in deltas.blocks(combination.trim):

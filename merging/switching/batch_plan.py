@@ -18,6 +18,7 @@ from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
+from flexswitch.merging.task_vectors.rounding import rounded
 
 
 @dataclass(eq=False)
@@ -143,7 +144,7 @@ class BatchPlan:
         for task in self.tasks:
             if name in task.deltas:
                 total[task.rows] += task.factors[:, None] * task.deltas[name].dense().view(-1).numpy()
-        return rounded_sum(base, torch.from_numpy(total))
+        return rounded_sum(base, torch.from_numpy(total), name)
 
     def mixed_weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
         """Returns base + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
@@ -153,12 +154,17 @@ class BatchPlan:
             if name in task.deltas and row in task.rows:
                 factor = float(task.factors[np.searchsorted(task.rows, row)])
                 total.add_(task.deltas[name].dense().cpu().view(-1), alpha=factor)
-        return rounded_sum(base, total.view(base.shape))
+        return rounded_sum(base, total.view(base.shape), name)
 
 
-def rounded_sum(base: Tensor, delta: Tensor) -> Tensor:
-    """Returns base + delta, computed in float32 or wider and rounded once to the base's dtype."""
-    return (base.to(torch.promote_types(base.dtype, torch.float32)) + delta.to(base.device)).to(base.dtype)
+def rounded_sum(base: Tensor, delta: Tensor, name: str) -> Tensor:
+    """Returns base + delta, computed in float32 or wider and rounded once to the base's dtype.
+
+    name: the tensor's. Raises: InputError where the sum overflows, which is checked on the CPU only, since a
+    GPU would have to be waited for.
+    """
+    total = base.to(torch.promote_types(base.dtype, torch.float32)) + delta.to(base.device)
+    return rounded(total, base, base.dtype, name) if total.device.type == "cpu" else total.to(base.dtype)
 
 
 class ActivePlan(local):

@@ -25,6 +25,7 @@ from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.task_deltas import TaskDeltas
+from flexswitch.merging.task_vectors.rounding import rounded
 
 Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture
 
@@ -90,10 +91,12 @@ class GroupedEngine:
             idle = next((each for each in self._held if not each.users), None)
             if idle is None or len(self._held) < self.capacity:
                 idle = self._new_module()
-                self._held.append(idle)
+            else:
+                self._held.remove(idle)  # so that none is kept of which only some tensors are rewritten
             self._rewrite(idle, factors)
             found = idle
-        self._held.remove(found)
+        else:
+            self._held.remove(found)
         self._held.append(found)
         while len(self._held) > self.capacity and not self._held[0].users:
             del self._held[0]  # there were more threads than modules
@@ -132,7 +135,7 @@ class GroupedEngine:
             for matrix, factor in added:
                 delta = matrix.dense().to(wide.device)
                 wide.add_(delta.view(wide.shape), alpha=factor)
-            weights.copy_(wide.view(weights.shape))
+            weights.copy_(rounded(wide.view(weights.shape), base, weights.dtype, name))
         held.factors = factors
 
 

@@ -52,7 +52,7 @@ class MergedLayer:
         """Returns the outputs under a task's merged weight, (token, out)."""
         matrix, bias = task.merged[self.weight], self.own_bias
         if bias is not None and self.bias is not None and self.bias in task.deltas:
-            bias = rounded_sum(bias, task.deltas[self.bias].dense().view(-1))
+            bias = rounded_sum(bias, task.deltas[self.bias].dense().view(-1), self.bias)
         return functional.linear(tokens, matrix.t() if self.is_transposed else matrix, bias)
 
 

@@ -60,13 +60,15 @@ class MergedWeights:
 
     def _merge(self, task: int) -> Merged:
         deltas = self._deltas[task]
-        return {name: _merged(base, deltas[name]) for name, base in self._base.items() if name in deltas}
+        return {
+            name: _merged(base, deltas[name], name) for name, base in self._base.items() if name in deltas
+        }
 
 
-def _merged(base: Tensor, delta: DeltaMatrix) -> Tensor:
+def _merged(base: Tensor, delta: DeltaMatrix, name: str) -> Tensor:
     """Returns base + τ, computed in float32 or wider and rounded once to the base's dtype."""
     if base.dtype != torch.float32:
-        return rounded_sum(base.detach(), delta.dense().view(base.shape))
+        return rounded_sum(base.detach(), delta.dense().view(base.shape), name)
     merged = base.detach().clone(memory_format=torch.contiguous_format)
     delta.add_to(merged.view(len(merged), -1).numpy(), 1.0)
     return merged

@@ -27,8 +27,10 @@ from flexswitch.codecs.sparse import (
 )
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.task_vectors.live_weights import check_live_weights
+from flexswitch.merging.task_vectors.rounding import refuse_overflow, rounded
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LARGEST = np.finfo(np.float32).max
 DEVICE_ENTRIES = 1 << 26  # decoded at once on a GPU
 
 Places = NDArray[Any]  # uint32 or int64
@@ -39,7 +41,7 @@ class Addend:
     """λ·τ̂ of one tensor, added to its weights part by part, from the first entry to the last."""
 
     def __init__(self, artifact: Artifact, name: str, lambda_: float) -> None:
-        record = artifact.header.tensors[name]
+        self._name, record = name, artifact.header.tensors[name]
         self._values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
         self._blocks = artifact.entries(name)
         self._offset, self._places = 0, np.empty(0, np.int64)
@@ -47,13 +49,20 @@ class Addend:
         self._start = 0
 
     def add_to(self, weights: Tensor) -> None:
-        """Adds the next entries to the next weights, flat and contiguous on the CPU. Raises: DecodeError."""
+        """Adds the next entries to the next weights, flat and contiguous on the CPU.
+
+        Raises: InputError where a finite weight would become infinite; DecodeError.
+        """
         stop = self._start + len(weights)
         while True:
             inside = bisect_left(self._places, stop - self._offset)  # in the dtype of `places`
             if inside:
                 values = self._values.of(self._levels[:inside])
-                add_on_cpu(weights, self._places[:inside], self._start - self._offset, values)
+                start = self._start - self._offset
+                index = add_on_cpu(weights, self._places[:inside], start, values)
+                if index >= 0:
+                    total = float(weights[int(self._places[index]) - start]) + float(values[index])
+                    refuse_overflow(self._name, total, weights.dtype)
                 self._places, self._levels = self._places[inside:], self._levels[inside:]
             following = None if len(self._places) else next(self._blocks, None)
             if following is None:
@@ -97,7 +106,7 @@ def add_task(
     dtype. check_base: whether they are checked to be the base's; not where they hold another task already.
 
     Raises: InputError if one is missing, has another shape or is not contiguous, or they are not the base's;
-    DecodeError.
+    InputError if one would become infinite, when they have to be loaded again; DecodeError.
     """
     for name, record in artifact.header.tensors.items():
         found = weights.get(name)
@@ -117,20 +126,26 @@ def add_task(
                 Addend(artifact, name, lambda_).add_to(flat)
             else:
                 values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
-                add_on_device(flat, artifact.sparse(name), values)
+                add_on_device(flat, artifact.sparse(name), values, name)
 
 
-def add_on_cpu(weights: Tensor, places: Places, start: int, values: FloatArray) -> None:
+def add_on_cpu(weights: Tensor, places: Places, start: int, values: FloatArray) -> int:
+    """Adds values to the weights at `places` − start, up to the first that would not be finite any more.
+
+    Returns the index of that value, −1 if there is none.
+    """
     if weights.dtype == torch.float32:
-        _add_to_floats(weights.numpy(), places, start, values)
-    elif weights.dtype == torch.bfloat16:
-        _add_to_bfloats(weights.view(torch.uint16).numpy(), places, start, values)
-    else:
-        _add_to_halves(weights.view(torch.uint16).numpy(), places, start, values)
+        return int(_add_to_floats(weights.numpy(), places, start, values))
+    halves = weights.view(torch.uint16).numpy()
+    add = _add_to_bfloats if weights.dtype == torch.bfloat16 else _add_to_halves
+    return int(add(halves, places, start, values))
 
 
-def add_on_device(weights: Tensor, sparse: SparseTensor, values: ScaledLevels) -> None:
-    """Adds on the weights' own device, in any floating dtype; mask and levels are decoded there."""
+def add_on_device(weights: Tensor, sparse: SparseTensor, values: ScaledLevels, name: str) -> None:
+    """Adds on the weights' own device, in any floating dtype; mask and levels are decoded there.
+
+    Raises: InputError naming the tensor where a finite weight would become infinite.
+    """
     device, used = weights.device, 0
     for first in range(0, len(weights), DEVICE_ENTRIES):
         part = weights[first : first + DEVICE_ENTRIES]
@@ -141,7 +156,7 @@ def add_on_device(weights: Tensor, sparse: SparseTensor, values: ScaledLevels) -
         levels = sparse.levels[used : used + len(positions)]
         added = torch.from_numpy(values.of(levels)).to(device)
         before = part[positions]
-        after = (before.to(torch.float32) + added).to(part.dtype)
+        after = rounded(before.to(torch.float32) + added, before, part.dtype, name)
         part[positions] = torch.where(added == 0, before, after)
         used += len(positions)
 
@@ -153,24 +168,32 @@ def _look_up(table: FloatArray, levels: NDArray[np.uint8], values: FloatArray) -
 
 
 @compiled
-def _add_to_floats(weights: FloatArray, places: Places, start: int, values: FloatArray) -> None:
+def _add_to_floats(weights: FloatArray, places: Places, start: int, values: FloatArray) -> int:
     for index in range(places.size):
         if values[index] != 0:
-            weights[np.int64(places[index]) - start] += values[index]
+            weight = weights[np.int64(places[index]) - start]
+            total = weight + values[index]
+            if not abs(total) <= _LARGEST and abs(weight) <= _LARGEST:
+                return index
+            weights[np.int64(places[index]) - start] = total
+    return -1
 
 
 @compiled
-def _add_to_bfloats(weights: Halves, places: Places, start: int, values: FloatArray) -> None:
+def _add_to_bfloats(weights: Halves, places: Places, start: int, values: FloatArray) -> int:
     for index in range(places.size):
         if values[index] != 0:
-            total = _float(np.int64(weights[np.int64(places[index]) - start]) << 16) + values[index]
-            weights[np.int64(places[index]) - start] = (
-                _upper_bits(_pattern(total), 16) if total == total else 0x7FC0
-            )
+            half = np.int64(weights[np.int64(places[index]) - start])
+            total = _float(half << 16) + values[index]
+            made = _upper_bits(_pattern(total), 16) if total == total else 0x7FC0
+            if made & 0x7F80 == 0x7F80 and half & 0x7F80 != 0x7F80:
+                return index
+            weights[np.int64(places[index]) - start] = made
+    return -1
 
 
 @compiled
-def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArray) -> None:
+def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArray) -> int:
     for index in range(places.size):
         if values[index] != 0:
             half = np.int64(weights[np.int64(places[index]) - start])
@@ -179,8 +202,11 @@ def _add_to_halves(weights: Halves, places: Places, start: int, values: FloatArr
             weight = _float(size << 13) * np.float32(2.0**112)
             if size >= 0x7C00:
                 weight = np.float32(np.inf) if size == 0x7C00 else np.float32(np.nan)
-            total = (-weight if half >> 15 else weight) + values[index]
-            weights[np.int64(places[index]) - start] = _half(total)
+            made = _half((-weight if half >> 15 else weight) + values[index])
+            if made & 0x7C00 == 0x7C00 and size < 0x7C00:
+                return index
+            weights[np.int64(places[index]) - start] = made
+    return -1
 
 
 @compiled

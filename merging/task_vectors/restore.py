@@ -20,6 +20,7 @@ from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.difference import add_delta
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
+from flexswitch.merging.task_vectors.rounding import rounded
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 
@@ -117,12 +118,17 @@ def base_blocks(base: Checkpoint, name: str) -> Iterator[Tensor]:
         yield base.read(name, start, stop)
 
 
+def unchanged_blocks(base: Checkpoint, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yields a base tensor flat, block by block, in a dtype. Raises: InputError on overflow."""
+    return (rounded(block, block, dtype, name) for block in base_blocks(base, name))
+
+
 def _blocks(
     base: Checkpoint, vector: TaskVector, name: str, lambda_: float, dtype: torch.dtype
 ) -> Callable[[], Iterator[Tensor]]:
     def read() -> Iterator[Tensor]:
         if name not in vector.tensors:
-            yield from (block.to(dtype) for block in base_blocks(base, name))
+            yield from unchanged_blocks(base, name, dtype)
             return
         in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype
         if in_place and isinstance(vector, ArtifactVector):
@@ -139,13 +145,14 @@ def _blocks(
                 inside = (positions >= start) & (positions < start + len(block))
                 block[torch.from_numpy(positions[inside] - start)] = torch.from_numpy(values[inside])
             start += len(block)
-            yield block.to(dtype)
+            yield rounded(block, weights, dtype, name)
 
     return read
 
 
 def _extra_block(vector: TaskVector, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
     def read() -> Iterator[Tensor]:
-        yield to_torch(vector.extra(name)).reshape(-1).to(dtype)
+        own = to_torch(vector.extra(name)).reshape(-1)
+        yield rounded(own, own, dtype, name)
 
     return read
