@@ -43,7 +43,8 @@ def index(
         ),
     ] = "auto",
     feature_dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Type that features are computed in.")
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Type that the features of routed samples are computed in."),
     ] = "float32",
     normalise: Annotated[
         Literal["none", "centred", "standardised"], typer.Option(help="How features are normalised.")

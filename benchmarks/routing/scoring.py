@@ -113,7 +113,10 @@ class Model:
                 print(f"features of {task}, {name}", flush=True)
                 examples = self.examples(task, split)
                 rows = rows_of(task, len(examples))
-                features = source.rows(task, split, examples, rows)
+                if split == "train":
+                    features = source.exemplars(task, examples, rows)
+                else:
+                    features = source.rows(task, split, examples, rows)
                 found.append(features.reshape(len(rows), self.last + 2, -1).numpy())
                 ids.append(np.full(len(rows), number, np.int32))
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The weight-averaged model of a zoo, as a feature extractor."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import nn
@@ -23,6 +24,6 @@ def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Mod
     tensors = sorted(set().union(*(vector.tensors for vector in vectors)))
     for name, own in names_inside(encoder, tensors).items():  # without tensors of a head or pooler
         deltas = [delta_tensor(vector, name) for vector in vectors if name in vector.tensors]
-        total = torch.stack(deltas).sum(0).view(weights[own].shape)
-        weights[own].add_(total, alpha=1 / len(tasks))
+        total = reduce(torch.add, deltas).view(weights[own].shape)
+        weights[own] += total / len(tasks)  # each step rounds alike on every processor
     return encoder

@@ -56,20 +56,12 @@ def folds(task_ids: Tensor) -> Tensor:
 
 
 def _hits(features: Tensor, task_ids: Tensor, kept: Tensor, left: Tensor, metric: Tensor) -> Tensor:
-    points = features @ metric.T
-    exemplars, ids = points[kept], task_ids[kept]
-    count = min(NEIGHBOURS, len(exemplars))
-    blocks = torch.split(points[left], _BLOCK)
-    leading = [_leading(torch.cdist(block, exemplars), ids, count) for block in blocks]
-    return torch.cat(leading) == task_ids[left]
-
-
-def _leading(distances: Tensor, task_ids: Tensor, count: int) -> Tensor:
-    """Returns the task of most neighbours, (query,); ties go to the task with the nearest exemplar."""
-    nearest = task_ids[distances.topk(count, largest=False).indices]  # (query, neighbour)
-    counts = (nearest.unsqueeze(2) == nearest.unsqueeze(1)).sum(2)  # (query, neighbour)
-    first = (counts == counts.amax(1, keepdim=True)).int().argmax(1)
-    return nearest[torch.arange(len(nearest)), first]
+    points, ids = (features @ metric.T).float().numpy(), task_ids.numpy()
+    search = NeighbourSearch(points[kept.numpy()])
+    distances, found = search.search(points[left.numpy()], NEIGHBOURS)
+    nearest = ids[kept.numpy()][found]  # (exemplar, neighbour)
+    routed = leading_tasks(votes(distances, nearest, int(ids.max()) + 1, "uniform"), nearest)
+    return torch.from_numpy(routed == ids[left.numpy()])
 
 
 def _percent(right: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
+from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
@@ -23,12 +24,15 @@ from flexswitch.merging.models.feature_spec import (
     model_spec,
     parse_feature_spec,
 )
+from flexswitch.merging.models.float64_computation import Float64Computation
 from flexswitch.merging.models.hidden_states import layer_count
 from flexswitch.merging.routing.averaged_encoder import averaged_encoder
+from flexswitch.merging.routing.grid import on_grid
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.routing.text_shape import with_shapes
 
-_BATCH = 64
+_BATCH, _EXACT_BATCH = 64, 16
+_BITS = 20
 FeatureDtype = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,7 +49,13 @@ class FeatureSource(Protocol):
         """The dtype in which the model computes."""
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        """Returns the features of some examples of one file, (row, width) float32 on the CPU."""
+        """Returns the features of samples to route, (row, width) float32 on the CPU."""
+
+    def exemplars(self, task: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Returns the features of a task's exemplars, (row, width) float32 on the CPU.
+
+        They have the same bits whatever the device, the processor and the number of threads.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def model_features(spec: str, runner: Runner, zoo: Zoo, averaged: Sequence[str])
 class ModelFeatures:
     """Means of a model's hidden states, preceded by the texts' shape if the spec includes it.
 
-    dtype: of the matrix products; the means are always float32. Source: docs/methods.md §3.
+    dtype: of the matrix products when samples are routed. Source: docs/methods.md §3.
     """
 
     spec: str
@@ -111,13 +121,31 @@ class ModelFeatures:
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of some examples, (row, width) float32 on the CPU."""
         order = examples.order_by_length(rows)
-        found = [self._batch(examples, rows[part]) for part in _chunks(order)]
+        inputs = [examples.take(rows[part]).inputs for part in _chunks(order, _BATCH)]
+        found = [self.of(self._batch(each), each) for each in inputs]
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
-    def _batch(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        inputs = examples.take(rows).inputs
-        batch = self.adapter.batch(inputs)
-        return self.of({name: value.to(self.device) for name, value in batch.items()}, inputs)
+    def exemplars(self, task: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Returns the features of exemplars, (row, width) float32 on the CPU.
+
+        They are computed in float64 and rounded, which removes the last bits, as they depend on the processor
+        and the device. Each batch is computed on one thread, so that the number of threads changes nothing.
+        """
+        order = examples.order_by_length(rows)
+        inputs = [examples.take(rows[part]).inputs for part in _chunks(order, _EXACT_BATCH)]
+        batches = [self._batch(each) for each in inputs]
+
+        def exact(number: int) -> Tensor:
+            with Float64Computation():
+                found = self._of(batches[number], inputs[number])
+            return on_grid(found, _BITS, parse_feature_spec(self.spec).parts).float()
+
+        with parallel_map(torch.get_num_threads() if self.device == "cpu" else 1) as in_parallel:
+            found = in_parallel(exact, len(batches))
+        return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+    def _batch(self, inputs: Inputs) -> Batch:
+        return {name: value.to(self.device) for name, value in self.adapter.batch(inputs).items()}
 
     def of(self, batch: Batch, inputs: Inputs) -> Tensor:
         """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU.
@@ -125,9 +153,14 @@ class ModelFeatures:
         inputs: the examples that the batch was made of. Raises: InputError if the spec includes the texts'
         shape and the inputs are not texts.
         """
+        with computing_in(self.dtype, self.device):
+            return self._of(batch, inputs)
+
+    def _of(self, batch: Batch, inputs: Inputs) -> Tensor:
+        """Returns the features of a batch in the dtype of the context, (row, width) on the CPU."""
         spec = parse_feature_spec(self.spec)
         texts = self._texts(inputs) if spec.shaped else None
-        with torch.inference_mode(), computing_in(self.dtype, self.device):
+        with torch.inference_mode():
             means = self.adapter.features(self.encoder, batch, model_spec(self.spec)).float().cpu()
         return means if texts is None else with_shapes(means, texts, spec.parts - 1)
 
@@ -144,8 +177,8 @@ def computing_in(dtype: str, device: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, _DTYPES[dtype], enabled=dtype != "float32")
 
 
-def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+def _chunks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 class FileFeatures:
@@ -175,3 +208,7 @@ class FileFeatures:
                 f"expected [{len(examples)}, width], a row for each example"
             )
         return self._file.read(name).float().reshape(shape)[torch.from_numpy(rows)]
+
+    def exemplars(self, task: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Returns the features of exemplars. Raises: InputError if the file lacks them."""
+        return self.rows(task, "train", examples, rows)

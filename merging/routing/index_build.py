@@ -141,7 +141,7 @@ def exemplar_features(
             notes.append(
                 f"task '{task}' has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
             )
-        features.append(source.rows(task, "train", each, rows))
+        features.append(source.exemplars(task, each, rows))
         _check_features(task, features)
         task_ids.append(np.full(len(rows), number, np.int32))
     return ExemplarFeatures(list(examples), torch.cat(features), np.concatenate(task_ids)), notes

@@ -15,12 +15,14 @@ from flexswitch.codecs.format.zoo import RoutingAccuracy
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, leave_one_out
+from flexswitch.merging.routing.grid import on_grid
 from flexswitch.merging.routing.lda import Scatter, lda, scatter_of
 from flexswitch.merging.routing.nca import nca
 from flexswitch.merging.routing.neighbour_search import NeighbourSearch
 
 SHRINKAGES = (0.6, 0.4, 0.2, 0.1)  # the strongest first
 STEPS = (0, 5, 10, 20, 40)
+_BITS = 12
 _PAIRED = 2000  # most exemplars that pairs are formed of
 _MEASURED = 8000  # most exemplars that accuracy is measured on
 
@@ -75,7 +77,7 @@ def _learned(features: Tensor, ids: Tensor, rank: int) -> LearnedMetric:
 
     euclidean, *by_steps = cross_validate(features[rows], ids[rows], all_tried)
     chosen = first_as_good(by_steps, len(rows))
-    metric = tried(features, ids)[chosen]
+    metric = on_grid(tried(features, ids)[chosen], _BITS)
     accuracy = RoutingAccuracy(
         euclidean_loo=_left_out(features[rows], ids[rows]),
         euclidean_held_out=euclidean,

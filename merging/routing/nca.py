@@ -15,21 +15,20 @@ def nca(features: Tensor, task_ids: Tensor, start: Tensor, checkpoints: Sequence
     """Returns the metric (rank, width) float64 at each of the `checkpoints`, counted in steps of Adam.
 
     Each step increases Σ_i log Σ_{j: task j = task i} p_ij with p_ij ∝ exp(-‖L x_i - L x_j‖²), j ≠ i, over
-    all exemplars at once. features: (exemplar, width); task_ids: (exemplar,); checkpoints: ascending.
+    all exemplars at once. features: (exemplar, width) float64; task_ids: (exemplar,); checkpoints: ascending.
     """
-    points = features.float()
     same = task_ids.unsqueeze(0) == task_ids.unsqueeze(1)  # (exemplar, exemplar)
-    metric = start.float().clone().requires_grad_()
+    metric = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([metric], lr=_RATE * float(start.abs().mean()))
     found, done = [], 0
     for checkpoint in checkpoints:
         for _ in range(checkpoint - done):
             optimiser.zero_grad()
             with torch.enable_grad():
-                nca_loss(points @ metric.T, same).backward()  # type: ignore[no-untyped-call]
+                nca_loss(features @ metric.T, same).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         done = checkpoint
-        found.append(metric.detach().double())
+        found.append(metric.detach().clone())
     return found
 
 

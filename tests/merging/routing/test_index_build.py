@@ -36,8 +36,7 @@ class CountedFeatures:
     def __init__(self):
         self.asked = {}
 
-    def rows(self, task, split, examples, rows):
-        assert split == "train"
+    def exemplars(self, task, examples, rows):
         self.asked[task] = [examples.inputs[row] for row in rows]
         return torch.tensor([[float(len(task)), float(row)] for row in rows])
 
@@ -255,10 +254,10 @@ def test_features_that_are_not_finite_are_refused(zoo, data, tmp_path, value):
 def test_a_failing_source_of_features_leaves_the_old_index(zoo, data):
     build(zoo, data)
 
-    def fail(task, split, examples, rows):
+    def fail(task, examples, rows):
         raise UsageError("features 'layer:9': no")
 
-    source = SimpleNamespace(spec="layer:9", dtype="float32", rows=fail)
+    source = SimpleNamespace(spec="layer:9", dtype="float32", exemplars=fail)
     assert refused(open_zoo(zoo.path), data, UsageError, source) == "features 'layer:9': no"
     read_query_set(open_zoo(zoo.path))
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, folds, leave_one_out
+from flexswitch.merging.routing.grid import on_grid
 from flexswitch.merging.routing.lda import lda, scatter_of
 from flexswitch.merging.routing.metric import first_as_good, learn_metric, spread_rows
 from flexswitch.merging.routing.nca import nca, nca_loss
@@ -72,15 +73,15 @@ def test_further_directions_are_principal_components_of_the_rest():
     few = lda(scatter, 9, 0.5, fill=False)
     assert (len(found), len(few)) == (9, TASKS - 1)
     scale = float(found[0].norm() / few[0].norm())
-    torch.testing.assert_close(found[: TASKS - 1], few * scale)
+    torch.testing.assert_close(found[: TASKS - 1], few * scale, rtol=0, atol=1e-6)
     spread = ((features - features.mean(0)) @ found[TASKS - 1 :].T).square().sum(0)
-    assert (spread.diff() <= 1e-9).all()  # the largest first
+    assert (spread.diff() <= 1e-6).all()  # the largest first
 
 
 def test_there_are_no_more_directions_than_the_exemplars_span():
     features, ids = planted(per_task=2, width=20)
     found = lda(scatter_of(features, ids), 32, 0.5)
-    assert found.shape == (8, 20)
+    assert found.shape == (7, 20)  # the eight exemplars' mean is subtracted
     assert found.isfinite().all()
 
 
@@ -88,7 +89,7 @@ def test_features_outside_the_exemplars_span_are_ignored():
     features, ids = planted(per_task=4, width=40)
     found = lda(scatter_of(features, ids), 5, 0.4)
     span = np.linalg.svd((features - features.mean(0)).numpy(), full_matrices=False)[2][:15]
-    np.testing.assert_allclose(found.numpy() @ span.T @ span, found.numpy(), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.numpy() @ span.T @ span, found.numpy(), rtol=0, atol=1e-6)
 
 
 # --- neighbourhood components -----------------------------------------------------------------------------
@@ -225,3 +226,31 @@ def test_the_same_exemplars_give_the_same_bytes_for_any_thread_count():
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1
+
+
+def repeated(features):
+    """Replaces half of the exemplars by copies of the others."""
+    return features[torch.arange(len(features)) // 2 * 2]
+
+
+SHAPES = {
+    "more exemplars than columns": lambda features: features,
+    "fewer exemplars than columns": lambda features: torch.cat([features] * 12, 1),
+    "columns without a difference": lambda features: torch.cat([features, torch.ones_like(features)], 1),
+    "exemplars twice": repeated,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_differences_in_the_last_bits_of_float64_do_not_change_a_metric(shape):
+    features, ids = planted(per_task=10, noise=2.0)
+    features = on_grid(SHAPES[shape](features), 20)
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.randn(features.shape, generator=generator, dtype=torch.float64)
+    found = [
+        learn_metric(each, ids.numpy().astype(np.int32), 32)
+        for each in (features, features + 1e-15 * features.abs().max() * errors)
+    ]
+    assert found[0].metric is not None
+    assert found[0].accuracy == found[1].accuracy
+    np.testing.assert_array_equal(found[0].metric, found[1].metric)
