@@ -14,6 +14,7 @@ from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.checkpoints.tied_names import repeated_embeddings, unties
 from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
+from flexswitch.merging.checkpoints.wrappers import unwrapped
 
 ADAPTER_CONFIG = "adapter_config.json"
 # In the order in which transformers looks for them.
@@ -59,7 +60,7 @@ def open_checkpoint(source: str | Path | Location) -> Checkpoint:
 
     Raises: InputError if there is none, it is a PEFT adapter, its headers are damaged, or it holds codes.
     """
-    return dequantised(open_stored(source))
+    return dequantised(unwrapped(open_stored(source)))
 
 
 def open_stored(source: str | Path | Location) -> Checkpoint:

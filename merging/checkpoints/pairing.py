@@ -3,10 +3,12 @@
 Source: docs/methods.md §1: tensors, buffers, extras, resized tensors, prefixes.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from typing import Literal
 
 from flexswitch.codecs.errors import InputError
@@ -49,12 +51,14 @@ class Headers:
     """What pairing needs to know of a checkpoint.
 
     source names it in messages; tensors holds the headers in name order; aliases maps the further names of
-    a tied tensor to the one in `tensors`.
+    a tied tensor to the one in `tensors`. names_are_known: whether each tensor has its name in the base, if
+    the base has it.
     """
 
     source: str
     tensors: Mapping[str, TensorInfo]
     aliases: Mapping[str, str]
+    names_are_known: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     Raises: InputError if they share no name, the fine-tuned one lacks a tensor of the base or holds integers
     for its weights, or a shape differs and `on_resize` is "refuse".
     """
-    base_prefix, prefix = common_prefix(list(base.tensors), [*finetuned.tensors, *finetuned.aliases])
+    base_prefix, prefix = unambiguous_prefix(
+        list(base.tensors), [*finetuned.tensors, *finetuned.aliases], finetuned.source
+    )
     notes = _prefix_notes(base_prefix, prefix)
     tensors: dict[str, str] = {}
     buffers: dict[str, str] = {}
@@ -127,12 +133,36 @@ def _check_names(base: Headers, finetuned: Headers, used: set[str], missing: lis
             f"{finetuned.source}: shares no tensor name with the base {base.source}; "
             "give the base it was fine-tuned from"
         )
-    if missing:
-        patterns = "' --exclude '".join(_patterns(missing, base.tensors.keys() - missing))
+    if not missing:
+        return
+    found = (
+        f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, such as '{missing[0]}'"
+    )
+    similar = None if finetuned.names_are_known else _similar(base, finetuned, used, missing)
+    if similar is not None:
         raise InputError(
-            f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, "
-            f"such as '{missing[0]}'; leave them out with --exclude '{patterns}'"
+            f"{found}, and has '{similar}', which may be the same by another name; {_other_names_hint()}"
         )
+    patterns = "' --exclude '".join(_patterns(missing, base.tensors.keys() - missing))
+    raise InputError(f"{found}; leave them out with --exclude '{patterns}'")
+
+
+def _similar(base: Headers, finetuned: Headers, used: set[str], missing: list[str]) -> str | None:
+    """Returns a fine-tuned tensor that may be a missing one: its shape and the numbers in its name agree."""
+
+    def traits(name: str, info: TensorInfo) -> tuple[object, ...]:
+        return info.shape, re.findall(r"\d+", name)
+
+    wanted = [traits(name, base.tensors[name]) for name in missing]
+    unused = [name for name in finetuned.tensors if name not in used]
+    return next((name for name in unused if traits(name, finetuned.tensors[name]) in wanted), None)
+
+
+def _other_names_hint() -> str:
+    """Returns how to give both checkpoints the same names."""
+    if find_spec("transformers") is None:
+        return "install flexswitch[eval], which knows the names of other releases, and run the command again"
+    return "load one of them with transformers and save it with the release that saved the other"
 
 
 def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, str]:
@@ -140,11 +170,31 @@ def common_prefix(base: Sequence[str], finetuned: Sequence[str]) -> tuple[str, s
 
     The prefix under which most names agree is chosen, or none if no prefix makes more names agree.
     """
+    return _best_prefixes(base, finetuned)[-1]
+
+
+def unambiguous_prefix(base: Sequence[str], finetuned: Sequence[str], source: str) -> tuple[str, str]:
+    """Returns `common_prefix`. Raises: InputError naming both if as many names agree under another one."""
+    *others, best = _best_prefixes(base, finetuned)
+    if others and best != ("", ""):
+        one, other = (max(choice, key=len) for choice in (best, others[-1]))
+        raise InputError(
+            f"{source}: its names fit the base's both under '{one}' and under '{other}'; give as the base "
+            "the part that it was made from, as a model of its own"
+        )
+    return best
+
+
+def _best_prefixes(base: Sequence[str], finetuned: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the choices of prefixes under which most names agree, the preferred one last."""
     base_names, finetuned_names = set(base), set(finetuned)
     votes = Counter({("", ""): len(base_names & finetuned_names)})
     votes.update(("", prefix) for prefix in _prefixes(finetuned, base_names))
     votes.update((prefix, "") for prefix in _prefixes(base, finetuned_names))
-    return max(votes, key=lambda choice: (votes[choice], choice == ("", ""), choice))
+    most = max(votes.values())
+    return sorted(
+        (choice for choice in votes if votes[choice] == most), key=lambda choice: (choice == ("", ""), choice)
+    )
 
 
 def _prefixes(longer: Sequence[str], shorter: set[str]) -> list[str]:

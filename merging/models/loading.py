@@ -36,6 +36,8 @@ def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
         own |= {path + saved: path + name for saved, name in _saved_names(model).items()}
     prefix, own_prefix = common_prefix(names, list(own))
     known = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    # A head stands beside the model that has the prefix.
+    known |= {name: name for name in names if known.get(name) not in own}
     return {name: own[other] for name, other in known.items() if other in own}
 
 

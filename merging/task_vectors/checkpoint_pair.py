@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.checkpoints.alignment import aligned
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import identify
@@ -25,8 +26,9 @@ class CheckpointPair:
     """
 
     def __init__(self, base: Checkpoint, finetuned: Checkpoint, selection: Selection = EVERYTHING) -> None:
+        finetuned, are_known = aligned(base, finetuned)
         base_headers = Headers(base.source, base.tensors, base.aliases)
-        headers = Headers(finetuned.source, finetuned.tensors, finetuned.aliases)
+        headers = Headers(finetuned.source, finetuned.tensors, finetuned.aliases, are_known)
         pairing = pair(base_headers, headers, selection)
         self.source = finetuned.source
         self.base = base

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.alignment import InFile, names_in_base, running_names_in_base
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG, open_checkpoint
-from flexswitch.merging.checkpoints.pairing import Selection, common_prefix
+from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.task_vectors.lora_config import MERGE_HINT, LoraConfig, read_lora_config
 
 _ROOT = "base_model.model."
@@ -26,7 +27,8 @@ class Adapter:
 
     stored: its tensors by stored name; factors: target → part → stored name, a part being A, B,
     embedding_A, embedding_B or weight; whole: tensors saved whole, name → stored name; base_names: the
-    base's name of each tensor that the base has; taken: the selected names.
+    base's name of each tensor that the base has; taken: the selected names; running: the names in the adapted
+    model of tensors that have another one in the base's files.
     """
 
     source: str
@@ -37,11 +39,16 @@ class Adapter:
     whole: Mapping[str, str]
     base_names: Mapping[str, str]
     taken: frozenset[str]
+    running: Mapping[str, str]
 
     def stored_name(self, name: str) -> str:
         """Returns the checkpoint's first name of a tensor that is saved whole."""
         key = self.whole[name]
         return self.checkpoint.aliases.get(key, key)
+
+    def module(self, target: str) -> str:
+        """Returns the adapted module of a target, as adapter_config.json names it."""
+        return self.running.get(target, target).removesuffix(".weight")
 
 
 def open_adapter(base: Checkpoint, source: str, directory: Path, selection: Selection) -> Adapter:
@@ -51,13 +58,21 @@ def open_adapter(base: Checkpoint, source: str, directory: Path, selection: Sele
     stored = dict(checkpoint.tensors)
     stored |= {name: checkpoint.tensors[first] for name, first in checkpoint.aliases.items()}
     factors, whole = _sort_names(source, stored)
-    names = _base_names(base, [*factors, *whole])
+    direct = names_in_base(base, [*factors, *whole], source)
+    names = {name: base.aliases.get(other, other) for name, other in direct.items()}
+    others = [name for name in (*factors, *whole) if name not in names]
+    by_table = running_names_in_base(base, others, source) if others else {}
+    new = {name: _file_name(name, other) for name, other in by_table.items()}
+    factors = {new.get(name, name): parts for name, parts in factors.items()}
+    whole = {new.get(name, name): key for name, key in whole.items()}
+    names |= {new[name]: base.aliases.get(other.file, other.file) for name, other in by_table.items()}
     taken = {name for name in names if selection.takes(names[name])}
     taken |= {name for name in (*factors, *whole) if name not in names and not selection.excludes(name)}
     for name in sorted(taken & whole.keys() - names.keys()):
         if not config.saves(name):
             raise _unknown(source, whole[name])
-    return Adapter(source, config, checkpoint, stored, factors, whole, names, frozenset(taken))
+    running = {other: name for name, other in new.items()}
+    return Adapter(source, config, checkpoint, stored, factors, whole, names, frozenset(taken), running)
 
 
 def _open_weights(source: str, directory: Path) -> Checkpoint:
@@ -74,16 +89,17 @@ def _unknown(source: str, key: str) -> InputError:
 def _sort_names(source: str, stored: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Returns {target: {part: stored name}}, and {name: stored name} of the tensors saved whole."""
     known = set(stored)
+    root = _ROOT if any(key.startswith(_ROOT) for key in known) else ""  # some tools leave it out
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for key in sorted(known):
-        name = key.removeprefix(_ROOT)
+        name = key.removeprefix(root)
         plain = _REPEATED.sub(".", name)
-        if plain != name and _ROOT + plain in known:
+        if plain != name and root + plain in known:
             continue  # with bias "all", peft writes the biases of saved modules three times
         place = name.replace(".base_layer.", ".")
         match = _FACTOR.fullmatch(place)
-        if name == key or plain != name or place in whole or (".lora_" in name and not match):
+        if not key.startswith(root) or plain != name or place in whole or (".lora_" in name and not match):
             raise _unknown(source, key)
         if match:
             factors.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = key
@@ -94,9 +110,8 @@ def _sort_names(source: str, stored: Iterable[str]) -> tuple[dict[str, dict[str,
     return factors, whole
 
 
-def _base_names(base: Checkpoint, names: list[str]) -> dict[str, str]:
-    """Returns the base's name of each tensor that the base has."""
-    base_prefix, prefix = common_prefix(list(base.tensors), names)
-    own = {name: base_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    first = {name: base.aliases.get(other, other) for name, other in own.items()}
-    return {name: other for name, other in first.items() if other in base.tensors}
+def _file_name(name: str, found: InFile) -> str:
+    """Returns the name that an adapter's tensor would have in a file: the base's, with the same prefix."""
+    if name.endswith(found.running):
+        return name.removesuffix(found.running) + found.file
+    return found.file.removeprefix(found.running.removesuffix(name))

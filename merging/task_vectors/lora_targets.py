@@ -42,7 +42,7 @@ def find_targets(base: Checkpoint, adapter: Adapter) -> dict[str, Target]:
             found = f"is {info.dtype} {list(info.shape)}" if name in names else "is missing"
             raise InputError(f"{source}: its target '{name}' {found} in {base.source}; give its own base")
         shape, a, b, weight = info.shape, parts[f"{kind}A"], parts[f"{kind}B"], parts.get("weight")
-        rank, scaling = config.rank_and_scaling(name.removesuffix(".weight"))
+        rank, scaling = config.rank_and_scaling(adapter.module(name))
         forms = {False: ((rank, *shape[1:]), (shape[0], rank, *[1] * (len(shape) - 2)), shape)}
         if len(shape) == 2:
             forms[True] = ((rank, shape[0]), (shape[1], rank), shape)

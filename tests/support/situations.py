@@ -80,6 +80,7 @@ def loaded(path: Path, auto: str = "AutoModel", **options: Any) -> Any:
     model, info = getattr(transformers, auto).from_pretrained(
         path, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
     )
+    info["unexpected_keys"] = [name for name in info["unexpected_keys"] if not name.startswith("loss.")]
     assert not any(info.values()), info
     return model.eval()
 

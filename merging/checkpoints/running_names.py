@@ -1,0 +1,154 @@
+"""Which tensor of a file is which of the running model, by the tables of transformers.
+
+A model's files may have the tensor names of an older release, and experts split that the running model has
+fused. All that is used of transformers' internals stands in this file.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES
+
+State = Mapping[str, Tensor]
+
+
+class Made(NamedTuple):
+    """A tensor of the running model, and the names in the file that it is made of."""
+
+    tensor: Tensor
+    sources: tuple[str, ...]
+    is_renamed: bool  # or else converted: fused, split or transposed
+
+
+class _Place(NamedTuple):
+    """Where a tensor of a file goes: into which tensor of the running model, and by which conversion."""
+
+    name: str
+    converter: Any
+    pattern: str
+
+
+class RunningModel:
+    """A model without weights, which knows how transformers loads and saves its tensors."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        import transformers
+
+        settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        names = config.get("architectures") or []
+        known = [getattr(transformers, str(name), None) for name in names]
+        kind = next((each for each in known if each is not None), transformers.AutoModel)
+        with torch.device("meta"):
+            self._model = kind(settings) if kind is not transformers.AutoModel else kind.from_config(settings)
+        self._state = self._model.state_dict()
+
+    def running_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns name in a file → name in the running model, for the tensors that are loaded as they are."""
+        return {name: place.name for name, place in self._places(names).items() if place.converter is None}
+
+    def loaded(self, state: State) -> dict[str, Made]:
+        """Returns the tensors of the running model that a file's make, by their running names."""
+        from transformers.core_model_loading import WeightRenaming
+
+        groups: dict[str, Any] = {}
+        sources: dict[str, list[str]] = {}
+        for name, place in self._places(state).items():
+            own = place.converter or WeightRenaming(name, place.name)
+            groups.setdefault(place.name, own).add_tensor(place.name, name, place.pattern, state[name])
+            sources.setdefault(place.name, []).append(name)
+        return {
+            name: Made(_one(tensor), tuple(sources[first]), isinstance(group, WeightRenaming))
+            for first, group in groups.items()
+            for name, tensor in group.convert(first, model=self._model, config=self._model.config).items()
+        }
+
+    def _places(self, names: Iterable[str]) -> dict[str, _Place]:
+        """Returns for each name in a file that the running model takes where it goes."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        changes = get_model_conversion_mapping(self._model)
+        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+        converters = [change for change in changes if isinstance(change, WeightConverter)]
+        by_pattern = {pattern: change for change in converters for pattern in change.source_patterns}
+        prefix, places = self._model.base_model_prefix, {}
+        for name in sorted(names, key=dot_natural_key):
+            running, pattern = rename_source_key(name, renamings, converters, prefix, self._state)
+            if running not in self._state and name in self._state:
+                running, pattern = name, None
+            if running in self._state:
+                converter = None if pattern is None else copy.deepcopy(by_pattern[pattern])
+                places[name] = _Place(running, converter, pattern or name)
+        return places
+
+    def saved(self, state: State) -> dict[str, Tensor]:
+        """Returns what transformers saves for some tensors of the running model, by their names in files."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return {
+            name: _one(tensor) for name, tensor in revert_weight_conversion(self._model, dict(state)).items()
+        }
+
+
+def running_model(config: Mapping[str, Any]) -> RunningModel | None:
+    """Returns the model of a config.json, None if transformers is not installed or does not know it."""
+    try:
+        with _silence():
+            return RunningModel(config)
+    except Exception:  # any code of transformers may fail on any config
+        return None
+
+
+def converted(change: Any, state: State) -> dict[str, Any]:
+    """Returns what `loaded` or `saved` makes of a state, nothing if transformers fails on it."""
+    try:
+        with _silence():
+            found: dict[str, Any] = change(state)
+    except Exception:  # shapes that do not fit the config
+        return {}
+    return found
+
+
+def outlines(tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Returns tensors of the same names, dtypes and shapes that hold no data."""
+    return {
+        name: torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+        for name, info in tensors.items()
+    }
+
+
+def outline(tensor: Tensor) -> TensorInfo:
+    """Returns a tensor's dtype and shape."""
+    return TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def _one(tensor: Any) -> Tensor:
+    found: Tensor = tensor[0] if isinstance(tensor, list) else tensor
+    return found
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the warnings of transformers about a config away from the user."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
