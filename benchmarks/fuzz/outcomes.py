@@ -14,8 +14,8 @@ LIMIT_SECONDS = 5
 LIMIT_BYTES = 2_000_000_000
 
 
-class FindingError(Exception):
-    """A decoded tensor violates an invariant, or an input took too long."""
+class FindingError(BaseException):
+    """A decoded tensor violates an invariant, or an input took too long; no reader may catch it."""
 
 
 class Tally:
@@ -49,12 +49,13 @@ class Tally:
             self.decoded += 1
         except FlexswitchError:
             self.refused += 1
-        except (Exception, MemoryError) as error:
+        except (Exception, FindingError) as error:
             self._note(error, data)
 
-    def _note(self, error: Exception, data: bytes) -> None:
+    def _note(self, error: BaseException, data: bytes) -> None:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in frames if "codecs" in Path(frame.filename).parts] or frames
+        rooms = {"codecs", "merging", "recipes"}
+        ours = [frame for frame in frames if rooms & set(Path(frame.filename).parts)] or frames
         key = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
         self.findings[key] = self.findings.get(key, 0) + 1
         if self.findings[key] == 1 and self.folder is not None:

@@ -1,8 +1,8 @@
-"""Fuzzes every decoder and the container: python benchmarks/fuzz/run.py --minutes 10 [--seed N] [--work DIR].
+"""Fuzzes all that reads files: python benchmarks/fuzz/run.py --minutes 10 [--seed N] [--work DIR].
 
-Needs atheris: pip install -e ".[fuzz]". Each target gets half of the time. An input that ends in anything
-but a decoded tensor or a FlexswitchError, or takes 5 s of processor time or 2 GB of memory, is a finding;
-the first one of each kind is saved in DIR/findings. Writes the section of docs/benchmarks.md.
+Needs atheris: pip install -e ".[fuzz,eval]". Each target gets so many minutes, one after another. An input
+that ends in anything but a read file or a FlexswitchError, or takes 5 s of processor time or 2 GB of memory,
+is a finding; the first one of each kind is saved in DIR/findings. Writes the section of docs/benchmarks.md.
 """
 
 import argparse
@@ -26,11 +26,24 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import containers  # noqa: E402  # siblings, found by the line above
 import decoders  # noqa: E402
+from model_readers import MODEL_READERS  # noqa: E402
 from outcomes import LIMIT_BYTES, LIMIT_SECONDS, Tally, memory_limit  # noqa: E402
+from reader import Reader  # noqa: E402
 from report import machine, table, write_section  # noqa: E402
+from text_readers import TEXT_READERS  # noqa: E402
 
-TARGETS = {"decoders": "bytes to a codec", "containers": "an artifact"}
-LONGEST = {"decoders": 4096, "containers": 32768}
+TARGETS = {
+    "decoders": Reader(
+        "bytes to a codec", lambda work: decoders.seeds(), lambda data, work: decoders.target(data),
+        longest=4096, own_mutate=decoders.mutate,
+    ),
+    "containers": Reader(
+        "an artifact", containers.seeds, lambda data, work: containers.target(data, work / "fuzzed.fsw"),
+        longest=32768, own_mutate=containers.mutate,
+    ),
+    **TEXT_READERS,
+    **MODEL_READERS,
+}  # fmt: skip
 
 
 def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
@@ -38,13 +51,9 @@ def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
     import atheris
 
     _instrument(atheris.instrument_func)
-    tally, path = Tally(name, work / "findings"), work / "fuzzed.fsw"
-    if name == "decoders":
-        target: Callable[[bytes], None] = decoders.target
-        seeds, mutate = list(decoders.seeds()), decoders.mutate
-    else:
-        target = partial(containers.target, path=path)
-        seeds, mutate = list(containers.seeds(work)), containers.mutate
+    work.mkdir(parents=True, exist_ok=True)
+    tally, reader = Tally(name, work / "findings"), TARGETS[name]
+    target, seeds = partial(reader.target, work=work), list(reader.seeds(work))
     corpus = work / f"corpus-{name}"
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds):
@@ -65,11 +74,11 @@ def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
         # atheris puts another `Mutate` in its place when it begins, so it is looked up each time.
         draw = random.Random(seed)
         origin = data if draw.random() < 0.7 else draw.choice(seeds)
-        found = mutate(origin, draw, lambda part: atheris.Mutate(part, len(part) + 64))
+        found = reader.mutate(origin, draw, lambda part: atheris.Mutate(part, len(part) + 64))
         return found if len(found) <= longest else atheris.Mutate(data, longest)
 
     command = [
-        "fuzz", str(corpus), f"-seed={seed}", f"-max_len={LONGEST[name]}", "-timeout=600", "-rss_limit_mb=0",
+        "fuzz", str(corpus), f"-seed={seed}", f"-max_len={reader.longest}", "-timeout=600", "-rss_limit_mb=0",
         "-reduce_inputs=0", "-mutate_depth=2", f"-artifact_prefix={work}/",
     ]  # fmt: skip
     atheris.Setup(command, run, custom_mutator=changed)
@@ -78,13 +87,13 @@ def fuzz(name: str, seconds: int, seed: int, work: Path) -> None:
 
 
 def _instrument(instrument: Callable[[Any], object]) -> None:
-    """Makes the fuzzer see which branches the codecs take.
+    """Makes the fuzzer see which branches our readers take.
 
     The modules were imported as they are, since numba can't compile instrumented functions. What it compiled
     stays as it is, and so unseen.
     """
     for name, module in list(sys.modules.items()):
-        if name.startswith("flexswitch.codecs."):
+        if name.startswith("flexswitch."):
             for function in _functions(vars(module).values(), name):
                 instrument(function)
 
@@ -104,7 +113,7 @@ def section(minutes: float, seed: int, counts: dict[str, dict[str, Any]]) -> str
     columns = ("inputs", "decoded", "refused", "findings")
     rows = [
         [
-            TARGETS[name],
+            TARGETS[name].label,
             *(f"{found[column]:,}" for column in columns),
             f"{found['inputs'] / found['seconds']:,.0f}",
         ]
@@ -114,12 +123,13 @@ def section(minutes: float, seed: int, counts: dict[str, dict[str, Any]]) -> str
 
     python benchmarks/fuzz/run.py --minutes {minutes:g} --seed {seed}
 
-Inputs to the decoders and to `open_artifact`, made by atheris {version("atheris")} under coverage of the
-Python code in codecs/. What numba compiles can't be watched; it runs with its bounds checked. About half of
-the decoders' inputs begin as a valid encoding, and most artifacts have sizes and checksums that fit.
-*Decoded* inputs gave a valid tensor that encodes and decodes to itself again, *refused* ones nothing but a
-FlexswitchError. A *finding* is any other error, a broken promise, or an input that takes {LIMIT_SECONDS} s of
-processor time or {LIMIT_BYTES / 1e9:g} GB of memory; findings of one kind count once.
+Inputs to the decoders and to all readers of files, made by atheris {version("atheris")} under coverage of
+our Python code. What numba compiles can't be watched; it runs with its bounds checked. About half of the
+decoders' inputs begin as a valid encoding, most artifacts have sizes and checksums that fit, and in JSON
+documents values and keys are changed, moved, nested and removed. *Decoded* inputs were read, and their
+tensors encode and decode to themselves again; *refused* ones gave nothing but a FlexswitchError. A *finding*
+is any other error, a broken promise, or an input that takes {LIMIT_SECONDS} s of processor time or
+{LIMIT_BYTES / 1e9:g} GB of memory; findings of one kind count once.
 Measured on {machine()}.
 
 {table(["target", *columns, "inputs a second"], rows)}"""
@@ -143,17 +153,17 @@ def _fuzz_apart(name: str, minutes: float, seed: int, work: Path) -> dict[str, A
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10, help="for both targets together")
+    parser.add_argument("--minutes", type=float, default=10, help="for each target")
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer, above 0")
     parser.add_argument("--work", type=Path, help="where inputs, findings and logs are kept")
-    parser.add_argument("--target", choices=TARGETS, help="fuzz this one alone, and write no section")
+    parser.add_argument("--target", choices=list(TARGETS), help="fuzz this one alone, and write no section")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="fuzz-"))
     if options.target:
         fuzz(options.target, round(60 * options.minutes), options.seed, work)
         return 0
     work.mkdir(parents=True, exist_ok=True)
-    counts = {name: _fuzz_apart(name, options.minutes / len(TARGETS), options.seed, work) for name in TARGETS}
+    counts = {name: _fuzz_apart(name, options.minutes, options.seed, work) for name in TARGETS}
     write_section("fuzz", section(options.minutes, options.seed, counts))
     print(section(options.minutes, options.seed, counts))
     print(f"findings and logs: {work}")

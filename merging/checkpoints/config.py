@@ -1,20 +1,36 @@
 """A checkpoint's config.json."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 
+# Entries by which transformers picks code: custom classes, and kernels of the hub.
+CODE_KEYS = (
+    r"auto_map|custom_pipelines|_?(attn|experts)_implementation(_internal)?|use_kernels|kernel_config"
+    r"|_?name_or_path"
+)
 # How the weights on disk were quantised, at any depth. What is read here and written again are not those.
 _QUANTISATION = ("quantization_config", "compression_config")
+_MOST_LEVELS = 100
+
+
+def without_keys(value: Any, pattern: str = CODE_KEYS) -> Any:
+    """Returns a JSON value without the entries, at any depth, whose whole keys match the pattern."""
+    if isinstance(value, Mapping):
+        return {
+            key: without_keys(part, pattern) for key, part in value.items() if not re.fullmatch(pattern, key)
+        }
+    return [without_keys(part, pattern) for part in value] if isinstance(value, list) else value
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns a checkpoint's config.json without quantisation, empty if it has none. Raises: InputError."""
-    config: dict[str, Any] = _without(_read(checkpoint), _QUANTISATION)
+    config: dict[str, Any] = without_keys(_read(checkpoint), "|".join(_QUANTISATION))
     return config
 
 
@@ -36,7 +52,11 @@ def entries_named(document: object, key: str) -> Iterator[Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises: InputError."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
+        if "\\u" in text:  # may escape half a surrogate pair, which no text has
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+        _check_depth(document)
     except (ValueError, RecursionError) as reason:
         raise InputError(f"{path}: is not JSON ({reason})") from reason
     if not isinstance(document, dict):
@@ -44,13 +64,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return document
 
 
+def _check_depth(document: object) -> None:
+    """Raises: ValueError where a JSON document is nested more deeply than any that is meant."""
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(_MOST_LEVELS):
+        parts = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [part for each in parts for part in each if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MOST_LEVELS} levels deep")
+
+
 def _read(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.directory is None or not (checkpoint.directory / "config.json").is_file():
         return {}
     return read_json_object(checkpoint.directory / "config.json")
-
-
-def _without(document: Any, keys: tuple[str, ...]) -> Any:
-    if not isinstance(document, dict):
-        return document
-    return {key: _without(value, keys) for key, value in document.items() if key not in keys}

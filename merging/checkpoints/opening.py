@@ -17,6 +17,7 @@ from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 from flexswitch.merging.checkpoints.wrappers import unwrapped
 
 ADAPTER_CONFIG = "adapter_config.json"
+_LONGEST_NAME = 250  # letters; file systems allow 255 bytes
 # In the order in which transformers looks for them.
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                  "pytorch_model.bin.index.json")  # fmt: skip
@@ -118,8 +119,10 @@ def _shards(index: Path) -> list[Path]:
     """Returns the files that a shard index names. Raises: InputError if one is missing or elsewhere."""
     files = _shard_names(index)
     for name in files:
-        if Path(name).name != name:
-            raise InputError(f"{index}: names the shard '{name}', expected a file of the same folder")
+        if Path(name).name != name or len(name) > _LONGEST_NAME:
+            raise InputError(
+                f"{index}: names the shard '{name[:_LONGEST_NAME]}', expected a file of the same folder"
+            )
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names the shard '{name}', which is missing; download it again")
     return [index.parent / name for name in files]

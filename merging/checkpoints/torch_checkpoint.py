@@ -57,7 +57,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
                 raise
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch.load raises many kinds of errors on a damaged file
-        if isinstance(reason, (OSError, MemoryError)):
+        if isinstance(reason, OSError):
             raise
         raise InputError(
             f"{path}: does not load as a state dict with weights_only ({_refusal(reason)})"

@@ -1,5 +1,6 @@
 """The base class of the transformers adapters."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,12 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.models.feature_spec import parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.model_config import (
+    check_numbers,
+    config_class,
+    known_changes,
+    without_code,
+)
+from flexswitch.merging.models.size_limit import size_limit
 
 
 class HuggingFace:
@@ -25,14 +33,12 @@ class HuggingFace:
             import transformers
         except ImportError as reason:
             raise InputError("running models needs transformers; pip install 'flexswitch[eval]'") from reason
-        self.config = read_config(base)
-        if base.directory is None or "model_type" not in self.config:
+        config = read_config(base)
+        if base.directory is None:
             raise InputError(f"{base.source}: has no config.json with a 'model_type'; give a model directory")
-        if self.config["model_type"] not in transformers.CONFIG_MAPPING:
-            raise InputError(
-                f"{base.source}: transformers {transformers.__version__} has no model type "
-                f"'{self.config['model_type']}'; give --adapter python:package.module:factory"
-            )
+        self.config_class = config_class(transformers, config, base.source)
+        self.config = without_code(config)
+        self.auto_map = config.get("auto_map")
         self.base = base
         self.directory = base.directory
         self.transformers = transformers
@@ -62,16 +68,35 @@ class HuggingFace:
             module.register_module("pooler", None)  # as transformers does with add_pooling_layer=False
         return module
 
-    def untrained(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
-        """Returns a model of one of transformers' Auto classes. Raises: InputError if it cannot be made."""
-        entries = {**self.config, **changes}
+    def untrained(
+        self, kind: str, changes: Mapping[str, Any], extras: Mapping[str, TensorInfo] | None = None
+    ) -> nn.Module:
+        """Returns a model of one of transformers' Auto classes.
+
+        changes, extras: a task's config entries and own tensors. Raises: InputError if it cannot be made, or
+        is far larger than what is stored.
+        """
+        source, stored = self.base.source, [*self.base.tensors.values(), *(extras or {}).values()]
+        entries = {**self.config, **known_changes(self.config_class, changes)}
+        kind_of_config = config_class(self.transformers, entries, source)
+        check_numbers(entries, source)
+        auto = getattr(self.transformers, kind)
+        if kind_of_config not in auto._model_mapping:
+            way = " but by code that comes with it, which is never run" if self.auto_map else ""
+            raise InputError(
+                f"{source}: transformers cannot make an {kind} of a '{entries['model_type']}'{way}; "
+                "give --adapter python:package.module:factory"
+            )
         try:
-            config = self.transformers.CONFIG_MAPPING[entries["model_type"]].from_dict(entries)
+            config = kind_of_config.from_dict(entries)
             config.dtype = torch.float32
-            module: nn.Module = getattr(self.transformers, kind).from_config(config).float().eval()
+            # First without memory, because the config may ask for any.
+            with size_limit(len(stored), sum(info.entries for info in stored)), torch.device("meta"):
+                auto.from_config(copy.deepcopy(config), trust_remote_code=False)
+            module: nn.Module = auto.from_config(config, trust_remote_code=False).float().eval()
         except Exception as reason:  # a wrong config may raise anything
             found = " ".join(str(reason).split())[:200]
             raise InputError(
-                f"{self.base.source}: transformers cannot make an {kind} of its config.json ({found})"
+                f"{source}: transformers cannot make an {kind} of its config.json ({found})"
             ) from reason
         return module

@@ -25,7 +25,7 @@ class ImageClassification(HuggingFace):
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the classifier with the number of labels in the config."""
-        return self.untrained("AutoModelForImageClassification", config)
+        return self.untrained("AutoModelForImageClassification", config, extras)
 
     def batch(self, inputs: Inputs) -> Batch:
         """Returns pixel_values, (sample, channel, height, width) float32."""
@@ -51,14 +51,22 @@ class ImageClassification(HuggingFace):
             )
         settings = read_json_object(path)
         if settings.get("do_rescale", True):
-            pixels = pixels * settings.get("rescale_factor", 1 / 255)
+            factor = settings.get("rescale_factor", 1 / 255)
+            if not _is_number(factor):
+                raise InputError(f"{path}: has the rescale_factor {factor!r}, expected a number")
+            pixels = pixels * factor
         if not settings.get("do_normalize", True):
             return pixels
         moments = [settings.get(key) for key in ("image_mean", "image_std")]
-        if any(not isinstance(each, list) or len(each) != pixels.shape[1] for each in moments):
-            raise InputError(
-                f"{path}: has the image_mean {moments[0]} and image_std {moments[1]}, "
-                f"expected one number for each of {pixels.shape[1]} channels"
-            )
+        for each in moments:
+            if not (isinstance(each, list) and len(each) == pixels.shape[1] and all(map(_is_number, each))):
+                raise InputError(
+                    f"{path}: has the image_mean {moments[0]} and image_std {moments[1]}, "
+                    f"expected one number for each of {pixels.shape[1]} channels"
+                )
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in moments)
         return (pixels - mean) / deviation
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -22,17 +22,22 @@ class _Text(HuggingFace):
         super().__init__(base)
         self._tokenizer = self._load_tokenizer()
         positions = (self.config.get(key) for key in ("max_position_embeddings", "n_positions"))
-        longest = next((count for count in positions if count), 512)
+        longest = next((count for count in positions if type(count) is int and count > 0), 512)
         if "roberta" in self.config["model_type"]:
-            longest -= (
-                self._tokenizer.pad_token_id + 1
-            )  # its positions start after the padding token's number
-        self._max_length = min(self._tokenizer.model_max_length, longest)
+            # its positions start after the padding token's number
+            longest -= self._tokenizer.pad_token_id + 1
+        limit = self._tokenizer.model_max_length
+        if not isinstance(limit, int | float) or min(limit, longest) < 1:
+            raise InputError(
+                f"{base.source}: its tokenizer's model_max_length is {limit!r} and the model has {longest} "
+                "positions, expected numbers of at least 1"
+            )
+        self._max_length = int(min(limit, longest))
 
     def _load_tokenizer(self) -> Any:
         try:
             tokenizer = self.transformers.AutoTokenizer.from_pretrained(
-                self.directory, trust_remote_code=False
+                self.directory, trust_remote_code=False, local_files_only=True
             )
         except Exception as reason:  # its libraries raise many types
             found = " ".join(str(reason).split())[:200]
@@ -55,11 +60,19 @@ class _Text(HuggingFace):
         """Returns token tensors, padded to the longest text and cut at the tokenizer's model_max_length."""
         if isinstance(inputs, np.ndarray):
             raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
-        return dict(
-            self._tokenizer(
-                list(inputs), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        options = {"padding": True, "truncation": True, "max_length": self._max_length}
+        try:
+            found = dict(self._tokenizer(list(inputs), **options, return_tensors="pt"))
+        except Exception as reason:  # its libraries raise many types
+            problem = " ".join(str(reason).split())[:200]
+            raise InputError(f"{self.base.source}: its tokenizer fails on the texts ({problem})") from reason
+        words, ids = self.config.get("vocab_size"), found["input_ids"]
+        if type(words) is int and ids.numel() and int(ids.max()) >= words:
+            raise InputError(
+                f"{self.base.source}: its tokenizer gives the token {int(ids.max())}, and the model has "
+                f"{words} tokens; copy the model's own tokenizer files to it"
             )
-        )
+        return found
 
 
 class SequenceClassification(_Text):
@@ -67,7 +80,7 @@ class SequenceClassification(_Text):
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the classifier with the number of labels in the config."""
-        return self.untrained("AutoModelForSequenceClassification", config)
+        return self.untrained("AutoModelForSequenceClassification", config, extras)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns (sample, class)."""
@@ -84,8 +97,15 @@ class EncoderWithHead(_Text):
             raise InputError(
                 f"adapter hf-encoder: the task has no '{HEAD_WEIGHT}' (it has: {', '.join(extras)})"
             )
+        shape = extras[HEAD_WEIGHT].shape
         encoder = self.headless(config)
-        classes, width = extras[HEAD_WEIGHT].shape
+        classes, width = shape if len(shape) == 2 else (0, 0)
+        hidden = getattr(encoder.config, "hidden_size", width)
+        if not classes or width != hidden:
+            raise InputError(
+                f"adapter hf-encoder: the task's '{HEAD_WEIGHT}' has the shape {list(shape)}, expected a row "
+                f"of {hidden} for each class"
+            )
         return nn.ModuleDict(
             {"encoder": encoder, "head": nn.Linear(width, classes, bias=HEAD_BIAS in extras)}
         ).eval()
@@ -125,7 +145,7 @@ class CausalLanguageModel(_Text):
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the language model."""
-        return self.untrained("AutoModelForCausalLM", config)
+        return self.untrained("AutoModelForCausalLM", config, extras)
 
     def batch(self, inputs: Inputs) -> Batch:
         """Returns input_ids and attention_mask, (sample, token), of at least one token, perhaps padding."""

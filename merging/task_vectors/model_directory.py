@@ -16,7 +16,7 @@ from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.config import read_config, read_json_object, without_keys
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.restore import OutputTensor
 
@@ -78,7 +78,7 @@ def write_model_directory(
             total = sum(map(_bytes, outputs.values()))
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             _write_json(partial / "model.safetensors.index.json", index)
-        config = {**read_config(base), **config_changes}
+        config = without_keys({**read_config(base), **config_changes})
         if config:
             _write_json(partial / "config.json", config)
         _copy_side_files(base.directory, partial)
@@ -140,7 +140,11 @@ def _copy_side_files(source: Path | None, target: Path) -> None:
     for pattern in _COPIED:
         for file in sorted(source.glob(pattern)):
             wanted = file.name not in _NOT_COPIED and not file.name.endswith(".index.json")
-            if wanted and file.is_file():
+            if not wanted or not file.is_file():
+                continue
+            if file.name.endswith("_config.json") and b"auto_map" in file.read_bytes():
+                _write_json(target / file.name, without_keys(read_json_object(file), "auto_map"))
+            else:
                 shutil.copyfile(file, target / file.name)
 
 
