@@ -82,10 +82,10 @@ class HuggingFace:
         check_numbers(entries, source)
         auto = getattr(self.transformers, kind)
         if kind_of_config not in auto._model_mapping:
-            way = " but by code that comes with it, which is never run" if self.auto_map else ""
+            own = " but by code that comes with it, which is never run" if self.auto_map else ""
             raise InputError(
-                f"{source}: transformers cannot make an {kind} of a '{entries['model_type']}'{way}; "
-                "give --adapter python:package.module:factory"
+                f"{source}: transformers makes no {kind} of a '{entries['model_type']}'{own}; give another "
+                "--adapter"
             )
         try:
             config = kind_of_config.from_dict(entries)

@@ -23,7 +23,7 @@ def config_class(transformers: Any, entries: Mapping[str, Any], source: str) -> 
     if not isinstance(kind, str):
         raise InputError(f"{source}: has no config.json with a 'model_type'; give a model directory")
     if kind in _OTHER_LIBRARIES or kind not in transformers.CONFIG_MAPPING:
-        found = f"transformers {transformers.__version__} has no model type '{kind}' of its own"
+        found = f"transformers {transformers.__version__} has no model type '{kind}'"
         if entries.get("auto_map"):
             found += ", and code that comes with a model is never run"
         raise InputError(f"{source}: {found}; give --adapter python:package.module:factory")

@@ -23,6 +23,7 @@ _HARMLESS = {
     "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
 }  # fmt: skip
+_MOST_REPEATS = 2
 
 
 def _module_pattern(pattern: str) -> str:
@@ -31,6 +32,12 @@ def _module_pattern(pattern: str) -> str:
 
 
 def _check_pattern(pattern: str) -> str:
+    plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)  # without escaped letters and sets of letters
+    if len(re.findall(r"[*+?{]", plain)) > _MOST_REPEATS or re.search(r"\)[*+?{]", plain):
+        raise ValueError(
+            f"at most {_MOST_REPEATS} repeats (* + ? {{}}) and none of a group, for matching to be quick; "
+            f"'{pattern}' has more"
+        )
     try:
         re.compile(_module_pattern(pattern))
     except re.error as reason:

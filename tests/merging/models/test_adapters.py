@@ -142,8 +142,9 @@ def test_a_model_type_that_transformers_does_not_know_is_refused(base):
 def test_a_base_of_another_family_is_refused(bases):
     adapter = adapter_of(IMAGE, bases["text"])
     found = message(InputError, lambda: adapter.model({}, {}))
-    assert found.startswith(
-        f"{bases['text']}: transformers cannot make an AutoModelForImageClassification of its config.json ("
+    assert found == (
+        f"{bases['text']}: transformers makes no AutoModelForImageClassification of a 'bert'; give another "
+        "--adapter"
     )
     found = message(InputError, lambda: adapter_of(TEXT, bases["image"]))
     assert found.startswith(f"{bases['image']}: its tokenizer cannot be loaded (")

@@ -105,7 +105,7 @@ def test_a_terminal_that_answers_yes_is_not_read(evil: Path, tmp_path: Path) -> 
     assert unread == b"y\n" * 20
     assert not (tmp_path / "ran").exists()
     line = (
-        f"{other}: transformers {transformers.__version__} has no model type 'evil' of its own, and code that "
+        f"{other}: transformers {transformers.__version__} has no model type 'evil', and code that "
         "comes with a model is never run; give --adapter python:package.module:factory\n"
     )
     assert run.stdout.endswith(3 * line)
@@ -116,8 +116,8 @@ def test_a_head_that_only_own_code_makes_is_refused_by_name(evil: Path) -> None:
     with pytest.raises(InputError) as caught:
         get_adapter(open_checkpoint(evil), None, "hf-causal-lm").model({}, {})
     assert str(caught.value) == (
-        f"{evil}: transformers cannot make an AutoModelForCausalLM of a 'clip_text_model' but by code that "
-        "comes with it, which is never run; give --adapter python:package.module:factory"
+        f"{evil}: transformers makes no AutoModelForCausalLM of a 'clip_text_model' but by code that comes "
+        "with it, which is never run; give another --adapter"
     )
 
 
