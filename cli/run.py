@@ -1,46 +1,185 @@
-"""`flexswitch run`: a recipe's steps in order, stopping at the first failure."""
+"""`flexswitch run`: a recipe's steps, each once, in the order of what they read and write."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console
 
+if TYPE_CHECKING:
+    from flexswitch.recipes.run import Choice, Prepared
+    from flexswitch.recipes.schedule import Outcome
+
 
 @command
 def run(
     console: Console,
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of named steps.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, a YAML file of named steps.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of steps at once, each in its process.")] = 1,
+    on: Annotated[Literal["local", "ray"], typer.Option(help="Where the steps run.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="The Ray cluster: auto, or HOST:PORT.", show_default="a Ray of this machine's own"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Run the I-th of N shares of the steps that wait for no other share; auto takes both from "
+            "SLURM or SkyPilot. Then run the recipe without it, for the steps that join them.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which steps would run, and why.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run nothing; exit with 4 unless all is as the lock says.")
+    ] = False,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Refuse inputs and outputs other than those of the lock.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run all steps, those too that are done.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STEP", help="Run this step; repeatable.", show_default=False)
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="After a failure, run the steps that do not need it.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a report: .json, .xml (JUnit) or .md (a table).",
+            show_default=False,
+        ),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
+    ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Write a recipe to begin with: zoo or compare.", show_default=False
+        ),
+    ] = None,
 ) -> dict[str, Any]:
-    """Run a recipe's steps in order. Paths are relative to the current folder.
+    """Run a recipe: steps that are done stay, the others run once. Paths are relative to the current folder.
 
     Example: flexswitch run recipes/digits.yaml
+
+    Example: flexswitch run zoo.yaml --jobs 4 --report report.md
+
+    Example: flexswitch run zoo.yaml --check
+
+    Example: flexswitch run --init zoo
     """
-    import contextlib
-    import shlex
-    import sys
+    from flexswitch.codecs.errors import UsageError
+    from flexswitch.recipes.run import Choice, alone, prepare
+    from flexswitch.recipes.shares import read_share
 
-    from flexswitch.cli.main import app
-    from flexswitch.codecs.errors import ExitStatus, InputError
-    from flexswitch.recipes.expectations import check_expectations
-    from flexswitch.recipes.recipe import command_lines, read_recipe
+    if schema or init is not None:
+        return _written(console, schema, init, recipe)
+    if recipe is None:
+        raise UsageError("give a recipe; flexswitch run --init zoo writes one to begin with")
+    if sum((check, dry_run, force)) > 1:
+        raise UsageError("give one of --check, --dry-run and --force")
+    choice = Choice(force, only or [], keep_going, frozen, None if shard is None else read_share(shard))
+    if check:
+        return _checked(console, recipe, report)
+    if dry_run:
+        return _described(console, prepare(recipe), choice)
+    with alone(recipe, choice.share):
+        return _run(console, recipe, choice, jobs, address if on == "ray" else None, on, report)
 
-    steps = command_lines(read_recipe(recipe), app, recipe)
-    results = []
-    for number, step in enumerate(steps, 1):
-        words = [*step.arguments, *(["--quiet"] if console.quiet else [])]
-        console.note(f"step {number} of {len(steps)}: {step.name}")
-        console.note("$ " + shlex.join(["flexswitch", *words]))
+
+def _run(
+    console: Console, recipe: Path, choice: "Choice", jobs: int, address: str | None, on: str,
+    report: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    from flexswitch.cli.run_progress import watch
+    from flexswitch.recipes.engines import make_engine, room
+    from flexswitch.recipes.report import write_report
+    from flexswitch.recipes.run import prepare, run, select
+
+    prepared = prepare(recipe)
+    for note in prepared.graph.plan.notes:
+        console.note(note)
+    tasks = select(prepared, choice)
+    engine = make_engine(on, jobs, address, prepared.digests)
+    with watch(console, prepared, tasks) as watcher:
         try:
-            with contextlib.redirect_stdout(sys.stderr if console.as_json else sys.stdout):
-                document = app(words, standalone_mode=False)
-        except typer.TyperException as error:
-            problem = error.format_message().replace("Value error, ", "")
-            raise InputError(f"{recipe}: step '{step.name}': {problem}") from error
-        if document == ExitStatus.INTERRUPTED:
-            raise KeyboardInterrupt
-        check_expectations(step, document, recipe)
-        results.append({"name": step.name, "arguments": words, "result": document})
-    return console.result({"recipe": str(recipe), "steps": results}, f"{recipe}: {len(steps)} steps done")
+            outcome = run(prepared, tasks, choice, engine, room(engine), watcher)
+        except KeyboardInterrupt:
+            console.note(f"{watcher.done} of {len(tasks)} steps are done; the same command does the others")
+            raise
+    if report is not None:
+        write_report(report, prepared, outcome)
+    return _finished(console, prepared, outcome)
+
+
+def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dict[str, Any]:
+    """Prints what became of the steps, or raises what the first failure is."""
+    from flexswitch.recipes.report import steps_document
+    from flexswitch.recipes.run import failure_of
+
+    document = steps_document(prepared, outcome)
+    if (failure := failure_of(prepared, outcome)) is not None:
+        if console.as_json:
+            console.result(document)
+        raise failure
+    count = Counter(step["status"] for step in document["steps"])
+    closing = f"{document['recipe']}: {count['done']} steps done, {count['unchanged']} had been done before"
+    return console.result(document, closing + (f", {count['waiting']} left" if count["waiting"] else ""))
+
+
+def _checked(console: Console, recipe: Path, report: Path | None) -> dict[str, Any]:
+    from flexswitch.codecs.errors import ExpectationError
+    from flexswitch.recipes.report import write_report
+    from flexswitch.recipes.run import check, prepare
+    from flexswitch.recipes.schedule import Outcome
+
+    prepared = prepare(recipe, from_lock_alone=True)
+    wrong = check(prepared)
+    if report is not None:
+        write_report(report, prepared, Outcome())
+    if wrong:
+        for line in wrong[1:]:
+            console.note(line)
+        more = f", and {len(wrong) - 1} other steps" if wrong[1:] else ""
+        raise ExpectationError(
+            f"{recipe}: not as its lock says: step {wrong[0]}{more}; run it and commit the lock"
+        )
+    document = {"recipe": str(recipe), "steps": len(prepared.steps), "ok": True}
+    return console.result(document, f"{recipe}: all {len(prepared.steps)} steps are as its lock says")
+
+
+def _described(console: Console, prepared: "Prepared", choice: "Choice") -> dict[str, Any]:
+    from flexswitch.recipes.run import select
+
+    tasks = select(prepared, choice)
+    steps, lines = [], []
+    for number, step in enumerate(prepared.steps):
+        reason = prepared.state.reasons.get(number, "--force" if choice.force else "it is done")
+        runs = number in tasks
+        steps.append({"name": step.name, "command": step.line, "runs": runs, "reason": reason})
+        if runs:
+            lines += [f"run '{step.name}': {reason}", f"    {step.line}"]
+    closing = f"{len(tasks)} of {len(steps)} steps would run"
+    return console.result({"recipe": str(prepared.graph.plan.source), "steps": steps}, *lines, closing)
+
+
+def _written(console: Console, schema: bool, name: str | None, target: Path | None) -> dict[str, Any]:
+    """Prints the schema, or writes a recipe to begin with."""
+    from flexswitch.recipes.starting import recipe_schema, write_recipe
+
+    if schema or name is None:
+        import json
+
+        document = recipe_schema()
+        return console.result(document, json.dumps(document, indent=1))
+    path = write_recipe(name, target or Path(f"{name}.yaml"))
+    return console.result({"recipe": str(path)}, f"{path}: edit it, then run: flexswitch run {path}")

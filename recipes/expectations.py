@@ -1,25 +1,24 @@
 """Checks the figures of a step's result against the bounds that a recipe expects."""
 
-from pathlib import Path
 from typing import Any
 
 from flexswitch.codecs.errors import ExpectationError, InputError, unknown_name
-from flexswitch.recipes.recipe import Bound, CommandLine
+from flexswitch.recipes.plan import PlannedStep
+from flexswitch.recipes.recipe import Bound
 
 
-def check_expectations(step: CommandLine, document: dict[str, Any], source: Path) -> None:
+def check_expectations(step: PlannedStep, result: dict[str, Any]) -> None:
     """Raises: ExpectationError where a figure of a step's result is outside its bound; InputError."""
     for path, bound in step.expect.items():
-        where = f"{source}: step '{step.name}'"
-        found: Any = document
+        found: Any = result
         for key in path.split("/"):
             if not isinstance(found, dict) or key not in found:
                 known = found if isinstance(found, dict) else ()
-                raise InputError(f"{where}: {unknown_name('figure', key, known)}")
+                raise InputError(unknown_name("figure", key, known))
             found = found[key]
-        for holds, expected in _comparisons(found, bound, f"{where}: {path}"):
+        for holds, expected in _comparisons(found, bound, path):
             if not holds:
-                raise ExpectationError(f"{where}: {path} is {found}, expected {expected}")
+                raise ExpectationError(f"{path} is {found}, expected {expected}")
 
 
 def _comparisons(found: Any, bound: Bound, where: str) -> list[tuple[bool, str]]:

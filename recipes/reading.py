@@ -1,5 +1,6 @@
 """Reads the YAML of recipes: texts, numbers, true, false and null, in lists and under keys that are texts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ MOST_BYTES = 1_000_000
 MOST_VALUES = 100_000
 _LARGEST_DIGITS = 18
 _TAG = "tag:yaml.org,2002:"
-_NOT_RESOLVED = (f"{_TAG}timestamp", f"{_TAG}merge")
+_NOT_RESOLVED = (f"{_TAG}timestamp", f"{_TAG}merge", f"{_TAG}bool")
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,11 +44,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_yaml_int(node)
 
 
-# Without dates and merged keys (<<), which are then texts.
+# Without dates and merged keys (<<), which are then texts; true and false are YAML 1.2's, where no is a text.
 _Loader.yaml_implicit_resolvers = {
     first: [resolver for resolver in resolvers if resolver[0] not in _NOT_RESOLVED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"true|false"), list("tf"))
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 
 

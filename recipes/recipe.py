@@ -1,18 +1,18 @@
 """Recipes: YAML files of named steps, each a subcommand with its inputs and options."""
 
-import itertools
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-import typer.main
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     FiniteFloat,
     PlainValidator,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -35,15 +35,40 @@ def _scalar(value: object) -> Scalar:
 
 def _option(value: object) -> object:
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    if not all(map(_is_scalar, entries)):
+    if value is not None and not all(map(_is_scalar, entries)):
         raise ValueError("a text, a number, true or false, or a list or a mapping of those")
     return value
 
 
-def _one_name_with_values(value: dict[str, list[str]]) -> dict[str, list[str]]:
-    if len(value) > 1 or [] in value.values():
-        raise ValueError("one name with a list of at least one value")
+def _values(value: object) -> object:
+    if isinstance(value, dict) and list(value) == ["glob"] and isinstance(value["glob"], str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return value
+    raise ValueError("a list of at least one text, or {glob: PATTERN}")
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, dict) or not value:
+        raise ValueError("names with their values")
+    for name, values in value.items():
+        if name == "table":
+            if not isinstance(values, str):
+                raise ValueError("a file of comma-separated values behind 'table'")
+            continue
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError("names of letters, digits and '_'")
+        _values(values)
     return value
+
+
+def _size(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+        raise ValueError("a size such as 8GB")
+    return value
+
+
+Options = dict[str, Annotated[Any, AfterValidator(_option)]]
 
 
 class _Record(BaseModel):
@@ -64,34 +89,45 @@ class Bound(_Record):
         return self
 
 
+class Needs(_Record):
+    """What a step takes of a machine: processor cores, GPUs, and memory as a size such as 8GB."""
+
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    memory: Annotated[str | None, AfterValidator(_size)] = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in bytes, 0 where none is named."""
+        return 0 if self.memory is None else int(TypeAdapter(ByteSize).validate_python(self.memory))
+
+
 class Step(_Record):
     """One subcommand.
 
-    foreach repeats the step for each value of a name, which replaces {name} in every text of the
-    step; expect maps the path of a figure in the step's result, its keys joined by '/', to its bound.
+    foreach repeats the step for each value of its names, which replace {name} in every text of the step;
+    expect maps the path of a figure in the step's result, its keys joined by '/', to its bound.
     """
 
     name: str
     command: str
     inputs: list[str] = []
-    options: dict[str, Annotated[Any, AfterValidator(_option)]] = {}
-    foreach: Annotated[dict[str, list[str]], AfterValidator(_one_name_with_values)] = {}
+    options: Options = {}
+    foreach: Annotated[dict[str, Any], PlainValidator(_names)] = {}
+    needs: Needs = Needs()
     expect: dict[str, Bound] = {}
 
 
 class Recipe(_Record):
-    """The content of a recipe file."""
+    """The content of a recipe file.
+
+    include: recipes whose steps come before these. defaults: options of every step whose command has them.
+    """
 
     version: Literal[1]
+    include: list[str] = []
+    defaults: Options = {}
     steps: Annotated[list[Step], Field(min_length=1)]
-
-
-class CommandLine(_Record):
-    """A step's name, its words after `flexswitch`, and the bounds of its result."""
-
-    name: str
-    arguments: list[str]
-    expect: dict[str, Bound]
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -101,61 +137,6 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as reason:
         raise InputError(f"{path}: {_describe(reason, document)}") from reason
-
-
-def command_lines(recipe: Recipe, app: typer.Typer, source: Path) -> list[CommandLine]:
-    """Returns the recipe's steps as command lines, all checked against the subcommands' options.
-
-    Raises: InputError naming the step, and the nearest known subcommand or option.
-    """
-    commands = {name: command for name, command in _commands(app).items() if name != "run"}
-    lines = []
-    for step in recipe.steps:
-        where = f"{source}: step '{step.name}'"
-        if step.command not in commands:
-            raise InputError(f"{where}: {unknown_name('subcommand', step.command, commands)}")
-        known = sorted(
-            option.removeprefix("--") for option in commands[step.command] if option.startswith("--")
-        )
-        for option in step.options:
-            if option not in known:
-                raise InputError(f"{where}: {unknown_name(f'option of {step.command}', option, known)}")
-        lines += [_command_line(step, values) for values in _combinations(step)]
-    return lines
-
-
-def _commands(app: typer.Typer) -> dict[str, list[str]]:
-    """Returns each subcommand's option names."""
-    group: Any = typer.main.get_command(app)
-    return {
-        name: [option for parameter in command.params for option in parameter.opts]
-        for name, command in group.commands.items()
-    }
-
-
-def _combinations(step: Step) -> list[dict[str, str]]:
-    names = list(step.foreach)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*step.foreach.values())]
-
-
-def _command_line(step: Step, values: dict[str, str]) -> CommandLine:
-    def fill(value: Scalar) -> str:
-        text = str(value)
-        for name, replacement in values.items():
-            text = text.replace("{" + name + "}", replacement)
-        return text
-
-    words = [step.command, *map(fill, step.inputs)]
-    for option, value in step.options.items():
-        if isinstance(value, bool):
-            words += [f"--{option}"] if value else []
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                words += [f"--{option}", f"{fill(key)}={fill(entry)}"]
-        else:
-            for entry in value if isinstance(value, list) else [value]:
-                words += [f"--{option}", fill(entry)]
-    return CommandLine(name=fill(step.name), arguments=words, expect=step.expect)
 
 
 # What a recipe must hold in place of a wrong value, by the type of pydantic's error.
@@ -177,21 +158,23 @@ def _describe(error: ValidationError, document: Any) -> str:
     if first["type"] == "extra_forbidden":
         record: type[BaseModel] = Recipe
         if where:
-            record = Bound if "expect" in keys else Step
+            inner: dict[str, type[BaseModel]] = {"expect": Bound, "needs": Needs}
+            record = inner.get(keys[0], Step) if keys[1:] else Step
         inside = f" in '{'/'.join(keys[:-1])}'" if keys[:-1] else ""
         return f"{where}{unknown_name('key', keys[-1], record.model_fields)}{inside}"
     if first["type"] == "missing":
         return f"{where}lacks the key '{'/'.join(keys)}'"
     context = first.get("ctx", {})
-    expected = _EXPECTED.get(first["type"]) or str(context.get("error") or context["expected"])
+    expected = _EXPECTED.get(first["type"]) or str(context.get("error") or context.get("expected"))
+    expected = f"{context['ge']} or more" if "ge" in context else expected
     named = f"'{'/'.join(keys)}'" if keys else "the step" if where else "the recipe"
     return f"{where}{named} is {_shown(first['input'])}, expected {expected}"
 
 
 def _place(location: tuple[int | str, ...], document: Any) -> tuple[str, list[str]]:
     """Returns the step, as "step 2, 'pack': " or nothing, and the keys that lead to a value in it."""
-    if len(location) < 2:
-        return "", list(map(str, location))
+    if len(location) < 2 or location[0] != "steps":
+        return "", [f"{part + 1}" if isinstance(part, int) else part for part in location]
     number = int(location[1])
     step = document["steps"][number]
     name = step.get("name") if isinstance(step, dict) else None

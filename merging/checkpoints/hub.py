@@ -9,12 +9,15 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from flexswitch.codecs.errors import InputError
+
+Answer = TypeVar("Answer")
 
 _NAME = r"\w(?:[\w.-]{0,94}\w)?"
 HUB_ID = re.compile(
@@ -58,6 +61,32 @@ def download_checkpoint(hub_id: str) -> Path:
         InputError: repository, revision, access or weights are missing, or the download broke off.
         OSError: the cache cannot be written: disk full, not permitted.
     """
+    return _asked(hub_id, _download)
+
+
+def resolve_commit(hub_id: str) -> str:
+    """Returns the commit that `org/name` or `org/name@revision` stands for now; offline, that of the cache.
+
+    Raises: InputError as `download_checkpoint` does.
+    """
+    return _asked(hub_id, _commit)
+
+
+def _commit(repo: str, revision: str | None, endpoint: str) -> str:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        api = HfApi(endpoint=endpoint)
+        info = api.model_info(repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    except OfflineModeIsEnabled:
+        options: dict[str, Any] = {"revision": revision, "endpoint": endpoint, "allow_patterns": []}
+        return Path(snapshot_download(repo, local_files_only=True, **options)).name
+    return str(info.sha)
+
+
+def _asked(hub_id: str, ask: Callable[[str, str | None, str], Answer]) -> Answer:
+    """Returns what the hub answers on a repository and revision. Raises: InputError, OSError."""
     from huggingface_hub import constants
 
     if (match := HUB_ID.fullmatch(hub_id)) is None:
@@ -65,7 +94,7 @@ def download_checkpoint(hub_id: str) -> Path:
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     try:
         with _warnings_silenced():
-            return _download(match["repo"], match["revision"], endpoint)
+            return ask(match["repo"], match["revision"], endpoint)
     except InputError:
         raise
     except Exception as error:  # those of huggingface_hub, httpx and hf_xet share no other ancestor

@@ -47,6 +47,8 @@ Changed = Annotated[str | Path, Access("changes")]
 def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
     """Returns a command that checks its arguments against their annotations before it starts.
 
+    Its attribute `check` is a function that only checks them.
+
     Raises: UsageError naming an argument of another type or outside its range.
     """
 
@@ -59,8 +61,7 @@ def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
         config = ConfigDict(arbitrary_types_allowed=True)
         return create_model(command.__name__, __config__=config, **fields)
 
-    @functools.wraps(command)
-    def run(*positional: Parameters.args, **named: Parameters.kwargs) -> Made:
+    def check(*positional: Parameters.args, **named: Parameters.kwargs) -> dict[str, Any]:
         arguments = inspect.signature(command).bind(*positional, **named).arguments
         try:
             found = model().model_validate(arguments)
@@ -69,10 +70,14 @@ def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
             raise UsageError(
                 f"{command.__name__}: {first['loc'][0]}={first['input']!r}: {first['msg'].lower()}"
             ) from error
-        values = {name: getattr(found, name) for name in arguments}
-        call: Callable[..., Made] = command
-        return call(**values)
+        return {name: getattr(found, name) for name in arguments}
 
+    @functools.wraps(command)
+    def run(*positional: Parameters.args, **named: Parameters.kwargs) -> Made:
+        call: Callable[..., Made] = command
+        return call(**check(*positional, **named))
+
+    run.check = check  # type: ignore[attr-defined]
     return run
 
 

@@ -22,7 +22,8 @@ class Method:
     """One method: its name, its function as "module:function", what it needs, and where it is published.
 
     The function's keyword-only arguments are the method's settings. A merge that needs only the task vectors
-    reads them once, block by block; statistics take further readings, whole tensors their memory.
+    reads them once, block by block; statistics take further readings, whole tensors their memory. version:
+    changes when the same input and settings give other bytes, and never otherwise; a recipe's lock has it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     needs: tuple[Need, ...]
     source: str
     tasks: tuple[int, int | None] = (1, None)  # how few and how many a merge takes
+    version: int = 1
 
     def load(self) -> Callable[..., Any]:
         """Returns the method's function."""

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from support.commands import files_below
 
-from flexswitch.cli.main import app
-from flexswitch.recipes.recipe import command_lines, read_recipe
+from flexswitch.recipes.graph import make_graph
+from flexswitch.recipes.plan import make_plan
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
@@ -53,12 +53,24 @@ def test_a_recipe_prints_one_json_document(models, flexswitch):
     assert document["steps"][2]["result"]["output"] == "zoo"
 
 
-def test_a_recipe_stops_at_the_first_failure_with_its_status(models, flexswitch):
+def test_a_missing_input_is_found_before_the_first_step(models, flexswitch):
     (models / "blue.safetensors").unlink()
-    (models / "recipe.yaml").write_text(RECIPE.replace("blue.safetensors", "./blue.safetensors"))
+    (models / "recipe.yaml").write_text(RECIPE)
+    outcome = flexswitch("run", "recipe.yaml")
+    expected = "recipe.yaml: step 'compress blue': blue.safetensors: no such file or folder, and no step writes it"
+    assert (outcome.status, outcome.error) == (1, expected)
+    assert not (models / "red.fsw").exists()
+
+
+def test_a_recipe_stops_at_the_first_failure_with_its_status_and_names_the_log(models, flexswitch):
+    (models / "blue.safetensors").write_bytes(b"damaged")
+    (models / "recipe.yaml").write_text(RECIPE)
     outcome = flexswitch("run", "recipe.yaml")
     assert outcome.status == 1
-    assert outcome.error.startswith("blue.safetensors: no such file or directory")
+    assert outcome.error.startswith("recipe.yaml: step 'compress blue': blue.safetensors: ")
+    log = "recipe.logs/0002-compress-blue.log"
+    assert outcome.error.endswith(f"(log: {log}); 1 steps were left out")
+    assert "blue.safetensors" in (models / log).read_text()
     assert "zoo" not in files_below(models)
 
 
@@ -75,7 +87,10 @@ def test_an_expectation_that_is_not_met_ends_with_status_4(models, flexswitch, o
     outcome = flexswitch("run", "recipe.yaml")
     zoo = json.loads((models / "zoo" / "zoo.json").read_text())["tasks"]["red"]
     found = 8 * zoo["size"] / zoo["parameters"]
-    assert (outcome.status, outcome.error) == (4, f"recipe.yaml: step 'pack': {message.format(found)}")
+    assert outcome.status == 4
+    assert outcome.error.startswith(f"recipe.yaml: step 'pack': {message.format(found)} (log: ")
+    again = flexswitch("run", "recipe.yaml")
+    assert (again.status, again.error) == (4, f"recipe.yaml: step 'pack': {message.format(found)}")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +136,8 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(models, flexswitch, old,
 def test_a_step_with_a_wrong_value_is_named(models, flexswitch):
     (models / "recipe.yaml").write_text(RECIPE.replace("output: zoo}", "output: zoo, effort: huge}"))
     outcome = flexswitch("run", "recipe.yaml")
-    expected = "Invalid value for '--effort': 'huge' is not one of 'fast', 'small'."
-    assert (outcome.status, outcome.error) == (1, f"recipe.yaml: step 'pack': {expected}")
+    expected = "recipe.yaml: step 'pack': no effort is named 'huge'"
+    assert (outcome.status, outcome.error[: len(expected)]) == (1, expected)
 
 
 def test_an_interrupt_ends_the_recipe(models):
@@ -145,7 +160,7 @@ def test_a_missing_recipe(models, flexswitch):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_of_ours_is_valid_and_says_how_it_is_run(path):
-    assert command_lines(read_recipe(path), app, path)
+    assert make_graph(make_plan(path)).order
     assert path.read_text().startswith(f"# flexswitch run recipes/{path.name}\n")
 
 
@@ -154,9 +169,10 @@ def test_numbers_and_switches_become_options(tmp_path):
         {
             "name": "a",
             "command": "pack",
-            "options": {"add": True, "overwrite": False, "codec": "raw", "remove": ["x", "y"]},
+            "options": {"output": "z", "add": True, "codec": "raw", "remove": ["x", "y"]},
         }
     ]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"version": 1, "steps": steps}))
-    (line,) = command_lines(read_recipe(tmp_path / "recipe.yaml"), app, tmp_path)
-    assert line.arguments == ["pack", "--add", "--codec", "raw", "--remove", "x", "--remove", "y"]
+    (step,) = make_plan(tmp_path / "recipe.yaml").steps
+    assert step.line == "flexswitch pack --output z --add --codec raw --remove x --remove y"
+    assert (step.writes, step.changes) == ((), ("z",))

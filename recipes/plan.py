@@ -1,0 +1,200 @@
+"""Plans a recipe: its steps, one for each repetition, with what each reads and writes."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from flexswitch.codecs.errors import InputError, unknown_name
+from flexswitch.recipes.commands import (
+    arguments_of,
+    command_line,
+    get_command,
+    paths_of,
+)
+from flexswitch.recipes.foreach import combinations, fill, matching_files
+from flexswitch.recipes.recipe import Bound, Needs, Recipe, Step, read_recipe
+
+_WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One call of a command.
+
+    template: the name in the recipe, before {name} is replaced. line: its command line. reads, writes,
+    changes: normal paths, as far as they are local; what is changed is in neither of the others.
+    """
+
+    name: str
+    template: str
+    command: str
+    arguments: dict[str, Any]
+    line: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    changes: tuple[str, ...]
+    needs: Needs = field(default_factory=Needs)
+    expect: dict[str, Bound] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The paths that are other ones after the step."""
+        return self.writes + self.changes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in the recipe's order, and notes for the user."""
+
+    source: Path
+    steps: list[PlannedStep]
+    notes: list[str]
+
+
+def make_plan(source: Path) -> Plan:
+    """Returns the plan of a recipe. Raises: InputError naming the step and what is wrong with it."""
+    drafts = []
+    for file, recipe in _with_included(source, ()):
+        _check_defaults(recipe, file)
+        drafts += [draft for step in recipe.steps for draft in _drafts(step, recipe, file)]
+    _check_names(drafts, source)
+    made: dict[str, list[str]] = {}  # folder → paths written there; what inputs with * may stand for
+    for draft in drafts:
+        for path in draft.outputs():
+            made.setdefault(os.path.dirname(path), []).append(path)
+    notes: list[str] = []
+    steps = [draft.planned(made, notes) for draft in drafts]
+    return Plan(source, steps, list(dict.fromkeys(notes)))
+
+
+def is_pattern(text: str) -> bool:
+    """Returns whether an input holds a wildcard."""
+    return not _WILD.isdisjoint(text)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A step whose inputs may still hold patterns."""
+
+    step: Step
+    name: str
+    inputs: list[str]
+    options: dict[str, Any]
+    values: dict[str, str]
+    where: str
+
+    def outputs(self) -> list[str]:
+        """Returns the paths that the step writes."""
+        with_inputs = self.inputs or ["-"]
+        _, writes, changes = _paths(self.step.command, with_inputs, self.options, self.where)
+        return [path for path in writes + changes if not is_pattern(path)]
+
+    def planned(self, made: dict[str, list[str]], notes: list[str]) -> PlannedStep:
+        """Returns the step with its patterns replaced by paths. Raises: InputError."""
+        try:
+            inputs = [path for text in self.inputs for path in _expanded(text, made, notes)]
+            command = get_command(self.step.command)
+            arguments = arguments_of(command, inputs, self.options)
+        except InputError as reason:
+            raise InputError(f"{self.where}{reason}") from reason
+        reads, writes, changes = (tuple(map(_normal, each)) for each in paths_of(command, arguments))
+        return PlannedStep(
+            self.name, self.step.name, self.step.command, arguments,
+            command_line(command, inputs, self.options), reads, writes, changes, self.step.needs,
+            {fill(figure, self.values): bound for figure, bound in self.step.expect.items()},
+        )  # fmt: skip
+
+
+def _drafts(step: Step, recipe: Recipe, source: Path) -> Iterator[_Draft]:
+    where = f"{source}: step '{step.name}': "
+    try:
+        command = get_command(step.command)
+        options = {key: value for key, value in recipe.defaults.items() if key in command.options}
+        options = {key: each for key, each in (options | step.options).items() if each is not None}
+        for values in combinations(step.foreach):
+            name = fill(step.name, values)
+            yield _Draft(
+                step, name, fill(step.inputs, values), fill(options, values), values,
+                f"{source}: step '{name}': ",
+            )  # fmt: skip
+    except InputError as reason:
+        raise InputError(f"{where}{reason}") from reason
+
+
+def _check_names(drafts: list[_Draft], source: Path) -> None:
+    """Raises: InputError where two steps have one name, since the lock has a record for each name."""
+    seen: set[str] = set()
+    for draft in drafts:
+        if draft.name in seen:
+            advice = (
+                "put the values of foreach into the name, as {task}" if draft.step.foreach else "rename one"
+            )
+            raise InputError(f"{source}: two steps are named '{draft.name}'; {advice}")
+        seen.add(draft.name)
+
+
+def _with_included(source: Path, outer: tuple[Path, ...]) -> Iterator[tuple[Path, Recipe]]:
+    """Yields the recipes that a recipe includes, and then itself. Raises: InputError on a circle."""
+    if source.resolve() in outer:
+        raise InputError(f"{source}: includes itself; leave that out of 'include'")
+    recipe = read_recipe(source)
+    for path in recipe.include:
+        yield from _with_included(Path(path), (*outer, source.resolve()))
+    yield source, recipe
+
+
+def _check_defaults(recipe: Recipe, source: Path) -> None:
+    """Raises: InputError on a default that is an option of no step's command."""
+    known = sorted({option for step in recipe.steps for option in get_command(step.command).options})
+    for option in recipe.defaults:
+        if option not in known:
+            raise InputError(f"{source}: in 'defaults': {unknown_name('option', option, known)}")
+
+
+def _paths(command: str, inputs: list[str], options: dict[str, Any], where: str) -> Any:
+    try:
+        found = get_command(command)
+        return [list(map(_normal, each)) for each in paths_of(found, arguments_of(found, inputs, options))]
+    except InputError as reason:
+        raise InputError(f"{where}{reason}") from reason
+
+
+def _expanded(text: str, made: dict[str, list[str]], notes: list[str]) -> list[str]:
+    """Returns the paths that an input stands for: outputs of steps, else files that exist.
+
+    Raises: InputError where it stands for none.
+    """
+    if not is_pattern(text):
+        return [text]
+    folder, pattern = os.path.split(_normal(text))
+    folders = [folder] if not is_pattern(folder) else [each for each in made if _matches(each, folder)]
+    found = [
+        path
+        for each in folders
+        for path in made.get(each, [])
+        if fnmatchcase(os.path.basename(path), pattern)
+    ]
+    files = matching_files(text)
+    if not found:
+        if not files:
+            raise InputError(f"'{text}' matches no output of a step and no file")
+        return files
+    if others := sorted({_normal(path) for path in files} - set(found)):
+        notes.append(f"'{text}' takes what steps of this recipe write; left out are {_named(others)}")
+    return sorted(set(found))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, patterns = path.split(os.sep), pattern.split(os.sep)
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _named(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} others" if len(paths) > 3 else "")
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath(os.path.expanduser(path))
