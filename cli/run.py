@@ -10,8 +10,10 @@ from flexswitch.cli.command import command
 from flexswitch.cli.console import Console
 
 if TYPE_CHECKING:
-    from flexswitch.recipes.run import Choice, Prepared
+    from flexswitch.recipes.graph import Graph
+    from flexswitch.recipes.prepared import Prepared
     from flexswitch.recipes.schedule import Outcome
+    from flexswitch.recipes.selection import Choice
 
 
 @command
@@ -78,7 +80,10 @@ def run(
     Example: flexswitch run --init zoo
     """
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.recipes.run import Choice, alone, prepare
+    from flexswitch.recipes.prepared import prepare, read_graph
+    from flexswitch.recipes.report import check_report
+    from flexswitch.recipes.run import alone
+    from flexswitch.recipes.selection import Choice
     from flexswitch.recipes.shares import read_share
 
     if schema or init is not None:
@@ -88,28 +93,37 @@ def run(
     if sum((check, dry_run, force)) > 1:
         raise UsageError("give one of --check, --dry-run and --force")
     choice = Choice(force, only or [], keep_going, frozen, None if shard is None else read_share(shard))
+    graph = read_graph(recipe)
+    if report is not None:
+        check_report(report)
     if check:
-        return _checked(console, recipe, report)
+        return _checked(console, graph, report)
     if dry_run:
-        return _described(console, prepare(recipe), choice)
+        return _described(console, prepare(graph), choice)
     with alone(recipe, choice.share):
-        return _run(console, recipe, choice, jobs, address if on == "ray" else None, on, report)
+        return _run(console, graph, choice, (on, jobs, address), report)
 
 
 def _run(
-    console: Console, recipe: Path, choice: "Choice", jobs: int, address: str | None, on: str,
+    console: Console,
+    graph: "Graph",
+    choice: "Choice",
+    place: tuple[str, int, str | None],
     report: Path | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
+    """Runs what is to run. place: the kind of engine, the number of steps at once, the cluster's address."""
     from flexswitch.cli.run_progress import watch
     from flexswitch.recipes.engines import make_engine, room
+    from flexswitch.recipes.prepared import prepare
     from flexswitch.recipes.report import write_report
-    from flexswitch.recipes.run import prepare, run, select
+    from flexswitch.recipes.run import run
+    from flexswitch.recipes.selection import select
 
-    prepared = prepare(recipe)
+    prepared = prepare(graph)
     for note in prepared.graph.plan.notes:
         console.note(note)
     tasks = select(prepared, choice)
-    engine = make_engine(on, jobs, address, prepared.digests)
+    engine = make_engine(*place, prepared.digests)
     with watch(console, prepared, tasks) as watcher:
         try:
             outcome = run(prepared, tasks, choice, engine, room(engine), watcher)
@@ -136,13 +150,13 @@ def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dic
     return console.result(document, closing + (f", {count['waiting']} left" if count["waiting"] else ""))
 
 
-def _checked(console: Console, recipe: Path, report: Path | None) -> dict[str, Any]:
+def _checked(console: Console, graph: "Graph", report: Path | None) -> dict[str, Any]:
     from flexswitch.codecs.errors import ExpectationError
+    from flexswitch.recipes.prepared import check, prepare
     from flexswitch.recipes.report import write_report
-    from flexswitch.recipes.run import check, prepare
     from flexswitch.recipes.schedule import Outcome
 
-    prepared = prepare(recipe, from_lock_alone=True)
+    recipe, prepared = graph.plan.source, prepare(graph, from_lock_alone=True)
     wrong = check(prepared)
     if report is not None:
         write_report(report, prepared, Outcome())
@@ -158,7 +172,7 @@ def _checked(console: Console, recipe: Path, report: Path | None) -> dict[str, A
 
 
 def _described(console: Console, prepared: "Prepared", choice: "Choice") -> dict[str, Any]:
-    from flexswitch.recipes.run import select
+    from flexswitch.recipes.selection import select
 
     tasks = select(prepared, choice)
     steps, lines = [], []

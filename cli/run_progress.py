@@ -14,7 +14,7 @@ from flexswitch.cli.printable import printable
 
 if TYPE_CHECKING:
     from flexswitch.recipes.execute import Task
-    from flexswitch.recipes.run import Prepared
+    from flexswitch.recipes.prepared import Prepared
     from flexswitch.recipes.step_run import Event
 
 

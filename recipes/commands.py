@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from functools import cache, cached_property
 from typing import Any, get_args, get_origin
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.format.records import TASK_NAME
 
 # Options that do not change the bytes of an output; they are no part of what a step is.
 WITHOUT_EFFECT = ("jobs", "memory", "overwrite", "resume", "checkpoint-every", "lock-timeout")
-_RENAMED = {"set": "settings"}
+_RENAMED = {"set": "settings", "weight": "weights"}
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,17 @@ def paths_of(command: Command, arguments: Mapping[str, Any]) -> tuple[list[str],
             kind = "changes" if any(arguments.get(each) for each in access.changed_with) else access.kind
             entries = value.values() if isinstance(value, dict) else value
             entries = [entries] if isinstance(entries, str) else list(entries or ())
-            found[kind] += [each for each in entries if str(each).endswith(access.suffix)]
+            paths = [_path(each) if access.named else each for each in entries]
+            found[kind] += [each for each in paths if str(each).endswith(access.suffix)]
             break
     reads, writes, changes = (list(dict.fromkeys(each)) for each in found.values())
     return reads, writes, changes
+
+
+def _path(text: str) -> str:
+    """Returns the path of TASK=PATH, or else the text."""
+    name, equals, path = text.partition("=")
+    return path if equals and re.fullmatch(TASK_NAME, name) else text
 
 
 def command_line(command: Command, inputs: list[str], options: Mapping[str, Any]) -> str:

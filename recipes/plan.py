@@ -9,6 +9,7 @@ from typing import Any
 
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.recipes.commands import (
+    COMMANDS,
     arguments_of,
     command_line,
     get_command,
@@ -148,7 +149,8 @@ def _with_included(source: Path, outer: tuple[Path, ...]) -> Iterator[tuple[Path
 
 def _check_defaults(recipe: Recipe, source: Path) -> None:
     """Raises: InputError on a default that is an option of no step's command."""
-    known = sorted({option for step in recipe.steps for option in get_command(step.command).options})
+    used = {step.command for step in recipe.steps} & COMMANDS.keys()
+    known = sorted({option for name in used for option in COMMANDS[name].options})
     for option in recipe.defaults:
         if option not in known:
             raise InputError(f"{source}: in 'defaults': {unknown_name('option', option, known)}")

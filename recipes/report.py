@@ -10,7 +10,7 @@ from flexswitch.codecs.errors import ExpectationError, FlexswitchError, UsageErr
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.recipes.expectations import check_expectations
 from flexswitch.recipes.lock import StepRecord
-from flexswitch.recipes.run import Prepared
+from flexswitch.recipes.prepared import Prepared
 from flexswitch.recipes.schedule import Outcome
 
 _SUFFIXES = (".json", ".xml", ".md")

@@ -3,110 +3,29 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from flexswitch.codecs.errors import ExitStatus, ExpectationError, FlexswitchError, InputError
-from flexswitch.recipes.commands import check_arguments, get_command
-from flexswitch.recipes.digests import Digests
 from flexswitch.recipes.engine import Engine
-from flexswitch.recipes.execute import Task, check_outputs
+from flexswitch.recipes.execute import Task
 from flexswitch.recipes.expectations import check_expectations
-from flexswitch.recipes.graph import Graph, make_graph, share_of, steps_named
 from flexswitch.recipes.lock import (
     Lock,
     StepRecord,
     lock_file,
-    read_lock,
     read_step_file,
     step_file,
     write_lock,
 )
-from flexswitch.recipes.plan import PlannedStep, make_plan
+from flexswitch.recipes.plan import PlannedStep
+from flexswitch.recipes.prepared import Prepared
 from flexswitch.recipes.schedule import Outcome, Room, Rules, Watcher, run_tasks
-from flexswitch.recipes.state import State, examine, why_not
+from flexswitch.recipes.selection import Choice
+from flexswitch.recipes.state import why_not
 from flexswitch.recipes.step_run import log_file, log_folder
-from flexswitch.recipes.versions import differences, environment
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which steps a run does. share: its number and the number of shares."""
-
-    force: bool = False
-    only: list[str] = field(default_factory=list)
-    keep_going: bool = False
-    frozen: bool = False
-    share: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with what is known of its steps: their records, and why those are to run that are."""
-
-    graph: Graph
-    lock_path: Path
-    lock: Lock
-    records: Mapping[str, StepRecord]
-    pins: Mapping[str, str]
-    digests: Digests
-    state: State
-
-    @property
-    def steps(self) -> list[PlannedStep]:
-        """The steps in the recipe's order."""
-        return self.graph.plan.steps
-
-
-def prepare(recipe: Path, from_lock_alone: bool = False) -> Prepared:
-    """Returns a recipe and the state of its steps. Raises: InputError."""
-    graph, lock_path = make_graph(make_plan(recipe)), lock_file(recipe)
-    lock, digests = read_lock(lock_path), Digests()
-    records = dict(lock.steps)
-    if not from_lock_alone:
-        for step in graph.plan.steps:
-            place = step_file(step, lock_path)
-            if os.path.exists(place) and (found := read_step_file(place)) and found.record:
-                records[step.name] = found.record
-    pins = _pins(graph, lock)
-    state = examine(graph, records, digests, pins)
-    return Prepared(graph, lock_path, lock, records, pins, digests, state)
-
-
-def check(prepared: Prepared) -> list[str]:
-    """Returns what is not as the lock says, a line for each step; nothing where all is."""
-    found = []
-    for number, reason in prepared.state.reasons.items():
-        step, record = prepared.steps[number], prepared.lock.steps.get(prepared.steps[number].name)
-        line = f"'{step.name}': {reason}"
-        if record is not None and reason.endswith("is not what it wrote"):
-            line += f" ({differences(record.environment, environment(step))})"
-        found.append(line)
-    return found
-
-
-def select(prepared: Prepared, choice: Choice) -> dict[int, Task]:
-    """Returns the tasks of a run, all checked before the first begins. Raises: FlexswitchError."""
-    numbers = set(range(len(prepared.steps))) if choice.force else set(prepared.state.reasons)
-    if choice.only:
-        named = steps_named(prepared.graph.plan, choice.only)
-        numbers &= named
-        _check_only(prepared, numbers)
-    if choice.share is not None:
-        number, count = choice.share
-        shares = share_of(prepared.graph, count)
-        numbers = {each for each in numbers if shares[each] == number - 1}
-    if choice.frozen:
-        _check_frozen(prepared)
-    tasks = {number: _task(prepared, number, choice.force) for number in sorted(numbers)}
-    for number, task in tasks.items():
-        with _named(prepared, task.step):
-            _check_inputs(prepared, number)
-            check_arguments(get_command(task.step.command), task.step.arguments)
-            check_outputs(task.step, task.is_own)
-    return tasks
+from flexswitch.recipes.versions import differences
 
 
 def run(
@@ -168,70 +87,6 @@ def alone(recipe: Path, share: tuple[int, int] | None) -> Iterator[None]:
         raise InputError(f"{recipe}: another run of it is going on; wait for its end") from reason
 
 
-def _pins(graph: Graph, lock: Lock) -> dict[str, str]:
-    """Returns the commits of the hub ids that steps read, as the lock has them, or else asked for now."""
-    from flexswitch.merging.checkpoints.hub import is_hub_id, resolve_commit
-
-    found = {}
-    for step, sources in zip(graph.plan.steps, graph.sources, strict=True):
-        for path in step.reads:
-            if path in found or path in sources or not is_hub_id(path) or os.path.lexists(path):
-                continue
-            try:
-                found[path] = lock.hub.get(path) or resolve_commit(path)
-            except InputError as reason:
-                raise InputError(
-                    f"{graph.plan.source}: step '{step.name}': {path}: no such file or folder, and no step "
-                    f"writes it; from the hub: {reason}"
-                ) from reason
-    return found
-
-
-def _task(prepared: Prepared, number: int, force: bool) -> Task:
-    step = prepared.steps[number]
-    chain = [each for path in step.outputs for each in prepared.graph.writers[path]]
-    is_own = any(prepared.steps[each].name in prepared.records for each in chain)
-    is_own = is_own or os.path.exists(step_file(step, prepared.lock_path))
-    is_own = is_own or any(each != number for each in chain)
-    pins = {path: prepared.pins[path] for path in step.reads if path in prepared.pins}
-    redo = force or number in prepared.state.forced
-    return Task(number, step, prepared.lock_path, pins, is_own, redo)
-
-
-def _check_inputs(prepared: Prepared, number: int) -> None:
-    """Raises: InputError where a step reads something that neither exists nor is written by a step."""
-    step, graph = prepared.steps[number], prepared.graph
-    for path in (*step.reads, *step.changes):
-        if path in graph.sources[number] or path in prepared.pins or os.path.exists(path):
-            continue
-        if not graph.partly[number]:
-            raise InputError(f"{path}: no such file or folder, and no step writes it")
-
-
-def _check_only(prepared: Prepared, numbers: set[int]) -> None:
-    """Raises: InputError where a step of --only waits for another that is not done."""
-    for number in numbers:
-        waits = prepared.graph.before[number] & prepared.state.reasons.keys() - numbers
-        if waits:
-            first, step = prepared.steps[min(waits)].name, prepared.steps[number].name
-            raise InputError(f"--only '{step}': waits for '{first}', which is not done; give that too")
-
-
-def _check_frozen(prepared: Prepared) -> None:
-    """Raises: ExpectationError where a step, or what it reads, is not as in the lock."""
-    for number, step in enumerate(prepared.steps):
-        record = prepared.lock.steps.get(step.name)
-        reads: dict[str, str | None] = {}
-        for path in (*step.reads, *step.changes):
-            source = prepared.graph.sources[number].get(path)
-            if source is not None or path in step.changes:
-                reads[path] = record.reads.get(path) if record else None
-            else:
-                reads[path] = prepared.pins.get(path) or prepared.digests.of(path)
-        if (reason := why_not(step, record, reads)) is not None:
-            raise ExpectationError(f"--frozen: step '{step.name}' is not as in the lock: {reason}")
-
-
 def _finished(prepared: Prepared, choice: Choice) -> Callable[[int, Outcome], StepRecord | None]:
     """Returns a function that finds steps whose inputs turned out to be the same as before."""
 
@@ -289,11 +144,3 @@ def _write_lock(prepared: Prepared, outcome: Outcome, partial: bool) -> None:
         lock = f"{place}.lock"
         if os.path.exists(lock):
             os.unlink(lock)
-
-
-@contextmanager
-def _named(prepared: Prepared, step: PlannedStep) -> Iterator[None]:
-    try:
-        yield
-    except InputError as reason:
-        raise InputError(f"{prepared.graph.plan.source}: step '{step.name}': {reason}") from reason

@@ -16,12 +16,12 @@ from documents import Change, mutate_json
 from reader import Reader
 from safetensors.numpy import save_file
 
-from flexswitch.cli.main import app
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.commands.pack import pack
 from flexswitch.merging.models.examples import SUFFIXES, read_examples
-from flexswitch.recipes.recipe import command_lines, read_recipe
+from flexswitch.recipes.graph import make_graph
+from flexswitch.recipes.plan import make_plan
 
 # Recipes
 
@@ -39,10 +39,10 @@ def recipe_seeds(work: Path) -> Iterator[bytes]:
 
 
 def read_a_recipe(data: bytes, work: Path) -> None:
-    """Reads a recipe and makes its command lines."""
+    """Reads a recipe and makes the graph of its steps."""
     path = work / "fuzzed.yaml"
     path.write_bytes(data)
-    command_lines(read_recipe(path), app, path)
+    make_graph(make_plan(path))
 
 
 # Zoos

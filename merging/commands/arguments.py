@@ -31,12 +31,13 @@ class Access:
     """Marks an argument that holds a path, or several, by what the command does there.
 
     changed_with: the arguments with which a command that otherwise writes a new output changes what exists.
-    suffix: an argument's text is a path only where it ends so.
+    suffix: an argument's text is a path only where it ends so. named: it may be written as TASK=PATH.
     """
 
     kind: Literal["reads", "writes", "changes"]
     changed_with: tuple[str, ...] = ()
     suffix: str = ""
+    named: bool = False
 
 
 Input = Annotated[str | Path, Access("reads")]
@@ -44,10 +45,13 @@ Output = Annotated[str | Path, Access("writes")]
 Changed = Annotated[str | Path, Access("changes")]
 
 
-def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
+def checked(
+    command: Callable[Parameters, Made], further: Callable[..., object] | None = None
+) -> Callable[Parameters, Made]:
     """Returns a command that checks its arguments against their annotations before it starts.
 
-    Its attribute `check` is a function that only checks them.
+    Its attribute `check` is a function that only checks them, and calls `further` with those of the arguments
+    that this names.
 
     Raises: UsageError naming an argument of another type or outside its range.
     """
@@ -70,6 +74,8 @@ def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
             raise UsageError(
                 f"{command.__name__}: {first['loc'][0]}={first['input']!r}: {first['msg'].lower()}"
             ) from error
+        if further is not None:
+            further(**{name: getattr(found, name) for name in inspect.signature(further).parameters})
         return {name: getattr(found, name) for name in arguments}
 
     @functools.wraps(command)
@@ -79,6 +85,13 @@ def checked(command: Callable[Parameters, Made]) -> Callable[Parameters, Made]:
 
     run.check = check  # type: ignore[attr-defined]
     return run
+
+
+def checked_with(
+    further: Callable[..., object],
+) -> Callable[[Callable[Parameters, Made]], Callable[Parameters, Made]]:
+    """Returns the decorator `checked` with a function that checks how arguments fit together."""
+    return lambda command: checked(command, further)
 
 
 def selection(include: Sequence[str], exclude: Sequence[str], on_resize: Resize) -> Selection:

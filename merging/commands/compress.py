@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import check_output
@@ -20,7 +20,7 @@ from flexswitch.merging.commands.arguments import (
     Output,
     Positive,
     check_suffix,
-    checked,
+    checked_with,
     new_task_name,
     selection,
 )
@@ -37,7 +37,33 @@ from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorF
 PER_TASK = 100
 
 
-@checked
+class _Chosen(NamedTuple):
+    """The method, its settings, the options of a training and whether there is one, and the task's name."""
+
+    method: str
+    settings: dict[str, Any]
+    options: "_TrainingOptions"
+    trains: bool
+    task: str
+
+
+def _check(
+    output: str | Path, base: str | Path | None, method: str | None, settings: Mapping[str, Any] | None,
+    target_size: str | None, exemplars: str | Path | None, per_task: int, adapter: str | None, device: str,
+    checkpoint_every: int | None, name: str | None,
+) -> _Chosen:  # fmt: skip
+    """Returns what the options choose. Raises: UsageError."""
+    check_suffix(Path(output), ".fsw")
+    if method is None:
+        method = "t-switch" if exemplars is None and target_size is None else "flexswitch"
+    given = _sized(method, settings, target_size)
+    chosen = recorded(check_settings(get_method(method, "compression"), given))
+    options = _TrainingOptions(exemplars, per_task, adapter, device, checkpoint_every)
+    trains = options.check(method, chosen, base is not None)
+    return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)))
+
+
+@checked_with(_check)
 def compress(
     source: Input,
     output: Output,
@@ -68,15 +94,11 @@ def compress(
     each core. memory: bytes that tensors in progress may take. Raises: FlexswitchError.
     """
     output = Path(output)
-    check_suffix(output, ".fsw")
-    if method is None:
-        method = "t-switch" if exemplars is None and target_size is None else "flexswitch"
-    given = _sized(method, settings, target_size)
-    chosen = recorded(check_settings(get_method(method, "compression"), given))
-    options = _TrainingOptions(exemplars, per_task, adapter, device, checkpoint_every)
-    trains = options.check(method, chosen, base is not None)
+    method, chosen, options, trains, task = _check(
+        output, base, method, settings, target_size, exemplars, per_task, adapter, device, checkpoint_every,
+        name,
+    )  # fmt: skip
     check_output(output, overwrite)
-    task = new_task_name(name, output)
     vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize), reporter)
     inputs = options.inputs(checkpoint, vector, task) if trains and checkpoint else None
     file = options.checkpoint_file(output)

@@ -12,7 +12,7 @@ from flexswitch.merging.commands.arguments import (
     Output,
     StoredDtype,
     check_suffix,
-    checked,
+    checked_with,
     new_task_name,
     selection,
 )
@@ -21,7 +21,13 @@ from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile, write_task_vector
 
 
-@checked
+def _check(output: str | Path, name: str | None) -> str:
+    """Returns the task's name. Raises: UsageError."""
+    check_suffix(Path(output), SUFFIX)
+    return new_task_name(name, Path(output))
+
+
+@checked_with(_check)
 def extract(
     base: Input,
     finetuned: Input,
@@ -40,8 +46,7 @@ def extract(
     Raises: FlexswitchError.
     """
     output = Path(output)
-    check_suffix(output, SUFFIX)
-    task = new_task_name(name, output)
+    task = _check(output, name)
     check_choice("--dtype", dtype, StoredDtype)
     chosen = selection(include, exclude, on_resize)
     check_output(output, overwrite)

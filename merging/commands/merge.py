@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
@@ -15,12 +15,13 @@ from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
 from flexswitch.merging.commands.arguments import (
+    Access,
     Bytes,
     Input,
     Output,
     OutputDtype,
     Positive,
-    checked,
+    checked_with,
     selection,
 )
 from flexswitch.merging.commands.merge_sources import (
@@ -32,7 +33,7 @@ from flexswitch.merging.commands.merge_sources import (
 )
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
-from flexswitch.merging.methods.settings import check_settings, recorded
+from flexswitch.merging.methods.settings import check_settings, parse_overrides, recorded
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
@@ -57,9 +58,35 @@ def restored(*, lambda_: Annotated[float, Field(description="Scale of the task v
 _RESTORED = Method("restored", "merge", f"{__name__}:restored", ("the task vector",), "")
 
 
-@checked
+def _overrides(given: Any) -> Any:
+    """Returns the pairs of `[TASK:]PATTERN:KEY=VALUE` texts, and pairs as they are."""
+    is_text = isinstance(given, Sequence) and bool(given) and all(isinstance(each, str) for each in given)
+    return parse_overrides(given) if is_text else given
+
+
+Overrides = Annotated[Sequence[tuple[str, Mapping[str, Any]]], BeforeValidator(_overrides)]
+
+
+def _check(
+    task: str | None,
+    method: str | None,
+    settings: Mapping[str, Any] | None,
+    weights: Mapping[str, float | str] | None,
+    set_for: Sequence[tuple[str, Mapping[str, Any]]],
+) -> MergeSettings:
+    """Returns the settings of a merge, checked. Raises: UsageError."""
+    if (task is None) == (method is None):
+        raise UsageError("give one of --task NAME and --method NAME")
+    chosen = get_method(method, "merge") if method else _RESTORED
+    overrides = [Override(pattern, values) for pattern, values in set_for]
+    given = MergeSettings(chosen, settings or {}, weights or {}, overrides)
+    given.check_values()
+    return given
+
+
+@checked_with(_check)
 def merge(
-    sources: Sequence[Input],
+    sources: Sequence[Annotated[str | Path, Access("reads", named=True)]],
     output: Output,
     *,
     base: Input,
@@ -67,7 +94,7 @@ def merge(
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     weights: Mapping[str, float | str] | None = None,
-    set_for: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    set_for: Overrides = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
@@ -87,14 +114,9 @@ def merge(
     largest weight file. memory: bytes that the blocks in progress may take. Raises: FlexswitchError.
     """
     output, chosen_tensors = Path(output), selection(include, exclude, on_resize)
-    if (task is None) == (method is None):
-        raise UsageError("give one of --task NAME and --method NAME")
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
-    chosen = get_method(method, "merge") if method else _RESTORED
-    overrides = [Override(pattern, values) for pattern, values in set_for]
-    given = MergeSettings(chosen, settings or {}, weights or {}, overrides)
-    given.check_values()
+    given = _check(task, method, settings, weights, set_for)
     check_output(output, overwrite)
     checkpoint = open_base(base)
     vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
@@ -125,7 +147,7 @@ def merge(
         write_model_directory(
             output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor
         )
-    return Merged(output, list(vectors), chosen.name, len(outputs))
+    return Merged(output, list(vectors), given.method.name, len(outputs))
 
 
 def _restored_lambda(given: MergeSettings) -> float:

@@ -10,12 +10,26 @@ from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.commands.arguments import Access, Bytes, Input, NotNegative, Positive, checked
+from flexswitch.merging.commands.arguments import Access, Bytes, Input, NotNegative, Positive, checked_with
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
 
-@checked
+def _check(
+    artifacts: Sequence[str | Path], add: bool, remove: Sequence[str], codec: str, effort: str | None
+) -> None:
+    """Raises: UsageError."""
+    if codec != "auto":
+        get_codec(codec)
+    if effort is not None:
+        check_effort(effort)
+    if artifacts and remove and not add:
+        raise UsageError("artifacts beside --remove need --add")
+    if not artifacts and not (add or remove):
+        raise UsageError("no artifact is given; name at least one .fsw file")
+
+
+@checked_with(_check)
 def pack(
     artifacts: Sequence[Input],
     output: Annotated[str | Path, Access("writes", changed_with=("add", "remove"))],
@@ -38,18 +52,10 @@ def pack(
     zoo; None waits until it ends. Raises: FlexswitchError.
     """
     output, files = Path(output), [Path(file) for file in artifacts]
-    if codec != "auto":
-        get_codec(codec)
-    if effort is not None:
-        check_effort(effort)
     form, wait = Form(codec, effort, jobs or DEFAULT_JOBS, memory), Wait(lock_timeout, reporter.note)
     with reporter.progress(f"packing {len(files)} artifacts into {output}", len(files)) as on_file:
         if add or remove:
-            if files and not add:
-                raise UsageError("artifacts beside --remove need --add")
             zoo, notes = change_zoo(output, files, remove, form, adapter, overwrite, on_file, wait)
-        elif not files:
-            raise UsageError("no artifact is given; name at least one .fsw file")
         else:
             zoo, notes = create_zoo(output, files, form, adapter, overwrite, on_file, wait)
     for note in notes:

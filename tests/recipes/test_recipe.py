@@ -57,7 +57,9 @@ def test_a_missing_input_is_found_before_the_first_step(models, flexswitch):
     (models / "blue.safetensors").unlink()
     (models / "recipe.yaml").write_text(RECIPE)
     outcome = flexswitch("run", "recipe.yaml")
-    expected = "recipe.yaml: step 'compress blue': blue.safetensors: no such file or folder, and no step writes it"
+    expected = (
+        "recipe.yaml: step 'compress blue': blue.safetensors: no such file or folder, and no step writes it"
+    )
     assert (outcome.status, outcome.error) == (1, expected)
     assert not (models / "red.fsw").exists()
 
@@ -172,7 +174,9 @@ def test_numbers_and_switches_become_options(tmp_path):
             "options": {"output": "z", "add": True, "codec": "raw", "remove": ["x", "y"]},
         }
     ]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"version": 1, "steps": steps}))
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(sort_keys=False, data={"version": 1, "steps": steps})
+    )
     (step,) = make_plan(tmp_path / "recipe.yaml").steps
     assert step.line == "flexswitch pack --output z --add --codec raw --remove x --remove y"
     assert (step.writes, step.changes) == ((), ("z",))

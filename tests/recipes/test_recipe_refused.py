@@ -85,7 +85,7 @@ def test_a_wrong_step_is_named_and_counted_from_one(tmp_path: Path, text: str, e
          "not used in recipes; leave it out)"),
         ("a:\n  " + "9" * 5000, "line 2: is not a recipe's YAML (a whole number of 5000 digits, expected 18 at most)"),
         ("? [1]\n: 2", "line 1: is not a recipe's YAML (the key, a list or mapping, is no text; put it in quotes)"),
-        ("on: 1", "line 1: is not a recipe's YAML (the key, 'on', is no text; put it in quotes)"),
+        ("null: 1", "line 1: is not a recipe's YAML (the key, 'null', is no text; put it in quotes)"),
         ('a: "\\ud800"', "line 1: is not a recipe's YAML (a text holds a NUL or half a surrogate pair, which no "
          "text has)"),
         ("a: &a [*a]", "has more than 100,000 values, each alias (*) counted as what it stands for; divide it"),
@@ -107,7 +107,9 @@ def test_many_keys_take_a_time_in_proportion(tmp_path: Path) -> None:
 
 
 def test_no_is_a_text_as_in_yaml_1_2(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("version: 1\nsteps: [{name: no, command: yes, options: {a: true, b: off}}]")
+    (tmp_path / "a.yaml").write_text(
+        "version: 1\nsteps: [{name: no, command: yes, options: {a: true, b: off}}]"
+    )
     (step,) = read_recipe(tmp_path / "a.yaml").steps
     assert (step.name, step.command, step.options) == ("no", "yes", {"a": True, "b": "off"})
 
