@@ -37,7 +37,7 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
             document["tasks"][task][name] = asdict(sizes)
             rows[name] = rows.get(name, NOTHING) + sizes
             total += sizes
-    files = sum(artifact.path.stat().st_size for artifact in artifacts.values())
+    files = sum(artifact.file_bytes() for artifact in artifacts.values())
     extras = sum(artifact.extra_bytes() for artifact in artifacts.values())
     document |= {"total": asdict(total), "file_bytes": files, "extra_bytes": extras}
     drawn = table("", "tensor", "density", "bytes", "Shannon", "of it", "2025 form", *total.codecs)

@@ -69,6 +69,10 @@ class Artifact:
         """Opens the file, which then can be read even if it is deleted. Raises: OSError."""
         self._file.open()
 
+    def file_bytes(self) -> int:
+        """Returns the size of the file."""
+        return self._file.file_bytes()
+
     def sparse(self, name: str) -> SparseTensor:
         """Returns one compressed tensor. Raises: DecodeError naming the file, the tensor and the block."""
         try:

@@ -212,6 +212,10 @@ class RangeReader:
         """Opens the file now. Raises: OSError."""
         self._descriptor  # noqa: B018
 
+    def file_bytes(self) -> int:
+        """Returns the size of the file."""
+        return os.fstat(self._descriptor).st_size
+
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
         data = np.empty(size, np.uint8)

@@ -19,7 +19,7 @@ from flexswitch.merging.commands.verify import verify
 Writer = Callable[[], object]
 
 
-def attack(tries: int, seed: int) -> dict[str, Any]:
+def attack(tries: int) -> dict[str, Any]:
     """Returns the tries and the failures, by kind of race."""
     kinds = [_changes, _creators, _replacers, _outputs, _indexers]
     counts: collections.Counter[str] = collections.Counter()
@@ -28,7 +28,7 @@ def attack(tries: int, seed: int) -> dict[str, Any]:
         root = Path(place)
         (root / "made").mkdir()
         make_folder(root / "made")
-        for number, draw in zip(range(tries), draws(seed), strict=False):
+        for number, draw in draws(tries):
             race = kinds[0] if number % 2 else kinds[1 + number // 2 % 4]
             problem = race(fresh(root / "made", root / "work"), draw)
             counts[race.__name__.strip("_")] += 1

@@ -1,7 +1,7 @@
 """Runs commands in forked processes that are killed, raced, or left to end, and compares what they leave.
 
-`python -m support.attacks kills 500`, `... races 200` and `... reads 100`, in `tests/`, print a line of JSON with
-what was tried and what failed. The process that forks runs one thread, and has everything loaded.
+`python -m support.attacks kills 500 races 200 reads 100`, in `tests/`, prints for each a line of JSON with what was
+tried and what failed. The process that forks runs one thread, and has everything loaded.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
@@ -111,23 +111,26 @@ def state(path: Path) -> Files | None:
     return {file: (path / file).read_bytes() for file in files}
 
 
-def draws(seed: int) -> Iterator[random.Random]:
-    """Yields a generator for each try."""
-    number = 0
-    while True:
-        yield random.Random(f"{seed}/{number}")
-        number += 1
+def draws(tries: int) -> Iterator[tuple[int, random.Random]]:
+    """Yields the number of each try and its generator, which `FLEXSWITCH_SEED` changes."""
+    for number in range(tries):
+        yield number, random.Random(f"{os.environ.get('FLEXSWITCH_SEED', 0)}/{number}")
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the tries and failures of one kind of attack as JSON."""
+    """Prints the tries and failures of each kind of attack as a line of JSON."""
     from support import attack_kills, attack_races
 
-    kinds: dict[str, Callable[..., dict[str, Any]]] = {
-        "kills": attack_kills.attack, "races": attack_races.attack,
-    }  # fmt: skip
-    kind, tries, seed = arguments[0], int(arguments[1]), int(arguments[2]) if arguments[2:] else 0
-    print(json.dumps(kinds[kind](tries, seed)))
+    for kind, tries in zip(arguments[::2], map(int, arguments[1::2]), strict=True):
+        if kind == "kills":
+            found = attack_kills.attack(tries)
+        elif kind == "races":
+            found = attack_races.attack(tries)
+        else:
+            from support import attack_reads  # loads transformers
+
+            found = attack_reads.attack(tries)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
