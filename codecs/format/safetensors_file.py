@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -207,6 +208,7 @@ class RangeReader:
         self._path = path
         self._error = error
         self._read_bytes = read_bytes
+        self._position = Lock()
 
     def open(self) -> None:
         """Opens the file now. Raises: OSError."""
@@ -221,7 +223,7 @@ class RangeReader:
         data = np.empty(size, np.uint8)
         view, done = memoryview(data), 0  # type: ignore[arg-type]  # an array is a buffer
         while done < size:
-            count = os.preadv(self._descriptor, [view[done : done + self._read_bytes]], offset + done)
+            count = self._read_at(offset + done, view[done : done + self._read_bytes])
             if not count:
                 raise self._error(f"{self._path}: ends at byte {offset + done:,}, expected {offset + size:,}")
             done += count
@@ -232,8 +234,18 @@ class RangeReader:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
+    def _read_at(self, offset: int, part: memoryview) -> int:
+        """Fills a part of memory from an offset, as far as the file and the system go; returns the count."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [part], offset)
+        with self._position:  # one for all threads, where a system reads at the file's position only
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            data = os.read(self._descriptor, len(part))
+        part[: len(data)] = data
+        return len(data)
+
     @cached_property
     def _descriptor(self) -> int:
-        descriptor = os.open(self._path, os.O_RDONLY)
+        descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, descriptor)
         return descriptor

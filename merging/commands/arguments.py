@@ -3,14 +3,14 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from flexswitch.codecs.errors import UsageError, check_choice
+from flexswitch.codecs.errors import InputError, UsageError, check_choice
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.task_vectors.model_directory import parse_size
@@ -98,6 +98,19 @@ def selection(include: Sequence[str], exclude: Sequence[str], on_resize: Resize)
     """Returns which tensors are taken. Raises: UsageError."""
     check_choice("--on-resize", on_resize, Resize)
     return Selection(tuple(include), tuple(exclude), on_resize)
+
+
+def check_inputs_stay(output: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Checks that no input is the output or lies in it; an input may have the form `TASK=PATH`.
+
+    Raises: InputError, whether the output may be replaced or not.
+    """
+    target = output.resolve()
+    for given in inputs:
+        for text in (str(given), str(given).partition("=")[2]):
+            place = Path(text).expanduser().resolve() if text else None
+            if place is not None and place.exists() and target in (place, *place.parents):
+                raise InputError(f"{output}: the input {given} is there; give another output")
 
 
 def check_suffix(output: Path, suffix: str) -> None:

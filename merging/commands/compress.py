@@ -19,6 +19,7 @@ from flexswitch.merging.commands.arguments import (
     Input,
     Output,
     Positive,
+    check_inputs_stay,
     check_suffix,
     checked_with,
     new_task_name,
@@ -98,6 +99,7 @@ def compress(
         output, base, method, settings, target_size, exemplars, per_task, adapter, device, checkpoint_every,
         name,
     )  # fmt: skip
+    check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
     vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize), reporter)
     inputs = options.inputs(checkpoint, vector, task) if trains and checkpoint else None

@@ -11,6 +11,7 @@ from flexswitch.merging.commands.arguments import (
     Input,
     Output,
     StoredDtype,
+    check_inputs_stay,
     check_suffix,
     checked_with,
     new_task_name,
@@ -49,6 +50,7 @@ def extract(
     task = _check(output, name)
     check_choice("--dtype", dtype, StoredDtype)
     chosen = selection(include, exclude, on_resize)
+    check_inputs_stay(output, (base, finetuned))
     check_output(output, overwrite)
     vector = open_finetuned(str(finetuned), open_base(base), chosen)
     for note in vector.notes:

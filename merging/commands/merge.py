@@ -21,6 +21,7 @@ from flexswitch.merging.commands.arguments import (
     Output,
     OutputDtype,
     Positive,
+    check_inputs_stay,
     checked_with,
     selection,
 )
@@ -117,6 +118,7 @@ def merge(
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
     given = _check(task, method, settings, weights, set_for)
+    check_inputs_stay(output, (base, *sources))
     check_output(output, overwrite)
     checkpoint = open_base(base)
     vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
