@@ -72,7 +72,7 @@ def evaluate(
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
         note += "their time is over the base's forward pass of the same batches"
-    return console.result(document, _table(document), note, *_confusions(scores))
+    return console.result(document, scores_table(document), note, *_confusions(scores))
 
 
 def _confusions(scores: "Sequence[Score]") -> list[str]:
@@ -92,7 +92,7 @@ def _confusions(scores: "Sequence[Score]") -> list[str]:
     return lines
 
 
-def _table(document: dict[str, Any]) -> Table:
+def scores_table(document: dict[str, Any]) -> Table:
     rows = table(
         "", "method", *document["tasks"], "average", "of individual", "bytes a task", "routing", "time"
     )
@@ -105,6 +105,6 @@ def _table(document: dict[str, Any]) -> Table:
             "–" if share is None else f"{share:.1%}",
             size(round(row["bytes_per_task"])),
             "–" if routing is None else f"{routing:.1f}",
-            f"{row['time_over_base']:.2f}×",
+            f"{row['time_over_base']:.2f}×" if "time_over_base" in row else "–",
         )
     return rows

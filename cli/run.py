@@ -137,6 +137,7 @@ def _run(
 
 def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dict[str, Any]:
     """Prints what became of the steps, or raises what the first failure is."""
+    from flexswitch.cli.eval import scores_table
     from flexswitch.recipes.report import steps_document
     from flexswitch.recipes.run import failure_of
 
@@ -147,7 +148,10 @@ def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dic
         raise failure
     count = Counter(step["status"] for step in document["steps"])
     closing = f"{document['recipe']}: {count['done']} steps done, {count['unchanged']} had been done before"
-    return console.result(document, closing + (f", {count['waiting']} left" if count["waiting"] else ""))
+    results = [(step["name"], step["result"]) for step in document["steps"] if step["result"]]
+    parts = [part for name, result in results if "methods" in result for part in (name, scores_table(result))]
+    left = f", {count['waiting']} left" if count["waiting"] else ""
+    return console.result(document, *parts, closing + left)
 
 
 def _checked(console: Console, graph: "Graph", report: Path | None) -> dict[str, Any]:
@@ -191,9 +195,6 @@ def _written(console: Console, schema: bool, name: str | None, target: Path | No
     from flexswitch.recipes.starting import recipe_schema, write_recipe
 
     if schema or name is None:
-        import json
-
-        document = recipe_schema()
-        return console.result(document, json.dumps(document, indent=1))
+        return Console(console.quiet, as_json=True).result(recipe_schema())
     path = write_recipe(name, target or Path(f"{name}.yaml"))
     return console.result({"recipe": str(path)}, f"{path}: edit it, then run: flexswitch run {path}")

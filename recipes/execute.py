@@ -61,8 +61,8 @@ def execute(task: Task, reporter: Reporter, digests: Digests) -> Done:
     Two processes never run the same step at once, and the second finds it done.
     """
     place = step_file(task.step, task.lock)
-    if not place.parent.is_dir():
-        raise InputError(f"{place.parent}: no such folder; make it before the recipe is run")
+    for output in task.step.outputs:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
         before = read_step_file(place)
         reads = _reads(task, digests)

@@ -14,7 +14,8 @@ from support.commands import files_below
 from flexswitch.recipes.graph import make_graph
 from flexswitch.recipes.plan import make_plan
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = [FOLDER / "digits.yaml", FOLDER / "rtvq.yaml"]
 
 RECIPE = """
 version: 1
