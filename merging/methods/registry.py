@@ -32,6 +32,7 @@ class Method:
     needs: tuple[Need, ...]
     source: str
     tasks: tuple[int, int | None] = (1, None)  # how few and how many a merge takes
+    weighted: bool = True  # whether a merge takes weights of tasks
     version: int = 1
 
     def load(self) -> Callable[..., Any]:
@@ -60,9 +61,10 @@ def _merge(
     source: str,
     needs: tuple[Need, ...] = _VECTORS,
     tasks: tuple[int, int | None] = (1, None),
+    weighted: bool = True,
 ) -> Method:
     function = f"{_STATIC}.{module}:{name.replace('-', '_')}"
-    return Method(name, "merge", function, needs, source, tasks)
+    return Method(name, "merge", function, needs, source, tasks, weighted)
 
 
 METHODS = (
@@ -93,6 +95,18 @@ METHODS = (
     _merge("della-linear", "della", _DELLA_PAPER),
     _merge("breadcrumbs", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
     _merge("breadcrumbs-ties", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
+    _merge("slerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2), weighted=False),
+    _merge("nuslerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2)),
+    _merge("multislerp", "spherical", "Goddard 2024, Multi-SLERP", _STATISTICS),
+    _merge("karcher", "spherical", "Karcher 1977; arXiv 2603.04972", _STATISTICS),
+    _merge(
+        "model-stock", "model_stock", "Jang et al. 2024 (arXiv 2403.19522)", _STATISTICS,
+        tasks=(2, None), weighted=False,
+    ),
+    _merge("sce", "sce", "Wan et al. 2024 (arXiv 2408.07990)", _STATISTICS, weighted=False),
+    _merge("nearswap", "nearswap", "alchemonaut 2024, QuartetAnemoi", tasks=(1, 1), weighted=False),
+    _merge("ram", "ram", "arXiv 2601.13572", weighted=False),
+    _merge("ram-plus", "ram", "arXiv 2601.13572", _STATISTICS, weighted=False),
 )  # fmt: skip
 
 

@@ -60,6 +60,9 @@ class MergeSettings:
                 check_settings(self.method, at_place)
         for task, weight in self.weights.items():
             _weight(task, weight)
+        weighted = self.weights or any(_WEIGHT in override.values for override in self.overrides)
+        if weighted and not self.method.weighted:
+            raise UsageError(f"--weight: {self.method.name} takes no weights of tasks")
 
     def check(self, tasks: Sequence[str], names: Sequence[str]) -> None:
         """Raises: UsageError on unknown tasks, and overrides that no tensor of these names takes."""

@@ -4,17 +4,16 @@ The thresholds are exact, and of equal entries the first ones rank higher, whate
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.order_statistics import Integers, locate, lower_histogram, threshold, upper_histogram
+from flexswitch.codecs.order_statistics import Integers, locate, threshold
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.static.order_statistic import Read, lower_counts, magnitude_counts
 from flexswitch.merging.static.task_deltas import ModelDeltas, TensorDeltas
-
-Read = Callable[[], Iterable[FloatArray]]
 
 
 class Top:
@@ -50,12 +49,6 @@ def tops(read: Read, counts: Sequence[int]) -> list[Top]:
     return [_top(read, histogram, count) for count in counts]
 
 
-def magnitude_counts(blocks: Iterable[FloatArray]) -> Integers:
-    """Returns the number of entries by the upper 15 bits of their magnitude, zeros left out, (2^15,)."""
-    counts: Integers = upper_histogram(blocks).sum(axis=0)
-    return counts
-
-
 def model_thresholds(model: ModelDeltas, densities: Sequence[float]) -> tuple[float, ...]:
     """Returns for each task the magnitude that its largest entries reach, the model taken as one vector.
 
@@ -70,7 +63,8 @@ def model_thresholds(model: ModelDeltas, densities: Sequence[float]) -> tuple[fl
         lower = np.zeros((len(places), 1 << 16), np.int64)
 
         def count(name: str, task: int) -> Integers:
-            return _lower(model.tensor(name).task_blocks(task), place.bin if (place := places[task]) else -1)
+            place = places[task]
+            return lower_counts(model.tensor(name).task_blocks(task), place.bin if place else -1)
 
         for task, counts in model.each(count):
             lower[task] += counts
@@ -109,17 +103,11 @@ def _top(read: Read, histogram: Integers, count: int) -> Top:
     place = locate(histogram, count) if count <= histogram.sum() else None
     if place is None:  # all that are not zero, and the first zeros
         return Top(count, 0.0, int(histogram.sum()))
-    lower = _lower(read(), place.bin)
+    lower = lower_counts(read(), place.bin)
     least = threshold(place, lower)
     inner = int(np.float32(least).view(np.uint32)) & 0xFFFF
     above = int(histogram[place.bin + 1 :].sum() + lower[inner + 1 :].sum())
     return Top(count, least, above)
-
-
-def _lower(blocks: Iterable[FloatArray], upper: int) -> Integers:
-    """Returns the number of entries by the lower 16 bits of the magnitude in one bin, (2^16,)."""
-    counts: Integers = lower_histogram(blocks, (upper, upper)).sum(axis=0)
-    return counts
 
 
 def _model_counts(model: ModelDeltas) -> list[Integers]:

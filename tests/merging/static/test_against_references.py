@@ -54,8 +54,8 @@ def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks
     if not few <= tasks <= (many or tasks):
         return
     base, states = models(tasks, kind)
-    for weights in ([1.0] * tasks, WEIGHTS[:tasks]):
-        given = dict(zip(NAMES, weights, strict=False))
+    for weights in ([1.0] * tasks, *([WEIGHTS[:tasks]] if get_method(method, "merge").weighted else [])):
+        given = dict(zip(NAMES, weights, strict=False)) if weights != [1.0] * tasks else {}
         found = merged(base, vectors_of(base, states), method, settings, weights=given)
         deltas = [
             {name: (state[name] - base[name]).numpy().astype(np.float64) for name in base} for state in states

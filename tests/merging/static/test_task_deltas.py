@@ -8,7 +8,7 @@ from support.checkpoints import MemoryCheckpoint, assert_same_state, extracted, 
 from support.static_merges import NAMES, merged, vectors_of
 
 from flexswitch.codecs.errors import ArtifactError
-from flexswitch.merging.methods.registry import method_names
+from flexswitch.merging.methods.registry import get_method, method_names
 from flexswitch.merging.static.task_deltas import ModelDeltas
 
 ENTRIES = 9100  # three of the smallest blocks
@@ -30,15 +30,10 @@ def large_case(tasks: int = 3) -> tuple[dict[str, torch.Tensor], list[dict[str, 
 @pytest.mark.parametrize("method", method_names("merge"))
 def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
     base, tasks = large_case()
-    few = max(2, 1)
-    vectors = vectors_of(base, tasks[: few if method in TWO_TASKS else 1 if method in ONE_TASK else 3])
+    vectors = vectors_of(base, tasks[: get_method(method, "merge").tasks[1]])
     expected = dict(merged(base, vectors, method, jobs=1))
     for jobs, memory in ((1, 1), (3, 1), (3, 10**9)):
         assert_same_state(merged(base, vectors, method, jobs=jobs, memory=memory), expected)
-
-
-TWO_TASKS: tuple[str, ...] = ()
-ONE_TASK: tuple[str, ...] = ()
 
 
 def test_blocks_hold_the_deltas_and_the_base_in_order() -> None:
