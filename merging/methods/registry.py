@@ -47,11 +47,13 @@ _COMPRESSION = "flexswitch.merging.compression"
 _STATIC = "flexswitch.merging.static"
 _VECTORS: tuple[Need, ...] = ("the task vectors",)
 _STATISTICS: tuple[Need, ...] = ("the task vectors", "a tensor's statistics")
+_WHOLE: tuple[Need, ...] = ("the task vectors", "whole tensors")
 _MODEL_STATISTICS: tuple[Need, ...] = ("the task vectors", "the model's statistics")
 _T_SWITCH_PAPER = "Qi et al. 2025 (arXiv 2412.00054)"
 _AVERAGING_PAPER = "Wortsman et al. 2022 (arXiv 2203.05482)"
 _DARE_PAPER = "Yu et al. 2024 (arXiv 2311.03099)"
 _DELLA_PAPER = "Deep et al. 2024 (arXiv 2406.11617)"
+_CONSENSUS_PAPER = "Wang et al. 2024 (arXiv 2405.07813)"
 _BREADCRUMBS_PAPER = "Davari and Belilovsky 2024 (arXiv 2312.06795)"
 
 
@@ -95,6 +97,10 @@ METHODS = (
     _merge("della-linear", "della", _DELLA_PAPER),
     _merge("breadcrumbs", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
     _merge("breadcrumbs-ties", "breadcrumbs", _BREADCRUMBS_PAPER, _STATISTICS),
+    _merge("consensus-ta", "consensus", _CONSENSUS_PAPER),
+    _merge("consensus-ties", "consensus", _CONSENSUS_PAPER, _MODEL_STATISTICS),
+    _merge("iso-c", "singular_values", "Marczak et al. 2025 (arXiv 2502.04959)", _WHOLE),
+    _merge("tsv-m", "singular_values", "Gargiulo et al. 2025 (arXiv 2412.00081)", _WHOLE),
     _merge("slerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2), weighted=False),
     _merge("nuslerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2)),
     _merge("multislerp", "spherical", "Goddard 2024, Multi-SLERP", _STATISTICS),
@@ -105,6 +111,7 @@ METHODS = (
     ),
     _merge("sce", "sce", "Wan et al. 2024 (arXiv 2408.07990)", _STATISTICS, weighted=False),
     _merge("nearswap", "nearswap", "alchemonaut 2024, QuartetAnemoi", tasks=(1, 1), weighted=False),
+    _merge("arcee-fusion", "arcee_fusion", "Arcee, mergekit", _STATISTICS, tasks=(1, 1), weighted=False),
     _merge("ram", "ram", "arXiv 2601.13572", weighted=False),
     _merge("ram-plus", "ram", "arXiv 2601.13572", _STATISTICS, weighted=False),
 )  # fmt: skip

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial as bind
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.methods.settings import ByTask
-from flexswitch.merging.static.election import Election, Merge, elected_signs, merge_agreeing
-from flexswitch.merging.static.task_deltas import Block, Combination, ModelDeltas, TensorDeltas
-from flexswitch.merging.static.trimming import keep_ranks, keep_reaching, model_thresholds, share
+from flexswitch.merging.static.election import Election, Merge, merge_agreeing
+from flexswitch.merging.static.majority import majority, reaching
+from flexswitch.merging.static.task_deltas import Block, Combination, TensorDeltas
+from flexswitch.merging.static.trimming import keep_ranks, model_thresholds, share
 
 Lambda = Annotated[float, Field(description="Scale of the merged delta.")]
 
@@ -41,8 +41,8 @@ def ties(
     densities = deltas.by_task(density)
     if scope == "model":
         least = model_thresholds(deltas.model, densities)
-        tie = _majority(deltas.model, least, densities, election)
-        trim = bind(_reaching, least)
+        tie = majority(deltas.model, least, densities, election)
+        trim = bind(reaching, least)
     else:
         tie, trim = 1.0, bind(_largest, deltas, densities)
 
@@ -52,27 +52,8 @@ def ties(
     return Combination(combine, trim)
 
 
-def _reaching(least: Sequence[float], task: int, blocks: Iterator[FloatArray]) -> Iterator[FloatArray]:
-    return keep_reaching(blocks, least[task])
-
-
 def _largest(
     deltas: TensorDeltas, densities: Sequence[float], task: int, blocks: Iterator[FloatArray]
 ) -> Iterator[FloatArray]:
     count = max(share(densities[task], deltas.entries), int(densities[task] > 0))
     return keep_ranks(deltas, task, blocks, 0, count)
-
-
-def _majority(model: ModelDeltas, least: Sequence[float], densities: Sequence[float], election: str) -> float:
-    """Returns the sign that is elected for more entries of the model, −1 where both are as frequent."""
-
-    def compute() -> float:
-        balance = sum(
-            int(elected_signs(block.deltas, model.weights_of(name), election).sum())
-            for name in model.names
-            if model.tensor(name).tasks
-            for block in model.tensor(name).blocks(bind(_reaching, least))
-        )
-        return float(np.where(balance > 0, 1, -1))
-
-    return model.once(("majority", tuple(densities), election), compute)

@@ -24,6 +24,37 @@ SHAPES = {
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linear": [{"normalize": False}],
     "task-arithmetic": [{"lambda": -1.5}],
+    "ties": [
+        {"density": 0.5, "election": "count", "merge": "sum", "lambda": 0.3},
+        {"density": 1.0, "merge": "max"},
+        {"scope": "tensor", "density": 0.29},
+        {"scope": "tensor", "density": 0.5, "election": "count", "merge": "max"},
+    ],
+    "dare-linear": [
+        {"density": 0.3, "rescale": "l1", "normalize": True, "lambda": 1.0, "seed": 3},
+        {"density": 0.0},
+    ],
+    "dare-ties": [{"density": 1.0, "rescale": "none"}, {"merge": "sum", "election": "count"}],
+    "della": [{"density": 0.5, "epsilon": 0.4, "rescale": "l1"}, {"density": 1.0}],
+    "della-linear": [{"density": 0.3, "epsilon": 0.2, "seed": 9}],
+    "breadcrumbs": [
+        {"density": 0.7, "gamma": 0.02},
+        {"density": 0.9, "gamma": 0.5},
+        {"density": 0.0, "gamma": 1.0},
+    ],
+    "breadcrumbs-ties": [{"density": 0.5, "gamma": 0.2, "merge": "sum"}],
+    "consensus-ta": [{"k": 1, "mask_lambda": 0.2, "lambda": 1.0}, {"k": 0}],
+    "consensus-ties": [{"k": 3, "density": 0.5, "mask_lambda": 0.6}],
+    "iso-c": [{"lambda": 1.5}],
+    "tsv-m": [{"lambda": 0.7}],
+    "slerp": [{"t": 0.2}, {"t": 1.0}],
+    "nuslerp": [{"of": "models"}],
+    "multislerp": [{"of": "models"}, {"normalize": False}],
+    "karcher": [{"max_iter": 3, "tol": 1e-9}],
+    "sce": [{"density": 0.5}, {"density": 0.0}],
+    "nearswap": [{"t": 0.05}, {"t": 0.0}],
+    "ram": [{"epsilon": 0.05}],
+    "ram-plus": [{"epsilon": 0.05, "r": 0.5, "alpha": 2.0}],
 }
 CASES = [
     (method, settings) for method in method_names("merge") for settings in ({}, *VARIANTS.get(method, []))
@@ -46,8 +77,15 @@ def models(tasks: int, kind: str) -> tuple[State, list[State]]:
     return base, found
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties"])
-@pytest.mark.parametrize("tasks", [1, 2, 3, 8])
+QUICK = {(1, "ties"), (2, "normal"), (8, "ties")}
+MODELS = [
+    pytest.param(tasks, kind, marks=[] if (tasks, kind) in QUICK else [pytest.mark.deep])
+    for tasks in (1, 2, 3, 8)
+    for kind in ("normal", "ties")
+]
+
+
+@pytest.mark.parametrize(("tasks", "kind"), MODELS)
 @pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
 def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks: int, kind: str) -> None:
     few, many = get_method(method, "merge").tasks
