@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
@@ -15,6 +16,7 @@ from flexswitch.codecs.format.records import (
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
+    ExactRecord,
     ExtraRecord,
     TableRecord,
     TensorRecord,
@@ -69,10 +71,11 @@ def _block_record(block: StoredBlock) -> BlockRecord:
 
 
 class ArtifactWriter:
-    """Writes extras, then compressed tensors, then the header; only the records are held in memory."""
+    """Writes extras, then tensors, then the header; only the records are held in memory."""
 
     def __init__(self, path: Path) -> None:
         self._tensors: dict[str, TensorRecord] = {}
+        self._exact: dict[str, ExactRecord] = {}
         self._extras: dict[str, ExtraRecord] = {}
         self._writer = SafetensorsWriter(path, {})
         self._writer.extend(DATA, b"")
@@ -80,28 +83,35 @@ class ArtifactWriter:
 
     def add_extra(self, name: str, extra: PackedExtra) -> None:
         """Stores an extra. Raises: ValueError if it is stored already, or after a compressed tensor."""
-        if name in self._extras or self._tensors:
+        if name in self._extras or self._tensors or self._exact:
             raise ValueError(f"{name}: written twice, or behind a compressed tensor")
         self._writer.extend(DATA, extra.data)
         self._extras[name] = extra.record
 
-    def add_tensor(self, name: str, packed: PackedTensor) -> None:
-        """Stores a compressed tensor. Raises: ValueError if it is stored already."""
-        if name in self._tensors:
+    def add_tensor(self, name: str, packed: PackedTensor | PackedExact) -> None:
+        """Stores a tensor. Raises: ValueError if it is stored already, or an exact one is."""
+        if name in self._tensors or name in self._exact:
             raise ValueError(f"{name}: written twice")
+        if self._exact and isinstance(packed, PackedTensor):
+            raise ValueError(f"{name}: written behind a tensor that is stored exactly")
         self._writer.extend(DATA, packed.data)
-        self._tensors[name] = packed.record
+        if isinstance(packed, PackedTensor):
+            self._tensors[name] = packed.record
+        else:
+            self._exact[name] = packed.record
 
     def finish(self, header: ArtifactHeader) -> None:
         """Writes the table and the header, without which the file is no artifact.
 
-        The header's own `extras` and `tensors` are ignored: those that were added are written.
+        The header's own `extras`, `tensors` and `exact` are ignored: those that were added are written.
         """
-        contents = TensorTable(extras=self._extras, tensors=self._tensors, training=header.training)
+        contents = TensorTable(
+            extras=self._extras, tensors=self._tensors, exact=self._exact, training=header.training
+        )
         table = zstd_compress(_json(contents.model_dump(exclude_defaults=True)), _TABLE_LEVEL)
         self._writer.add(TABLE, "U8", (len(table),), [table])
         document = ArtifactDocument(
-            **header.model_dump(exclude={"extras", "tensors", "training"}),
+            **header.model_dump(exclude={"extras", "tensors", "exact", "training"}),
             table=TableRecord(size=len(table), crc32=crc32(table)),
         )
         identity = {"format": document.format, "version": document.version}

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.blocks import Grid, as_matrix, put_rows, spread
+from flexswitch.codecs.blocks import as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
+from flexswitch.codecs.format.documents import parse_document, validated
+from flexswitch.codecs.format.exact_forms import PackedExact, unpacked_block
 from flexswitch.codecs.format.extra_forms import unpacked_extra
+from flexswitch.codecs.format.record_checks import block_layouts, check_exact, check_extra, check_record
 from flexswitch.codecs.format.records import (
     DATA,
     METADATA_KEY,
@@ -20,16 +23,11 @@ from flexswitch.codecs.format.records import (
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
-    ExtraRecord,
     RawTensor,
-    TensorRecord,
     TensorTable,
     crc32,
-    parse_document,
-    validated,
 )
 from flexswitch.codecs.format.safetensors_file import (
-    DTYPE_BYTES,
     Header,
     RangeReader,
     read_header,
@@ -57,12 +55,18 @@ class Artifact:
     """An open `.fsw` file. Tensors and blocks are read on demand."""
 
     def __init__(
-        self, path: Path, header: ArtifactHeader, extra_offsets: dict[str, int], places: dict[str, _Place]
+        self,
+        path: Path,
+        header: ArtifactHeader,
+        extra_offsets: dict[str, int],
+        places: dict[str, _Place],
+        exact_offsets: dict[str, list[int]],
     ) -> None:
         self.path = path
         self.header = header
         self._extra_offsets = extra_offsets
         self._places = places
+        self._exact_offsets = exact_offsets
         self._file = RangeReader(path, ArtifactError)
 
     def hold(self) -> None:
@@ -147,6 +151,29 @@ class Artifact:
                 f"{self.path}: extra '{name}' of shape {record.shape} does not fit into memory"
             ) from error
 
+    def exact_block(self, name: str, index: int, base: bytes) -> bytes:
+        """Returns the fine-tuned numbers of one block of a tensor that is stored exactly, as bytes.
+
+        base: the base's numbers of the block, in the tensor's dtype. Raises: DecodeError naming the file, the
+        tensor and the block.
+        """
+        record, called = self.header.exact[name], f"tensor '{name}', block {index}"
+        block, offset = record.blocks[index], self._exact_offsets[name][index]
+        data = self._checked(called + ",", offset, block.size, block.crc32)
+        try:
+            return unpacked_block(record, index, data, base)
+        except DecodeError as error:
+            raise DecodeError(f"{self.path}: {called}: {error}") from error
+
+    def packed_exact(self, name: str) -> PackedExact:
+        """Returns a tensor that is stored exactly, as it is stored. Raises: DecodeError."""
+        record, offsets = self.header.exact[name], self._exact_offsets[name]
+        data = [
+            self._checked(f"tensor '{name}', block {index},", offset, block.size, block.crc32)
+            for index, (block, offset) in enumerate(zip(record.blocks, offsets, strict=True))
+        ]
+        return PackedExact(record, b"".join(data))
+
     def extra_bytes(self) -> int:
         """Returns the stored size of all extras."""
         return sum(record.size for record in self.header.extras.values())
@@ -210,16 +237,21 @@ def open_artifact(path: str | Path) -> Artifact:
     offset = stored.tensors[DATA].offset
     extra_offsets, places = {}, {}
     for name, extra in header.extras.items():
-        _check_extra(path, name, extra)
+        check_extra(path, name, extra)
         extra_offsets[name] = offset
         offset += extra.size
     for name, record in header.tensors.items():
-        _check_record(path, name, record)
+        check_record(path, name, record)
         blocks = record.stored
         offsets = list(accumulate((block.size for block in blocks), initial=offset))
-        places[name] = _Place(blocks, _block_layouts(path, name, record), offsets[:-1])
+        places[name] = _Place(blocks, block_layouts(path, name, record), offsets[:-1])
         offset = offsets[-1]
-    return Artifact(path, header, extra_offsets, places)
+    exact_offsets = {}
+    for name, exact in header.exact.items():
+        check_exact(path, name, exact)
+        exact_offsets[name] = list(accumulate((block.size for block in exact.blocks), initial=offset))[:-1]
+        offset += exact.size
+    return Artifact(path, header, extra_offsets, places, exact_offsets)
 
 
 def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> TensorTable:
@@ -245,51 +277,9 @@ def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> Tenso
     found = validated(TensorTable, path, text)
     listed = sum(extra.size for extra in found.extras.values())
     listed += sum(record.size for record in found.tensors.values())
+    listed += sum(record.size for record in found.exact.values())
     if listed != data.size:
         raise ArtifactError(
             f"{path}: its table lists {listed:,} bytes of data, and it holds {data.size:,}; it is damaged"
         )
     return found
-
-
-def _check_extra(path: Path, name: str, record: ExtraRecord) -> None:
-    if record.dtype not in DTYPE_BYTES:
-        raise ArtifactError(f"{path}: extra '{name}' has the dtype {record.dtype}; its header is damaged")
-
-
-def _check_record(path: Path, name: str, record: TensorRecord) -> None:
-    if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
-        raise ArtifactError(
-            f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
-            f"keeps {record.kept} entries; its header is damaged"
-        )
-    if record.zero is not None and record.bits > 8:
-        raise ArtifactError(
-            f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
-            "damaged"
-        )
-
-
-def _block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
-    """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError if they don't fit its shape."""
-    grid = as_matrix(tuple(record.shape))
-    layouts = []
-    if record.rows is not None:
-        layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))
-        grid = Grid(min(grid.rows, record.rows.kept), grid.columns)
-        if not record.rows.kept:
-            raise ArtifactError(f"{path}: tensor '{name}' has row flags without a row; its header is damaged")
-    if grid.count() != len(record.blocks):
-        raise ArtifactError(
-            f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "
-            f"{grid.count()}; its header is damaged"
-        )
-    blocks = zip(grid.shapes(), record.blocks, strict=True)
-    layouts += [SparseLayout(shape, block.kept, record.bits) for shape, block in blocks]
-    for layout in layouts:
-        if layout.kept > layout.entries:
-            raise ArtifactError(
-                f"{path}: tensor '{name}' has a block that keeps {layout.kept} of {layout.entries} entries; "
-                "its header is damaged"
-            )
-    return layouts

@@ -1,19 +1,16 @@
 """Strict schemas of the JSON documents in flexswitch's files.
 
-FORMAT.md specifies them. Every field is checked for presence, type and range before it is used.
+FORMAT.md specifies them; documents.py reads them.
 """
 
-import json
+import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.sparse import SparseLayout
 
 METADATA_KEY = "flexswitch"
@@ -33,9 +30,6 @@ class Strict(BaseModel):
 
     # The config.json of some models holds Infinity, which pydantic would write as null.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
-
-
-Document = TypeVar("Document", bound=Strict)
 
 
 class BaseIdentity(Strict):
@@ -135,6 +129,33 @@ class ExtraRecord(Strict):
     crc32: Crc32
 
 
+class ExactBlock(Strict):
+    """One block of a tensor that is stored exactly. restored: the CRC-32 of the fine-tuned numbers."""
+
+    form: FormRecord
+    size: Count
+    crc32: Crc32
+    restored: Crc32
+
+
+class ExactRecord(Strict):
+    """A tensor that is stored exactly, coded by the base's numbers, converted to its dtype."""
+
+    shape: Annotated[list[Count], Field(max_length=64)]
+    dtype: str
+    blocks: list[ExactBlock]
+
+    @property
+    def entries(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Stored bytes."""
+        return sum(block.size for block in self.blocks)
+
+
 class TableRecord(Strict):
     """Size and checksum of the table as it is stored."""
 
@@ -189,6 +210,7 @@ class TensorTable(Strict):
 
     extras: dict[str, ExtraRecord] = {}
     tensors: dict[str, TensorRecord]
+    exact: dict[str, ExactRecord] = {}
     training: TrainingRecord | None = None
 
 
@@ -201,6 +223,7 @@ class ArtifactHeader(Strict):
     method: MethodRecord
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
+    exact: dict[str, ExactRecord] = {}
     extras: dict[str, ExtraRecord] = {}
     training: TrainingRecord | None = None
 
@@ -222,55 +245,3 @@ def crc32(data: bytes | bytearray | memoryview) -> str:
 def float32_scale(scale: float) -> float:
     """Returns the shortest decimal that reads back as the same float32."""
     return float(str(np.float32(scale)))
-
-
-def parse_document(kind: type[Document], path: Path, text: str, metadata: Mapping[str, str]) -> Document:
-    """Returns a file's JSON document.
-
-    Raises: InputError on a file of another format; ArtifactError on a wrong checksum, version or field.
-    """
-    if metadata.get(CHECKSUM_KEY) != crc32(text.encode()):
-        raise ArtifactError(f"{path}: its header is damaged: the checksum in '{CHECKSUM_KEY}' does not fit")
-    return parse_strict(kind, path, text)
-
-
-def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of the given kind.
-
-    Raises: InputError on a document of another kind; ArtifactError naming the first wrong field.
-    """
-    _check_format(kind, path, _parsed(path, text))
-    return validated(kind, path, text)
-
-
-def _parsed(path: Path, text: str) -> dict[str, object]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as reason:
-        raise ArtifactError(f"{path}: its JSON document does not parse ({reason})") from reason
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path}: its JSON document is a {type(document).__name__}, expected an object")
-    return document
-
-
-def _check_format(kind: type[Document], path: Path, document: dict[str, object]) -> None:
-    expected, newest = (kind.model_fields[field].default for field in ("format", "version"))
-    version, found = document.get("version"), document.get("format")
-    if isinstance(found, str) and found != expected:
-        raise InputError(f"{path}: its format is {found}, expected {expected}")
-    if "version" in document and type(version) is not int:
-        raise ArtifactError(f"{path}: its field 'version' is {version!r}, expected a whole number")
-    if isinstance(version, int) and version > newest:
-        raise ArtifactError(
-            f"{path}: has format version {version}, this flexswitch reads {newest}; install a newer one"
-        )
-
-
-def validated(kind: type[Document], path: Path, text: str) -> Document:
-    """Returns a JSON document of the given kind. Raises: ArtifactError naming the first wrong field."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as reason:
-        first = reason.errors()[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise ArtifactError(f"{path}: its field '{field}' is wrong: {first['msg']}") from reason

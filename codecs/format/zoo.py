@@ -15,6 +15,7 @@ from pydantic import Field
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError, unknown_name
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.documents import parse_strict
 from flexswitch.codecs.format.open_files import allow_open_files
 from flexswitch.codecs.format.records import (
     ArtifactHeader,
@@ -23,7 +24,6 @@ from flexswitch.codecs.format.records import (
     Sha256,
     Strict,
     TaskName,
-    parse_strict,
 )
 
 ZOO_FILE = "zoo.json"

@@ -114,7 +114,8 @@ def new_zoo_writer(path: Path, overwrite: bool, wait: Wait = NO_LIMIT) -> Iterat
 def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTensor]) -> TaskRecord:
     """Stores an artifact in a zoo with its tensors in another stored form; returns its record.
 
-    tensors: one for each tensor of the artifact, in the same order.
+    tensors: one for each compressed tensor of the artifact, in the same order. Those that are stored exactly
+    stay as they are.
     """
     header = artifact.header
 
@@ -124,6 +125,8 @@ def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTen
                 file.add_extra(name, packed_extra(artifact.extra(name)))
             for name, packed in zip(header.tensors, tensors, strict=True):
                 file.add_tensor(name, packed)
+            for name in header.exact:
+                file.add_tensor(name, artifact.packed_exact(name))
             file.finish(header)
 
     return task_record(header, writer.put("tasks", header.name, write))

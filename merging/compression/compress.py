@@ -13,9 +13,10 @@ from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.compression.delta import Delta
-from flexswitch.merging.compression.plan import NO_TRAINING, Job, Plan, Training, plan
-from flexswitch.merging.compression.resume import SideFile
+from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Plan, Training, plan
+from flexswitch.merging.compression.resume import Packed, SideFile
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -51,16 +52,20 @@ def compress(
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
     job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training)
     chosen = plan(method, vector, job, settings)
-    work = bind(_compressed, vector, chosen, name)
+    if isinstance(chosen, ExactPlan):
+        work: Callable[[str], Packed | None] = chosen.pack
+        tensors, extras = chosen.tensors, chosen.extras
+    else:
+        work, tensors, extras = bind(_compressed, vector, chosen, name), vector.tensors, list(vector.extras)
     side = SideFile(path, vector, job, chosen.training) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
         side or nullcontext(),
         ArtifactWriter(partial) as writer,
     ):
-        for extra in vector.extras:
+        for extra in extras:
             writer.add_extra(extra, packed_extra(vector.extra(extra)))
-        for tensor, packed in _packed(vector, work, side, jobs, memory):
+        for tensor, packed in _packed(vector, tensors, work, side, jobs, memory):
             on_tensor(tensor)
             if packed is not None:
                 writer.add_tensor(tensor, packed)
@@ -82,20 +87,21 @@ def _compressed(vector: TaskVector, chosen: Plan, task: str, tensor: str) -> Pac
 
 def _packed(
     vector: TaskVector,
-    work: Callable[[str], PackedTensor | None],
+    tensors: Mapping[str, TensorInfo],
+    work: Callable[[str], Packed | None],
     side: SideFile | None,
     jobs: int,
     memory: int,
-) -> Iterator[tuple[str, PackedTensor | None]]:
-    """Yields each tensor with its stored form, in order; None stands for a tensor without kept entries."""
+) -> Iterator[tuple[str, Packed | None]]:
+    """Yields each tensor with its stored form, in order; None stands for a tensor that did not change."""
     finished: frozenset[str] = side.finished() if side else frozenset()
-    missing = [tensor for tensor in vector.tensors if tensor not in finished]
+    missing = [tensor for tensor in tensors if tensor not in finished]
 
     def cost(tensor: str) -> int:
-        return vector.tensors[tensor].entries * WORKING_BYTES
+        return tensors[tensor].entries * WORKING_BYTES
 
     made = map_in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
-    for tensor in vector.tensors:
+    for tensor in tensors:
         if side is not None and tensor in finished:
             yield tensor, side.read(tensor)
             continue

@@ -1,13 +1,14 @@
 """How a task vector's tensors are compressed: the plan that a method returns, and what it is given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings
@@ -102,11 +103,25 @@ class Plan:
     training: TrainingRecord | None = None
 
 
-def plan(name: str, vector: TaskVector, job: Job, settings: Mapping[str, Any]) -> Plan:
+@dataclass(frozen=True)
+class ExactPlan:
+    """How to store the tensors of one task vector exactly.
+
+    tensors: those that are coded given the base's, by base name. extras: the task's own. pack: returns a
+    tensor's stored form, None if it is the base's.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    extras: Sequence[str]
+    pack: Callable[[str], PackedExact | None]
+    training: TrainingRecord | None = None
+
+
+def plan(name: str, vector: TaskVector, job: Job, settings: Mapping[str, Any]) -> Plan | ExactPlan:
     """Returns how the method of that name compresses a task vector's tensors. Raises: UsageError."""
     method = get_method(name, "compression")
     function, arguments = method.load(), dict(check_settings(method, settings))
     if "a tensor's delta" in method.needs:
         return Plan(bind(function, **arguments))
-    made: Plan = function(vector, job, **arguments)
+    made: Plan | ExactPlan = function(vector, job, **arguments)
     return made

@@ -13,10 +13,12 @@ from pydantic import Field, ValidationError
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
+from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.records import (
     Blake3,
     Count,
     Crc32,
+    ExactRecord,
     MethodRecord,
     ModelRecord,
     Strict,
@@ -28,6 +30,8 @@ from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SUFFIX = ".resume"
+
+Packed = PackedTensor | PackedExact
 
 
 class _Run(Strict):
@@ -49,7 +53,7 @@ class _Entry(Strict):
 
     name: str
     digest: Blake3 | None
-    record: TensorRecord | None
+    record: TensorRecord | ExactRecord | None
     size: Count
     crc32: Crc32
 
@@ -102,7 +106,7 @@ class SideFile:
         """Returns the names of the tensors that the file held when it was opened."""
         return frozenset(self._places)
 
-    def read(self, name: str) -> PackedTensor | None:
+    def read(self, name: str) -> Packed | None:
         """Returns a finished tensor, None if it has no kept entries."""
         entry, place = self._places[name]
         if entry.record is None:
@@ -110,9 +114,11 @@ class SideFile:
         self._file.seek(place)
         data = self._file.read(entry.size)
         self._file.seek(0, os.SEEK_END)
-        return PackedTensor(entry.record, data)
+        if isinstance(entry.record, TensorRecord):
+            return PackedTensor(entry.record, data)
+        return PackedExact(entry.record, data)
 
-    def add(self, name: str, packed: PackedTensor | None) -> None:
+    def add(self, name: str, packed: Packed | None) -> None:
         """Appends a finished tensor."""
         data = packed.data if packed else b""
         entry = _Entry(

@@ -58,7 +58,7 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     check_methods(request.methods, request.modes, zoo, bool(sources))
     base = open_base(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
-    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task]) for task in zoo}
+    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task], base) for task in zoo}
     _check_declared(request.adapter or zoo.record.adapter, base, vectors)
     available = {task: read_examples(task_file(request.data, task, "test"), labelled=True) for task in zoo}
     examples = {task: each.first(request.limit) for task, each in available.items()}

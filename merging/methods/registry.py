@@ -84,6 +84,10 @@ METHODS = (
         "Yadav et al. 2023 (arXiv 2311.13171)",
     ),
     Method(
+        "lossless", "compression", f"{_COMPRESSION}.lossless:lossless", ("the task vector", "the base"),
+        "docs/methods.md §6.19",
+    ),
+    Method(
         "flexswitch", "compression", "flexswitch.merging.flex_switch.flex_switch:flexswitch",
         ("the task vector", "exemplars", "the base"), "Gao et al. 2026 (arXiv 2604.28109)",
     ),

@@ -10,6 +10,7 @@ from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
@@ -23,6 +24,8 @@ def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Mod
     vectors = [ArtifactVector(zoo[task]) for task in tasks]
     tensors = sorted(set().union(*(vector.tensors for vector in vectors)))
     for name, own in names_inside(encoder, tensors).items():  # without tensors of a head or pooler
+        live = LiveWeights({name: weights[own]})  # what is stored exactly is decoded by the base's numbers
+        vectors = [ArtifactVector(zoo[task], live) for task in tasks]
         deltas = [delta_tensor(vector, name) for vector in vectors if name in vector.tensors]
         total = reduce(torch.add, deltas).view(weights[own].shape)
         weights[own] += total / len(tasks)  # each step rounds alike on every processor

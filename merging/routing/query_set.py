@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32, parse_document
+from flexswitch.codecs.format.documents import parse_document
+from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32
 from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter, read_header
 from flexswitch.codecs.format.zoo import INDEX_STEM, IndexRecord, RoutingAccuracy, StoredFile, Zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter

@@ -118,8 +118,8 @@ def read_delta_matrix(
     """
     if device is None or not isinstance(vector, ArtifactVector) or len(vector.tensors[name].shape) < 2:
         return cpu_matrix(vector, name, transposed, base_rms)
-    record = vector.artifact.header.tensors[name]
-    if not 0 < record.bits <= 8:
+    record = vector.artifact.header.tensors.get(name)
+    if record is None or not 0 < record.bits <= 8:
         return cpu_matrix(vector, name, transposed, base_rms)
     positions, levels = _levels_of(vector, name)
     packed = pack_bit_planes(
@@ -144,7 +144,10 @@ def cpu_matrix(
     base's weights, which sets the precision of the products. Raises: DecodeError.
     """
     shape = _matrix_shape(vector, name)
-    entries = _coded(vector, name) if isinstance(vector, ArtifactVector) else _plain(vector, name)
+    if isinstance(vector, ArtifactVector) and not vector.is_exact(name):
+        entries = _coded(vector, name)
+    else:
+        entries = _plain(vector, name)
     if len(vector.tensors[name].shape) < 2:
         return Float32Matrix(_scatter(entries.positions, entries.values, shape, False))
     made = _cheapest(entries, shape, transposed, base_rms)

@@ -40,8 +40,7 @@ from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
-from flexswitch.merging.switching.tensor_names import tensor_names
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.switching.tensor_names import open_vectors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 if TYPE_CHECKING:
@@ -199,10 +198,7 @@ class SwitchedModel(nn.Module):
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
         tasks = list(zoo)
-        vectors: list[TaskVector] = [
-            ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()
-        ]
-        names = tensor_names(self.module, vectors, self._rename, self._strict)
+        vectors, names = open_vectors(self.module, zoo, self._rename, self._strict)
         if self._check_base and vectors:
             self._checked = check_module(self.module, vectors, names, self._rename, self._base, self._checked)
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}

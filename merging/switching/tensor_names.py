@@ -1,12 +1,31 @@
 """The names that a module has for the tensors that tasks change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+
+def open_vectors(
+    module: nn.Module, zoo: Mapping[str, Artifact | TaskVector], rename: Callable[[str], str], strict: bool
+) -> tuple[list[TaskVector], dict[str, str]]:
+    """Returns the tasks' vectors, and the module's name for each tensor that they change.
+
+    What they store exactly is decoded by the module's weights. Raises: InputError as `tensor_names` does.
+    """
+    vectors = [ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()]
+    names = tensor_names(module, vectors, rename, strict)
+    state = module.state_dict()
+    base = LiveWeights({name: state[inside] for name, inside in names.items()})
+    return [
+        ArtifactVector(task, base) if isinstance(task, Artifact) else task for task in zoo.values()
+    ], names
 
 
 def tensor_names(

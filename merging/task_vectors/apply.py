@@ -25,8 +25,11 @@ from flexswitch.codecs.sparse import (
     level_table,
     level_values,
 )
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.hashing import open_base
-from flexswitch.merging.task_vectors.live_weights import check_live_weights
+from flexswitch.merging.task_vectors.difference import add_delta, difference
+from flexswitch.merging.task_vectors.exact_tensors import exact_blocks
+from flexswitch.merging.task_vectors.live_weights import LiveWeights, check_live_weights
 from flexswitch.merging.task_vectors.rounding import refuse_overflow, rounded
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -108,7 +111,7 @@ def add_task(
     Raises: InputError if one is missing, has another shape or is not contiguous, or they are not the base's;
     InputError if one would become infinite, when they have to be loaded again; DecodeError.
     """
-    for name, record in artifact.header.tensors.items():
+    for name, record in (artifact.header.tensors | artifact.header.exact).items():
         found = weights.get(name)
         if found is None or list(found.shape) != record.shape or not found.is_contiguous():
             held = "none" if found is None else f"{list(found.shape)}, strides {found.stride()}"
@@ -116,8 +119,8 @@ def add_task(
                 f"{artifact.path}: tensor '{name}' of shape {record.shape} needs a contiguous tensor of that "
                 f"name and shape in the model, found {held}"
             )
+    opened = None if base is None else open_base(base)
     if check_base:
-        opened = None if base is None else open_base(base)
         check_live_weights(weights, artifact.header.base, str(artifact.path), opened)
     with torch.no_grad():
         for name, record in artifact.header.tensors.items():
@@ -127,6 +130,20 @@ def add_task(
             else:
                 values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
                 add_on_device(flat, artifact.sparse(name), values, name)
+        live = opened or LiveWeights(weights)
+        for name in artifact.header.exact:
+            _add_exact(weights[name].detach().view(-1), artifact, name, lambda_, live)
+
+
+def _add_exact(weights: Tensor, artifact: Artifact, name: str, lambda_: float, base: Checkpoint) -> None:
+    """Adds λ·τ to a tensor that is stored exactly; with λ = 1 it becomes the fine-tuned one, bit for bit."""
+    for start, before, found in exact_blocks(artifact, base, name):
+        part = weights[start : start + len(found)]
+        if lambda_ == 1:
+            part.copy_(rounded(found, found, part.dtype, name))
+        elif found.is_floating_point():
+            delta = lambda_ * torch.from_numpy(difference(before, found)[0]).to(part.device)
+            part.copy_(rounded(add_delta(part.to(torch.float32), delta), part, part.dtype, name))
 
 
 def add_on_cpu(weights: Tensor, places: Places, start: int, values: FloatArray) -> int:

@@ -5,33 +5,41 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.dtypes import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
+from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 
 class ArtifactVector:
-    """The task vector that an artifact decodes to."""
+    """The task vector that an artifact decodes to.
 
-    def __init__(self, artifact: Artifact) -> None:
+    weights: the base, by whose numbers tensors are decoded that are stored exactly. Those of integers count
+    as the task's own.
+    """
+
+    def __init__(self, artifact: Artifact, weights: Checkpoint | None = None) -> None:
         self.artifact = artifact
+        self._weights = weights
         self.hints = ReadingHints((artifact.path,))
         self.source = str(artifact.path)
         self.model = artifact.header.model
         self.parameters = artifact.header.parameters
-        self.tensors = {
-            name: TensorInfo(record.dtype, tuple(record.shape))
-            for name, record in sorted(artifact.header.tensors.items())
-        }
-        self.extras = {
-            name: TensorInfo(record.dtype, tuple(record.shape))
-            for name, record in artifact.header.extras.items()
-        }
+        header = artifact.header
+        exact = {name: TensorInfo(each.dtype, tuple(each.shape)) for name, each in header.exact.items()}
+        deltas = {name: info for name, info in exact.items() if is_floating(info.dtype) and info.shape}
+        self._own = {self.model.finetuned_name(name): name for name in exact if name not in deltas}
+        coded = {name: TensorInfo(each.dtype, tuple(each.shape)) for name, each in header.tensors.items()}
+        own = {name: TensorInfo(each.dtype, tuple(each.shape)) for name, each in header.extras.items()}
+        self.tensors = dict(sorted((coded | deltas).items()))
+        self.extras = own | {name: exact[inside] for name, inside in self._own.items()}
 
     def identity(self) -> BaseIdentity:
         """Returns the identity of the base it was made from."""
@@ -39,6 +47,9 @@ class ArtifactVector:
 
     def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields a tensor's reconstructed delta, decoding one stored block at a time. Raises: DecodeError."""
+        if name in self.artifact.header.exact:
+            yield from exact_delta(self.artifact, self._base(), name, size)
+            return
         addend = self.addend(name, 1.0)
         for start, stop in block_ranges(self.tensors[name].entries, size):
             block = torch.zeros(stop - start)
@@ -49,10 +60,27 @@ class ArtifactVector:
         """Returns λ times a tensor's reconstructed delta, to be added in place. Raises: DecodeError."""
         return Addend(self.artifact, name, lambda_)
 
+    def is_exact(self, name: str) -> bool:
+        """Returns whether a tensor is stored exactly."""
+        return name in self.artifact.header.exact
+
+    def numbers(self, name: str) -> Iterator[Tensor]:
+        """Yields the fine-tuned numbers of a tensor that is stored exactly, flat. Raises: DecodeError."""
+        return exact_numbers(self.artifact, self._base(), name)
+
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing: an artifact holds no corrections."""
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
     def extra(self, name: str) -> RawTensor:
-        """Returns a tensor that is stored raw. Raises: DecodeError."""
-        return self.artifact.extra(name)
+        """Returns one of the extras. Raises: DecodeError."""
+        if name not in self._own:
+            return self.artifact.extra(name)
+        info = self.extras[name]
+        data = [number_bytes(numbers, info.dtype) for numbers in self.numbers(self._own[name])]
+        return RawTensor(info.dtype, info.shape, b"".join(data))
+
+    def _base(self) -> Checkpoint:
+        if self._weights is None:
+            raise ValueError(f"{self.source}: stores tensors exactly, which only the base's weights decode")
+        return self._weights

@@ -39,16 +39,21 @@ class CheckpointPair:
         }
         self.parameters = sum(info.entries for info in self.tensors.values())
         self.model = model_record(base_headers, headers, pairing, read_config(base), read_config(finetuned))
-        self._finetuned, self._pairing = finetuned, pairing
-        self._weights = StoredWeights(base, finetuned, pairing.tensors, self.source)
+        self.finetuned, self._pairing = finetuned, pairing
+        self._weights = StoredWeights(base, finetuned, self.counterparts, self.source)
         self.hints = pair_hints(base, finetuned, self._weights.read_ahead, recomputing_is_cheap=True)
+
+    @property
+    def counterparts(self) -> Mapping[str, str]:
+        """The tensors, buffers among them, that both checkpoints hold: base name → fine-tuned name."""
+        return self._pairing.tensors | self._pairing.buffers
 
     @cached_property
     def extras(self) -> Mapping[str, TensorInfo]:
         """The checkpoint's own tensors, and the buffers that differ from the base's."""
         buffers = self._pairing.buffers
-        changed = [buffers[name] for name in changed_tensors(self.base, self._finetuned, buffers)]
-        return {name: self._finetuned.tensors[name] for name in sorted({*self._pairing.extras, *changed})}
+        changed = [buffers[name] for name in changed_tensors(self.base, self.finetuned, buffers)]
+        return {name: self.finetuned.tensors[name] for name in sorted({*self._pairing.extras, *changed})}
 
     def identity(self) -> BaseIdentity:
         """Returns the base's identity; reads every tensor of it whose digest is not known."""
@@ -64,4 +69,4 @@ class CheckpointPair:
 
     def extra(self, name: str) -> RawTensor:
         """Returns a tensor of the fine-tuned checkpoint."""
-        return raw_tensor(self._finetuned, name)
+        return raw_tensor(self.finetuned, name)

@@ -27,22 +27,22 @@ def task_vector_openers(
     """
     path = Path(source)
     if (path / ZOO_FILE).is_file():
-        return read_zoo(path, lambda zoo: _zoo_openers(zoo, only))
+        return read_zoo(path, lambda zoo: _zoo_openers(zoo, base, only))
     if source.endswith(".fsw"):
         artifact = open_artifact(path)
-        return {artifact.header.name: bind(ArtifactVector, artifact)}
+        return {artifact.header.name: bind(ArtifactVector, artifact, base)}
     if source.endswith(SUFFIX):
         vector = TaskVectorFile(path)
         return {vector.header.name: lambda: vector}
     return {task_name(source): bind(open_finetuned, source, base, selection)}
 
 
-def _zoo_openers(zoo: Zoo, only: str | None) -> dict[str, Callable[[], TaskVector]]:
+def _zoo_openers(zoo: Zoo, base: Checkpoint, only: str | None) -> dict[str, Callable[[], TaskVector]]:
     """Opens the tasks at once, as another process may change the zoo; returns the functions for all."""
     for task in zoo:
         if only in (task, None):
             zoo[task]
-    return {task: lambda task=task: ArtifactVector(zoo[task]) for task in zoo}  # type: ignore[misc]
+    return {task: lambda task=task: ArtifactVector(zoo[task], base) for task in zoo}  # type: ignore[misc]
 
 
 def open_finetuned(

@@ -55,12 +55,14 @@ class LazyState(Mapping[str, Tensor]):
 
 
 def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_: float = 1.0) -> LazyState:
-    """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor in the base's dtype, lazily.
+    """Returns the fine-tuned model θ + λ·τ̂: fine-tuned name → tensor, lazily, in the base's dtype.
+
+    With λ = 1, tensors that are stored exactly are the fine-tuned ones, bit for bit.
 
     Raises: InputError if `base` is not the one the task was made from.
     """
     checkpoint = open_base(base) if isinstance(base, (str, Path)) else base
-    vector = ArtifactVector(task) if isinstance(task, Artifact) else task
+    vector = ArtifactVector(task, checkpoint) if isinstance(task, Artifact) else task
     check_base(checkpoint, vector.identity(), vector.source)
     return LazyState(restored_tensors(checkpoint, vector, lambda_, None))
 
@@ -70,12 +72,15 @@ def restored_tensors(
 ) -> dict[str, OutputTensor]:
     """Returns the tensors of θ + λ·τ̂ and the task's own, by fine-tuned name.
 
-    dtype: None for that of the base. Raises: ArtifactError if a tensor does not fit the base.
+    dtype: None for that of the base, or for λ = 1 the fine-tuned one of tensors that are stored exactly.
+
+    Raises: ArtifactError if a tensor does not fit the base.
     """
     check_tensors(base, vector)
     outputs = {}
     for name, info in base.tensors.items():
-        output_info = TensorInfo(output_dtype(info, dtype), info.shape)
+        is_exact = _is_exact(vector, name, lambda_)
+        output_info = TensorInfo(output_dtype(vector.tensors[name] if is_exact else info, dtype), info.shape)
         read = _blocks(base, vector, name, lambda_, TORCH_DTYPES[output_info.dtype])
         outputs[vector.model.finetuned_name(name)] = OutputTensor(output_info, read)
     outputs |= tied_outputs(base, outputs, vector.model.finetuned_name)
@@ -130,8 +135,11 @@ def _blocks(
         if name not in vector.tensors:
             yield from unchanged_blocks(base, name, dtype)
             return
+        if isinstance(vector, ArtifactVector) and _is_exact(vector, name, lambda_):
+            yield from (rounded(numbers, numbers, dtype, name) for numbers in vector.numbers(name))
+            return
         in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype
-        if in_place and isinstance(vector, ArtifactVector):
+        if in_place and isinstance(vector, ArtifactVector) and not vector.is_exact(name):
             addend = vector.addend(name, lambda_)
             for block in base_blocks(base, name):
                 addend.add_to(block)
@@ -148,6 +156,13 @@ def _blocks(
             yield rounded(block, weights, dtype, name)
 
     return read
+
+
+def _is_exact(vector: TaskVector, name: str, lambda_: float) -> bool:
+    """Returns whether a tensor of the output is the fine-tuned one, bit for bit, and in its dtype."""
+    if not isinstance(vector, ArtifactVector) or name not in vector.tensors:
+        return False
+    return lambda_ == 1 and vector.is_exact(name)
 
 
 def _extra_block(vector: TaskVector, name: str, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:

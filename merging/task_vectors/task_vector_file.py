@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.atomic import atomic_file, check_space
+from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     METADATA_KEY,
@@ -27,7 +28,6 @@ from flexswitch.codecs.format.records import (
     Strict,
     TaskName,
     crc32,
-    parse_document,
 )
 from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,

@@ -36,7 +36,8 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     elif path.suffix == ".fsw" or path.is_file():
         artifact = open_artifact(path)
         _verify_artifact(artifact, problems, on_item)
-        count = len(artifact.header.tensors) + len(artifact.header.extras)
+        header = artifact.header
+        count = len(header.tensors) + len(header.exact) + len(header.extras)
         lines, identity = [f"{path}: {count} tensors, all checksums and counts match"], artifact.header.base
     else:
         raise InputError(f"{path}: expected an artifact (.fsw), a zoo folder or a task vector (*{SUFFIX})")
@@ -96,6 +97,7 @@ def _verify_index(zoo: Zoo, record: IndexRecord) -> str:
 def _verify_artifact(artifact: Artifact, problems: list[str], on_item: Callable[[str], None]) -> None:
     _read_all(artifact.header.extras, artifact.extra, problems, on_item)
     _read_all(artifact.header.tensors, artifact.check, problems, on_item)
+    _read_all(artifact.header.exact, artifact.packed_exact, problems, on_item)
 
 
 def _read_all(

@@ -29,6 +29,8 @@ from flexswitch.codecs.format.records import (
     ArtifactHeader,
     BaseIdentity,
     BlockRecord,
+    ExactBlock,
+    ExactRecord,
     ExtraRecord,
     FormRecord,
     MethodRecord,
@@ -99,7 +101,7 @@ def test_the_worked_example_has_the_checksum_of_its_document() -> None:
     "record",
     [
         ArtifactDocument, TensorTable, TableRecord, BlockRecord, ExtraRecord, ArtifactHeader, BaseIdentity,
-        ModelRecord, MethodRecord, TensorRecord, ZooRecord, TaskRecord, IndexRecord, TaskVectorHeader,
+        ModelRecord, MethodRecord, TensorRecord, ExactRecord, ExactBlock, ZooRecord, TaskRecord, IndexRecord, TaskVectorHeader,
         QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, RoutingAccuracy,
     ],
 )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Checks an artifact's records against each other: dtypes, counts, and the blocks that a shape implies."""
+
+from pathlib import Path
+
+from flexswitch.codecs.blocks import Grid, as_matrix
+from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, TensorRecord
+from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
+from flexswitch.codecs.residual import NUMBER_KINDS
+from flexswitch.codecs.sparse import SparseLayout
+
+
+def check_extra(path: Path, name: str, record: ExtraRecord) -> None:
+    if record.dtype not in DTYPE_BYTES:
+        raise ArtifactError(f"{path}: extra '{name}' has the dtype {record.dtype}; its header is damaged")
+
+
+def check_exact(path: Path, name: str, record: ExactRecord) -> None:
+    if record.dtype not in NUMBER_KINDS:
+        raise ArtifactError(f"{path}: tensor '{name}' has the dtype {record.dtype}; its header is damaged")
+    expected = as_matrix(tuple(record.shape)).count()
+    if len(record.blocks) != expected:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "
+            f"{expected}; its header is damaged"
+        )
+
+
+def check_record(path: Path, name: str, record: TensorRecord) -> None:
+    if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
+            f"keeps {record.kept} entries; its header is damaged"
+        )
+    if record.zero is not None and record.bits > 8:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
+            "damaged"
+        )
+
+
+def block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
+    """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError if they don't fit its shape."""
+    grid = as_matrix(tuple(record.shape))
+    layouts = []
+    if record.rows is not None:
+        layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))
+        grid = Grid(min(grid.rows, record.rows.kept), grid.columns)
+        if not record.rows.kept:
+            raise ArtifactError(f"{path}: tensor '{name}' has row flags without a row; its header is damaged")
+    if grid.count() != len(record.blocks):
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "
+            f"{grid.count()}; its header is damaged"
+        )
+    blocks = zip(grid.shapes(), record.blocks, strict=True)
+    layouts += [SparseLayout(shape, block.kept, record.bits) for shape, block in blocks]
+    for layout in layouts:
+        if layout.kept > layout.entries:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has a block that keeps {layout.kept} of {layout.entries} entries; "
+                "its header is damaged"
+            )
+    return layouts
