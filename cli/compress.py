@@ -117,8 +117,9 @@ def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
     header, document = artifact.header, compressed(artifact)
     kept, stored = document["kept"], document["bytes"]
     parameters = max(1, header.parameters)
+    share = "all" if header.exact else f"{kept / parameters:.1%}"
     lines = [
-        f"{artifact.path}: task '{header.name}' by {header.method.name}, kept {kept / parameters:.1%} of "
+        f"{artifact.path}: task '{header.name}' by {header.method.name}, kept {share} of "
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
         f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
     ]

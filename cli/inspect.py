@@ -97,6 +97,14 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
                      f"{record.size:,}", f"{8 * record.size / entries:.3f}")  # fmt: skip
         counts = {"kept": kept, "density": kept / entries, "bytes": record.size}
         tensors[name] = record.model_dump() | counts
+    for name, exact in sorted(header.exact.items()):
+        shape, forms = (
+            "×".join(map(str, exact.shape)),
+            dict.fromkeys(block.form.name for block in exact.blocks),
+        )
+        rows.add_row(name, shape, " ".join(forms), exact.dtype, "exact", "", f"{exact.size:,}",
+                     f"{8 * exact.size / max(1, exact.entries):.3f}")  # fmt: skip
+        tensors[name] = exact.model_dump() | {"bytes": exact.size}
     kept = sum(record.kept for record in header.tensors.values())
     payloads = sum(tensor["bytes"] for tensor in tensors.values())
     extras = artifact.extra_bytes()

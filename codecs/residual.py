@@ -133,8 +133,8 @@ class Residual:
             shares.astype(np.uint32) << 16 | _sums(shares), *_distances(kind), states, words, raw,
             8 * len(bits),
         )  # fmt: skip
-        is_whole = -(-used // 8) == len(bits) and (not used % 8 or not bits[-1] >> used % 8)
-        if used < 0 or not is_whole or (states != LOWEST_STATE).any():
+        is_whole = used >= 0 and -(-used // 8) == len(bits) and not (used % 8 and bits[-1] >> used % 8)
+        if not is_whole or (states != LOWEST_STATE).any():
             raise DecodeError(f"the coded numbers do not give {base.size} entries")
         return found
 

@@ -101,8 +101,8 @@ def test_the_worked_example_has_the_checksum_of_its_document() -> None:
     "record",
     [
         ArtifactDocument, TensorTable, TableRecord, BlockRecord, ExtraRecord, ArtifactHeader, BaseIdentity,
-        ModelRecord, MethodRecord, TensorRecord, ExactRecord, ExactBlock, ZooRecord, TaskRecord, IndexRecord, TaskVectorHeader,
-        QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, RoutingAccuracy,
+        ModelRecord, MethodRecord, TensorRecord, ExactRecord, ExactBlock, ZooRecord, TaskRecord, IndexRecord,
+        TaskVectorHeader, QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, RoutingAccuracy,
     ],
 )  # fmt: skip
 def test_the_format_page_names_every_field(record: type[BaseModel]) -> None:
