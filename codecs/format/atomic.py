@@ -44,7 +44,7 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"{path}: is a folder, expected a file; choose a file name")
     with working_folder(path) as folder:
         partial = folder / path.name
-        with _named_errors(partial, path):
+        with named_errors(partial, path):
             partial.touch()
             yield partial
             flush(partial)
@@ -73,7 +73,7 @@ def atomic_directory(
         raise InputError(f"{path}: {reason}, so --overwrite does not replace it; give another output")
     with working_folder(path) as folder:
         partial = folder / path.name
-        with _named_errors(partial, path):
+        with named_errors(partial, path):
             partial.mkdir()
             yield partial
             for place in [*partial.rglob("*"), partial]:
@@ -118,7 +118,7 @@ def _take_place(partial: Path, path: Path) -> None:
 
 
 @contextmanager
-def _named_errors(partial: Path, path: Path) -> Iterator[None]:
+def named_errors(partial: Path, path: Path) -> Iterator[None]:
     """Turns the error of a full disk, and errors with the temporary path, into ones that name the output."""
     try:
         yield

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
-from flexswitch.codecs.format.atomic import atomic_directory, flush
+from flexswitch.codecs.format.atomic import atomic_directory, flush, named_errors
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import TASK_NAME
@@ -88,7 +88,7 @@ def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
     Raises: InputError if another process holds the zoo for too long, or if parts of the zoo are links.
     """
     _check_links(path)
-    with _locked(path, wait), working_folder(path / ZOO_FILE) as work:
+    with _locked(path, wait), working_folder(path / ZOO_FILE) as work, named_errors(work, path):
         remove_abandoned(path)  # of a writer that was killed while it made the zoo
         _remove_unnamed(path)  # of a writer that was killed while it changed the zoo
         try:

@@ -18,10 +18,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.artifact_files import stored_form
 from support.commands import files_below, write_base
+from support.tiny_models import contents
 from support.zoo_files import task_file
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.zoo_writer import zoo_writer
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 
@@ -282,20 +284,39 @@ def test_a_disk_that_is_full(zoo, fails, monkeypatch):
     fails(zoo, 1, message.format("out.tv.safetensors"), *extract)
     merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "merged", "--task", "red")
     fails(zoo, 1, message.format("merged"), *merge)
+    fails(zoo, 1, message.format("new"), "pack", "red.fsw", "-o", "new")
+    fails(zoo, 1, message.format("zoo"), "pack", "red.fsw", "-o", "zoo", "--add", "--overwrite")
 
 
-def test_a_write_that_the_system_refuses(models):
-    before = files_below(models)
-    command = [sys.executable, "-m", "flexswitch.cli", "compress", "red.safetensors", *COMPRESS]
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (("compress", "red.safetensors", *COMPRESS), "out.fsw"),
+        (("pack", "red.fsw", "-o", "zoo", "--add", "--overwrite", "--codec", "raw"), "zoo"),
+    ],
+)
+def test_a_write_that_the_system_refuses(zoo, command, output):
+    before = contents(zoo)
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200, 200))
-    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    words = [sys.executable, "-m", "flexswitch.cli", *command]
+    run = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert (
-        last
-        == "flexswitch: error: out.fsw: could not be written: File too large; the partial output was removed"
-    )
-    assert files_below(models) == before
+    message = f"{output}: could not be written: File too large; the partial output was removed"
+    assert last == f"flexswitch: error: {message}"
+    assert contents(zoo) == before
+
+
+def test_a_zoo_that_another_process_writes_to(zoo, flexswitch):
+    with zoo_writer(Path("zoo")):
+        outcome = flexswitch("pack", "-o", "zoo", "--remove", "red", "--lock-timeout", "0.1")
+    assert outcome.status == 1
+    assert outcome.err.splitlines()[-2:] == [
+        "flexswitch: waiting for another writer of zoo",
+        "flexswitch: error: zoo: another process still writes to it after 0.1 seconds; run the command again "
+        "when it has ended, or give a longer --lock-timeout",
+    ]
+    assert flexswitch("pack", "-o", "zoo", "--remove", "red", "--lock-timeout", "10").status == 0
 
 
 heed_interrupts = partial(

@@ -24,7 +24,7 @@ from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.format.safetensors_file import read_header
-from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.codecs.format.zoo import RoutingAccuracy, open_zoo
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader
@@ -209,6 +209,44 @@ def test_a_damaged_description_of_a_zoo_is_found(zoo: Path) -> None:
     document["tasks"]["task"]["file"] = "../task.fsw"
     (zoo / "zoo.json").write_text(json.dumps(document))
     assert problems(zoo)[0].startswith(f"{zoo}/zoo.json: task 'task' names the file '../task.fsw', expected ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "method",
+            "ties",
+            "its field 'tasks.task.method' is 'ties', and {} says 't-switch'; pack the task again",
+        ),
+        ("parameters", 5, "its field 'tasks.task.parameters' is 5, and {} says 107; pack the task again"),
+    ],
+)
+def test_a_field_of_a_task_that_its_artifact_contradicts_is_found(
+    zoo: Path, field: str, value: object, message: str
+) -> None:
+    document = json.loads((zoo / "zoo.json").read_text())
+    document["tasks"]["task"][field] = value
+    (zoo / "zoo.json").write_text(json.dumps(document))
+    assert problems(zoo) == [f"{zoo}/zoo.json: {message.format(document['tasks']['task']['file'])}"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("features", "layer:3"), ("dtype", "bfloat16"), ("normalise", "centred"), ("metric", "learned"),
+        ("rank", 3), ("per_task", 2), ("seed", 5),
+        ("accuracy", dict.fromkeys(RoutingAccuracy.model_fields, 90.0)),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_index_that_its_file_contradicts_is_found(
+    zoo: Path, field: str, value: object
+) -> None:
+    document = json.loads((zoo / "zoo.json").read_text())
+    document["index"][field] = value
+    (zoo / "zoo.json").write_text(json.dumps(document))
+    (problem,) = problems(zoo)
+    assert problem.startswith(f"{zoo}/zoo.json: its field 'index.{field}' is ")
 
 
 def test_a_task_vector_that_is_whole_passes(tmp_path: Path) -> None:
