@@ -15,8 +15,9 @@ from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file
 from flexswitch.merging.models.feature_spec import layers_spec, parse_feature_spec
 from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.models.runner import FeatureDtype
 from flexswitch.merging.routing.confusion import confusion
-from flexswitch.merging.routing.features import FeatureDtype, ModelFeatures
+from flexswitch.merging.routing.features import ModelFeatures
 from flexswitch.merging.routing.metric import learn_metric
 from flexswitch.merging.routing.projection import Normalisation, Projection, fit_normalisation
 from flexswitch.merging.routing.query_index import QueryIndex

@@ -12,6 +12,7 @@ from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
+from flexswitch.merging.models.examples import ignored_files
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import Engine
 
@@ -63,6 +64,8 @@ def evaluate(
         adapter, device, engine,
     )  # fmt: skip
     evaluation = open_evaluation(request)
+    for note in ignored_files(request.data, "test", evaluation.zoo):
+        reporter.note(note)
     count = len(request.methods)
     scores = []
     with reporter.progress(f"scoring {count} methods on {request.zoo}", count) as on_method:

@@ -8,7 +8,7 @@ from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.merging.commands.arguments import Access, Changed, Input, NotNegative, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.feature_spec import AUTO
-from flexswitch.merging.routing.features import FeatureDtype
+from flexswitch.merging.models.runner import FeatureDtype
 from flexswitch.merging.routing.index_options import IndexOptions, Metric
 from flexswitch.merging.routing.indexing import add_to_index, index_zoo
 from flexswitch.merging.routing.projection import Normalisation

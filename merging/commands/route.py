@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
-from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.commands.reporter import SILENT, Reporter
-from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Examples
+from flexswitch.merging.models.runner import checked_runner
 from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
 from flexswitch.merging.routing.router import Router, chunk_count, open_router, read_samples, route_file
 from flexswitch.merging.routing.voting_options import VotingOptions
@@ -44,10 +42,8 @@ def route(
     def opened(zoo: Zoo) -> tuple[Router, Examples]:
         zoo.index_file()
         examples = read_samples(path, limit)
-        checkpoint = open_base(base)
-        check_base(checkpoint, zoo.record.base, str(zoo.path))
-        model = get_adapter(checkpoint, zoo.record.adapter, adapter)
-        return open_router(zoo, model, features, voting or VotingOptions(), device), examples
+        runner = checked_runner(zoo, base, adapter, device)()
+        return open_router(zoo, runner, features, voting or VotingOptions()), examples
 
     router, examples = read_zoo(zoo, opened)
     with reporter.progress(f"routing {len(examples):,} samples of {path}", chunk_count(examples)) as on_chunk:

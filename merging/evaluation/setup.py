@@ -17,8 +17,9 @@ from flexswitch.merging.evaluation.task_models import TaskModels, check_classes
 from flexswitch.merging.methods.registry import ROUTED
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import read_examples, task_file
+from flexswitch.merging.models.examples import first, read_examples, task_file
 from flexswitch.merging.models.outputs import declared_kind
+from flexswitch.merging.models.runner import Runner
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import Engine
@@ -60,15 +61,15 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     check_base(base, zoo.record.base, str(request.zoo))
     vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task], base) for task in zoo}
     _check_declared(request.adapter or zoo.record.adapter, base, vectors)
-    available = {task: read_examples(task_file(request.data, task, "test"), labelled=True) for task in zoo}
-    examples = {task: each.first(request.limit) for task, each in available.items()}
+    files = {task: task_file(request.data, task, "test") for task in zoo}
+    examples = {task: read_examples(path, True, first(request.limit)) for task, path in files.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
     adapter = get_adapter(base, zoo.record.adapter, request.adapter)
     routed = any(method in ROUTED for method in request.methods)
     router = None
     if routed:
-        opened = open_router(zoo, adapter, request.features, request.voting, request.device)
-        router = StreamRouter(opened, available)
+        runner = Runner(adapter, request.device)
+        router = StreamRouter(open_router(zoo, runner, request.features, request.voting), examples)
     task_models = TaskModels(base, adapter, vectors, examples, request.device)
     task_models.warm_up()
     base_score = score_fixed(

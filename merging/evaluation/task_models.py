@@ -12,7 +12,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.models.adapters import Adapter
-from flexswitch.merging.models.examples import Batch, Examples
+from flexswitch.merging.models.examples import Batch, Examples, check_labels
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.models.outputs import OutputKind, output_kind
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
@@ -42,7 +42,7 @@ class TaskModels:
     def warm_up(self) -> None:
         """Runs one sample of each task, so that the first call is not timed.
 
-        Raises: InputError if a model's outputs are not classes.
+        Raises: InputError if a model's outputs are not classes, or a label is none of them.
         """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
@@ -50,6 +50,7 @@ class TaskModels:
                 logits = self.adapter.logits(model, batch)
             vector = self.vectors[task]
             check_classes(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
+            check_labels(self.examples[task], logits.shape[-1])
 
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
         """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 gives the base with that head."""

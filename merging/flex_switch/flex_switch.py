@@ -26,7 +26,7 @@ from flexswitch.merging.flex_switch.training_data import (
     DataSettings,
     TrainingData,
     open_training_data,
-    read_exemplars,
+    read_training_examples,
 )
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -114,7 +114,7 @@ def flexswitch(
         data_settings = DataSettings(
             job.task, training.inputs, objective, seed, min_exemplars, augmentations, precision
         )
-        read_exemplars(data_settings)  # refuse too few before long work
+        read_training_examples(data_settings)  # refuse too few before long work
     header = job.header(vector)
     with parallel_map(job.jobs) as in_parallel:
         task = read_compression_task(vector, header, widths, effort, in_parallel)

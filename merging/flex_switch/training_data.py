@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
@@ -28,7 +27,7 @@ from flexswitch.merging.flex_switch.objective import (
 )
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import Batch, Examples, draw, read_examples, task_file
+from flexswitch.merging.models.examples import Batch, Examples, check_labels, draw, read_exemplars, task_file
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.task_vectors.restore import restored_tensors
@@ -129,19 +128,25 @@ class TrainingData:
         )
 
 
-def read_exemplars(settings: DataSettings) -> Examples:
-    """Returns a task's examples. Raises: InputError if there are fewer than `min_exemplars`; UsageError."""
-    inputs = settings.inputs
+def read_training_examples(settings: DataSettings) -> tuple[Examples, Examples]:
+    """Returns a task's exemplars, those that `index` draws too, and at most as many held-out examples.
+
+    Raises: InputError if there are fewer exemplars than `min_exemplars`, UsageError.
+    """
+    inputs, task, seed = settings.inputs, settings.task, settings.seed
     check_device(inputs.device)
-    path = task_file(inputs.exemplars, settings.task, "train")
-    available = read_examples(path, labelled=settings.goal == "task")
-    count = min(len(available), inputs.per_task)
+    most = inputs.per_task + min(inputs.per_task, _MOST_HELD_OUT)
+    drawn = read_exemplars(inputs.exemplars, task, most, seed, labelled=settings.goal == "task")
+    count = min(drawn.available, inputs.per_task)
     if count < settings.min_exemplars:
+        path = task_file(inputs.exemplars, task, "train")
         raise InputError(
             f"{path}: {count} exemplars, expected {settings.min_exemplars} or more; give more, or allow "
             f"fewer with --set min_exemplars={count}, or use none with --set objective=none"
         )
-    return available
+    rows = drawn.file_rows(np.arange(len(drawn)))
+    trained = np.isin(rows, draw(drawn.available, inputs.per_task, seed, task))
+    return drawn.take(np.flatnonzero(trained)), drawn.take(np.flatnonzero(~trained))
 
 
 def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map: ParallelMap) -> TrainingData:
@@ -151,7 +156,7 @@ def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map:
     """
     inputs, goal, seed = settings.inputs, settings.goal, settings.seed
     check_base(inputs.base, vector.identity(), vector.source)
-    available = read_exemplars(settings)
+    exemplars, held_out = read_training_examples(settings)
     adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter)
     objective = Objective(goal, adapter, inputs.device, settings.precision)
     model = _model(objective, vector)
@@ -163,13 +168,13 @@ def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map:
     def answered(examples: Examples) -> Targets:
         return _targets(objective, model, config, examples, parallel_map)
 
-    drawn = _drawn(len(available), inputs.per_task, seed, settings.task)
-    exemplars, held_out = available.take(drawn[: inputs.per_task]), drawn[inputs.per_task :]
     targets, augmented = answered(exemplars), None
+    if goal == "task" and targets.kind == "classes":
+        check_labels(exemplars, len(targets.answers[0]))
     if settings.augmentations and goal != "task":
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
-    rest = answered(available.take(held_out)) if len(held_out) else None
+    rest = answered(held_out) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0)
     return TrainingData(objective, model, names, targets, augmented, rest, _digest(exemplars))
 
@@ -186,13 +191,6 @@ def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
         for epoch in {place // count for place in places}
     }
     return [int(shuffled[place // count][place % count]) for place in places]
-
-
-def _drawn(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:
-    """Returns the rows that `index` draws too, followed by at most as many held-out rows."""
-    first = draw(available, wanted, seed, task)
-    more = draw(available, wanted + min(wanted, _MOST_HELD_OUT), seed, task)
-    return np.concatenate([first, np.setdiff1d(more, first)])
 
 
 def _model(objective: Objective, vector: TaskVector) -> nn.Module:

@@ -1,11 +1,7 @@
 """Reads a task's examples: `DIR/<task>.<split>` as .jsonl.gz, .jsonl, .csv, .parquet or .npz."""
 
-import csv
-import gzip
 import hashlib
-import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,36 +11,68 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.models.array_files import read_arrays
+from flexswitch.merging.models.record_files import count_records, read_records
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
+_LARGEST_CLASS = 2**31 - 1
+_SHOWN = 5
+_LONGEST_LABEL, _LONGEST_REASON = 40, 300  # characters in a message
 
 Inputs = Sequence[str] | NDArray[Any]
+# the number of examples in a file -> the rows to read, ascending
+Choose = Callable[[int], NDArray[np.int64]]
 Batch = dict[str, Tensor]  # the tensors that a model takes; the first dimension is the sample
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
-    """The inputs of one task, and their labels if the file has them.
+class Origin:
+    """Where examples are from: their file, and how many examples it has.
 
-    inputs: a list of texts, or an array (example, ...) of images; labels: (example,) int64, or None.
+    rows: (example,), their places among the file's examples, from 0; places: the same in words, as "line 7".
+    """
+
+    path: Path
+    count: int
+    rows: NDArray[np.int64]
+    places: Sequence[str]
+
+    def take(self, rows: NDArray[np.int64]) -> "Origin":
+        """Returns the origin of these examples."""
+        return Origin(self.path, self.count, self.rows[rows], [self.places[row] for row in rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs of one task, and their labels if the file has them.
+
+    inputs: a list of texts, or an array (example, ...) of images; labels: (example,) int64, or None;
+    origin: None for examples that were made otherwise.
     """
 
     inputs: Inputs
     labels: NDArray[np.int64] | None
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def available(self) -> int:
+        """The number of examples in the file."""
+        return len(self) if self.origin is None else self.origin.count
+
+    def file_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the places in the file of these rows of the examples."""
+        return rows if self.origin is None else self.origin.rows[rows]
+
     def take(self, rows: NDArray[np.int64]) -> "Examples":
         """Returns the examples of these rows, in this order."""
         labels = None if self.labels is None else self.labels[rows]
+        origin = None if self.origin is None else self.origin.take(rows)
         if isinstance(self.inputs, np.ndarray):
-            return Examples(self.inputs[rows], labels)
-        return Examples([self.inputs[row] for row in rows], labels)
-
-    def first(self, count: int | None) -> "Examples":
-        """Returns the first `count` examples, or all if it is None."""
-        return self.take(np.arange(len(self))[:count])
+            return Examples(self.inputs[rows], labels, origin)
+        return Examples([self.inputs[row] for row in rows], labels, origin)
 
     def order_by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the permutation that sorts the rows by text length, so that batches need little padding."""
@@ -89,17 +117,18 @@ def task_file(folder: Path, task: str, split: str) -> Path:
     return files[task]
 
 
-def read_examples(path: Path, labelled: bool) -> Examples:
+def read_examples(path: Path, labelled: bool, choose: Choose | None = None) -> Examples:
     """Returns the examples of one file, with labels if `labelled` is true.
 
+    choose: which of them, as ascending rows [default: all]; the others are only counted.
     Raises: InputError if the file is empty or damaged, or lacks a field.
     """
     try:
-        examples = (_read_arrays if path.suffix == ".npz" else _read_records)(path, labelled)
+        examples = (_read_arrays if path.suffix == ".npz" else _read_texts)(path, labelled, choose)
     except Exception as reason:  # the readers raise many types on a damaged file
         if isinstance(reason, (InputError, MemoryError)):
             raise
-        found = " ".join(str(reason).split())
+        found = " ".join(str(reason).split())[:_LONGEST_REASON]
         raise InputError(f"{path}: cannot be read as examples ({found})") from reason
     if not len(examples):
         raise InputError(f"{path}: has no examples; expected at least one")
@@ -108,71 +137,80 @@ def read_examples(path: Path, labelled: bool) -> Examples:
     return examples
 
 
-def _read_arrays(path: Path, labelled: bool) -> Examples:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not an archive of arrays as numpy.savez writes it")
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        if "x" not in arrays:
-            raise ValueError(f"arrays {sorted(arrays)}, expected 'x' and 'y'")
-        inputs = np.asarray(arrays["x"])
-        labels = np.asarray(arrays["y"]) if labelled and "y" in arrays else None
-    if not inputs.ndim:
-        raise ValueError("'x' has no dimension of examples")
-    if labels is None:
-        return Examples(inputs, None)
-    if labels.shape != inputs.shape[:1]:
-        raise ValueError(f"{len(inputs)} inputs and labels of shape {labels.shape}")
-    return Examples(inputs, np.array([_class_number(label) for label in labels.tolist()], np.int64))
+def read_exemplars(folder: Path, task: str, count: int, seed: int, labelled: bool = False) -> Examples:
+    """Returns up to `count` of a task's training examples, drawn by the seed, in the order of their file.
+
+    Raises: InputError.
+    """
+    path = task_file(folder, task, "train")
+    return read_examples(path, labelled, lambda available: draw(available, count, seed, task))
 
 
-def _read_records(path: Path, labelled: bool) -> Examples:
-    records = _records(path)
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f"record {number} has no field 'text' that is a string")
-    texts = [record["text"] for record in records]
-    labels = [record.get("label") for record in records]
+def ignored_files(folder: Path, split: str, tasks: Collection[str]) -> list[str]:
+    """Returns a note on the files of other tasks than these in a folder, or nothing if there are none."""
+    others = [task for task in tasks_with(folder, split) if task not in tasks]
+    if not others:
+        return []
+    shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+    return [f"{folder}: its {split} files of tasks that the zoo lacks are ignored: {shown}"]
+
+
+def check_labels(examples: Examples, classes: int) -> None:
+    """Raises: InputError if a label is not the number of one of so many classes."""
+    if examples.labels is None or examples.origin is None or int(examples.labels.max(initial=-1)) < classes:
+        return
+    row = int(np.flatnonzero(examples.labels >= classes)[0])
+    raise InputError(
+        f"{examples.origin.path}: {examples.origin.places[row]} has the label {examples.labels[row]}, "
+        f"but the model has {classes} classes, numbered from 0"
+    )
+
+
+def first(count: int | None) -> Choose | None:
+    """Returns the choice of the first `count` examples, or of all if it is None."""
+    return None if count is None else lambda available: np.arange(min(count, available))
+
+
+def _read_arrays(path: Path, labelled: bool, choose: Choose | None) -> Examples:
+    inputs, labels = read_arrays(path)
+    rows = np.arange(len(inputs)) if choose is None else choose(len(inputs))
+    origin = Origin(path, len(inputs), rows, [f"row {row}" for row in rows])
+    if labels is None or not labelled:
+        return Examples(inputs[rows], None, origin)
+    return Examples(inputs[rows], _classes(labels[rows].tolist(), origin.places), origin)
+
+
+def _read_texts(path: Path, labelled: bool, choose: Choose | None) -> Examples:
+    count = None if choose is None else count_records(path)
+    rows = None if choose is None or count is None else choose(count)
+    records = list(read_records(path, rows))
+    texts = [record.values["text"] for record in records]
+    labels = [record.values["label"] for record in records]
+    places = [record.place for record in records]
+    origin = Origin(path, count or len(texts), np.arange(len(texts)) if rows is None else rows, places)
     if not labelled or None in labels:
-        return Examples(texts, None)
-    return Examples(texts, np.array([_class_number(label) for label in labels], np.int64))
+        return Examples(texts, None, origin)
+    return Examples(texts, _classes(labels, places), origin)
 
 
-def _class_number(label: Any) -> int:
-    """Returns a label as an integer. Raises: ValueError, TypeError or OverflowError if it is not one."""
-    number = int(label)
-    if isinstance(label, float) and number != label:
-        raise ValueError(f"label {label}, expected the number of a class")
+def _classes(labels: Sequence[Any], places: Sequence[str]) -> NDArray[np.int64]:
+    """Returns labels as class numbers. Raises: ValueError if one is not one."""
+    return np.array([_class_number(*each) for each in zip(labels, places, strict=True)], np.int64)
+
+
+def _class_number(label: Any, place: str) -> int:
+    try:
+        number = int(label)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if not 0 <= number <= _LARGEST_CLASS or (isinstance(label, float) and number != label):
+        raise ValueError(f"{place} has the label {_shortened(label)}, expected the number of a class")
     return number
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return _parquet_records(path)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    return [_json_line(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _json_line(number: int, line: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError as reason:
-        raise ValueError(f"line {number}, column {reason.colno}: {reason.msg}") from reason
-    return record
-
-
-def _parquet_records(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as reason:
-        raise InputError(
-            f"{path}: reading .parquet needs pyarrow; pip install 'flexswitch[eval]'"
-        ) from reason
-    records: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    return records
+def _shortened(label: Any) -> str:
+    text = repr(label)
+    return text if len(text) <= _LONGEST_LABEL else f"{text[:_LONGEST_LABEL]}…"
 
 
 def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:

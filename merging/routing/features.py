@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from flexswitch.merging.models.feature_spec import (
 )
 from flexswitch.merging.models.float64_computation import Float64Computation
 from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.models.runner import FeatureDtype, Runner
 from flexswitch.merging.routing.averaged_encoder import averaged_encoder
 from flexswitch.merging.routing.grid import on_grid
 from flexswitch.merging.routing.query_set import QuerySetHeader
@@ -33,7 +34,6 @@ from flexswitch.merging.routing.text_shape import with_shapes
 
 _BATCH, _EXACT_BATCH = 64, 16
 _BITS = 20
-FeatureDtype = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,15 +56,6 @@ class FeatureSource(Protocol):
 
         They have the same bits whatever the device, the processor and the number of threads.
         """
-
-
-@dataclass(frozen=True)
-class Runner:
-    """How a base computes features: by which adapter, on which device, and in which dtype."""
-
-    adapter: Adapter
-    device: str = "cpu"
-    dtype: FeatureDtype = "float32"
 
 
 def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
@@ -199,15 +190,15 @@ class FileFeatures:
         name = f"{task}.{split}"
         if name not in self._file.tensors:
             raise InputError(
-                f"{self._file.source}: has no tensor '{name}', expected [{len(examples)}, width]"
+                f"{self._file.source}: has no tensor '{name}', expected [{examples.available}, width]"
             )
         shape = self._file.tensors[name].shape
-        if len(shape) != 2 or shape[0] != len(examples):
+        if len(shape) != 2 or shape[0] != examples.available:
             raise InputError(
                 f"{self._file.source}: tensor '{name}' has the shape {list(shape)}, "
-                f"expected [{len(examples)}, width], a row for each example"
+                f"expected [{examples.available}, width], a row for each example"
             )
-        return self._file.read(name).float().reshape(shape)[torch.from_numpy(rows)]
+        return self._file.read(name).float().reshape(shape)[torch.from_numpy(examples.file_rows(rows))]
 
     def exemplars(self, task: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Returns the features of exemplars. Raises: InputError if the file lacks them."""

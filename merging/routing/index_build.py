@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.errors import InputError, unknown_name
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter
-from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file, tasks_with
+from flexswitch.merging.models.examples import Examples, read_exemplars
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_auto, layers_spec, parse_feature_spec
 from flexswitch.merging.routing.cross_validation import FOLDS
 from flexswitch.merging.routing.features import FeatureSource
@@ -32,20 +32,17 @@ class ExemplarFeatures(NamedTuple):
     task_ids: NDArray[np.int32]
 
 
-def read_exemplars(zoo: Zoo, folder: Path, tasks: Collection[str] | None = None) -> dict[str, Examples]:
-    """Returns the training examples of all tasks, or of the given ones.
+def exemplars_of(
+    zoo: Zoo, folder: Path, per_task: int, seed: int, tasks: Collection[str] | None = None
+) -> dict[str, Examples]:
+    """Returns the exemplars drawn for all tasks, or for the given ones.
 
-    Raises: InputError if a file is missing or empty, or the zoo lacks a file's task.
+    Raises: InputError if the zoo has no tasks, or a file is missing or empty.
     """
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
-    for task, path in tasks_with(folder, "train").items():
-        if task not in zoo.record.tasks:
-            raise InputError(
-                f"{path}: in {zoo.path} {unknown_name('task', task, zoo)}; pack it, or move the file away"
-            )
-    files = {task: task_file(folder, task, "train") for task in zoo if tasks is None or task in tasks}
-    return {task: read_examples(path, labelled=False) for task, path in files.items()}
+    wanted = [task for task in zoo if tasks is None or task in tasks]
+    return {task: read_exemplars(folder, task, per_task, seed) for task in wanted}
 
 
 def build_index(
@@ -56,12 +53,12 @@ def build_index(
     on_task: Callable[[str], None],
     writer: ZooWriter,
 ) -> tuple[IndexRecord, list[str]]:
-    """Stores the points of `per_task` exemplars of each task; returns the record and notes for the user.
+    """Stores the points of the tasks' exemplars; returns the record and notes for the user.
 
-    All examples of a task are used if there are fewer. With the features "auto", the source returns the
+    With the features "auto", the source returns the
     features of all layers, and those of the layers that route best are stored. Raises: InputError.
     """
-    exemplars, notes = exemplar_features(examples, options.per_task, options.seed, source, on_task)
+    exemplars, notes = exemplar_features(examples, options.per_task, source, on_task)
     spec = source.spec
     if is_auto(options.features):
         spec, exemplars, note = _chosen(exemplars, spec, options)
@@ -98,7 +95,7 @@ def extend_index(
     Returns the record and notes for the user. Raises: InputError.
     """
     header, projection = query_set.header, query_set.projection
-    found, notes = exemplar_features(examples, header.per_task, header.seed, source, on_task)
+    found, notes = exemplar_features(examples, header.per_task, source, on_task)
     if projection is None and found.features.shape[1] != query_set.points.shape[1]:
         raise InputError(
             f"the features have the width {found.features.shape[1]}, the query index has points of width "
@@ -124,11 +121,10 @@ def extend_index(
 def exemplar_features(
     examples: Mapping[str, Examples],
     per_task: int,
-    seed: int,
     source: FeatureSource,
     on_task: Callable[[str], None],
 ) -> tuple[ExemplarFeatures, list[str]]:
-    """Returns the features of the exemplars drawn from tasks' examples, and notes on tasks with too few.
+    """Returns the features of tasks' exemplars, and notes on tasks with fewer than `per_task`.
 
     Raises: InputError if features differ in width or are not finite.
     """
@@ -136,14 +132,13 @@ def exemplar_features(
     task_ids, notes = [], []
     for number, (task, each) in enumerate(examples.items()):
         on_task(task)
-        rows = draw(len(each), per_task, seed, task)
-        if len(rows) < per_task:
+        if len(each) < per_task:
             notes.append(
-                f"task '{task}' has {len(rows)} examples, fewer than the {per_task} asked for; all are used"
+                f"task '{task}' has {len(each)} examples, fewer than the {per_task} asked for; all are used"
             )
-        features.append(source.exemplars(task, each, rows))
+        features.append(source.exemplars(task, each, np.arange(len(each))))
         _check_features(task, features)
-        task_ids.append(np.full(len(rows), number, np.int32))
+        task_ids.append(np.full(len(each), number, np.int32))
     return ExemplarFeatures(list(examples), torch.cat(features), np.concatenate(task_ids)), notes
 
 

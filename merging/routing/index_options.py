@@ -6,7 +6,7 @@ from typing import Literal
 from flexswitch.codecs.errors import check_choice
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.feature_spec import AUTO, is_auto, is_file, parse_feature_spec
-from flexswitch.merging.routing.features import FeatureDtype
+from flexswitch.merging.models.runner import FeatureDtype
 from flexswitch.merging.routing.projection import Normalisation
 
 Metric = Literal["learned", "euclidean"]

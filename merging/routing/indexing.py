@@ -6,18 +6,16 @@ from pathlib import Path
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
 from flexswitch.codecs.format.zoo_writer import NO_LIMIT, Wait, ZooWriter, zoo_writer
-from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.hashing import open_base
-from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.examples import ignored_files
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_file
+from flexswitch.merging.models.runner import checked_runner
 from flexswitch.merging.routing.features import (
     FeatureSource,
     FileFeatures,
-    Runner,
     feature_source,
     stored_source,
 )
-from flexswitch.merging.routing.index_build import build_index, extend_index, read_exemplars
+from flexswitch.merging.routing.index_build import build_index, exemplars_of, extend_index
 from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.query_set import read_query_set
 
@@ -53,14 +51,15 @@ def _index(
         raise InputError(
             f"{zoo.path}: has a query index already; --overwrite replaces it, --add adds the tasks it lacks"
         )
-    examples = read_exemplars(zoo, exemplars)
-    open_runner = _checked_base(zoo, base, options)
+    examples = exemplars_of(zoo, exemplars, options.per_task, options.seed)
+    open_runner = checked_runner(zoo, base, options.adapter, options.device, options.dtype)
     source: FeatureSource
     if is_file(options.features):
         source = FileFeatures(Path(options.features))
     else:
         source = feature_source(options.features, open_runner(), zoo)
-    return build_index(zoo, examples, options, source, on_task, writer)
+    record, notes = build_index(zoo, examples, options, source, on_task, writer)
+    return record, ignored_files(exemplars, "train", zoo) + notes
 
 
 def add_to_index(
@@ -95,20 +94,12 @@ def _add(
     lacking = [task for task in zoo if task not in query_set.header.tasks]
     if not lacking:
         raise InputError(f"{zoo.path}: the query index has all of its tasks; there is nothing to add")
-    examples = read_exemplars(zoo, exemplars, lacking)
-    open_runner = _checked_base(zoo, base, options)
+    header = query_set.header
+    examples = exemplars_of(zoo, exemplars, header.per_task, header.seed, lacking)
+    open_runner = checked_runner(zoo, base, options.adapter, options.device, options.dtype)
     if query_set.header.features == FROM_FILE and file is not None:
         source: FeatureSource = FileFeatures(file)
     else:
         source = stored_source(query_set.header, open_runner(), zoo, file)
     record, notes = extend_index(zoo, query_set, examples, source, on_task, writer)
-    return record, lacking, notes
-
-
-def _checked_base(zoo: Zoo, base: str, options: IndexOptions) -> Callable[[], Runner]:
-    """Checks the base; returns a function that opens its runner, which features of a file do not need."""
-    checkpoint = open_base(base)
-    check_base(checkpoint, zoo.record.base, str(zoo.path))
-    return lambda: Runner(
-        get_adapter(checkpoint, zoo.record.adapter, options.adapter), options.device, options.dtype
-    )
+    return record, lacking, ignored_files(exemplars, "train", zoo) + notes

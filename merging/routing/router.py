@@ -9,9 +9,9 @@ import torch
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import Zoo
-from flexswitch.merging.models.adapters import Adapter
-from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples
-from flexswitch.merging.routing.features import FeatureSource, Runner, stored_source
+from flexswitch.merging.models.examples import SUFFIXES, Examples, first, read_examples
+from flexswitch.merging.models.runner import Runner
+from flexswitch.merging.routing.features import FeatureSource, stored_source
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex, RoutingResult
 from flexswitch.merging.routing.query_set import check_covers, read_query_set
@@ -29,9 +29,7 @@ class Router:
     voting: VotingOptions
 
 
-def open_router(
-    zoo: Zoo, adapter: Adapter, features: Path | None, voting: VotingOptions, device: str
-) -> Router:
+def open_router(zoo: Zoo, runner: Runner, features: Path | None, voting: VotingOptions) -> Router:
     """Returns the router of a zoo, with the features that the zoo was indexed with.
 
     features: the feature file, if the zoo was indexed with one. Raises: InputError if the zoo's index is
@@ -39,8 +37,8 @@ def open_router(
     """
     query_set = read_query_set(zoo)
     check_covers(query_set, list(zoo), zoo.path)
-    source = stored_source(query_set.header, Runner(adapter, device), zoo, features)
-    index = QueryIndex(query_set, voting.neighbours or adapter.neighbours, device, voting.vote)
+    source = stored_source(query_set.header, runner, zoo, features)
+    index = QueryIndex(query_set, voting.neighbours or runner.adapter.neighbours, runner.device, voting.vote)
     return Router(index, source, voting)
 
 
@@ -68,7 +66,7 @@ def read_samples(path: Path, limit: int | None) -> Examples:
     """Returns the first `limit` samples of a file, or all. Raises: InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected samples as one of {', '.join(SUFFIXES)}")
-    return read_examples(path, labelled=False).first(limit)
+    return read_examples(path, False, first(limit))
 
 
 def chunk_count(examples: Examples) -> int:

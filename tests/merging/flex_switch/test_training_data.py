@@ -25,7 +25,7 @@ from flexswitch.merging.flex_switch.training_data import (
     TrainingData,
     batch_rows,
     open_training_data,
-    read_exemplars,
+    read_training_examples,
 )
 from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.models.examples import draw
@@ -131,15 +131,19 @@ def test_what_is_drawn_depends_on_nothing_else_that_is_drawn(case: TrainingCase,
     assert opened(case, seed=1).digest != alone.digest
 
 
-def test_exemplars_are_read_whole_and_too_few_are_refused(case: TrainingCase) -> None:
+def test_exemplars_and_held_out_examples_are_drawn_and_too_few_are_refused(case: TrainingCase) -> None:
     settings = DataSettings("birds", case.inputs(), "kl", 0, case.per_task, 0, "float32")
-    found = read_exemplars(settings)
-    assert list(found.inputs) == texts("birds", 70, 1)
+    found, held_out = read_training_examples(settings)
+    every = texts("birds", 70, 1)
+    rows = draw(70, case.per_task, 0, "birds")
+    assert list(found.inputs) == [every[row] for row in rows]
+    more = np.setdiff1d(draw(70, 2 * case.per_task, 0, "birds"), rows)
+    assert list(held_out.inputs) == [every[row] for row in more]
     assert found.labels is None
-    labelled = read_exemplars(replace(settings, goal="task")).labels
-    assert labelled is not None
-    assert len(labelled) == 70
-    found_message = message(InputError, lambda: read_exemplars(replace(settings, min_exemplars=25)))
+    for each in read_training_examples(replace(settings, goal="task")):
+        assert each.labels is not None
+        assert len(each.labels) == case.per_task
+    found_message = message(InputError, lambda: read_training_examples(replace(settings, min_exemplars=25)))
     assert found_message == (
         f"{case.data / 'birds.train.jsonl'}: 24 exemplars, expected 25 or more; give more, or "
         "allow fewer with --set min_exemplars=24, or use none with --set objective=none"

@@ -6,7 +6,17 @@ from support.checkpoints import message
 from support.data_files import LABELS, RECORDS, TEXTS, WRITERS, npz, write
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.models.examples import SUFFIXES, Examples, read_examples, task_file, tasks_with
+from flexswitch.merging.models.examples import (
+    SUFFIXES,
+    Examples,
+    check_labels,
+    draw,
+    first,
+    read_examples,
+    read_exemplars,
+    task_file,
+    tasks_with,
+)
 
 # --- reading a file ---------------------------------------------------------------------------------------
 
@@ -62,6 +72,44 @@ def test_rows_are_ordered_by_the_length_of_their_text():
     examples = Examples(["aaa", "b", "cc", "d"], None)
     assert examples.by_length(np.array([0, 3, 2, 1])).tolist() == [3, 1, 2, 0]
     assert Examples(np.zeros((4, 2)), None).by_length(np.array([2, 0])).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("suffix", [*WRITERS, ".npz"])
+def test_chosen_rows_alone_are_parsed_and_know_where_they_are(tmp_path, suffix):
+    records = [{"text": f"text {row}", "label": row % 3} for row in range(20)]
+    x = np.arange(40).reshape(20, 2)
+    data = npz(x=x, y=np.arange(20) % 3) if suffix == ".npz" else WRITERS[suffix](records)
+    path = write(tmp_path, f"birds.train{suffix}", data)
+    every = read_examples(path, labelled=True)
+    found = read_exemplars(tmp_path, "birds", 5, 7, labelled=True)
+    rows = draw(20, 5, 7, "birds")
+    assert list(map(str, found.inputs)) == [str(every.inputs[row]) for row in rows]
+    assert found.labels.tolist() == [row % 3 for row in rows]
+    assert (len(found), found.available, found.file_rows(np.array([4, 0])).tolist()) == (
+        5,
+        20,
+        [rows[4], rows[0]],
+    )
+    taken = found.take(np.array([4, 0]))
+    assert taken.file_rows(np.arange(2)).tolist() == [rows[4], rows[0]]
+    limited = read_examples(path, True, first(3))
+    assert (len(limited), limited.available, limited.labels.tolist()) == (3, 20, [0, 1, 2])
+    assert len(read_examples(path, True, first(99))) == 20
+
+
+def test_lines_that_are_not_chosen_are_only_counted(tmp_path):
+    path = write(tmp_path, "birds.test.jsonl", b'{"text": "a", "label": 0}\n{not json\n\n')
+    examples = read_examples(path, True, first(1))
+    assert (list(examples.inputs), examples.available) == (["a"], 2)
+
+
+def test_a_label_that_is_no_class_of_the_model_is_reported_with_its_line(tmp_path):
+    path = write(tmp_path, "birds.test.jsonl", b'\n{"text": "a", "label": 1}\n{"text": "a", "label": 3}')
+    examples = read_examples(path, labelled=True)
+    check_labels(examples, 4)
+    assert message(InputError, lambda: check_labels(examples, 3)) == (
+        f"{path}: line 3 has the label 3, but the model has 3 classes, numbered from 0"
+    )
 
 
 # --- finding a task's file --------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples
-from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
+from flexswitch.merging.models.runner import Runner
+from flexswitch.merging.routing.features import FileFeatures, feature_source
 from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.text_shape import text_shapes

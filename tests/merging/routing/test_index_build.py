@@ -17,9 +17,10 @@ from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.examples import SUFFIXES, Examples, draw
-from flexswitch.merging.routing.features import FileFeatures, Runner, feature_source
-from flexswitch.merging.routing.index_build import build_index, read_exemplars
+from flexswitch.merging.models.examples import SUFFIXES, draw, ignored_files, read_exemplars
+from flexswitch.merging.models.runner import Runner
+from flexswitch.merging.routing.features import FileFeatures, feature_source
+from flexswitch.merging.routing.index_build import build_index, exemplars_of
 from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.zoos.pack import Form, change_zoo
@@ -28,7 +29,7 @@ COUNTS = {"birds": 12, "cities": 9, "tools": 30}
 
 
 class CountedFeatures:
-    """The features (seed of the task, row) of every example; records the requests."""
+    """The features (length of the task's name, row in the file) of every example; records the requests."""
 
     spec = "pooled"
     dtype = "float32"
@@ -38,7 +39,7 @@ class CountedFeatures:
 
     def exemplars(self, task, examples, rows):
         self.asked[task] = [examples.inputs[row] for row in rows]
-        return torch.tensor([[float(len(task)), float(row)] for row in rows])
+        return torch.tensor([[float(len(task)), float(row)] for row in examples.file_rows(rows)])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def build(zoo, data, per_task=10, seed=0, source=None):
     reported = []
     record, notes = build_index(
         zoo,
-        read_exemplars(zoo, data),
+        exemplars_of(zoo, data, per_task, seed),
         IndexOptions("pooled", per_task=per_task, seed=seed, normalise="none", metric="euclidean"),
         source or CountedFeatures(),
         reported.append,
@@ -171,8 +172,8 @@ def test_the_index_of_a_real_base_holds_its_features(tmp_path):
     record, _ = build(zoo, toy.data, per_task=4, source=source)
     assert record.features == "layer:1"
     query_set = read_query_set(open_zoo(toy.zoo))
-    examples = Examples(texts("birds", 20, seed=1), None)
-    expected = source.rows("birds", "train", examples, draw(20, 4, 0, "birds"))
+    examples = read_exemplars(toy.data, "birds", 4, 0)
+    expected = source.rows("birds", "train", examples, np.arange(4))
     np.testing.assert_allclose(query_set.points[:4], expected, rtol=0, atol=1e-5)
 
 
@@ -206,17 +207,16 @@ def test_an_empty_exemplar_file_is_refused(zoo, data):
     assert refused(zoo, data) == f"{path}: has no examples; expected at least one"
 
 
-def test_exemplars_of_a_task_that_the_zoo_lacks_are_refused(zoo, data):
-    path = write_jsonl(data / "tool.train.jsonl", ["a"], None)
-    assert refused(zoo, data) == (
-        f"{path}: in {zoo.path} no task is named 'tool'; did you mean 'tools'? (known: birds, cities, tools); "
-        "pack it, or move the file away"
-    )
-
-
-def test_test_files_of_other_tasks_are_ignored(zoo, data):
+def test_files_of_other_tasks_are_ignored_with_a_note(zoo, data):
     write_jsonl(data / "planets.test.jsonl", ["a"], [0])
     build(zoo, data)
+    assert ignored_files(data, "train", zoo) == []
+    for task in "abcdefg":
+        write_jsonl(data / f"{task}.train.jsonl", ["a"], None)
+    build(zoo, data)
+    assert ignored_files(data, "train", zoo) == [
+        f"{data}: its train files of tasks that the zoo lacks are ignored: a, b, c, d, e and 2 more"
+    ]
 
 
 def test_a_task_with_two_exemplar_files_is_refused(zoo, data):

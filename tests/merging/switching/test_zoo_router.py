@@ -18,6 +18,7 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
+from flexswitch.merging.models.runner import Runner
 from flexswitch.merging.routing.index_options import IndexOptions
 from flexswitch.merging.routing.indexing import index_zoo
 from flexswitch.merging.routing.router import open_router
@@ -41,7 +42,7 @@ def test_without_weights_the_zoos_index_chooses_by_the_wrapped_modules_own_state
     samples = read_examples(task_file(text.data, "birds", "train"), labelled=False).take(np.arange(9))
     batch = adapter.batch(samples.inputs)
     voting = VotingOptions(3, "kernel", mix="root")
-    expected = open_router(zoo, adapter, None, voting, "cpu")
+    expected = open_router(zoo, Runner(adapter), None, voting)
     asked = expected.index.weights(expected.source.of(batch, samples.inputs)).weights
     columns = [expected.index.tasks.index(task) for task in zoo]
     model = SwitchedModel(base_classifier(text), zoo, routing=voting)
