@@ -95,9 +95,9 @@ def compress(
 
     Example: flexswitch compress sst2 --base base -o sst2.fsw
     """
+    from flexswitch.codecs.byte_size import parse_size
     from flexswitch.merging.commands.compress import compress
     from flexswitch.merging.methods.settings import parse_settings
-    from flexswitch.merging.task_vectors.model_directory import parse_size
 
     artifact = compress(
         task_vector, output, base=base, method=method, settings=parse_settings(set_ or []),

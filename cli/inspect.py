@@ -45,7 +45,7 @@ def inspect(
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.zoo import ZOO_FILE
-    from flexswitch.merging.task_vectors.task_vector_file import SUFFIX
+    from flexswitch.merging.task_vectors.task_name import SUFFIX
 
     if overwrite and plot is None:
         raise UsageError("--overwrite replaces the PNG of --plot; give that too")

@@ -61,10 +61,10 @@ def merge(
 
     Example: flexswitch merge a b --base o -o ab --method average --weight b=2
     """
+    from flexswitch.codecs.byte_size import parse_size
     from flexswitch.merging.commands.merge import merge
     from flexswitch.merging.commands.results import merged
     from flexswitch.merging.methods.settings import parse_overrides, parse_settings
-    from flexswitch.merging.task_vectors.model_directory import parse_size
 
     made = merge(
         sources, output, base=base, task=task, method=method, settings=parse_settings(set_ or []),

@@ -49,9 +49,9 @@ def pack(
 
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
     """
+    from flexswitch.codecs.byte_size import parse_size
     from flexswitch.merging.commands.pack import pack
     from flexswitch.merging.commands.results import packed
-    from flexswitch.merging.task_vectors.model_directory import parse_size
 
     zoo = pack(
         artifacts or [], output, add=add, remove=remove or (), codec=codec, effort=effort, adapter=adapter,

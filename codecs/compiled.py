@@ -4,14 +4,41 @@ The machine code is cached on disk, so that only the first call ever waits for t
 release the GIL. Without fast-math nothing is reordered, so that results are the same on every machine.
 """
 
+import functools
+import threading
 from collections.abc import Callable
-from typing import TypeVar, cast
-
-from numba import njit
+from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
     """Returns a function that numba compiles on its first call; `py_func` is the original."""
-    return cast(Function, njit(cache=True, nogil=True)(function))
+    return cast(Function, _Compiled(function))
+
+
+class _Compiled:
+    """A function that loads numba when it is first called, with all compiled functions of its file."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.py_func = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Returns what the compiled function returns."""
+        return self._dispatcher(*arguments)
+
+    @functools.cached_property
+    def _dispatcher(self) -> Callable[..., Any]:
+        from numba import njit
+
+        names = self.py_func.__globals__
+        with _LOADING:  # a compiled function calls others by the names of its file
+            for name, value in list(names.items()):
+                if isinstance(value, _Compiled):
+                    names[name] = njit(cache=True, nogil=True)(value.py_func)
+        found: Callable[..., Any] = names[self.py_func.__name__]
+        return found
+
+
+_LOADING = threading.Lock()

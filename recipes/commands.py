@@ -33,7 +33,7 @@ class Command:
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The function's parameters by name, without the reporter."""
-        found = dict(inspect.signature(self.call, eval_str=True).parameters)
+        found = dict(inspect.signature(self.call).parameters)
         found.pop("reporter", None)
         return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.pairing import common_prefix, unambiguous_prefix
 from flexswitch.merging.checkpoints.renamed import Conversion, RenamedCheckpoint, renamed
 from flexswitch.merging.checkpoints.running_names import (

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Checkpoint(Protocol):
     def aliases(self) -> Mapping[str, str]:
         """The further names of tied tensors."""
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "Tensor":
         """Returns entries [start, stop) of a tensor, flat, in its own dtype; the caller may change them."""
 
     def read_ahead(self, name: str) -> None:

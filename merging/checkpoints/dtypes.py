@@ -1,4 +1,4 @@
-"""The dtypes of checkpoints: safetensors names, torch dtypes, and which are floating."""
+"""The dtypes of checkpoints: safetensors names and torch dtypes."""
 
 import torch
 
@@ -20,8 +20,3 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-
-def is_floating(dtype: str) -> bool:
-    """Returns whether a dtype, by its safetensors name, is floating."""
-    return dtype in ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 
 Resize = Literal["refuse", "extra", "rows"]
 

@@ -13,15 +13,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from flexswitch.codecs.errors import InputError, UsageError, check_choice
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
-from flexswitch.merging.task_vectors.model_directory import parse_size
 from flexswitch.merging.task_vectors.task_name import task_name
 
 Parameters = ParamSpec("Parameters")
 Made = TypeVar("Made")
 
+
+def _bytes(size: Any) -> Any:
+    from flexswitch.codecs.byte_size import parse_size
+
+    return parse_size(size) if isinstance(size, str) else size
+
+
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Bytes = Annotated[int, BeforeValidator(lambda size: parse_size(size) if isinstance(size, str) else size)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
 StoredDtype = Literal["float32", "bfloat16"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -60,7 +66,7 @@ def checked(
     def model() -> type[BaseModel]:
         fields: dict[str, Any] = {
             each.name: (each.annotation, ... if each.default is each.empty else each.default)
-            for each in inspect.signature(command, eval_str=True).parameters.values()
+            for each in inspect.signature(command).parameters.values()
         }
         config = ConfigDict(arbitrary_types_allowed=True)
         return create_model(command.__name__, __config__=config, **fields)

@@ -4,15 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize, Selection
 from flexswitch.merging.commands.arguments import (
     Bytes,
@@ -26,14 +23,14 @@ from flexswitch.merging.commands.arguments import (
     selection,
 )
 from flexswitch.merging.commands.reporter import SILENT, Reporter
-from flexswitch.merging.compression.compress import compress as compress_vector
-from flexswitch.merging.compression.plan import CheckpointFile, Progress, Training, TrainingInputs
-from flexswitch.merging.compression.resume import side_file
 from flexswitch.merging.methods.registry import get_method, method_names
 from flexswitch.merging.methods.settings import check_settings, compressions_with, recorded
-from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector import TaskVector
-from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_name import SUFFIX
+
+if TYPE_CHECKING:
+    from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+    from flexswitch.merging.compression.plan import CheckpointFile, Progress, TrainingInputs
+    from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 PER_TASK = 100
 
@@ -94,6 +91,9 @@ def compress(
     method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". jobs: threads; None is one for
     each core. memory: bytes that tensors in progress may take. Raises: FlexswitchError.
     """
+    from flexswitch.merging.compression.compress import compress as compress_vector
+    from flexswitch.merging.compression.plan import Training
+
     output = Path(output)
     method, chosen, options, trains, task = _check(
         output, base, method, settings, target_size, exemplars, per_task, adapter, device, checkpoint_every,
@@ -152,8 +152,9 @@ class _TrainingOptions:
             raise UsageError(f"{method} runs the model to learn: give --base BASE, or --set objective=none")
         return True
 
-    def inputs(self, base: Checkpoint, vector: TaskVector, task: str) -> TrainingInputs:
+    def inputs(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "TrainingInputs":
         """Returns what the training reads. Raises: UsageError, InputError before any weight is read."""
+        from flexswitch.merging.compression.plan import TrainingInputs
         from flexswitch.merging.models.adapters import get_adapter
         from flexswitch.merging.models.device import check_device
         from flexswitch.merging.models.examples import task_file
@@ -165,10 +166,11 @@ class _TrainingOptions:
         get_adapter(base, vector.model.adapter, self.adapter)
         return TrainingInputs(base, Path(self.exemplars), self.per_task, self.adapter, self.device)
 
-    def checkpoint_file(self, output: Path) -> CheckpointFile | None:
+    def checkpoint_file(self, output: Path) -> "CheckpointFile | None":
         """Returns where the training's state is kept; None where that is not asked for."""
         if self.checkpoint_every is None:
             return None
+        from flexswitch.merging.compression.plan import CheckpointFile
         from flexswitch.merging.flex_switch.training_checkpoint import training_checkpoint_file
 
         return CheckpointFile(training_checkpoint_file(output), self.checkpoint_every)
@@ -198,8 +200,13 @@ def _sized(method: str, settings: Mapping[str, Any] | None, target_size: str | N
 
 def _opened(
     source: str, base: str | Path | None, chosen: Selection, reporter: Reporter
-) -> tuple[TaskVector, Checkpoint | None]:
+) -> "tuple[TaskVector, Checkpoint | None]":
     """Returns the task vector and, where it is given, its base. Raises: UsageError, InputError."""
+    from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.checkpoints.hashing import open_base
+    from flexswitch.merging.task_vectors.open_vector import open_finetuned
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+
     checkpoint = None if base is None else open_base(base)
     if source.endswith(SUFFIX):
         if chosen != EVERYTHING:
@@ -221,9 +228,11 @@ def _opened(
 
 @contextmanager
 def _note_what_is_kept(
-    reporter: Reporter, output: Path, resume: bool, file: CheckpointFile | None
+    reporter: Reporter, output: Path, resume: bool, file: "CheckpointFile | None"
 ) -> Iterator[None]:
     """Notes on Ctrl-C which files let the same command continue."""
+    from flexswitch.merging.compression.resume import side_file
+
     try:
         yield
     except KeyboardInterrupt:
@@ -234,10 +243,10 @@ def _note_what_is_kept(
         raise
 
 
-def _step_reporter(on_step: Callable[[int, str], None], parameters: int) -> Callable[[Progress], None]:
+def _step_reporter(on_step: Callable[[int, str], None], parameters: int) -> "Callable[[Progress], None]":
     """Returns a function that reports a training step, its loss and size."""
 
-    def report(progress: Progress) -> None:
+    def report(progress: "Progress") -> None:
         bits = progress.bits / max(1, parameters)
         on_step(progress.step, f"loss {progress.loss:.3g}, {bits:.3f} bits per parameter")
 

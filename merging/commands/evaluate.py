@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.merging.commands.arguments import Input, Output, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
-from flexswitch.merging.evaluation.methods import score
 from flexswitch.merging.evaluation.scores import Score
-from flexswitch.merging.evaluation.setup import Request, open_evaluation
-from flexswitch.merging.models.examples import ignored_files
-from flexswitch.merging.routing.voting_options import VotingOptions
-from flexswitch.merging.switching.switched_model import Engine
+
+Engine = Literal["auto", "fused", "merged", "grouped"]
 
 Names = Annotated[
     Sequence[str], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)
@@ -56,6 +53,11 @@ def evaluate(
     data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. methods,
     routing: names, or one text of names joined by commas. plot: a PNG. Raises: FlexswitchError.
     """
+    from flexswitch.merging.evaluation.methods import score
+    from flexswitch.merging.evaluation.setup import Request, open_evaluation
+    from flexswitch.merging.models.examples import ignored_files
+    from flexswitch.merging.routing.voting_options import VotingOptions
+
     if plot is not None:
         check_output(Path(plot), overwrite)
     request = Request(

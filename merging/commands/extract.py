@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import check_choice
 from flexswitch.codecs.format.atomic import check_output
-from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
     Input,
@@ -18,8 +18,10 @@ from flexswitch.merging.commands.arguments import (
     selection,
 )
 from flexswitch.merging.commands.reporter import SILENT, Reporter
-from flexswitch.merging.task_vectors.open_vector import open_finetuned
-from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile, write_task_vector
+from flexswitch.merging.task_vectors.task_name import SUFFIX
+
+if TYPE_CHECKING:
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
 
 def _check(output: str | Path, name: str | None) -> str:
@@ -41,11 +43,15 @@ def extract(
     name: str | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
-) -> TaskVectorFile:
+) -> "TaskVectorFile":
     """Writes the difference of two checkpoints as a task vector file, and returns it opened.
 
     Raises: FlexswitchError.
     """
+    from flexswitch.merging.checkpoints.hashing import open_base
+    from flexswitch.merging.task_vectors.open_vector import open_finetuned
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
+
     output = Path(output)
     task = _check(output, name)
     check_choice("--dtype", dtype, StoredDtype)

@@ -1,17 +1,17 @@
 """Builds a zoo's query index, or adds tasks to it."""
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from flexswitch.codecs.format.zoo import IndexRecord, open_zoo
 from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.merging.commands.arguments import Access, Changed, Input, NotNegative, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.feature_spec import AUTO
-from flexswitch.merging.models.runner import FeatureDtype
-from flexswitch.merging.routing.index_options import IndexOptions, Metric
-from flexswitch.merging.routing.indexing import add_to_index, index_zoo
 from flexswitch.merging.routing.projection import Normalisation
+
+FeatureDtype = Literal["float32", "bfloat16"]
+Metric = Literal["learned", "euclidean"]
 
 
 class Indexed(NamedTuple):
@@ -49,6 +49,9 @@ def index(
     used. lock_timeout: seconds to wait for another writer of the zoo; None waits until it ends.
     Raises: FlexswitchError.
     """
+    from flexswitch.merging.routing.index_options import IndexOptions
+    from flexswitch.merging.routing.indexing import add_to_index, index_zoo
+
     options = IndexOptions(
         features or AUTO, feature_dtype, per_task, seed, normalise, metric, rank, adapter, device
     )

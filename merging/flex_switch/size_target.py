@@ -2,8 +2,8 @@
 
 import re
 
+from flexswitch.codecs.byte_size import parse_size
 from flexswitch.codecs.errors import UsageError
-from flexswitch.merging.task_vectors.model_directory import parse_size
 
 
 def target_bytes(text: str, parameters: int) -> int:

@@ -4,13 +4,13 @@ Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109); docs/methods.md Â
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Normalisation = Literal["none", "centred", "standardised"]
 _SMALLEST = 1e-12
@@ -43,7 +43,7 @@ class Projection:
         """The width of the features."""
         return int(next(each.shape[-1] for each in (self.mean, self.metric) if each is not None))
 
-    def __call__(self, features: Tensor) -> Tensor:
+    def __call__(self, features: "Tensor") -> "Tensor":
         """Returns the points of features (sample, width), (sample, rank or width) float32, on their device.
 
         Computed in float64, so that a sample's point does not depend on the batch. Raises: InputError if the
@@ -53,13 +53,17 @@ class Projection:
             raise InputError(
                 f"features of width {features.shape[1]}, the query index holds width {self.width}"
             )
+        import torch
+
         points = self.normalised(features.double())
         if self.metric is not None:
             points = points @ torch.tensor(self.metric).to(points).T  # (sample, rank)
         return points.float()
 
-    def normalised(self, features: Tensor) -> Tensor:
+    def normalised(self, features: "Tensor") -> "Tensor":
         """Returns normalised features; before and after: (sample, width) float64."""
+        import torch
+
         if self.mean is None:
             return features
         centred = features - torch.tensor(self.mean).to(features)
@@ -71,8 +75,10 @@ class Projection:
         return scaled.flatten(1)
 
 
-def fit_normalisation(features: Tensor, normalise: Normalisation, parts: int) -> Projection | None:
+def fit_normalisation(features: "Tensor", normalise: Normalisation, parts: int) -> Projection | None:
     """Returns the normalisation of exemplars' features (exemplar, width) float64, None for "none"."""
+    import torch
+
     if normalise == "none":
         return None
     mean = features.mean(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.methods.settings import ByTask
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges, delta_tensor
 

@@ -16,8 +16,8 @@ from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
-from flexswitch.merging.checkpoints.dtypes import is_floating
 from flexswitch.merging.checkpoints.fingerprint import identify
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import Location
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Headers, Selection, pair
 from flexswitch.merging.task_vectors.lora_adapter import open_adapter

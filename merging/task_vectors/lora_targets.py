@@ -7,7 +7,7 @@ from typing import NamedTuple
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.lora_adapter import Adapter
 from flexswitch.merging.task_vectors.lora_config import MERGE_HINT

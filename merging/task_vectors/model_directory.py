@@ -1,18 +1,14 @@
 """Writes a restored or merged model as a directory that transformers loads."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
-from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
@@ -32,21 +28,6 @@ _NOT_COPIED = (
 _CARD = "README.md"
 _MARK = "Made with flexswitch."
 _WRITTEN = (*_COPIED, "model.safetensors", "model-*.safetensors", _CARD)
-
-
-def parse_size(text: str) -> int:
-    """Returns the bytes of a size such as 5GB, 2.5KB or 12345. Raises: UsageError.
-
-    >>> parse_size("5GB")
-    5000000000
-    """
-    size = 0
-    if re.fullmatch(r"\d*\.?\d+ ?[A-Za-z]*", text):  # pydantic ignores what follows the number and its unit
-        with suppress(ValidationError):
-            size = TypeAdapter(ByteSize).validate_python(text)
-    if size <= 0:
-        raise UsageError(f"size '{text}': expected a number of bytes above 0, such as 5GB, 2.5KB or 12345")
-    return int(size)
 
 
 def write_model_directory(

@@ -12,9 +12,9 @@ from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.lora import LoraVector
-from flexswitch.merging.task_vectors.task_name import task_name
+from flexswitch.merging.task_vectors.task_name import SUFFIX, task_name
 from flexswitch.merging.task_vectors.task_vector import TaskVector
-from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
 
 def task_vector_openers(

@@ -13,8 +13,9 @@ from torch import Tensor
 from flexswitch.codecs.errors import ArtifactError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES, is_floating
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector

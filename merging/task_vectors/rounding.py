@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, is_floating
+from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
+from flexswitch.merging.checkpoints.floating import is_floating
 
 _WIDER = {torch.float16: "bfloat16", torch.bfloat16: "float32"}
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from flexswitch.merging.checkpoints.hub import is_hub_id
 
+SUFFIX = ".tv.safetensors"  # of task vector files
+
 
 def task_name(path: str | Path) -> str:
     """Returns the task that a file or checkpoint is named after: its stem, without a hub id's revision."""
     name = Path(path).name
-    for suffix in (".tv.safetensors", ".safetensors", ".fsw", ".bin", ".pth.tar", ".pth", ".ckpt", ".pt"):
+    for suffix in (SUFFIX, ".safetensors", ".fsw", ".bin", ".pth.tar", ".pth", ".ckpt", ".pt"):
         if name.endswith(suffix):
             return name.removesuffix(suffix)
     if is_hub_id(str(path)) and not Path(path).exists():

@@ -42,7 +42,6 @@ from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
-SUFFIX = ".tv.safetensors"
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
 DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}

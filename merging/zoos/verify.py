@@ -3,16 +3,17 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.format.zoo import ZOO_FILE, IndexRecord, StoredFile, Zoo, read_zoo
-from flexswitch.merging.checkpoints.fingerprint import check_base
-from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
-from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.routing.query_set import index_record, read_query_set
-from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_name import SUFFIX
+
+if TYPE_CHECKING:
+    from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
 
 def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list[str]:
@@ -26,6 +27,8 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     if (path / ZOO_FILE).is_file():
         lines, identity = read_zoo(path, lambda zoo: _verify_zoo(zoo, on_item))
     elif path.name.endswith(SUFFIX):
+        from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
+
         vector = TaskVectorFile(path)
         _verify_task_vector(vector, problems, on_item)
         count = len(vector.tensors) + len(vector.extras)
@@ -44,13 +47,22 @@ def verify(path: Path, base: str | None, on_item: Callable[[str], None]) -> list
     if problems:
         raise ArtifactError("\n".join(problems))
     if base is not None:
-        checkpoint = HashingCheckpoint(open_checkpoint(base), remembers=False)
-        check_base(checkpoint, identity, str(path))
+        _check_base(base, identity, path)
         lines.append(f"{base}: is the base; all its bytes match the fingerprint {identity.fingerprint[:12]}")
     return lines
 
 
-def _verify_task_vector(vector: TaskVectorFile, problems: list[str], on_item: Callable[[str], None]) -> None:
+def _check_base(base: str, identity: BaseIdentity, path: Path) -> None:
+    from flexswitch.merging.checkpoints.fingerprint import check_base
+    from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
+    from flexswitch.merging.checkpoints.opening import open_checkpoint
+
+    check_base(HashingCheckpoint(open_checkpoint(base), remembers=False), identity, str(path))
+
+
+def _verify_task_vector(
+    vector: "TaskVectorFile", problems: list[str], on_item: Callable[[str], None]
+) -> None:
     def read_tensor(name: str) -> None:
         vector.exact(name)
         deque(vector.blocks(name), maxlen=0)

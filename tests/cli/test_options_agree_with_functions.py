@@ -13,12 +13,12 @@ from flexswitch.cli import merge as cli_merge
 from flexswitch.cli import pack as cli_pack
 from flexswitch.cli import route as cli_route
 from flexswitch.cli import verify as cli_verify
+from flexswitch.codecs.byte_size import parse_size
 from flexswitch.codecs.storage import EFFORTS
 from flexswitch.merging.commands import compress, extract, index, merge, pack, route, verify
 from flexswitch.merging.routing.mixing import MIXES
 from flexswitch.merging.routing.vote import VOTES
 from flexswitch.merging.routing.voting_options import VotingOptions
-from flexswitch.merging.task_vectors.model_directory import parse_size
 
 PAIRS = [
     pytest.param(getattr(ours, name), function, id=name)
@@ -50,7 +50,7 @@ def same_choices(name: str, option: inspect.Parameter, argument: inspect.Paramet
 
 
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
-    found = inspect.signature(function, eval_str=True).parameters.values()
+    found = inspect.signature(function).parameters.values()
     return {each.name.strip("_"): each for each in found}
 
 

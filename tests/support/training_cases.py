@@ -25,8 +25,9 @@ from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.task_name import SUFFIX
 from flexswitch.merging.task_vectors.task_vector import TaskVector
-from flexswitch.merging.task_vectors.task_vector_file import SUFFIX, TaskVectorFile
+from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
 FEW = ("target_size=5KB", "steps=16", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
 

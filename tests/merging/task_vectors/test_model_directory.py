@@ -20,13 +20,14 @@ from support.checkpoints import (
 from support.task_vectors import write_restored
 from torch import Tensor
 
+from flexswitch.codecs.byte_size import parse_size
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format import atomic
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
-from flexswitch.merging.task_vectors.model_directory import model_card, parse_size
+from flexswitch.merging.task_vectors.model_directory import model_card
 
 BASE: State = {
     "flags": torch.tensor([True, False, True]),
