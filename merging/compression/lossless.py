@@ -6,7 +6,7 @@ from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.exact_forms import PackedExact, packed_exact
 from flexswitch.codecs.residual import NUMBER_KINDS
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.quantised import DequantisedCheckpoint
 from flexswitch.merging.compression.plan import ExactPlan, Job
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair

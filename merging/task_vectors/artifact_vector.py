@@ -11,7 +11,7 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.dtypes import is_floating
+from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
