@@ -156,7 +156,7 @@ def main() -> None:
     python benchmarks/scale/run.py --gigabytes {sizes} --jobs {options.jobs} --work DIR
 
 `flexswitch compress --method t-switch --set drop=0.9` from two sharded bfloat16 checkpoints, the whole
-command with its start, the SHA-256 of the base included; with the files in the page cache, and without,
+command with its start, the hash of the base included; with the files in the page cache, and without,
 beside a plain cold read of the same files. Measured on {machine()}.
 
 {table(header, rows)}"""

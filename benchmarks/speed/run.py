@@ -234,7 +234,7 @@ def main() -> None:
 
 T-Switch at drop {DROP} (density {1 - DROP:.1f}), {options.entries / 1e6:.0f} M random entries, threads:
 {options.threads}, the best of a few runs. *Compress* is from two files in the page cache to an artifact on
-disk, the SHA-256 of the base included, *base known* without it; the rivals' is in memory. *Decode* yields
+disk, the hash of the base included, *base known* without it; the rivals' is in memory. *Decode* yields
 mask and levels, at efforts `fast` and `small`; *restore in place* decodes and adds to live weights,
 *restore* takes each block from the base to the output. The published algorithm runs on
 {PUBLISHED_ENTRIES / 1e6:.0f} M entries, numpy on {NUMPY_ENTRIES / 1e6:.0f} M. The copy beside it moves

@@ -75,8 +75,10 @@ def check_live_weights(
 
 def _check_tensor(name: str, live: Tensor, base: Checkpoint, owner: str) -> None:
     for start, stop in block_ranges(base.tensors[name].entries):
-        found, wanted = live[start:stop].cpu(), base.read(name, start, stop).to(live.dtype)
-        if len(found) != len(wanted) or not torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)):
+        found, stored = live[start:stop].cpu(), base.read(name, start, stop)
+        wanted = stored.to(live.dtype)
+        is_same = len(found) == len(wanted) and live.is_floating_point() == stored.is_floating_point()
+        if not is_same or not torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)):
             raise InputError(
                 f"the model does not hold the base of {owner}: its tensor '{name}' differs from that of "
                 f"{base.source} near entry {start:,}; load the base into it"
