@@ -53,8 +53,8 @@ def test_a_folder_that_is_no_checkpoint(models, fails):
     (models / "empty").mkdir()
     fails(
         models, 1,
-        "empty: not a checkpoint: it has none of model.safetensors.index.json, model.safetensors, "
-        "pytorch_model.bin.index.json, pytorch_model.bin, adapter_config.json",
+        "empty: not a checkpoint: it has none of model.safetensors, model.safetensors.index.json, "
+        "pytorch_model.bin, pytorch_model.bin.index.json, adapter_config.json",
         "compress", "empty", *COMPRESS,
     )  # fmt: skip
 
