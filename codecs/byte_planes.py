@@ -11,6 +11,7 @@ from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
 
 _SIZE = np.dtype("<u8")
+_TEXT_LEVEL = 19  # single bytes are files, and small; the planes of weights gain nothing from a search
 
 
 def encode_planes(data: bytes, width: int) -> bytes:
@@ -23,7 +24,7 @@ def encode_planes(data: bytes, width: int) -> bytes:
     flags, sizes, stored = 0, [], []
     for index, plane in enumerate(planes):
         plain = plane.tobytes()
-        frame = zstd_compress(plain)
+        frame = zstd_compress(plain, _TEXT_LEVEL) if width == 1 else zstd_compress(plain)
         is_frame = len(frame) + _SIZE.itemsize < len(plain)
         if is_frame:
             flags |= 1 << index

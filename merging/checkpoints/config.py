@@ -14,6 +14,7 @@ CODE_KEYS = (
     r"auto_map|custom_pipelines|_?(attn|experts)_implementation(_internal)?|use_kernels|kernel_config"
     r"|_?name_or_path"
 )
+DTYPE_KEYS = ("dtype", "torch_dtype")
 # How the weights on disk were quantised, at any depth. What is read here and written again are not those.
 _QUANTISATION = ("quantization_config", "compression_config")
 _MOST_LEVELS = 100
@@ -49,8 +50,24 @@ def entries_named(document: object, key: str) -> Iterator[Any]:
             yield from entries_named(value, key)
 
 
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Returns a config.json that says, wherever it says so, that the weights have a dtype."""
+    changed = {
+        key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()
+    }
+    return changed | {key: dtype for key in DTYPE_KEYS if config.get(key) is not None}
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises: InputError."""
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def read_json(path: Path) -> Any:
+    """Returns the JSON document in a file. Raises: InputError."""
     try:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text)
@@ -59,8 +76,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
         _check_depth(document)
     except (ValueError, RecursionError) as reason:
         raise InputError(f"{path}: is not JSON ({reason})") from reason
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
     return document
 
 

@@ -10,6 +10,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.hub import download_checkpoint, is_hub_id
+from flexswitch.merging.checkpoints.modules import ModulesCheckpoint, module_folders
 from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.checkpoints.tied_names import repeated_embeddings, unties
@@ -18,6 +19,7 @@ from flexswitch.merging.checkpoints.wrappers import unwrapped
 
 ADAPTER_CONFIG = "adapter_config.json"
 _LONGEST_NAME = 250  # letters; file systems allow 255 bytes
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar", ".ckpt")
 # In the order in which transformers looks for them.
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                  "pytorch_model.bin.index.json")  # fmt: skip
@@ -74,22 +76,28 @@ def open_stored(source: str | Path | Location) -> Checkpoint:
             f"{place.source}: is a PEFT adapter, expected a whole model; give it as the fine-tuned checkpoint"
         )
     files, notes = _weight_files(place.path, place.source)
-    checkpoint = _open_files(place.source, files, place.path)
+    checkpoint: Checkpoint = _open_files(place.source, files, place.path)
     checkpoint.hub_id = place.hub_id
     checkpoint.notes = notes
-    return checkpoint
+    modules = {folder: place.path / folder for folder in module_folders(place.path)}
+    opened = {
+        name: _open_files(place.source, _weight_files(folder, place.source)[0], None)
+        for name, folder in modules.items()
+        if any((folder / file).is_file() for file in _WEIGHT_FILES)
+    }
+    return ModulesCheckpoint(checkpoint, opened) if opened else checkpoint
 
 
 def _open_files(source: str, files: list[Path], directory: Path | None) -> Checkpoint:
     opened: SafetensorsCheckpoint | TorchCheckpoint
     if files[0].suffix == ".safetensors":
         opened = SafetensorsCheckpoint(source, files, directory)
-    elif files[0].suffix in (".bin", ".pt", ".pth"):
+    elif files[0].name.endswith(_TORCH_SUFFIXES):
         opened = TorchCheckpoint(source, files, directory)
     else:
         raise InputError(
             f"{files[0]}: not a checkpoint: the suffix is '{files[0].suffix}', "
-            "expected .safetensors, .bin, .pt or .pth"
+            f"expected .safetensors, {', '.join(_TORCH_SUFFIXES[:-1])} or {_TORCH_SUFFIXES[-1]}"
         )
     repeated = repeated_embeddings(opened)
     if repeated and not unties(read_config(opened)):

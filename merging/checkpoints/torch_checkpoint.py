@@ -2,8 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ class TorchCheckpoint:
         self.aliases: dict[str, str] = {}
         self._state: dict[str, Tensor] = {}
         for path in files:
-            self._state |= _load_state(path)
+            key, state = _load_state(path)
+            self._state |= state
+            self.notes += [f"{path}: its tensors under '{key}' are taken"] if key else []
         self.tensors: dict[str, TensorInfo] = {}
         tied: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
         for name, tensor in self._state.items():
@@ -47,8 +50,11 @@ class TorchCheckpoint:
         """Does nothing: the file is mapped into memory."""
 
 
-def _load_state(path: Path) -> dict[str, Tensor]:
-    """Returns a torch.save file's tensors by name. Raises: InputError."""
+def _load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Returns the key of a torch.save file's only state dict, "" if it is the whole, and its tensors by name.
+
+    Raises: InputError.
+    """
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -64,6 +70,12 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         ) from reason
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
+    found = dict(_state_dicts("", state))
+    if len(found) > 1 and "" not in found:
+        raise InputError(
+            f"{path}: holds the state dicts {', '.join(sorted(found))}, expected one; save one of them alone"
+        )
+    key, state = ("", state) if "" in found or not found else next(iter(found.items()))
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
@@ -75,7 +87,18 @@ def _load_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: tensor '{name}' has the dtype {value.dtype} and the layout {value.layout}, "
                 "which is not handled"
             )
-    return {name: value.detach() for name, value in state.items()}
+    return key, {name: value.detach() for name, value in state.items()}
+
+
+def _state_dicts(key: str, held: dict[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yields the dicts of names and tensors alone, of two tensors or more, by their dotted keys in a file."""
+    if held and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()):
+        if not key or len(held) > 1:
+            yield key, held
+        return
+    for name, value in held.items():
+        if isinstance(name, str) and isinstance(value, dict):
+            yield from _state_dicts(f"{key}.{name}" if key else name, value)
 
 
 def _refusal(reason: Exception) -> str:

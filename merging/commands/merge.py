@@ -139,6 +139,7 @@ def merge(
         outputs |= tied_outputs(checkpoint, outputs)
     for note in notes:
         reporter.note(note)
+    files = {} if task is None else vectors[task].files
     changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
 
     def card() -> str:
@@ -147,7 +148,7 @@ def merge(
 
     with reporter.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as on_tensor:
         write_model_directory(
-            output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor
+            output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor, files
         )
     return Merged(output, list(vectors), given.method.name, len(outputs))
 

@@ -19,6 +19,7 @@ from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Pla
 from flexswitch.merging.compression.resume import Packed, SideFile
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
+from flexswitch.merging.task_vectors.side_files import stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Deltas of up to this many entries are computed once and held in memory, larger ones for each reading. The
@@ -63,8 +64,8 @@ def compress(
         side or nullcontext(),
         ArtifactWriter(partial) as writer,
     ):
-        for extra in extras:
-            writer.add_extra(extra, packed_extra(vector.extra(extra)))
+        for extra, raw in stored_extras(vector, extras):
+            writer.add_extra(extra, packed_extra(raw))
         for tensor, packed in _packed(vector, tensors, work, side, jobs, memory):
             on_tensor(tensor)
             if packed is not None:

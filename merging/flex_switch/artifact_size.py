@@ -14,6 +14,7 @@ from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, sparse_tensor
 from flexswitch.merging.flex_switch.rate import fitted_factor
+from flexswitch.merging.task_vectors.side_files import stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -28,7 +29,7 @@ class ArtifactSizer:
         effort: str,
         parallel_map: ParallelMap,
     ) -> None:
-        self._extras = {name: packed_extra(vector.extra(name)) for name in vector.extras}
+        self._extras = {name: packed_extra(tensor) for name, tensor in stored_extras(vector)}
         self._header = header
         self._tensors = tensors
         self._effort = effort

@@ -1,6 +1,7 @@
 """The task vector that an artifact decodes to."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
+from flexswitch.merging.task_vectors.side_files import is_side_file, read_files
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 
@@ -37,9 +39,21 @@ class ArtifactVector:
         deltas = {name: info for name, info in exact.items() if is_floating(info.dtype) and info.shape}
         self._own = {self.model.finetuned_name(name): name for name in exact if name not in deltas}
         coded = {name: TensorInfo(each.dtype, tuple(each.shape)) for name, each in header.tensors.items()}
-        own = {name: TensorInfo(each.dtype, tuple(each.shape)) for name, each in header.extras.items()}
+        own = {
+            name: TensorInfo(each.dtype, tuple(each.shape))
+            for name, each in header.extras.items()
+            if not is_side_file(name)
+        }
         self.tensors = dict(sorted((coded | deltas).items()))
         self.extras = own | {name: exact[inside] for name, inside in self._own.items()}
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files beside the weights. Raises: ArtifactError if they are damaged or may not be written."""
+        records = {name: each for name, each in self.artifact.header.extras.items() if is_side_file(name)}
+        return read_files(
+            self.source, {name: math.prod(each.shape) for name, each in records.items()}, self.extra
+        )
 
     def identity(self) -> BaseIdentity:
         """Returns the identity of the base it was made from."""

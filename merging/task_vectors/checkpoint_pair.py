@@ -13,9 +13,10 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import identify
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Headers, Selection, pair
-from flexswitch.merging.task_vectors.model_changes import model_record
+from flexswitch.merging.task_vectors.model_changes import cut_rows, model_record
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import pair_hints
+from flexswitch.merging.task_vectors.side_files import changed_files
 from flexswitch.merging.task_vectors.stored_weights import StoredWeights, changed_tensors
 
 
@@ -39,6 +40,8 @@ class CheckpointPair:
         }
         self.parameters = sum(info.entries for info in self.tensors.values())
         self.model = model_record(base_headers, headers, pairing, read_config(base), read_config(finetuned))
+        self._directories = base.directory, finetuned.directory
+        self._cut = cut_rows(base_headers, headers, pairing)
         self.finetuned, self._pairing = finetuned, pairing
         self._weights = StoredWeights(base, finetuned, self.counterparts, self.source)
         self.hints = pair_hints(base, finetuned, self._weights.read_ahead, recomputing_is_cheap=True)
@@ -54,6 +57,11 @@ class CheckpointPair:
         buffers = self._pairing.buffers
         changed = [buffers[name] for name in changed_tensors(self.base, self.finetuned, buffers)]
         return {name: self.finetuned.tensors[name] for name in sorted({*self._pairing.extras, *changed})}
+
+    @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        """The small files beside the weights that differ from the base's. Raises: InputError."""
+        return changed_files(*self._directories, self._cut)
 
     def identity(self) -> BaseIdentity:
         """Returns the base's identity; reads every tensor of it whose digest is not known."""

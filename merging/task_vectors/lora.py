@@ -22,9 +22,10 @@ from flexswitch.merging.checkpoints.opening import Location
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Headers, Selection, pair
 from flexswitch.merging.task_vectors.lora_adapter import open_adapter
 from flexswitch.merging.task_vectors.lora_targets import Target, find_targets, refuse_half_tied
-from flexswitch.merging.task_vectors.model_changes import model_record
+from flexswitch.merging.task_vectors.model_changes import cut_rows, model_record
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import pair_hints
+from flexswitch.merging.task_vectors.side_files import changed_files
 from flexswitch.merging.task_vectors.stored_weights import StoredWeights, changed_tensors
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
@@ -66,6 +67,8 @@ class LoraVector:
         config_path = place.path / "config.json"
         config = read_json_object(config_path) if config_path.is_file() else read_config(base)
         self.model = model_record(base_headers, headers, pairing, read_config(base), config)
+        self._directories = base.directory, place.path
+        self._cut = cut_rows(base_headers, headers, pairing)
         self._adapter, self._pairing = adapter, pairing
         self._targets = {names[name]: target for name, target in targets.items()}
         whole = {
@@ -84,6 +87,11 @@ class LoraVector:
         changed = [buffers[name] for name in changed_tensors(self.base, adapter.checkpoint, stored)]
         names = sorted({*self._pairing.extras, *changed})
         return {name: adapter.stored[adapter.whole[name]] for name in names}
+
+    @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        """The small files beside the weights that differ from the base's. Raises: InputError."""
+        return changed_files(*self._directories, self._cut)
 
     def identity(self) -> BaseIdentity:
         """Returns the base's identity; reads every tensor of it whose digest is not known."""

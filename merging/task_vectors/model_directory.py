@@ -12,9 +12,11 @@ from torch import Tensor
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_config, read_json_object, without_keys
+from flexswitch.merging.checkpoints.config import read_config, read_json_object, with_dtype, without_keys
+from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, module_folders
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.restore import OutputTensor
+from flexswitch.merging.task_vectors.side_files import write_changes
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 # The last three describe weights that were quantised, as the written ones are not.
@@ -39,9 +41,11 @@ def write_model_directory(
     shard_bytes: int,
     overwrite: bool,
     on_tensor: Callable[[str], None] = lambda name: None,
+    files: Mapping[str, bytes] = {},
 ) -> None:
     """Writes weights in shards, the base's config and tokenizer files, and a model card.
 
+    files: changes of the files, as a task vector carries them.
     card: returns the card's text; called last, so that it can check what was read while writing.
     Raises: InputError if the output may not be written or the disk is too small.
     """
@@ -49,20 +53,26 @@ def write_model_directory(
     with atomic_directory(path, overwrite, refusal=_refusal) as partial:
         check_space(path, sum(map(_bytes, outputs.values())))
         for shard, names in shards.items():
+            (partial / shard).parent.mkdir(exist_ok=True)
             with SafetensorsWriter(partial / shard, {"format": "pt"}) as writer:
                 for name in names:
                     on_tensor(name)
                     info = outputs[name].info
-                    writer.add(name, info.dtype, info.shape, _chunks(outputs[name].blocks()))
-        if len(shards) > 1:
-            weight_map = {name: shard for shard, names in shards.items() for name in names}
-            total = sum(map(_bytes, outputs.values()))
+                    writer.add(
+                        name.rpartition("/")[2], info.dtype, info.shape, _chunks(outputs[name].blocks())
+                    )
+        weight_map = {name: shard for shard, names in shards.items() for name in names if "/" not in name}
+        if len(set(weight_map.values())) > 1:
+            total = sum(_bytes(outputs[name]) for name in weight_map)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             _write_json(partial / "model.safetensors.index.json", index)
         config = without_keys({**read_config(base), **config_changes})
+        if "dtype" in config_changes:
+            config = with_dtype(config, config_changes["dtype"])
         if config:
             _write_json(partial / "config.json", config)
         _copy_side_files(base.directory, partial)
+        write_changes(partial, files)
         (partial / _CARD).write_text(card(), encoding="utf-8")
 
 
@@ -78,20 +88,31 @@ def _refusal(path: Path) -> str | None:
     card = path / _CARD
     if not card.is_file() or _MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return "holds no model that flexswitch wrote"
+    modules = [
+        folder for folder in path.iterdir() if folder.is_dir() and MODULE_FOLDER.fullmatch(folder.name)
+    ]
+    files = [file for folder in (path, *modules) for file in folder.iterdir() if file not in modules]
     foreign = sorted(
-        file.name
-        for file in path.iterdir()
+        str(file.relative_to(path))
+        for file in files
         if not file.is_file() or not any(file.match(pattern) for pattern in _WRITTEN)
     )
     return f"holds {foreign[0]}, which flexswitch did not write" if foreign else None
 
 
 def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[str, list[str]]:
-    """Returns file name → tensor names, each file of at most `shard_bytes` or one tensor."""
+    """Returns file name → tensor names, each file of at most `shard_bytes` or one tensor.
+
+    The tensors of a module's folder are in a file there.
+    """
     groups: list[list[str]] = [[]]
+    folders: dict[str, list[str]] = {}
     used = 0
     # Wide dtypes come first, so that every tensor starts at a multiple of its width.
     for name in sorted(outputs, key=lambda name: (-DTYPE_BYTES[outputs[name].info.dtype], name)):
+        if "/" in name:
+            folders.setdefault(f"{name.rpartition('/')[0]}/model.safetensors", []).append(name)
+            continue
         needed = _bytes(outputs[name])
         if groups[-1] and used + needed > shard_bytes:
             groups.append([])
@@ -99,11 +120,9 @@ def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[
         groups[-1].append(name)
         used += needed
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": names
-        for number, names in enumerate(groups, 1)
-    }
+        return {"model.safetensors": groups[0], **folders}
+    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    return dict(zip(files, groups, strict=True)) | folders
 
 
 def _bytes(output: OutputTensor) -> int:
@@ -118,6 +137,10 @@ def _chunks(blocks: Iterator[Tensor]) -> Iterator[bytes]:
 def _copy_side_files(source: Path | None, target: Path) -> None:
     if source is None:
         return
+    for folder in module_folders(source):
+        if (source / folder / "config.json").is_file():
+            (target / folder).mkdir(exist_ok=True)
+            shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
     for pattern in _COPIED:
         for file in sorted(source.glob(pattern)):
             wanted = file.name not in _NOT_COPIED and not file.name.endswith(".index.json")

@@ -43,6 +43,10 @@ class TaskVector(Protocol):
     def extras(self) -> Mapping[str, TensorInfo]:
         """The task's own tensors, such as a head, and changed buffers, by fine-tuned name."""
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The small files beside the weights that differ from the base's, as `side_files` names them."""
+
     def identity(self) -> BaseIdentity:
         """Returns which base it belongs to."""
 

@@ -6,7 +6,7 @@ base + delta miss, so that the fine-tuned weights come back bit for bit in float
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,7 @@ from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
+from flexswitch.merging.task_vectors.side_files import is_side_file, read_files, stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
@@ -95,8 +96,15 @@ class TaskVectorFile:
         self.extras = {
             name.removeprefix(EXTRA_PREFIX): info
             for name, info in tensors.items()
-            if name.startswith(EXTRA_PREFIX)
+            if name.startswith(EXTRA_PREFIX) and not is_side_file(name.removeprefix(EXTRA_PREFIX))
         }
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files beside the weights. Raises: ArtifactError if they are damaged or may not be written."""
+        stored = {name.removeprefix(EXTRA_PREFIX): info for name, info in self._file.tensors.items()}
+        sizes = {name: info.entries for name, info in stored.items() if is_side_file(name)}
+        return read_files(self.source, sizes, self.extra)
 
     def identity(self) -> BaseIdentity:
         """Returns the identity of the base it was made from."""
@@ -156,6 +164,7 @@ def write_task_vector(
     stored = _STORED_DTYPES[dtype]
     dense_bytes = sum(info.entries for info in vector.tensors.values()) * DTYPE_BYTES[stored]
     extra_bytes = sum(info.entries * DTYPE_BYTES[info.dtype] for info in vector.extras.values())
+    extra_bytes += sum(map(len, vector.files.values()))
     with atomic_file(path, overwrite) as partial:
         check_space(path, dense_bytes + extra_bytes)
         header = TaskVectorHeader(
@@ -177,8 +186,7 @@ def write_task_vector(
 def _add_tensors(
     writer: SafetensorsWriter, vector: TaskVector, dtype: DeltaDtype, on_tensor: Callable[[str], None]
 ) -> None:
-    for extra_name in vector.extras:
-        extra = vector.extra(extra_name)
+    for extra_name, extra in stored_extras(vector):
         writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
     for tensor, info in vector.tensors.items():
         on_tensor(tensor)
@@ -201,7 +209,8 @@ def _reserve(vector: TaskVector, stored: str, header: TaskVectorHeader) -> int:
     """Returns bytes enough for any header this vector can get, from its names alone."""
     widest = [_WIDEST_COUNT, _WIDEST_COUNT]
     entries: dict[str, dict[str, object]] = {}
-    for name, info in vector.extras.items():
+    files = {name: TensorInfo("U8", (len(data),)) for name, data in vector.files.items()}
+    for name, info in {**vector.extras, **files}.items():
         entries[EXTRA_PREFIX + name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": widest}
     for name, info in vector.tensors.items():
         entries[name] = {"dtype": stored, "shape": info.shape, "data_offsets": widest}

@@ -63,7 +63,7 @@ def test_a_file_that_is_no_checkpoint(models, fails):
     (models / "notes.txt").write_text("hello")
     fails(
         models, 1,
-        "notes.txt: not a checkpoint: the suffix is '.txt', expected .safetensors, .bin, .pt or .pth",
+        "notes.txt: not a checkpoint: the suffix is '.txt', expected .safetensors, .bin, .pt, .pth, .pth.tar or .ckpt",
         "extract", "base.safetensors", "notes.txt", "-o", "out.tv.safetensors",
     )  # fmt: skip
 

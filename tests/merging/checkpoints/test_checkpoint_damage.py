@@ -64,7 +64,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, suffix: st
     path = tmp_path / name
     path.write_bytes(b"PK")
     assert refused(path) == (
-        f"{path}: not a checkpoint: the suffix is '{suffix}', expected .safetensors, .bin, .pt or .pth"
+        f"{path}: not a checkpoint: the suffix is '{suffix}', expected .safetensors, .bin, .pt, .pth, .pth.tar or .ckpt"
     )
 
 
