@@ -13,7 +13,8 @@ def on_grid(values: Tensor, bits: int, parts: int = 1) -> Tensor:
     """Returns numbers (row, column) float64 rounded to multiples of a step.
 
     The step is 2^-bits of the largest power of two that does not exceed the largest magnitude of the same row
-    and part; a row has `parts` parts of equal width. With up to 22 bits, float32 holds the results exactly.
+    and part; a row has `parts` parts of equal width. Zeros have no sign. With up to 22 bits, float32 holds
+    the results exactly.
 
     >>> on_grid(torch.tensor([[4.1, -0.6, 0.1]]).double(), 2).tolist()
     [[4.0, -1.0, 0.0]]
@@ -22,4 +23,4 @@ def on_grid(values: Tensor, bits: int, parts: int = 1) -> Tensor:
     _, exponent = torch.frexp(split.abs().amax(2, keepdim=True))  # the largest is in [0.5, 1) · 2^exponent
     step = torch.ldexp(torch.ones_like(split[:, :, :1]), exponent - 1 - bits)
     rounded: Tensor = ((split / step).round() * step).reshape(values.shape)
-    return rounded
+    return rounded + 0.0  # zero without a sign

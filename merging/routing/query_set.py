@@ -88,7 +88,7 @@ def as_stored(points: FloatArray) -> NDArray[np.float16]:
             f"the exemplars' points reach {np.abs(points).max():.3g}, and float16 holds up to {largest}; "
             "use --normalise centred"
         )
-    return points.astype(np.float16)
+    return points.astype(np.float16) + np.float16(0)  # zeros without a sign, as it is that of rounding errors
 
 
 def index_record(query_set: QuerySet, stored: StoredFile) -> IndexRecord:

@@ -102,6 +102,7 @@ def test_the_grid_is_a_fraction_of_the_largest_number_of_a_part(
         assert (part - rounded).abs().max() <= step / 2
         assert (rounded / step == (rounded / step).round()).all()
     assert torch.equal(found.float().double(), found)
+    assert not torch.signbit(found[found == 0]).any()
     assert torch.equal(on_grid(rows * 2.0**power, bits, parts=2), found * 2.0**power)
 
 
