@@ -64,6 +64,16 @@ def download_checkpoint(hub_id: str) -> Path:
     return _asked(hub_id, _download)
 
 
+def cached_checkpoint(repo: str, commit: str) -> Path | None:
+    """Returns the cache's copy of a repository at a commit, None if it has none; never asks the hub."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=commit, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+
+
 def resolve_commit(hub_id: str) -> str:
     """Returns the commit that `org/name` or `org/name@revision` stands for now; offline, that of the cache.
 

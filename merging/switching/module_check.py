@@ -11,6 +11,7 @@ from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.hashing import open_base
+from flexswitch.merging.checkpoints.hub import cached_checkpoint
 from flexswitch.merging.checkpoints.pairing import common_prefix
 from flexswitch.merging.models.loading import names_inside, transformers_models
 from flexswitch.merging.task_vectors.live_weights import check_live_weights
@@ -75,10 +76,12 @@ def _found_base(module: nn.Module, vector: TaskVector, expected: BaseIdentity) -
     return None
 
 
-def _source(model: Any) -> str:
-    """Returns where a transformers model was loaded from: a path, or a hub id at a commit."""
+def _source(model: Any) -> Path | None:
+    """Returns the folder that a transformers model was loaded from, if it is still there."""
     name, commit = str(model.name_or_path), getattr(model.config, "_commit_hash", None)
-    return f"{name}@{commit}" if commit and not Path(name).exists() else name
+    if name and Path(name).exists():
+        return Path(name)
+    return cached_checkpoint(name, commit) if name and commit else None
 
 
 def _by_base_name(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

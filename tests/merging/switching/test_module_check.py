@@ -103,6 +103,25 @@ def test_a_model_that_was_loaded_from_elsewhere_is_checked_by_its_hash(tmp_path:
     SwitchedModel(tuned, {"task": task})
 
 
+def test_a_model_of_the_hub_is_compared_with_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    base = saved(bert("BertForMaskedLM"), tmp_path / "models--org--base" / "snapshots" / commit)
+    task = task_of(base, bert("BertForMaskedLM"), tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    module = transformers.BertModel.from_pretrained(base).eval()
+    module.config.name_or_path, module.config._commit_hash = "org/base", commit
+    module.name_or_path = "org/base"
+    SwitchedModel(module, {"task": task}, strict=False)
+    module.config._commit_hash = "f" * 40
+    found = message(InputError, lambda: SwitchedModel(module, {"task": task}, strict=False))
+    assert "give base= to compare with" in found
+
+
 def test_some_of_the_weights_are_enough_beside_the_base(tmp_path: Path) -> None:
     base = saved(bert("BertForMaskedLM"), tmp_path / "base")
     task = compress(base, tmp_path / "task.fsw", base=base)  # no change: any weights fit
