@@ -91,7 +91,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     )
     tensors = {}
     for name, record in sorted(header.tensors.items()):
-        entries, kept = record.layout.entries, record.kept
+        entries, kept = max(1, record.layout.entries), record.kept
         shape = "×".join(map(str, record.shape))
         rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{kept / entries:.2%}",
                      f"{record.size:,}", f"{8 * record.size / entries:.3f}")  # fmt: skip
@@ -151,7 +151,7 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
     for task in zoo:
         record = zoo.record.tasks[task]
         bits = 8 * record.size / max(1, record.parameters)
-        share = 4 * record.parameters / record.size
+        share = 4 * record.parameters / max(1, record.size)
         rows.add_row(
             task, record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import (
@@ -23,6 +24,7 @@ from flexswitch.codecs.format.records import (
     TensorTable,
     crc32,
     float32_scale,
+    most_table_bytes,
 )
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.codecs.sparse import SparseTensor
@@ -80,12 +82,14 @@ class ArtifactWriter:
         self._writer = SafetensorsWriter(path, {})
         self._writer.extend(DATA, b"")
         self._is_finished = False
+        self._data_bytes = 0
 
     def add_extra(self, name: str, extra: PackedExtra) -> None:
         """Stores an extra. Raises: ValueError if it is stored already, or after a compressed tensor."""
         if name in self._extras or self._tensors or self._exact:
             raise ValueError(f"{name}: written twice, or behind a compressed tensor")
         self._writer.extend(DATA, extra.data)
+        self._data_bytes += len(extra.data)
         self._extras[name] = extra.record
 
     def add_tensor(self, name: str, packed: PackedTensor | PackedExact) -> None:
@@ -95,6 +99,7 @@ class ArtifactWriter:
         if self._exact and isinstance(packed, PackedTensor):
             raise ValueError(f"{name}: written behind a tensor that is stored exactly")
         self._writer.extend(DATA, packed.data)
+        self._data_bytes += len(packed.data)
         if isinstance(packed, PackedTensor):
             self._tensors[name] = packed.record
         else:
@@ -108,7 +113,13 @@ class ArtifactWriter:
         contents = TensorTable(
             extras=self._extras, tensors=self._tensors, exact=self._exact, training=header.training
         )
-        table = zstd_compress(_json(contents.model_dump(exclude_defaults=True)), _TABLE_LEVEL)
+        plain = _json(contents.model_dump(exclude_defaults=True))
+        table = zstd_compress(plain, _TABLE_LEVEL)
+        if len(plain) > (most := most_table_bytes(self._data_bytes + len(table))):
+            raise InputError(
+                f"the table of {len(self._tensors):,} tensors takes {len(plain):,} bytes, and readers accept "
+                f"{most:,}; leave tensors that did not change out with --exclude"
+            )
         self._writer.add(TABLE, "U8", (len(table),), [table])
         document = ArtifactDocument(
             **header.model_dump(exclude={"extras", "tensors", "exact", "training"}),

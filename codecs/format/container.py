@@ -26,6 +26,7 @@ from flexswitch.codecs.format.records import (
     RawTensor,
     TensorTable,
     crc32,
+    most_table_bytes,
 )
 from flexswitch.codecs.format.safetensors_file import (
     Header,
@@ -37,9 +38,6 @@ from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels, SparseLayout, SparseT
 from flexswitch.codecs.zstd import zstd_decompress
 
 Read = TypeVar("Read")
-
-# The table of an artifact whose blocks are all alike grows this much; more is an attack on memory.
-_TABLE_GROWTH, _TABLE_FREE_BYTES = 1000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> Tenso
     if table.size != document.table.size or crc32(frame) != document.table.crc32:
         raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")
     try:
-        text = zstd_decompress(frame, _TABLE_GROWTH * len(frame) + _TABLE_FREE_BYTES).decode()
+        text = zstd_decompress(frame, most_table_bytes(data.size + table.size)).decode()
     except (DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
     found = validated(TensorTable, path, text)

@@ -65,4 +65,5 @@ def validated(kind: type[Document], path: Path, text: str) -> Document:
     except ValidationError as reason:
         first = reason.errors()[0]
         field = ".".join(str(step) for step in first["loc"])
-        raise ArtifactError(f"{path}: its field '{field}' is wrong: {first['msg']}") from reason
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{path}: its field '{field}' is wrong: {problem}") from reason

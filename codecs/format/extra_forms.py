@@ -61,6 +61,14 @@ class BytePlanes:
 EXTRA_FORMS: dict[str, type[ExtraForm]] = {form.name: form for form in (Plain, BytePlanes)}
 
 
+_GROWTH, _FREE_BYTES = 1000, 1 << 26
+
+
+def most_extra_bytes(stored_bytes: int) -> int:
+    """Returns the size of the largest tensor that so many stored bytes may stand for."""
+    return _FREE_BYTES + _GROWTH * stored_bytes
+
+
 @dataclass(frozen=True)
 class PackedExtra:
     """An extra as it is stored in an artifact: its record and its bytes."""
@@ -70,10 +78,11 @@ class PackedExtra:
 
 
 def packed_extra(tensor: RawTensor) -> PackedExtra:
-    """Returns a tensor in the smallest of the exact forms."""
+    """Returns a tensor in the smallest of the exact forms that readers accept."""
     forms: list[ExtraForm] = [Plain(), BytePlanes()]
     stored = [(form, form.encode(tensor)) for form in forms]
-    form, data = min(stored, key=lambda each: len(each[1]))
+    readable = [each for each in stored if len(tensor.data) <= most_extra_bytes(len(each[1]))]
+    form, data = min(readable, key=lambda each: len(each[1]))
     record = ExtraRecord(
         dtype=tensor.dtype,
         shape=list(tensor.shape),

@@ -1,23 +1,34 @@
 """Checks an artifact's records against each other: dtypes, counts, and the blocks that a shape implies."""
 
+import math
 from pathlib import Path
 
 from flexswitch.codecs.blocks import Grid, as_matrix
 from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.format.extra_forms import most_extra_bytes
 from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, TensorRecord
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.residual import NUMBER_KINDS
-from flexswitch.codecs.sparse import SparseLayout
+from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, SparseLayout
+
+_MOST_ENTRIES = 1 << 34  # of a tensor; its mask then takes 2 GiB
 
 
 def check_extra(path: Path, name: str, record: ExtraRecord) -> None:
     if record.dtype not in DTYPE_BYTES:
         raise ArtifactError(f"{path}: extra '{name}' has the dtype {record.dtype}; its header is damaged")
+    needed, most = math.prod(record.shape) * DTYPE_BYTES[record.dtype], most_extra_bytes(record.size)
+    if needed > most:
+        raise ArtifactError(
+            f"{path}: extra '{name}' of shape {record.shape} takes {needed:,} bytes, expected {most:,} at "
+            f"most of {record.size:,} stored ones; its header is damaged"
+        )
 
 
 def check_exact(path: Path, name: str, record: ExactRecord) -> None:
     if record.dtype not in NUMBER_KINDS:
         raise ArtifactError(f"{path}: tensor '{name}' has the dtype {record.dtype}; its header is damaged")
+    _check_entries(path, name, record.shape)
     expected = as_matrix(tuple(record.shape)).count()
     if len(record.blocks) != expected:
         raise ArtifactError(
@@ -32,10 +43,20 @@ def check_record(path: Path, name: str, record: TensorRecord) -> None:
             f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
             f"keeps {record.kept} entries; its header is damaged"
         )
+    _check_entries(path, name, record.shape)
     if record.zero is not None and record.bits > 8:
         raise ArtifactError(
             f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
             "damaged"
+        )
+
+
+def _check_entries(path: Path, name: str, shape: list[int]) -> None:
+    """Raises: ArtifactError where a shape has more entries than a tensor of any model."""
+    if (entries := math.prod(shape)) > _MOST_ENTRIES:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {shape} has {entries:,} entries, expected "
+            f"{_MOST_ENTRIES:,} at most"
         )
 
 
@@ -46,8 +67,11 @@ def block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLay
     if record.rows is not None:
         layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))
         grid = Grid(min(grid.rows, record.rows.kept), grid.columns)
-        if not record.rows.kept:
-            raise ArtifactError(f"{path}: tensor '{name}' has row flags without a row; its header is damaged")
+        if not record.rows.kept or layouts[0].entries > MAX_BLOCK_ENTRIES:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has row flags for {record.rows.kept} of {layouts[0].entries} rows; "
+                "its header is damaged"
+            )
     if grid.count() != len(record.blocks):
         raise ArtifactError(
             f"{path}: tensor '{name}' of shape {record.shape} has {len(record.blocks)} blocks, expected "

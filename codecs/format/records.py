@@ -4,12 +4,13 @@ FORMAT.md specifies them; documents.py reads them.
 """
 
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from flexswitch.codecs.sparse import SparseLayout
 
@@ -17,12 +18,31 @@ METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+LONGEST_TASK_NAME = 128
+_RESERVED = r"con|prn|aux|nul|com\d|lpt\d"
+# The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
+_FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-TaskName = Annotated[str, Field(pattern=rf"^{TASK_NAME}$")]
+
+
+def check_task_name(name: str) -> str:
+    """Returns a task's name. Raises: ValueError where a file cannot be named after it on every system."""
+    if not re.fullmatch(TASK_NAME, name):
+        raise ValueError("expected letters, digits, '.', '_' and '-', a letter or digit first")
+    if len(name) > LONGEST_TASK_NAME:
+        raise ValueError(
+            f"has {len(name)} letters, expected {LONGEST_TASK_NAME} at most; files are named after it"
+        )
+    if re.fullmatch(_RESERVED, name.split(".")[0], re.IGNORECASE):
+        raise ValueError("is reserved on Windows, where no file can be named after it")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(check_task_name)]
 
 
 class Strict(BaseModel):
@@ -183,10 +203,10 @@ class QualityRecord(Strict):
     of equal answers.
     """
 
-    divergence: float
-    agreement: float
-    held_out_divergence: float | None = None
-    held_out_agreement: float | None = None
+    divergence: FiniteFloat
+    agreement: FiniteFloat
+    held_out_divergence: FiniteFloat | None = None
+    held_out_agreement: FiniteFloat | None = None
 
 
 class TrainingRecord(Strict):
@@ -202,7 +222,7 @@ class TrainingRecord(Strict):
     held_out: Count
     before: QualityRecord
     after: QualityRecord
-    curve: list[tuple[Count, float, float]] = []
+    curve: list[tuple[Count, FiniteFloat, FiniteFloat]] = []
 
 
 class TensorTable(Strict):
@@ -240,6 +260,11 @@ class RawTensor:
 def crc32(data: bytes | bytearray | memoryview) -> str:
     """Returns the CRC-32 (zlib's) as 8 hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
+
+
+def most_table_bytes(stored_bytes: int) -> int:
+    """Returns the size of the largest JSON table, given the stored bytes of an artifact's data and table."""
+    return _FREE_TABLE_BYTES + _TABLE_GROWTH * stored_bytes
 
 
 def float32_scale(scale: float) -> float:

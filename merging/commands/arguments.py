@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from flexswitch.codecs.errors import InputError, UsageError, check_choice
-from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.records import check_task_name
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.task_vectors.task_name import task_name
 
@@ -126,11 +125,9 @@ def check_suffix(output: Path, suffix: str) -> None:
 
 
 def new_task_name(name: str | None, output: Path) -> str:
-    """Returns the given name, or else the output's stem. Raises: UsageError where it cannot name a file."""
+    """Returns the given name, or else the output's stem. Raises: UsageError where it cannot name files."""
     chosen = task_name(output) if name is None else name
-    if not re.fullmatch(TASK_NAME, chosen):
-        raise UsageError(
-            f"task name '{chosen}': expected letters, digits, '.', '_' and '-', a letter or digit first; "
-            "give one with --name"
-        )
-    return chosen
+    try:
+        return check_task_name(chosen)
+    except ValueError as reason:
+        raise UsageError(f"task name '{chosen}': {reason}; give one with --name") from reason

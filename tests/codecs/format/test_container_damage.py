@@ -197,7 +197,7 @@ INTEGER = "Input should be a valid integer"
         (
             lambda d: d.update(name="../x"),
             "name",
-            "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'",
+            "expected letters, digits, '.', '_' and '-', a letter or digit first",
         ),
         (lambda d: d.update(colour="red"), "colour", "Extra inputs are not permitted"),
         (lambda d: d.update(tensors={}), "tensors", "Extra inputs are not permitted"),

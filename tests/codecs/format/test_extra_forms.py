@@ -8,7 +8,7 @@ import pytest
 from support.artifact_files import EXTRAS, HEADER, ROWS, Change, damage_whole_table
 from support.sparse_tensors import write_artifact
 
-from flexswitch.codecs.errors import DecodeError
+from flexswitch.codecs.errors import ArtifactError, DecodeError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.extra_forms import EXTRA_FORMS, BytePlanes, packed_extra, unpacked_extra
 from flexswitch.codecs.format.records import FormRecord, RawTensor
@@ -94,5 +94,12 @@ def test_a_record_that_does_not_fit_is_refused(path: Path, change: Change, expec
 @pytest.mark.parametrize("shape", [[1 << 40, 1 << 40], [(1 << 62), 20, 20]])
 def test_a_huge_shape_is_refused(path: Path, shape: list[int]) -> None:
     damage_whole_table(path, lambda document: document["extras"]["pooler"].update(shape=shape))
-    with pytest.raises(DecodeError):
-        open_artifact(path).extra("pooler")
+    with pytest.raises(ArtifactError, match="expected 68,357,864 at most of 1,249 stored ones"):
+        open_artifact(path)
+
+
+def test_a_tensor_that_readers_would_refuse_as_grown_is_stored_plain() -> None:
+    assert packed_extra(RawTensor("U8", (1 << 26,), bytes(1 << 26))).record.form.name == "byte-planes"
+    packed = packed_extra(RawTensor("U8", (1 << 27,), bytes(1 << 27)))
+    assert packed.record.form.name == "plain"
+    assert len(packed.data) == 1 << 27

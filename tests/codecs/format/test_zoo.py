@@ -166,7 +166,7 @@ def test_a_newer_zoo_asks_for_a_newer_flexswitch(path: Path) -> None:
     assert message(lambda: open_zoo(path)) == expected
 
 
-NAME = "String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"
+NAME = "expected letters, digits, '.', '_' and '-', a letter or digit first"
 
 
 @pytest.mark.parametrize(
