@@ -15,8 +15,11 @@ from flexswitch.codecs.format.working_folder import set_aside, working_folder
 def check_output(path: Path, overwrite: bool) -> None:
     """Checks the path of an output before any work is done.
 
-    Raises: InputError if the folder is missing, or if the output exists and must not be replaced.
+    Raises: InputError if it has no name of its own, the folder is missing, or the output exists and must not
+    be replaced.
     """
+    if path.name in ("", ".."):
+        raise InputError(f"{path}: is no name of an output; give the name of a file or folder")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.exists() and not overwrite:

@@ -11,7 +11,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,9 +45,18 @@ def working_folder(path: Path) -> Iterator[Path]:
                 folder = _unused_name(path)
         yield folder
     finally:
-        _clear(folder, path)
+        insist(lambda: _clear(folder, path))
         if lock is not None:
             lock.release()
+
+
+def insist(clean_up: Callable[[], None]) -> None:
+    """Calls a function, and again if an interrupt stops it, so that it is done when the interrupt goes on."""
+    try:
+        clean_up()
+    except KeyboardInterrupt:
+        clean_up()
+        raise
 
 
 def set_aside(path: Path, folder: Path) -> None:

@@ -188,9 +188,7 @@ def open_zoo(path: str | Path) -> Zoo:
     try:
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as reason:
-        raise InputError(
-            f"{path}: not a zoo: it has no {ZOO_FILE}; make one with `flexswitch pack`"
-        ) from reason
+        raise no_zoo(path) from reason
     except UnicodeDecodeError as reason:
         raise ArtifactError(f"{file}: its JSON document does not parse ({reason})") from reason
     record = parse_strict(ZooRecord, file, text)
@@ -199,6 +197,11 @@ def open_zoo(path: str | Path) -> Zoo:
     if (index := record.index) is not None:
         _check_name(file, "the query index", index.file, content_name("index", INDEX_STEM, index.sha256))
     return Zoo(path, record)
+
+
+def no_zoo(path: Path) -> InputError:
+    """Returns the error that a folder is no zoo."""
+    return InputError(f"{path}: not a zoo: it has no {ZOO_FILE}; make one with `flexswitch pack`")
 
 
 def read_zoo(path: str | Path, read: Callable[[Zoo], Result]) -> Result:

@@ -21,7 +21,7 @@ from flexswitch.codecs.format.atomic import atomic_directory, flush, named_error
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import TASK_NAME
-from flexswitch.codecs.format.working_folder import remove_abandoned, working_folder
+from flexswitch.codecs.format.working_folder import insist, remove_abandoned, working_folder
 from flexswitch.codecs.format.zoo import (
     ZOO_FILE,
     Folder,
@@ -30,6 +30,7 @@ from flexswitch.codecs.format.zoo import (
     ZooRecord,
     content_name,
     file_sha256,
+    no_zoo,
     open_zoo,
     task_record,
 )
@@ -85,8 +86,10 @@ class ZooWriter:
 def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
     """Yields the only writer of a zoo; at the end, files that `zoo.json` does not name are deleted.
 
-    Raises: InputError if another process holds the zoo for too long, or if parts of the zoo are links.
+    Raises: InputError if there is no zoo, another process holds it for too long, or parts of it are links.
     """
+    if not (path / ZOO_FILE).is_file():
+        raise no_zoo(path)
     _check_links(path)
     with _locked(path, wait), working_folder(path / ZOO_FILE) as work, named_errors(work, path):
         remove_abandoned(path)  # of a writer that was killed while it made the zoo
@@ -94,7 +97,7 @@ def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
         try:
             yield ZooWriter(path, work)
         finally:
-            _remove_unnamed(path)
+            insist(lambda: _remove_unnamed(path))
 
 
 @contextmanager

@@ -33,7 +33,6 @@ def index_zoo(
 
     No other process changes the zoo meanwhile. Raises: InputError, UsageError.
     """
-    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
     with zoo_writer(path, wait) as writer:
         return _index(open_zoo(path), base, exemplars, options, overwrite, on_task, writer)
 
@@ -76,7 +75,6 @@ def add_to_index(
     The index's own settings replace all options but the adapter and the device. file: the feature file, if
     the zoo was indexed with one. No other process changes the zoo meanwhile. Raises: InputError.
     """
-    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
     with zoo_writer(path, wait) as writer:
         return _add(open_zoo(path), base, exemplars, options, file, on_task, writer)
 

@@ -77,7 +77,6 @@ def change_zoo(
     The files of all other tasks stay as they are. Raises: InputError if a task to remove is not in the zoo,
     a task to add is in it (and `overwrite` is false), or an artifact belongs to another base.
     """
-    open_zoo(path)  # a folder that is no zoo is refused before it gets a lock file
     artifacts = _open_all(files)
     added = {artifact.header.name for artifact in artifacts}
     with zoo_writer(path, wait) as writer:

@@ -259,6 +259,12 @@ def test_a_folder_of_something_else_is_not_overwritten(zoo, fails):
     fails(zoo, 1, message.format("no model that flexswitch wrote"), *merge)
 
 
+@pytest.mark.parametrize("output", [".", "zoo/.."])
+def test_an_output_that_has_no_name(zoo, fails, output):
+    message = f"{output}: is no name of an output; give the name of a file or folder"
+    fails(zoo, 1, message, "pack", "red.fsw", "-o", output, "--overwrite")
+
+
 def test_an_output_folder_that_is_missing(models, fails):
     command = (
         "compress",

@@ -1,6 +1,7 @@
 """Kills writing commands at a random step of the file system or moment, and looks at what is left."""
 
 import collections
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -56,6 +57,8 @@ def _expected(scene: Scene, root: Path) -> Expected:
 def _kill(scene: Scene, expected: Expected, root: Path, draw: Random) -> tuple[str, str]:
     """Returns the state that a killed command left, and what is wrong with it."""
     folder = fresh(root / scene.name, root / "work")
+    if draw.random() < 0.25:
+        return _interrupt(scene, expected, root, draw)
     if draw.random() < 0.75:
         started = Started(lambda: scene.command(folder), kill_at=draw.randint(1, expected.ending.steps))
     else:
@@ -84,3 +87,17 @@ def _kill(scene: Scene, expected: Expected, root: Path, draw: Random) -> tuple[s
         file for file in left.keys() | expected.after.keys() if left.get(file) != expected.after.get(file)
     ]
     return counted, f"differs after recovery: {sorted(different)}" if different else ""
+
+
+def _interrupt(scene: Scene, expected: Expected, root: Path, draw: Random) -> tuple[str, str]:
+    """Interrupts a command as Ctrl-C does; it cleans up itself."""
+    folder, before = root / "work", listing(root / scene.name)
+    step = draw.randint(1, expected.ending.steps)
+    ending = Started(lambda: scene.command(folder), step, signal.SIGINT).wait()
+    left = listing(folder)
+    name = "new" if left == expected.after else "old" if left == before else "other"
+    counted = f"{'ended' if ending.status == 0 else 'interrupted'}, {name}"
+    if name != "other":
+        return counted, ""
+    changed = [file for file in left.keys() | before.keys() if left.get(file) != before.get(file)]
+    return counted, f"an interrupt leaves {sorted(changed)}; {ending}"

@@ -38,9 +38,14 @@ class Ending(NamedTuple):
 
 
 class Started:
-    """A forked process that runs a function. kill_at: the step of the file system at which it kills itself."""
+    """A forked process that runs a function.
 
-    def __init__(self, function: Callable[[], object], kill_at: int | None = None) -> None:
+    kill_at: the step of the file system at which it sends itself a signal.
+    """
+
+    def __init__(
+        self, function: Callable[[], object], kill_at: int | None = None, by: signal.Signals = signal.SIGKILL
+    ) -> None:
         self._began = time.perf_counter()
         self._reader, writer = os.pipe()
         self.pid = os.fork()
@@ -54,8 +59,9 @@ class Started:
             if event.startswith(STEPS) and event != "os.kill":
                 steps[0] += 1
                 if steps[0] == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), by)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.addaudithook(count)
         message = ""
         try:
