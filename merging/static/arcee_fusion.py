@@ -1,6 +1,6 @@
 """Arcee Fusion: the base takes those entries of a second model whose change is unusually important.
 
-Source: the method `arcee_fusion` of mergekit; docs/methods.md §6.19.
+Source: the method `arcee_fusion` of mergekit; docs/methods.md §6.20.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Model Stock: the mean of the models, drawn back to the base as far as the deltas point apart.
 
-Source: Jang et al. 2024, "Model Stock" (arXiv 2403.19522), equation 7; docs/methods.md §6.19.
+Source: Jang et al. 2024, "Model Stock" (arXiv 2403.19522), equation 7; docs/methods.md §6.20.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Nearswap: the base moves to a second model where both are near. Source: docs/methods.md §6.19."""
+"""Nearswap: the base moves to a second model where both are near. Source: docs/methods.md §6.20."""
 
 from typing import Annotated
 

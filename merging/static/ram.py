@@ -1,6 +1,6 @@
 """Reinforced agent merging: what only one task changed is kept whole, what several changed is averaged.
 
-Source: "Reinforced Agent Merging" (arXiv 2601.13572); docs/methods.md §6.19.
+Source: "Reinforced Agent Merging" (arXiv 2601.13572); docs/methods.md §6.20.
 """
 
 from typing import Annotated

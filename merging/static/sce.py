@@ -1,6 +1,6 @@
 """SCE: select the entries that vary most between tasks, weigh the tasks by their squares, erase minorities.
 
-Source: Wan et al. 2024, "FuseChat" (arXiv 2408.07990), section 3.3; docs/methods.md §6.19.
+Source: Wan et al. 2024, "FuseChat" (arXiv 2408.07990), section 3.3; docs/methods.md §6.20.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Merges along great circles: slerp of two models, its forms with weights and for many, and the Karcher mean.
 
-Source: Shoemake 1985, "Animating rotation with quaternion curves"; docs/methods.md §6.19.
+Source: Shoemake 1985, "Animating rotation with quaternion curves"; docs/methods.md §6.20.
 """
 
 import math
