@@ -40,7 +40,7 @@ from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
 from flexswitch.merging.task_vectors.restore import restored_tensors, tied_outputs
 
-_SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 5_000_000_000
 
 
 class Merged(NamedTuple):
@@ -100,7 +100,7 @@ def merge(
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
     dtype: OutputDtype | None = None,
-    max_shard_size: Bytes = _SHARD_BYTES,
+    max_shard_size: Bytes = SHARD_BYTES,
     jobs: Positive | None = None,
     memory: Bytes = DEFAULT_MEMORY,
     overwrite: bool = False,

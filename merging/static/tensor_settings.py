@@ -19,7 +19,6 @@ from flexswitch.merging.methods.settings import by_task_settings, check_settings
 
 _WEIGHT = "weight"
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_FIRST_PARTS = ("embed", "wte", "wpe", "patch")
 
 
 class Override(NamedTuple):
@@ -126,18 +125,11 @@ def _checked(method: Method, values: tuple[tuple[str, Any], ...]) -> dict[str, A
 def layer_places(names: Sequence[str]) -> dict[str, float]:
     """Returns where each tensor is along the layers, from 0 to 1.
 
-    The layer is the first whole number in a tensor's name. Embeddings are at 0 and all other tensors outside
-    the layers at 1.
+    The layer is the first whole number in a tensor's name. Tensors outside the layers are at 0.
     """
     layers = {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
     last = max(layers.values(), default=0)
-    return {
-        name: layers[name] / max(1, last) if name in layers else float(not _is_first(name)) for name in names
-    }
-
-
-def _is_first(name: str) -> bool:
-    return any(part in name for part in _FIRST_PARTS)
+    return {name: layers.get(name, 0) / max(1, last) for name in names}
 
 
 def _along(value: Any, place: float) -> Any:

@@ -31,7 +31,7 @@ def test_a_list_of_values_is_interpolated_along_the_layers() -> None:
         found = merged(BASE, vectors_of(BASE, [ONE]), "task-arithmetic", {"lambda": value})
         assert {name: float(tensor[0]) for name, tensor in found.items()} == {
             "embed": 1.0, "layers.0.w": 1.0, "layers.1.w": 2.0, "layers.2.w": 3.0,
-            "layers.3.w": 1.5, "layers.4.w": 0.0, "head": 0.0,
+            "layers.3.w": 1.5, "layers.4.w": 0.0, "head": 1.0,
         }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_places_along_the_layers_go_from_0_to_1() -> None:
         "model.layers.20.a",
         "norm",
     ]
-    assert list(layer_places(names).values()) == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert list(layer_places(names).values()) == [0.0, 0.0, 0.5, 1.0, 0.0]
     assert layer_places(["layers.0.w"]) == {"layers.0.w": 0.0}
 
 

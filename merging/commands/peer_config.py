@@ -1,0 +1,198 @@
+"""Reads mergekit's YAML configuration as the arguments of `merge`.
+
+What is not understood is refused by name. Source: mergekit 0.1.5, docs/merge_methods.md and config.py.
+"""
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.merging.checkpoints.config import read_json_object
+from flexswitch.merging.checkpoints.opening import locate
+from flexswitch.merging.commands.arguments import OutputDtype
+from flexswitch.merging.commands.peer_methods import PEER_METHODS, PeerMethod
+from flexswitch.merging.task_vectors.task_name import task_name
+
+_MOST_BYTES = 1_000_000
+_IGNORED = {"int8_mask": "signs are elected exactly"}
+_KEYS = (
+    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
+)  # fmt: skip
+_DTYPES: dict[str, OutputDtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+@dataclass
+class PeerMerge:
+    """The arguments of `merge`, and notes for the user."""
+
+    sources: list[str]
+    base: str
+    method: str
+    settings: dict[str, Any]
+    dtype: OutputDtype | None
+    weights: dict[str, Any] = field(default_factory=dict)
+    set_for: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of the configuration: where it is, its task's name, and its own parameters."""
+
+    path: str
+    task: str
+    parameters: Mapping[str, Any]
+
+
+def read_peer_config(path: Path) -> PeerMerge:
+    """Returns what a configuration asks for. Raises: InputError, UsageError."""
+    document = _document(path)
+    method = PEER_METHODS.get(str(document.get("merge_method")))
+    if method is None:
+        named = unknown_name("merge_method", str(document.get("merge_method")), PEER_METHODS)
+        raise InputError(f"{path}: {named}")
+    models = _models(path, document)
+    base = document.get("base_model")
+    if base is None and method.base == "required":
+        raise InputError(f"{path}: {document['merge_method']} needs a base_model")
+    if base is not None and method.base == "none" and base not in [model.path for model in models]:
+        raise InputError(f"{path}: {document['merge_method']} merges its models; leave out base_model")
+    if method.base == "required":
+        models = [model for model in models if model.path != base]
+    if method.base_first:
+        models = [_Model(str(base), "base", {}), *models]
+    dtype = document.get("out_dtype") or document.get("dtype")
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+    found = PeerMerge(
+        [f"{model.task}={model.path}" for model in models],
+        str(base or models[0].path), method.name, method.fixed(base is not None),
+        None if dtype is None else _DTYPES[dtype],
+    )  # fmt: skip
+    found.notes += [f"{path}: the merge is computed in float32, and stored in {dtype}"] * (
+        dtype not in (None, "float32")
+    )
+    _set_parameters(path, found, method, document.get("parameters") or {}, models)
+    return found
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Returns the document, of known keys. Raises: InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a merge configuration in YAML")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes, expected {_MOST_BYTES:,} at most")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as reason:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())[:200]})") from reason
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected keys and values, such as merge_method: ties")
+    for key in document:
+        if key not in _KEYS:
+            raise InputError(f"{path}: {key} is not handled; handled are {', '.join(_KEYS)}")
+    if document.get("tokenizer_source") not in (None, "base"):
+        raise InputError(
+            f"{path}: tokenizer_source: {document['tokenizer_source']} is not handled, only base; give the "
+            "models one vocabulary before"
+        )
+    return document
+
+
+def _models(path: Path, document: Mapping[str, Any]) -> list[_Model]:
+    """Returns the models of `models`, or of one slice of all their layers. Raises: InputError."""
+    if ("models" in document) == ("slices" in document):
+        raise InputError(f"{path}: expected one of models and slices")
+    entries = document.get("models")
+    if entries is None:
+        entries = _one_slice(path, document["slices"])
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: models: expected a list of models")
+    found: list[_Model] = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+            raise InputError(f"{path}: {entry!r:.80}: expected model: PATH")
+        odd = sorted(map(str, entry.keys() - {"model", "parameters"}))
+        if odd:
+            raise InputError(f"{path}: {odd[0]} of model {entry['model']} is not handled")
+        name = task_name(entry["model"].rstrip("/"))
+        taken = {model.task for model in found}
+        task = name if name not in taken else f"{name}-{len(found) + 1}"
+        found.append(_Model(entry["model"], task, entry.get("parameters") or {}))
+    return found
+
+
+def _one_slice(path: Path, slices: Any) -> list[dict[str, Any]]:
+    """Returns the sources of a single slice that has all layers of its models. Raises: InputError."""
+    if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
+        raise InputError(f"{path}: slices: only one slice of all layers is handled")
+    if set(slices[0]) != {"sources"} or not isinstance(slices[0]["sources"], list):
+        odd = sorted(map(str, slices[0].keys() - {"sources"}))
+        raise InputError(f"{path}: slices: {odd[0] if odd else 'sources'} is not handled")
+    sources = []
+    for source in slices[0]["sources"]:
+        if not isinstance(source, dict) or "model" not in source:
+            raise InputError(f"{path}: slices: {source!r:.80}: expected model and layer_range")
+        layers = read_json_object(locate(str(source["model"])).path / "config.json").get("num_hidden_layers")
+        if source.get("layer_range") != [0, layers]:
+            raise InputError(
+                f"{path}: slices: layer_range {source.get('layer_range')} of {source['model']} is not "
+                f"handled, only that of all layers, [0, {layers}]"
+            )
+        sources.append({key: value for key, value in source.items() if key != "layer_range"})
+    return sources
+
+
+def _set_parameters(
+    path: Path, found: PeerMerge, method: PeerMethod, shared: Mapping[str, Any], models: Sequence[_Model]
+) -> None:
+    """Adds the parameters of all models, then those of single ones. Raises: InputError, UsageError."""
+    for task, parameters in [("", shared), *((model.task, model.parameters) for model in models)]:
+        if not isinstance(parameters, dict):
+            raise InputError(f"{path}: parameters: expected names and values")
+        for key, setting in parameters.items():
+            if key in _IGNORED:
+                found.notes.append(f"{path}: {key} has no effect: {_IGNORED[key]}")
+                continue
+            prefix = f"{task}:" if task else ""
+            found.set_for += [
+                (f"{prefix}{pattern}", method.translated(path, key, value))
+                for pattern, value in _conditions(path, key, setting)
+            ]
+    needed = [model for model in models if "weight" in method.required]
+    for model in needed:
+        if "weight" not in model.parameters and "weight" not in shared:
+            raise InputError(f"{path}: model {model.path} needs a weight")
+    if "t" in method.required and not any("t" in each for each in (shared, *(m.parameters for m in models))):
+        raise InputError(f"{path}: parameters: t is missing")
+
+
+def _conditions(path: Path, key: str, setting: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (pattern, value), of which the last match counts; in the file it is the first.
+
+    Raises: InputError on a value that is no number, list of numbers or list of filters.
+    """
+    conditions = setting if isinstance(setting, list) and any(isinstance(e, dict) for e in setting) else None
+    if conditions is None:
+        conditions = [{"value": setting}]
+    for condition in reversed(conditions):
+        if not isinstance(condition, dict) or not {"value"} <= set(condition) <= {"value", "filter"}:
+            raise InputError(f"{path}: {key}: {condition!r:.80}: expected value, and filter or nothing else")
+        named, value = condition.get("filter"), condition["value"]
+        parts = value if isinstance(value, list) else [value]
+        if not parts or not all(isinstance(part, (int, float, str)) for part in parts):
+            raise InputError(f"{path}: {key}: {value!r:.80}: expected a number or a list of numbers")
+        yield "*" if named in (None, "*") else f"*{glob.escape(str(named))}*", value
+
+
+def check_alone(**given: Any) -> None:
+    """Raises: UsageError where an option is given beside a configuration, which says all of it."""
+    for name, value in given.items():
+        if value:
+            option = name.replace("_", "-")
+            raise UsageError(f"--config: the file says all about the merge; leave out {option}")
