@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.config import entries_named, read_config
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
+from flexswitch.merging.checkpoints.tied_names import unties
 from flexswitch.merging.task_vectors.lora_adapter import Adapter
 from flexswitch.merging.task_vectors.lora_config import MERGE_HINT
 
@@ -66,7 +67,7 @@ def refuse_half_tied(base: Checkpoint, adapter: Adapter, infos: Mapping[str, Ten
     """Raises: InputError if the adapter changes a tensor but not the ones that the base ties to it."""
     names, settings = adapter.base_names, read_config(base)
     head = adapter.config.uses_language_head and _LANGUAGE_MODEL.search(str(settings.get("architectures")))
-    vocabulary = settings.get("vocab_size") if head and settings.get("tie_word_embeddings", True) else None
+    vocabularies = [*entries_named(settings, "vocab_size")] if head and not unties(settings) else []
     shapes = [info.shape for info in base.tensors.values()]
     shapes += [info.shape for name, info in infos.items() if name not in names]
     for name in sorted(adapter.taken & names.keys()):
@@ -74,7 +75,7 @@ def refuse_half_tied(base: Checkpoint, adapter: Adapter, infos: Mapping[str, Ten
         tied = [alias for alias, first in base.aliases.items() if first == base_name]
         given = [other for other in adapter.whole if names.get(other) == base_name]
         complete = name in adapter.whole and len(given) > len(tied)
-        if not tied and len(shape) == 2 and shape[0] == vocabulary and shapes.count(shape) == 1:
+        if not tied and len(shape) == 2 and shape[0] in vocabularies and shapes.count(shape) == 1:
             tied, complete = ["the model's head"], False
         if tied and not complete:
             raise InputError(

@@ -1,0 +1,45 @@
+"""Files of torch.save that hold a state dict among other things."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import message
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+
+STATE: dict[str, Tensor] = {"layer.bias": torch.ones(3), "layer.weight": torch.ones(3, 3)}
+OPTIMIZER = {
+    "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(3)}},
+    "param_groups": [{"lr": 0.1}],
+}
+
+TAKEN: dict[str, tuple[str, Any, str]] = {
+    "an ImageNet checkpoint": ("best.pth.tar", {"epoch": 3, "state_dict": STATE, "optimizer": OPTIMIZER}, "state_dict"),
+    "Lightning": ("last.ckpt", {"state_dict": STATE, "optimizer_states": [OPTIMIZER], "callbacks": {}}, "state_dict"),
+    "two levels": ("run.pt", {"model": {"state_dict": STATE, "name": "x"}, "step": torch.tensor(1)}, "model.state_dict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", TAKEN)
+def test_the_only_state_dict_of_a_file_is_taken_and_named(tmp_path: Path, situation: str) -> None:
+    name, document, key = TAKEN[situation]
+    torch.save(document, tmp_path / name)
+    checkpoint = open_checkpoint(tmp_path / name)
+    assert list(checkpoint.tensors) == ["layer.bias", "layer.weight"]
+    assert checkpoint.notes == [f"{tmp_path / name}: its tensors under '{key}' are taken"]
+
+
+def test_of_several_state_dicts_none_is_taken_silently(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "ema": STATE}, tmp_path / "run.pt")
+    assert message(InputError, lambda: open_checkpoint(tmp_path / "run.pt")) == (
+        f"{tmp_path / 'run.pt'}: holds the state dicts ema, model, expected one; save one of them alone"
+    )
+
+
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "optimizer": OPTIMIZER}, tmp_path / "run.pth.tar")
+    assert "not a state dict" in message(InputError, lambda: open_checkpoint(tmp_path / "run.pth.tar"))
