@@ -112,15 +112,20 @@ class SafetensorsWriter:
 
     reserve: bytes that are reserved for the header. A longer header moves the data inside the file, in
     pieces of `copy_bytes`; a shorter one is padded with spaces, which the format allows. checksums: the
-    CRC-32 of each tensor that `add` has written.
+    CRC-32 of each tensor that `add` has written, if `has_checksums` asks for them.
     """
 
     def __init__(
-        self, path: Path, metadata: dict[str, str], reserve: int = 0, copy_bytes: int = 1 << 22
+        self,
+        path: Path,
+        metadata: dict[str, str],
+        reserve: int = 0,
+        copy_bytes: int = 1 << 22,
+        has_checksums: bool = False,
     ) -> None:
         self.metadata = metadata
         self.checksums: dict[str, str] = {}
-        self._reserve = reserve
+        self._reserve, self._has_checksums = reserve, has_checksums
         self._copy_bytes = copy_bytes
         self._entries: dict[str, dict[str, Any]] = {}
         self._written = 0
@@ -137,10 +142,11 @@ class SafetensorsWriter:
         for chunk in chunks:
             self._file.write(chunk)
             self._written += len(chunk)
-            checksum = zlib.crc32(chunk, checksum)
+            checksum = zlib.crc32(chunk, checksum) if self._has_checksums else 0
         if self._written - start != math.prod(shape) * DTYPE_BYTES[dtype]:
             raise ValueError(f"{name}: {self._written - start} bytes for {dtype} {shape}")
-        self.checksums[name] = f"{checksum:08x}"
+        if self._has_checksums:
+            self.checksums[name] = f"{checksum:08x}"
         self._entries[name] = {
             "dtype": dtype,
             "shape": list(shape),

@@ -129,9 +129,9 @@ def _bytes(output: OutputTensor) -> int:
     return output.info.entries * DTYPE_BYTES[output.info.dtype]
 
 
-def _chunks(blocks: Iterator[Tensor]) -> Iterator[bytes]:
+def _chunks(blocks: Iterator[Tensor]) -> Iterator[memoryview]:
     for block in blocks:
-        yield block.contiguous().view(torch.uint8).numpy().tobytes()
+        yield block.contiguous().view(torch.uint8).numpy().data
 
 
 def _copy_side_files(source: Path | None, target: Path) -> None:

@@ -175,7 +175,8 @@ def write_task_vector(
             dtypes={tensor: info.dtype for tensor, info in vector.tensors.items()},
             crc32={},
         )
-        with SafetensorsWriter(partial, {}, _reserve(vector, stored, header)) as writer:
+        reserved = _reserve(vector, stored, header)
+        with SafetensorsWriter(partial, {}, reserved, has_checksums=True) as writer:
             _add_tensors(writer, vector, dtype, on_tensor)
             # Last, because reading the tensors has hashed most of the base.
             header = header.model_copy(update={"base": vector.identity(), "crc32": writer.checksums})
