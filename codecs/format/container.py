@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.blocks import as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
@@ -219,6 +220,7 @@ def open_artifact(path: str | Path) -> Artifact:
 
     Raises: InputError if there is no such file or it is no artifact; ArtifactError if it is damaged.
     """
+    check_argument("open_artifact", "path", path, is_path(path), PATH)
     path = Path(path)
     if not path.is_file():
         raise InputError(

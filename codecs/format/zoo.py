@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError, unknown_name
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.documents import parse_strict
@@ -183,6 +184,7 @@ def open_zoo(path: str | Path) -> Zoo:
 
     Raises: InputError if there is no zoo; ArtifactError if `zoo.json` is invalid.
     """
+    check_argument("open_zoo", "path", path, is_path(path), PATH)
     path = Path(path)
     file = path / ZOO_FILE
     try:

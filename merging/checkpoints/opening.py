@@ -6,6 +6,7 @@ Only plain tensors are unpickled, and no code that comes with a checkpoint is ru
 from pathlib import Path
 from typing import NamedTuple
 
+from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
@@ -68,6 +69,8 @@ def open_checkpoint(source: str | Path | Location) -> Checkpoint:
 
 def open_stored(source: str | Path | Location) -> Checkpoint:
     """Opens a checkpoint whose tensors are as stored, even if they are codes. Raises: InputError."""
+    if not isinstance(source, Location):
+        check_argument("open_checkpoint", "source", source, is_path(source), f"{PATH}, or a hub id")
     place = source if isinstance(source, Location) else locate(str(source))
     if place.path.is_file():
         return _open_files(place.source, [place.path], None)

@@ -14,6 +14,8 @@ from flexswitch.codecs.format.records import check_task_name
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.task_vectors.task_name import task_name
 
+_LONGEST_INPUT = 80  # characters in a message
+
 Parameters = ParamSpec("Parameters")
 Made = TypeVar("Made")
 
@@ -76,8 +78,10 @@ def checked(
             found = model().model_validate(arguments)
         except ValidationError as error:
             first = error.errors()[0]
+            given = repr(first["input"])
+            shown = given if len(given) <= _LONGEST_INPUT else f"{given[:_LONGEST_INPUT]}…"
             raise UsageError(
-                f"{command.__name__}: {first['loc'][0]}={first['input']!r}: {first['msg'].lower()}"
+                f"{command.__name__}: {first['loc'][0]}={' '.join(shown.split())}: {first['msg'].lower()}"
             ) from error
         if further is not None:
             further(**{name: getattr(found, name) for name in inspect.signature(further).parameters})

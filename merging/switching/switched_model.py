@@ -30,6 +30,7 @@ from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.switching.activations import Ids
+from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
@@ -112,9 +113,10 @@ class SwitchedModel(nn.Module):
         not fit.
         """
         super().__init__()
+        check_arguments(module, zoo, router, lambda_, cache_bytes, rename, base)
         self._checked: str | None = None  # the fingerprint of the base that the module holds
-        if engine not in ENGINES:
-            raise UsageError(unknown_name("engine", engine, ENGINES))
+        if not isinstance(engine, str) or engine not in ENGINES:
+            raise UsageError(unknown_name("engine", str(engine), ENGINES))
         self.module = module
         self._router, self._routing, self._lambda, self._engine = router, routing, lambda_, engine
         self._heads, self._cache_bytes, self._costs = heads, cache_bytes, costs or costs_here()

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flexswitch.codecs.argument_types import NUMBER, PATH, check_argument, is_number, is_path
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
@@ -111,6 +112,7 @@ def add_task(
     Raises: InputError if one is missing, has another shape or is not contiguous, or they are not the base's;
     InputError if one would become infinite, when they have to be loaded again; DecodeError.
     """
+    _check_arguments(weights, artifact, lambda_, base)
     for name, record in (artifact.header.tensors | artifact.header.exact).items():
         found = weights.get(name)
         if found is None or list(found.shape) != record.shape or not found.is_contiguous():
@@ -254,3 +256,17 @@ def _float(pattern: Any) -> np.float32:
 @compiled
 def _pattern(value: np.float32) -> Any:
     return np.int64(np.float32(value).view(np.uint32))
+
+
+def _check_arguments(weights: object, artifact: object, lambda_: object, base: object) -> None:
+    """Raises: UsageError that names an argument of a wrong type."""
+    values = weights.values() if isinstance(weights, dict) else ()
+    are_tensors = isinstance(weights, Mapping) and all(isinstance(each, Tensor) for each in values)
+    is_artifact = isinstance(artifact, Artifact)
+    for name, value, fits, expected in (
+        ("weights", weights, are_tensors, "tensors by name, as module.state_dict() returns"),
+        ("artifact", artifact, is_artifact, "what open_artifact returns, or zoo[task]"),
+        ("lambda_", lambda_, is_number(lambda_), NUMBER),
+        ("base", base, base is None or is_path(base), f"{PATH}, or None"),
+    ):
+        check_argument("add_task", name, value, fits, expected)

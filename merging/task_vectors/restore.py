@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flexswitch.codecs.argument_types import NUMBER, PATH, check_argument, is_number, is_path
 from flexswitch.codecs.errors import ArtifactError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
@@ -62,6 +63,11 @@ def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_:
 
     Raises: InputError if `base` is not the one the task was made from.
     """
+    is_base = is_path(base) or (hasattr(base, "tensors") and hasattr(base, "read"))
+    check_argument("restore", "base", base, is_base, f"{PATH}, or what open_checkpoint returns")
+    is_task = isinstance(task, Artifact) or hasattr(task, "identity")
+    check_argument("restore", "task", task, is_task, "what open_artifact returns, or zoo[task]")
+    check_argument("restore", "lambda_", lambda_, is_number(lambda_), NUMBER)
     checkpoint = open_base(base) if isinstance(base, (str, Path)) else base
     vector = ArtifactVector(task, checkpoint) if isinstance(task, Artifact) else task
     check_base(checkpoint, vector.identity(), vector.source)
