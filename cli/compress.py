@@ -19,6 +19,7 @@ from flexswitch.cli.options import (
     Output,
     Overwrite,
     Set,
+    completing,
 )
 from flexswitch.merging.methods.registry import method_names
 
@@ -38,6 +39,7 @@ def compress(
         typer.Option(
             help=f"How to compress: {', '.join(method_names('compression'))}.",
             show_default="t-switch; flexswitch with --exemplars or --target-size",
+            autocompletion=completing(method_names("compression")),
         ),
     ] = None,
     base: Annotated[

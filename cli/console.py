@@ -1,6 +1,7 @@
 """What commands print: progress and notes on stderr, the result on stdout."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +98,8 @@ class Console:
             if isinstance(part, str):
                 rich.print(printable(part), soft_wrap=True)
             else:
-                rich.print(part)
+                wraps = sys.stdout.isatty() and not all(column.no_wrap for column in part.columns)
+                rich.print(part, width=shutil.get_terminal_size().columns if wraps else None)
         return document
 
 

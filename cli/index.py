@@ -76,13 +76,13 @@ def index(
     Example: flexswitch index zoo --report confusion.png
     """
     from flexswitch.cli.index_report import index_report
-    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.merging.commands.arguments import check_picture
     from flexswitch.merging.commands.index import index
     from flexswitch.merging.commands.results import indexed
 
     if report is not None:
-        check_output(report, overwrite)
+        check_picture("--report", report, overwrite)
     given = given_options(context)
     if base is None or exemplars is None:
         building = [option for option in given if option in _OF_BUILDING]

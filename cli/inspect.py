@@ -69,11 +69,11 @@ def inspect(
 def _draw(path: str, plot: Path, overwrite: bool) -> None:
     """Draws the training of an artifact. Raises: UsageError where it has no record of one; InputError."""
     from flexswitch.codecs.errors import UsageError
-    from flexswitch.codecs.format.atomic import check_output
     from flexswitch.codecs.format.container import open_artifact
+    from flexswitch.merging.commands.arguments import check_picture
     from flexswitch.merging.flex_switch.training_chart import draw_training
 
-    check_output(plot, overwrite)
+    check_picture("--plot", plot, overwrite)
     header = open_artifact(Path(path)).header if path.endswith(".fsw") else None
     if header is None or header.training is None or not header.training.curve:
         raise UsageError(f"--plot: {path} has no training record; artifacts of methods that learn have one")
@@ -145,6 +145,7 @@ def _totals(stored: int, payloads: int, extras: int, parameters: int) -> str:
 
 def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
     from flexswitch.codecs.format.zoo import open_zoo
+    from flexswitch.merging.commands.reporter import counted
 
     zoo = open_zoo(path)
     rows = table("", "task", "method", "parameters", "bytes", "bits per parameter", "of float32", left=2)
@@ -160,7 +161,7 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
         f"{index.features}, {index.metric}, {index.per_task} a task, {size(index.size)}" if index else "none"
     )
     adapter = zoo.record.adapter or "unknown"
-    head = f"{path}: zoo of {len(zoo)} tasks, base {_base(zoo.record.base)}, adapter {adapter}"
+    head = f"{path}: zoo of {counted(len(zoo), 'task')}, base {_base(zoo.record.base)}, adapter {adapter}"
     total = sum(record.size for record in zoo.record.tasks.values())
     return (
         zoo.record.model_dump() | {"bytes": total},

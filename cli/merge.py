@@ -7,7 +7,17 @@ import typer
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size
-from flexswitch.cli.options import Exclude, Include, Jobs, Memory, OnResize, Output, Overwrite, Set
+from flexswitch.cli.options import (
+    Exclude,
+    Include,
+    Jobs,
+    Memory,
+    OnResize,
+    Output,
+    Overwrite,
+    Set,
+    completing,
+)
 from flexswitch.merging.methods.registry import method_names
 
 
@@ -37,7 +47,11 @@ def merge(
     task: Annotated[str | None, typer.Option(help="Restore this one task.", show_default=False)] = None,
     method: Annotated[
         str | None,
-        typer.Option(help=f"Merge all tasks by: {', '.join(method_names('merge'))}.", show_default=False),
+        typer.Option(
+            help=f"Merge all tasks by: {', '.join(method_names('merge'))}.",
+            show_default=False,
+            autocompletion=completing(method_names("merge")),
+        ),
     ] = None,
     set_: Set = None,
     weight: Annotated[

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, table
+from flexswitch.cli.options import completing
 from flexswitch.merging.methods.registry import METHODS, Method
 
 
@@ -14,7 +15,12 @@ from flexswitch.merging.methods.registry import METHODS, Method
 def methods(
     console: Console,
     name: Annotated[
-        str | None, typer.Argument(help="Show this method's settings.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Show this method's settings.",
+            show_default=False,
+            autocompletion=completing(each.name for each in METHODS),
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """List the methods that compress and merge: what each needs, its settings and its source.
@@ -53,6 +59,7 @@ def _one(console: Console, method: Method) -> dict[str, Any]:
     for setting in settings:
         default = "none" if setting.default is None else str(setting.default)
         rows.add_row(setting.name, default, setting.expected, setting.meaning)
+    rows.columns[-1].no_wrap = False
     return console.result(document, head, rows)
 
 

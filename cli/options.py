@@ -1,11 +1,23 @@
 """The options that several subcommands share."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from flexswitch.merging.checkpoints.architecture import ADAPTERS
+
+
+def completing(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Returns a function that completes what is typed to one of the names, for the shell."""
+    known = list(names)
+
+    def complete(incomplete: str) -> list[str]:  # typer goes by the argument's name
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
+
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]

@@ -51,6 +51,7 @@ def pack(
     """
     from flexswitch.codecs.byte_size import parse_size
     from flexswitch.merging.commands.pack import pack
+    from flexswitch.merging.commands.reporter import counted
     from flexswitch.merging.commands.results import packed
 
     zoo = pack(
@@ -59,7 +60,9 @@ def pack(
         reporter=console,
     )  # fmt: skip
     document = packed(zoo)
-    rows = table(f"{output}: {len(zoo)} tasks", "task", "method", "bytes", "bits per parameter", left=2)
+    rows = table(
+        f"{output}: {counted(len(zoo), 'task')}", "task", "method", "bytes", "bits per parameter", left=2
+    )
     for task, row in document["tasks"].items():
         rows.add_row(task, row["method"], f"{row['bytes']:,}", f"{row['bits_per_parameter']:.3f}")
     return console.result(document, rows, f"total {size(document['bytes'])}")

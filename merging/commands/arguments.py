@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from flexswitch.codecs.errors import InputError, UsageError, check_choice
+from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.records import check_task_name
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.task_vectors.task_name import task_name
@@ -126,6 +127,13 @@ def check_suffix(output: Path, suffix: str) -> None:
     """Raises: UsageError where an output's name does not end in a suffix."""
     if not output.name.endswith(suffix):
         raise UsageError(f"-o {output}: expected a file name that ends in {suffix}")
+
+
+def check_picture(option: str, path: Path, overwrite: bool) -> None:
+    """Raises: UsageError where a picture is asked for in a format that is not written; InputError."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{option} {path}: expected a file name that ends in .png, the one format drawn")
+    check_output(path, overwrite)
 
 
 def new_task_name(name: str | None, output: Path) -> str:

@@ -22,7 +22,7 @@ from flexswitch.merging.commands.arguments import (
     new_task_name,
     selection,
 )
-from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.methods.registry import get_method, method_names
 from flexswitch.merging.methods.settings import check_settings, compressions_with, recorded
 from flexswitch.merging.task_vectors.task_name import SUFFIX
@@ -106,7 +106,7 @@ def compress(
     file = options.checkpoint_file(output)
     count = len(vector.tensors)
     with (
-        reporter.progress(f"compressing {count} tensors of {source}", count) as on_tensor,
+        reporter.progress(f"compressing {counted(count, 'tensor')} of {source}", count) as on_tensor,
         reporter.steps(f"training {task}", chosen.get("steps", 0)) as on_step,
         _note_what_is_kept(reporter, output, resume, file),
     ):

@@ -6,9 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
-from flexswitch.codecs.format.atomic import check_output
-from flexswitch.merging.commands.arguments import Input, Output, Positive, checked
-from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.commands.arguments import Input, Output, Positive, check_picture, checked
+from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.evaluation.scores import Score
 
 Engine = Literal["auto", "fused", "merged", "grouped"]
@@ -59,7 +58,7 @@ def evaluate(
     from flexswitch.merging.routing.voting_options import VotingOptions
 
     if plot is not None:
-        check_output(Path(plot), overwrite)
+        check_picture("--plot", Path(plot), overwrite)
     request = Request(
         Path(zoo), str(base), Path(data), _pairs(finetuned), methods, routing,
         VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
@@ -70,7 +69,7 @@ def evaluate(
         reporter.note(note)
     count = len(request.methods)
     scores = []
-    with reporter.progress(f"scoring {count} methods on {request.zoo}", count) as on_method:
+    with reporter.progress(f"scoring {counted(count, 'method')} on {request.zoo}", count) as on_method:
         for method in request.methods:
             scores += score(evaluation, method, request.modes)
             on_method(method)

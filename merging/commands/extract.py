@@ -17,7 +17,7 @@ from flexswitch.merging.commands.arguments import (
     new_task_name,
     selection,
 )
-from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.task_vectors.task_name import SUFFIX
 
 if TYPE_CHECKING:
@@ -62,6 +62,6 @@ def extract(
     for note in vector.notes:
         reporter.note(note)
     count = len(vector.tensors)
-    with reporter.progress(f"extracting {count} tensors of {finetuned}", count) as on_tensor:
+    with reporter.progress(f"extracting {counted(count, 'tensor')} of {finetuned}", count) as on_tensor:
         write_task_vector(vector, output, task, dtype, overwrite, on_tensor)
     return TaskVectorFile(output)

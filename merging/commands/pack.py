@@ -11,7 +11,7 @@ from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.commands.arguments import Access, Bytes, Input, NotNegative, Positive, checked_with
-from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
 
@@ -53,7 +53,7 @@ def pack(
     """
     output, files = Path(output), [Path(file) for file in artifacts]
     form, wait = Form(codec, effort, jobs or DEFAULT_JOBS, memory), Wait(lock_timeout, reporter.note)
-    with reporter.progress(f"packing {len(files)} artifacts into {output}", len(files)) as on_file:
+    with reporter.progress(f"packing {counted(len(files), 'artifact')} into {output}", len(files)) as on_file:
         if add or remove:
             zoo, notes = change_zoo(output, files, remove, form, adapter, overwrite, on_file, wait)
         else:

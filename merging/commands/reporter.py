@@ -35,3 +35,12 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a number of things in words.
+
+    >>> counted(1, "task"), counted(2000, "task")
+    ('1 task', '2,000 tasks')
+    """
+    return f"{count:,} {noun}" + "s" * (count != 1)

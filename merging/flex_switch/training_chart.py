@@ -37,7 +37,8 @@ def draw_training(header: ArtifactHeader, record: TrainingRecord, path: Path, ov
     above.set_yscale("log" if min(losses) > 0 else "linear")
     above.set_ylabel("loss")
     above.legend(frameon=False)
-    above.set_title(f"{header.name}: trained on {record.exemplars} exemplars by {header.method.name}")
+    title = f"{header.name}: trained on {record.exemplars} exemplars by {header.method.name}"
+    above.set_title(title, parse_math=False)  # names are no formulas
     below.plot(steps, bits, marker="o", markersize=4, color="tab:green", zorder=3)
     below.set_ylim(0, 1.1 * max(bits) or 1)
     below.set_ylabel("bits per parameter")

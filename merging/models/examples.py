@@ -126,7 +126,7 @@ def read_examples(path: Path, labelled: bool, choose: Choose | None = None) -> E
     try:
         examples = (_read_arrays if path.suffix == ".npz" else _read_texts)(path, labelled, choose)
     except Exception as reason:  # the readers raise many types on a damaged file
-        if isinstance(reason, (InputError, MemoryError)):
+        if isinstance(reason, InputError) or type(reason) is MemoryError:  # pyarrow's is of a damaged size
             raise
         found = " ".join(str(reason).split())[:_LONGEST_REASON]
         raise InputError(f"{path}: cannot be read as examples ({found})") from reason

@@ -1,0 +1,52 @@
+"""Pictures are PNGs, numbers agree with their nouns, and the shell completes the names of methods."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import Runner
+
+
+@pytest.mark.parametrize("name", ["scores.jpg", "scores", "scores.png.svg"])
+def test_a_picture_of_another_format_is_refused_at_once(zoo: Path, flexswitch: Runner, name: str) -> None:
+    given = ("--base", "base.safetensors", "--data", "data")
+    for option, command in (
+        ("--plot", ("eval", "zoo", *given)),
+        ("--plot", ("inspect", "red.fsw")),
+        ("--report", ("index", "zoo")),
+    ):
+        outcome = flexswitch(*command, option, name)
+        line = f"{option} {name}: expected a file name that ends in .png, the one format drawn"
+        assert (outcome.status, outcome.error) == (2, line)
+
+
+def test_one_of_a_thing_is_not_plural(models: Path, flexswitch: Runner) -> None:
+    command = (
+        "compress",
+        "red.safetensors",
+        "--base",
+        "base.safetensors",
+        "--include",
+        "layer.bias",
+        "-o",
+        "a.fsw",
+    )
+    assert "compressing 1 tensor of red.safetensors\n" in flexswitch(*command, "--method", "t-switch").err
+    outcome = flexswitch("pack", "a.fsw", "-o", "one")
+    assert "packing 1 artifact into one\n" in outcome.err
+    assert outcome.out.startswith("one: 1 task ")
+    assert "one: zoo of 1 task, base" in flexswitch("inspect", "one").out
+
+
+@pytest.mark.parametrize("words", ["methods t-sw", "compress --method t-sw"])
+def test_the_shell_completes_the_names_of_methods(words: str) -> None:
+    environment = {
+        **os.environ, "_FLEXSWITCH_COMPLETE": "complete_bash", "COMP_WORDS": f"flexswitch {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }  # fmt: skip
+    script = "import sys; sys.argv = ['flexswitch']; from flexswitch.cli.main import main; main()"
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["t-switch"]
