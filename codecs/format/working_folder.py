@@ -47,7 +47,7 @@ def working_folder(path: Path) -> Iterator[Path]:
     finally:
         insist(lambda: _clear(folder, path))
         if lock is not None:
-            lock.release()
+            _release(lock, folder)
 
 
 def insist(clean_up: Callable[[], None]) -> None:
@@ -90,7 +90,7 @@ def _remove_if_abandoned(folder: Path, path: Path) -> None:
         try:
             _clear(folder, path)
         finally:
-            lock.release()
+            _release(lock, folder)
 
 
 def _clear(folder: Path, path: Path) -> None:
@@ -110,6 +110,13 @@ def _locked(folder: Path) -> FileLock | None:
     except Timeout:
         return None
     return lock
+
+
+def _release(lock: FileLock, folder: Path) -> None:
+    """Releases the lock of a working folder that has been cleared."""
+    lock.release()
+    with suppress(OSError):  # Windows keeps the folder for as long as the lock's file is open
+        folder.rmdir()
 
 
 def _host() -> str:
