@@ -21,9 +21,22 @@ from support.zoo_files import index_file
 
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 from flexswitch.codecs.format.zoo import open_zoo
+from flexswitch.merging.commands.evaluate import evaluate
+from flexswitch.merging.commands.reporter import Silent
 from flexswitch.merging.evaluation.methods import check_methods
 from flexswitch.merging.evaluation.setup import Request, open_evaluation, read_finetuned
 from flexswitch.merging.zoos.pack import Form, change_zoo
+
+
+class Noting(Silent):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keeps a note."""
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +133,26 @@ def test_test_examples_without_labels_are_refused(copied):
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
         f"{path}: its examples have no labels; expected a field 'label' (or an array 'y')"
     )
+
+
+def test_a_label_that_is_no_class_of_the_head_is_refused(copied):
+    classes = TASKS["cities"]
+    path = write_jsonl(copied.data / "cities.test.jsonl", ["word1", "word2"], [0, classes])
+    assert message(InputError, lambda: open_evaluation(request(copied))) == (
+        f"{path}: line 2 has the label {classes}, but the model has {classes} classes, numbered from 0"
+    )
+
+
+def test_test_files_of_tasks_that_the_zoo_lacks_are_ignored_with_a_note(copied):
+    path = write_jsonl(copied.data / "rivers.test.jsonl", ["word1"], [0])
+    reporter = Noting()
+    found = evaluate(
+        copied.zoo, base=copied.base, data=copied.data, methods="base", limit=1, reporter=reporter
+    )
+    assert [*found.scores[0].accuracy] == list(TASKS)
+    assert reporter.notes == [
+        f"{path.parent}: its test files of tasks that the zoo lacks are ignored: rivers"
+    ]
 
 
 def test_a_zoo_without_tasks_is_refused(copied):
