@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexswitch.codecs.errors import FlexswitchError
     from flexswitch.codecs.format.container import open_artifact
-    from flexswitch.codecs.format.zoo import open_zoo
     from flexswitch.merging.checkpoints.opening import open_checkpoint
     from flexswitch.merging.commands.compress import compress
     from flexswitch.merging.commands.extract import extract
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.switching.switched_model import SwitchedModel
     from flexswitch.merging.task_vectors.apply import add_task
     from flexswitch.merging.task_vectors.restore import restore
+    from flexswitch.merging.zoos.opening import open_zoo
 
 __all__ = (
     "FlexswitchError",
@@ -47,7 +47,7 @@ _MODULES = {
     "merge": "flexswitch.merging.commands.merge",
     "open_artifact": "flexswitch.codecs.format.container",
     "open_checkpoint": "flexswitch.merging.checkpoints.opening",
-    "open_zoo": "flexswitch.codecs.format.zoo",
+    "open_zoo": "flexswitch.merging.zoos.opening",
     "pack": "flexswitch.merging.commands.pack",
     "restore": "flexswitch.merging.task_vectors.restore",
 }

@@ -45,6 +45,8 @@ def inspect(
     """
     from flexswitch.codecs.errors import UsageError
     from flexswitch.codecs.format.zoo import ZOO_FILE
+    from flexswitch.merging.checkpoints.hub import is_hub_id
+    from flexswitch.merging.checkpoints.hub_zoo import hub_zoo
     from flexswitch.merging.task_vectors.task_name import SUFFIX
 
     if overwrite and plot is None:
@@ -59,6 +61,8 @@ def inspect(
         return console.result(*storage_report(path, console, jobs))
     if path.endswith(".fsw"):
         return console.result(*_artifact(Path(path)))
+    if not Path(path).exists() and is_hub_id(path):
+        path = str(hub_zoo(path) or path)
     if (Path(path) / ZOO_FILE).is_file():
         return console.result(*_zoo(Path(path)))
     if path.endswith(SUFFIX):

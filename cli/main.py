@@ -18,6 +18,7 @@ from flexswitch.cli.merge import merge
 from flexswitch.cli.methods import methods
 from flexswitch.cli.pack import pack
 from flexswitch.cli.printable import make_libraries_printable, one_line, printable
+from flexswitch.cli.push import push
 from flexswitch.cli.route import route
 from flexswitch.cli.run import run
 from flexswitch.cli.verify import verify
@@ -59,6 +60,7 @@ app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("methods")(methods)
 app.command("run")(run)
+app.command("push")(push)
 
 
 def main() -> None:

@@ -83,6 +83,7 @@ COMMANDS = {
         ("merge", "merge", "merged"),
         ("eval", "evaluate", "evaluated"),
         ("verify", "verify", "verified"),
+        ("push", "push", "pushed"),
     )
 }
 

@@ -61,7 +61,7 @@ def download_checkpoint(hub_id: str) -> Path:
         InputError: repository, revision, access or weights are missing, or the download broke off.
         OSError: the cache cannot be written: disk full, not permitted.
     """
-    return _asked(hub_id, _download)
+    return ask_hub(hub_id, _download)
 
 
 def cached_checkpoint(repo: str, commit: str) -> Path | None:
@@ -79,7 +79,7 @@ def resolve_commit(hub_id: str) -> str:
 
     Raises: InputError as `download_checkpoint` does.
     """
-    return _asked(hub_id, _commit)
+    return ask_hub(hub_id, _commit)
 
 
 def _commit(repo: str, revision: str | None, endpoint: str) -> str:
@@ -95,7 +95,7 @@ def _commit(repo: str, revision: str | None, endpoint: str) -> str:
     return str(info.sha)
 
 
-def _asked(hub_id: str, ask: Callable[[str, str | None, str], Answer]) -> Answer:
+def ask_hub(hub_id: str, ask: Callable[[str, str | None, str], Answer], doing: str = "download") -> Answer:
     """Returns what the hub answers on a repository and revision. Raises: InputError, OSError."""
     from huggingface_hub import constants
 
@@ -110,7 +110,8 @@ def _asked(hub_id: str, ask: Callable[[str, str | None, str], Answer]) -> Answer
     except Exception as error:  # those of huggingface_hub, httpx and hf_xet share no other ancestor
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the hub's
-        raise InputError(_explain(error, match["repo"], match["revision"] or "main", endpoint)) from error
+        reason = _explain(error, match["repo"], match["revision"] or "main", endpoint, doing)
+        raise InputError(reason) from error
 
 
 def _download(repo: str, revision: str | None, endpoint: str) -> Path:
@@ -145,7 +146,7 @@ def _download(repo: str, revision: str | None, endpoint: str) -> Path:
     return folder
 
 
-def _explain(error: BaseException, repo: str, revision: str, endpoint: str) -> str:
+def _explain(error: BaseException, repo: str, revision: str, endpoint: str, doing: str) -> str:
     from huggingface_hub import errors
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -170,7 +171,9 @@ def _explain(error: BaseException, repo: str, revision: str, endpoint: str) -> s
             return f"{found}: check the spelling, or if it is private set HF_TOKEN"
     if status in (401, 403):
         return f"{endpoint} refuses access to '{repo}' ({reason}): set HF_TOKEN to a token that may read it"
-    found = f"the download of '{repo}' from {endpoint} broke off ({reason})"
+    found = (
+        f"the {doing} of '{repo}' {'from' if doing == 'download' else 'to'} {endpoint} broke off ({reason})"
+    )
     return f"{found}; run the command again, finished files are kept"
 
 

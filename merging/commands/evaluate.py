@@ -52,6 +52,7 @@ def evaluate(
     data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. methods,
     routing: names, or one text of names joined by commas. plot: a PNG. Raises: FlexswitchError.
     """
+    from flexswitch.merging.checkpoints.hub_zoo import zoo_path
     from flexswitch.merging.evaluation.methods import score
     from flexswitch.merging.evaluation.setup import Request, open_evaluation
     from flexswitch.merging.models.examples import ignored_files
@@ -60,7 +61,7 @@ def evaluate(
     if plot is not None:
         check_picture("--plot", Path(plot), overwrite)
     request = Request(
-        Path(zoo), str(base), Path(data), _pairs(finetuned), methods, routing,
+        zoo_path(zoo), str(base), Path(data), _pairs(finetuned), methods, routing,
         VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
         adapter, device, engine,
     )  # fmt: skip

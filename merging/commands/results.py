@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.commands.evaluate import Evaluated
     from flexswitch.merging.commands.index import Indexed
     from flexswitch.merging.commands.merge import Merged
+    from flexswitch.merging.commands.push import Pushed
     from flexswitch.merging.commands.verify import Verified
     from flexswitch.merging.evaluation.scores import Score
     from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
@@ -72,6 +73,16 @@ def merged(made: "Merged") -> dict[str, Any]:
 def verified(made: "Verified") -> dict[str, Any]:
     """Returns the result of `verify`."""
     return {"path": str(made.path), "ok": True, "checked": made.lines}
+
+
+def pushed(made: "Pushed") -> dict[str, Any]:
+    """Returns the result of `push`."""
+    return {
+        "repository": made.repository,
+        "files": made.files,
+        "bytes": sum(made.files.values()),
+        "commit": made.commit,
+    }
 
 
 def evaluated(made: "Evaluated") -> dict[str, Any]:

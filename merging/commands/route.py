@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
+from flexswitch.merging.checkpoints.hub_zoo import zoo_path
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Examples
@@ -45,7 +46,7 @@ def route(
         runner = checked_runner(zoo, base, adapter, device)()
         return open_router(zoo, runner, features, voting or VotingOptions()), examples
 
-    router, examples = read_zoo(zoo, opened)
+    router, examples = read_zoo(zoo_path(zoo), opened)
     with reporter.progress(f"routing {len(examples):,} samples of {path}", chunk_count(examples)) as on_chunk:
         result = route_file(router, path, examples, on_chunk)
     if router.index.recall < 1:

@@ -22,7 +22,9 @@ def verify(path: Input, *, base: Input | None = None, reporter: Reporter = SILEN
 
     Raises: ArtifactError that names everything damaged, and other FlexswitchErrors.
     """
-    path = Path(path)
+    from flexswitch.merging.checkpoints.hub_zoo import zoo_path
+
+    path = zoo_path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory; expected an artifact, a zoo or a task vector")
     with reporter.progress(f"verifying {path}", 0) as on_item:

@@ -7,6 +7,8 @@ from pathlib import Path
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import ZOO_FILE, Zoo, read_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.hub import is_hub_id
+from flexswitch.merging.checkpoints.hub_zoo import hub_zoo
 from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
@@ -26,6 +28,8 @@ def task_vector_openers(
     Raises: InputError if it is none of these.
     """
     path = Path(source)
+    if not path.exists() and is_hub_id(source):
+        path = hub_zoo(source) or path
     if (path / ZOO_FILE).is_file():
         return read_zoo(path, lambda zoo: _zoo_openers(zoo, base, only))
     if source.endswith(".fsw"):

@@ -1,5 +1,6 @@
-"""A small Hugging Face hub on 127.0.0.1: the endpoints that huggingface_hub calls to read a model."""
+"""A small Hugging Face hub on 127.0.0.1: the endpoints that huggingface_hub calls to read and write a model."""
 
+import base64
 import hashlib
 import json
 import os
@@ -77,6 +78,43 @@ class _Handler(BaseHTTPRequestHandler):
             case [org, name, "resolve", revision, *parts]:
                 return self._send_file(f"{org}/{name}", revision, "/".join(parts))
         return self._refuse(404, {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.requests.append(f"POST {unquote(self.path)}")
+        match [unquote(part) for part in urlsplit(self.path).path.split("/")[1:]]:
+            case ["api", "repos", "create"]:
+                asked = json.loads(body)
+                repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+                self.hub.repositories.setdefault(repo, {})
+                return self._send_json({"url": f"{self.hub.url}/{repo}", "id": repo})
+            case ["api", "validate-yaml"]:
+                return self._send_json({"errors": [], "warnings": []})
+            case ["api", "models", _, _, "preupload", _]:
+                files = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
+                return self._send_json({"files": files})
+            case ["api", "models", org, name, "commit", _]:
+                self._commit(f"{org}/{name}", [json.loads(line) for line in body.splitlines()])
+                oid = self.hub.commit(f"{org}/{name}")
+                return self._send_json(
+                    {"commitOid": oid, "commitUrl": f"{self.hub.url}/{org}/{name}/commit/{oid}"}
+                )
+        return self._refuse(404, {})
+
+    def _commit(self, repo: str, operations: list[dict[str, Any]]) -> None:
+        files = self.hub.repositories[repo]
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "deletedFile":
+                del files[value["path"]]
+
+    def _send_json(self, document: Any) -> None:
+        self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     do_HEAD = do_GET  # noqa: N815
 
