@@ -11,6 +11,7 @@ import typer
 
 from flexswitch.cli.compress import compress
 from flexswitch.cli.eval import evaluate
+from flexswitch.cli.export import export
 from flexswitch.cli.extract import extract
 from flexswitch.cli.index import index
 from flexswitch.cli.inspect import inspect
@@ -58,6 +59,7 @@ app.command("route")(route)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("export")(export)
 app.command("methods")(methods)
 app.command("run")(run)
 app.command("push")(push)

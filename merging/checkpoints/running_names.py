@@ -7,6 +7,7 @@ fused. All that is used of transformers' internals stands in this file.
 import contextlib
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -48,10 +49,23 @@ class RunningModel:
         with torch.device("meta"):
             self._model = kind(settings) if kind is not transformers.AutoModel else kind.from_config(settings)
         self._state = self._model.state_dict()
+        self._parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        self._users = Counter(map(id, self._parameters.values()))
 
     def running_names(self, names: Iterable[str]) -> dict[str, str]:
         """Returns name in a file → name in the running model, for the tensors that are loaded as they are."""
         return {name: place.name for name, place in self._places(names).items() if place.converter is None}
+
+    def layer_kind(self, name: str) -> str | None:
+        """Returns "linear", "transposed" (in, out) or "embedding" for a weight of one layer, else None."""
+        from transformers.pytorch_utils import Conv1D
+
+        module, _, part = name.rpartition(".")
+        parameter = self._parameters.get(name)
+        if part != "weight" or parameter is None or self._users[id(parameter)] > 1:
+            return None  # a change of one of several tied layers would not change the others
+        kinds = {torch.nn.Linear: "linear", Conv1D: "transposed", torch.nn.Embedding: "embedding"}
+        return kinds.get(type(self._model.get_submodule(module)))
 
     def loaded(self, state: State) -> dict[str, Made]:
         """Returns the tensors of the running model that a file's make, by their running names."""

@@ -11,8 +11,12 @@ from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 def raw_tensor(checkpoint: Checkpoint, name: str) -> RawTensor:
     """Returns one tensor of a checkpoint as bytes."""
     info = checkpoint.tensors[name]
-    data = checkpoint.read(name).contiguous().view(torch.uint8).numpy().tobytes()
-    return RawTensor(info.dtype, info.shape, data)
+    return RawTensor(info.dtype, info.shape, tensor_bytes(checkpoint.read(name)))
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Returns a tensor's bytes, row by row."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def to_torch(raw: RawTensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from flexswitch.cli import compress as cli_compress
+from flexswitch.cli import export as cli_export
 from flexswitch.cli import extract as cli_extract
 from flexswitch.cli import index as cli_index
 from flexswitch.cli import merge as cli_merge
@@ -15,7 +16,7 @@ from flexswitch.cli import route as cli_route
 from flexswitch.cli import verify as cli_verify
 from flexswitch.codecs.byte_size import parse_size
 from flexswitch.codecs.storage import EFFORTS
-from flexswitch.merging.commands import compress, extract, index, merge, pack, route, verify
+from flexswitch.merging.commands import compress, export, extract, index, merge, pack, route, verify
 from flexswitch.merging.routing.mixing import MIXES
 from flexswitch.merging.routing.vote import VOTES
 from flexswitch.merging.routing.voting_options import VotingOptions
@@ -24,6 +25,7 @@ PAIRS = [
     pytest.param(getattr(ours, name), function, id=name)
     for name, ours, function in (
         ("compress", cli_compress, compress.compress),
+        ("export", cli_export, export.export),
         ("extract", cli_extract, extract.extract),
         ("index", cli_index, index.index),
         ("merge", cli_merge, merge.merge),
