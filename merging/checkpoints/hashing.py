@@ -89,11 +89,14 @@ class HashingCheckpoint:
         return self.digests[name]
 
     def _hash(self, name: str, start: int, entries: Tensor) -> None:
-        # Taken out while it is updated: a second thread reading the same tensor then leaves it alone.
+        # Taken out while it is updated: a second thread reading the same tensor then leaves it alone. Of
+        # several readers of one tensor, those behind the first leave it as it is.
         digest, position = self._started.pop(name, (blake3(), 0))
-        if start == 0:
+        if start == 0 and len(entries) > position:
             digest, position = blake3(), 0
         if start != position:
+            if position:
+                self._started[name] = digest, position
             return
         digest.update(byte_view(entries).data)
         position += len(entries)
