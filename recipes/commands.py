@@ -55,16 +55,11 @@ class Command:
             if name not in self.inputs
         }
 
-    def accesses(self, name: str) -> Iterator[Any]:
-        """Yields the marks of an argument that holds paths."""
-        from flexswitch.merging.commands.arguments import Access
-
-        pending = [self.parameters[name].annotation]
-        while pending:
-            annotation = pending.pop()
-            pending += get_args(annotation) if get_origin(annotation) is not None else []
-            if isinstance(annotation, Access):
-                yield annotation
+    @cached_property
+    def accesses(self) -> dict[str, Any]:
+        """The marks of the arguments that hold paths."""
+        marks = {name: next(_marks(each.annotation), None) for name, each in self.parameters.items()}
+        return {name: mark for name, mark in marks.items() if mark is not None}
 
     def result_of(self, made: object) -> dict[str, Any]:
         """Returns the JSON document of what the function returned."""
@@ -136,16 +131,26 @@ def check_arguments(command: Command, arguments: Mapping[str, Any]) -> None:
 def paths_of(command: Command, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
     """Returns the paths that a call reads, writes anew and changes, each once."""
     found: dict[str, list[str]] = {"reads": [], "writes": [], "changes": []}
-    for name, value in arguments.items():
-        for access in command.accesses(name):
-            kind = "changes" if any(arguments.get(each) for each in access.changed_with) else access.kind
-            entries = value.values() if isinstance(value, dict) else value
-            entries = [entries] if isinstance(entries, str) else list(entries or ())
-            paths = [_path(each) if access.named else each for each in entries]
-            found[kind] += [each for each in paths if str(each).endswith(access.suffix)]
-            break
+    for name, access in command.accesses.items():
+        if (value := arguments.get(name)) is None:
+            continue
+        kind = "changes" if any(arguments.get(each) for each in access.changed_with) else access.kind
+        entries = value.values() if isinstance(value, dict) else value
+        entries = [entries] if isinstance(entries, str) else list(entries)
+        paths = [_path(each) if access.named else each for each in entries]
+        found[kind] += [each for each in paths if str(each).endswith(access.suffix)]
     reads, writes, changes = (list(dict.fromkeys(each)) for each in found.values())
     return reads, writes, changes
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    from flexswitch.merging.commands.arguments import Access
+
+    if isinstance(annotation, Access):
+        yield annotation
+    elif get_origin(annotation) is not None:
+        for part in get_args(annotation):
+            yield from _marks(part)
 
 
 def _path(text: str) -> str:

@@ -32,7 +32,7 @@ steps:
   - {name: pack, command: pack, inputs: ["artifacts/*.fsw"], options: {output: zoo}}
   - {name: verify, command: verify, inputs: [zoo]}
 """
-_LOOPED = 5  # tasks that the shell loop compresses; its time is in proportion
+_LOOPED = 2  # tasks that the shell loop compresses; its time is in proportion
 _BARE = 40  # tasks by which the overhead of a step is measured
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.commands import files_below
 
+from flexswitch.recipes.commands import check_arguments, get_command
 from flexswitch.recipes.graph import make_graph
 from flexswitch.recipes.plan import make_plan
 
@@ -163,7 +164,10 @@ def test_a_missing_recipe(models, flexswitch):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_of_ours_is_valid_and_says_how_it_is_run(path):
-    assert make_graph(make_plan(path)).order
+    plan = make_plan(path)
+    assert make_graph(plan).order
+    for step in plan.steps:
+        check_arguments(get_command(step.command), step.arguments)
     assert path.read_text().startswith(f"# flexswitch run recipes/{path.name}\n")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_recipe import FOLDER, RECIPES
 
+from flexswitch.recipes.commands import check_arguments, get_command
 from flexswitch.recipes.plan import make_plan
 from flexswitch.recipes.starting import STARTERS
 
@@ -40,6 +41,8 @@ def test_the_comparison_compresses_every_task_by_every_method(table, flexswitch)
     assert flexswitch("run", "--init", "compare", "mine.yaml").status == 0
     steps = make_plan(Path("mine.yaml")).steps
     assert len(steps) == 2 * 5 + 5 + 5
+    for step in steps:
+        check_arguments(get_command(step.command), step.arguments)
     assert steps[10].reads == ("compared/t-switch/blue.fsw", "compared/t-switch/red.fsw")
 
 
