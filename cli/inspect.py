@@ -87,6 +87,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
     from flexswitch.cli.training_report import training_table
     from flexswitch.codecs.format.container import open_artifact
+    from flexswitch.merging.task_vectors.side_files import is_side_file
 
     artifact = open_artifact(path)
     header, stored = artifact.header, path.stat().st_size
@@ -125,6 +126,8 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         f"adapter {header.model.adapter or 'unknown'}"
     )
     totals = _totals(stored, payloads, extras, header.parameters)
+    if files := [name.partition("/")[2] for name in header.extras if is_side_file(name)]:
+        totals += f"; files beside the weights: {', '.join(files)}"
     if header.training is None:
         return document, head, rows, totals
     return document, head, rows, totals, training_table(header, header.training)

@@ -29,6 +29,8 @@ HUB_ID = re.compile(
 )
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "vocab.bpe", "bpe.codes")
 SAFETENSORS = ("*.safetensors",)
+# The modules of a sentence-transformers model.
+_MODULE = re.compile(r"\d+_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)", re.ASCII)
 BINARIES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
@@ -38,17 +40,20 @@ def is_hub_id(text: str) -> bool:
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:
-    """Returns those files at a repository's root that a checkpoint needs; none if it has no weights.
+    """Returns those files of a repository that a checkpoint needs; none if it has no weights at its root.
 
     Never code, never a second format. Mistral's `consolidated*` repeat the other weights and are left out.
     """
+    names = list(names)
     root = [name for name in names if "/" not in name]
+    modules = [name for name in names if _MODULE.fullmatch(name)] if "modules.json" in root else []
     first_copy = [name for name in root if not name.startswith("consolidated")]
     for candidates, patterns in ((first_copy, SAFETENSORS), (root, SAFETENSORS), (root, BINARIES)):
         if weights := _matching(candidates, patterns):
             index = PurePath(weights[0]).suffix + ".index.json"
             texts = _matching(candidates, TEXTS)
-            return weights + [name for name in texts if name.endswith(index) or ".index." not in name]
+            texts = [name for name in texts if name.endswith(index) or ".index." not in name]
+            return weights + texts + modules
     return []
 
 

@@ -123,6 +123,8 @@ def merge(
     checkpoint = open_base(base)
     vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
     as_dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    for note in checkpoint.notes:
+        reporter.note(note)
     notes: list[str] = []
     if task is not None:
         check_stored(vectors, checkpoint, chosen_tensors)

@@ -346,6 +346,15 @@ def test_anything_else_is_not_a_hub_id(text: str) -> None:
             ["a.safetensors", "model.safetensors.index.json"],
         ),
         (["config.json", "model.onnx", "onnx/model.safetensors"], []),
+        (
+            ["modules.json", "model.safetensors", "1_Pooling/config.json", "onnx/model.onnx"],
+            ["model.safetensors", "modules.json", "1_Pooling/config.json"],
+        ),
+        (
+            ["modules.json", "model.safetensors", "2_Dense/model.safetensors"],
+            ["model.safetensors", "modules.json", "2_Dense/model.safetensors"],
+        ),
+        (["model.safetensors", "1_Pooling/config.json"], ["model.safetensors"]),
     ],
 )
 def test_one_copy_of_the_weights_is_chosen(names: list[str], wanted: list[str]) -> None:

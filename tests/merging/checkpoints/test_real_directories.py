@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.checkpoints import message
+from support.commands import Runner
 from support.situations import (
     Checkpoints,
     assert_right,
@@ -122,7 +123,7 @@ def test_files_that_mean_the_same_are_not_carried(tmp_path: Path) -> None:
     assert not open_artifact(tmp_path / "task.fsw").header.extras
 
 
-def test_only_the_entries_that_differ_are_carried_and_no_code(tmp_path: Path) -> None:
+def test_only_the_entries_that_differ_are_carried_and_no_code(tmp_path: Path, flexswitch: Runner) -> None:
     base = save_language_model(tmp_path / "base")
     task = shutil.copytree(base, tmp_path / "task")
     tokenizer = json.loads((task / "tokenizer.json").read_text())
@@ -135,6 +136,8 @@ def test_only_the_entries_that_differ_are_carried_and_no_code(tmp_path: Path) ->
     artifact = open_artifact(tmp_path / "out" / "task.fsw")
     assert list(artifact.header.extras) == ["entries/tokenizer.json", "entries/tokenizer_config.json"]
     assert sum(record.size for record in artifact.header.extras.values()) < 300
+    shown = flexswitch("inspect", tmp_path / "out" / "task.fsw").out.replace("\n", " ")
+    assert "files beside the weights: tokenizer.json, tokenizer_config.json" in shown
     assert json.loads((path / "tokenizer.json").read_text()) == tokenizer
     assert json.loads((path / "tokenizer_config.json").read_text()) == {
         key: value for key, value in settings.items() if key != "auto_map"
