@@ -78,7 +78,7 @@ CONFIG_WORDS = (
 def read_a_config(data: bytes, work: Path) -> None:
     """Makes the model of a config by one of the adapters, as the base's own or as a task's changes to it."""
     folder = work / "model"
-    kept = work / "config.json"
+    kept = work / "own-config.json"
     if not kept.exists():
         shutil.copyfile(folder / "config.json", kept)
     choice = zlib.crc32(data)

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from flexswitch.merging.checkpoints.model_config import check_numbers, config_class, without_code
+from flexswitch.merging.checkpoints.size_limit import size_limit
 
 State = Mapping[str, Tensor]
+_MOST_TENSORS, _MOST_ENTRIES = 3000, 10**13  # of a model whose names are wanted; it holds no weights
 
 
 class Made(NamedTuple):
@@ -42,12 +45,17 @@ class RunningModel:
     def __init__(self, config: Mapping[str, Any]) -> None:
         import transformers
 
-        settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        entries = without_code(config)
+        check_numbers(entries, "the model")
+        settings = config_class(transformers, entries, "the model").from_dict(entries)
         names = config.get("architectures") or []
-        known = [getattr(transformers, str(name), None) for name in names]
-        kind = next((each for each in known if each is not None), transformers.AutoModel)
-        with torch.device("meta"):
-            self._model = kind(settings) if kind is not transformers.AutoModel else kind.from_config(settings)
+        known: list[Any] = [getattr(transformers, str(name), None) for name in names]
+        models = [each for each in known if _is_model(each, transformers.PreTrainedModel)]
+        with torch.device("meta"), size_limit(_MOST_TENSORS, _MOST_ENTRIES):
+            if models:
+                self._model = models[0](settings)
+            else:
+                self._model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
         self._state = self._model.state_dict()
         self._parameters = dict(self._model.named_parameters(remove_duplicate=False))
         self._users = Counter(map(id, self._parameters.values()))
@@ -146,6 +154,10 @@ def outlines(tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
 def outline(tensor: Tensor) -> TensorInfo:
     """Returns a tensor's dtype and shape."""
     return TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def _is_model(kind: Any, model: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, model)
 
 
 def _one(tensor: Any) -> Tensor:

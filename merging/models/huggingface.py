@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
-from flexswitch.merging.models.examples import Batch
-from flexswitch.merging.models.feature_spec import parse_feature_spec
-from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
-from flexswitch.merging.models.loading import load_weights
-from flexswitch.merging.models.model_config import (
+from flexswitch.merging.checkpoints.model_config import (
     check_numbers,
     config_class,
     known_changes,
     without_code,
 )
-from flexswitch.merging.models.size_limit import size_limit
+from flexswitch.merging.checkpoints.size_limit import size_limit
+from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.models.feature_spec import parse_feature_spec
+from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
+from flexswitch.merging.models.loading import load_weights
 
 
 class HuggingFace:

@@ -12,7 +12,13 @@ from torch import Tensor
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_config, read_json_object, with_dtype, without_keys
+from flexswitch.merging.checkpoints.config import (
+    CODE_KEYS,
+    read_config,
+    read_json_object,
+    with_dtype,
+    without_keys,
+)
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, module_folders
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.restore import OutputTensor
@@ -66,7 +72,7 @@ def write_model_directory(
             total = sum(_bytes(outputs[name]) for name in weight_map)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             _write_json(partial / "model.safetensors.index.json", index)
-        config = without_keys({**read_config(base), **config_changes})
+        config = without_keys({**read_config(base), **config_changes}, rf"{CODE_KEYS}|quantization_config")
         if "dtype" in config_changes:
             config = with_dtype(config, config_changes["dtype"])
         if config:

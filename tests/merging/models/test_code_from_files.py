@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import transformers
+from support.artifact_files import damage
 from support.tiny_models import Toy
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.model_config import known_changes, without_code
 from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.running_names import running_model
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.model_config import known_changes, without_code
 
 ROOT = Path(__file__).resolve().parents[3]
 PRODUCT = [
@@ -46,7 +48,7 @@ def test_all_that_loads_by_transformers_refuses_code_and_downloads() -> None:
                 if call.func.attr == "from_pretrained":
                     assert given.get("local_files_only") is True, f"{path}:{call.lineno}"
                 found.append(call.func.attr)
-    assert sorted(found) == ["from_config", "from_config", "from_pretrained"]
+    assert sorted(found) == ["from_config"] * 3 + ["from_pretrained"]
 
 
 def test_nothing_reads_the_standard_input() -> None:
@@ -81,6 +83,7 @@ SCRIPT = """
 import sys
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.running_names import running_model
 from flexswitch.merging.models.adapters import get_adapter
 for base in sys.argv[1:]:
     for name in ("hf-sequence-classification", "hf-causal-lm", "hf-image-classification"):
@@ -160,3 +163,30 @@ def test_merge_writes_no_names_of_code(evil: Path, text: Toy, tmp_path: Path) ->
     assert "auto_map" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (evil / "tokenizer.json").read_bytes()
     assert not (tmp_path / "out" / "evil.py").exists()
+
+
+def test_merge_writes_no_names_of_code_that_an_artifact_brings(text: Toy, tmp_path: Path) -> None:
+    artifact = shutil.copy(next((text.zoo / "tasks").glob("birds.*")), tmp_path / "birds.fsw")
+    entries = CODE | {"text_config": CODE, "problem_type": "single_label_classification"}
+    damage(
+        artifact, lambda document: document.setdefault("model", {}).setdefault("config", {}).update(entries)
+    )
+    merge([artifact], tmp_path / "out", base=text.base, task="birds")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    left = {"backbone": "resnet50", "use_pretrained_backbone": True}  # says which model it is
+    assert config["text_config"] == left
+    assert {key: config[key] for key in CODE if key in config} == left
+    assert config["problem_type"] == "single_label_classification"
+
+
+def test_the_names_of_a_running_model_are_had_without_code_and_without_end(text: Toy) -> None:
+    config = json.loads((text.base / "config.json").read_text())
+    plain = running_model(config)
+    assert plain is not None
+    hostile = running_model(
+        config | CODE | {"auto_map": AUTO_MAP, "architectures": ["pipeline", "evil.Evil", 7]}
+    )
+    assert hostile is not None
+    assert hostile.running_names(["embeddings.word_embeddings.weight"])
+    for entries in ({"num_hidden_layers": 10**9}, {"num_hidden_layers": 90_000}, {"model_type": ["bert"]}):
+        assert running_model(config | entries) is None
