@@ -1,7 +1,7 @@
 """`flexswitch compress`: a task vector, or two checkpoints, into a tiny artifact."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +58,14 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    extras: Annotated[
+        Literal["exact", "float16", "int8", "auto"] | None,
+        typer.Option(
+            help="How the task's own matrices, such as a head, are stored: exact, float16, int8 (levels, and "
+            "a scale for each row) or auto, the widest of 8, 6 and 4 bits that suits the target size.",
+            show_default="auto for methods that meet a size, else exact",
+        ),
+    ] = None,
     exemplars: Annotated[
         Path | None,
         typer.Option(
@@ -103,10 +111,10 @@ def compress(
 
     artifact = compress(
         task_vector, output, base=base, method=method, settings=parse_settings(set_ or []),
-        target_size=target_size, exemplars=exemplars, per_task=per_task, adapter=adapter, device=device,
-        checkpoint_every=checkpoint_every, include=include or (), exclude=exclude or (), on_resize=on_resize,
-        name=name, jobs=jobs, memory=parse_size(memory), resume=resume, overwrite=overwrite,
-        reporter=console,
+        target_size=target_size, extras=extras, exemplars=exemplars, per_task=per_task, adapter=adapter,
+        device=device, checkpoint_every=checkpoint_every, include=include or (), exclude=exclude or (),
+        on_resize=on_resize, name=name, jobs=jobs, memory=parse_size(memory), resume=resume,
+        overwrite=overwrite, reporter=console,
     )  # fmt: skip
     return _print(console, artifact)
 

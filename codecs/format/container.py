@@ -15,7 +15,7 @@ from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
 from flexswitch.codecs.format.documents import parse_document, validated
 from flexswitch.codecs.format.exact_forms import PackedExact, unpacked_block
-from flexswitch.codecs.format.extra_forms import unpacked_extra
+from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
 from flexswitch.codecs.format.record_checks import block_layouts, check_exact, check_extra, check_record
 from flexswitch.codecs.format.records import (
     DATA,
@@ -139,16 +139,21 @@ class Artifact:
 
     def extra(self, name: str) -> RawTensor:
         """Returns one of the task's own tensors. Raises: DecodeError naming the file and the tensor."""
-        record = self.header.extras[name]
-        data = self._checked(f"extra '{name}'", self._extra_offsets[name], record.size, record.crc32)
+        packed = self.packed_extra(name)
         try:
-            return unpacked_extra(record, data)
+            return unpacked_extra(packed.record, packed.data)
         except DecodeError as error:
             raise DecodeError(f"{self.path}: extra '{name}': {error}") from error
         except MemoryError as error:
             raise DecodeError(
-                f"{self.path}: extra '{name}' of shape {record.shape} does not fit into memory"
+                f"{self.path}: extra '{name}' of shape {packed.record.shape} does not fit into memory"
             ) from error
+
+    def packed_extra(self, name: str) -> PackedExtra:
+        """Returns one of the task's own tensors as it is stored. Raises: DecodeError."""
+        record = self.header.extras[name]
+        data = self._checked(f"extra '{name}'", self._extra_offsets[name], record.size, record.crc32)
+        return PackedExtra(record, data)
 
     def exact_block(self, name: str, index: int, base: bytes) -> bytes:
         """Returns the fine-tuned numbers of one block of a tensor that is stored exactly, as bytes.

@@ -19,7 +19,6 @@ from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.atomic import atomic_directory, flush, named_errors
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import TASK_NAME
 from flexswitch.codecs.format.working_folder import insist, remove_abandoned, working_folder
 from flexswitch.codecs.format.zoo import (
@@ -125,7 +124,7 @@ def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTen
     def write(path: Path) -> None:
         with ArtifactWriter(path) as file:
             for name in header.extras:
-                file.add_extra(name, packed_extra(artifact.extra(name)))
+                file.add_extra(name, artifact.packed_extra(name))
             for name, packed in zip(header.tensors, tensors, strict=True):
                 file.add_tensor(name, packed)
             for name in header.exact:

@@ -23,6 +23,7 @@ from flexswitch.merging.commands.arguments import (
     selection,
 )
 from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
+from flexswitch.merging.compression.extras import Extras, check_extras
 from flexswitch.merging.methods.registry import get_method, method_names
 from flexswitch.merging.methods.settings import check_settings, compressions_with, recorded
 from flexswitch.merging.task_vectors.task_name import SUFFIX
@@ -36,19 +37,23 @@ PER_TASK = 100
 
 
 class _Chosen(NamedTuple):
-    """The method, its settings, the options of a training and whether there is one, and the task's name."""
+    """The method, its settings, the options of a training, whether there is one, and the task's name.
+
+    extras: how the task's own tensors are stored.
+    """
 
     method: str
     settings: dict[str, Any]
     options: "_TrainingOptions"
     trains: bool
     task: str
+    extras: Extras
 
 
 def _check(
     output: str | Path, base: str | Path | None, method: str | None, settings: Mapping[str, Any] | None,
     target_size: str | None, exemplars: str | Path | None, per_task: int, adapter: str | None, device: str,
-    checkpoint_every: int | None, name: str | None,
+    checkpoint_every: int | None, name: str | None, extras: Extras | None,
 ) -> _Chosen:  # fmt: skip
     """Returns what the options choose. Raises: UsageError."""
     check_suffix(Path(output), ".fsw")
@@ -58,7 +63,9 @@ def _check(
     chosen = recorded(check_settings(get_method(method, "compression"), given))
     options = _TrainingOptions(exemplars, per_task, adapter, device, checkpoint_every)
     trains = options.check(method, chosen, base is not None)
-    return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)))
+    sized = method in compressions_with("target_size") and "lambda" not in chosen
+    own = check_extras(extras, method, sized)
+    return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)), own)
 
 
 @checked_with(_check)
@@ -70,6 +77,7 @@ def compress(
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     target_size: str | None = None,
+    extras: Extras | None = None,
     exemplars: Input | None = None,
     per_task: Positive = PER_TASK,
     adapter: str | None = None,
@@ -88,16 +96,18 @@ def compress(
     """Writes the artifact of a task vector file, or of a fine-tuned checkpoint, and returns it opened.
 
     method: None is t-switch, or flexswitch where exemplars or a target size are given. settings: the
-    method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". jobs: threads; None is one for
-    each core. memory: bytes that tensors in progress may take. Raises: FlexswitchError.
+    method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". extras: how the task's own
+    tensors, such as a head, are stored: "exact", "float16", "int8" or "auto"; None is auto for methods that
+    meet a size, else exact. jobs: threads; None is one for each core. memory: bytes that tensors in progress
+    may take. Raises: FlexswitchError.
     """
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Training
 
     output = Path(output)
-    method, chosen, options, trains, task = _check(
+    method, chosen, options, trains, task, own = _check(
         output, base, method, settings, target_size, exemplars, per_task, adapter, device, checkpoint_every,
-        name,
+        name, extras,
     )  # fmt: skip
     check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
@@ -113,7 +123,7 @@ def compress(
         training = Training(inputs, file, _step_reporter(on_step, vector.parameters), reporter.note)
         compress_vector(
             vector, output, task, method, chosen, overwrite, on_tensor, jobs or DEFAULT_JOBS, memory, resume,
-            training,
+            training, own,
         )  # fmt: skip
     if file is not None:
         file.remove()

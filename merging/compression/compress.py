@@ -8,18 +8,17 @@ from typing import Any
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
 from flexswitch.codecs.format.atomic import atomic_file
-from flexswitch.codecs.format.extra_forms import packed_extra
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.compression.delta import Delta
+from flexswitch.merging.compression.extras import Extras, describe_extras, pack_extras
 from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Plan, Training, plan
 from flexswitch.merging.compression.resume import Packed, SideFile
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
-from flexswitch.merging.task_vectors.side_files import stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 # Deltas of up to this many entries are computed once and held in memory, larger ones for each reading. The
@@ -39,6 +38,7 @@ def compress(
     memory: int = DEFAULT_MEMORY,
     resume: bool = False,
     training: Training = NO_TRAINING,
+    extras_as: Extras = "exact",
 ) -> None:
     """Writes a task vector's artifact and calls `on_tensor` with the name of each finished tensor.
 
@@ -46,26 +46,29 @@ def compress(
     in bytes for the tensors that are compressed at the same time; one is always allowed. resume: keep
     finished tensors in a side file, `path` with the suffix `.resume`, until the artifact is complete, and
     reuse those of an interrupted run. The artifact's bytes depend on none of these three. training: inputs
-    of a learned method.
+    of a learned method. extras_as: how the task's own tensors are stored.
 
     Raises: InputError, UsageError.
     """
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
-    job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training)
+    job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training, extras_as)
     chosen = plan(method, vector, job, settings)
     if isinstance(chosen, ExactPlan):
         work: Callable[[str], Packed | None] = chosen.pack
         tensors, extras = chosen.tensors, chosen.extras
     else:
-        work, tensors, extras = bind(_compressed, vector, chosen, name), vector.tensors, list(vector.extras)
+        work, tensors = bind(_compressed, vector, chosen, name), vector.tensors
+        extras = pack_extras(vector, vector.extras, job.extras) if chosen.extras is None else chosen.extras
+    if note := describe_extras(extras):
+        training.on_note(note)
     side = SideFile(path, vector, job, chosen.training) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
         side or nullcontext(),
         ArtifactWriter(partial) as writer,
     ):
-        for extra, raw in stored_extras(vector, extras):
-            writer.add_extra(extra, packed_extra(raw))
+        for extra, stored in extras.items():
+            writer.add_extra(extra, stored)
         for tensor, packed in _packed(vector, tensors, work, side, jobs, memory):
             on_tensor(tensor)
             if packed is not None:

@@ -8,6 +8,7 @@ from flexswitch.codecs.residual import NUMBER_KINDS
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.quantised import DequantisedCheckpoint
+from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import ExactPlan, Job
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.exact_tensors import number_bytes, stored_ranges
@@ -36,7 +37,7 @@ def lossless(vector: TaskVector, job: Job) -> ExactPlan:
         if _is_coded(vector.source, name, base.tensors[name], finetuned.tensors[other])
     }
     coded = {vector.counterparts[name] for name in names}
-    extras = [name for name in vector.extras if name not in coded]
+    extras = pack_extras(vector, [name for name in vector.extras if name not in coded], "exact")
     return ExactPlan(names, extras, lambda name: _packed(vector, name))
 
 

@@ -1,15 +1,17 @@
 """How a task vector's tensors are compressed: the plan that a method returns, and what it is given."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flexswitch.codecs.format.exact_forms import PackedExact
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.compression.delta import Compressed, Delta
+from flexswitch.merging.compression.extras import Extras
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -71,13 +73,14 @@ class Job:
     """What a method is given besides the task vector.
 
     task: the task's name. method: the record of the method. jobs: number of threads; no result may depend
-    on it.
+    on it. extras: how the task's own tensors are stored.
     """
 
     task: str
     method: MethodRecord
     jobs: int = 1
     training: Training = NO_TRAINING
+    extras: Extras = "exact"
 
     def header(self, vector: TaskVector, record: TrainingRecord | None = None) -> ArtifactHeader:
         """Returns the artifact's header. Hashes the tensors of the base that have not been read yet."""
@@ -95,24 +98,26 @@ class Job:
 class Plan:
     """How to compress each tensor of one task vector, and with which effort to store it (see `store`).
 
-    training: the record of a training, which the artifact is to carry.
+    training: the record of a training, which the artifact is to carry. extras: the task's own tensors as they
+    are stored, if the method chooses it.
     """
 
     compress: Callable[[Delta], Compressed]
     effort: str = "fast"
     training: TrainingRecord | None = None
+    extras: Mapping[str, PackedExtra] | None = None
 
 
 @dataclass(frozen=True)
 class ExactPlan:
     """How to store the tensors of one task vector exactly.
 
-    tensors: those that are coded given the base's, by base name. extras: the task's own. pack: returns a
-    tensor's stored form, None if it is the base's.
+    tensors: those that are coded given the base's, by base name. extras: the task's own tensors, as stored.
+    pack: returns a tensor's stored form, None if it is the base's.
     """
 
     tensors: Mapping[str, TensorInfo]
-    extras: Sequence[str]
+    extras: Mapping[str, PackedExtra]
     pack: Callable[[str], PackedExact | None]
     training: TrainingRecord | None = None
 

@@ -1,35 +1,33 @@
 """Measures the size of an artifact by writing it with the real codecs."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
-from flexswitch.codecs.format.extra_forms import packed_extra
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, sparse_tensor
 from flexswitch.merging.flex_switch.rate import fitted_factor
-from flexswitch.merging.task_vectors.side_files import stored_extras
-from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
 class ArtifactSizer:
-    """Measures artifacts of one task vector. header: the header that they are written with."""
+    """Measures artifacts of one task vector. extras, header: those that they are written with."""
 
     def __init__(
         self,
-        vector: TaskVector,
+        extras: Mapping[str, PackedExtra],
         header: ArtifactHeader,
         tensors: Sequence[DeltaRows],
         effort: str,
         parallel_map: ParallelMap,
     ) -> None:
-        self._extras = {name: packed_extra(tensor) for name, tensor in stored_extras(vector)}
+        self._extras = extras
         self._header = header
         self._tensors = tensors
         self._effort = effort

@@ -1,13 +1,15 @@
 """A task vector to be compressed to a size: its deltas, their rate–distortion tables, and their sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
 from flexswitch.codecs.threads import ParallelMap
+from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, read_delta_rows
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
@@ -19,7 +21,10 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 @dataclass(frozen=True, eq=False)
 class CompressionTask:
-    """A task vector to be compressed. bits: candidate bit-widths, (candidate,). effort: see `store`."""
+    """A task vector to be compressed.
+
+    bits: candidate bit-widths, (candidate,). effort: see `store`. extras: the task's own tensors, as stored.
+    """
 
     vector: TaskVector
     header: ArtifactHeader
@@ -28,11 +33,12 @@ class CompressionTask:
     bits: NDArray[np.int64]
     effort: str
     parallel_map: ParallelMap
+    extras: Mapping[str, PackedExtra]
 
     def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns the sizer of artifacts that carry this record."""
         header = self.header.model_copy(update={"training": record})
-        return ArtifactSizer(self.vector, header, self.tensors, self.effort, self.parallel_map)
+        return ArtifactSizer(self.extras, header, self.tensors, self.effort, self.parallel_map)
 
     def payload_bits(self, target: int) -> float:
         """Returns the bits that are left for the tensors in an artifact of `target` bytes."""
@@ -72,13 +78,18 @@ def read_compression_task(
     bits: NDArray[np.int64],
     effort: str,
     parallel_map: ParallelMap,
+    extras: Mapping[str, PackedExtra] | None = None,
 ) -> CompressionTask:
-    """Returns the compression task of a task vector, with its deltas and rate–distortion tables."""
+    """Returns the compression task of a task vector, with its deltas and rate–distortion tables.
+
+    extras: the task's own tensors as they are stored, None for exactly.
+    """
+    stored = pack_extras(vector, vector.extras, "exact") if extras is None else extras
     tensors = [
         tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
     ]
     tables = parallel_map(lambda number: rate_distortion_table(tensors[number].delta, bits), len(tensors))
-    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map)
+    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored)
 
 
 def widened(table: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:

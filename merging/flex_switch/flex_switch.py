@@ -4,7 +4,7 @@ Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import Job, Plan, Training
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
@@ -115,15 +117,16 @@ def flexswitch(
             job.task, training.inputs, objective, seed, min_exemplars, augmentations, precision
         )
         read_training_examples(data_settings)  # refuse too few before long work
-    header = job.header(vector)
+    header, wanted = job.header(vector), target_bytes(target_size or _DEFAULT_TARGET, vector.parameters)
+    extras = pack_extras(vector, vector.extras, job.extras, None if lambda_ is not None else wanted)
     with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(vector, header, widths, effort, in_parallel)
+        task = read_compression_task(vector, header, widths, effort, in_parallel, extras)
         if data_settings is None:
             same_share = densities != "allocated"
             power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
             kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
-            return Plan(_compressor(task, kept), effort)
-        data = open_training_data(vector, data_settings, in_parallel)
+            return Plan(_compressor(task, kept), effort, extras=extras)
+        data = open_training_data(vector, data_settings, in_parallel, extras)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),
             multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
@@ -135,9 +138,9 @@ def flexswitch(
             refit_steps=scale_refit_steps,
             seed=seed,
         )
-        checkpoint = _checkpoint(training, vector, header, data)
+        checkpoint = _checkpoint(training, vector, header, data, extras)
         kept, record = train(task, data, settings, checkpoint, training.on_step, training.on_note)
-        return Plan(_compressor(task, kept), effort, record)
+        return Plan(_compressor(task, kept), effort, record, extras)
 
 
 def _check_conflicts(
@@ -160,17 +163,23 @@ def _check_conflicts(
 
 
 def _checkpoint(
-    training: Training, vector: TaskVector, header: ArtifactHeader, data: TrainingData
+    training: Training,
+    vector: TaskVector,
+    header: ArtifactHeader,
+    data: TrainingData,
+    extras: Mapping[str, PackedExtra],
 ) -> TrainingCheckpoint | None:
     file = training.checkpoint
     if file is None:
         return None
     return TrainingCheckpoint(
-        file.path, file.every, run_identity(header.method.settings, _inputs(vector, header, data))
+        file.path, file.every, run_identity(header.method.settings, _inputs(vector, header, data, extras))
     )
 
 
-def _inputs(vector: TaskVector, header: ArtifactHeader, data: TrainingData) -> dict[str, object]:
+def _inputs(
+    vector: TaskVector, header: ArtifactHeader, data: TrainingData, extras: Mapping[str, PackedExtra]
+) -> dict[str, object]:
     """Returns what a training depends on besides its settings; files count by their sizes and times."""
     labels = data.exemplars.examples.labels
     return {
@@ -178,6 +187,7 @@ def _inputs(vector: TaskVector, header: ArtifactHeader, data: TrainingData) -> d
         "base": header.base.fingerprint,
         "finetuned": vector.hints.file_stamps(),
         "exemplars": data.digest,
+        "extras": {name: each.record.form.model_dump() for name, each in extras.items()},
         "labels": None if labels is None else labels.tolist(),
     }
 

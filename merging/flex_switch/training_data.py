@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
@@ -30,6 +32,7 @@ from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, check_labels, draw, read_exemplars, task_file
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -149,8 +152,15 @@ def read_training_examples(settings: DataSettings) -> tuple[Examples, Examples]:
     return drawn.take(np.flatnonzero(trained)), drawn.take(np.flatnonzero(~trained))
 
 
-def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map: ParallelMap) -> TrainingData:
+def open_training_data(
+    vector: TaskVector,
+    settings: DataSettings,
+    parallel_map: ParallelMap,
+    extras: Mapping[str, PackedExtra] | None = None,
+) -> TrainingData:
     """Returns a task's training data, with the fine-tuned model's answers.
+
+    extras: the task's own tensors as they are stored, which the trained model has.
 
     Raises: InputError if there are fewer exemplars than `min_exemplars` or a file is missing; UsageError.
     """
@@ -175,7 +185,7 @@ def open_training_data(vector: TaskVector, settings: DataSettings, parallel_map:
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
-    _load(objective, model, inputs.base, vector, 0.0)
+    _load(objective, model, inputs.base, vector, 0.0, extras or {})
     return TrainingData(objective, model, names, targets, augmented, rest, _digest(exemplars))
 
 
@@ -213,10 +223,19 @@ def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[s
 
 
 def _load(
-    objective: Objective, model: nn.Module, base: Checkpoint, vector: TaskVector, lambda_: float
+    objective: Objective,
+    model: nn.Module,
+    base: Checkpoint,
+    vector: TaskVector,
+    lambda_: float,
+    extras: Mapping[str, PackedExtra] = MappingProxyType({}),
 ) -> None:
     inside, outputs = _inside(objective), restored_tensors(base, vector, lambda_, torch.float32)
-    load_weights(model, {inside(name): output.whole() for name, output in outputs.items()}, vector.source)
+    weights = {inside(name): output.whole() for name, output in outputs.items()}
+    for name, stored in extras.items():
+        if name in vector.extras:  # and not a file
+            weights[inside(name)] = to_torch(unpacked_extra(stored.record, stored.data))
+    load_weights(model, weights, vector.source)
 
 
 def _targets(
