@@ -45,6 +45,8 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
     for method in methods:
         if method not in EVALUATED:
             raise UsageError(f"--methods: {unknown_name('method', method, EVALUATED)}")
+        if method in MERGES:
+            get_method(method, "merge").check_task_count(len(zoo))
         if method == "individual" and not has_finetuned:
             raise InputError(
                 "--methods individual: needs --finetuned TASK=CHECKPOINT for every task of the zoo"

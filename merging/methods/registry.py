@@ -35,6 +35,13 @@ class Method:
     weighted: bool = True  # whether a merge takes weights of tasks
     version: int = 1
 
+    def check_task_count(self, count: int) -> None:
+        """Raises: UsageError where a merge takes more or fewer tasks."""
+        few, many = self.tasks
+        if not few <= count <= (many or count):
+            expected = f"exactly {few}" if few == many else f"at least {few}"
+            raise UsageError(f"{self.name} merges {expected} task{'s' * (few > 1)}, found {count}")
+
     def load(self) -> Callable[..., Any]:
         """Returns the method's function."""
         module, function = self.function.split(":")

@@ -59,16 +59,13 @@ class MergeSettings:
                 check_settings(self.method, at_place)
         for task, weight in self.weights.items():
             _weight(task, weight)
-        weighted = self.weights or any(_WEIGHT in override.values for override in self.overrides)
-        if weighted and not self.method.weighted:
-            raise UsageError(f"--weight: {self.method.name} takes no weights of tasks")
 
     def check(self, tasks: Sequence[str], names: Sequence[str]) -> None:
         """Raises: UsageError on unknown tasks, and overrides that no tensor of these names takes."""
-        few, many = self.method.tasks
-        if not few <= len(tasks) <= (many or len(tasks)):
-            expected = f"exactly {few}" if few == many else f"at least {few}"
-            raise UsageError(f"{self.method.name} merges {expected} tasks, found {len(tasks)}")
+        self.method.check_task_count(len(tasks))
+        weighted = self.weights or any(_WEIGHT in override.values for override in self.overrides)
+        if weighted and not self.method.weighted:
+            raise UsageError(f"--weight: {self.method.name} takes no weights of tasks")
         for task in self.weights:
             if task not in tasks:
                 raise UsageError(f"--weight {task}: {unknown_name('task', task, tasks)}")

@@ -59,9 +59,12 @@ def test_an_unknown_method_is_refused_with_the_nearest_name(toy):
     found = message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "t-swich"])))
     known = "(known: base, individual, average, linear, task-arithmetic, "
     assert found.startswith(f"--methods: no method is named 't-swich'; did you mean 't-switch'? {known}")
-    assert found.endswith(
-        ", t-switch, p-discard, bin-discard, dare, tvq, bitdelta, compeft, flexswitch, auto-switch, auto-flexswitch)"
-    )
+    assert found.endswith(", auto-switch, auto-flexswitch)")
+
+
+def test_a_merge_of_another_number_of_tasks_is_refused_before_anything_is_computed(toy):
+    found = message(UsageError, lambda: open_evaluation(request(toy, methods=["base", "nearswap"])))
+    assert found.startswith("nearswap merges exactly 1 task, found ")
 
 
 def test_an_unknown_mode_is_refused(toy):

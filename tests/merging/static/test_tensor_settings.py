@@ -89,3 +89,20 @@ def test_unnormalized_weights_scale_the_models_themselves() -> None:
     assert sums(merged(base, vectors_of(base, [{}]), "linear", {"normalize": False}, weights={"a": 2})) == {
         "w": [2.0, 4.0]
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "tasks", "given", "expected"),
+    [
+        ("slerp", 1, {}, "slerp merges exactly 2 tasks, found 1"),
+        ("model-stock", 1, {}, "model-stock merges at least 2 tasks, found 1"),
+        ("nearswap", 2, {}, "nearswap merges exactly 1 task, found 2"),
+        ("sce", 2, {"weights": {"a": 2}}, "--weight: sce takes no weights of tasks"),
+        ("della", 2, {"settings": {"density": 0.95}}, "density=0.95 with epsilon=0.07: expected probabilities between"),
+    ],
+)  # fmt: skip
+def test_a_method_refuses_what_it_cannot_merge(
+    method: str, tasks: int, given: dict[str, Any], expected: str
+) -> None:
+    vectors = vectors_of(BASE, [ONE, TWO][:tasks])
+    assert message(UsageError, lambda: dict(merged(BASE, vectors, method, **given))).startswith(expected)
