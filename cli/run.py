@@ -93,6 +93,8 @@ def run(
     if sum((check, dry_run, force)) > 1:
         raise UsageError("give one of --check, --dry-run and --force")
     choice = Choice(force, only or [], keep_going, frozen, None if shard is None else read_share(shard))
+    if address is not None and on != "ray":
+        raise UsageError("--address: is of --on ray; give that too")
     graph = read_graph(recipe)
     if report is not None:
         check_report(report)

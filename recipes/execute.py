@@ -143,8 +143,11 @@ def _arguments(task: Task, is_own: bool) -> dict[str, Any]:
 
 
 def _pinned(value: Any, pins: Mapping[str, str]) -> Any:
-    if isinstance(value, str) and value in pins:
-        return f"{value.partition('@')[0]}@{pins[value]}"
+    if isinstance(value, str):
+        task, equals, path = value.rpartition("=")  # `merge` takes TASK=PATH
+        if path in pins:
+            return f"{task}{equals}{path.partition('@')[0]}@{pins[path]}"
+        return value
     if isinstance(value, list):
         return [_pinned(each, pins) for each in value]
     if isinstance(value, dict):

@@ -12,7 +12,16 @@ MOST_BYTES = 1_000_000
 MOST_VALUES = 100_000
 _LARGEST_DIGITS = 18
 _TAG = "tag:yaml.org,2002:"
-_NOT_RESOLVED = (f"{_TAG}timestamp", f"{_TAG}merge", f"{_TAG}bool")
+_NOT_RESOLVED = tuple(f"{_TAG}{name}" for name in ("timestamp", "merge", "bool", "int", "float"))
+# The core schema of YAML 1.2, where `no` is a text, 010 is ten and 1e3 a number.
+_CORE = {
+    "bool": (r"true|false", "tf"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,15 +50,16 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > _LARGEST_DIGITS:
             count = len(node.value)
             raise _refused(f"a whole number of {count} digits, expected {_LARGEST_DIGITS} at most", node)
-        return super().construct_yaml_int(node)
+        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
 
-# Without dates and merged keys (<<), which are then texts; true and false are YAML 1.2's, where no is a text.
+# Without dates and merged keys (<<), which are then texts.
 _Loader.yaml_implicit_resolvers = {
     first: [resolver for resolver in resolvers if resolver[0] not in _NOT_RESOLVED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"true|false"), list("tf"))
+for _name, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 
 

@@ -106,6 +106,25 @@ def test_many_keys_take_a_time_in_proportion(tmp_path: Path) -> None:
     assert time.process_time() - began < 8
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1e3", 1000.0),
+        ("1:30", "1:30"),
+        ("-2.5", -2.5),
+        ("1_000", "1_000"),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
+    (tmp_path / "a.yaml").write_text(f"version: 1\nsteps: [{{name: a, command: b, options: {{c: {text}}}}}]")
+    (step,) = read_recipe(tmp_path / "a.yaml").steps
+    assert step.options["c"] == value
+    assert type(step.options["c"]) is type(value)
+
+
 def test_no_is_a_text_as_in_yaml_1_2(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "version: 1\nsteps: [{name: no, command: yes, options: {a: true, b: off}}]"
