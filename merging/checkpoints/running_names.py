@@ -88,8 +88,14 @@ class RunningModel:
         return {
             name: Made(_one(tensor), tuple(sources[first]), isinstance(group, WeightRenaming))
             for first, group in groups.items()
-            for name, tensor in group.convert(first, model=self._model, config=self._model.config).items()
+            for name, tensor in self._made(first, group).items()
         }
+
+    def _made(self, first: str, group: Any) -> dict[str, Any]:
+        """Returns what a conversion makes of the tensors that it has collected."""
+        made = group.convert(first, model=self._model, config=self._model.config)
+        found: dict[str, Any] = made[0] if isinstance(made, tuple) else made  # 5.0 returns its errors too
+        return found
 
     def _places(self, names: Iterable[str]) -> dict[str, _Place]:
         """Returns for each name in a file that the running model takes where it goes."""
