@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 from typing import NamedTuple
@@ -122,15 +121,26 @@ def configuration(folder: Path, method: str) -> Path:
     return path
 
 
+# A process of its own starts the command: a child's peak memory includes that of the one it was forked from.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+wall, processor = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+print(json.dumps([status, wall, processor, usage.ru_maxrss * 1024]))
+"""
+
+
 def measured(command: list[str]) -> Cost:
     """Returns what a command costs, its output thrown away. Raises: CalledProcessError."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read() if process.stderr else b""
-    _, status, usage = os.wait4(process.pid, 0)
+    launched = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, *command], check=True, capture_output=True, text=True
+    )
+    status, wall, processor, memory = json.loads(launched.stdout)
     if status:
-        raise subprocess.CalledProcessError(status, command, stderr=errors)
-    return Cost(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        raise subprocess.CalledProcessError(status, command, stderr=launched.stderr)
+    return Cost(wall, processor, memory)
 
 
 def largest_difference(one: Path, other: Path) -> float:
