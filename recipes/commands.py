@@ -136,7 +136,9 @@ def paths_of(command: Command, arguments: Mapping[str, Any]) -> tuple[list[str],
             continue
         kind = "changes" if any(arguments.get(each) for each in access.changed_with) else access.kind
         entries = value.values() if isinstance(value, dict) else value
-        entries = [entries] if isinstance(entries, str) else list(entries)
+        entries = [entries] if isinstance(entries, str | int | float) else list(entries)
+        if not all(isinstance(each, str) for each in entries):
+            raise InputError(f"'{name.replace('_', '-')}' is {value!r}, expected a path (put it in quotes)")
         paths = [_path(each) if access.named else each for each in entries]
         found[kind] += [each for each in paths if str(each).endswith(access.suffix)]
     reads, writes, changes = (list(dict.fromkeys(each)) for each in found.values())
