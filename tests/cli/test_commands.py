@@ -182,8 +182,8 @@ def test_debug_adds_the_traceback(models, flexswitch):
         ),
         (("merge", "zoo", "--base", "base.safetensors", "-o", "m"), "give one of --task NAME and --method NAME"),
         (
-            ("merge", "zoo", "--base", "base.safetensors", "-o", "m", "--method", "ties"),
-            "no merge method is named 'ties' (known: ",
+            ("merge", "zoo", "--base", "base.safetensors", "-o", "m", "--method", "sum"),
+            "no merge method is named 'sum' (known: ",
         ),
         (
             ("compress", "red.safetensors", "--base", "base.safetensors", "-o", "o.fsw", "--set", "drop=1"),
