@@ -133,7 +133,7 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
         ((VERIFY | {"inputs": ["a", "b"]},), "r.yaml: step 'verify': 'inputs' is a list of 2, expected PATH"),
         ((PACK | {"inputs": ["a"], "options": {}},), "r.yaml: step 'pack': lacks the option 'output' of pack"),
         ((VERIFY | {"command": "inspect"},), "r.yaml: step 'verify': no subcommand is named 'inspect' "
-         "(known: extract, compress, pack, index, merge, eval, verify)"),
+         "(known: extract, compress, pack, index, merge, eval, verify, push)"),
         ((VERIFY | {"foreach": {"table": "no.csv"}},), "r.yaml: step 'verify': no.csv: no such table"),
         ((VERIFY | {"foreach": {"a": {"glob": "no/*"}}},), "r.yaml: step 'verify': 'foreach/a': no path matches 'no/*'"),
         (({"name": "a", "command": "merge", "inputs": ["m2"], "options": {"base": "b", "output": "m1", "method": "average"}},
