@@ -1,18 +1,27 @@
 """A checkpoint in files of torch.save."""
 
+import itertools
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.tied_names import main_name
+
+_ZIP = b"PK\x03\x04"  # what torch.load takes for the start of a zip file
+_MOST_LEVELS = 16  # of dicts in dicts
+_SHOWN = 5
+_MOST_TIMES = (
+    8  # the bytes of the tensors in those of the files: some tensors are other views of the same values
+)
 
 
 class TorchCheckpoint:
@@ -41,6 +50,18 @@ class TorchCheckpoint:
                 self.tensors[name] = TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
             else:
                 self.aliases[name] = main_names[name]
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Raises: InputError if the tensors are far larger than the files, as views of few values are."""
+        wanted = sum(self._state[name].nbytes for name in self.tensors)
+        size = sum(path.stat().st_size for path in self.files)
+        if wanted > _MOST_TIMES * size:
+            name = max(self.tensors, key=lambda each: self._state[each].nbytes)
+            raise InputError(
+                f"{self.source}: its tensors have {wanted:,} bytes in a file of {size:,}: the values "
+                f"overlap, in '{name}' most; save each tensor's contiguous() values"
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
@@ -55,50 +76,105 @@ def _load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
 
     Raises: InputError.
     """
+    state = _load(path)
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
+    found = dict(itertools.islice(_state_dicts(path, state), _SHOWN + 1))
+    if len(found) > 1 and "" not in found:
+        shown = ", ".join(sorted(found)[:_SHOWN]) + (" and more" if len(found) > _SHOWN else "")
+        raise InputError(f"{path}: holds the state dicts {shown}, expected one; save one of them alone")
+    key, state = ("", state) if "" in found or not found else next(iter(found.items()))
+    for name, value in state.items():
+        _check_entry(path, name, value)
+    return key, {name: value.detach() for name, value in state.items()}
+
+
+def _load(path: Path) -> Any:
+    """Returns what a file of torch.save holds. Raises: InputError."""
     try:
+        _check_zip(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as reason:  # a file of the format before torch 1.6 can't be mapped
             if "mmap" not in str(reason):
                 raise
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch.load raises many kinds of errors on a damaged file
-        if isinstance(reason, OSError):
+        if isinstance(reason, OSError | InputError):
             raise
         raise InputError(
             f"{path}: does not load as a state dict with weights_only ({_refusal(reason)})"
         ) from reason
-    if not isinstance(state, dict) or not state:
-        raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
-    found = dict(_state_dicts("", state))
-    if len(found) > 1 and "" not in found:
+
+
+def _check_zip(path: Path) -> None:
+    """Raises: InputError if the parts of a zip file are compressed, or larger than the file."""
+    with path.open("rb") as stream:
+        if stream.read(len(_ZIP)) != _ZIP:
+            return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    if not stored or sum(part.file_size for part in parts) > path.stat().st_size:
         raise InputError(
-            f"{path}: holds the state dicts {', '.join(sorted(found))}, expected one; save one of them alone"
+            f"{path}: its parts are compressed or overlap, expected them as torch.save stores them; save the "
+            "model's state_dict() alone"
         )
-    key, state = ("", state) if "" in found or not found else next(iter(found.items()))
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{path}: not a state dict: '{name}' holds a {type(value).__name__}, expected names of "
-                "tensors; save the model's state_dict() alone"
-            )
-        if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
-            raise InputError(
-                f"{path}: tensor '{name}' has the dtype {value.dtype} and the layout {value.layout}, "
-                "which is not handled"
-            )
-    return key, {name: value.detach() for name, value in state.items()}
 
 
-def _state_dicts(key: str, held: dict[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yields the dicts of names and tensors alone, of two tensors or more, by their dotted keys in a file."""
-    if held and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()):
-        if not key or len(held) > 1:
-            yield key, held
-        return
-    for name, value in held.items():
-        if isinstance(name, str) and isinstance(value, dict):
-            yield from _state_dicts(f"{key}.{name}" if key else name, value)
+def _check_entry(path: Path, name: Any, value: Any) -> None:
+    """Raises: InputError if an entry of a state dict is no tensor of a name, or of a kind not handled."""
+    if not isinstance(name, str):
+        raise InputError(
+            f"{path}: not a state dict: has a key that is a {type(name).__name__}, expected names of "
+            "tensors; save the model's state_dict() alone"
+        )
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{path}: not a state dict: '{name}' holds a {type(value).__name__}, expected names of "
+            "tensors; save the model's state_dict() alone"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise InputError(f"{path}: the name of the tensor '{name}' is not Unicode text; rename it")
+    if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
+        raise InputError(
+            f"{path}: tensor '{name}' has the dtype {value.dtype} and the layout {value.layout}, "
+            "which is not handled"
+        )
+    if type(value) not in (Tensor, nn.Parameter) or value.is_nested or value.is_meta:
+        kind = "nested" if value.is_nested else "without values" if value.is_meta else type(value).__name__
+        raise InputError(f"{path}: tensor '{name}' is {kind}, expected a plain tensor with its values")
+
+
+def _state_dicts(path: Path, whole: dict[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yields the dicts of names and tensors alone, of two tensors or more, by their dotted keys in a file.
+
+    A dict of others is visited once, so one that holds itself ends.
+    Raises: InputError if they are nested deeply.
+    """
+    level, visited = [("", whole)], set()
+    for _ in range(_MOST_LEVELS):
+        below: list[tuple[str, dict[Any, Any]]] = []
+        for key, held in level:
+            if id(held) in visited:
+                continue
+            if held and all(
+                isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()
+            ):
+                if not key or len(held) > 1:
+                    yield key, held
+                continue
+            visited.add(id(held))
+            for name, value in held.items():
+                if isinstance(name, str) and isinstance(value, dict):
+                    below.append((f"{key}.{name}" if key else name, value))
+        if not below:
+            return
+        level = below
+    raise InputError(
+        f"{path}: its dicts are nested more than {_MOST_LEVELS} levels deep; save the model's "
+        "state_dict() alone"
+    )
 
 
 def _refusal(reason: Exception) -> str:
