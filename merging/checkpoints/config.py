@@ -69,13 +69,21 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Returns the JSON document in a file. Raises: InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_json(path.read_bytes())
+    except ValueError as reason:
+        raise InputError(f"{path}: is not JSON ({reason})") from reason
+
+
+def parse_json(data: bytes) -> Any:
+    """Returns the JSON document in UTF-8 bytes. Raises: ValueError, also if it is nested too deeply."""
+    text = data.decode("utf-8")
+    try:
         document = json.loads(text)
         if "\\u" in text:  # may escape half a surrogate pair, which no text has
             json.dumps(document, ensure_ascii=False).encode("utf-8")
-        _check_depth(document)
-    except (ValueError, RecursionError) as reason:
-        raise InputError(f"{path}: is not JSON ({reason})") from reason
+    except RecursionError as reason:
+        raise ValueError(str(reason)) from reason
+    _check_depth(document)
     return document
 
 

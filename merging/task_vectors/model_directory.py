@@ -22,7 +22,7 @@ from flexswitch.merging.checkpoints.config import (
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, module_folders
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.restore import OutputTensor
-from flexswitch.merging.task_vectors.side_files import write_changes
+from flexswitch.merging.task_vectors.side_files import changed_contents, write_contents
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 # The last three describe weights that were quantised, as the written ones are not.
@@ -56,6 +56,7 @@ def write_model_directory(
     Raises: InputError if the output may not be written or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
+    contents = changed_contents(base.directory, files)
     with atomic_directory(path, overwrite, refusal=_refusal) as partial:
         check_space(path, sum(map(_bytes, outputs.values())))
         for shard, names in shards.items():
@@ -78,7 +79,7 @@ def write_model_directory(
         if config:
             _write_json(partial / "config.json", config)
         _copy_side_files(base.directory, partial)
-        write_changes(partial, files)
+        write_contents(partial, contents)
         (partial / _CARD).write_text(card(), encoding="utf-8")
 
 

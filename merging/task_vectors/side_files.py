@@ -14,7 +14,7 @@ from typing import Any
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import RawTensor
-from flexswitch.merging.checkpoints.config import CODE_KEYS, without_keys
+from flexswitch.merging.checkpoints.config import CODE_KEYS, parse_json, read_json_object, without_keys
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, MODULES, module_folders
 from flexswitch.merging.task_vectors.model_changes import fitting
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -89,21 +89,32 @@ def stored_extras(vector: TaskVector, names: Iterable[str] | None = None) -> Ite
         yield name, RawTensor("U8", (len(data),), data)
 
 
-def write_changes(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Changes a directory that has the base's files into the fine-tuned model's.
+def changed_contents(base: Path | None, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Returns name → bytes of a fine-tuned model's files that differ from the base's, b"" of one to remove.
 
-    Raises: InputError if the base lacks a file of which only some entries are stored.
+    base: the base's directory; files: as `changed_files` returns them.
+    Raises: InputError if the base lacks a file of which only some entries are stored, or its file is no JSON.
     """
+    contents: dict[str, bytes] = {}
     for extra, data in files.items():
         kind, _, name = extra.partition("/")
+        if f"{kind}/" == WHOLE:
+            contents[name] = data
+            continue
+        if base is None or not (base / name).is_file():
+            raise InputError(f"the base has no {name}, of which the task changes entries; give its own base")
+        before = read_json_object(base / name)
+        if name not in _VOCABULARIES:
+            before = without_keys(before)
+        contents[name] = _dumped({**before, **json.loads(data)})
+    return contents
+
+
+def write_contents(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files to a directory, and removes those without bytes."""
+    for name, data in contents.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        if f"{kind}/" == ENTRIES:
-            if not path.is_file():
-                raise InputError(
-                    f"the base has no {name}, of which the task changes entries; give its own base"
-                )
-            data = _dumped({**json.loads(path.read_bytes()), **json.loads(data)})
         if data:
             path.write_bytes(data)
         else:
@@ -174,8 +185,8 @@ def _problem(files: Mapping[str, bytes]) -> str | None:
 def _parsed(data: bytes) -> Any:
     """Returns a JSON document, None if it is none."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except ValueError:
         return None
 
 
