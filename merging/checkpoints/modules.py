@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODULES = "modules.json"
 MODULE_FOLDER = re.compile(r"\d+_\w+", re.ASCII)
@@ -31,7 +33,7 @@ class ModulesCheckpoint:
             name: checkpoint.tensors[own] for name, (checkpoint, own) in sorted(self._places.items())
         }
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "Tensor":
         """Returns entries [start, stop) of a tensor, flat, in its own dtype."""
         checkpoint, own = self._places[name]
         return checkpoint.read(own, start, stop)

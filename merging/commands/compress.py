@@ -60,10 +60,11 @@ def _check(
     if method is None:
         method = "t-switch" if exemplars is None and target_size is None else "flexswitch"
     given = _sized(method, settings, target_size)
-    chosen = recorded(check_settings(get_method(method, "compression"), given))
+    checked = check_settings(get_method(method, "compression"), given)
+    chosen = recorded(checked)
     options = _TrainingOptions(exemplars, per_task, adapter, device, checkpoint_every)
     trains = options.check(method, chosen, base is not None)
-    sized = method in compressions_with("target_size") and "lambda" not in chosen
+    sized = "target_size" in type(checked).model_fields and "lambda" not in chosen
     own = check_extras(extras, method, sized)
     return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)), own)
 

@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import RawTensor
 from flexswitch.merging.checkpoints.config import CODE_KEYS, parse_json, read_json_object, without_keys
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, MODULES, module_folders
 from flexswitch.merging.task_vectors.model_changes import fitting
-from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+if TYPE_CHECKING:
+    from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 WHOLE, ENTRIES = "file/", "entries/"
 MOST_FILE_BYTES, MOST_BYTES = 32 << 20, 64 << 20
@@ -78,7 +80,9 @@ def read_files(source: str, sizes: Mapping[str, int], read: Callable[[str], RawT
     return files
 
 
-def stored_extras(vector: TaskVector, names: Iterable[str] | None = None) -> Iterator[tuple[str, RawTensor]]:
+def stored_extras(
+    vector: "TaskVector", names: Iterable[str] | None = None
+) -> Iterator[tuple[str, RawTensor]]:
     """Yields what is stored whole: the task's own tensors, then its files as tensors of bytes.
 
     names: of the tensors; None for all.

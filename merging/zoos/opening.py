@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.codecs.format.zoo import open_zoo as open_folder
 from flexswitch.merging.checkpoints.hub_zoo import zoo_path
@@ -12,4 +13,5 @@ def open_zoo(source: str | Path) -> Zoo:
 
     Raises: InputError if there is no zoo; ArtifactError if its `zoo.json` is invalid.
     """
+    check_argument("open_zoo", "path", source, is_path(source), PATH)
     return open_folder(zoo_path(source))

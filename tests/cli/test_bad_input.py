@@ -161,15 +161,6 @@ def write_exemplars(folder, *tasks):
     return ("index", "zoo", "--base", "base.safetensors", "--exemplars", "data")
 
 
-def test_exemplars_of_an_unknown_task(zoo, fails):
-    command = write_exemplars(zoo, "red", "blue", "bleu")
-    message = (
-        "data/bleu.train.jsonl: in zoo no task is named 'bleu'; did you mean 'blue'? (known: blue, red); "
-        "pack it, or move the file away"
-    )
-    fails(zoo, 1, message, *command)
-
-
 def test_a_task_without_exemplars(zoo, fails):
     command = write_exemplars(zoo, "red")
     message = (

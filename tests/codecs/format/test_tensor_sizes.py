@@ -10,6 +10,7 @@ from support.commands import Runner
 from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.tensor_sizes import tensor_sizes
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.registry import CODECS
 from flexswitch.codecs.storage import store
 
@@ -44,8 +45,9 @@ def test_a_zoo_is_summed_up_over_its_tasks(zoo: Path, flexswitch: Runner) -> Non
     assert document["total"]["stored"] == sum(sizes["stored"] for sizes in each)
     assert document["total"]["shannon"] == pytest.approx(sum(sizes["shannon"] for sizes in each))
     assert document["total"]["codecs"]["rice"] == sum(sizes["codecs"]["rice"] for sizes in each)
-    files = sum((zoo / "zoo" / "tasks" / f"{task}.fsw").stat().st_size for task in ("red", "blue"))
-    assert document["file_bytes"] == files
+    packed = open_zoo(zoo / "zoo")
+    files = [packed.task_file(task).stat().st_size for task in ("red", "blue")]
+    assert document["file_bytes"] == sum(files)
 
 
 def test_the_table_has_a_line_a_tensor_and_a_total(zoo: Path, flexswitch: Runner) -> None:
@@ -70,12 +72,13 @@ def test_storage_of_anything_else_is_refused(zoo: Path, flexswitch: Runner) -> N
 
 
 def test_pack_small_is_no_larger_than_fast_and_decodes_to_the_same(zoo: Path, flexswitch: Runner) -> None:
-    packed = ("pack", "red.fsw", "blue.fsw", "-o")
-    assert flexswitch(*packed, "small", "--effort", "small", "--jobs", 1, "--memory", "1MB").status == 0
-    assert flexswitch(*packed, "again", "--effort", "small", "--jobs", 3).status == 0
+    command = ("pack", "red.fsw", "blue.fsw", "-o")
+    assert flexswitch(*command, "small", "--effort", "small", "--jobs", 1, "--memory", "1MB").status == 0
+    assert flexswitch(*command, "again", "--effort", "small", "--jobs", 3).status == 0
+    packed = [open_zoo(zoo / name) for name in ("small", "again", "zoo")]
     for task in ("red", "blue"):
-        small, fast = (open_artifact(zoo / name / "tasks" / f"{task}.fsw") for name in ("small", "zoo"))
-        assert small.path.read_bytes() == (zoo / "again" / "tasks" / f"{task}.fsw").read_bytes()
+        small, again, fast = (each[task] for each in packed)
+        assert small.path.read_bytes() == again.path.read_bytes()
         for name in fast.header.tensors:
             assert small.header.tensors[name].size <= fast.header.tensors[name].size
             assert (small.sparse(name).mask == fast.sparse(name).mask).all()

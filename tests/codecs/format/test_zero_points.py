@@ -58,8 +58,8 @@ def test_kept_entries_are_steps_from_the_zero_point_and_all_others_zero(path: Pa
 
 @pytest.mark.parametrize("codec", [*CODECS, "auto"])
 def test_a_zoo_keeps_the_zero_point_in_any_form(tmp_path: Path, path: Path, codec: str) -> None:
-    create_zoo(tmp_path / "zoo", [path], Form(codec, "small"), None, False, lambda name: None)
-    packed = open_artifact(tmp_path / "zoo" / "tasks" / "sst2.fsw")
+    zoo, _ = create_zoo(tmp_path / "zoo", [path], Form(codec, "small"), None, False, lambda name: None)
+    packed = zoo["sst2"]
     for name, (sparse, scale, _) in TENSORS.items():
         record = packed.header.tensors[name]
         assert (record.scale, record.zero) == (scale, ZEROS.get(name))
