@@ -1,7 +1,7 @@
 """Reads records from .jsonl, .jsonl.gz, .csv and .parquet files one by one, within bounds.
 
-A line may have 4 Mi characters. A compressed file may unpack to 256 MiB, or to 100 times its size if that is
-more: real texts compress to about a fourth.
+A line may have 4 Mi characters, and 1,000 lines and two for each record may be blank. A compressed file may
+unpack to 256 MiB, or to 100 times its size if that is more: real texts compress to about a fourth.
 """
 
 import csv
@@ -19,6 +19,7 @@ from flexswitch.codecs.errors import InputError
 
 _LONGEST_LINE = 1 << 22
 _UNPACKED, _UNPACKED_RATIO = 1 << 28, 100
+_BLANK_LINES, _BLANK_TO_A_RECORD = 1000, 2
 _LONGEST_NUMBER = 40  # digits
 _PARQUET_BATCH = 256
 FIELDS = ("text", "label")
@@ -76,11 +77,16 @@ def _unparsed(path: Path) -> Iterator[tuple[str, Any]]:
     else:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as data:
             text, unpacked = io.TextIOWrapper(data, encoding="utf-8", newline="\n"), UnpackedBytes(path)
+            blank = 0
             for number, line in enumerate(_lines(text), 1):
                 if path.suffix == ".gz":
                     unpacked.add(len(line))
                 if line.strip():
                     yield f"line {number}", line
+                    continue
+                blank += 1
+                if blank > _BLANK_LINES + _BLANK_TO_A_RECORD * (number - blank):
+                    raise ValueError(f"{blank:,} of its first {number:,} lines are blank; remove them")
 
 
 def _lines(file: io.TextIOBase | io.TextIOWrapper) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The adapters of text models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,30 @@ class _Text(HuggingFace):
         self._max_length = int(min(limit, longest))
 
     def _load_tokenizer(self) -> Any:
-        try:
+        with self._tokenizer_errors("its tokenizer cannot be loaded"):
             tokenizer = self.transformers.AutoTokenizer.from_pretrained(
                 self.directory, trust_remote_code=False, local_files_only=True
             )
-        except Exception as reason:  # its libraries raise many types
-            found = " ".join(str(reason).split())[:200]
-            raise InputError(f"{self.base.source}: its tokenizer cannot be loaded ({found})") from reason
         if len(tokenizer) <= len(
             tokenizer.all_special_tokens
         ):  # what transformers returns if there are no files
             raise InputError(f"{self.base.source}: has no tokenizer; copy the model's tokenizer.json to it")
         self._make_padding(tokenizer)
         return tokenizer
+
+    @contextmanager
+    def _tokenizer_errors(self, problem: str) -> Iterator[None]:
+        """Raises: InputError, which names the tokenizer's file, for whatever its libraries raise."""
+        try:
+            yield
+        except BaseException as reason:
+            # a panic in Rust is a BaseException, of a class that cannot be imported
+            if not isinstance(reason, Exception) and type(reason).__name__ != "PanicException":
+                raise
+            file = self.directory / "tokenizer.json"
+            source = file if file.is_file() else self.base.source
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(f"{source}: {problem} ({found})") from reason
 
     def _make_padding(self, tokenizer: Any) -> None:
         """Makes sure that the tokenizer can pad. Raises: InputError if it cannot."""
@@ -61,11 +73,8 @@ class _Text(HuggingFace):
         if isinstance(inputs, np.ndarray):
             raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
         options = {"padding": True, "truncation": True, "max_length": self._max_length}
-        try:
+        with self._tokenizer_errors("its tokenizer fails on the texts"):
             found = dict(self._tokenizer(list(inputs), **options, return_tensors="pt"))
-        except Exception as reason:  # its libraries raise many types
-            problem = " ".join(str(reason).split())[:200]
-            raise InputError(f"{self.base.source}: its tokenizer fails on the texts ({problem})") from reason
         words, ids = self.config.get("vocab_size"), found["input_ids"]
         if type(words) is int and ids.numel() and int(ids.max()) >= words:
             raise InputError(

@@ -109,7 +109,7 @@ def add_task(
     path or hub id, to compare the weights with; needed where some of the base's are missing, or in another
     dtype. check_base: whether they are checked to be the base's; not where they hold another task already.
 
-    Raises: InputError if one is missing, has another shape or is not contiguous, or they are not the base's;
+    Raises: InputError if one is missing, has another shape or dtype, is not contiguous, or is not the base's;
     InputError if one would become infinite, when they have to be loaded again; DecodeError.
     """
     _check_arguments(weights, artifact, lambda_, base)
@@ -120,6 +120,12 @@ def add_task(
             raise InputError(
                 f"{artifact.path}: tensor '{name}' of shape {record.shape} needs a contiguous tensor of that "
                 f"name and shape in the model, found {held}"
+            )
+        floating = name in artifact.header.tensors
+        if found.is_complex() or (floating and not found.is_floating_point()):
+            raise InputError(
+                f"{artifact.path}: tensor '{name}' is {found.dtype} in the model, expected a dtype of "
+                "real numbers"
             )
     opened = None if base is None else open_base(base)
     if check_base:

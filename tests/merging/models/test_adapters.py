@@ -191,7 +191,35 @@ def test_a_base_without_a_tokenizer_is_refused(base):
 def test_a_tokenizer_that_does_not_load_is_reported(base):
     (base / "tokenizer.json").write_text("{}")
     found = message(InputError, lambda: adapter_of(TEXT, base))
-    assert found.startswith(f"{base}: its tokenizer cannot be loaded (")
+    assert found.startswith(f"{base / 'tokenizer.json'}: its tokenizer cannot be loaded (")
+
+
+PANICS = {
+    "a prefix longer than a word": (
+        "model",
+        {"type": "BPE", "vocab": {"a": 0, "b": 1, "##b": 2, "ab": 3, "[UNK]": 4}, "merges": [["a", "b"]],
+         "unk_token": "[UNK]", "continuing_subword_prefix": "##"},
+    ),
+    "a table of characters": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA/////w=="}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", PANICS)
+def test_a_tokenizer_that_panics_is_reported(base, situation):
+    part, value = PANICS[situation]
+    change_config(base, "tokenizer.json", **{part: value, "added_tokens": []})
+    found = message(InputError, lambda: adapter_of(TEXT, base))
+    assert found.startswith(f"{base / 'tokenizer.json'}: its tokenizer cannot be loaded (")
+
+
+def test_an_interruption_while_texts_are_tokenised_is_passed_on(base, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    adapter = adapter_of(TEXT, base)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        adapter.batch(["word1"])
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(base):

@@ -131,6 +131,16 @@ def test_a_line_that_is_not_json_is_reported_with_its_number(tmp_path):
         assert damaged(write(tmp_path, name, data)) == "line 3, column 10: Expecting value"
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_file_of_blank_lines_is_refused_and_some_are_skipped(tmp_path, suffix):
+    pack = (lambda data: gzip.compress(data, mtime=0)) if suffix.endswith(".gz") else bytes
+    some = b"\n" * 1000 + b'{"text": "a"}\n \n\n' * 20
+    path = write(tmp_path, f"birds.test{suffix}", pack(some))
+    assert len(read_examples(path, labelled=False)) == 20
+    path = write(tmp_path, f"birds.test{suffix}", pack(some + b"\n" * 10_000))
+    assert damaged(path, labelled=False) == "1,041 of its first 1,061 lines are blank; remove them"
+
+
 def test_very_deep_json_is_refused(tmp_path):
     path = write(tmp_path, "birds.test.jsonl", b"[" * 100_000)
     assert damaged(path) == "line 1: its lists and objects are nested too deeply"

@@ -118,6 +118,27 @@ class Named(nn.Module):
         return rows
 
 
+MODULES = {
+    "no forward": (lambda: nn.ModuleDict({"a": nn.Linear(2, 2)}), "a torch module with a forward method"),
+    "a list": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a torch module with a forward method"),
+    "traced": (
+        lambda: torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)),
+        "a module that is not compiled by torch.jit",
+    ),
+    "no values": (
+        lambda: nn.Linear(2, 2, device="meta"),
+        "a module with its weights, not on the meta device",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("situation", MODULES)
+def test_a_module_that_cannot_be_switched_is_refused(situation):
+    make, wanted = MODULES[situation]
+    assert message(UsageError, lambda: SwitchedModel(make(), {})).endswith(f", expected {wanted}")
+
+
 def test_an_unknown_engine_is_named():
     assert "no engine is named 'fast'" in message(
         UsageError, lambda: SwitchedModel(nn.Linear(2, 2), {}, engine="fast")

@@ -209,3 +209,15 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_changed(
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         add_task(weights, artifact)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.int8, torch.bool], ids=str)
+def test_weights_that_are_no_real_numbers_are_refused_before_any_is_changed(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    artifact = artifact_of(tmp_path / "t.fsw", sparse_tensor((4, 2), [1], [1], 1))
+    weights = torch.ones(4, 2).to(dtype)
+    wanted = f"tensor 'w' is {dtype} in the model, expected a dtype of real numbers"
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / 't.fsw'))}: {re.escape(wanted)}$"):
+        add_task({"w": weights}, artifact, check_base=False)
+    assert torch.equal(weights, torch.ones(4, 2).to(dtype))
