@@ -1,7 +1,6 @@
 """Writes a restored or merged model as a directory that transformers loads."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,15 @@ from torch import Tensor
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import (
-    CODE_KEYS,
-    read_config,
-    read_json_object,
-    with_dtype,
-    without_keys,
-)
-from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, module_folders
-from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
+from flexswitch.merging.checkpoints.config import CODE_KEYS, read_config, with_dtype, without_keys
+from flexswitch.merging.checkpoints.modules import MODULE_FOLDER
+from flexswitch.merging.task_vectors.base_files import COPIED, copy_base_files
 from flexswitch.merging.task_vectors.restore import OutputTensor
 from flexswitch.merging.task_vectors.side_files import changed_contents, write_contents
 
-_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
-# The last three describe weights that were quantised, as the written ones are not.
-_NOT_COPIED = (
-    "config.json",
-    ADAPTER_CONFIG,
-    "hf_quant_config.json",
-    "quant_config.json",
-    "quantize_config.json",
-)
 _CARD = "README.md"
 _MARK = "Made with flexswitch."
-_WRITTEN = (*_COPIED, "model.safetensors", "model-*.safetensors", _CARD)
+_WRITTEN = (*COPIED, "model.safetensors", "model-*.safetensors", _CARD)
 
 
 def write_model_directory(
@@ -48,6 +32,7 @@ def write_model_directory(
     overwrite: bool,
     on_tensor: Callable[[str], None] = lambda name: None,
     files: Mapping[str, bytes] = {},
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Writes weights in shards, the base's config and tokenizer files, and a model card.
 
@@ -78,7 +63,7 @@ def write_model_directory(
             config = with_dtype(config, config_changes["dtype"])
         if config:
             _write_json(partial / "config.json", config)
-        _copy_side_files(base.directory, partial)
+        copy_base_files(base.directory, partial, on_note)
         write_contents(partial, contents)
         (partial / _CARD).write_text(card(), encoding="utf-8")
 
@@ -139,24 +124,6 @@ def _bytes(output: OutputTensor) -> int:
 def _chunks(blocks: Iterator[Tensor]) -> Iterator[memoryview]:
     for block in blocks:
         yield block.contiguous().view(torch.uint8).numpy().data
-
-
-def _copy_side_files(source: Path | None, target: Path) -> None:
-    if source is None:
-        return
-    for folder in module_folders(source):
-        if (source / folder / "config.json").is_file():
-            (target / folder).mkdir(exist_ok=True)
-            shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
-    for pattern in _COPIED:
-        for file in sorted(source.glob(pattern)):
-            wanted = file.name not in _NOT_COPIED and not file.name.endswith(".index.json")
-            if not wanted or not file.is_file():
-                continue
-            if file.name.endswith("_config.json") and b"auto_map" in file.read_bytes():
-                _write_json(target / file.name, without_keys(read_json_object(file), "auto_map"))
-            else:
-                shutil.copyfile(file, target / file.name)
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import RawTensor
-from flexswitch.merging.checkpoints.config import CODE_KEYS, parse_json, read_json_object, without_keys
+from flexswitch.merging.checkpoints.config import CODE_KEYS, parse_json, without_keys
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, MODULES, module_folders
+from flexswitch.merging.task_vectors.file_checks import VOCABULARIES, foreign_class, read_base_json
 from flexswitch.merging.task_vectors.model_changes import fitting
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ _MODULE_CONFIG = re.compile(MODULE_FOLDER.pattern + r"/config\.json", re.ASCII)
 _DROPPED = (
     f"{CODE_KEYS}|transformers_version|_commit_hash|_from_model_config|tokenizer_file|special_tokens_map_file"
 )
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # their keys are tokens
 _TOO_LARGE = f"its files beside the weights have over {MOST_BYTES:,} bytes in all, more than a task carries"
-_CLASS = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
-_KNOWN_CLASSES = ("torch.nn.", "sentence_transformers.")
 
 
 def changed_files(
@@ -97,7 +95,8 @@ def changed_contents(base: Path | None, files: Mapping[str, bytes]) -> dict[str,
     """Returns name → bytes of a fine-tuned model's files that differ from the base's, b"" of one to remove.
 
     base: the base's directory; files: as `changed_files` returns them.
-    Raises: InputError if the base lacks a file of which only some entries are stored, or its file is no JSON.
+    Raises: InputError if the base lacks a file of which only some entries are stored, or its file is no JSON
+    or may not be copied.
     """
     contents: dict[str, bytes] = {}
     for extra, data in files.items():
@@ -107,8 +106,10 @@ def changed_contents(base: Path | None, files: Mapping[str, bytes]) -> dict[str,
             continue
         if base is None or not (base / name).is_file():
             raise InputError(f"the base has no {name}, of which the task changes entries; give its own base")
-        before = read_json_object(base / name)
-        if name not in _VOCABULARIES:
+        before = read_base_json(base, name)
+        if not isinstance(before, dict):
+            raise InputError(f"{base / name}: holds a JSON {type(before).__name__}, expected an object")
+        if name not in VOCABULARIES:
             before = without_keys(before)
         contents[name] = _dumped({**before, **json.loads(data)})
     return contents
@@ -177,12 +178,10 @@ def _problem(files: Mapping[str, bytes]) -> str | None:
         document = _parsed(data) if name.endswith(".json") else None
         if data and not isinstance(document, dict if extra.startswith(ENTRIES) else (dict, list, type(None))):
             return f"its file '{name}' is not JSON"
-        if name not in _VOCABULARIES and without_keys(document) != document:
+        if name not in VOCABULARIES and without_keys(document) != document:
             return f"its file '{name}' names code to run"
-        if name == MODULES or "/" in name:
-            for named in _strings(document):
-                if _CLASS.fullmatch(named) and not named.startswith(_KNOWN_CLASSES):
-                    return f"its file '{name}' names the class '{named}', which is code to run"
+        if found := foreign_class(name, document):
+            return f"its file '{name}' names the class '{found}', which is code to run"
     return None
 
 
@@ -197,16 +196,7 @@ def _parsed(data: bytes) -> Any:
 def _plain(name: str, data: bytes) -> Any:
     """Returns a JSON file without what says where it comes from or which code to run, None for others."""
     document = _parsed(data) if name.endswith(".json") else None
-    return document if name in _VOCABULARIES else without_keys(document, _DROPPED)
-
-
-def _strings(document: Any) -> Iterator[str]:
-    if isinstance(document, str):
-        yield document
-    for value in (
-        document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
-    ):
-        yield from _strings(value)
+    return document if name in VOCABULARIES else without_keys(document, _DROPPED)
 
 
 def _dumped(document: Any) -> bytes:

@@ -109,12 +109,12 @@ def test_tokenizer_files_are_copied_and_code_is_not(
         "a.safetensors.index.json",
     ]
     for name in [*copied, *left]:
-        (base / name).write_text(f"{{}} {name}")
+        (base / name).write_text(f'{{"a": "{name}"}}')
     (base / "folder.json").mkdir()
     path = write_restored(tmp_path / "out", *opened)
     names = sorted(file.name for file in path.iterdir())
     assert names == sorted([*copied, "README.md", "config.json", "model.safetensors"])
-    assert all((path / name).read_text() == f"{{}} {name}" for name in copied)
+    assert all((path / name).read_text() == f'{{"a": "{name}"}}' for name in copied)
 
 
 def test_a_base_that_is_one_file_has_no_config(tmp_path: Path) -> None:
