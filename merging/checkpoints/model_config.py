@@ -10,9 +10,16 @@ from flexswitch.merging.checkpoints.config import CODE_KEYS, without_keys
 
 # Entries by which transformers picks code, quantised layers or the models of other libraries.
 _PICKS_CODE = rf"{CODE_KEYS}|quantization_config|backbone|backbone_kwargs|use_(timm|pretrained)_backbone"
+_NOT_WRITTEN = f"{CODE_KEYS}|quantization_config|compression_config"
 _OTHER_LIBRARIES = ("timm_wrapper", "timm_backbone")  # models that timm makes, perhaps by downloading them
+# Entries that change what a model returns; features and logits are read from its usual outputs.
+_OUTPUTS = r"(use_)?return_dict|torchscript|output_(attentions|hidden_states|router_logits|scores|past)"
 # Entries that transformers reads although no field of its config classes has their names.
-_OLD_NAMES = {"model_type", "num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor"}
+_OLD_NAMES = {
+    "model_type", "num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype",
+}  # fmt: skip
+# What fine-tuning changes, where transformers cannot say which entries a config.json may have.
+_USUAL = {"architectures", "dtype", "id2label", "label2id", "problem_type"} | _OLD_NAMES
 _NUMBER_OF = re.compile(r"(n|num)_.*|n_?layers?|.*_(layers|labels|experts)|depths?")
 _MOST = 100_000
 
@@ -30,16 +37,41 @@ def config_class(transformers: Any, entries: Mapping[str, Any], source: str) -> 
     return transformers.CONFIG_MAPPING[kind]
 
 
-def without_code(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a config.json but those, at any depth, that pick code."""
-    found: dict[str, Any] = without_keys(entries, _PICKS_CODE)
+def model_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a config.json but those, at any depth, that pick code or other outputs."""
+    found: dict[str, Any] = without_keys(entries, f"{_PICKS_CODE}|{_OUTPUTS}")
     return found
 
 
 def known_changes(kind: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the changes of a base's config.json that a task may make: to fields of its config class."""
-    known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | _OLD_NAMES
-    return {key: value for key, value in without_code(changes).items() if key in known}
+    known = _fields(kind)
+    return {key: value for key, value in model_entries(changes).items() if key in known}
+
+
+def written_changes(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the changes of a base's config.json that a restored model's gets.
+
+    They are fields of transformers' config class of the restored model; of entries that the base has and that
+    fine-tuning usually changes, where transformers is missing or has no such class.
+    """
+    kind = _installed_class({**base, **changes}.get("model_type")) if changes else None
+    known = base.keys() | _USUAL if kind is None else _fields(kind)
+    return {key: value for key, value in without_keys(changes, _NOT_WRITTEN).items() if key in known}
+
+
+def _installed_class(model_type: object) -> Any:
+    """Returns transformers' config class of a model type, None if there is none."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return None
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    return CONFIG_MAPPING[model_type] if known else None
+
+
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | _OLD_NAMES
 
 
 def check_numbers(entries: Mapping[str, Any], source: str) -> None:

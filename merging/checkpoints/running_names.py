@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES, TORCH_DTYPES
-from flexswitch.merging.checkpoints.model_config import check_numbers, config_class, without_code
+from flexswitch.merging.checkpoints.model_config import check_numbers, config_class, model_entries
 from flexswitch.merging.checkpoints.size_limit import size_limit
 
 State = Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class RunningModel:
     def __init__(self, config: Mapping[str, Any]) -> None:
         import transformers
 
-        entries = without_code(config)
+        entries = model_entries(config)
         check_numbers(entries, "the model")
         settings = config_class(transformers, entries, "the model").from_dict(entries)
         names = config.get("architectures") or []

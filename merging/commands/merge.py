@@ -11,8 +11,10 @@ from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.hashing import open_base
+from flexswitch.merging.checkpoints.model_config import written_changes
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
 from flexswitch.merging.commands.arguments import (
     Access,
@@ -39,6 +41,7 @@ from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
 from flexswitch.merging.task_vectors.restore import restored_tensors, tied_outputs
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 SHARD_BYTES = 5_000_000_000
 
@@ -142,7 +145,8 @@ def merge(
     for note in notes:
         reporter.note(note)
     files = {} if task is None else vectors[task].files
-    changes = (dict(vectors[task].model.config) if task else {}) | ({"dtype": dtype} if dtype else {})
+    changes = _config_changes(checkpoint, vectors[task], reporter) if task else {}
+    changes |= {"dtype": dtype} if dtype else {}
 
     def card() -> str:
         check_bases(vectors, checkpoint)  # last, because writing has read and hashed all of it
@@ -150,9 +154,28 @@ def merge(
 
     with reporter.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as on_tensor:
         write_model_directory(
-            output, outputs, checkpoint, changes, card, max_shard_size, overwrite, on_tensor, files
+            output,
+            outputs,
+            checkpoint,
+            changes,
+            card,
+            max_shard_size,
+            overwrite,
+            on_tensor,
+            files,
+            reporter.note,
         )
     return Merged(output, list(vectors), given.method.name, len(outputs))
+
+
+def _config_changes(base: Checkpoint, vector: TaskVector, reporter: Reporter) -> dict[str, Any]:
+    """Returns the task's entries of config.json that are written, and notes those that are not."""
+    kept = written_changes(read_config(base), vector.model.config)
+    if dropped := sorted(vector.model.config.keys() - kept.keys()):
+        reporter.note(
+            f"left out of config.json, because the model has no such settings: {', '.join(dropped)}"
+        )
+    return kept
 
 
 def _restored_lambda(given: MergeSettings) -> float:

@@ -1,20 +1,21 @@
 """The base class of the transformers adapters."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.model_config import (
     check_numbers,
     config_class,
     known_changes,
-    without_code,
+    model_entries,
 )
 from flexswitch.merging.checkpoints.size_limit import size_limit
 from flexswitch.merging.models.examples import Batch
@@ -37,7 +38,7 @@ class HuggingFace:
         if base.directory is None:
             raise InputError(f"{base.source}: has no config.json with a 'model_type'; give a model directory")
         self.config_class = config_class(transformers, config, base.source)
-        self.config = without_code(config)
+        self.config = model_entries(config)
         self.auto_map = config.get("auto_map")
         self.base = base
         self.directory = base.directory
@@ -57,9 +58,36 @@ class HuggingFace:
     def features(self, encoder: nn.Module, batch: Batch, spec: str) -> Tensor:
         """Returns means over the tokens that are not padding, (sample, width · layers) float32."""
         layers = parse_feature_spec(spec).layers
-        if layers:
-            return in_short_parts(batch, lambda part: layer_means(encoder, part, layers))
-        return in_short_parts(batch, lambda part: pooled_mean(encoder, part))
+        with self._running():
+            if layers:
+                return in_short_parts(batch, lambda part: layer_means(encoder, part, layers))
+            return in_short_parts(batch, lambda part: pooled_mean(encoder, part))
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns (sample, class), or (sample, token, vocabulary) for a language model.
+
+        Raises: InputError where the model fails, as transformers checks few settings before.
+        """
+        with self._running():
+            return self._logits(model, batch)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(**batch).logits
+        return logits
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Raises: InputError where a model fails in the context."""
+        try:
+            yield
+        except (FlexswitchError, OSError, MemoryError):
+            raise
+        except Exception as reason:  # a wrong config may raise anything
+            found = " ".join(str(reason).split())[:200]
+            raise InputError(
+                f"{self.base.source}: its model fails on the examples ({found}); check the settings of its "
+                "config.json and of the task's"
+            ) from reason
 
     def headless(self, changes: Mapping[str, Any]) -> nn.Module:
         """Returns the model without a head and a pooler, which means over tokens do not use."""

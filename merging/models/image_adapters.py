@@ -38,11 +38,6 @@ class ImageClassification(HuggingFace):
             return {"pixel_values": self._normalised(torch.from_numpy(pixels).float())}
         return {"pixel_values": torch.from_numpy(pixels.astype(np.float32))}
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns (sample, class)."""
-        logits: Tensor = model(**batch).logits
-        return logits
-
     def _normalised(self, pixels: Tensor) -> Tensor:
         path = self.directory / "preprocessor_config.json"
         if not path.is_file():

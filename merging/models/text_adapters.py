@@ -91,11 +91,6 @@ class SequenceClassification(_Text):
         """Returns the classifier with the number of labels in the config."""
         return self.untrained("AutoModelForSequenceClassification", config, extras)
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns (sample, class)."""
-        logits: Tensor = model(**batch).logits
-        return logits
-
 
 class EncoderWithHead(_Text):
     """`hf-encoder`: an encoder with mean pooling and a linear head, which is among the extras."""
@@ -123,8 +118,7 @@ class EncoderWithHead(_Text):
         """Returns the name in the module that holds encoder and head."""
         return finetuned_name if finetuned_name in (HEAD_WEIGHT, HEAD_BIAS) else f"encoder.{finetuned_name}"
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns (sample, class)."""
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         modules = dict(model.named_children())
         hidden = modules["encoder"](**batch).last_hidden_state
         logits: Tensor = modules["head"](mean_pool(hidden, batch.get("attention_mask")))
@@ -163,8 +157,3 @@ class CausalLanguageModel(_Text):
         if not ids.shape[1]:  # some tokenizers add no tokens to an empty text
             ids, mask = torch.full((len(ids), 1), self._tokenizer.pad_token_id), torch.zeros(len(ids), 1)
         return {"input_ids": ids.long(), "attention_mask": mask.long()}
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns (sample, token, vocabulary)."""
-        logits: Tensor = model(**batch).logits
-        return logits

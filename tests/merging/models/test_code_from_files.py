@@ -17,7 +17,7 @@ from support.tiny_models import Toy
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.checkpoints.model_config import known_changes, without_code
+from flexswitch.merging.checkpoints.model_config import known_changes, model_entries, written_changes
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.running_names import running_model
 from flexswitch.merging.commands.merge import merge
@@ -142,7 +142,7 @@ CODE: dict[str, Any] = {
 @pytest.mark.parametrize("key", CODE)
 def test_an_entry_that_picks_code_is_left_out_at_any_depth(text: Toy, key: str) -> None:
     entry = {key: CODE[key]}
-    assert without_code({"text_config": {**entry, "a": 1}, "list": [entry], **entry}) == {
+    assert model_entries({"text_config": {**entry, "a": 1}, "list": [entry], **entry}) == {
         "text_config": {"a": 1}, "list": [{}],
     }  # fmt: skip
     assert known_changes(transformers.BertConfig, {**entry, "num_labels": 3, "made_up": 1}) == {
@@ -167,16 +167,80 @@ def test_merge_writes_no_names_of_code(evil: Path, text: Toy, tmp_path: Path) ->
 
 def test_merge_writes_no_names_of_code_that_an_artifact_brings(text: Toy, tmp_path: Path) -> None:
     artifact = shutil.copy(next((text.zoo / "tasks").glob("birds.*")), tmp_path / "birds.fsw")
-    entries = CODE | {"text_config": CODE, "problem_type": "single_label_classification"}
+    made_up = {
+        "text_config": CODE,
+        "compression_config": {"a": 1},
+        "trust_remote_code": True,
+        "kernels": "a/b",
+    }
+    entries = CODE | made_up | {"problem_type": "single_label_classification"}
     damage(
         artifact, lambda document: document.setdefault("model", {}).setdefault("config", {}).update(entries)
     )
     merge([artifact], tmp_path / "out", base=text.base, task="birds")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    left = {"backbone": "resnet50", "use_pretrained_backbone": True}  # says which model it is
-    assert config["text_config"] == left
-    assert {key: config[key] for key in CODE if key in config} == left
+    assert not set(config) & {*CODE, "text_config", "compression_config", "trust_remote_code", "kernels"}
     assert config["problem_type"] == "single_label_classification"
+
+
+WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a field of the class": ({"model_type": "bert"}, {"hidden_act": "silu"}),
+    "a field of the restored model's class": (
+        {"model_type": "bert"},
+        {"model_type": "vit", "qkv_bias": False},
+    ),
+    "an older name": ({"model_type": "llama"}, {"rope_scaling": {"type": "linear"}, "rope_theta": 1e6}),
+    "an entry of an unknown base": ({"model_type": "own", "width": 3}, {"width": 4, "num_labels": 2}),
+}
+NOT_WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "an entry of no class": ({"model_type": "bert"}, {"kernels": "evil/k"}),
+    "a field of another class": ({"model_type": "bert"}, {"qkv_bias": False}),
+    "an entry that an unknown base lacks": ({"model_type": "own"}, {"width": 4}),
+    "an odd model type": ({"model_type": ["bert"]}, {"hidden_act": "silu"}),
+    "quantisation that the base names": ({"compression_config": {}}, {"compression_config": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("situation", WRITTEN | NOT_WRITTEN)
+def test_only_settings_of_the_model_are_written_of_a_task_s_config(situation: str) -> None:
+    base, changes = (WRITTEN | NOT_WRITTEN)[situation]
+    assert written_changes(base, changes) == (changes if situation in WRITTEN else {})
+
+
+def test_without_transformers_entries_of_the_base_and_usual_ones_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    changes = {"hidden_act": "silu", "id2label": {"0": "a"}, "kernels": "evil/k", "layer_norm_eps": 1e-3}
+    assert written_changes({"model_type": "bert", "hidden_act": "gelu"}, changes) == {
+        "hidden_act": "silu", "id2label": {"0": "a"},
+    }  # fmt: skip
+
+
+OUTPUTS = {
+    "return_dict": False, "torchscript": True, "output_attentions": True, "output_hidden_states": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OUTPUTS)
+def test_a_config_does_not_change_what_a_model_returns(text: Toy, tmp_path: Path, key: str) -> None:
+    base = shutil.copytree(text.base, tmp_path / "base")
+    change(base / "config.json", **{key: OUTPUTS[key]})
+    texts = ["birds3 word1", "tools1"]
+    for folder, changes in ((base, {}), (text.base, {key: OUTPUTS[key]})):
+        adapter = get_adapter(open_checkpoint(folder), None, "hf-sequence-classification")
+        batch = adapter.batch(texts)
+        assert adapter.features(adapter.encoder(), batch, "layers:0+1").shape == (2, 32)
+        assert adapter.logits(adapter.model(changes, {}), batch).shape == (2, 2)
+
+
+def test_a_model_that_fails_when_it_runs_is_refused_in_one_line(text: Toy) -> None:
+    adapter = get_adapter(open_checkpoint(text.base), None, "hf-sequence-classification")
+    model = adapter.model({"chunk_size_feed_forward": 3}, {})
+    with pytest.raises(InputError) as caught:
+        adapter.logits(model, adapter.batch(["birds3 word1 word2 word4 tools3"]))
+    assert str(caught.value).startswith(f"{text.base}: its model fails on the examples (The dimension to be")
+    assert str(caught.value).endswith("); check the settings of its config.json and of the task's")
 
 
 def test_the_names_of_a_running_model_are_had_without_code_and_without_end(text: Toy) -> None:
