@@ -44,8 +44,8 @@ def inspect(
     Example: flexswitch inspect sst2.fsw --plot training.png
     """
     from flexswitch.codecs.errors import UsageError
+    from flexswitch.codecs.format.hub_id import is_hub_id
     from flexswitch.codecs.format.zoo import ZOO_FILE
-    from flexswitch.merging.checkpoints.hub import is_hub_id
     from flexswitch.merging.checkpoints.hub_zoo import hub_zoo
     from flexswitch.merging.task_vectors.task_name import SUFFIX
 

@@ -73,7 +73,8 @@ def check(prepared: Prepared) -> list[str]:
 
 def _pins(graph: Graph, lock: Lock) -> dict[str, str]:
     """Returns the commits of the hub ids that steps read, as the lock has them, or else asked for now."""
-    from flexswitch.merging.checkpoints.hub import is_hub_id, resolve_commit
+    from flexswitch.codecs.format.hub_id import is_hub_id
+    from flexswitch.merging.checkpoints.hub import resolve_commit
 
     found = {}
     for step, sources in zip(graph.plan.steps, graph.sources, strict=True):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
+from flexswitch.codecs.format.hub_id import is_hub_id
 from flexswitch.codecs.sparse import SparseLayout
 
 METADATA_KEY = "flexswitch"
@@ -42,6 +43,12 @@ def check_task_name(name: str) -> str:
     return name
 
 
+def _check_hub_id(text: str) -> str:
+    if not is_hub_id(text):
+        raise ValueError("expected a hub id, org/name or org/name@revision")
+    return text
+
+
 TaskName = Annotated[str, AfterValidator(check_task_name)]
 
 
@@ -59,7 +66,7 @@ class BaseIdentity(Strict):
     """
 
     fingerprint: Blake3
-    id: str | None = None
+    id: Annotated[str, AfterValidator(_check_hub_id)] | None = None
 
 
 class ModelRecord(Strict):

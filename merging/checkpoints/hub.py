@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub: what an id is, which files make a checkpoint, why a download failed.
+"""Checkpoints on the Hugging Face hub: which files make a checkpoint, why a download failed.
 
 Fetching, caching and retrying are huggingface_hub's.
 """
@@ -16,27 +16,15 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.hub_id import HUB_ID
 
 Answer = TypeVar("Answer")
 
-_NAME = r"\w(?:[\w.-]{0,94}\w)?"
-HUB_ID = re.compile(
-    r"(?![^@]*(?:--|\.\.))"  # the hub allows neither
-    r"(?![^@]*\.(?:git|safetensors|bin|pt|pth|fsw)(?:@|$))"  # a mistyped file stays off the network
-    rf"(?P<repo>{_NAME}/{_NAME})"
-    r"(?:@(?P<revision>(?!.*(?:\.\.|//))\w(?:[\w./+-]*\w)?))?",
-    re.ASCII,
-)
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "vocab.bpe", "bpe.codes")
 SAFETENSORS = ("*.safetensors",)
 # The modules of a sentence-transformers model.
 _MODULE = re.compile(r"\d+_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)", re.ASCII)
 BINARIES = ("pytorch_model*.bin", "adapter_model*.bin")
-
-
-def is_hub_id(text: str) -> bool:
-    """Returns whether the text has the form `org/name` or `org/name@revision`; a local path may, too."""
-    return HUB_ID.fullmatch(text) is not None
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:

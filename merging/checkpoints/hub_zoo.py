@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.hub_id import is_hub_id
 from flexswitch.codecs.format.zoo import ZOO_FILE
-from flexswitch.merging.checkpoints.hub import ask_hub, is_hub_id
+from flexswitch.merging.checkpoints.hub import ask_hub
 
 _ZOO_FILES = (ZOO_FILE, "tasks/*.fsw", "index/*.safetensors")
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.hub_id import is_hub_id
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
-from flexswitch.merging.checkpoints.hub import download_checkpoint, is_hub_id
+from flexswitch.merging.checkpoints.hub import download_checkpoint
 from flexswitch.merging.checkpoints.modules import ModulesCheckpoint, module_folders
 from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint

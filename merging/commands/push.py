@@ -7,6 +7,7 @@ from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.zoo import ZOO_FILE, Zoo, open_zoo
 from flexswitch.merging.commands.arguments import Input, checked_with
 from flexswitch.merging.commands.reporter import SILENT, Reporter
+from flexswitch.merging.task_vectors.markdown import markdown_text
 
 
 class Pushed(NamedTuple):
@@ -19,7 +20,7 @@ class Pushed(NamedTuple):
 
 
 def _check(repository: str) -> None:
-    from flexswitch.merging.checkpoints.hub import is_hub_id
+    from flexswitch.codecs.format.hub_id import is_hub_id
 
     if not is_hub_id(repository) or "@" in repository:
         raise UsageError(f"'{repository}': expected a repository of the hub, org/name")
@@ -71,6 +72,6 @@ def model_card(zoo: Zoo, repository: str) -> str:
     for task in zoo:
         record = zoo.record.tasks[task]
         bits = 8 * record.size / max(1, record.parameters)
-        lines.append(f"| {task} | {record.method} | {record.size:,} | {bits:.3f} |")
+        lines.append(f"| {task} | {markdown_text(record.method)} | {record.size:,} | {bits:.3f} |")
     lines += ["", "```sh", f"flexswitch merge {repository} --base BASE -o OUT --task TASK", "```", ""]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import CODE_KEYS, read_config, with_dtype, without_keys
 from flexswitch.merging.checkpoints.modules import MODULE_FOLDER
 from flexswitch.merging.task_vectors.base_files import COPIED, copy_base_files
+from flexswitch.merging.task_vectors.markdown import markdown_text
 from flexswitch.merging.task_vectors.restore import OutputTensor
 from flexswitch.merging.task_vectors.side_files import changed_contents, write_contents
 
@@ -70,7 +71,7 @@ def write_model_directory(
 
 def model_card(title: str, lines: Mapping[str, str], command: str) -> str:
     """Returns a model card in Markdown that describes how the model was made."""
-    rows = "\n".join(f"- {label}: {value}" for label, value in lines.items())
+    rows = "\n".join(f"- {label}: {markdown_text(value)}" for label, value in lines.items())
     front = "---\ntags:\n- flexswitch\n- merge\n---\n"
     return f"{front}\n# {title}\n\n{_MARK}\n\n{rows}\n\n    {command}\n"
 

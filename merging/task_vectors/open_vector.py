@@ -5,9 +5,9 @@ from functools import partial as bind
 from pathlib import Path
 
 from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.hub_id import is_hub_id
 from flexswitch.codecs.format.zoo import ZOO_FILE, Zoo, read_zoo
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.hub import is_hub_id
 from flexswitch.merging.checkpoints.hub_zoo import hub_zoo
 from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flexswitch.merging.checkpoints.hub import is_hub_id
+from flexswitch.codecs.format.hub_id import is_hub_id
 
 SUFFIX = ".tv.safetensors"  # of task vector files
 

@@ -48,7 +48,7 @@ DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 # These reserve space in the header for a count and for an identity that are not known yet.
 _WIDEST_COUNT = 10**15
-_WIDEST_BASE = BaseIdentity(fingerprint="0" * 64, id="0" * 256)
+_WIDEST_BASE = BaseIdentity(fingerprint="0" * 64, id=f"{'0' * 96}/{'0' * 96}@{'0' * 62}")
 
 
 class TaskVectorHeader(Strict):

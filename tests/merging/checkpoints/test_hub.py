@@ -16,7 +16,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from support.hub_server import EXPIRED_TOKEN, HubServer
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.hub import checkpoint_files, download_checkpoint, is_hub_id
+from flexswitch.codecs.format.hub_id import is_hub_id
+from flexswitch.merging.checkpoints.hub import checkpoint_files, download_checkpoint
 
 TEXTS = {
     "config.json": b"{}",

@@ -10,6 +10,7 @@ from huggingface_hub import close_session, constants
 from support.hub_server import HubServer
 
 import flexswitch as library
+from flexswitch.merging.commands.push import model_card
 
 
 @pytest.fixture
@@ -45,6 +46,27 @@ def test_a_zoo_is_sent_in_one_commit_with_a_card_and_nothing_else(zoo, hub, flex
     assert "| red | t-switch | " in card
     assert sum("/commit/" in request for request in hub.requests) == 1
     assert len(json.loads(outcome.out)["files"]) == len(expected) + 1
+
+
+def test_a_zoo_whose_base_id_would_write_into_the_card_is_refused(zoo, hub, flexswitch):
+    path = zoo / "zoo" / "zoo.json"
+    document = json.loads(path.read_text())
+    document["base"]["id"] = "org/x\nlicense: mit\n---\n<script>"
+    path.write_text(json.dumps(document))
+    outcome = flexswitch("push", "zoo", "org/zoo", "--dry-run")
+    assert outcome.status == 3
+    assert outcome.error == (
+        "zoo/zoo.json: its field 'base.id' is wrong: expected a hub id, org/name or org/name@revision"
+    )
+
+
+def test_a_method_s_name_is_text_in_the_card(zoo, hub, flexswitch):
+    path = zoo / "zoo" / "zoo.json"
+    document = json.loads(path.read_text())
+    document["tasks"]["red"]["method"] = "a|b\n<script>"
+    path.write_text(json.dumps(document))
+    card = model_card(library.open_zoo(zoo / "zoo"), "org/zoo")
+    assert "| red | a\\|b\\\\n\\<script\\> | " in card
 
 
 def test_a_dry_run_sends_nothing(zoo, hub, flexswitch):

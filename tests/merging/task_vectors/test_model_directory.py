@@ -220,6 +220,11 @@ def test_a_card_describes_how_the_model_was_made() -> None:
     )
 
 
+def test_a_card_shows_names_of_files_as_text() -> None:
+    card = model_card("t", {"left out": "<b>[x](y)\n\x1b* `a`"}, "flexswitch merge A")
+    assert "\n- left out: \\<b\\>\\[x\\](y)\\\\n\\\\x1b\\* \\`a\\`\n" in card
+
+
 def test_a_task_s_output_does_not_depend_on_its_shards(tmp_path: Path) -> None:
     pair = memory_pair(BASE, TUNED)
     one, many = (
