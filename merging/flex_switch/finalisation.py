@@ -59,8 +59,14 @@ class TrainingRun:
         task, target = self.task, self.settings.target
         if target is not None:
             quantised = task.fill(quantised, task.sizer(record), target)[0]
+        return self.recorded(quantised, record)
+
+    def recorded(
+        self, quantised: list[Quantisation], record: TrainingRecord
+    ) -> tuple[float, list[Quantisation], TrainingRecord]:
+        """Returns the loss, a quantisation of the right size with refitted scales, and its record."""
         found, after = self._with_record(self._refitted(quantised), record)
-        return self.data.loss(task.parallel_map), found, after
+        return self.data.loss(self.task.parallel_map), found, after
 
     def _refitted(self, quantised: list[Quantisation]) -> list[Quantisation]:
         """Returns it with scales refitted at the first rate that lowers the loss, or unchanged."""

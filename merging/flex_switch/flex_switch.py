@@ -103,7 +103,7 @@ def flexswitch(
     """Returns the plan that compresses every tensor, trained to keep the fine-tuned model's answers.
 
     Raises: UsageError if settings conflict; InputError if the size can't be met, exemplars are too few, or
-    training does not lower the loss.
+    the loss is not finite.
     """
     _check_conflicts(objective, target_size, lambda_, densities, norm_compensation)
     widths, training, data_settings = _bit_widths(bits), job.training, None

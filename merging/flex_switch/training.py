@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import TrainingRecord
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
@@ -25,13 +24,12 @@ from flexswitch.merging.flex_switch.parameters import Adam
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.flex_switch.training_record import quality, training_record
-from flexswitch.merging.flex_switch.training_step import Schedule, TrainingState, run_steps
+from flexswitch.merging.flex_switch.training_step import Schedule, TrainingState, check_finite, run_steps
 
 Doubles = NDArray[np.float64]
 
 _STEP_SIZES = (1.0, 0.1, 0.03)  # tried in turn: long steps move away from an initialisation that is good
-# Accepted loss relative to the initialisation's, whose file did not have to hold the training record.
-_LOSS_TOLERANCE = 1.05
+RECORD_SPARE = 64  # bytes by which a training record may be longer than the likely one
 _UNTARGETED_SHARE = 0.005  # initial size as a share of float32, for training without a target
 
 
@@ -63,27 +61,29 @@ def train(
 ) -> tuple[list[Quantisation], TrainingRecord]:
     """Returns the trained quantisation of each tensor, and the record of the training.
 
-    If training finds nothing better than the initialisation, that is returned, with a note. Raises:
-    InputError if the loss on the exemplars is then higher than the bytes of the training record explain.
+    If training finds nothing better than the initialisation, that is returned, with a note.
+
+    Raises: InputError if the loss is not finite.
     """
     run = TrainingRun(task, data, GatedModel(data.model, task.tensors, data.names, settings.shards), settings)
     sizer = task.sizer()
     size = settings.target or round(_UNTARGETED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
     initial, factors = _best_initialisation(run, size)
-    initial = task.fill(initial, sizer, size)[0]
-    loss_before = run.loss(initial)
-    loss, found, record = _train_from(run, initial, factors, size, checkpoint, on_step, on_note)
-    if loss > loss_before + (_LOSS_TOLERANCE - 1) * abs(loss_before):  # rounding makes a loss of 0 negative
-        if checkpoint is not None:
-            checkpoint.remove()  # the same steps would lead here again
-        raise InputError(
-            f"{task.vector.source}: training did not help: the loss on the exemplars is {loss:.4g}, and "
-            f"was {loss_before:.4g} before; use more steps or exemplars, or the data-free allocation with "
-            "--set objective=none"
-        )
+    check_finite(run.loss(initial), "before the first step")
+    initial = task.fill(initial, task.sizer(likely_record(run)), size - RECORD_SPARE)[0]
+    found, record = _train_from(run, initial, factors, size, checkpoint, on_step, on_note)
     if settings.target is not None:
         _note_missed(task.sizer(record).size(found), settings.target, on_note)
     return found, record
+
+
+def likely_record(run: TrainingRun) -> TrainingRecord:
+    """Returns a record about as long as that of the training, for the quality of the model's weights."""
+    found = quality(run.data, run.task.parallel_map)
+    history = [
+        Progress(step, 0.1234, 0.1234 * run.task.vector.parameters) for step in range(run.settings.steps)
+    ]
+    return training_record(run.data, found, found, history, run.task.vector.parameters)
 
 
 def _train_from(
@@ -94,8 +94,8 @@ def _train_from(
     checkpoint: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
-) -> tuple[float, list[Quantisation], TrainingRecord]:
-    """Returns the loss, the quantisation and the record after training from an initialisation.
+) -> tuple[list[Quantisation], TrainingRecord]:
+    """Returns the quantisation and the record after training from an initialisation.
 
     If the loss does not fall, training is repeated with shorter steps; at last only scales are trained.
     """
@@ -108,7 +108,7 @@ def _train_from(
         record = training_record(run.data, before, before, state.history, run.task.vector.parameters)
         loss, found, after = run.finished(state.parameters.quantised(run.task.tensors), record)
         if loss < loss_before:
-            return loss, found, after
+            return found, after
         result = (
             f"{run.settings.steps} steps change the loss on the exemplars from {loss_before:.4g} to "
             f"{loss:.4g}: "
@@ -116,7 +116,7 @@ def _train_from(
         shorter = [step_size for step_size in _STEP_SIZES if step_size < state.step_size]
         if not shorter:
             on_note(result + "the initialisation is kept and only its scales are trained; use more steps")
-            return run.finished(initial, record)
+            return run.recorded(initial, record)[1:]
         on_note(result + f"training starts again with steps {shorter[0]:g} times as long")
         state = _initial_state(run, initial, factors, shorter[0])
 

@@ -75,6 +75,15 @@ class TrainingState:
     history: list[Progress] = field(default_factory=list)
 
 
+def check_finite(loss: float, when: str) -> None:
+    """Raises: InputError if a loss is infinite or NaN."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} {when}; the fine-tuned model's answers on the exemplars are not finite, or "
+            "its weights are huge"
+        )
+
+
 def run_steps(
     state: TrainingState,
     tensors: Sequence[DeltaRows],
@@ -133,11 +142,7 @@ def _step(
     kept = set_gates(model, gates, parallel_map)
     found = model.backward_all(losses, parallel_map)
     loss = sum(value for value, _ in found)
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} in step {state.step + 1}; the fine-tuned model's answers on the exemplars "
-            "are not finite, or its weights are huge"
-        )
+    check_finite(loss, f"in step {state.step + 1}")
     slopes = [summed([of_units[number] for _, of_units in found]) for number in range(len(tensors))]
     rates = [
         _rate(parameters, gates[number], kept[number], tensor, state.factors[number])

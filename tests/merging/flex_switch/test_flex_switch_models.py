@@ -98,11 +98,13 @@ CASES = {
 @pytest.mark.parametrize("kind", CASES)
 def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
     case = CASES[kind](tmp_path)
-    found = case.train(tmp_path / "out" / "birds.fsw", f"steps={60 if kind == 'llama' else 24}")
+    found = case.train(
+        tmp_path / "out" / "birds.fsw", f"steps={60 if kind == 'llama' else 24}", "target_size=6KB"
+    )
     record = found.header.training
     assert record.after.divergence < record.before.divergence
     assert record.exemplars == 24
-    assert found.path.stat().st_size <= 5000
+    assert found.path.stat().st_size <= 6000
     assert measured(case, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 

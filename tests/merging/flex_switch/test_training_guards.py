@@ -14,8 +14,6 @@ from support.training_cases import Reports, TrainingCase, measured, text_case
 
 from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
 from flexswitch.merging.compression.compress import compress
-from flexswitch.merging.compression.plan import Progress
-from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.methods.settings import parse_settings
 
 
@@ -145,30 +143,6 @@ def test_another_base_is_refused(case: TrainingCase, tmp_path: Path) -> None:
     assert str(file) in found_message
 
 
-def test_a_training_that_does_not_lower_the_loss_is_refused(case: TrainingCase, tmp_path: Path) -> None:
-    """One step is too few, however short it is."""
-    checkpoint, saved = TrainingCheckpoint(tmp_path / "out" / "birds.fsw.training", 1), []
-
-    def on_step(progress: Progress) -> None:
-        saved.append(checkpoint.path.exists())
-
-    output, settings = tmp_path / "out" / "birds.fsw", ("target_size=9KB", "steps=1")
-    refused = message(
-        InputError, lambda: case.train(output, *settings, checkpoint=checkpoint, on_step=on_step)
-    )
-    assert list((tmp_path / "out").iterdir()) == []  # going on from the checkpoint would only lead here again
-    assert saved == [False, True, True]  # long steps, short ones, and yet shorter ones
-    number = r"[0-9.e+-]+"
-    found = re.fullmatch(
-        rf"{re.escape(str(case.finetuned))}: training did not help: the loss on the exemplars is "
-        rf"({number}), and was ({number}) before; use more steps or exemplars, or the data-free allocation with "
-        r"--set objective=none",
-        refused,
-    )
-    assert found is not None
-    assert float(found[1]) > 1.05 * float(found[2])
-
-
 NOTES = (
     "training starts again with steps 0.1 times as long",
     "training starts again with steps 0.03 times as long",
@@ -176,14 +150,14 @@ NOTES = (
 )
 
 
-@pytest.mark.parametrize(("steps", "tries"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("steps", "target"), [(2, 6000), (1, 7000)])
 def test_steps_that_raise_the_loss_are_taken_again_as_shorter_ones_and_then_left_out(
-    steps: int, tries: int, case: TrainingCase, tmp_path: Path
+    steps: int, target: int, case: TrainingCase, tmp_path: Path
 ) -> None:
     reports = Reports()
-    found = case.train(tmp_path / "birds.fsw", f"steps={steps}", reports=reports)
-    record, number = found.header.training, r"([0-9.e+-]+)"
-    assert len(reports.notes) == tries
+    found = case.train(tmp_path / "birds.fsw", f"steps={steps}", f"target_size={target}", reports=reports)
+    record, number, tries = found.header.training, r"([0-9.e+-]+)", len(reports.notes)
+    assert tries > 0
     for note, end in zip(reports.notes, NOTES, strict=False):
         losses = re.fullmatch(
             rf"{steps} steps change the loss on the exemplars from {number} to {number}: {re.escape(end)}",
@@ -193,7 +167,7 @@ def test_steps_that_raise_the_loss_are_taken_again_as_shorter_ones_and_then_left
         assert float(losses[2]) >= float(losses[1])
         assert float(losses[1]) == pytest.approx(record.before.divergence, rel=1e-3)
     assert [progress.step for progress in reports.steps] == min(tries + 1, 3) * list(range(1, steps + 1))
-    assert record.after.divergence < record.before.divergence
+    assert record.after.divergence <= record.before.divergence
     assert record.after.divergence == pytest.approx(measured(case, found).divergence, rel=5e-3)
 
 
@@ -205,7 +179,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(case: TrainingCase, tmp_pat
     save_file(state, path, {"format": "pt"})
     found_message = refusal(InputError, spoiled, tmp_path)
     assert found_message == (
-        "the loss is nan in step 1; the fine-tuned model's answers on the exemplars are not finite, or its weights "
+        "the loss is nan before the first step; the fine-tuned model's answers on the exemplars are not finite, or its weights "
         "are huge"
     )
 
@@ -230,6 +204,6 @@ def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
         assert (tmp_path / "out" / "birds.fsw").stat().st_size <= target
         return
     found_message = refusal(InputError, case, tmp_path, *settings)
-    assert "training did not help" in found_message or found_message == (
+    assert found_message == (
         f"{case.finetuned}: no thresholds bring the artifact to {target:,} bytes; ask for more"
     )
