@@ -78,8 +78,9 @@ class BatchPlan:
     """The rows of a batch, the tasks that answer them, and each row's head.
 
     count: the number of rows; mixtures: (mixture, task) float32, the distinct rows of the weights times λ;
-    mixture_of: (row,), the mixture of each row; heads: (row,), a task's number, or None for the module's own
-    head; token_groups: a cache of merged_linear.py.
+    mixture_of: (row,), the mixture of each row; heads: (row,), the number of the task whose head
+    and buffers it has, -1 for no task, or None for the module's own; token_groups: a cache of
+    merged_linear.py.
     """
 
     count: int
@@ -187,8 +188,8 @@ def batch_plan(
 ) -> BatchPlan:
     """Returns the plan of a batch.
 
-    weights: (row, task) float32, λ·w; heads: (row,), a task's number, or None; mask: (row, token), False for
-    padding, or None.
+    weights: (row, task) float32, λ·w; heads: as `BatchPlan` has them; mask: (row, token), False for padding,
+    or None.
     """
     padding = None if mask is None else Padding(mask)
     mixtures, mixture_of = np.unique(weights, axis=0, return_inverse=True)

@@ -21,6 +21,7 @@ from flexswitch.merging.switching.fused_layers import (
     switched_forward,
 )
 from flexswitch.merging.switching.heads import Head, install_heads
+from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.unpadded_tensor import padded
 
 
@@ -32,9 +33,13 @@ class FusedEngine:
     """
 
     def __init__(
-        self, module: nn.Module, names: Mapping[str, str], heads: Mapping[str, Sequence[Head]]
+        self,
+        module: nn.Module,
+        names: Mapping[str, str],
+        heads: Mapping[str, Sequence[Head]],
+        buffers: Mapping[str, Sequence[Buffers]],
     ) -> None:
-        """names: tensor → the module's name for it; heads: a layer's name → its heads, one for each task."""
+        """names: tensor → the module's name for it; heads, buffers: a layer's name → those of each task."""
         self._plans, self._source = ActivePlan(), module
         self._lock, self._is_checked = Lock(), False
         self._bad_layer: str | None = None
@@ -53,6 +58,7 @@ class FusedEngine:
         for switch in switches:
             switch.module.forward = switched_forward(switch)
         install_heads(self.module, heads, self._plans)
+        install_buffers(self.module, buffers, self._plans)
 
     def layer_not_batch_first(self, batch: Any) -> str | None:
         """Returns the name of a layer that is not given the rows of a batch first, or None.

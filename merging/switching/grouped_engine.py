@@ -24,6 +24,7 @@ from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
+from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.rounding import rounded
 
@@ -49,11 +50,13 @@ class GroupedEngine:
         module: nn.Module,
         names: Mapping[str, str],
         heads: Mapping[str, Sequence[Head]],
+        buffers: Mapping[str, Sequence[Buffers]],
         deltas: TaskDeltas,
         cache_bytes: int,
     ) -> None:
         """names: tensor → the module's name for it. At least one module is kept, whatever its size."""
-        self._module, self._heads, self._deltas = module, heads, deltas
+        self._module, self._deltas = module, deltas
+        self._heads, self._buffers = heads, buffers
         state = module.state_dict(keep_vars=True)
         self._base = {name: state[inside] for name, inside in names.items()}
         size = sum(tensor.numel() * tensor.element_size() for tensor in self._base.values())
@@ -116,6 +119,7 @@ class GroupedEngine:
                 if id(buffer) in own:
                     setattr(owner, name, own[id(buffer)])
         install_heads(module, self._heads, plans)
+        install_buffers(module, self._buffers, plans)
         return _HeldModule(module, {name: own[id(tensor)] for name, tensor in self._base.items()}, plans)
 
     def _rewrite(self, held: _HeldModule, factors: Factors) -> None:

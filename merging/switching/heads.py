@@ -12,6 +12,7 @@ from torch.nn import functional
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.loading import names_inside
 from flexswitch.merging.switching.batch_plan import ActivePlan
+from flexswitch.merging.switching.own_buffers import is_buffer
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -31,8 +32,8 @@ def read_heads(
 ) -> dict[str, list[Head]]:
     """Returns the tasks' own heads by the module's name of the layer, one for each task.
 
-    Tensors that the module lacks are ignored. Raises: InputError where a layer is not linear, or a task lacks
-    a head that another has.
+    Tensors that the module lacks, and buffers, are ignored. Raises: InputError where a layer is not linear,
+    or a task lacks a head that another has.
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
@@ -41,6 +42,8 @@ def read_heads(
             name = named[other]
             layer, _, parameter = inside.rpartition(".")
             owner = module.get_submodule(layer)
+            if is_buffer(module, inside):
+                continue
             if type(owner) is not nn.Linear:
                 raise InputError(
                     f"{vector.source}: its own tensor '{name}' belongs to the module's '{layer}', a "
@@ -85,7 +88,7 @@ def _head_forward(
         out = rows.new_full((*rows.shape[:2], width), -torch.inf)
         for task in np.unique(plan.heads):
             own = torch.from_numpy(np.flatnonzero(plan.heads == task)).to(rows.device)
-            head = tasks[task]
+            head = tasks[max(task, 0)]  # a row of no task has some head too
             out[own, :, : len(head.weight)] = functional.linear(rows[own], head.weight, head.bias)
         return out.view(*inputs.shape[:-1], width)
 

@@ -10,7 +10,7 @@ How a batch is answered:
    - A task with many tokens is computed by its merged weights θ + τ instead (merged_weights.py holds
      them, merged_linear.py multiplies by them). The engine "merged" does so for all tasks.
    - grouped_engine.py runs a module with rewritten weights for each mixture. It suits few recurring ones.
-4. heads.py ends each row with the head of its task.
+4. heads.py ends each row with the head of its task, and own_buffers.py gives layers its buffers.
 
 A delta matrix is decoded once (task_deltas.py), in the form that multiplies fastest (delta_matrix.py).
 
@@ -39,6 +39,7 @@ from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import read_heads
 from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.module_check import check_module
+from flexswitch.merging.switching.own_buffers import read_buffers
 from flexswitch.merging.switching.padding import token_mask
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_names import open_vectors
@@ -74,7 +75,8 @@ class SwitchedModel(nn.Module):
     Row i of the output equals the forward pass of θ + λ Σ_k w_k(x_i) τ̂_k on row i alone, within the
     dtype's tolerance, whatever else is in the batch. Where the tasks have heads for a layer of the
     module, row i is answered with the head of the caller's task, or of its largest weight; rows of a head
-    with fewer classes than another's end in -inf. The output for padding, by a batch's "attention_mask"
+    with fewer classes than another's end in -inf. Buffers that tasks change, such as running statistics, are
+    that task's too; rows of no task have the base's. The output for padding, by a batch's "attention_mask"
     (row, token), is undefined: the fused engine skips much of it. That engine requires every layer's
     first dimension to be over the rows of the batch, or over their tokens row by row. The first batch
     shows whether this holds; otherwise "auto" uses the grouped engine, and "fused" is refused. Move the
@@ -204,14 +206,15 @@ class SwitchedModel(nn.Module):
         if self._check_base and vectors:
             self._checked = check_module(self.module, vectors, names, self._rename, self._base, self._checked)
         heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
-        fused = FusedEngine(self.module, names, heads)
+        buffers = read_buffers(self.module, vectors, self._rename)
+        fused = FusedEngine(self.module, names, heads, buffers)
         state = self.module.state_dict()
         base_rms = {
             name: float(state[inside].float().square().mean().sqrt()) for name, inside in names.items()
         }
         device = _device_of(self.module)
         deltas = TaskDeltas(vectors, base_rms, fused.transposed, self._cache_bytes, device)
-        grouped = GroupedEngine(self.module, names, heads, deltas, self._cache_bytes)
+        grouped = GroupedEngine(self.module, names, heads, buffers, deltas, self._cache_bytes)
         merged_bytes = self._cache_bytes if device.type == "cpu" else 0
         merged = MergedWeights(fused.matrices, deltas, merged_bytes, self._costs.new_mixture)
         cost_model = CostModel(fused.matrices, grouped.capacity, merged.capacity, self._costs)
@@ -221,7 +224,7 @@ class SwitchedModel(nn.Module):
 
             average = _AveragedModule(tasks, deltas, fused)
             router = ZooRouter(self.module, zoo, self._routing, average)
-        return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads), router)
+        return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads or buffers), router)
 
     def _plan(
         self,
@@ -241,7 +244,10 @@ class SwitchedModel(nn.Module):
         shares = weights.detach().to("cpu", torch.float32).numpy()
         head_of_row = None
         if loaded.has_heads:
-            head_of_row = shares.argmax(1) if heads is None else _task_numbers(heads, loaded.tasks, count)
+            if heads is None:
+                head_of_row = np.where(shares.any(1), shares.argmax(1), -1)
+            else:
+                head_of_row = _task_numbers(heads, loaded.tasks, count)
         elif heads is not None:
             raise InputError("heads= names tasks, but the module has no layer that the tasks have heads for")
         factors = np.float32(self._lambda) * shares

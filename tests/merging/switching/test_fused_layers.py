@@ -33,12 +33,14 @@ def weights_of(rows=ROWS):
 
 
 def mixed_answer(module, base, states, row, call):
-    """Returns the result of a call of the module with one row's mixed weights."""
+    """Returns the result of a call of the module with one row's mixed weights, and its task's buffers."""
     own = {
         name: tensor
         + sum(share * (state[name] - tensor) for share, state in zip(row.tolist(), states, strict=True))
         for name, tensor in base.items()
     }
+    if row.any():
+        own |= {name: states[int(row.argmax())][name] for name, _ in module.named_buffers() if name in base}
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict({**before, **own})
     with torch.no_grad():

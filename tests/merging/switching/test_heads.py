@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.checkpoints import memory_pair, message
+from support.checkpoints import compressed, file_pair, memory_pair, message
 from support.switching import BATCH, base_classifier
 from support.tiny_models import (
     TASKS,
@@ -61,6 +61,33 @@ def test_heads_are_refused_where_they_are_unknown_too_few_or_not_there(text):
     assert message(InputError, lambda: headless(BATCH, weights=weights, heads=["birds"] * 6)) == (
         "heads= names tasks, but the module has no layer that the tasks have heads for"
     )
+
+
+def normalised():
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(20, 2)).eval()
+
+
+@pytest.mark.parametrize("engine", ["fused", "merged", "grouped"])
+def test_each_row_has_the_running_statistics_of_its_task_and_no_mixture_of_them(tmp_path, engine):
+    module, zoo, restored = normalised(), {}, []
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for number in range(2):
+        changed = changed_state({name: each for name, each in state.items() if each.dim()}, 10 + number, 0.1)
+        changed["1.running_var"] = torch.rand(4) / 100  # extended by λ = 1.5, it would be negative
+        changed["1.num_batches_tracked"] = torch.tensor(7 + number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        zoo[f"task{number}"] = compressed(file_pair(folder, state, changed), folder / "task.fsw")
+        restored.append(dict(restore(str(folder / "base.safetensors"), zoo[f"task{number}"], 1.5)))
+    inputs, weights = torch.randn(4, 3, 5), torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1]])
+    found = SwitchedModel(module, zoo, engine=engine, lambda_=1.5)(inputs, weights=weights)
+    for row, own in enumerate([restored[1], restored[0], state, restored[1]]):
+        alone = normalised()
+        alone.load_state_dict(own)
+        with torch.no_grad():
+            torch.testing.assert_close(found[row], alone(inputs[row : row + 1])[0], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
 def test_a_head_that_is_not_linear_is_refused():
