@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, unknown_name
+from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan
 from flexswitch.merging.switching.own_buffers import is_buffer
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
@@ -93,3 +95,18 @@ def _head_forward(
         return out.view(*inputs.shape[:-1], width)
 
     return forward
+
+
+def task_of_rows(heads: Sequence[str] | None, tasks: Sequence[str], shares: FloatArray) -> Ids:
+    """Returns the number of each row's task, (row,): the named one, or that of its largest weight.
+
+    shares: (row, task). -1 for a row without a weight. Raises: InputError on an unknown task or count.
+    """
+    if heads is None:
+        return np.where(shares.any(1), shares.argmax(1), -1)
+    for task in heads:
+        if task not in tasks:
+            raise InputError(f"heads: {unknown_name('task', task, tasks)}")
+    if len(heads) != len(shares):
+        raise InputError(f"heads names {len(heads)} tasks, expected {len(shares)}, one for each row")
+    return np.array([tasks.index(task) for task in heads], np.int64)

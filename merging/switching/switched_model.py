@@ -29,14 +29,13 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
-from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
-from flexswitch.merging.switching.heads import read_heads
+from flexswitch.merging.switching.heads import read_heads, task_of_rows
 from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
@@ -244,10 +243,7 @@ class SwitchedModel(nn.Module):
         shares = weights.detach().to("cpu", torch.float32).numpy()
         head_of_row = None
         if loaded.has_heads:
-            if heads is None:
-                head_of_row = np.where(shares.any(1), shares.argmax(1), -1)
-            else:
-                head_of_row = _task_numbers(heads, loaded.tasks, count)
+            head_of_row = task_of_rows(heads, loaded.tasks, shares)
         elif heads is not None:
             raise InputError("heads= names tasks, but the module has no layer that the tasks have heads for")
         factors = np.float32(self._lambda) * shares
@@ -292,13 +288,3 @@ class _AveragedModule:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-
-
-def _task_numbers(heads: Any, tasks: list[str], count: int) -> Ids:
-    """Returns each row's task number. Raises: InputError on an unknown task or a wrong count."""
-    for task in heads:
-        if task not in tasks:
-            raise InputError(f"heads: {unknown_name('task', task, tasks)}")
-    if len(heads) != count:
-        raise InputError(f"heads names {len(heads)} tasks, expected {count}, one for each row")
-    return np.array([tasks.index(task) for task in heads], np.int64)
