@@ -98,11 +98,18 @@ def test_no_command_prints_control_characters(
 def test_the_texts_of_a_hostile_artifact_are_printed_escaped(hostile: Path, flexswitch: Runner) -> None:
     method = {"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     damage(hostile / "red.fsw", lambda document: document.update(method=method))
-    damage(hostile / "red.fsw", lambda document: document["base"].update(id=HOSTILE))
     damage(hostile / "red.fsw", lambda document: document.update(model={"adapter": HOSTILE}))
     for command in (("inspect", "red.fsw"), ("verify", "red.fsw"), ("pack", "red.fsw", "-o", "other")):
         outcome = flexswitch(*command)
         assert outcome.status == 0
+        check_printable(outcome.out + outcome.err)
+
+
+def test_a_base_of_no_hub_id_is_refused_without_control_characters(hostile: Path, flexswitch: Runner) -> None:
+    damage(hostile / "red.fsw", lambda document: document["base"].update(id=HOSTILE))
+    for command in (("inspect", "red.fsw"), ("verify", "red.fsw"), ("pack", "red.fsw", "-o", "other")):
+        outcome = flexswitch(*command)
+        assert outcome.status == 3
         check_printable(outcome.out + outcome.err)
 
 
