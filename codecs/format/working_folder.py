@@ -36,7 +36,7 @@ def working_folder(path: Path) -> Iterator[Path]:
             try:
                 folder.mkdir()
                 lock = _locked(folder)
-            except FileNotFoundError:
+            except (FileExistsError, FileNotFoundError):
                 if not path.parent.is_dir():
                     raise
             except OSError as error:

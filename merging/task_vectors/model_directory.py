@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
@@ -39,7 +40,7 @@ def write_model_directory(
 
     files: changes of the files, as a task vector carries them.
     card: returns the card's text; called last, so that it can check what was read while writing.
-    Raises: InputError if the output may not be written or the disk is too small.
+    Raises: InputError if the output or a tensor's name may not be written, or the disk is too small.
     """
     shards = _plan_shards(outputs, shard_bytes)
     contents = changed_contents(base.directory, files)
@@ -104,7 +105,13 @@ def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[
     # Wide dtypes come first, so that every tensor starts at a multiple of its width.
     for name in sorted(outputs, key=lambda name: (-DTYPE_BYTES[outputs[name].info.dtype], name)):
         if "/" in name:
-            folders.setdefault(f"{name.rpartition('/')[0]}/model.safetensors", []).append(name)
+            folder, _, rest = name.partition("/")
+            if not MODULE_FOLDER.fullmatch(folder) or "/" in rest:
+                raise InputError(
+                    f"tensor '{name}': a '/' may only follow the folder of a module, such as 2_Dense/weight; "
+                    "do not use a file with such a name"
+                )
+            folders.setdefault(f"{folder}/model.safetensors", []).append(name)
             continue
         needed = _bytes(outputs[name])
         if groups[-1] and used + needed > shard_bytes:

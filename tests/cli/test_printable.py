@@ -65,7 +65,7 @@ def check_printable(text: str) -> None:
         (("inspect", "red.fsw"), 0),
         (("inspect", "red.fsw", "--storage"), 0),
         (("inspect", "zoo"), 0),
-        (("merge", "zoo", "--base", "base.safetensors", "-o", "out", "--task", "red"), 0),
+        (("merge", "zoo", "--base", "base.safetensors", "-o", "out", "--task", "red"), 1),
         (("run", "recipe.yaml"), 1),
         (("extract", "base.safetensors", HOSTILE, "-o", "a.tv.safetensors"), 1),
         (("compress", HOSTILE, *COMPRESS, "-o", "a.fsw"), 1),
