@@ -87,7 +87,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
     from flexswitch.cli.training_report import training_table
     from flexswitch.codecs.format.container import open_artifact
-    from flexswitch.merging.task_vectors.side_files import is_side_file
+    from flexswitch.codecs.format.tensor_names import is_side_file
 
     artifact = open_artifact(path)
     header, stored = artifact.header, path.stat().st_size

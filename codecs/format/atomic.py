@@ -15,13 +15,18 @@ from flexswitch.codecs.format.working_folder import set_aside, working_folder
 def check_output(path: Path, overwrite: bool) -> None:
     """Checks the path of an output before any work is done.
 
-    Raises: InputError if it has no name of its own, the folder is missing, or the output exists and must not
-    be replaced.
+    Raises: InputError if it has no name of its own, the folder is missing, or the output is a link, or exists
+    and must not be replaced.
     """
     if path.name in ("", ".."):
         raise InputError(f"{path}: is no name of an output; give the name of a file or folder")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_symlink():
+        raise InputError(
+            f"{path}: is a link, and flexswitch writes nothing through links; give another output, or the "
+            "path that it leads to"
+        )
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; give another output, or --overwrite to replace it")
 
@@ -38,9 +43,10 @@ def check_space(path: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a path in a hidden folder next to `path`; on exit its file is flushed and renamed to `path`.
+    """Yields a path in a hidden folder next to `path`; on exit its file is flushed and moved to `path`.
 
-    On any exception nothing is left of it and `path` is unchanged. Raises: InputError.
+    Without overwrite it replaces no file that is made meanwhile. On any exception nothing is left of it and
+    `path` is unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
     if path.is_dir():
@@ -51,7 +57,10 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[Path]:
             partial.touch()
             yield partial
             flush(partial)
-            partial.replace(path)
+            if overwrite:
+                partial.replace(path)
+            else:
+                _take_name(partial, path)
             flush(path.parent)
 
 
@@ -69,11 +78,7 @@ def atomic_directory(
     and `path` is unchanged. Raises: InputError.
     """
     check_output(path, overwrite)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file, expected a folder; choose a folder name")
-    reason = refusal(path) if path.is_dir() and any(path.iterdir()) else None
-    if reason is not None:
-        raise InputError(f"{path}: {reason}, so --overwrite does not replace it; give another output")
+    _check_folder(path, refusal)
     with working_folder(path) as folder:
         partial = folder / path.name
         with named_errors(partial, path):
@@ -82,6 +87,8 @@ def atomic_directory(
             for place in [*partial.rglob("*"), partial]:
                 flush(place)
             if overwrite and os.path.lexists(path):
+                check_output(path, overwrite)
+                _check_folder(path, refusal)  # again, since files may have been put into it meanwhile
                 if not exchange(partial, path):
                     set_aside(path, folder)
                     partial.rename(path)
@@ -107,6 +114,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _check_folder(path: Path, refusal: Callable[[Path], str | None]) -> None:
+    """Raises: InputError if an output is a file, or a folder that must not be replaced."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file, expected a folder; choose a folder name")
+    reason = refusal(path) if path.is_dir() and any(path.iterdir()) else None
+    if reason is not None:
+        raise InputError(f"{path}: {reason}, so --overwrite does not replace it; give another output")
+
+
+def _take_name(partial: Path, path: Path) -> None:
+    """Gives a file a name that was free. Raises: InputError if it has been taken meanwhile."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise _made_meanwhile(path) from error
+        partial.rename(path)  # a file system without hard links
+
+
 def _take_place(partial: Path, path: Path) -> None:
     """Renames a folder to a name that was free. Raises: InputError if it has been taken meanwhile."""
     try:
@@ -114,10 +140,13 @@ def _take_place(partial: Path, path: Path) -> None:
     except OSError as error:
         if not os.path.lexists(path):
             raise
-        raise InputError(
-            f"{path}: another process has made it meanwhile; give another output, or --overwrite to replace "
-            "it"
-        ) from error
+        raise _made_meanwhile(path) from error
+
+
+def _made_meanwhile(path: Path) -> InputError:
+    return InputError(
+        f"{path}: another process has made it meanwhile; give another output, or --overwrite to replace it"
+    )
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from flexswitch.codecs.format.safetensors_file import (
     RangeReader,
     read_header,
 )
+from flexswitch.codecs.format.tensor_names import check_stored_names
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels, SparseLayout, SparseTensor
 from flexswitch.codecs.zstd import zstd_decompress
@@ -239,6 +240,8 @@ def open_artifact(path: str | Path) -> Artifact:
     table = _read_table(path, document, stored)
     described = document.model_dump(exclude={"format", "version", "table"})
     header = ArtifactHeader(**described).model_copy(update=dict(table))
+    names = [*header.tensors, *header.exact]
+    check_stored_names(path, names, header.extras, header.model, ArtifactError)
     offset = stored.tensors[DATA].offset
     extra_offsets, places = {}, {}
     for name, extra in header.extras.items():

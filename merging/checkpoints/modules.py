@@ -1,10 +1,10 @@
 """The modules of a sentence-transformers model: folders beside the model's own, which may have weights."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.tensor_names import MODULE_FOLDER
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_json
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODULES = "modules.json"
-MODULE_FOLDER = re.compile(r"\d+_\w+", re.ASCII)
 
 
 class ModulesCheckpoint:

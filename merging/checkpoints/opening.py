@@ -9,6 +9,7 @@ from typing import NamedTuple
 from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.hub_id import is_hub_id
+from flexswitch.codecs.format.tensor_names import check_tensor_names
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.hub import download_checkpoint
@@ -70,6 +71,12 @@ def open_checkpoint(source: str | Path | Location) -> Checkpoint:
 
 def open_stored(source: str | Path | Location) -> Checkpoint:
     """Opens a checkpoint whose tensors are as stored, even if they are codes. Raises: InputError."""
+    checkpoint = _open_any(source)
+    check_tensor_names(checkpoint.source, [*checkpoint.tensors, *checkpoint.aliases], InputError)
+    return checkpoint
+
+
+def _open_any(source: str | Path | Location) -> Checkpoint:
     if not isinstance(source, Location):
         check_argument("open_checkpoint", "source", source, is_path(source), f"{PATH}, or a hub id")
     place = source if isinstance(source, Location) else locate(str(source))

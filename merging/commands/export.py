@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import atomic_directory, check_output, check_space
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
+from flexswitch.codecs.format.written_files import foreign_file, list_files
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
@@ -21,7 +22,6 @@ from flexswitch.merging.task_vectors.model_directory import model_card
 from flexswitch.merging.task_vectors.raw_tensors import tensor_bytes
 
 _WEIGHTS, _CARD = "adapter_model.safetensors", "README.md"
-_WRITTEN = {_WEIGHTS, _CARD, ADAPTER_CONFIG}
 _SHOWN = 4
 
 
@@ -82,16 +82,11 @@ def _rank(rank: int | str) -> Rank:
 def _write(path: Path, task: str, lora: Lora, overwrite: bool) -> None:
     lines = {"rank": str(lora.rank), "relative error of the weights' change": f"{lora.total_error:.4g}"}
     command = f"flexswitch export SOURCE --base BASE --task {task} --to lora --rank {lora.rank} -o OUT"
-    with atomic_directory(path, overwrite, refusal=_refusal) as partial:
+    with atomic_directory(path, overwrite, refusal=foreign_file) as partial:
         check_space(path, sum(tensor.nbytes for tensor in lora.tensors.values()))
         with SafetensorsWriter(partial / _WEIGHTS, {"format": "pt"}) as writer:
             for name, tensor in lora.tensors.items():
                 writer.add(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), [tensor_bytes(tensor)])
         (partial / ADAPTER_CONFIG).write_text(json.dumps(lora.config, indent=2) + "\n", encoding="utf-8")
         (partial / _CARD).write_text(model_card(f"{task}, as a LoRA", lines, command), encoding="utf-8")
-
-
-def _refusal(path: Path) -> str | None:
-    """Returns why a folder must not be replaced by an adapter, None if it may."""
-    foreign = sorted(file.name for file in path.iterdir() if file.name not in _WRITTEN)
-    return f"holds {foreign[0]}, which flexswitch did not write" if foreign else None
+        list_files(partial)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
+from flexswitch.codecs.format.tensor_names import is_side_file
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
-from flexswitch.merging.task_vectors.side_files import is_side_file, read_files
+from flexswitch.merging.task_vectors.side_files import read_files
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 

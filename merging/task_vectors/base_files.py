@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.written_files import LIST_FILE
 from flexswitch.merging.checkpoints.modules import module_folders
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.task_vectors.file_checks import without_code
 
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 # The last three describe weights that were quantised, as the written ones are not.
 _NOT_COPIED = (
     "config.json",
+    LIST_FILE,
     ADAPTER_CONFIG,
     "hf_quant_config.json",
     "quant_config.json",
@@ -44,7 +46,7 @@ def _names(source: Path) -> Iterator[str]:
     for folder in module_folders(source):
         if (source / folder / "config.json").is_file():
             yield f"{folder}/config.json"
-    for pattern in COPIED:
+    for pattern in _COPIED:
         for file in sorted(source.glob(pattern)):
             wanted = file.name not in _NOT_COPIED and not file.name.endswith(".index.json")
             if wanted and file.is_file():

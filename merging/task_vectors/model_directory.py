@@ -11,17 +11,16 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_directory, check_space
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES, SafetensorsWriter
+from flexswitch.codecs.format.tensor_names import check_tensor_names
+from flexswitch.codecs.format.written_files import foreign_file, inside, list_files
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import CODE_KEYS, read_config, with_dtype, without_keys
-from flexswitch.merging.checkpoints.modules import MODULE_FOLDER
-from flexswitch.merging.task_vectors.base_files import COPIED, copy_base_files
+from flexswitch.merging.task_vectors.base_files import copy_base_files
 from flexswitch.merging.task_vectors.markdown import markdown_text
 from flexswitch.merging.task_vectors.restore import OutputTensor
 from flexswitch.merging.task_vectors.side_files import changed_contents, write_contents
 
 _CARD = "README.md"
-_MARK = "Made with flexswitch."
-_WRITTEN = (*COPIED, "model.safetensors", "model-*.safetensors", _CARD)
 
 
 def write_model_directory(
@@ -42,13 +41,15 @@ def write_model_directory(
     card: returns the card's text; called last, so that it can check what was read while writing.
     Raises: InputError if the output or a tensor's name may not be written, or the disk is too small.
     """
+    check_tensor_names(path, outputs, InputError)
     shards = _plan_shards(outputs, shard_bytes)
     contents = changed_contents(base.directory, files)
-    with atomic_directory(path, overwrite, refusal=_refusal) as partial:
+    with atomic_directory(path, overwrite, refusal=foreign_file) as partial:
         check_space(path, sum(map(_bytes, outputs.values())))
         for shard, names in shards.items():
-            (partial / shard).parent.mkdir(exist_ok=True)
-            with SafetensorsWriter(partial / shard, {"format": "pt"}) as writer:
+            file = inside(partial, shard)
+            file.parent.mkdir(exist_ok=True)
+            with SafetensorsWriter(file, {"format": "pt"}) as writer:
                 for name in names:
                     on_tensor(name)
                     info = outputs[name].info
@@ -68,30 +69,14 @@ def write_model_directory(
         copy_base_files(base.directory, partial, on_note)
         write_contents(partial, contents)
         (partial / _CARD).write_text(card(), encoding="utf-8")
+        list_files(partial)
 
 
 def model_card(title: str, lines: Mapping[str, str], command: str) -> str:
     """Returns a model card in Markdown that describes how the model was made."""
     rows = "\n".join(f"- {label}: {markdown_text(value)}" for label, value in lines.items())
     front = "---\ntags:\n- flexswitch\n- merge\n---\n"
-    return f"{front}\n# {title}\n\n{_MARK}\n\n{rows}\n\n    {command}\n"
-
-
-def _refusal(path: Path) -> str | None:
-    """Returns why a folder must not be replaced by a model; None if flexswitch wrote all that it holds."""
-    card = path / _CARD
-    if not card.is_file() or _MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        return "holds no model that flexswitch wrote"
-    modules = [
-        folder for folder in path.iterdir() if folder.is_dir() and MODULE_FOLDER.fullmatch(folder.name)
-    ]
-    files = [file for folder in (path, *modules) for file in folder.iterdir() if file not in modules]
-    foreign = sorted(
-        str(file.relative_to(path))
-        for file in files
-        if not file.is_file() or not any(file.match(pattern) for pattern in _WRITTEN)
-    )
-    return f"holds {foreign[0]}, which flexswitch did not write" if foreign else None
+    return f"{front}\n# {title}\n\nMade with flexswitch.\n\n{rows}\n\n    {command}\n"
 
 
 def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[str, list[str]]:
@@ -105,13 +90,7 @@ def _plan_shards(outputs: Mapping[str, OutputTensor], shard_bytes: int) -> dict[
     # Wide dtypes come first, so that every tensor starts at a multiple of its width.
     for name in sorted(outputs, key=lambda name: (-DTYPE_BYTES[outputs[name].info.dtype], name)):
         if "/" in name:
-            folder, _, rest = name.partition("/")
-            if not MODULE_FOLDER.fullmatch(folder) or "/" in rest:
-                raise InputError(
-                    f"tensor '{name}': a '/' may only follow the folder of a module, such as 2_Dense/weight; "
-                    "do not use a file with such a name"
-                )
-            folders.setdefault(f"{folder}/model.safetensors", []).append(name)
+            folders.setdefault(f"{name.partition('/')[0]}/model.safetensors", []).append(name)
             continue
         needed = _bytes(outputs[name])
         if groups[-1] and used + needed > shard_bytes:

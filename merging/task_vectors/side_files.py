@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.records import RawTensor
+from flexswitch.codecs.format.tensor_names import ENTRIES, MODULE_FOLDER, WHOLE
+from flexswitch.codecs.format.written_files import inside
 from flexswitch.merging.checkpoints.config import CODE_KEYS, parse_json, without_keys
-from flexswitch.merging.checkpoints.modules import MODULE_FOLDER, MODULES, module_folders
+from flexswitch.merging.checkpoints.modules import MODULES, module_folders
 from flexswitch.merging.task_vectors.file_checks import VOCABULARIES, foreign_class, read_base_json
 from flexswitch.merging.task_vectors.model_changes import fitting
 
 if TYPE_CHECKING:
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-WHOLE, ENTRIES = "file/", "entries/"
 MOST_FILE_BYTES, MOST_BYTES = 32 << 20, 64 << 20
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -61,11 +62,6 @@ def changed_files(
     if reason := _problem(found):
         raise InputError(f"{finetuned}: {reason}; move it away")
     return dict(sorted(found.items()))
-
-
-def is_side_file(extra: str) -> bool:
-    """Returns whether an extra is a file and not a tensor."""
-    return extra.startswith((WHOLE, ENTRIES))
 
 
 def read_files(source: str, sizes: Mapping[str, int], read: Callable[[str], RawTensor]) -> dict[str, bytes]:
@@ -118,7 +114,7 @@ def changed_contents(base: Path | None, files: Mapping[str, bytes]) -> dict[str,
 def write_contents(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes files to a directory, and removes those without bytes."""
     for name, data in contents.items():
-        path = folder / name
+        path = inside(folder, name)
         path.parent.mkdir(exist_ok=True)
         if data:
             path.write_bytes(data)

@@ -35,12 +35,13 @@ from flexswitch.codecs.format.safetensors_file import (
     header_bytes,
     read_header,
 )
+from flexswitch.codecs.format.tensor_names import check_stored_names, is_side_file
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
-from flexswitch.merging.task_vectors.side_files import is_side_file, read_files, stored_extras
+from flexswitch.merging.task_vectors.side_files import read_files, stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
@@ -98,6 +99,7 @@ class TaskVectorFile:
             for name, info in tensors.items()
             if name.startswith(EXTRA_PREFIX) and not is_side_file(name.removeprefix(EXTRA_PREFIX))
         }
+        check_stored_names(path, self.tensors, self.extras, self.model, ArtifactError)
 
     @property
     def files(self) -> Mapping[str, bytes]:

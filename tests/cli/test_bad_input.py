@@ -247,7 +247,7 @@ def test_a_folder_of_something_else_is_not_overwritten(zoo, fails):
     message = "photos: holds {}, so --overwrite does not replace it; give another output"
     fails(zoo, 1, message.format("no zoo.json"), "pack", "red.fsw", "-o", "photos", "--overwrite")
     merge = ("merge", "zoo", "--base", "base.safetensors", "-o", "photos", "--task", "red", "--overwrite")
-    fails(zoo, 1, message.format("no model that flexswitch wrote"), *merge)
+    fails(zoo, 1, message.format("no flexswitch.json that lists what flexswitch wrote"), *merge)
 
 
 @pytest.mark.parametrize("output", [".", "zoo/.."])

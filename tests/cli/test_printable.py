@@ -27,6 +27,7 @@ from flexswitch.merging.commands.pack import pack
 # Colours, a cleared line, a forged line, bidirectional controls, markup of rich, an emoji code of rich, C1.
 HOSTILE = "w\x1b[31m\x1b]0;t\x07\r\nflexswitch: error\u202e\u2066[/x][bold]:smile:\x9b2J\u2028\u200b"
 SHOWN = r"w\x1b[31m\x1b]0;t\x07\r\nflexswitch: error\u202e\u2066[/x][bold]:smile:\x9b2J\u2028\u200b"
+TENSOR = HOSTILE.replace("/", "")  # a name with a slash is refused
 COMPRESS = ("--base", "base.safetensors", "--method", "t-switch")
 
 
@@ -34,9 +35,9 @@ COMPRESS = ("--base", "base.safetensors", "--method", "t-switch")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models with a hostile tensor name, and of all that is made of them."""
     folder = tmp_path_factory.mktemp("hostile")
-    base = {HOSTILE: np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)}
+    base = {TENSOR: np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)}
     save_file(base, folder / "base.safetensors")
-    save_file({HOSTILE: base[HOSTILE] + 1, "head" + HOSTILE: base[HOSTILE]}, folder / "red.safetensors")
+    save_file({TENSOR: base[TENSOR] + 1, "head" + TENSOR: base[TENSOR]}, folder / "red.safetensors")
     pair = [folder / "base.safetensors", folder / "red.safetensors"]
     extract(*pair, folder / "red.tv.safetensors")
     compress(pair[1], folder / "red.fsw", base=pair[0])
@@ -65,7 +66,7 @@ def check_printable(text: str) -> None:
         (("inspect", "red.fsw"), 0),
         (("inspect", "red.fsw", "--storage"), 0),
         (("inspect", "zoo"), 0),
-        (("merge", "zoo", "--base", "base.safetensors", "-o", "out", "--task", "red"), 1),
+        (("merge", "zoo", "--base", "base.safetensors", "-o", "out", "--task", "red"), 0),
         (("run", "recipe.yaml"), 1),
         (("extract", "base.safetensors", HOSTILE, "-o", "a.tv.safetensors"), 1),
         (("compress", HOSTILE, *COMPRESS, "-o", "a.fsw"), 1),

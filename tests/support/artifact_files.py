@@ -58,7 +58,7 @@ TENSORS: Tensors = {
         stored_codec("grouped-coo", {"group": 4}),
     ),
     "encoder.bias": (sparse_tensor((9,), [0, 8], [1, 0], 1), 0.1, stored_codec("bitmask", {})),
-    "head/ß": (sparse_tensor((2, 2), [0, 3], [0xBF80, 0x4000], 16), 1.0, stored_codec("raw", {})),
+    "head.ß": (sparse_tensor((2, 2), [0, 3], [0xBF80, 0x4000], 16), 1.0, stored_codec("raw", {})),
 }
 ROWS: Tensors = TENSORS | {"words": (WORDS, 0.5, by_rows(WORDS, [1, 2, 89], stored_codec("bitmask", {})))}
 EXTRAS = {

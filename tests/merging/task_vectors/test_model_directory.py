@@ -50,7 +50,12 @@ def test_a_small_model_is_one_file_with_its_config_and_card(
     tmp_path: Path, opened: tuple[Checkpoint, CheckpointPair]
 ) -> None:
     path = write_restored(tmp_path / "out", *opened)
-    assert sorted(file.name for file in path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "flexswitch.json",
+        "model.safetensors",
+    ]
     assert_same_state(load_file(path / "model.safetensors"), TUNED)
     with safe_open(path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -113,14 +118,18 @@ def test_tokenizer_files_are_copied_and_code_is_not(
     (base / "folder.json").mkdir()
     path = write_restored(tmp_path / "out", *opened)
     names = sorted(file.name for file in path.iterdir())
-    assert names == sorted([*copied, "README.md", "config.json", "model.safetensors"])
+    assert names == sorted([*copied, "README.md", "config.json", "flexswitch.json", "model.safetensors"])
     assert all((path / name).read_text() == f'{{"a": "{name}"}}' for name in copied)
 
 
 def test_a_base_that_is_one_file_has_no_config(tmp_path: Path) -> None:
     pair = file_pair(tmp_path, BASE, TUNED)
     path = write_restored(tmp_path / "out", pair.base, pair)
-    assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == [
+        "README.md",
+        "flexswitch.json",
+        "model.safetensors",
+    ]
 
 
 def test_an_existing_output_is_refused_and_kept(
@@ -134,17 +143,10 @@ def test_an_existing_output_is_refused_and_kept(
     assert [file.name for file in path.iterdir()] == ["mine"]
     found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
     refused = "so --overwrite does not replace it; give another output"
-    assert found == f"{path}: holds no model that flexswitch wrote, {refused}"
-    (path / "README.md").write_text(model_card("t", {}, "flexswitch merge"))
-    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
-    assert found == f"{path}: holds mine, which flexswitch did not write, {refused}"
-    (path / "mine").rename(path / "model.safetensors")
-    (path / "logs").mkdir()
-    found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
-    assert found == f"{path}: holds logs, which flexswitch did not write, {refused}"
-    (path / "logs").rmdir()
+    assert found == f"{path}: holds no flexswitch.json that lists what flexswitch wrote, {refused}"
+    (path / "mine").unlink()
+    write_restored(path, *opened, overwrite=True)  # into an empty folder
     write_restored(path, *opened, overwrite=True)
-    assert (path / "model.safetensors").read_bytes() != b"mine"
     shutil.rmtree(path)
     path.write_text("a file")
     found = message(InputError, lambda: write_restored(path, *opened, overwrite=True))
