@@ -66,8 +66,11 @@ class ZooWriter:
         flush(partial)
         digest = file_sha256(partial)
         stored = StoredFile(content_name(folder, stem, digest), partial.stat().st_size, digest)
-        (self.root / folder).mkdir(exist_ok=True)
-        partial.replace(self.root / stored.file)
+        try:
+            (self.root / folder).mkdir(exist_ok=True)
+            partial.replace(self.root / stored.file)
+        except OSError as error:  # it names the working folder, which the user never sees
+            raise InputError(f"{self.root / folder}: cannot be written: {error.strerror}") from error
         return stored
 
     def commit(self, record: ZooRecord) -> None:
@@ -87,10 +90,17 @@ def zoo_writer(path: Path, wait: Wait = NO_LIMIT) -> Iterator[ZooWriter]:
 
     Raises: InputError if there is no zoo, another process holds it for too long, or parts of it are links.
     """
-    if not (path / ZOO_FILE).is_file():
-        raise no_zoo(path)
-    _check_links(path)
-    with _locked(path, wait), working_folder(path / ZOO_FILE) as work, named_errors(work, path):
+    _check_parts(path)
+    with _locked(path, wait):
+        _check_parts(path)  # again, as the zoo may have been replaced while it was waited for
+        with _working(path) as writer:
+            yield writer
+
+
+@contextmanager
+def _working(path: Path) -> Iterator[ZooWriter]:
+    """Yields the writer of a zoo that is locked; at the end, unnamed files are deleted."""
+    with working_folder(path / ZOO_FILE) as work, named_errors(work, path):
         remove_abandoned(path)  # of a writer that was killed while it made the zoo
         _remove_unnamed(path)  # of a writer that was killed while it changed the zoo
         try:
@@ -134,14 +144,18 @@ def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTen
     return task_record(header, writer.put("tasks", header.name, write))
 
 
-def _check_links(path: Path) -> None:
-    """Raises: InputError where a part of a zoo that a writer would change is a link."""
+def _check_parts(path: Path) -> None:
+    """Raises: InputError where there is no zoo, or a part of it is a link, or a file instead of a folder."""
+    if not (path / ZOO_FILE).is_file():
+        raise no_zoo(path)
     for name in (ZOO_FILE, LOCK_FILE, *_NAMES):
         if (path / name).is_symlink():
             raise InputError(
                 f"{path / name}: is a link, and flexswitch changes nothing through links; "
                 f"copy the zoo with `cp -RL {path} COPY` and change the copy"
             )
+        if name in _NAMES and (path / name).exists() and not (path / name).is_dir():
+            raise InputError(f"{path / name}: is a file, expected a folder; move it out of the zoo")
 
 
 @contextmanager

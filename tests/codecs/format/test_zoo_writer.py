@@ -1,5 +1,6 @@
 """A zoo's writer waits for others, follows no link, and deletes nothing that flexswitch did not put there."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -80,6 +81,26 @@ def test_a_writer_does_not_wait_longer_than_it_is_told(zoo: Path) -> None:
         pass
 
 
+def test_a_zoo_that_is_moved_away_while_a_writer_waits_is_named(zoo: Path) -> None:
+    errors: list[str] = []
+    noted = threading.Event()
+
+    def add() -> None:
+        errors.append(message(InputError, lambda: change(Wait(None, lambda _: noted.set()))))
+
+    def change(wait: Wait) -> None:
+        with zoo_writer(zoo, wait):
+            pytest.fail("there was a writer")
+
+    with zoo_writer(zoo):
+        second = threading.Thread(target=add)
+        second.start()
+        assert noted.wait(10)
+        (zoo / "zoo.json").rename(zoo / "moved.json")
+    second.join()
+    assert errors == [f"{zoo}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"]
+
+
 def test_reading_takes_no_lock_and_leaves_nothing(zoo: Path) -> None:
     before = sorted(os.listdir(zoo))
     with zoo_writer(zoo):
@@ -122,6 +143,36 @@ def test_a_zoo_with_a_link_inside_is_not_changed(zoo: Path, name: str) -> None:
     if name != LOCK_FILE:
         remove(elsewhere / "COPY", "a")
         assert list(open_zoo(elsewhere / "COPY").record.tasks) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["tasks", "index"])
+def test_a_zoo_with_a_file_in_the_place_of_a_folder_is_not_changed(zoo: Path, name: str) -> None:
+    shutil.rmtree(zoo / name, ignore_errors=True)
+    (zoo / name).write_text("mine")
+    found = message(InputError, lambda: remove(zoo, "a"))
+    assert found == f"{zoo / name}: is a file, expected a folder; move it out of the zoo"
+    assert (zoo / name).read_text() == "mine"
+    if name == "index":
+        (zoo / name).rename(zoo.parent / name)
+        remove(zoo, "a")
+        assert list(open_zoo(zoo).record.tasks) == ["b"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def refused(self: Path, target: Path) -> Path:
+        if target.parent.name == "tasks":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self), None, str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+
+    def add() -> None:
+        with zoo_writer(zoo) as writer:
+            stored(writer, "c", b"c")
+
+    assert message(InputError, add) == f"{zoo / 'tasks'}: cannot be written: Permission denied"
 
 
 def test_a_task_file_that_is_a_link_is_left_where_the_task_is_removed(zoo: Path) -> None:
