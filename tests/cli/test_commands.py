@@ -84,7 +84,7 @@ def test_the_bytes_depend_on_neither_the_run_nor_the_thread_count(models):
         found.append(
             {n: (models / folder / n).read_bytes() for n in names if (models / folder / n).is_file()}
         )
-    assert len(found[0]) == 10
+    assert len(found[0]) == 12
     assert found[0] == found[1] == found[2]
 
 

@@ -93,7 +93,7 @@ def test_no_command_prints_control_characters(
     check_printable(outcome.out)
     check_printable(outcome.err)
     if status == 0 and command[0] == "inspect" and command[1] != "zoo":
-        assert SHOWN in outcome.out
+        assert SHOWN.replace("/", "") in outcome.out
 
 
 def test_the_texts_of_a_hostile_artifact_are_printed_escaped(hostile: Path, flexswitch: Runner) -> None:
@@ -118,8 +118,8 @@ def test_json_is_exact_and_ascii(hostile: Path, flexswitch: Runner) -> None:
     found = flexswitch("inspect", "red.fsw", "--json").out
     assert found.isascii()
     check_printable(found)
-    assert list(json.loads(found)["tensors"]) == [HOSTILE]
-    assert open_artifact(hostile / "red.fsw").header.tensors.keys() == {HOSTILE}
+    assert list(json.loads(found)["tensors"]) == [TENSOR]
+    assert open_artifact(hostile / "red.fsw").header.tensors.keys() == {TENSOR}
 
 
 def test_a_path_that_is_not_utf_8_is_printed(tmp_path: Path) -> None:
