@@ -147,7 +147,7 @@ def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(kernel, tmp_
     assert (expected - model(**batch).logits).abs().max() > 0.01
     vectors = [ArtifactVector(artifact) for artifact in zoo.values()]
     names = tensor_names(model, vectors, str, strict=True)
-    fused = FusedEngine(model, names, {})
+    fused = FusedEngine(model, names, {}, {})
     rms = dict.fromkeys(names, 1.0)
     deltas = TaskDeltas(vectors, rms, fused.transposed, 1 << 30, CPU, bit_planes=True)
     plan = batch_plan(weights.numpy(), deltas, None, None)

@@ -54,7 +54,7 @@ def test_small_shares_of_a_batch_are_not_merged(base):
 def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_by_one_pass(text):
     module, vectors = base_classifier(text), [ArtifactVector(task) for task in open_zoo(text.zoo).values()]
     names = tensor_names(module, vectors, str, strict=True)
-    matrices, deltas = FusedEngine(module, names, {}).matrices, deltas_of(vectors)
+    matrices, deltas = FusedEngine(module, names, {}, {}).matrices, deltas_of(vectors)
     costs = Costs(new_mixture=150.0, mixture=20.0, task_calls=0.0, mixture_calls=0.0)
     cost_model = CostModel(matrices, 8, 0, costs)
 
