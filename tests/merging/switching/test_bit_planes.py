@@ -151,7 +151,7 @@ def test_a_model_with_bit_planes_answers_as_one_with_the_cpus_forms(kernel, tmp_
     rms = dict.fromkeys(names, 1.0)
     deltas = TaskDeltas(vectors, rms, fused.transposed, 1 << 30, CPU, bit_planes=True)
     plan = batch_plan(weights.numpy(), deltas, None, None)
-    engines = fused, GroupedEngine(model, names, {}, deltas, 1 << 30)
+    engines = fused, GroupedEngine(model, names, {}, {}, deltas, 1 << 30)
     for by_kernel in (True, False):
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.delitem(sys.modules, KERNEL)
