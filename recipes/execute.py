@@ -1,16 +1,15 @@
 """Runs one step, once: its outputs, and beside them a file with its record."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.working_folder import remove_abandoned
 from flexswitch.merging.commands.reporter import Reporter
 from flexswitch.recipes.commands import get_command
 from flexswitch.recipes.digests import Digests
@@ -165,15 +164,11 @@ def _stamps(step: PlannedStep) -> str:
 
 
 def _clear(step: PlannedStep, before: StepFile | None, started: StepFile) -> None:
-    """Removes what a killed run of the step left: partial outputs, and side files of other inputs."""
+    """Removes what killed runs of the step left: working folders, and side files of other inputs."""
     if before is None:
         return
     for output in map(Path, step.outputs):
-        for partial in output.parent.glob(f".{escape(output.name)}.*.partial"):
-            if partial.is_dir() and not partial.is_symlink():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
+        remove_abandoned(output)
         if before.model_copy(update={"record": None}) != started:
             for suffix in _SIDE_FILES:
                 output.with_name(output.name + suffix).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ Writes the section of docs/benchmarks.md.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,10 @@ def read_pair(models: Path, task: str) -> Pairs:
 def adam_steps(weights: list[Tensor]) -> Iterator[tuple[int, Pairs]]:
     """Yields (step, bfloat16 weights before and after it) of a run with noisy gradients."""
     generator = torch.Generator().manual_seed(0)
-    noise: Callable[[Tensor], Tensor] = lambda like: torch.randn(like.shape, generator=generator)  # noqa: E731
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
     master = [weight + 2.0**-9 * weight.abs() * (torch.rand(weight.shape, generator=generator) - 0.5)
               for weight in weights]  # fmt: skip
     drift = [noise(weight) for weight in weights]

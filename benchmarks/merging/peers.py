@@ -38,7 +38,7 @@ class Moves(NamedTuple):
 def read(path: Path) -> State:
     """Returns the tensors of a file."""
     with safe_open(path, framework="np") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file is no mapping
 
 
 def difference(found: State, expected: State) -> float:

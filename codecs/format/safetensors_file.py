@@ -13,7 +13,6 @@ import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -214,15 +213,16 @@ class RangeReader:
         self._path = path
         self._error = error
         self._read_bytes = read_bytes
-        self._position = Lock()
+        self._position, self._opening = Lock(), Lock()
+        self._opened: int | None = None
 
     def open(self) -> None:
         """Opens the file now. Raises: OSError."""
-        self._descriptor  # noqa: B018
+        self._descriptor()
 
     def file_bytes(self) -> int:
         """Returns the size of the file."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self._descriptor()).st_size
 
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
@@ -238,20 +238,21 @@ class RangeReader:
     def read_ahead(self, offset: int, size: int) -> None:
         """Asks the operating system to read a part into its cache, if it supports that."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _read_at(self, offset: int, part: memoryview) -> int:
         """Fills a part of memory from an offset, as far as the file and the system go; returns the count."""
         if hasattr(os, "preadv"):
-            return os.preadv(self._descriptor, [part], offset)
+            return os.preadv(self._descriptor(), [part], offset)
         with self._position:  # one for all threads, where a system reads at the file's position only
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            data = os.read(self._descriptor, len(part))
+            os.lseek(self._descriptor(), offset, os.SEEK_SET)
+            data = os.read(self._descriptor(), len(part))
         part[: len(data)] = data
         return len(data)
 
-    @cached_property
     def _descriptor(self) -> int:
-        descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
+        with self._opening:
+            if self._opened is None:
+                self._opened = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                weakref.finalize(self, os.close, self._opened)
+            return self._opened

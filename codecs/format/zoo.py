@@ -170,13 +170,21 @@ class Zoo(Mapping[str, Artifact]):
                 f"{artifact.path}: holds task '{header.name}' of base {header.base.fingerprint[:12]}, "
                 f"expected task '{task}' of base {self.record.base.fingerprint[:12]}; pack the zoo again"
             )
-        found = dict(task_record(header, StoredFile(record.file, record.size, record.sha256)))
-        for field, listed in dict(record).items():
-            if found[field] != listed:
-                raise ArtifactError(
-                    f"{self.path / ZOO_FILE}: its field 'tasks.{task}.{field}' is {listed!r}, and "
-                    f"{record.file} says {found[field]!r}; pack the task again"
-                )
+        own = task_record(header, StoredFile(record.file, record.size, record.sha256))
+        check_record(self.path, f"tasks.{task}", record, own, "pack the task again")
+
+
+def check_record(
+    zoo: Path, place: str, listed: TaskRecord | IndexRecord, own: TaskRecord | IndexRecord, advice: str
+) -> None:
+    """Raises: ArtifactError where `zoo.json` says anything of a file at `place` that the file does not say."""
+    said = dict(own)
+    for field, value in dict(listed).items():
+        if said[field] != value:
+            raise ArtifactError(
+                f"{zoo / ZOO_FILE}: its field '{place}.{field}' is {value!r}, and {listed.file} says "
+                f"{said[field]!r}; {advice}"
+            )
 
 
 def open_zoo(path: str | Path) -> Zoo:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.codecs.format.zoo import ZOO_FILE, IndexRecord, StoredFile, Zoo, read_zoo
+from flexswitch.codecs.format.zoo import ZOO_FILE, IndexRecord, StoredFile, Zoo, check_record, read_zoo
 from flexswitch.merging.routing.query_set import index_record, read_query_set
 from flexswitch.merging.task_vectors.task_name import SUFFIX
 
@@ -96,13 +96,8 @@ def _verify_zoo(zoo: Zoo, on_item: Callable[[str], None]) -> tuple[list[str], Ba
 def _verify_index(zoo: Zoo, record: IndexRecord) -> str:
     """Returns a line on the query index. Raises: ArtifactError if it is not as zoo.json describes it."""
     query_set = read_query_set(zoo)
-    own = dict(index_record(query_set, StoredFile(record.file, record.size, record.sha256)))
-    for field, listed in dict(record).items():
-        if own[field] != listed:
-            raise ArtifactError(
-                f"{zoo.path / ZOO_FILE}: its field 'index.{field}' is {listed!r}, and {record.file} says "
-                f"{own[field]!r}; index the zoo again"
-            )
+    own = index_record(query_set, StoredFile(record.file, record.size, record.sha256))
+    check_record(zoo.path, "index", record, own, "index the zoo again")
     return f"{zoo.path}: query index of {len(query_set.task_ids)} exemplars, its hash matches"
 
 

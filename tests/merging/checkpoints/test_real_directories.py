@@ -161,11 +161,11 @@ def test_files_that_may_run_code_or_lie_elsewhere_are_refused(situation: str) ->
     from flexswitch.codecs.format.records import RawTensor
 
     name, data, reason = HOSTILE[situation]
-    read = lambda name: RawTensor("U8", (len(data),), data)  # noqa: E731
-    assert (
-        message(ArtifactError, lambda: read_files("task.fsw", {name: len(data)}, read))
-        == f"task.fsw: {reason}"
+    found = message(
+        ArtifactError,
+        lambda: read_files("task.fsw", {name: len(data)}, lambda _: RawTensor("U8", (len(data),), data)),
     )
+    assert found == f"task.fsw: {reason}"
 
 
 def test_files_larger_than_a_task_carries_are_refused_before_they_are_read() -> None:

@@ -1,6 +1,7 @@
 """PEFT adapters of models whose files have other names than the running model, and adapters that fit nowhere."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,5 +142,5 @@ def test_an_adapter_of_fused_experts_is_refused_and_right_when_merged_with_peft(
         "merge the adapter into its base with peft and give the merged model"
     )
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    answers = lambda path: text_answers(path, "AutoModelForCausalLM")  # noqa: E731
+    answers = partial(text_answers, auto="AutoModelForCausalLM")
     assert_right(tmp_path, Checkpoints(tmp_path / "base", tmp_path / "merged", answers), tolerance=2e-5)

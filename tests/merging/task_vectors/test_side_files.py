@@ -76,7 +76,8 @@ def test_code_that_the_base_s_file_names_by_an_escape_is_left_out(task: Path, tm
 def test_an_artifact_s_entries_that_are_no_object_are_refused(situation: str) -> None:
     data = NO_JSON[situation]
     name = f"entries/{NAME}"
-    read = lambda name: RawTensor("U8", (len(data),), data)  # noqa: E731
-    assert message(ArtifactError, lambda: read_files("task.fsw", {name: len(data)}, read)) == (
-        f"task.fsw: its file '{NAME}' is not JSON"
+    found = message(
+        ArtifactError,
+        lambda: read_files("task.fsw", {name: len(data)}, lambda _: RawTensor("U8", (len(data),), data)),
     )
+    assert found == f"task.fsw: its file '{NAME}' is not JSON"
