@@ -177,7 +177,7 @@ class Zoo(Mapping[str, Artifact]):
 def check_record(
     zoo: Path, place: str, listed: TaskRecord | IndexRecord, own: TaskRecord | IndexRecord, advice: str
 ) -> None:
-    """Raises: ArtifactError where `zoo.json` says anything of a file at `place` that the file does not say."""
+    """Raises: ArtifactError where `zoo.json` says of a file at `place` what the file itself does not say."""
     said = dict(own)
     for field, value in dict(listed).items():
         if said[field] != value:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 from support.commands import write_finetuned
+from support.killed_writers import kill, start_writer
 
 from flexswitch.recipes.lock import StepFile, step_file, write_step_file
 from flexswitch.recipes.plan import make_plan
@@ -180,7 +181,9 @@ def test_a_step_that_was_killed_in_the_middle_runs_again(run, models):
         write_step_file(
             step_file(step, Path("recipe.lock")), StepFile(command=step.line, reads={}, stamps="")
         )
-    (models / ".red.fsw.12345678.partial").touch()
+    writer, left = start_writer(models / "red.fsw")
+    kill(writer)
+    assert left.exists()
     (models / "red.fsw.resume").write_text("of other inputs")
     assert run() == ALL
     assert contents(models) == before

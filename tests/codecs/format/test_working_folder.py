@@ -1,43 +1,14 @@
 """Working folders of killed processes are removed by the next writer of the same output, and no others."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.commands import files_below
+from support.killed_writers import kill, start_writer
 
 from flexswitch.codecs.format.atomic import atomic_directory, atomic_file
 from flexswitch.codecs.format.working_folder import set_aside, working_folder
-
-WRITER = """
-import sys
-from pathlib import Path
-from flexswitch.codecs.format.working_folder import set_aside, working_folder
-path = Path(sys.argv[1])
-with working_folder(path) as folder:
-    (folder / "half").write_bytes(b"half")
-    if path.exists():
-        set_aside(path, folder)
-    print(folder, flush=True)
-    sys.stdin.read()
-"""
-
-
-def start_writer(path: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Starts a process that holds a working folder; returns it and the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
 
 
 def test_the_next_writer_of_an_output_removes_what_a_killed_one_left(tmp_path: Path) -> None:
