@@ -112,6 +112,7 @@ METHODS = (
     _merge("consensus-ties", "consensus", _CONSENSUS_PAPER, _MODEL_STATISTICS),
     _merge("iso-c", "singular_values", "Marczak et al. 2025 (arXiv 2502.04959)", _WHOLE),
     _merge("tsv-m", "singular_values", "Gargiulo et al. 2025 (arXiv 2412.00081)", _WHOLE),
+    _merge("pcb", "pcb", "Du et al. 2024 (arXiv 2410.02396)", _MODEL_STATISTICS),
     _merge("slerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2), weighted=False),
     _merge("nuslerp", "spherical", "Shoemake 1985", _STATISTICS, tasks=(2, 2)),
     _merge("multislerp", "spherical", "Goddard 2024, Multi-SLERP", _STATISTICS),

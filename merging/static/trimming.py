@@ -54,11 +54,19 @@ def model_thresholds(model: ModelDeltas, densities: Sequence[float]) -> tuple[fl
 
     Of d entries it is that of rank ⌊density · d⌋ + 1, as in the code of TIES-Merging; 0 where all are kept.
     """
+    return model_order_statistics(model, [share(density, model.entries) + 1 for density in densities])
 
-    def thresholds() -> tuple[float, ...]:
+
+def model_order_statistics(model: ModelDeltas, ranks: Sequence[int]) -> tuple[float, ...]:
+    """Returns for each task the magnitude at its rank from the largest, which is 1; 0 at ranks of zeros.
+
+    The model is taken as one vector.
+    """
+
+    def statistics() -> tuple[float, ...]:
         places = [
-            locate(counts, rank) if (rank := share(density, model.entries) + 1) <= counts.sum() else None
-            for counts, density in zip(_model_counts(model), densities, strict=True)
+            locate(counts, rank) if rank <= counts.sum() else None
+            for counts, rank in zip(_model_counts(model), ranks, strict=True)
         ]
         lower = np.zeros((len(places), 1 << 16), np.int64)
 
@@ -72,7 +80,7 @@ def model_thresholds(model: ModelDeltas, densities: Sequence[float]) -> tuple[fl
             threshold(place, each) if place else 0.0 for place, each in zip(places, lower, strict=True)
         )
 
-    return model.once(("thresholds", tuple(densities)), thresholds)
+    return model.once(("order statistics", tuple(ranks)), statistics)
 
 
 def keep_reaching(blocks: Iterable[FloatArray], least: float) -> Iterator[FloatArray]:
@@ -118,9 +126,7 @@ def _model_counts(model: ModelDeltas) -> list[Integers]:
 
     def compute() -> list[Integers]:
         totals = [np.zeros(1 << 15, np.int64) for _ in model.tasks]
-        for task, counts in model.each(
-            lambda name, task: magnitude_counts(model.tensor(name).task_blocks(task))
-        ):
+        for task, counts in model.each(count):
             totals[task] += counts
         return totals
 

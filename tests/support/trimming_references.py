@@ -5,6 +5,7 @@ Each function is called as its method, with `_` for `-`, and returns the merged 
 
 import hashlib
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 from support.merge_case import Case, Floats, Weights, floor_of
@@ -197,3 +198,36 @@ def consensus_ties(case: Case) -> Weights:
     settings = {"density": case.get("density", 0.2), "merge": "sum"}
     summed = ties(Case(case.base, case.deltas, case.weights, settings))
     return consensus(case, {name: summed[name] - weights for name, weights in case.base.items()})
+
+
+def sorted_at(rows: Floats, low: int, high: int) -> tuple[Floats, Floats]:
+    """Returns the values at two places of each sorted row, as columns."""
+    ordered = np.sort(rows, axis=1)
+    return ordered[:, [max(0, low)]], ordered[:, [max(0, low, high)]]
+
+
+def between(rows: Floats, least: Floats, most: Floats) -> Floats:
+    return (np.clip(rows, least, most) - least) / np.where(most > least, most - least, 1)
+
+
+def pcb(case: Case) -> Weights:
+    names, count = list(case.base), sum(each.size for each in case.base.values())
+    flat = np.array([np.concatenate([delta[name].reshape(-1) for name in names]) for delta in case.deltas])
+    clip, density = Decimal(str(case.get("clip", 0.01))), Decimal(str(case.get("density", 0.05)))
+    bounds = sorted_at(np.abs(flat), int(count * clip), int(count * (1 - clip) - 1))
+    sizes = between(np.abs(flat), *bounds)
+    signed = np.sign(flat) * sizes
+    agreement = {
+        "pairs": np.tanh(signed[:, None] * signed[None]).sum(axis=1),
+        "directions": np.tanh(flat * signed.sum(axis=0)),
+        "sum": np.tanh(flat * flat.sum(axis=0)),
+    }[case.get("form", "pairs")]
+    scores = np.exp(len(flat) * sizes**2) * agreement
+    scores = scores.astype(np.float32).astype(np.float64)  # equal scores stay equal, as in the released code
+    kept = between(scores, *sorted_at(scores, min(count - 1, int(count * (1 - density))), count - 1))
+    clipped = np.sign(flat) * np.clip(np.abs(flat), *bounds)
+    merged = (np.array(case.weights)[:, None] * kept * clipped).sum(axis=0)
+    merged = case.get("lambda", 1.2) * merged / np.maximum(kept.sum(axis=0), 1e-12)
+    ends = np.cumsum([case.base[name].size for name in names])[:-1]
+    parts = dict(zip(names, np.split(merged, ends), strict=True))
+    return {name: weights + parts[name].reshape(weights.shape) for name, weights in case.base.items()}

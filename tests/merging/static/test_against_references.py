@@ -48,6 +48,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "consensus-ties": [{"k": 3, "density": 0.5, "mask_lambda": 0.6}],
     "iso-c": [{"lambda": 1.5}],
     "tsv-m": [{"lambda": 0.7}],
+    "pcb": [
+        {"form": "directions", "density": 0.3, "lambda": 0.5},
+        {"form": "sum", "density": 0.1, "clip": 0.0001},
+        {"density": 1.0, "clip": 0.2},
+    ],
     "slerp": [{"t": 0.2}, {"t": 1.0}],
     "nuslerp": [{"of": "models"}],
     "multislerp": [{"of": "models"}, {"normalize": False}],
