@@ -1,6 +1,5 @@
 """`flexswitch pack`: artifacts into a zoo, each tensor in its smallest stored form."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,7 +14,10 @@ def pack(
     console: Console,
     output: Output,
     artifacts: Annotated[
-        list[Path] | None, typer.Argument(help="The artifacts (.fsw) to store.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK=]ARTIFACT...", help="The artifacts (.fsw) to store.", show_default=False
+        ),
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add the artifacts to a zoo that exists.")] = False,
     remove: Annotated[

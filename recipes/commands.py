@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cache, cached_property
 from typing import Any, get_args, get_origin
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.named_path import split_named_path
 
 # Options that do not change the bytes of an output; they are no part of what a step is.
 WITHOUT_EFFECT = ("jobs", "memory", "overwrite", "resume", "checkpoint-every", "lock-timeout")
@@ -157,8 +156,7 @@ def _marks(annotation: Any) -> Iterator[Any]:
 
 def _path(text: str) -> str:
     """Returns the path of TASK=PATH, or else the text."""
-    name, equals, path = text.partition("=")
-    return path if equals and re.fullmatch(TASK_NAME, name) else text
+    return split_named_path(text)[1]
 
 
 def command_line(command: Command, inputs: list[str], options: Mapping[str, Any]) -> str:

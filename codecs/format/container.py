@@ -1,5 +1,6 @@
 """Reads the `.fsw` file, one compressed task vector in a safetensors container. FORMAT.md specifies it."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -68,6 +69,12 @@ class Artifact:
         self._places = places
         self._exact_offsets = exact_offsets
         self._file = RangeReader(path, ArtifactError)
+
+    def renamed(self, task: str) -> "Artifact":
+        """Returns the same artifact as that of a task of another name."""
+        found = copy.copy(self)
+        found.header = self.header.model_copy(update={"name": task})
+        return found
 
     def hold(self) -> None:
         """Opens the file, which then can be read even if it is deleted. Raises: OSError."""

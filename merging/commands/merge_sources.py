@@ -1,11 +1,9 @@
 """The task vectors that `merge` takes, from any mixture of sources, and which tensors it leaves out."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
-from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.named_path import split_named_path
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.floating import is_floating
@@ -97,9 +95,9 @@ def left_out(vectors: Mapping[str, TaskVector]) -> list[str]:
 def _openers(
     source: str, base: Checkpoint, selection: Selection, only: str | None
 ) -> dict[str, Callable[[], TaskVector]]:
-    name, equals, path = source.partition("=")
-    if not equals or Path(source).exists() or not re.fullmatch(TASK_NAME, name):
-        return task_vector_openers(source, base, selection, only)
+    name, path = split_named_path(source)
+    if name is None:
+        return task_vector_openers(path, base, selection, only)
     found = task_vector_openers(path, base, selection)
     if len(found) != 1:
         raise UsageError(f"{source}: names one task, and {path} holds {len(found)}")

@@ -10,7 +10,7 @@ from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.commands.arguments import Access, Bytes, Input, NotNegative, Positive, checked_with
+from flexswitch.merging.commands.arguments import Access, Bytes, NotNegative, Positive, checked_with
 from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
 
@@ -31,7 +31,7 @@ def _check(
 
 @checked_with(_check)
 def pack(
-    artifacts: Sequence[Input],
+    artifacts: Sequence[Annotated[str | Path, Access("reads", named=True)]],
     output: Annotated[str | Path, Access("writes", changed_with=("add", "remove"))],
     *,
     add: bool = False,
@@ -47,11 +47,12 @@ def pack(
 ) -> Zoo:
     """Writes a zoo of artifacts, or adds tasks to one and removes others; returns it opened.
 
-    effort: "fast" or "small"; None keeps each artifact's own. jobs: threads; None is one for each core.
-    memory: bytes that tensors in progress may take. lock_timeout: seconds to wait for another writer of the
-    zoo; None waits until it ends. Raises: FlexswitchError.
+    artifacts: files; `TASK=FILE` gives a file's task another name. effort: "fast" or "small"; None keeps
+    each artifact's own. jobs: threads; None is one for each core. memory: bytes that tensors in progress may
+    take. lock_timeout: seconds to wait for another writer of the zoo; None waits until it ends. Raises:
+    FlexswitchError.
     """
-    output, files = Path(output), [Path(file) for file in artifacts]
+    output, files = Path(output), list(artifacts)
     form, wait = Form(codec, effort, jobs or DEFAULT_JOBS, memory), Wait(lock_timeout, reporter.note)
     with reporter.progress(f"packing {counted(len(files), 'artifact')} into {output}", len(files)) as on_file:
         if add or remove:

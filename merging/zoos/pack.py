@@ -8,6 +8,7 @@ from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.named_path import split_named_path
 from flexswitch.codecs.format.records import BaseIdentity
 from flexswitch.codecs.format.zoo import TaskRecord, Zoo, ZooRecord, open_zoo
 from flexswitch.codecs.format.zoo_writer import (
@@ -39,7 +40,7 @@ class Form:
 
 def create_zoo(
     path: Path,
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     form: Form,
     adapter: str | None,
     overwrite: bool,
@@ -64,7 +65,7 @@ def create_zoo(
 
 def change_zoo(
     path: Path,
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     removed: Sequence[str],
     form: Form,
     adapter: str | None,
@@ -153,18 +154,25 @@ def _own_effort(artifact: Artifact) -> str:
     return found if isinstance(found, str) and found in EFFORTS else "fast"
 
 
-def _open_all(files: Sequence[Path]) -> list[Artifact]:
-    artifacts = [open_artifact(file) for file in files]
+def _open_all(files: Sequence[str | Path]) -> list[Artifact]:
+    artifacts = [_open(file) for file in files]
     seen: dict[str, Path] = {}
     for artifact in artifacts:
         name = artifact.header.name
         if name in seen:
             raise InputError(
-                f"{artifact.path}: holds the same task '{name}' as {seen[name]}; compress one of them again "
-                "with another --name"
+                f"{artifact.path}: holds the same task '{name}' as {seen[name]}; "
+                f"give it another name: NAME={artifact.path}"
             )
         seen[name] = artifact.path
     return artifacts
+
+
+def _open(file: str | Path) -> Artifact:
+    """Returns the artifact of `PATH`, or that of `TASK=PATH` with its task's name replaced."""
+    name, path = split_named_path(file)
+    artifact = open_artifact(path)
+    return artifact if name is None else artifact.renamed(name)
 
 
 def _check_base(artifacts: Sequence[Artifact], base: BaseIdentity, owner: str) -> None:

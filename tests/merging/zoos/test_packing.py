@@ -81,9 +81,18 @@ def test_the_order_of_the_artifacts_does_not_matter(tmp_path, made):
 def test_two_artifacts_of_one_task_are_refused(tmp_path, made):
     copy = shutil.copy(made["birds"], tmp_path / "other.fsw")
     assert message(InputError, lambda: create(tmp_path / "zoo", [made["birds"], copy])) == (
-        f"{copy}: holds the same task 'birds' as {made['birds']}; compress one of them again with another --name"
+        f"{copy}: holds the same task 'birds' as {made['birds']}; give it another name: NAME={copy}"
     )
     assert not (tmp_path / "zoo").exists()
+
+
+def test_an_artifact_is_packed_under_another_name(tmp_path, made):
+    zoo = pack(tmp_path / "zoo", [made["birds"], f"other={made['birds']}"])
+    assert list(zoo) == ["birds", "other"]
+    assert zoo["other"].header == zoo["birds"].header.model_copy(update={"name": "other"})
+    base = str(tmp_path / "made" / "base.safetensors")
+    first, second = (restore(base, zoo[task]) for task in zoo)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_artifacts_of_two_bases_are_refused(tmp_path, made, other_base):

@@ -151,7 +151,7 @@ def test_an_unknown_task_is_not_removed(zoo, made):
 def test_two_added_artifacts_of_one_task_are_refused(tmp_path, zoo, made):
     copy = shutil.copy(made["planets"], tmp_path / "copy.fsw")
     assert message(InputError, lambda: change(zoo, add=[made["planets"], copy])) == (
-        f"{copy}: holds the same task 'planets' as {made['planets']}; compress one of them again with another --name"
+        f"{copy}: holds the same task 'planets' as {made['planets']}; give it another name: NAME={copy}"
     )
 
 
