@@ -64,7 +64,7 @@ bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/search/run.py
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/speed/run.py
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/scale/run.py --work $(WORK)
-	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/zoo/run.py --write
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/zoo/run.py
 
 check-data:
 	@test -d "$(DATA)" || { echo "make bench DATA=DIR: DIR holds the tasks' .jsonl.gz files"; exit 2; }

@@ -1,5 +1,6 @@
 """`flexswitch pack`: artifacts into a zoo, each tensor in its smallest stored form."""
 
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import typer
@@ -7,6 +8,8 @@ import typer
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
 from flexswitch.cli.options import Adapter, Jobs, LockTimeout, Memory, Output, Overwrite
+
+_SHOWN = 20  # tasks; a zoo may have thousands
 
 
 @command
@@ -65,6 +68,7 @@ def pack(
     rows = table(
         f"{output}: {counted(len(zoo), 'task')}", "task", "method", "bytes", "bits per parameter", left=2
     )
-    for task, row in document["tasks"].items():
+    for task, row in islice(document["tasks"].items(), _SHOWN):
         rows.add_row(task, row["method"], f"{row['bytes']:,}", f"{row['bits_per_parameter']:.3f}")
-    return console.result(document, rows, f"total {size(document['bytes'])}")
+    more = [f"and {len(zoo) - _SHOWN:,} more (flexswitch inspect)"] if len(zoo) > _SHOWN else []
+    return console.result(document, rows, *more, f"total {size(document['bytes'])}")

@@ -107,6 +107,12 @@ def test_packing_adds_and_removes_tasks(zoo, flexswitch):
     assert flexswitch("verify", "zoo", "--base", "base.safetensors").status == 0
 
 
+def test_packing_many_tasks_shows_the_first(zoo, flexswitch):
+    outcome = flexswitch("pack", "-o", "many", *(f"t{number:02}=red.fsw" for number in range(23)))
+    assert [line.split()[0] for line in outcome.out.splitlines()[-4:-1]] == ["t18", "t19", "and"]
+    assert "and 3 more (flexswitch inspect)" in outcome.out
+
+
 @pytest.mark.parametrize("codec", ["bitmask", "grouped-coo", "flag4", "raw"])
 def test_a_zoo_packed_by_any_codec_restores_the_same_model(zoo, flexswitch, codec):
     assert flexswitch("pack", "red.fsw", "-o", "other", "--codec", codec).status == 0
