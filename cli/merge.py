@@ -8,6 +8,8 @@ import typer
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import (
+    Adapter,
+    Device,
     Exclude,
     Include,
     Jobs,
@@ -68,6 +70,44 @@ def merge(
     include: Include = None,
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
+    exemplars: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of <task>.train.* files, for methods that learn from examples.",
+            show_default=False,
+        ),
+    ] = None,
+    per_task: Annotated[
+        int, typer.Option(min=1, help="Number of examples of each task to learn from, or to tune on.")
+    ] = 256,
+    adapter: Adapter = None,
+    device: Device = "cpu",
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep a training's state in OUTPUT.training every N steps, and continue from it.",
+            show_default=False,
+        ),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUES",
+            help="Choose a setting by the accuracy on --data: of values (0.1,0.5), or of ten from one to "
+            "another (0.1:1.0); repeatable, all combinations are tried.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of labelled <task>.train.* files, for --tune.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Dtype of the weights.", show_default="the base's"),
@@ -87,12 +127,17 @@ def merge(
 
     Example: flexswitch merge a b --base o -o ab --method average --weight b=2
 
+    Example: flexswitch merge zoo --base base -o merged --method ties --tune lambda=0.8:1.7 --data exemplars
+
+    Example: flexswitch merge zoo --base base -o merged --method regmean --exemplars exemplars
+
     Example: flexswitch merge --config ties.yaml -o merged
     """
     from flexswitch.codecs.byte_size import parse_size
     from flexswitch.codecs.errors import UsageError
     from flexswitch.merging.commands.merge import merge
     from flexswitch.merging.commands.merge_config import merge_config
+    from flexswitch.merging.commands.merge_report import report_lines
     from flexswitch.merging.commands.peer_config import check_alone
     from flexswitch.merging.commands.results import merged
     from flexswitch.merging.methods.settings import parse_overrides, parse_settings
@@ -101,7 +146,8 @@ def merge(
     if config is not None:
         check_alone(
             SOURCE=sources, __base=base, __task=task, __method=method, __set=set_, __weight=weight,
-            __set_for=set_for, __include=include, __exclude=exclude, __dtype=dtype,
+            __set_for=set_for, __include=include, __exclude=exclude, __exemplars=exemplars, __tune=tune,
+            __data=data, __dtype=dtype,
         )  # fmt: skip
         made = merge_config(
             config, output, max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite,
@@ -114,11 +160,15 @@ def merge(
             sources, output, base=base, task=task, method=method, settings=parse_settings(set_ or []),
             weights=parse_settings(weight or [], "--weight", "TASK=W"),
             set_for=parse_overrides(set_for or []), include=include or (), exclude=exclude or (),
-            on_resize=on_resize, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
+            on_resize=on_resize, exemplars=exemplars, per_task=per_task, adapter=adapter, device=device,
+            checkpoint_every=checkpoint_every, tune=parse_settings(tune or [], "--tune", "KEY=VALUES"),
+            data=data, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
             overwrite=overwrite, reporter=console,
         )  # fmt: skip
     document = merged(made)
+    lines = [f"{label}: {text}" for label, text in report_lines(made.report).items()]
     return console.result(
         document,
         f"{output}: {', '.join(made.tasks)} {made.method}, {made.tensors} tensors, {size(document['bytes'])}",
+        *lines,
     )

@@ -32,6 +32,7 @@ FLOORS = {
     "merging/switching": 6,
     "merging/flex_switch": 5,
     "merging/routing": 5,
+    "merging/exemplar_merges": 5,
     "merging/compression": 4,
     "merging/static": 4,
     "merging/models": 3,

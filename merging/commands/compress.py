@@ -29,8 +29,9 @@ from flexswitch.merging.methods.settings import check_settings, compressions_wit
 from flexswitch.merging.task_vectors.task_name import SUFFIX
 
 if TYPE_CHECKING:
+    from flexswitch.codecs.format.training_file import CheckpointFile
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.compression.plan import CheckpointFile, Progress, TrainingInputs
+    from flexswitch.merging.compression.plan import Progress, TrainingInputs
     from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 PER_TASK = 100
@@ -181,10 +182,9 @@ class _TrainingOptions:
         """Returns where the training's state is kept; None where that is not asked for."""
         if self.checkpoint_every is None:
             return None
-        from flexswitch.merging.compression.plan import CheckpointFile
-        from flexswitch.merging.flex_switch.training_checkpoint import training_checkpoint_file
+        from flexswitch.codecs.format.training_file import CheckpointFile, training_file
 
-        return CheckpointFile(training_checkpoint_file(output), self.checkpoint_every)
+        return CheckpointFile(training_file(output), self.checkpoint_every)
 
     def _given(self) -> list[str]:
         """Returns the options that differ from their defaults, as they are typed."""

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
+from flexswitch.codecs.format.training_file import CheckpointFile
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
@@ -27,6 +28,8 @@ from flexswitch.merging.commands.arguments import (
     checked_with,
     selection,
 )
+from flexswitch.merging.commands.merge_exemplars import PER_TASK, ExemplarOptions, Merger
+from flexswitch.merging.commands.merge_report import report_lines, score_table
 from flexswitch.merging.commands.merge_sources import (
     check_bases,
     check_stored,
@@ -34,10 +37,10 @@ from flexswitch.merging.commands.merge_sources import (
     open_sources,
     refuse_resized,
 )
+from flexswitch.merging.commands.merge_tuning import Grid, tuned
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
 from flexswitch.merging.methods.settings import check_settings, parse_overrides, recorded
-from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
 from flexswitch.merging.task_vectors.restore import restored_tensors, tied_outputs
@@ -47,12 +50,16 @@ SHARD_BYTES = 5_000_000_000
 
 
 class Merged(NamedTuple):
-    """The model directory, the tasks in it, how they were merged, and its number of tensors."""
+    """The model directory, the tasks in it, how they were merged, and its number of tensors.
+
+    report: what was learned from examples, if anything.
+    """
 
     path: Path
     tasks: list[str]
     method: str
     tensors: int
+    report: dict[str, Any]
 
 
 def restored(*, lambda_: Annotated[float, Field(description="Scale of the task vector.")] = 1.0) -> None:
@@ -77,15 +84,26 @@ def _check(
     settings: Mapping[str, Any] | None,
     weights: Mapping[str, float | str] | None,
     set_for: Sequence[tuple[str, Mapping[str, Any]]],
-) -> MergeSettings:
-    """Returns the settings of a merge, checked. Raises: UsageError."""
+    exemplars: str | Path | None,
+    per_task: int,
+    adapter: str | None,
+    device: str,
+    checkpoint_every: int | None,
+    tune: Mapping[str, Any] | None,
+    data: str | Path | None,
+) -> tuple[MergeSettings, ExemplarOptions, Grid]:
+    """Returns the settings of a merge, the options of examples and the grid, checked. Raises: UsageError."""
     if (task is None) == (method is None):
         raise UsageError("give one of --task NAME and --method NAME")
     chosen = get_method(method, "merge") if method else _RESTORED
     overrides = [Override(pattern, values) for pattern, values in set_for]
     given = MergeSettings(chosen, settings or {}, weights or {}, overrides)
     given.check_values()
-    return given
+    grid = Grid(tune or {}, data)
+    grid.check(given, merges=task is None)
+    options = ExemplarOptions(exemplars, per_task, adapter, device, checkpoint_every)
+    options.check(given, tunes=bool(tune))
+    return given, options, grid
 
 
 @checked_with(_check)
@@ -102,6 +120,13 @@ def merge(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
+    exemplars: Input | None = None,
+    per_task: Positive = PER_TASK,
+    adapter: str | None = None,
+    device: str = "cpu",
+    checkpoint_every: Positive | None = None,
+    tune: Mapping[str, Any] | None = None,
+    data: Input | None = None,
     dtype: OutputDtype | None = None,
     max_shard_size: Bytes = SHARD_BYTES,
     jobs: Positive | None = None,
@@ -114,14 +139,20 @@ def merge(
     sources: zoos, artifacts, task vector files, LoRAs and fine-tuned checkpoints, each as `PATH` or
     `TASK=PATH`. weights: of tasks, 1 where one has none. set_for: (tensor pattern, values) pairs, the pattern
     as `PATTERN` or `TASK:PATTERN`, the values those of settings or of `weight`; the last match counts. A
-    tensor that is not selected stays the base's. dtype: None is the base's. max_shard_size: bytes of the
-    largest weight file. memory: bytes that the blocks in progress may take. Raises: FlexswitchError.
+    tensor that is not selected stays the base's. exemplars: folder of <task>.train files, for methods that
+    learn from `per_task` of each. tune: settings → values to try ("0.1,0.5", "0.1:1.0" for ten), scored on
+    `per_task` labelled examples of each task's train file in the folder `data`. dtype: None is the base's.
+    max_shard_size: bytes of the largest weight file. memory: bytes that the blocks in progress may take.
+    Raises: FlexswitchError.
     """
     output, chosen_tensors = Path(output), selection(include, exclude, on_resize)
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
-    given = _check(task, method, settings, weights, set_for)
-    check_inputs_stay(output, (base, *sources))
+    given, options, grid = _check(
+        task, method, settings, weights, set_for, exemplars, per_task, adapter, device, checkpoint_every,
+        tune, data,
+    )  # fmt: skip
+    check_inputs_stay(output, (base, *sources, exemplars, data))
     check_output(output, overwrite)
     checkpoint = open_base(base)
     vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
@@ -129,6 +160,8 @@ def merge(
     for note in checkpoint.notes:
         reporter.note(note)
     notes: list[str] = []
+    report: dict[str, Any] = {}
+    training: CheckpointFile | None = None
     if task is not None:
         check_stored(vectors, checkpoint, chosen_tensors)
         lambda_ = _restored_lambda(given)
@@ -137,10 +170,13 @@ def merge(
         check_stored(vectors, checkpoint, EVERYTHING)
         refuse_resized(vectors, checkpoint, chosen_tensors)
         notes = left_out(vectors)
-        outputs = merged_tensors(
-            checkpoint, vectors, given, as_dtype,
-            selection=chosen_tensors, jobs=jobs or DEFAULT_JOBS, memory=memory,
-        )  # fmt: skip
+        merger = Merger(
+            checkpoint, vectors, chosen_tensors, options, jobs or DEFAULT_JOBS, memory, output, reporter
+        )
+        if grid.values:
+            given, report = tuned(merger, given, grid)
+        outputs, learned, training = merger.outputs(given, as_dtype)
+        report |= learned
         outputs |= tied_outputs(checkpoint, outputs)
     for note in notes:
         reporter.note(note)
@@ -150,7 +186,7 @@ def merge(
 
     def card() -> str:
         check_bases(vectors, checkpoint)  # last, because writing has read and hashed all of it
-        return _card(checkpoint, list(vectors), given, notes, task)
+        return _card(checkpoint, list(vectors), given, notes, task, report)
 
     with reporter.progress(f"writing {len(outputs)} tensors to {output}", len(outputs)) as on_tensor:
         write_model_directory(
@@ -165,7 +201,9 @@ def merge(
             files,
             reporter.note,
         )
-    return Merged(output, list(vectors), given.method.name, len(outputs))
+    if training is not None:
+        training.remove()
+    return Merged(output, list(vectors), given.method.name, len(outputs), report)
 
 
 def _config_changes(base: Checkpoint, vector: TaskVector, reporter: Reporter) -> dict[str, Any]:
@@ -187,7 +225,12 @@ def _restored_lambda(given: MergeSettings) -> float:
 
 
 def _card(
-    base: Checkpoint, tasks: Sequence[str], given: MergeSettings, notes: Sequence[str], task: str | None
+    base: Checkpoint,
+    tasks: Sequence[str],
+    given: MergeSettings,
+    notes: Sequence[str],
+    task: str | None,
+    report: Mapping[str, Any],
 ) -> str:
     options = given.described()
     lines = {
@@ -198,6 +241,7 @@ def _card(
         or "none",
     }
     lines |= {"left out": "; ".join(notes)} if notes else {}
+    lines |= report_lines(report)
     choice = f"--method {given.method.name}" if task is None else f"--task {task}"
     command = " ".join(["flexswitch merge TASKS --base BASE -o OUT", choice, *options])
-    return model_card(", ".join(tasks), lines, command)
+    return model_card(", ".join(tasks), lines, command) + score_table(report)

@@ -67,7 +67,8 @@ def indexed(made: "Indexed") -> dict[str, Any]:
 def merged(made: "Merged") -> dict[str, Any]:
     """Returns the result of `merge`."""
     stored = sum(file.stat().st_size for file in made.path.iterdir())
-    return {"output": str(made.path), "tasks": made.tasks, "method": made.method, "bytes": stored}
+    document = {"output": str(made.path), "tasks": made.tasks, "method": made.method, "bytes": stored}
+    return document | ({"report": made.report} if made.report else {})
 
 
 def verified(made: "Verified") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
+from flexswitch.codecs.format.training_file import CheckpointFile
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.extras import Extras
@@ -38,18 +39,6 @@ class TrainingInputs:
     per_task: int = 100
     adapter: str | None = None
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class CheckpointFile:
-    """Where the state of a training is kept, and after how many steps each."""
-
-    path: Path
-    every: int
-
-    def remove(self) -> None:
-        """Deletes the file, once the training is over."""
-        self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.methods.registry import EVALUATED, ROUTED, get_method, method_names
+from flexswitch.merging.methods.registry import EVALUATED, ROUTED, STATIC_MERGES, get_method, method_names
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-COMPRESSIONS, MERGES = method_names("compression"), method_names("merge")
+COMPRESSIONS = method_names("compression")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
     for method in methods:
         if method not in EVALUATED:
             raise UsageError(f"--methods: {unknown_name('method', method, EVALUATED)}")
-        if method in MERGES:
+        if method in STATIC_MERGES:
             get_method(method, "merge").check_task_count(len(zoo))
         if method == "individual" and not has_finetuned:
             raise InputError(
@@ -72,7 +72,7 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
     if method == "individual":
         sizes = [_dense_bytes(vector) for vector in finetuned.values()]
         return [score_fixed(task_models, method, weights_of(task_models, finetuned, 1.0), mean_bytes(sizes))]
-    if method in MERGES:
+    if method in STATIC_MERGES:
         settings = MergeSettings(get_method(method, "merge"), {}, {})
         outputs = merged_tensors(task_models.base, finetuned or task_models.vectors, settings, None)
         merged = {name: output.whole() for name, output in outputs.items()}

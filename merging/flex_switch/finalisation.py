@@ -10,9 +10,10 @@ from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.fit_to_size import meets_target
 from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
 from flexswitch.merging.flex_switch.scale_refit import RATES, refit_scales
-from flexswitch.merging.flex_switch.training_data import TrainingData, batch_rows
+from flexswitch.merging.flex_switch.training_data import TrainingData
 from flexswitch.merging.flex_switch.training_record import quality
 from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
+from flexswitch.merging.models.examples import batch_rows
 
 _RECORD_TRIES = 8  # tries to meet the target with the final record in the artifact
 _SPARE = 16  # bytes to aim below the excess

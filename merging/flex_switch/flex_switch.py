@@ -14,6 +14,7 @@ from pydantic import Field
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
+from flexswitch.codecs.format.training_file import run_identity
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.extras import pack_extras
@@ -23,7 +24,7 @@ from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tenso
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
-from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint, run_identity
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_data import (
     DataSettings,
     TrainingData,

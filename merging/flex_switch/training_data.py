@@ -1,6 +1,5 @@
 """Training data: the model, the exemplars with the fine-tuned model's answers, and the batches."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,21 +185,7 @@ def open_training_data(
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0, extras or {})
-    return TrainingData(objective, model, names, targets, augmented, rest, _digest(exemplars))
-
-
-def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
-    """Returns the rows of a step's batch: passes over all `count` rows, each in a new random order.
-
-    The rows depend only on the arguments, so that a resumed training uses the same batches.
-    """
-    size = min(size, count)
-    places = range(step * size, (step + 1) * size)
-    shuffled = {
-        epoch: np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-        for epoch in {place // count for place in places}
-    }
-    return [int(shuffled[place // count][place % count]) for place in places]
+    return TrainingData(objective, model, names, targets, augmented, rest, exemplars.digest())
 
 
 def _model(objective: Objective, vector: TaskVector) -> nn.Module:
@@ -260,12 +245,3 @@ def _parts(examples: Examples) -> list[list[int]]:
     return [
         part.tolist() for part in np.split(rows, range(_ANSWERED_TOGETHER, len(rows), _ANSWERED_TOGETHER))
     ]
-
-
-def _digest(examples: Examples) -> str:
-    """Returns the SHA-256 of the inputs."""
-    digest = hashlib.sha256()
-    for value in examples.inputs:
-        data = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ Kind = Literal["compression", "merge"]
 Need = Literal[
     "a tensor's delta", "the task vector", "exemplars", "the base",
     "the task vectors", "a tensor's statistics", "the model's statistics", "whole tensors",
+    "labelled exemplars",
 ]  # fmt: skip
 
 
@@ -34,6 +35,11 @@ class Method:
     tasks: tuple[int, int | None] = (1, None)  # how few and how many a merge takes
     weighted: bool = True  # whether a merge takes weights of tasks
     version: int = 1
+
+    @property
+    def needs_exemplars(self) -> bool:
+        """Whether it reads examples of the tasks."""
+        return "exemplars" in self.needs or "labelled exemplars" in self.needs
 
     def check_task_count(self, count: int) -> None:
         """Raises: UsageError where a merge takes more or fewer tasks."""
@@ -74,6 +80,13 @@ def _merge(
 ) -> Method:
     function = f"{_STATIC}.{module}:{name.replace('-', '_')}"
     return Method(name, "merge", function, needs, source, tasks, weighted)
+
+
+def _from_exemplars(
+    name: str, module: str, source: str, need: Need = "exemplars", weighted: bool = True
+) -> Method:
+    function = f"flexswitch.merging.exemplar_merges.{module}:{name.replace('-', '_')}"
+    return Method(name, "merge", function, ("the task vectors", need), source, (1, None), weighted)
 
 
 METHODS = (
@@ -126,6 +139,8 @@ METHODS = (
     _merge("arcee-fusion", "arcee_fusion", "Arcee, mergekit", _STATISTICS, tasks=(1, 1), weighted=False),
     _merge("ram", "ram", "arXiv 2601.13572", weighted=False),
     _merge("ram-plus", "ram", "arXiv 2601.13572", _STATISTICS, weighted=False),
+    _from_exemplars("regmean", "regmean", "Jin et al. 2023 (arXiv 2212.09849)"),
+    _from_exemplars("fisher", "fisher", "Matena and Raffel 2022 (arXiv 2111.09832)"),
 )  # fmt: skip
 
 
@@ -142,7 +157,9 @@ def get_method(name: str, kind: Kind) -> Method:
     raise UsageError(unknown_name(f"{kind} method", name, method_names(kind)))
 
 
-# What `eval` scores: the base, the fine-tuned models, every method here, and both methods that route by the
-# zoo's query index, of which the second has a learned metric.
+STATIC_MERGES = [each.name for each in METHODS if each.kind == "merge" and not each.needs_exemplars]
+
+# What `eval` scores: the base, the fine-tuned models, every method here that merges without examples, and
+# both methods that route by the zoo's query index, of which the second has a learned metric.
 ROUTED = ("auto-switch", "auto-flexswitch")
-EVALUATED = ("base", "individual", *method_names("merge"), *method_names("compression"), *ROUTED)
+EVALUATED = ("base", "individual", *STATIC_MERGES, *method_names("compression"), *ROUTED)

@@ -74,6 +74,14 @@ class Examples:
             return Examples(self.inputs[rows], labels, origin)
         return Examples([self.inputs[row] for row in rows], labels, origin)
 
+    def digest(self) -> str:
+        """Returns the SHA-256 of the inputs."""
+        digest = hashlib.sha256()
+        for value in self.inputs:
+            data = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
     def order_by_length(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the permutation that sorts the rows by text length, so that batches need little padding."""
         if isinstance(self.inputs, np.ndarray):
@@ -218,3 +226,17 @@ def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]
     digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
     return np.sort(generator.permutation(available)[:wanted]).astype(np.int64)
+
+
+def batch_rows(step: int, size: int, count: int, seed: int) -> list[int]:
+    """Returns the rows of a step's batch: passes over all `count` rows, each in a new random order.
+
+    The rows depend only on the arguments, so that a resumed training uses the same batches.
+    """
+    size = min(size, count)
+    places = range(step * size, (step + 1) * size)
+    shuffled = {
+        epoch: np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+        for epoch in {place // count for place in places}
+    }
+    return [int(shuffled[place // count][place % count]) for place in places]

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial as bind
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from flexswitch.merging.task_vectors.restore import (
 from flexswitch.merging.task_vectors.rounding import rounded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
+Combine = Callable[[TensorDeltas], Combination]
+
 
 def merged_tensors(
     base: Checkpoint,
@@ -41,21 +44,37 @@ def merged_tensors(
     blocks in progress may take.
     Raises: UsageError on wrong settings; ArtifactError if a tensor does not fit the base.
     """
+    model = model_deltas(base, vectors, selection, jobs, memory)
+    settings.check(model.tasks, model.names)
+    function, places = settings.method.load(), layer_places(model.names)
+    ways: dict[str, Combine] = {}
+    for name in model.names:
+        arguments, model.weights[name] = settings.arguments(name, model.tasks, places[name])
+        if model.tensor(name).tasks or "the base" in settings.method.needs:
+            ways[name] = bind(function, **arguments)
+    return combined_tensors(model, ways, dtype)
+
+
+def model_deltas(
+    base: Checkpoint, vectors: Mapping[str, TaskVector], selection: Selection, jobs: int, memory: int
+) -> ModelDeltas:
+    """Returns the deltas that a merge reads. Raises: ArtifactError if a tensor does not fit the base."""
     for vector in vectors.values():
         check_tensors(base, vector)
-    model = ModelDeltas(base, vectors, [name for name in base.tensors if selection.takes(name)], jobs, memory)
-    settings.check(model.tasks, model.names)
-    combine, places = settings.method.load(), layer_places(model.names)
+    return ModelDeltas(base, vectors, [name for name in base.tensors if selection.takes(name)], jobs, memory)
+
+
+def combined_tensors(
+    model: ModelDeltas, ways: Mapping[str, Combine], dtype: torch.dtype | None
+) -> dict[str, OutputTensor]:
+    """Returns the base's tensors, those that have a way of combining their deltas merged by it."""
     outputs = {}
-    for name, info in base.tensors.items():
+    for name, info in model.base.tensors.items():
         output_info = TensorInfo(output_dtype(info, dtype), info.shape)
         stored = TORCH_DTYPES[output_info.dtype]
-        outputs[name] = OutputTensor(output_info, _unchanged(base, name, stored))
-        if name in places:
-            arguments, model.weights[name] = settings.arguments(name, model.tasks, places[name])
-            deltas = model.tensor(name)
-            if info.entries and (deltas.tasks or "the base" in settings.method.needs):
-                outputs[name] = OutputTensor(output_info, _merged(deltas, combine, arguments, stored))
+        outputs[name] = OutputTensor(output_info, _unchanged(model.base, name, stored))
+        if name in ways and info.entries:
+            outputs[name] = OutputTensor(output_info, _merged(model.tensor(name), ways[name], stored))
     return outputs
 
 
@@ -63,18 +82,13 @@ def _unchanged(base: Checkpoint, name: str, dtype: torch.dtype) -> Callable[[], 
     return lambda: unchanged_blocks(base, name, dtype)
 
 
-def _merged(
-    deltas: TensorDeltas,
-    combine: Callable[..., Combination],
-    arguments: Mapping[str, object],
-    dtype: torch.dtype,
-) -> Callable[[], Iterator[Tensor]]:
+def _merged(deltas: TensorDeltas, combine: Combine, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
     """Returns a function that yields the tensor's merged blocks."""
     model = deltas.model
 
     def read() -> Iterator[Tensor]:
         with one_torch_thread():
-            combination = combine(deltas, **arguments)
+            combination = combine(deltas)
 
             def finish(block: Block) -> Tensor:
                 merged = add_delta(block.base, combination.combine(block))

@@ -11,12 +11,9 @@ from support.training_cases import Reports, TrainingCase, text_case
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.training_file import run_identity, training_file
 from flexswitch.merging.flex_switch.parameters import Parameters
-from flexswitch.merging.flex_switch.training_checkpoint import (
-    TrainingCheckpoint,
-    run_identity,
-    training_checkpoint_file,
-)
+from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_step import Progress, TrainingState
 
 LONG = "steps=54"  # the rate is measured anew after 50
@@ -65,7 +62,7 @@ def test_a_training_continued_on_other_threads_ends_in_the_same_bytes(
     every: int, stops: tuple[int, ...], case: TrainingCase, whole: Artifact, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), every)
+    checkpoint = TrainingCheckpoint(training_file(output), every)
     for stop in stops:
         interrupt(case, output, checkpoint, stop)
     steps = steps_of(case, output, checkpoint)
@@ -77,7 +74,7 @@ def test_a_training_stopped_after_its_last_step_takes_no_further_step(
     case: TrainingCase, trained: Artifact, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), trained.header.method.settings["steps"])
+    checkpoint = TrainingCheckpoint(training_file(output), trained.header.method.settings["steps"])
     case.train(output, checkpoint=checkpoint)
     output.unlink()
     reports = Reports()
@@ -89,7 +86,7 @@ def test_a_training_stopped_after_its_last_step_takes_no_further_step(
 @pytest.mark.parametrize("setting", ["seed=1", "target_size=6KB"])
 def test_the_state_of_another_run_is_refused(setting: str, case: TrainingCase, tmp_path: Path) -> None:
     output = tmp_path / "birds.fsw"
-    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), 1)
+    checkpoint = TrainingCheckpoint(training_file(output), 1)
     interrupt(case, output, checkpoint, 3, setting)
     before = checkpoint.path.read_bytes()
     found_message = message(InputError, lambda: steps_of(case, output, checkpoint))
@@ -107,7 +104,7 @@ def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(
     case: TrainingCase, tmp_path: Path
 ) -> None:
     output = tmp_path / "birds.fsw"
-    checkpoint = TrainingCheckpoint(training_checkpoint_file(output), 1)
+    checkpoint = TrainingCheckpoint(training_file(output), 1)
     interrupt(case, output, checkpoint, 3)
     (tmp_path / "data").mkdir()
     lines = (case.data / "birds.train.jsonl").read_text().replace("word0", "word1")

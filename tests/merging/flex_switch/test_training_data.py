@@ -23,12 +23,11 @@ from flexswitch.merging.flex_switch.objective import Goal, Precision
 from flexswitch.merging.flex_switch.training_data import (
     DataSettings,
     TrainingData,
-    batch_rows,
     open_training_data,
     read_training_examples,
 )
 from flexswitch.merging.flex_switch.training_record import quality
-from flexswitch.merging.models.examples import draw
+from flexswitch.merging.models.examples import batch_rows, draw
 
 
 def opened(

@@ -11,7 +11,7 @@ from support.checkpoints import State
 from support.merge_case import Case, Weights
 from support.static_merges import NAMES, merged, vectors_of
 
-from flexswitch.merging.methods.registry import get_method, method_names
+from flexswitch.merging.methods.registry import STATIC_MERGES, get_method
 
 SHAPES = {
     "layers.0.w": (7, 5),
@@ -62,9 +62,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ram": [{"epsilon": 0.05}],
     "ram-plus": [{"epsilon": 0.05, "r": 0.5, "alpha": 2.0}],
 }
-CASES = [
-    (method, settings) for method in method_names("merge") for settings in ({}, *VARIANTS.get(method, []))
-]
+CASES = [(method, settings) for method in STATIC_MERGES for settings in ({}, *VARIANTS.get(method, []))]
 WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
 
 

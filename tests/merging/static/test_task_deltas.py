@@ -8,7 +8,7 @@ from support.checkpoints import MemoryCheckpoint, assert_same_state, extracted, 
 from support.static_merges import NAMES, merged, vectors_of
 
 from flexswitch.codecs.errors import ArtifactError
-from flexswitch.merging.methods.registry import get_method, method_names
+from flexswitch.merging.methods.registry import STATIC_MERGES, get_method
 from flexswitch.merging.static.task_deltas import ModelDeltas
 
 ENTRIES = 9100  # three of the smallest blocks
@@ -27,7 +27,7 @@ def large_case(tasks: int = 3) -> tuple[dict[str, torch.Tensor], list[dict[str, 
     return base, found
 
 
-@pytest.mark.parametrize("method", method_names("merge"))
+@pytest.mark.parametrize("method", STATIC_MERGES)
 def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
     base, tasks = large_case()
     vectors = vectors_of(base, tasks[: get_method(method, "merge").tasks[1]])

@@ -1,0 +1,119 @@
+"""Chooses the settings of a merge: a grid of values, scored on examples as `eval` scores."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.commands.merge_exemplars import Merger
+from flexswitch.merging.evaluation.fixed_weights import score_fixed
+from flexswitch.merging.evaluation.scores import Score
+from flexswitch.merging.evaluation.task_models import TaskModels
+from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.device import check_device
+from flexswitch.merging.models.examples import read_exemplars
+from flexswitch.merging.static.tensor_settings import MergeSettings
+
+_STEPS = 10  # values of a range
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings with the values that are tried of each, and the folder of labelled examples."""
+
+    values: Mapping[str, Any]
+    data: str | Path | None
+
+    def check(self, given: MergeSettings, merges: bool) -> None:
+        """Raises: UsageError on values that a setting does not take, and on options that do nothing."""
+        if not self.values:
+            if self.data is not None:
+                raise UsageError("--data: it is for --tune; give the settings to tune, or leave it out")
+            return
+        if not merges or self.data is None:
+            raise UsageError("--tune: needs --method NAME, and --data DIR with labelled <task>.train files")
+        for name in self.values:
+            if name in given.values:
+                raise UsageError(f"--tune {name}: it is given by --set too; keep one of them")
+        for point in self.points(given):
+            point.check_values()
+
+    def points(self, given: MergeSettings) -> Iterator[MergeSettings]:
+        """Yields the settings of each point, the last setting varying first. Raises: UsageError."""
+        tried = [_values(name, value) for name, value in self.values.items()]
+        for values in itertools.product(*tried):
+            yield replace(given, values={**given.values, **dict(zip(self.values, values, strict=True))})
+
+
+def tuned(merger: Merger, given: MergeSettings, grid: Grid) -> tuple[MergeSettings, dict[str, Any]]:
+    """Returns the settings of best mean accuracy, the first of equal ones, and the report of all points.
+
+    Raises: InputError, UsageError.
+    """
+    task_models = _task_models(merger, grid)
+    points, scores = list(grid.points(given)), []
+    with merger.reporter.steps(f"tuning {', '.join(grid.values)}", len(points)) as on_step:
+        for point in points:
+            scores.append(_scored(merger, task_models, point))
+            on_step(len(scores), f"{scores[-1].average:.2f} %")
+    best = max(range(len(points)), key=lambda number: scores[number].average)
+    rows = [
+        {
+            "settings": {name: point.values[name] for name in grid.values},
+            "average": score.average,
+            "accuracy": score.accuracy,
+        }
+        for point, score in zip(points, scores, strict=True)
+    ]
+    counts = {task: len(examples) for task, examples in task_models.examples.items()}
+    report = {"chosen": rows[best]["settings"], "exemplars": counts, "split": "train", "scores": rows}
+    return points[best], {"tuned": report}
+
+
+def _task_models(merger: Merger, grid: Grid) -> TaskModels:
+    options = merger.options
+    if grid.data is None:
+        raise ValueError("`check` refuses a grid without data")
+    check_device(options.device)
+    recorded = {vector.model.adapter for vector in merger.vectors.values()}
+    if options.adapter is None and len(recorded) > 1:
+        found = ", ".join(sorted(map(str, recorded)))
+        raise InputError(f"--tune: the tasks are run by several adapters ({found}); give one with --adapter")
+    adapter = get_adapter(merger.base, recorded.pop(), options.adapter)
+    examples = {
+        task: read_exemplars(Path(grid.data), task, options.per_task, 0, labelled=True)
+        for task in merger.vectors
+    }
+    task_models = TaskModels(merger.base, adapter, merger.vectors, examples, options.device)
+    task_models.warm_up()
+    return task_models
+
+
+def _scored(merger: Merger, task_models: TaskModels, point: MergeSettings) -> Score:
+    outputs, _, training = merger.outputs(point, None)
+    merged = {name: output.whole() for name, output in outputs.items()}
+    if training is not None:
+        training.remove()
+    return score_fixed(task_models, point.method.name, lambda task: task_models.set_merged(task, merged), 0.0)
+
+
+def _values(name: str, given: Any) -> Sequence[Any]:
+    """Returns the values to try: those of a list, or ten from one number to another. Raises: UsageError.
+
+    >>> _values("lambda", "0.1:1.0")[:3], _values("lambda", "0.1,0.5")
+    ([0.1, 0.2, 0.3], ['0.1', '0.5'])
+    """
+    if not isinstance(given, str):
+        return list(given) if isinstance(given, list | tuple) else [given]
+    first, colon, last = given.partition(":")
+    if not colon:
+        return given.split(",")
+    try:
+        ends = float(first), float(last)
+    except ValueError as error:
+        raise UsageError(f"--tune {name}={given}: expected FROM:TO, or values joined by commas") from error
+    return [float(f"{value:.10g}") for value in np.linspace(*ends, _STEPS).tolist()]

@@ -1,0 +1,79 @@
+"""A task's model with its own head, whose other weights are changed from outside."""
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.exemplar_merges.inputs import MergeInputs
+from flexswitch.merging.models.examples import Batch, Examples
+from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.outputs import output_kind
+from flexswitch.merging.task_vectors.restore import restored_tensors
+
+Gradients = dict[str, Tensor]  # tensor of the base → gradient in its shape, float32
+
+_TOKENIZERS = Lock()  # a tokenizer stores padding in itself, so only one thread may call it at a time
+
+
+class TaskModule:
+    """A task's model with the weights θ + λ·τ and the task's head.
+
+    parameters: tensor of the base that is merged → parameter, for those that the model has.
+    """
+
+    def __init__(self, inputs: MergeInputs, task: int, lambda_: float = 1.0) -> None:
+        """Loads the model. Raises: InputError where its weights do not fit its config.json."""
+        base, vector = inputs.model.base, inputs.model.vectors[task]
+        self.task, self._device = inputs.model.tasks[task], inputs.device
+        self._adapter, self._source = inputs.adapters[self.task], vector.source
+        self._config = read_config(base) | vector.model.config
+        rename = self._adapter.parameter_name
+        module = self._adapter.model(vector.model.config, vector.extras)
+        outputs = restored_tensors(base, vector, lambda_, torch.float32)
+        load_weights(module, {rename(name): each.whole() for name, each in outputs.items()}, vector.source)
+        self.module = module.to(self._device).eval().requires_grad_(False)
+        named = {name: rename(vector.model.finetuned_name(name)) for name in inputs.model.names}
+        inside, own = names_inside(module, list(named.values())), module.state_dict(keep_vars=True)
+        found = {name: own[inside[inner]] for name, inner in named.items() if inner in inside}
+        self.parameters = {name: each for name, each in found.items() if isinstance(each, nn.Parameter)}
+
+    def share(self, weights: Mapping[str, Tensor]) -> None:
+        """Makes the parameters use these tensors, whose later changes they follow."""
+        for name, parameter in self.parameters.items():
+            parameter.data = weights[name]
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        """Returns the model's input for some examples."""
+        inputs = examples.take(torch.tensor(rows, dtype=torch.int64).numpy()).inputs
+        with _TOKENIZERS:
+            batch = self._adapter.batch(inputs)
+        return {name: value.to(self._device) for name, value in batch.items()}
+
+    def answers(self, batch: Batch) -> Tensor:
+        """Returns the model's logits, of whatever kind, (sample, ...)."""
+        return self._adapter.logits(self.module, batch)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Returns the logits in float32, (sample, class). Raises: InputError unless they are of classes."""
+        logits = self.answers(batch)
+        kind = output_kind(self._config, logits)
+        if kind != "classes":
+            raise InputError(f"{self._source}: its outputs are {kind}, but this merge needs a classifier")
+        return logits.float()
+
+    def with_gradients(self) -> "TaskModule":
+        """Returns itself, with gradients for the merged tensors from now on."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        return self
+
+    def gradients(self, value: Tensor, keep_graph: bool = False) -> Gradients:
+        """Returns the gradient of a scalar, without tensors that it does not depend on."""
+        found = torch.autograd.grad(
+            value, list(self.parameters.values()), retain_graph=keep_graph, allow_unused=True
+        )
+        return {name: each for name, each in zip(self.parameters, found, strict=True) if each is not None}

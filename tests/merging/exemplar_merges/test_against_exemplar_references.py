@@ -1,0 +1,44 @@
+"""Every merge from examples against its plain reference: odd shapes, zeros, one task, eight tasks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import exemplar_references
+from support.checkpoints import assert_same_state
+from support.perceptrons import SHAPES, perceptrons
+
+from flexswitch.merging.methods.registry import METHODS, get_method
+
+# A method's settings that are tried beside its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "fisher": [{"expectation": "batch-sum"}, {"normalize": True, "floor": 1e-3}],
+    "regmean": [{"shrinkage": 1.0}, {"shrinkage": 0.0, "ridge": 0.5}],
+}
+NAMES = [method.name for method in METHODS if method.kind == "merge" and method.needs_exemplars]
+CASES = [(method, settings) for method in NAMES for settings in ({}, *VARIANTS.get(method, []))]
+WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
+    case = perceptrons(3, count=70)
+    expected, report = case.merged(method, jobs=1)
+    for jobs, memory in ((1, 1), (3, 1), (3, 10**9)):
+        found = case.merged(method, jobs=jobs, memory=memory)
+        assert_same_state(found[0], expected)
+        assert found[1] == report
+
+
+@pytest.mark.parametrize(("tasks", "kind"), [(1, "normal"), (2, "zeros"), (8, "normal")])
+@pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
+def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks: int, kind: str) -> None:
+    case = perceptrons(tasks, kind=kind)
+    reference = getattr(exemplar_references, method.replace("-", "_"))
+    for weights in ([1.0] * tasks, *([WEIGHTS[:tasks]] if get_method(method, "merge").weighted else [])):
+        found, _ = case.merged(method, settings, weights)
+        expected = reference(case, weights, settings)
+        for name in SHAPES:
+            np.testing.assert_allclose(
+                found[name].numpy(), expected[name], rtol=2e-5, atol=2e-6, err_msg=name
+            )
