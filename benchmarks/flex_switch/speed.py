@@ -32,10 +32,10 @@ from flexswitch.merging.flex_switch.gated_tensor import Gates
 from flexswitch.merging.flex_switch.training_data import (
     DataSettings,
     TrainingData,
-    batch_rows,
     open_training_data,
 )
 from flexswitch.merging.flex_switch.training_step import set_gates
+from flexswitch.merging.models.examples import batch_rows
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
 HERE = Path(__file__).resolve().parent
