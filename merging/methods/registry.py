@@ -67,6 +67,7 @@ _AVERAGING_PAPER = "Wortsman et al. 2022 (arXiv 2203.05482)"
 _DARE_PAPER = "Yu et al. 2024 (arXiv 2311.03099)"
 _DELLA_PAPER = "Deep et al. 2024 (arXiv 2406.11617)"
 _CONSENSUS_PAPER = "Wang et al. 2024 (arXiv 2405.07813)"
+_ADAMERGING_PAPER = "Yang et al. 2024 (arXiv 2310.02575)"
 _BREADCRUMBS_PAPER = "Davari and Belilovsky 2024 (arXiv 2312.06795)"
 
 
@@ -141,6 +142,8 @@ METHODS = (
     _merge("ram-plus", "ram", "arXiv 2601.13572", _STATISTICS, weighted=False),
     _from_exemplars("regmean", "regmean", "Jin et al. 2023 (arXiv 2212.09849)"),
     _from_exemplars("fisher", "fisher", "Matena and Raffel 2022 (arXiv 2111.09832)"),
+    _from_exemplars("adamerging", "adamerging", _ADAMERGING_PAPER, weighted=False),
+    _from_exemplars("adamerging-plus", "adamerging", _ADAMERGING_PAPER, weighted=False),
 )  # fmt: skip
 
 

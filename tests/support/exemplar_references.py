@@ -64,3 +64,95 @@ def regmean(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -
             right = right + weight * products @ model[layer].T
         found[layer] = np.linalg.solve(left, right).T
     return found
+
+
+# --- AdaMerging -------------------------------------------------------------------------------------------
+
+
+def entropy(weights: Weights, head: Floats, x: Floats) -> tuple[float, Weights]:
+    """Returns the mean entropy of the answers, and its gradient."""
+    chances = forward(weights, head, x)[2]
+    each = -(chances * np.log(chances)).sum(axis=1, keepdims=True)
+    slopes = -chances * (np.log(chances) + each) / len(x)
+    return float(each.mean()), backward(weights, head, x, slopes)
+
+
+class Adam:
+    def __init__(self, rate: float) -> None:
+        self.rate, self.count, self.mean, self.square = rate, 0, 0.0, 0.0
+
+    def step(self, values: Floats, slopes: Floats) -> Floats:
+        self.count += 1
+        self.mean = 0.9 * self.mean + 0.1 * slopes
+        self.square = 0.999 * self.square + 0.001 * slopes**2
+        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        return values - self.rate * mean / (np.sqrt(square) + 1e-8)
+
+
+class Entropies:
+    """The tasks' heads, and their examples without and with every fifth."""
+
+    def __init__(self, case: Perceptrons) -> None:
+        self.heads = [doubles(state)["head.weight"] for state in case.states]
+        inputs = [each.astype(float) for each in case.inputs]
+        self.learned = [np.delete(each, slice(4, None, 5), axis=0) for each in inputs]
+        self.held_out = [each[4::5] for each in inputs]
+
+    def mean(self, weights: Weights) -> float:
+        return float(
+            np.mean([entropy(weights, head, x)[0] for head, x in zip(self.heads, self.held_out, strict=True)])
+        )
+
+    def slopes(self, weights: Weights) -> Weights:
+        found = [entropy(weights, head, x)[1] for head, x in zip(self.heads, self.learned, strict=True)]
+        return {name: np.sum([each[name] for each in found], axis=0) for name in SHAPES}
+
+
+def trained(case: Perceptrons, deltas: list[Weights], settings: dict[str, Any]) -> Weights:
+    """Returns the base plus the deltas times coefficients of least entropy."""
+    base, entropies = doubles(case.base), Entropies(case)
+    names, by_layer, clamp = list(SHAPES), settings.get("by", "layer") == "layer", settings.get("clamp", True)
+    stacked = {name: np.array([delta[name] for delta in deltas]) for name in names}
+    values = np.full((len(deltas), len(names) if by_layer else 1), settings.get("start", 0.3))
+    start, adam = values, Adam(settings.get("rate", 1e-3))
+
+    def weights() -> Weights:
+        used = np.broadcast_to(np.clip(values, 0, 1) if clamp else values, (len(deltas), len(names)))
+        return {
+            name: base[name] + np.tensordot(used[:, column], stacked[name], 1)
+            for column, name in enumerate(names)
+        }
+
+    before = entropies.mean(weights())
+    for _ in range(settings["steps"]):
+        by_weight = entropies.slopes(weights())
+        slopes = np.array([[(by_weight[name] * delta[name]).sum() for name in names] for delta in deltas])
+        slopes = slopes if by_layer else slopes.sum(axis=1, keepdims=True)
+        values = adam.step(values, np.where((values >= 0) & (values <= 1), slopes, 0) if clamp else slopes)
+    values = values if entropies.mean(weights()) < before else start
+    return weights()
+
+
+def deltas_of(case: Perceptrons) -> list[Weights]:
+    return [
+        {name: doubles(state)[name] - doubles(case.base)[name] for name in SHAPES} for state in case.states
+    ]
+
+
+def adamerging(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -> Weights:
+    return trained(case, deltas_of(case), settings)
+
+
+def adamerging_plus(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -> Weights:
+    deltas, kept = deltas_of(case), []
+    for delta in deltas:
+        flat = np.sort(np.abs(np.concatenate([each.reshape(-1) for each in delta.values()])))[::-1]
+        rank = int(settings.get("density", 0.2) * flat.size)
+        kept.append({name: np.where(np.abs(each) >= flat[rank], each, 0) for name, each in delta.items()})
+    votes = {name: np.sign(sum(delta[name] for delta in kept)) for name in SHAPES}
+    tie = 1 if sum(each.sum() for each in votes.values()) > 0 else -1
+    signs = {name: np.where(each == 0, tie, each) for name, each in votes.items()}
+    agreeing = [
+        {name: np.where(each * signs[name] > 0, each, 0) for name, each in delta.items()} for delta in kept
+    ]
+    return trained(case, agreeing, settings)

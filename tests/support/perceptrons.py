@@ -1,6 +1,6 @@
 """Perceptrons of two layers with a head for each task, as torch runs them and in plain numpy, and their examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,7 @@ class Perceptrons:
         memory: int = 10**9,
         training: TrainingFile | None = None,
         notes: list[str] | None = None,
+        on_step: Callable[[int, str], None] = lambda done, state: None,
     ) -> MergeInputs:
         """Returns the inputs of a merge from examples."""
         vectors = {
@@ -111,7 +112,7 @@ class Perceptrons:
         }
         adapters = dict.fromkeys(self.names, PerceptronAdapter())
         note = (notes if notes is not None else []).append
-        steps = lambda what, total: nullcontext(lambda done, state: None)  # noqa: E731
+        steps = lambda what, total: nullcontext(on_step)  # noqa: E731
         return MergeInputs(model, adapters, examples, own, "cpu", training, steps, note)
 
     def merged(

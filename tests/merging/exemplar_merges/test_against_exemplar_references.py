@@ -12,20 +12,32 @@ from flexswitch.merging.methods.registry import METHODS, get_method
 
 # A method's settings that are tried beside its defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "adamerging": [
+        {"by": "task", "rate": 0.05},
+        {"clamp": False, "rate": 0.2, "start": 0.1},
+        {"clamp": True, "rate": 0.3, "start": 0.9, "by": "task"},
+    ],
+    "adamerging-plus": [{"density": 0.5, "rate": 0.1}],
     "fisher": [{"expectation": "batch-sum"}, {"normalize": True, "floor": 1e-3}],
     "regmean": [{"shrinkage": 1.0}, {"shrinkage": 0.0, "ridge": 0.5}],
 }
+TRAINED = {"adamerging": {"steps": 12}, "adamerging-plus": {"steps": 12}}
 NAMES = [method.name for method in METHODS if method.kind == "merge" and method.needs_exemplars]
-CASES = [(method, settings) for method in NAMES for settings in ({}, *VARIANTS.get(method, []))]
+CASES = [
+    (method, TRAINED.get(method, {}) | settings)
+    for method in NAMES
+    for settings in ({}, *VARIANTS.get(method, []))
+]
 WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
 
 
 @pytest.mark.parametrize("method", NAMES)
 def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
-    case = perceptrons(3, count=70)
-    expected, report = case.merged(method, jobs=1)
+    case = perceptrons(3, count=34)
+    settings = TRAINED.get(method, {})
+    expected, report = case.merged(method, settings, jobs=1)
     for jobs, memory in ((1, 1), (3, 1), (3, 10**9)):
-        found = case.merged(method, jobs=jobs, memory=memory)
+        found = case.merged(method, settings, jobs=jobs, memory=memory)
         assert_same_state(found[0], expected)
         assert found[1] == report
 

@@ -1,0 +1,84 @@
+"""The models of all tasks on one set of merged weights, and the entropy of their answers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.exemplar_merges.inputs import MergeInputs, held_out
+from flexswitch.merging.exemplar_merges.task_module import Gradients, TaskModule
+from flexswitch.merging.models.examples import Examples, batch_rows
+
+_TOGETHER = 32  # examples that are measured in one batch
+
+
+class SharedModels:
+    """One model for each task, with its own head. weights: tensor → the merged weights, changed in place.
+
+    Every fifth example is held out, and measured instead of learned from.
+    """
+
+    def __init__(self, inputs: MergeInputs) -> None:
+        base, self._inputs = inputs.model.base, inputs
+        self.weights = {
+            name: base.read(name).to(torch.float32).reshape(base.tensors[name].shape).to(inputs.device)
+            for name in inputs.model.names
+        }
+        split = [held_out(inputs.examples[task]) for task in inputs.model.tasks]
+        self._learned, self._held_out = [each[0] for each in split], [each[1] for each in split]
+        self._modules = [TaskModule(inputs, task, 0.0) for task in range(len(split))]
+        for module in self._modules:
+            module.share(self.weights)
+
+    @property
+    def held_out(self) -> Mapping[str, int]:
+        """The number of examples of each task that are held out."""
+        tasks = self._inputs.model.tasks
+        return {task: len(each) for task, each in zip(tasks, self._held_out, strict=True)}
+
+    def entropy(self) -> float:
+        """Returns the mean entropy of the answers to held-out examples, in nats, the mean over the tasks."""
+
+        def work(task: int) -> float:
+            module, examples = self._modules[task], self._held_out[task]
+            with torch.inference_mode():
+                return sum(_entropies(module, examples, rows).sum().item() for rows in _parts(examples))
+
+        totals = self._inputs.in_order(work, len(self._modules), copies=0)
+        return float(np.mean([total / len(each) for total, each in zip(totals, self._held_out, strict=True)]))
+
+    def gradients(self, step: int, batch: int, seed: int) -> tuple[float, Gradients]:
+        """Returns the sum over tasks of the mean entropy of a batch, and its gradient by the merged weights.
+
+        Raises: InputError if it is not finite.
+        """
+
+        def work(task: int) -> tuple[float, Gradients]:
+            module, examples = self._modules[task].with_gradients(), self._learned[task]
+            loss = _entropies(module, examples, batch_rows(step, batch, len(examples), seed)).mean()
+            return float(loss.detach()), module.gradients(loss)
+
+        total, summed = 0.0, Gradients()
+        for loss, gradients in self._inputs.in_order(work, len(self._modules)):
+            total += loss
+            for name, gradient in gradients.items():
+                summed[name] = summed[name].add_(gradient) if name in summed else gradient
+        if not np.isfinite(total):
+            raise InputError(
+                f"the entropy of the answers is {total} in step {step + 1}; the weights of a task are not "
+                "finite, or huge"
+            )
+        return total, summed
+
+
+def _entropies(module: TaskModule, examples: Examples, rows: Sequence[int]) -> Tensor:
+    """Returns the entropy of the answer to each example in nats, (example,)."""
+    logarithms = module.logits(module.batch(examples, rows)).log_softmax(-1)
+    return -(logarithms.exp() * logarithms).sum(-1)
+
+
+def _parts(examples: Examples) -> list[list[int]]:
+    rows = examples.by_length(np.arange(len(examples)))
+    return [rows[start : start + _TOGETHER].tolist() for start in range(0, len(rows), _TOGETHER)]

@@ -1,0 +1,110 @@
+"""Merges that are trained: what improves is kept, an interrupted training continues, and wrong inputs are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import assert_same_state, message
+from support.perceptrons import Perceptrons, perceptrons
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.training_file import TrainingFile
+
+SETTINGS = {"adamerging": {"steps": 9, "rate": 0.05, "batch": 7}}
+
+
+class StopError(Exception):
+    """Stands for whatever stops a process."""
+
+
+@pytest.fixture(scope="module")
+def case() -> Perceptrons:
+    return perceptrons(3, count=20)
+
+
+def test_a_training_that_lowers_the_entropy_is_kept_and_reported(case: Perceptrons) -> None:
+    notes: list[str] = []
+    _, report = case.merged("adamerging", {"steps": 30, "rate": 0.05}, notes=notes)
+    assert report["entropy after"] < report["entropy before"]
+    assert report["held out"] == {"a": 4, "b": 4, "c": 4}
+    assert report["exemplars"] == {"a": 20, "b": 21, "c": 22}
+    assert all(value != 0.3 for value in report["mean coefficients"].values())
+    assert notes == []
+
+
+def test_a_training_that_does_not_lower_it_keeps_the_start_with_a_note(case: Perceptrons) -> None:
+    notes: list[str] = []
+    found, report = case.merged(
+        "adamerging", {"steps": 1, "rate": 0.5, "clamp": False, "start": 1.0}, notes=notes
+    )
+    assert report["mean coefficients"] == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert report["entropy after"] == report["entropy before"]
+    assert notes == [
+        "the entropy of held-out answers is 0.7001 after the training and 0.6001 before: the start is kept; use "
+        "more exemplars, or a smaller --set rate"
+    ]
+    for name, tensor in case.base.items():
+        summed = tensor + sum(state[name] - tensor for state in case.states)
+        torch.testing.assert_close(found[name], summed)
+
+
+@pytest.mark.parametrize("method", list(SETTINGS))
+def test_an_interrupted_training_continues_to_the_same_bytes(
+    case: Perceptrons, method: str, tmp_path: Path
+) -> None:
+    settings, done = SETTINGS[method], []
+    whole, expected = case.merged(method, settings)
+
+    def on_step(step: int, state: str) -> None:
+        done.append(step)
+        if len(done) == 6:
+            raise StopError
+
+    file = TrainingFile(tmp_path / "out.training", 2, "run")
+    with pytest.raises(StopError):
+        case.merged(method, settings, training=file, on_step=on_step)
+    found, report = case.merged(method, settings, training=file, on_step=on_step)
+    assert done == [1, 2, 3, 4, 5, 6, *range(5, done[-1] + 1)]
+    assert_same_state(found, whole)
+    assert report == expected
+
+
+def test_a_stored_training_of_another_run_is_refused(case: Perceptrons, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        case.merged(
+            "adamerging", {"steps": 3}, training=TrainingFile(tmp_path / "a", 1, "one"), on_step=_stop_at_two
+        )
+    other = TrainingFile(tmp_path / "a", 1, "two")
+    assert message(InputError, lambda: case.merged("adamerging", training=other)).startswith(
+        f"{tmp_path / 'a'}: belongs to a training with other inputs or settings"
+    )
+
+
+def _stop_at_two(step: int, state: str) -> None:
+    if step == 2:
+        raise StopError
+
+
+def test_too_few_exemplars_are_refused() -> None:
+    few = perceptrons(2, count=4)
+    assert message(InputError, lambda: few.merged("adamerging")) == (
+        "has 4 examples, expected 5 or more, as every fifth is held out"
+    )
+
+
+def test_outputs_that_are_no_classes_are_refused() -> None:
+    case = perceptrons(1)
+    case.states[0]["head.weight"] = case.states[0]["head.weight"][:1]
+    for method in ("adamerging", "fisher"):
+        assert message(InputError, lambda method=method: case.merged(method)) == (
+            "finetuned: its outputs are values, but this merge needs a classifier"
+        )
+    case.merged("regmean")
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    case = perceptrons(2)
+    case.states[0]["head.weight"] = case.states[0]["head.weight"] * float("inf")
+    assert "the entropy of the answers is nan in step 1" in message(
+        InputError, lambda: case.merged("adamerging")
+    )
