@@ -33,7 +33,6 @@ from flexswitch.codecs.format.records import (
 from flexswitch.codecs.format.safetensors_file import (
     Header,
     RangeReader,
-    read_header,
 )
 from flexswitch.codecs.format.tensor_names import check_stored_names
 from flexswitch.codecs.registry import stored_codec
@@ -57,18 +56,18 @@ class Artifact:
 
     def __init__(
         self,
-        path: Path,
+        file: RangeReader,
         header: ArtifactHeader,
         extra_offsets: dict[str, int],
         places: dict[str, _Place],
         exact_offsets: dict[str, list[int]],
     ) -> None:
-        self.path = path
+        self.path = file.path
         self.header = header
         self._extra_offsets = extra_offsets
         self._places = places
         self._exact_offsets = exact_offsets
-        self._file = RangeReader(path, ArtifactError)
+        self._file = file
 
     def renamed(self, task: str) -> "Artifact":
         """Returns the same artifact as that of a task of another name."""
@@ -239,12 +238,14 @@ def open_artifact(path: str | Path) -> Artifact:
         raise InputError(
             f"{path}: no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
         )
-    stored = read_header(path, ArtifactError)
+    file = RangeReader(path, ArtifactError)
+    stored = file.header()
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
         raise InputError(f"{path}: not a flexswitch artifact: its metadata lacks the key '{METADATA_KEY}'")
     document = parse_document(ArtifactDocument, path, text, stored.metadata)
-    table = _read_table(path, document, stored)
+    table = _read_table(file, document, stored)
+    file.close()
     described = document.model_dump(exclude={"format", "version", "table"})
     header = ArtifactHeader(**described).model_copy(update=dict(table))
     names = [*header.tensors, *header.exact]
@@ -266,11 +267,12 @@ def open_artifact(path: str | Path) -> Artifact:
         check_exact(path, name, exact)
         exact_offsets[name] = list(accumulate((block.size for block in exact.blocks), initial=offset))[:-1]
         offset += exact.size
-    return Artifact(path, header, extra_offsets, places, exact_offsets)
+    return Artifact(file, header, extra_offsets, places, exact_offsets)
 
 
-def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> TensorTable:
+def _read_table(file: RangeReader, document: ArtifactDocument, stored: Header) -> TensorTable:
     """Returns an artifact's table. Raises: ArtifactError if it is damaged or does not fit the file."""
+    path = file.path
     if set(stored.tensors) != {DATA, TABLE}:
         raise ArtifactError(
             f"{path}: holds the tensors {sorted(stored.tensors)}, expected {[DATA, TABLE]}; it is damaged"
@@ -282,7 +284,7 @@ def _read_table(path: Path, document: ArtifactDocument, stored: Header) -> Tenso
                 f"{path}: its tensor '{name}' is {tensor.dtype} {list(tensor.shape)}, expected U8 of one "
                 "dimension"
             )
-    frame = RangeReader(path, ArtifactError).read(table.offset, table.size).tobytes()
+    frame = file.read(table.offset, table.size).tobytes()
     if table.size != document.table.size or crc32(frame) != document.table.crc32:
         raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")
     try:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from flexswitch.codecs.errors import FlexswitchError
+from flexswitch.codecs.errors import FlexswitchError, InputError
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -53,30 +53,21 @@ class Header:
 
 
 def read_header(path: Path, error: type[FlexswitchError]) -> Header:
-    """Returns a file's header.
+    """Returns a file's header. Raises: as `RangeReader.header` does."""
+    return RangeReader(path, error).header()
 
-    Raises: `error` if the file is truncated or not a safetensors file, or if its header has wrong sizes.
-    """
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        if len(head) < 8:
-            raise error(f"{path}: not a safetensors file: {total} bytes, expected a header of at least 8")
-        (length,) = struct.unpack("<Q", head)
-        if length > total - 8:
-            raise error(
-                f"{path}: not a safetensors file, or cut short: its first bytes ask for a header of "
-                f"{length:,} bytes, and {total - 8:,} follow; download or save it again"
-            )
-        text = file.read(length)
+
+def _parsed_header(path: Path, error: type[FlexswitchError], text: bytes, total: int) -> Header:
+    """Returns the header of a file of `total` bytes from its text, which begins at byte 8."""
+    start = 8 + len(text)
     try:
         document = json.loads(text)
         metadata = document.pop("__metadata__", None) or {}  # JSON's null is allowed
-        tensors = {name: _stored(entry, 8 + length) for name, entry in document.items()}
+        tensors = {name: _stored(entry, start) for name, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise error(f"{path}: not a safetensors file: its header does not parse ({reason})") from reason
     for name, entry in tensors.items():
-        if entry.offset < 8 + length or entry.offset + entry.size > total:
+        if entry.offset < start or entry.offset + entry.size > total:
             raise error(
                 f"{path}: cut short, or its header lies: tensor '{name}' ends at byte "
                 f"{entry.offset + entry.size:,} and the file at {total:,}; download or save it again"
@@ -93,6 +84,9 @@ def read_header(path: Path, error: type[FlexswitchError]) -> Header:
             pass
     except SafetensorError as reason:
         raise error(f"{path}: not a valid safetensors file ({reason})") from reason
+    except OSError:  # the library calls any failure to open a file a missing file
+        path.open("rb").close()  # raises the system's own error
+        raise
     return Header(tensors, metadata)
 
 
@@ -207,31 +201,65 @@ def _shift(file: BinaryIO, start: int, size: int, target: int, step: int) -> Non
 
 
 class RangeReader:
-    """Reads parts of a file from any thread. The file is opened on first use and closed with the reader."""
+    """Reads parts of one file from any thread. It is opened on first use and closed with the reader.
+
+    A file that has taken its place after the first use is refused.
+    """
 
     def __init__(self, path: Path, error: type[FlexswitchError], read_bytes: int = 1 << 30) -> None:
-        self._path = path
-        self._error = error
+        self.path = path
+        self.error = error
         self._read_bytes = read_bytes
         self._position, self._opening = Lock(), Lock()
         self._opened: int | None = None
+        self._closing: weakref.finalize[[int], RangeReader] | None = None
+        self._identity: tuple[int, ...] | None = None
 
     def open(self) -> None:
         """Opens the file now. Raises: OSError."""
         self._descriptor()
 
+    def close(self) -> None:
+        """Closes the file until it is used again, as a process may have only some hundred files open."""
+        with self._opening:
+            if self._closing is not None:
+                self._closing()
+            self._opened = self._closing = None
+
     def file_bytes(self) -> int:
         """Returns the size of the file."""
         return os.fstat(self._descriptor()).st_size
 
+    def header(self) -> Header:
+        """Returns the header of a safetensors file.
+
+        Raises: the reader's error if the file is truncated or no safetensors file, or if its header has wrong
+        sizes.
+        """
+        total = self.file_bytes()
+        if total < 8:
+            raise self.error(
+                f"{self.path}: not a safetensors file: {total} bytes, expected a header of at least 8"
+            )
+        (length,) = struct.unpack("<Q", self._read(0, 8).tobytes())
+        if length > total - 8:
+            raise self.error(
+                f"{self.path}: not a safetensors file, or cut short: its first bytes ask for a header of "
+                f"{length:,} bytes, and {total - 8:,} follow; download or save it again"
+            )
+        return _parsed_header(self.path, self.error, self._read(8, length).tobytes(), total)
+
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Returns `size` bytes at `offset`. Raises: the reader's error if the file has become shorter."""
+        return self._read(offset, size)
+
+    def _read(self, offset: int, size: int) -> NDArray[np.uint8]:
         data = np.empty(size, np.uint8)
         view, done = memoryview(data), 0  # type: ignore[arg-type]  # an array is a buffer
         while done < size:
             count = self._read_at(offset + done, view[done : done + self._read_bytes])
             if not count:
-                raise self._error(f"{self._path}: ends at byte {offset + done:,}, expected {offset + size:,}")
+                raise self.error(f"{self.path}: ends at byte {offset + done:,}, expected {offset + size:,}")
             done += count
         return data
 
@@ -253,6 +281,15 @@ class RangeReader:
     def _descriptor(self) -> int:
         with self._opening:
             if self._opened is None:
-                self._opened = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                weakref.finalize(self, os.close, self._opened)
+                self._opened = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self._closing = weakref.finalize(self, os.close, self._opened)
+                self._check_identity(self._opened)
             return self._opened
+
+    def _check_identity(self, descriptor: int) -> None:
+        """Raises: InputError if the file is not the one that was opened before."""
+        found = os.fstat(descriptor)
+        identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._identity not in (None, identity):
+            raise InputError(f"{self.path}: was changed or replaced while it was read; run the command again")
+        self._identity = identity

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.safetensors_file import RangeReader, StoredTensor, read_header
+from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.format.safetensors_file import RangeReader, StoredTensor
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 
@@ -15,7 +15,13 @@ from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 class SafetensorsCheckpoint:
     """Tensors in one or more safetensors files."""
 
-    def __init__(self, source: str, files: list[Path], directory: Path | None) -> None:
+    def __init__(
+        self,
+        source: str,
+        files: list[Path],
+        directory: Path | None,
+        error: type[FlexswitchError] = InputError,
+    ) -> None:
         self.source = source
         self.files: Sequence[Path] = files
         self.directory = directory
@@ -23,9 +29,13 @@ class SafetensorsCheckpoint:
         self.notes: list[str] = []
         self.aliases: dict[str, str] = {}
         self._stored: dict[str, tuple[Path, StoredTensor]] = {}
-        self._readers = {path: RangeReader(path, InputError) for path in files}
-        for path in files:
-            for name, stored in read_header(path, InputError).tensors.items():
+        self.metadata: dict[str, str] = {}
+        self._readers = {path: RangeReader(path, error) for path in files}
+        for path, file in self._readers.items():
+            header = file.header()
+            file.close()
+            self.metadata |= header.metadata
+            for name, stored in header.tensors.items():
                 if stored.dtype not in TORCH_DTYPES:
                     raise InputError(
                         f"{path}: tensor '{name}' has the dtype {stored.dtype}, which is not handled"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32
-from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter, read_header
+from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter
 from flexswitch.codecs.format.zoo import INDEX_STEM, IndexRecord, RoutingAccuracy, StoredFile, Zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.codecs.sparse import FloatArray
@@ -111,12 +111,12 @@ def index_record(query_set: QuerySet, stored: StoredFile) -> IndexRecord:
 def read_query_set(zoo: Zoo) -> QuerySet:
     """Returns a zoo's query set. Raises: InputError if it has none; ArtifactError if it is damaged."""
     path = zoo.index_file()
-    stored = read_header(path, ArtifactError)
+    file = RangeReader(path, ArtifactError)
+    stored = file.header()
     header = parse_document(QuerySetHeader, path, stored.metadata.get(METADATA_KEY, ""), stored.metadata)
     layouts = {name: (tensor.dtype, len(tensor.shape)) for name, tensor in stored.tensors.items()}
     if layouts not in _LAYOUTS:
         raise ArtifactError(f"{path}: holds the tensors {layouts}, expected points and task_ids")
-    file = RangeReader(path, ArtifactError)
     arrays = {
         name: file.read(tensor.offset, tensor.size).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
         for name, tensor in stored.tensors.items()

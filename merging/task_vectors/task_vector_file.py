@@ -33,7 +33,6 @@ from flexswitch.codecs.format.safetensors_file import (
     DTYPE_BYTES,
     SafetensorsWriter,
     header_bytes,
-    read_header,
 )
 from flexswitch.codecs.format.tensor_names import check_stored_names, is_side_file
 from flexswitch.codecs.sparse import FloatArray
@@ -74,7 +73,8 @@ class TaskVectorFile:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a task vector that `flexswitch extract` wrote")
-        metadata = read_header(path, ArtifactError).metadata
+        self._file = SafetensorsCheckpoint(str(path), [path], None, ArtifactError)
+        metadata = self._file.metadata
         if METADATA_KEY not in metadata:
             raise InputError(f"{path}: not a task vector: its metadata lacks the key '{METADATA_KEY}'")
         self.header = parse_document(TaskVectorHeader, path, metadata[METADATA_KEY], metadata)
@@ -82,7 +82,6 @@ class TaskVectorFile:
         self.path = path
         self.model = self.header.model
         self.parameters = self.header.parameters
-        self._file = SafetensorsCheckpoint(str(path), [path], None)
         self.hints = ReadingHints((path,), read_ahead=self._file.read_ahead)
         tensors = self._file.tensors
         if not set(self.header.dtypes) <= set(tensors):

@@ -97,6 +97,7 @@ def test_a_flipped_bit_of_the_header_is_refused_or_changes_nothing(path: Path) -
 
 def test_a_flipped_bit_of_a_payload_is_reported_with_its_name(path: Path) -> None:
     data, artifact = path.read_bytes(), open_artifact(path)
+    artifact.hold()
     start = len(data) - len(split(path)[1])
     owners: list[tuple[str, Callable[[], object], bytes]] = []
     offset = start
@@ -134,8 +135,9 @@ def test_a_flipped_bit_of_the_table_is_refused(path: Path) -> None:
     assert_holds(open_artifact(path), ROWS)
 
 
-def test_a_file_cut_short_after_it_was_opened_is_reported(path: Path) -> None:
+def test_a_file_cut_short_while_it_is_open_is_reported(path: Path) -> None:
     artifact, total = open_artifact(path), path.stat().st_size
+    artifact.hold()
     table, stored = (split(path)[0][name]["data_offsets"] for name in ("table", "data"))
     end = total - (table[1] - table[0])
     path.write_bytes(path.read_bytes()[: end - 2])
@@ -145,6 +147,19 @@ def test_a_file_cut_short_after_it_was_opened_is_reported(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: end - (stored[1] - stored[0]) - 3])
     with pytest.raises(ArtifactError, match=r": ends at byte [\d,]+, expected [\d,]+$"):
         artifact.extra("pooler")
+
+
+def test_a_file_that_took_the_place_of_the_opened_one_is_refused(path: Path, tmp_path: Path) -> None:
+    opened, held = open_artifact(path), open_artifact(path)
+    held.hold()
+    expected = held.sparse("words")
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+    with pytest.raises(InputError) as caught:
+        opened.sparse("words")
+    assert str(caught.value) == f"{path}: was changed or replaced while it was read; run the command again"
+    assert np.array_equal(held.sparse("words").levels, expected.levels)
 
 
 # --- the document -----------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_only_the_requested_tensors_are_read(tmp_path: Path, monkeypatch: pytest
     read, found = RangeReader.read, []
 
     def recording(self: RangeReader, offset: int, size: int) -> Any:
-        found.append((self._path.name, size))
+        found.append((self.path.name, size))
         return read(self, offset, size)
 
     monkeypatch.setattr(RangeReader, "read", recording)
