@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
-from flexswitch.merging.evaluation.task_models import TaskModels, labels_of
+from flexswitch.merging.evaluation.task_models import TaskModels
+from flexswitch.merging.models.examples import labels_of
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

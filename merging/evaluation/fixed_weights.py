@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from flexswitch.merging.evaluation.scores import Score
-from flexswitch.merging.evaluation.task_models import TaskModels, labels_of
-from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.evaluation.task_models import TaskModels
+from flexswitch.merging.models.examples import Batch, labels_of
 
 
 def score_fixed(

@@ -20,8 +20,8 @@ from flexswitch.merging.evaluation.stream_weights import (
     mixed_stream,
     samples_of,
 )
-from flexswitch.merging.evaluation.task_models import TaskModels, labels_of
-from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.evaluation.task_models import TaskModels
+from flexswitch.merging.models.examples import Batch, labels_of
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
 

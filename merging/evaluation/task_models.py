@@ -98,10 +98,3 @@ def check_classes(kind: OutputKind | None, task: str, vector: TaskVector) -> Non
         f"{vector.source}: is {found}, but eval needs a classifier; restore the model and measure "
         f"it yourself: flexswitch merge {vector.source} --base BASE -o OUT --task {task}"
     )
-
-
-def labels_of(examples: Examples) -> NDArray[np.int64]:
-    """Returns the classes of examples, (example,). Raises: InputError if they have no labels."""
-    if examples.labels is None:
-        raise InputError("the test examples have no labels")
-    return examples.labels

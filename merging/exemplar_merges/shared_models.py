@@ -9,7 +9,7 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs, held_out
 from flexswitch.merging.exemplar_merges.task_module import Gradients, TaskModule
-from flexswitch.merging.models.examples import Examples, batch_rows
+from flexswitch.merging.models.examples import Examples, batch_rows, check_labels, labels_of
 
 _TOGETHER = 32  # examples that are measured in one batch
 
@@ -48,6 +48,24 @@ class SharedModels:
 
         totals = self._inputs.in_order(work, len(self._modules), copies=0)
         return float(np.mean([total / len(each) for total, each in zip(totals, self._held_out, strict=True)]))
+
+    def accuracy(self) -> float:
+        """Returns the accuracy on all examples in %, the mean over the tasks.
+
+        Raises: InputError where a label is none of a model's classes.
+        """
+
+        def work(task: int) -> float:
+            module, examples = self._modules[task], self._inputs.examples[self._inputs.model.tasks[task]]
+            labels, correct = labels_of(examples), 0
+            with torch.inference_mode():
+                for rows in _parts(examples):
+                    logits = module.logits(module.batch(examples, rows))
+                    check_labels(examples, logits.shape[-1])
+                    correct += int((logits.argmax(-1).cpu().numpy() == labels[rows]).sum())
+            return 100 * correct / len(examples)
+
+        return float(np.mean(list(self._inputs.in_order(work, len(self._modules), copies=0))))
 
     def gradients(self, step: int, batch: int, seed: int) -> tuple[float, Gradients]:
         """Returns the sum over tasks of the mean entropy of a batch, and its gradient by the merged weights.

@@ -142,6 +142,9 @@ METHODS = (
     _merge("ram-plus", "ram", "arXiv 2601.13572", _STATISTICS, weighted=False),
     _from_exemplars("regmean", "regmean", "Jin et al. 2023 (arXiv 2212.09849)"),
     _from_exemplars("fisher", "fisher", "Matena and Raffel 2022 (arXiv 2111.09832)"),
+    _from_exemplars(
+        "df-merge", "df_merge", "Lee et al. 2025 (arXiv 2504.18992)", "labelled exemplars", weighted=False
+    ),
     _from_exemplars("adamerging", "adamerging", _ADAMERGING_PAPER, weighted=False),
     _from_exemplars("adamerging-plus", "adamerging", _ADAMERGING_PAPER, weighted=False),
 )  # fmt: skip

@@ -174,6 +174,14 @@ def check_labels(examples: Examples, classes: int) -> None:
     )
 
 
+def labels_of(examples: Examples) -> NDArray[np.int64]:
+    """Returns the classes of examples, (example,). Raises: InputError if they have no labels."""
+    if examples.labels is None:
+        place = "" if examples.origin is None else f"{examples.origin.path}: "
+        raise InputError(f"{place}its examples have no labels")
+    return examples.labels
+
+
 def first(count: int | None) -> Choose | None:
     """Returns the choice of the first `count` examples, or of all if it is None."""
     return None if count is None else lambda available: np.arange(min(count, available))

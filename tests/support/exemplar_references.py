@@ -156,3 +156,32 @@ def adamerging_plus(case: Perceptrons, weights: list[float], settings: dict[str,
         {name: np.where(each * signs[name] > 0, each, 0) for name, each in delta.items()} for delta in kept
     ]
     return trained(case, agreeing, settings)
+
+
+# --- DF-Merge ---------------------------------------------------------------------------------------------
+
+
+def accuracy(case: Perceptrons, weights: Weights) -> float:
+    """Returns the accuracy on all examples in %, the mean over the tasks."""
+    answers = [
+        forward(weights, doubles(state)["head.weight"], inputs.astype(float))[2].argmax(axis=1)
+        for state, inputs in zip(case.states, case.inputs, strict=True)
+    ]
+    return float(
+        100 * np.mean([(each == labels).mean() for each, labels in zip(answers, case.labels, strict=True)])
+    )
+
+
+def df_merge(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -> Weights:
+    """Returns the merge at the scales that were found."""
+    base, above, below = doubles(case.base), dict.fromkeys(SHAPES, 0.0), dict.fromkeys(SHAPES, 0.0)
+    scales = list(settings["report"]["scales"].values())
+    for scale, state, delta, inputs in zip(scales, case.states, deltas_of(case), case.inputs, strict=True):
+        model = {name: base[name] + scale * delta[name] for name in SHAPES}
+        chosen = inputs[: settings["fisher_exemplars"]].astype(float)
+        for name, each in information(model, doubles(state)["head.weight"], chosen).items():
+            above[name] = above[name] + scale * (each + 1e-12) * delta[name]
+            below[name] = below[name] + each + 1e-12
+    found = {name: base[name] + len(scales) * above[name] / below[name] for name in SHAPES}
+    assert accuracy(case, found) == settings["report"]["accuracy"]
+    return found

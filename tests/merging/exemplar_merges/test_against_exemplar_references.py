@@ -21,8 +21,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fisher": [{"expectation": "batch-sum"}, {"normalize": True, "floor": 1e-3}],
     "regmean": [{"shrinkage": 1.0}, {"shrinkage": 0.0, "ridge": 0.5}],
 }
-TRAINED = {"adamerging": {"steps": 12}, "adamerging-plus": {"steps": 12}}
+TRAINED = {
+    "adamerging": {"steps": 12},
+    "adamerging-plus": {"steps": 12},
+    "df-merge": {"points": 2, "steps": 1, "fisher_exemplars": 7},
+}
 NAMES = [method.name for method in METHODS if method.kind == "merge" and method.needs_exemplars]
+# Those whose runs on other threads are quick, and those that share all they do there with these.
+LONG = ["adamerging-plus", "df-merge"]
+FORWARD = [name for name in NAMES if name not in LONG]
 CASES = [
     (method, TRAINED.get(method, {}) | settings)
     for method in NAMES
@@ -31,7 +38,7 @@ CASES = [
 WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", [*FORWARD, *(pytest.param(name, marks=pytest.mark.deep) for name in LONG)])
 def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
     case = perceptrons(3, count=34)
     settings = TRAINED.get(method, {})
@@ -48,8 +55,8 @@ def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks
     case = perceptrons(tasks, kind=kind)
     reference = getattr(exemplar_references, method.replace("-", "_"))
     for weights in ([1.0] * tasks, *([WEIGHTS[:tasks]] if get_method(method, "merge").weighted else [])):
-        found, _ = case.merged(method, settings, weights)
-        expected = reference(case, weights, settings)
+        found, report = case.merged(method, settings, weights)
+        expected = reference(case, weights, settings | {"report": report})
         for name in SHAPES:
             np.testing.assert_allclose(
                 found[name].numpy(), expected[name], rtol=2e-5, atol=2e-6, err_msg=name

@@ -1,6 +1,7 @@
 """Merges that are trained: what improves is kept, an interrupted training continues, and wrong inputs are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from support.perceptrons import Perceptrons, perceptrons
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.training_file import TrainingFile
 
-SETTINGS = {"adamerging": {"steps": 9, "rate": 0.05, "batch": 7}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamerging": {"steps": 9, "rate": 0.05, "batch": 7},
+    "df-merge": {"points": 4, "steps": 5, "fisher_exemplars": 3},
+}
 
 
 class StopError(Exception):
@@ -95,7 +99,7 @@ def test_too_few_exemplars_are_refused() -> None:
 def test_outputs_that_are_no_classes_are_refused() -> None:
     case = perceptrons(1)
     case.states[0]["head.weight"] = case.states[0]["head.weight"][:1]
-    for method in ("adamerging", "fisher"):
+    for method in ("adamerging", "df-merge", "fisher"):
         assert message(InputError, lambda method=method: case.merged(method)) == (
             "finetuned: its outputs are values, but this merge needs a classifier"
         )
