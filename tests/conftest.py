@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import Runner, write_base, write_finetuned
+from support.commands import Runner, files_below, write_base, write_finetuned
 from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy, image_toy, text_toy
 
@@ -42,6 +42,20 @@ def zoo(models: Path, flexswitch: Runner) -> Path:
         assert flexswitch(*command, "--method", "t-switch").status == 0
     assert flexswitch("pack", "red.fsw", "blue.fsw", "-o", "zoo").status == 0
     return models
+
+
+@pytest.fixture
+def fails(flexswitch: Runner) -> Callable[..., None]:
+    """Runs a command that must fail, and checks its status, its one line and that no file changed."""
+
+    def run(folder: Path, status: int, message: str, *arguments: object) -> None:
+        before = files_below(folder)
+        outcome = flexswitch(*arguments)
+        assert (outcome.status, outcome.error) == (status, message)
+        assert "Traceback" not in outcome.err
+        assert files_below(folder) == before
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -14,30 +14,26 @@ from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.blocks import as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
-from flexswitch.codecs.format.documents import parse_document, validated
+from flexswitch.codecs.format.artifact_table import read_table
+from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.exact_forms import PackedExact, unpacked_block
 from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
 from flexswitch.codecs.format.record_checks import block_layouts, check_exact, check_extra, check_record
 from flexswitch.codecs.format.records import (
     DATA,
     METADATA_KEY,
-    TABLE,
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
     RawTensor,
-    TensorTable,
     crc32,
-    most_table_bytes,
 )
 from flexswitch.codecs.format.safetensors_file import (
-    Header,
     RangeReader,
 )
 from flexswitch.codecs.format.tensor_names import check_stored_names
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels, SparseLayout, SparseTensor
-from flexswitch.codecs.zstd import zstd_decompress
 
 Read = TypeVar("Read")
 
@@ -244,7 +240,7 @@ def open_artifact(path: str | Path) -> Artifact:
     if text is None:
         raise InputError(f"{path}: not a flexswitch artifact: its metadata lacks the key '{METADATA_KEY}'")
     document = parse_document(ArtifactDocument, path, text, stored.metadata)
-    table = _read_table(file, document, stored)
+    table = read_table(file, document, stored)
     file.close()
     described = document.model_dump(exclude={"format", "version", "table"})
     header = ArtifactHeader(**described).model_copy(update=dict(table))
@@ -268,35 +264,3 @@ def open_artifact(path: str | Path) -> Artifact:
         exact_offsets[name] = list(accumulate((block.size for block in exact.blocks), initial=offset))[:-1]
         offset += exact.size
     return Artifact(file, header, extra_offsets, places, exact_offsets)
-
-
-def _read_table(file: RangeReader, document: ArtifactDocument, stored: Header) -> TensorTable:
-    """Returns an artifact's table. Raises: ArtifactError if it is damaged or does not fit the file."""
-    path = file.path
-    if set(stored.tensors) != {DATA, TABLE}:
-        raise ArtifactError(
-            f"{path}: holds the tensors {sorted(stored.tensors)}, expected {[DATA, TABLE]}; it is damaged"
-        )
-    table, data = stored.tensors[TABLE], stored.tensors[DATA]
-    for name, tensor in stored.tensors.items():
-        if tensor.dtype != "U8" or len(tensor.shape) != 1:
-            raise ArtifactError(
-                f"{path}: its tensor '{name}' is {tensor.dtype} {list(tensor.shape)}, expected U8 of one "
-                "dimension"
-            )
-    frame = file.read(table.offset, table.size).tobytes()
-    if table.size != document.table.size or crc32(frame) != document.table.crc32:
-        raise ArtifactError(f"{path}: its table of tensors is damaged: its size or checksum does not fit")
-    try:
-        text = zstd_decompress(frame, most_table_bytes(data.size + table.size)).decode()
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
-    found = validated(TensorTable, path, text)
-    listed = sum(extra.size for extra in found.extras.values())
-    listed += sum(record.size for record in found.tensors.values())
-    listed += sum(record.size for record in found.exact.values())
-    if listed != data.size:
-        raise ArtifactError(
-            f"{path}: its table lists {listed:,} bytes of data, and it holds {data.size:,}; it is damaged"
-        )
-    return found
