@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flexswitch.merging.models.conversations import Chat, Completion, Text
 from flexswitch.merging.models.examples import Inputs
 
 _LEAST_PART = 0.25  # least share of a text or picture that comes from each of the two
@@ -17,7 +18,8 @@ _LEAST_PART = 0.25  # least share of a text or picture that comes from each of t
 def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
     """Returns `count` inputs, each mixed from two of the given ones, drawn by the seed.
 
-    Texts: the first words of one and the last words of another. Arrays: a randomly weighted mean of two.
+    Texts: the first words of one and the last words of another, of conversations part by part. Arrays: a
+    randomly weighted mean of two.
     """
     generator = np.random.Generator(np.random.PCG64([seed, len(inputs)]))
     pairs = generator.integers(len(inputs), size=(count, 2))  # sometimes one with itself
@@ -30,7 +32,25 @@ def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
     ]
 
 
-def _spliced(first: str, second: str, share: float) -> str:
+def _spliced(first: Text, second: Text, share: float) -> Text:
+    """Returns the first words of one text and the last words of the other; of conversations part by part."""
+    if isinstance(first, Completion) and isinstance(second, Completion):
+        return Completion(
+            _spliced_words(first.question, second.question, share),
+            _spliced_words(first.answer, second.answer, share),
+        )
+    if isinstance(first, Chat) and isinstance(second, Chat):
+        others = (content for _, content in second.messages)
+        return Chat(
+            tuple(
+                (role, _spliced_words(content, next(others, content), share))
+                for role, content in first.messages
+            )
+        )
+    return _spliced_words(str(first), str(second), share)
+
+
+def _spliced_words(first: str, second: str, share: float) -> str:
     head, tail = first.split(), second.split()
     return " ".join(head[: round(share * len(head))] + tail[round(share * len(tail)) :])
 

@@ -12,22 +12,35 @@ from torch import Tensor, nn
 
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
+from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.models.outputs import OutputKind, agreement, divergence, output_kind, task_loss
+from flexswitch.merging.models.scored_tokens import scored_tokens
+from flexswitch.merging.models.token_outputs import (
+    Head,
+    TokenOutputs,
+    next_token_loss,
+    token_agreement,
+    token_divergence,
+    token_outputs,
+)
 
 Goal = Literal["kl", "mse", "task"]
 Precision = Literal["float32", "bfloat16"]
+Outputs = Tensor | TokenOutputs
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
     """Examples with the fine-tuned model's answers.
 
-    answers: one tensor per example, (column,), or (token, vocabulary) without padding, in float16.
+    answers: one tensor per example: (column,); (token, vocabulary) without padding, in float16; or (token,
+    width), what a language model's `head` takes for its scored tokens.
     """
 
     examples: Examples
     answers: list[Tensor]
     kind: OutputKind | Literal["features"]
+    head: Head | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -57,35 +70,48 @@ class Objective:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns the model's answers, or its features for `mse`, (sample, …)."""
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Returns the model's answers, (sample, column) or of the scored tokens; its features for `mse`."""
         if self.goal == "mse":
             return self.adapter.features(model, batch, "pooled")
+        if isinstance(self.adapter, LanguageModel):
+            return token_outputs(self.adapter, model, batch)
         return self.adapter.logits(model, batch)
 
-    def loss(self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
+    def loss(self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the loss, a float32 scalar. Raises: UsageError if it is not defined."""
-        if self.goal == "task" and targets.kind != "features":
-            labels = targets.examples.labels
-            chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
-            return task_loss(targets.kind, found, chosen, batch)
-        return self.divergence(found, targets, rows, batch)
+        if self.goal != "task" or targets.kind == "features":
+            return self.divergence(found, targets, rows, batch)
+        if isinstance(found, TokenOutputs):
+            return next_token_loss(found, batch)
+        labels = targets.examples.labels
+        chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
+        return task_loss(targets.kind, found, chosen, batch)
 
-    def divergence(self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
+    def divergence(self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the mean divergence from the fine-tuned model."""
+        if isinstance(found, TokenOutputs):
+            return token_divergence(self._expected_outputs(targets, rows), found, batch)
         expected, mask = self._expected(found, targets, rows, batch)
         if targets.kind == "features":
             return (expected - found.float()).square().mean()
         return divergence(targets.kind, expected, found, mask)
 
     def agreement(
-        self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
+        self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[int, int]:
         """Returns the number of answers equal to the fine-tuned model's, and of all; (0, 0) for features."""
         if targets.kind == "features":
             return 0, 0
+        if isinstance(found, TokenOutputs):
+            return token_agreement(self._expected_outputs(targets, rows), found)
         expected, mask = self._expected(found, targets, rows, batch)
         return agreement(targets.kind, expected, found, mask)
+
+    def _expected_outputs(self, targets: Targets, rows: Sequence[int]) -> TokenOutputs:
+        if targets.head is None:
+            raise ValueError("the outputs of a language model need its head")
+        return TokenOutputs(torch.cat([targets.answers[row].to(self.device) for row in rows]), targets.head)
 
     def _expected(
         self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
@@ -106,16 +132,19 @@ def joined(one: Targets, two: Targets) -> Targets:
         inputs: Inputs = np.concatenate([one.examples.inputs, two.examples.inputs])
     else:
         inputs = [*one.examples.inputs, *two.examples.inputs]
-    return Targets(Examples(inputs, None), one.answers + two.answers, one.kind)
+    return Targets(Examples(inputs, None), one.answers + two.answers, one.kind, one.head)
 
 
 def answers_of(
     objective: Objective, model: nn.Module, config: Mapping[str, Any], examples: Examples, rows: Sequence[int]
 ) -> Targets:
     """Returns some examples with a model's answers as targets."""
-    batch = objective.batch(examples, rows)
+    batch, own = objective.batch(examples, rows), examples.take(np.asarray(rows, np.int64))
     with torch.inference_mode():
         found = objective.outputs(model, batch)
+    if isinstance(found, TokenOutputs):
+        counts = scored_tokens(batch).sum(1).tolist()
+        return Targets(own, list(torch.split(found.states.cpu().clone(), counts)), "tokens", found.head)
     kind: OutputKind | Literal["features"] = "features"
     if objective.goal != "mse":
         kind = output_kind(config, found)
@@ -123,4 +152,4 @@ def answers_of(
     if kind == "tokens":
         marks = batch.get("attention_mask", torch.ones(found.shape[:2])).cpu() != 0
         answers = [answer[mark].half() for answer, mark in zip(answers, marks, strict=True)]
-    return Targets(examples.take(np.asarray(rows, np.int64)), answers, kind)
+    return Targets(own, answers, kind)

@@ -1,5 +1,6 @@
 """Training data: the model, the exemplars with the fine-tuned model's answers, and the batches."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -236,7 +237,8 @@ def _targets(
     )
     answers = [answer for part in found for answer in part.answers]
     places = np.argsort(np.concatenate(parts))
-    return Targets(examples, [answers[place] for place in places], found[0].kind)
+    head = copy.deepcopy(found[0].head)  # the model is going to get other weights
+    return Targets(examples, [answers[place] for place in places], found[0].kind, head)
 
 
 def _parts(examples: Examples) -> list[list[int]]:

@@ -11,11 +11,8 @@ from flexswitch.merging.checkpoints.architecture import ADAPTERS
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.image_adapters import ImageClassification
-from flexswitch.merging.models.text_adapters import (
-    CausalLanguageModel,
-    EncoderWithHead,
-    SequenceClassification,
-)
+from flexswitch.merging.models.language_adapters import CausalLanguageModel, SequenceToSequence
+from flexswitch.merging.models.text_adapters import EncoderWithHead, SequenceClassification
 
 
 class Adapter(Protocol):
@@ -52,13 +49,16 @@ class Adapter(Protocol):
         """
 
 
-_Known = type[SequenceClassification | ImageClassification | EncoderWithHead | CausalLanguageModel]
+_Known = type[
+    SequenceClassification | ImageClassification | EncoderWithHead | CausalLanguageModel | SequenceToSequence
+]
 
 _CLASSES: dict[str, _Known] = {
     "hf-sequence-classification": SequenceClassification,
     "hf-image-classification": ImageClassification,
     "hf-encoder": EncoderWithHead,
     "hf-causal-lm": CausalLanguageModel,
+    "hf-seq2seq-lm": SequenceToSequence,
 }
 
 

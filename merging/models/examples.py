@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.array_files import read_arrays
+from flexswitch.merging.models.conversations import Text
 from flexswitch.merging.models.record_files import count_records, read_records
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
@@ -19,7 +20,7 @@ _LARGEST_CLASS = 2**31 - 1
 _SHOWN = 5
 _LONGEST_LABEL, _LONGEST_REASON = 40, 300  # characters in a message
 
-Inputs = Sequence[str] | NDArray[Any]
+Inputs = Sequence[Text] | NDArray[Any]
 # the number of examples in a file -> the rows to read, ascending
 Choose = Callable[[int], NDArray[np.int64]]
 Batch = dict[str, Tensor]  # the tensors that a model takes; the first dimension is the sample
@@ -46,8 +47,8 @@ class Origin:
 class Examples:
     """Inputs of one task, and their labels if the file has them.
 
-    inputs: a list of texts, or an array (example, ...) of images; labels: (example,) int64, or None;
-    origin: None for examples that were made otherwise.
+    inputs: a list of texts or conversations, or an array (example, ...) of images; labels: (example,) int64,
+    or None; origin: None for examples that were made otherwise.
     """
 
     inputs: Inputs
@@ -78,7 +79,7 @@ class Examples:
         """Returns the SHA-256 of the inputs."""
         digest = hashlib.sha256()
         for value in self.inputs:
-            data = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
+            data = np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else _encoded(value)
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
 
@@ -185,6 +186,11 @@ def labels_of(examples: Examples) -> NDArray[np.int64]:
 def first(count: int | None) -> Choose | None:
     """Returns the choice of the first `count` examples, or of all if it is None."""
     return None if count is None else lambda available: np.arange(min(count, available))
+
+
+def _encoded(text: Text) -> bytes:
+    """Returns bytes that differ for different texts and conversations."""
+    return (text if isinstance(text, str) else repr(text)).encode()
 
 
 def _read_arrays(path: Path, labelled: bool, choose: Choose | None) -> Examples:

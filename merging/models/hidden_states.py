@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.models.length_buckets import short_parts
+from flexswitch.merging.models.scored_tokens import model_inputs
 
 _PART_SIZE = 16  # samples that are padded to the same length
 
@@ -23,7 +24,7 @@ def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tenso
     run completely. The module is not changed, so other threads may use it at the same time.
     Raises: UsageError on a layer that the model lacks; InputError if the module has no transformers model.
     """
-    body = _body(module)
+    body, batch = _body(module), _body_inputs(batch)
     path = _path_of_layers(body)
     last = max(layers)
     if path is not None and last < len(body.get_submodule(path)):
@@ -40,7 +41,7 @@ def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tenso
 
 def pooled_mean(module: nn.Module, batch: Batch) -> Tensor:
     """Returns the last hidden state's mean over tokens that are not padding, (sample, width) float32."""
-    hidden: Tensor = _body(module)(**batch).last_hidden_state
+    hidden: Tensor = _body(module)(**_body_inputs(batch)).last_hidden_state
     return mean_pool(hidden.float(), batch.get("attention_mask"))
 
 
@@ -68,16 +69,24 @@ def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _body(module: nn.Module) -> Any:
-    """Returns the first transformers model in a module, without its head. Raises: InputError."""
+    """Returns the first transformers model in a module, without its head; of an encoder-decoder the encoder.
+
+    Raises: InputError.
+    """
     from transformers import PreTrainedModel
 
     for each in module.modules():
         if isinstance(each, PreTrainedModel):
-            return each.base_model
+            return each.get_encoder() if each.config.is_encoder_decoder else each.base_model
     raise InputError(
         f"features of layers need a transformers model, but {type(module).__name__} contains none; "
         "give --features pooled"
     )
+
+
+def _body_inputs(batch: Batch) -> Batch:
+    """Returns the tensors of a batch that a model without its head and its decoder takes."""
+    return {name: tensor for name, tensor in model_inputs(batch).items() if not name.startswith("decoder_")}
 
 
 def _path_of_layers(body: Any) -> str | None:

@@ -22,6 +22,7 @@ from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.models.feature_spec import parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
 from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.scored_tokens import model_inputs
 
 
 class HuggingFace:
@@ -72,7 +73,7 @@ class HuggingFace:
             return self._logits(model, batch)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits: Tensor = model(**batch).logits
+        logits: Tensor = model(**model_inputs(batch)).logits
         return logits
 
     @contextmanager

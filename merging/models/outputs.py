@@ -81,7 +81,7 @@ def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor |
         each = expected.exp() * (expected - found.log_softmax(-1))
     if kind != "tokens":
         return each.sum() / max(len(found), 1)
-    return _mean_of_texts(each.sum(-1), torch.ones(logits.shape[:2]) if mask is None else mask)
+    return mean_of_texts(each.sum(-1), torch.ones(logits.shape[:2]) if mask is None else mask)
 
 
 def agreement(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[int, int]:
@@ -127,10 +127,10 @@ def _next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None) -> Ten
     marks = torch.ones_like(tokens) if mask is None else mask
     counted = (marks[:, 1:] != 0) & (marks[:, :-1] != 0)
     each = functional.cross_entropy(before[counted].float(), following[counted], reduction="none")
-    return _mean_of_texts(each, counted)
+    return mean_of_texts(each, counted)
 
 
-def _mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
+def mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
     """Returns the mean over texts of each text's mean, 0 for no texts.
 
     values: (token,), of the tokens whose marks (sample, token) are nonzero, text by text.

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.models.conversations import FIELDS, TEXT, text_of
 
 _LONGEST_LINE = 1 << 22
 _UNPACKED, _UNPACKED_RATIO = 1 << 28, 100
 _BLANK_LINES, _BLANK_TO_A_RECORD = 1000, 2
 _LONGEST_NUMBER = 40  # digits
 _PARQUET_BATCH = 256
-FIELDS = ("text", "label")
+_LABEL = "label"
 
 
 class Record(NamedTuple):
@@ -102,15 +103,8 @@ def _lines(file: io.TextIOBase | io.TextIOWrapper) -> Iterator[str]:
 def _parsed(place: str, found: Any) -> dict[str, Any]:
     """Returns a record's values. Raises: ValueError."""
     values = _json(place, found) if isinstance(found, str) else found
-    text = values.get("text") if isinstance(values, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{place} has no field 'text' that is a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as reason:
-        code = f"\\u{ord(text[reason.start]):04x}"
-        raise ValueError(f"{place}: its text holds {code}, which is half of a character") from reason
-    return {"text": text, "label": values.get("label")}
+    held = values if isinstance(values, dict) else {}
+    return {TEXT: text_of(held, place), _LABEL: held.get(_LABEL)}
 
 
 def _json(place: str, line: str) -> Any:
@@ -131,11 +125,13 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yields records one by one, as a text that is stored once may be that of many rows."""
     unpacked = UnpackedBytes(path)
     with _parquet_file(path) as file:
-        columns = [name for name in FIELDS if name in file.schema_arrow.names]
+        held = file.schema_arrow.names
+        wanted = (TEXT, _LABEL) if TEXT in held else (*FIELDS, _LABEL)
+        columns = [name for name in wanted if name in held]
         for batch in file.iter_batches(_PARQUET_BATCH, columns=columns):
             for row in range(batch.num_rows):
                 values = {name: batch.column(name)[row].as_py() for name in columns}
-                unpacked.add(len(values["text"]) if isinstance(values.get("text"), str) else 1)
+                unpacked.add(max(1, sum(len(str(values[name])) for name in columns if name != _LABEL)))
                 yield values
 
 
@@ -147,7 +143,7 @@ def _parquet_file(path: Path) -> Any:
             f"{path}: reading .parquet needs pyarrow; pip install 'flexswitch[eval]'"
         ) from reason
     names = pyarrow.parquet.read_schema(path).names
-    file = pyarrow.parquet.ParquetFile(path, read_dictionary=[name for name in FIELDS[:1] if name in names])
+    file = pyarrow.parquet.ParquetFile(path, read_dictionary=[name for name in (TEXT,) if name in names])
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     UnpackedBytes(path).add(sum(group.total_byte_size for group in groups))
     return file

@@ -1,22 +1,24 @@
 """The adapters of text models."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.models.conversations import Text
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.hidden_states import mean_pool
 from flexswitch.merging.models.huggingface import HuggingFace
 
 
-class _Text(HuggingFace):
+class TextModel(HuggingFace):
+    """A model of texts, with its tokenizer."""
+
     neighbours = 5
 
     def __init__(self, base: Checkpoint) -> None:
@@ -33,7 +35,7 @@ class _Text(HuggingFace):
                 f"{base.source}: its tokenizer's model_max_length is {limit!r} and the model has {longest} "
                 "positions, expected numbers of at least 1"
             )
-        self._max_length = int(min(limit, longest))
+        self.max_length = int(min(limit, longest))
 
     def _load_tokenizer(self) -> Any:
         with self._tokenizer_errors("its tokenizer cannot be loaded"):
@@ -69,22 +71,33 @@ class _Text(HuggingFace):
             )
 
     def batch(self, inputs: Inputs) -> Batch:
-        """Returns token tensors, padded to the longest text and cut at the tokenizer's model_max_length."""
-        if isinstance(inputs, np.ndarray):
-            raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
-        options = {"padding": True, "truncation": True, "max_length": self._max_length}
+        """Returns token tensors, padded to the longest text and cut at `max_length` tokens."""
+        texts = self.texts(inputs)
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("the examples are conversations, expected texts: a field 'text'")
+        options = {"padding": True, "truncation": True, "max_length": self.max_length}
         with self._tokenizer_errors("its tokenizer fails on the texts"):
-            found = dict(self._tokenizer(list(inputs), **options, return_tensors="pt"))
-        words, ids = self.config.get("vocab_size"), found["input_ids"]
-        if type(words) is int and ids.numel() and int(ids.max()) >= words:
-            raise InputError(
-                f"{self.base.source}: its tokenizer gives the token {int(ids.max())}, and the model has "
-                f"{words} tokens; copy the model's own tokenizer files to it"
-            )
+            found = dict(self._tokenizer(list(texts), **options, return_tensors="pt"))
+        self._check_tokens(found["input_ids"])
         return found
 
+    def texts(self, inputs: Inputs) -> Sequence[Text]:
+        """Returns the inputs. Raises: InputError unless they are texts or conversations."""
+        if isinstance(inputs, np.ndarray):
+            raise InputError(f"the examples are an array of shape {inputs.shape}, expected texts")
+        return inputs
 
-class SequenceClassification(_Text):
+    def _check_tokens(self, tokens: Tensor) -> None:
+        """Raises: InputError where a token is none of the model's."""
+        words = self.config.get("vocab_size")
+        if type(words) is int and tokens.numel() and int(tokens.max()) >= words:
+            raise InputError(
+                f"{self.base.source}: its tokenizer gives the token {int(tokens.max())}, and the model has "
+                f"{words} tokens; copy the model's own tokenizer files to it"
+            )
+
+
+class SequenceClassification(TextModel):
     """`hf-sequence-classification`: AutoModelForSequenceClassification on texts."""
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
@@ -92,7 +105,7 @@ class SequenceClassification(_Text):
         return self.untrained("AutoModelForSequenceClassification", config, extras)
 
 
-class EncoderWithHead(_Text):
+class EncoderWithHead(TextModel):
     """`hf-encoder`: an encoder with mean pooling and a linear head, which is among the extras."""
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
@@ -123,37 +136,3 @@ class EncoderWithHead(_Text):
         hidden = modules["encoder"](**batch).last_hidden_state
         logits: Tensor = modules["head"](mean_pool(hidden, batch.get("attention_mask")))
         return logits
-
-
-class CausalLanguageModel(_Text):
-    """`hf-causal-lm`: AutoModelForCausalLM on texts, padded on the right.
-
-    A token does not attend to later tokens, so padding on the right does not change a text's logits. If the
-    tokenizer has no padding token, the end-of-text token is used; the attention mask marks the padding.
-    """
-
-    def __init__(self, base: Checkpoint) -> None:
-        super().__init__(base)
-        self.config = {**self.config, "use_cache": False}  # no text is generated
-
-    def _make_padding(self, tokenizer: Any) -> None:
-        tokenizer.padding_side = "right"
-        if tokenizer.pad_token is None and tokenizer.eos_token is None:
-            raise InputError(
-                f"{self.base.source}: its tokenizer has neither a pad_token nor an eos_token; "
-                "set one in its tokenizer_config.json"
-            )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-
-    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns the language model."""
-        return self.untrained("AutoModelForCausalLM", config, extras)
-
-    def batch(self, inputs: Inputs) -> Batch:
-        """Returns input_ids and attention_mask, (sample, token), of at least one token, perhaps padding."""
-        found = super().batch(inputs)
-        ids, mask = found["input_ids"], found["attention_mask"]
-        if not ids.shape[1]:  # some tokenizers add no tokens to an empty text
-            ids, mask = torch.full((len(ids), 1), self._tokenizer.pad_token_id), torch.zeros(len(ids), 1)
-        return {"input_ids": ids.long(), "attention_mask": mask.long()}

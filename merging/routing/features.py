@@ -15,6 +15,7 @@ from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.models.adapters import Adapter
+from flexswitch.merging.models.conversations import prompt_text
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.models.feature_spec import (
     FROM_FILE,
@@ -26,6 +27,7 @@ from flexswitch.merging.models.feature_spec import (
 )
 from flexswitch.merging.models.float64_computation import Float64Computation
 from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.models.runner import FeatureDtype, Runner
 from flexswitch.merging.routing.averaged_encoder import averaged_encoder
 from flexswitch.merging.routing.grid import on_grid
@@ -136,7 +138,10 @@ class ModelFeatures:
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def _batch(self, inputs: Inputs) -> Batch:
-        return {name: value.to(self.device) for name, value in self.adapter.batch(inputs).items()}
+        """Returns the batch of what a model is asked, since a router does not know the answer yet."""
+        adapter = self.adapter
+        found = adapter.prompts(inputs) if isinstance(adapter, LanguageModel) else adapter.batch(inputs)
+        return {name: value.to(self.device) for name, value in found.items()}
 
     def of(self, batch: Batch, inputs: Inputs) -> Tensor:
         """Returns the features of a batch on the encoder's device, (row, width) float32 on the CPU.
@@ -155,12 +160,12 @@ class ModelFeatures:
             means = self.adapter.features(self.encoder, batch, model_spec(self.spec)).float().cpu()
         return means if texts is None else with_shapes(means, texts, spec.parts - 1)
 
-    def _texts(self, inputs: Inputs) -> Sequence[str]:
+    def _texts(self, inputs: Inputs) -> list[str]:
         if isinstance(inputs, np.ndarray):
             raise InputError(
                 f"features '{self.spec}': the examples are an array of shape {inputs.shape}, expected texts"
             )
-        return inputs
+        return [prompt_text(each) for each in inputs]
 
 
 def computing_in(dtype: str, device: str) -> torch.autocast:

@@ -4,7 +4,7 @@ import shutil
 import sys
 
 import pytest
-from support.adapter_bases import CAUSAL, ENCODER, IMAGE, TEXT, adapter_of, change_config, save_bases
+from support.adapter_bases import CAUSAL, ENCODER, IMAGE, TEXT, TO_TEXT, adapter_of, change_config, save_bases
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
@@ -42,7 +42,9 @@ def base(bases, tmp_path):
         ({"architectures": ["LlamaForCausalLM"]}, ["model.classifier.dense.weight"], None),
         ({"architectures": ["LlamaForCausalLM"]}, ["model.rescored.weight"], CAUSAL),
         ({"architectures": ["GPT2Model"]}, [], None),
-        ({"architectures": ["T5ForConditionalGeneration"]}, [], None),
+        ({"architectures": ["T5ForConditionalGeneration"]}, [], TO_TEXT),
+        ({"architectures": ["MarianMTModel"]}, [], TO_TEXT),
+        ({"architectures": ["WhisperForConditionalGeneration"]}, [], None),
         ({"architectures": ["BertForMaskedLM"]}, [], None),
         ({"architectures": None}, [], None),
         ({"architectures": "BertForSequenceClassification"}, [], None),
@@ -57,14 +59,14 @@ def test_the_adapter_follows_from_the_architecture_or_the_head(config, extras, a
 def test_an_unknown_adapter_is_refused_with_the_nearest_name(bases):
     assert message(UsageError, lambda: adapter_of("hf-sequence-clasification", bases["text"])) == (
         "no adapter is named 'hf-sequence-clasification'; did you mean 'hf-sequence-classification'? "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm, hf-seq2seq-lm)"
     )
 
 
 def test_a_missing_adapter_is_reported_with_the_known_ones(bases):
     assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
         "no adapter is recorded for these models; give --adapter "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm)"
+        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm, hf-seq2seq-lm)"
     )
 
 

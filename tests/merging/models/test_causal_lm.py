@@ -248,7 +248,7 @@ def test_eval_refuses_a_language_model_before_it_reads_the_examples(bases, tmp_p
 
 
 OWN_ADAPTER = """
-from flexswitch.merging.models.text_adapters import CausalLanguageModel
+from flexswitch.merging.models.language_adapters import CausalLanguageModel
 
 class Mine(CausalLanguageModel):
     pass

@@ -17,7 +17,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.examples import first, read_examples
 
 UNLABELLED = "its examples have no labels; expected a field 'label' (or an array 'y')"
-UNTEXTED = "has no field 'text' that is a string"
+UNTEXTED = "has no field 'text' that is a string, nor 'messages', 'prompt' and 'completion', or 'source' and 'target'"
 
 
 def refused(path, labelled=True):

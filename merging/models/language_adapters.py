@@ -1,0 +1,154 @@
+"""The adapters of language models, which answer each token of a text with the next one.
+
+The batch of conversations has a "loss_mask" (sample, token) too, nonzero for the tokens before an answer's
+tokens: only their logits count. Of plain texts all logits count, but those of padding.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.models.conversations import Text, last_answer
+from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.rendering import Rendered, rendered, rendered_prompt
+from flexswitch.merging.models.scored_tokens import LOSS_MASK
+from flexswitch.merging.models.text_adapters import TextModel
+
+
+class LanguageModel(TextModel):
+    """A model whose logits are those of the next token, padded on the right."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        super().__init__(base)
+        self.config = {**self.config, "use_cache": False}  # a text's logits are computed at once
+
+    def _make_padding(self, tokenizer: Any) -> None:
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None and tokenizer.eos_token is None:
+            raise InputError(
+                f"{self.base.source}: its tokenizer has neither a pad_token nor an eos_token; "
+                "set one in its tokenizer_config.json"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def prompts(self, inputs: Inputs) -> Batch:
+        """Returns the batch of what the model answers: of conversations all before their last answer."""
+        texts = self.texts(inputs)
+        if all(isinstance(text, str) for text in texts):
+            return self._plain(texts)
+        with self._tokenizer_errors("its tokenizer fails on the texts"):
+            return self._padded([self._prompt(text) for text in texts])
+
+    def answer(self, tokens: Tensor) -> str:
+        """Returns the text of generated tokens, (token,)."""
+        found: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return found
+
+    @property
+    def ends(self) -> dict[str, Any]:
+        """The options of transformers' `generate` that say how an answer ends and is padded."""
+        return {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
+
+    def _prompt(self, text: Text) -> list[int]:
+        if isinstance(text, str):
+            return list(self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"])
+        return rendered_prompt(self._tokenizer, text, self.max_length, self.base.source)
+
+    def _plain(self, texts: Inputs) -> Batch:
+        """Returns input_ids and attention_mask, (sample, token), of at least one token, perhaps padding."""
+        found = super().batch(texts)
+        ids, mask = found["input_ids"], found["attention_mask"]
+        if not ids.shape[1]:  # some tokenizers add no tokens to an empty text
+            return self._padded([[] for _ in texts])
+        return {"input_ids": ids.long(), "attention_mask": mask.long()}
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Returns rows of tokens as input_ids and attention_mask, (sample, token)."""
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = max(1, int(lengths.max()))
+        ids = _right_padded(rows, self._tokenizer.pad_token_id, longest)
+        self._check_tokens(ids)
+        return {"input_ids": ids, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+
+
+class CausalLanguageModel(LanguageModel):
+    """`hf-causal-lm`: AutoModelForCausalLM on texts, chats, or prompts with their completions.
+
+    A token does not attend to later tokens, so padding on the right does not change a text's logits. If the
+    tokenizer has no padding token, the end-of-text token is used; the attention mask marks the padding.
+    """
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the language model."""
+        return self.untrained("AutoModelForCausalLM", config, extras)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Returns input_ids, attention_mask, and of conversations loss_mask, all (sample, token)."""
+        texts = self.texts(inputs)
+        if all(isinstance(text, str) for text in texts):
+            return self._plain(texts)
+        with self._tokenizer_errors("its tokenizer fails on the texts"):
+            rows = [self._rendered(text) for text in texts]
+        found = self._padded([row.tokens for row in rows])
+        scored = [[*row.answers[1:], False] for row in rows]
+        return {**found, LOSS_MASK: _right_padded(scored, 0, found["input_ids"].shape[1])}
+
+    def _rendered(self, text: Text) -> Rendered:
+        if isinstance(text, str):
+            tokens = self._prompt(text)
+            return Rendered(tokens, [True] * len(tokens))
+        return rendered(self._tokenizer, text, self.max_length, self.base.source)
+
+
+class SequenceToSequence(LanguageModel):
+    """`hf-seq2seq-lm`: AutoModelForSeq2SeqLM on source texts with their targets.
+
+    The decoder is given the start token and the target; the logits of the target's last token do not count.
+    """
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the encoder-decoder."""
+        return self.untrained("AutoModelForSeq2SeqLM", config, extras)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Returns the tokens and masks of sources and of targets, whose names start with "decoder_".
+
+        Also returns loss_mask (sample, target token). A text without a target has the start token alone.
+        """
+        texts = self.texts(inputs)
+        found = self.prompts(texts)
+        with self._tokenizer_errors("its tokenizer fails on the texts"):
+            rows = [[self._start(), *self._target(text)] for text in texts]
+        targets = self._padded(rows)
+        marks = targets["attention_mask"].clone()
+        for row, tokens in enumerate(rows):
+            marks[row, len(tokens) - 1] = len(tokens) == 1
+        return {**found, **{f"decoder_{name}": each for name, each in targets.items()}, LOSS_MASK: marks}
+
+    def _target(self, text: Text) -> list[int]:
+        answer = last_answer(text)
+        if answer is None:
+            return []
+        options = {"truncation": True, "max_length": self.max_length - 1}
+        return list(self._tokenizer(text_target=answer, **options)["input_ids"])
+
+    def _start(self) -> int:
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            if type(found := self.config.get(name)) is int:
+                return found
+        raise InputError(
+            f"{self.base.source}: its config.json has no decoder_start_token_id; add the token that its "
+            "decoder starts with"
+        )
+
+
+def _right_padded(rows: Sequence[Sequence[int]], value: int, length: int) -> Tensor:
+    """Returns rows of numbers as one tensor, (row, length) int64."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in (*rows, [0] * length)]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)[:-1]
