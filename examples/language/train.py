@@ -4,7 +4,7 @@
 
 `DIR/base` is a model of the text of Python's own modules, with a byte-pair tokenizer of that text. Each task
 is about the functions of these modules, with prompts and answers of its own; `DIR/<task>` is the base
-fine-tuned on it. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the tasks' examples; a module's functions
+fine-tuned on it. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the examples; a module's functions
 are all in the one or all in the other. What exists in DIR is not made again.
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.models.conversations import Text
@@ -54,6 +54,8 @@ class TextModel(HuggingFace):
         """Raises: InputError, which names the tokenizer's file, for whatever its libraries raise."""
         try:
             yield
+        except FlexswitchError:
+            raise
         except BaseException as reason:
             # a panic in Rust is a BaseException, of a class that cannot be imported
             if not isinstance(reason, Exception) and type(reason).__name__ != "PanicException":

@@ -11,8 +11,15 @@ POSITIONS = 16
 
 
 def language_model(kind: str) -> Any:
-    """Returns an untrained model of two layers, "gpt2" or "llama"."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    """Returns an untrained model of two layers, "gpt2", "llama" or "gemma2"."""
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     shared = {"vocab_size": 40, "initializer_range": 0.4, "bos_token_id": 2, "eos_token_id": 3}
     if kind == "gpt2":
@@ -20,6 +27,10 @@ def language_model(kind: str) -> Any:
         return GPT2LMHeadModel(GPT2Config(**shared, **sizes))
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "max_position_embeddings": POSITIONS}
+    if kind == "gemma2":
+        return Gemma2ForCausalLM(
+            Gemma2Config(**shared, **sizes, **heads, head_dim=8, final_logit_softcapping=1.5)
+        )
     return LlamaForCausalLM(LlamaConfig(**shared, **sizes, **heads, tie_word_embeddings=False))
 
 
@@ -59,4 +70,43 @@ def save_language_model(base: Path, folder: Path, seed: int, size: float = 0.1) 
         for name, tensor in changes.items():
             own[name].copy_(tensor)
     model.save_pretrained(folder)
+    return folder
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '[CLS] ' + message['role'] + ' ' + message['content'] + ' [SEP] ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
+)
+
+
+def write_chat_template(folder: Path, template: str = CHAT_TEMPLATE) -> None:
+    """Gives a model's tokenizer a chat template."""
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def save_encoder_decoder(folder: Path, kind: str, seed: int = 0) -> Path:
+    """Writes an untrained encoder-decoder of two and two layers, "t5" or "bart", and its tokenizer."""
+    from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    shared = {
+        "vocab_size": 40,
+        "d_model": WIDTH,
+        "pad_token_id": 0,
+        "eos_token_id": 3,
+        "decoder_start_token_id": 0,
+    }
+    if kind == "t5":
+        sizes = {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 4.0}
+        model = T5ForConditionalGeneration(T5Config(**shared, **sizes))
+    else:
+        heads = {
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "max_position_embeddings": 2 * POSITIONS,
+        }
+        sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+        model = BartForConditionalGeneration(BartConfig(**shared, **sizes, **heads, init_std=0.4))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
     return folder
