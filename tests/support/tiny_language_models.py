@@ -97,7 +97,7 @@ def save_encoder_decoder(folder: Path, kind: str, seed: int = 0) -> Path:
         "decoder_start_token_id": 0,
     }
     if kind == "t5":
-        sizes = {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 4.0}
+        sizes = {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.5}
         model = T5ForConditionalGeneration(T5Config(**shared, **sizes))
     else:
         heads = {
