@@ -13,7 +13,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.commands.reporter import Reporter
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs, draw_exemplars, open_adapters
-from flexswitch.merging.methods.settings import check_settings, recorded
+from flexswitch.merging.methods.settings import check_settings, describe_settings, recorded
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.static.merge import combined_tensors, merged_tensors, model_deltas
@@ -50,6 +50,10 @@ class ExemplarOptions:
         if given.overrides:
             raise UsageError(f"--set-for: {method.name} has the same settings for all tensors; use --set")
         check_settings(method, given.values)
+        trains = any(setting.name == "steps" for setting in describe_settings(method))
+        if self.checkpoint_every is not None and (tunes or not trains):
+            why = "--tune trains each point anew" if trains else f"{method.name} has no training steps"
+            raise UsageError(f"--checkpoint-every: {why}; leave it out")
         for task, weight in given.weights.items():
             if not float(weight) > 0:
                 raise UsageError(f"--weight {task}={weight}: {method.name} needs weights above 0")

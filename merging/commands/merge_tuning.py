@@ -94,10 +94,8 @@ def _task_models(merger: Merger, grid: Grid) -> TaskModels:
 
 
 def _scored(merger: Merger, task_models: TaskModels, point: MergeSettings) -> Score:
-    outputs, _, training = merger.outputs(point, None)
+    outputs, _, _ = merger.outputs(point, None)
     merged = {name: output.whole() for name, output in outputs.items()}
-    if training is not None:
-        training.remove()
     return score_fixed(task_models, point.method.name, lambda task: task_models.set_merged(task, merged), 0.0)
 
 

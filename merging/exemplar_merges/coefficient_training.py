@@ -3,7 +3,6 @@
 Source: Yang et al. 2024, "AdaMerging" (arXiv 2310.02575); docs/methods.md §6.10.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from flexswitch.codecs.format.training_file import Arrays
 from flexswitch.merging.exemplar_merges.inputs import Learned, MergeInputs
 from flexswitch.merging.exemplar_merges.kept_deltas import KeptDeltas
 from flexswitch.merging.exemplar_merges.shared_models import SharedModels
+from flexswitch.merging.exemplar_merges.task_module import Gradients
 from flexswitch.merging.static.task_deltas import Combination, TensorDeltas
 
 Doubles = NDArray[np.float64]
@@ -45,22 +45,26 @@ class CoefficientTraining:
         columns = len(self._names) if settings.by == "layer" else 1
         self.values = torch.full((tasks, columns), settings.start, dtype=torch.float64)
         self._adam = torch.optim.Adam([self.values], lr=settings.rate)
-        self.values.grad = torch.zeros_like(self.values)
 
-    def run(self) -> dict[str, Any]:
-        """Runs the steps, from where a stored training stopped; returns the figures for the report.
+    def run(self, stored: Arrays | None = None, further: Arrays | None = None) -> dict[str, Any]:
+        """Runs the steps, after those of a stored training; returns the figures for the report.
 
-        Where the entropy of held-out answers does not fall, the start is kept, with a note.
+        further: what is stored beside the state. Where the entropy of held-out answers does not fall, the
+        start is kept, with a note.
         """
         self.write_weights()
-        before, step = self._models.entropy(), self._restored()
+        before = self._models.entropy()
+        step = 0 if stored is None else self.restore(stored)
+        file = self._inputs.training
         with self._inputs.steps("entropy of the answers", self._settings.steps) as on_step:
             while step < self._settings.steps:
-                loss = self._step(step)
+                self.write_weights()
+                loss, gradients = self._models.gradients(step, self._settings.batch, self._settings.seed)
+                self.move(gradients)
                 step += 1
                 on_step(step, f"entropy {loss / len(self._inputs.model.tasks):.4g}")
-                if self._inputs.training is not None:
-                    self._inputs.training.write(step, lambda: self._arrays(step))  # noqa: B023
+                if file is not None:
+                    file.write(step, lambda: {**self.arrays(), **(further or {})})
         self.write_weights()
         after = self._models.entropy()
         if not after < before:
@@ -89,8 +93,9 @@ class CoefficientTraining:
         return self._deltas.combination(deltas.name, column.tolist())
 
     def learned(self) -> Learned:
-        """Runs the training; returns the merge and its report."""
-        figures = self.run()
+        """Runs the training, from its file if there is one; returns the merge and its report."""
+        file = self._inputs.training
+        figures = self.run(None if file is None else file.read(self.check))
         return Learned(dict.fromkeys(self._names, self.combine), self._inputs.report | figures)
 
     def write_weights(self) -> None:
@@ -98,47 +103,37 @@ class CoefficientTraining:
         for name, column in zip(self._names, self.coefficients().T.tolist(), strict=True):
             self._deltas.write_sum(name, column, self._models.weights[name])
 
-    def slopes(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the gradient by the values, given that by the models' weights."""
-        found = np.stack([self._deltas.products(name, dict(gradients)) for name in self._names], axis=1)
+    def move(self, gradients: Gradients) -> None:
+        """Moves the values against their gradient, given that by the models' weights."""
+        found = np.stack([self._deltas.products(name, gradients) for name in self._names], axis=1)
         if self._settings.by == "task":
             found = found.sum(axis=1, keepdims=True)
         inside = (self.values >= 0) & (self.values <= 1) if self._settings.clamp else torch.tensor(True)
-        return torch.where(inside, torch.from_numpy(found), 0.0)
-
-    def _step(self, step: int) -> float:
-        if step:
-            self.write_weights()
-        loss, gradients = self._models.gradients(step, self._settings.batch, self._settings.seed)
-        self.values.grad = self.slopes(gradients)
+        self.values.grad = torch.where(inside, torch.from_numpy(found), 0.0)
         self._adam.step()
-        return loss
 
-    def _arrays(self, step: int) -> Arrays:
+    def arrays(self) -> dict[str, Any]:
+        """Returns the state after at least one step by name."""
         state = self._adam.state[self.values]
         return {
-            "step": np.array(step),
+            "step": np.array(int(state["step"])),
             "values": self.values.numpy(),
             "mean": state["exp_avg"].numpy(),
             "square": state["exp_avg_sq"].numpy(),
         }
 
-    def _restored(self) -> int:
-        """Returns the number of steps done, after the state of a stored training is set."""
-        file = self._inputs.training
-        stored = None if file is None else file.read(self._check)
-        if stored is None:
-            return 0
+    def restore(self, stored: Arrays) -> int:
+        """Sets the state that `arrays` returned; returns the number of steps done."""
         self.values.copy_(torch.from_numpy(stored["values"]))
         self._adam.state[self.values] = {
             "step": torch.tensor(float(stored["step"])),
             "exp_avg": torch.from_numpy(stored["mean"]),
             "exp_avg_sq": torch.from_numpy(stored["square"]),
         }
-        self.write_weights()
         return int(stored["step"])
 
-    def _check(self, stored: Arrays) -> None:
+    def check(self, stored: Arrays) -> None:
+        """Raises: ValueError where stored arrays are missing."""
         missing = {"step", "values", "mean", "square"} - set(stored)
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,12 +26,19 @@ class KeptDeltas:
         """Returns the combination Σ_k λ_k τ'_k of a tensor."""
         return Combination(lambda block: weighted_sum(self._keep(name, block), coefficients), self._trim)
 
-    def write_sum(self, name: str, coefficients: Sequence[float], weights: Tensor) -> None:
-        """Sets a tensor's weights to θ + Σ_k λ_k τ'_k, in place."""
+    def write_sum(
+        self, name: str, coefficients: Sequence[float], weights: Tensor, mask: Tensor | None = None
+    ) -> None:
+        """Sets a tensor's weights to θ + m ⊙ Σ_k λ_k τ'_k, in place. mask: m, flat; None for ones."""
         flat = weights.view(-1)
         for block in self._blocks(name):
-            merged = block.base + weighted_sum(block.deltas, coefficients)
-            flat[block.start : block.start + len(merged)] = merged.to(flat.device)
+            part = slice(block.start, block.start + len(block.base))
+            merged = weighted_sum(block.deltas, coefficients)
+            flat[part] = (block.base + (merged if mask is None else merged * mask[part])).to(flat.device)
+
+    def summed(self, name: str, coefficients: Sequence[float]) -> Tensor:
+        """Returns Σ_k λ_k τ'_k of a tensor, flat float32."""
+        return torch.cat([weighted_sum(block.deltas, coefficients) for block in self._blocks(name)])
 
     def products(self, name: str, gradients: Gradients) -> NDArray[np.float64]:
         """Returns Σ gradient · τ'_k of a tensor for each task, (task,), in float64."""

@@ -66,6 +66,7 @@ _T_SWITCH_PAPER = "Qi et al. 2025 (arXiv 2412.00054)"
 _AVERAGING_PAPER = "Wortsman et al. 2022 (arXiv 2203.05482)"
 _DARE_PAPER = "Yu et al. 2024 (arXiv 2311.03099)"
 _DELLA_PAPER = "Deep et al. 2024 (arXiv 2406.11617)"
+_CONCRETE_PAPER = "Tang et al. 2023 (arXiv 2312.06173)"
 _CONSENSUS_PAPER = "Wang et al. 2024 (arXiv 2405.07813)"
 _ADAMERGING_PAPER = "Yang et al. 2024 (arXiv 2310.02575)"
 _BREADCRUMBS_PAPER = "Davari and Belilovsky 2024 (arXiv 2312.06795)"
@@ -147,6 +148,8 @@ METHODS = (
     ),
     _from_exemplars("adamerging", "adamerging", _ADAMERGING_PAPER, weighted=False),
     _from_exemplars("adamerging-plus", "adamerging", _ADAMERGING_PAPER, weighted=False),
+    _from_exemplars("concrete-ta", "concrete", _CONCRETE_PAPER, weighted=False),
+    _from_exemplars("concrete-am", "concrete", _CONCRETE_PAPER, weighted=False),
 )  # fmt: skip
 
 

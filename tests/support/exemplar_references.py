@@ -1,5 +1,6 @@
 """Merges from examples in plain numpy and float64, of perceptrons; each is called as its method, with `_` for `-`."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,16 @@ class Entropies:
         return {name: np.sum([each[name] for each in found], axis=0) for name in SHAPES}
 
 
-def trained(case: Perceptrons, deltas: list[Weights], settings: dict[str, Any]) -> Weights:
+def trained(
+    case: Perceptrons, deltas: list[Weights], settings: dict[str, Any], clamps: bool = True
+) -> Weights:
     """Returns the base plus the deltas times coefficients of least entropy."""
     base, entropies = doubles(case.base), Entropies(case)
-    names, by_layer, clamp = list(SHAPES), settings.get("by", "layer") == "layer", settings.get("clamp", True)
+    names, by_layer, clamp = (
+        list(SHAPES),
+        settings.get("by", "layer") == "layer",
+        settings.get("clamp", clamps),
+    )
     stacked = {name: np.array([delta[name] for delta in deltas]) for name in names}
     values = np.full((len(deltas), len(names) if by_layer else 1), settings.get("start", 0.3))
     start, adam = values, Adam(settings.get("rate", 1e-3))
@@ -185,3 +192,89 @@ def df_merge(case: Perceptrons, weights: list[float], settings: dict[str, Any]) 
     found = {name: base[name] + len(scales) * above[name] / below[name] for name in SHAPES}
     assert accuracy(case, found) == settings["report"]["accuracy"]
     return found
+
+
+# --- under a mask -----------------------------------------------------------------------------------------
+
+
+def mask_of(logits: Weights, settings: dict[str, Any], step: int | None) -> Weights:
+    """Returns the mask of a step, or the mean one, before it is divided by its mean."""
+    found = {}
+    for name, each in logits.items():
+        key = hashlib.sha256(f"{settings.get('seed', 0)}\0step {step}\0{name}".encode()).digest()
+        bits = np.random.PCG64(int.from_bytes(key, "little")).random_raw(each.size)
+        uniform = ((bits >> np.uint64(11)) * 2.0**-53).reshape(each.shape)
+        noise = 0 if step is None else np.log(uniform) - np.log(1 - uniform)
+        found[name] = 1 / (1 + np.exp(-(each + noise) / settings.get("temperature", 0.5)))
+    return found
+
+
+class MaskSteps:
+    """A mask under Adam, and the models under it."""
+
+    def __init__(self, case: Perceptrons, settings: dict[str, Any], rate: float) -> None:
+        self.base, self.settings, self.entropies = doubles(case.base), settings, Entropies(case)
+        self.logits = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+        self.adams = {name: Adam(rate) for name in SHAPES}
+
+    def model(self, mask: Weights, summed: Weights) -> Weights:
+        return {name: self.base[name] + mask[name] / mask[name].mean() * summed[name] for name in SHAPES}
+
+    def slopes(self, step: int, summed: Weights) -> Weights:
+        return self.entropies.slopes(self.model(mask_of(self.logits, self.settings, step), summed))
+
+    def move(self, step: int, summed: Weights) -> None:
+        mask, by_weight = mask_of(self.logits, self.settings, step), self.slopes(step, summed)
+        for name, shares in mask.items():
+            by_mask, count, mean = by_weight[name] * summed[name], shares.size, shares.mean()
+            by_share = by_mask / mean - (by_mask * shares).sum() / (count * mean**2)
+            by_logit = by_share * shares * (1 - shares) / self.settings.get("temperature", 0.5)
+            self.logits[name] = self.adams[name].step(self.logits[name], by_logit)
+
+    def final(self) -> Weights:
+        mask = mask_of(
+            self.logits, self.settings, -1 if self.settings.get("final", "sample") == "sample" else None
+        )
+        return {name: each / each.mean() for name, each in mask.items()}
+
+
+def concrete_ta(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -> Weights:
+    steps = MaskSteps(case, settings, settings.get("rate", 1e-3))
+    deltas = deltas_of(case)
+    summed = {name: settings.get("lambda", 0.3) * sum(delta[name] for delta in deltas) for name in SHAPES}
+    for step in range(settings["steps"]):
+        steps.move(step, summed)
+    plain = {name: steps.base[name] + summed[name] for name in SHAPES}
+    found = steps.model(steps.final(), summed)
+    return found if steps.entropies.mean(found) < steps.entropies.mean(plain) else plain
+
+
+def concrete_am(case: Perceptrons, weights: list[float], settings: dict[str, Any]) -> Weights:
+    steps, deltas = MaskSteps(case, settings, settings.get("mask_rate", 1e-3)), deltas_of(case)
+    start, by_layer, clamp = (
+        settings.get("start", 0.3),
+        settings.get("by", "layer") == "layer",
+        settings.get("clamp", False),
+    )
+    inner, names = Adam(settings.get("inner_rate", 1.0)), list(SHAPES)
+
+    def summed(values: Floats) -> Weights:
+        used = np.broadcast_to(np.clip(values, 0, 1) if clamp else values, (len(deltas), len(names)))
+        return {
+            name: sum(used[task, column] * delta[name] for task, delta in enumerate(deltas))
+            for column, name in enumerate(names)
+        }
+
+    first = np.full((len(deltas), len(names) if by_layer else 1), start)
+    for step in range(settings["mask_steps"]):
+        mask, by_weight = mask_of(steps.logits, settings, step), steps.slopes(step, summed(first))
+        slopes = np.array(
+            [[(by_weight[n] * mask[n] / mask[n].mean() * delta[n]).sum() for n in names] for delta in deltas]
+        )
+        steps.move(step, summed(inner.step(first, slopes if by_layer else slopes.sum(axis=1, keepdims=True))))
+    mask = steps.final()
+    found = trained(
+        case, [{name: mask[name] * delta[name] for name in SHAPES} for delta in deltas], settings, False
+    )
+    plain = {name: steps.base[name] + summed(first)[name] for name in SHAPES}
+    return found if steps.entropies.mean(found) < steps.entropies.mean(plain) else plain

@@ -94,6 +94,8 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
         ({"method": "fisher", "exemplars": "exemplars", "weights": {"a": -1}}, UsageError, "--weight a=-1.0: fisher needs weights above 0"),
         ({"method": "fisher", "exemplars": "exemplars", "settings": {"floor": "0.1,0.2"}}, UsageError, "setting floor=0.1,0.2 of fisher: expected a number above 0"),
         ({"method": "fisher", "exemplars": "nowhere"}, InputError, "nowhere: no such folder; expected a folder of <task>.train.jsonl.gz files"),
+        ({"method": "fisher", "exemplars": "exemplars", "checkpoint_every": 5}, UsageError, "--checkpoint-every: fisher has no training steps; leave it out"),
+        ({"method": "adamerging", "exemplars": "exemplars", "data": "exemplars", "tune": {"start": "0.1,0.2"}, "checkpoint_every": 5}, UsageError, "--checkpoint-every: --tune trains each point anew; leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:2"}}, UsageError, "--tune: needs --method NAME, and --data DIR with labelled <task>.train files"),
         ({"method": "average", "data": "exemplars"}, UsageError, "--data: it is for --tune; give the settings to tune, or leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:x"}, "data": "exemplars"}, UsageError, "--tune lambda=1:x: expected FROM:TO, or values joined by commas"),

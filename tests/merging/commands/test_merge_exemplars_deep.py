@@ -13,6 +13,8 @@ NAMES = [method.name for method in METHODS if method.needs_exemplars and method.
 FEW: dict[str, dict[str, Any]] = {
     "adamerging": {"steps": 3},
     "adamerging-plus": {"steps": 3, "by": "task"},
+    "concrete-am": {"mask_steps": 2, "steps": 2},
+    "concrete-ta": {"steps": 3},
 }
 
 

@@ -18,17 +18,24 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"clamp": True, "rate": 0.3, "start": 0.9, "by": "task"},
     ],
     "adamerging-plus": [{"density": 0.5, "rate": 0.1}],
+    "concrete-am": [
+        {"by": "task", "clamp": True, "final": "mean", "inner_rate": 0.1, "start": 0.4},
+        {"temperature": 1.5, "seed": 3, "rate": 1e-3},
+    ],
+    "concrete-ta": [{"lambda": 0.6, "final": "mean"}, {"temperature": 1.5, "seed": 3}],
     "fisher": [{"expectation": "batch-sum"}, {"normalize": True, "floor": 1e-3}],
     "regmean": [{"shrinkage": 1.0}, {"shrinkage": 0.0, "ridge": 0.5}],
 }
 TRAINED = {
     "adamerging": {"steps": 12},
     "adamerging-plus": {"steps": 12},
+    "concrete-am": {"mask_steps": 4, "steps": 4, "batch": 32, "mask_rate": 0.3, "rate": 0.1},
+    "concrete-ta": {"steps": 6, "batch": 32, "rate": 0.3},
     "df-merge": {"points": 2, "steps": 1, "fisher_exemplars": 7},
 }
 NAMES = [method.name for method in METHODS if method.kind == "merge" and method.needs_exemplars]
 # Those whose runs on other threads are quick, and those that share all they do there with these.
-LONG = ["adamerging-plus", "df-merge"]
+LONG = ["adamerging-plus", "concrete-am", "df-merge"]
 FORWARD = [name for name in NAMES if name not in LONG]
 CASES = [
     (method, TRAINED.get(method, {}) | settings)

@@ -13,6 +13,8 @@ from flexswitch.codecs.format.training_file import TrainingFile
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamerging": {"steps": 9, "rate": 0.05, "batch": 7},
+    "concrete-am": {"mask_steps": 4, "steps": 4, "batch": 7, "mask_rate": 0.1, "rate": 0.05},
+    "concrete-ta": {"steps": 8, "batch": 7, "rate": 0.2},
     "df-merge": {"points": 4, "steps": 5, "fisher_exemplars": 3},
 }
 
@@ -56,21 +58,29 @@ def test_a_training_that_does_not_lower_it_keeps_the_start_with_a_note(case: Per
 def test_an_interrupted_training_continues_to_the_same_bytes(
     case: Perceptrons, method: str, tmp_path: Path
 ) -> None:
-    settings, done = SETTINGS[method], []
-    whole, expected = case.merged(method, settings)
+    calls: list[int] = []
 
-    def on_step(step: int, state: str) -> None:
-        done.append(step)
-        if len(done) == 6:
-            raise StopError
+    def count(step: int, state: str) -> None:
+        calls.append(step)
 
-    file = TrainingFile(tmp_path / "out.training", 2, "run")
-    with pytest.raises(StopError):
-        case.merged(method, settings, training=file, on_step=on_step)
-    found, report = case.merged(method, settings, training=file, on_step=on_step)
-    assert done == [1, 2, 3, 4, 5, 6, *range(5, done[-1] + 1)]
-    assert_same_state(found, whole)
-    assert report == expected
+    whole, expected = case.merged(method, SETTINGS[method], on_step=count)
+    steps = len(calls)
+    for at in (4, 8):  # of concrete-am, while the mask is trained and after it
+
+        def stop(step: int, state: str, at: int = at) -> None:
+            calls.append(step)
+            if len(calls) == at:
+                raise StopError
+
+        file = TrainingFile(tmp_path / f"{at}.training", 2, "run")
+        calls.clear()
+        with pytest.raises(StopError):
+            case.merged(method, SETTINGS[method], training=file, on_step=stop)
+        calls.clear()
+        found, report = case.merged(method, SETTINGS[method], training=file, on_step=count)
+        assert len(calls) == steps - (at - 1) // 2 * 2
+        assert_same_state(found, whole)
+        assert report == expected
 
 
 def test_a_stored_training_of_another_run_is_refused(case: Perceptrons, tmp_path: Path) -> None:
