@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.commands.merge import merge
     from flexswitch.merging.commands.pack import pack
     from flexswitch.merging.switching.switched_model import SwitchedModel
-    from flexswitch.merging.task_vectors.apply import add_task
+    from flexswitch.merging.task_vectors.add_task import add_task
     from flexswitch.merging.task_vectors.restore import restore
     from flexswitch.merging.zoos.opening import open_zoo
 
@@ -40,7 +40,7 @@ __version__: str
 _MODULES = {
     "FlexswitchError": "flexswitch.codecs.errors",
     "SwitchedModel": "flexswitch.merging.switching.switched_model",
-    "add_task": "flexswitch.merging.task_vectors.apply",
+    "add_task": "flexswitch.merging.task_vectors.add_task",
     "compress": "flexswitch.merging.commands.compress",
     "extract": "flexswitch.merging.commands.extract",
     "index": "flexswitch.merging.commands.index",

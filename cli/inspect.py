@@ -1,5 +1,6 @@
 """`flexswitch inspect`: what a path holds, tensor by tensor, and its sizes."""
 
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,8 @@ from rich.table import Table
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
 from flexswitch.cli.options import Jobs, Overwrite
+
+_RULES = {"sum": "added to", "product": "times"}
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.records import TensorRecord
@@ -96,11 +99,11 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     )
     tensors = {}
     for name, record in sorted(header.tensors.items()):
-        entries, kept = max(1, record.layout.entries), record.kept
-        shape = "×".join(map(str, record.shape))
-        rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{kept / entries:.2%}",
-                     f"{record.size:,}", f"{8 * record.size / entries:.3f}")  # fmt: skip
-        counts = {"kept": kept, "density": kept / entries, "bytes": record.size}
+        kept, density = record.kept, record.kept / max(1, record.layout.entries)
+        shape = "×".join(map(str, record.shape)) + (f" of rank {record.rank}" if record.rank else "")
+        rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{density:.2%}",
+                     f"{record.size:,}", f"{8 * record.size / max(1, prod(record.shape)):.3f}")  # fmt: skip
+        counts = {"kept": kept, "density": density, "bytes": record.size}
         tensors[name] = record.model_dump() | counts
     for name, exact in sorted(header.exact.items()):
         shape, forms = (
@@ -125,6 +128,8 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         f"{path}: task '{header.name}' by {header.method.name} ({settings}), base {_base(header.base)}, "
         f"adapter {header.model.adapter or 'unknown'}"
     )
+    if header.shared is not None:
+        head += f"; {_RULES[header.shared.rule]} the shared vector {header.shared.sha256[:16]} of its zoo"
     totals = _totals(stored, payloads, extras, header.parameters)
     if files := [name.partition("/")[2] for name in header.extras if is_side_file(name)]:
         totals += f"; files beside the weights: {', '.join(files)}"
@@ -163,13 +168,17 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
         rows.add_row(
             task, record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}"
         )
+    if (shared := zoo.record.shared) is not None:
+        bits = 8 * shared.size / max(1, shared.parameters)
+        rows.add_row("shared by all", shared.method, f"{shared.parameters:,}", f"{shared.size:,}",
+                     f"{bits:.3f}", f"1/{4 * shared.parameters / max(1, shared.size):.1f}")  # fmt: skip
     index = zoo.record.index
     described = (
         f"{index.features}, {index.metric}, {index.per_task} a task, {size(index.size)}" if index else "none"
     )
     adapter = zoo.record.adapter or "unknown"
     head = f"{path}: zoo of {counted(len(zoo), 'task')}, base {_base(zoo.record.base)}, adapter {adapter}"
-    total = sum(record.size for record in zoo.record.tasks.values())
+    total = zoo.stored_bytes()
     return (
         zoo.record.model_dump() | {"bytes": total},
         head,

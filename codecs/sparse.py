@@ -1,10 +1,10 @@
 """Sparse tensors, which methods produce and codecs store: kept positions and their levels.
 
-With 0 bits there is only the mask. A level l of 1 to 8 bits stands for one of 2^bits evenly spaced values in
-[-scale, scale], scale · (2l + 1 − 2^bits) / (2^bits − 1), none of which is zero. With one bit, 0 means −scale
-and 1 means +scale. In a tensor with a zero point the value is scale · (l − zero) instead, and the level of
-a kept entry is never the zero point. A level of 16 or 32 bits is the bit pattern of the value, bfloat16 or
-float32, and never 0; scale is then 1.
+With 0 bits there is only the mask, and every kept entry has the value scale. A level l of 1 to 8 bits stands
+for one of 2^bits evenly spaced values in [-scale, scale], scale · (2l + 1 − 2^bits) / (2^bits − 1), none of
+which is zero. With one bit, 0 means −scale and 1 means +scale. In a tensor with a zero point the value is
+scale · (l − zero) instead, and the level of a kept entry is never the zero point. A level of 16 or 32 bits is
+the bit pattern of the value, bfloat16 or float32, and never 0; scale is then 1.
 """
 
 import math
@@ -153,5 +153,5 @@ def level_table(bits: int, scale: float, zero: int | None = None) -> FloatArray:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, as float levels may be
             return (np.float64(scale) * (np.arange(steps + 1) - zero)).astype(np.float32)
     if not steps:
-        return np.zeros(1, np.float32)
+        return np.full(1, scale, np.float32)
     return (np.float64(scale) * (2 * np.arange(steps + 1) - steps) / steps).astype(np.float32)

@@ -15,7 +15,7 @@ _CODED = ("compress", "pack")
 def algorithm_versions(step: PlannedStep) -> dict[str, int]:
     """Returns the versions of the algorithms and formats that a step uses."""
     found = {step.command: FORMATS[step.command]}
-    method = step.arguments.get("method")
+    method = step.arguments.get("method") or step.arguments.get("share")
     if step.command == "compress" and method is None:
         sized = {"exemplars", "target_size"} & set(step.arguments)
         method = "flexswitch" if sized else "t-switch"

@@ -31,6 +31,7 @@ FLOORS = {
     "merging/zoos": 6,
     "merging/switching": 6,
     "merging/flex_switch": 5,
+    "merging/shared": 5,
     "merging/routing": 5,
     "merging/exemplar_merges": 5,
     "merging/compression": 4,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from decoders import BITS, check_again, check_tensor, scattered
@@ -33,6 +33,7 @@ from flexswitch.codecs.format.records import (
     MethodRecord,
     ModelRecord,
     RawTensor,
+    SharedRecord,
     crc32,
 )
 from flexswitch.codecs.registry import CODECS, stored_codec
@@ -44,6 +45,7 @@ Change = Callable[[bytes], bytes]
 Payload = tuple[str, list[int], bytes]  # dtype, shape, bytes
 
 NUMBERS = (0, 1, 2, 7, 9, 255, 1 << 17, (1 << 20) + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, -1)
+FIELDS = ("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank")
 OTHERS: tuple[Any, ...] = (None, True, 1.0, 1e39, "", "U8", "F64", "\ud800", "ab" * 32, [], {}, [1], [0, 5])
 _COMPARED_ENTRIES = 1 << 22
 
@@ -183,7 +185,9 @@ def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
     elif isinstance(value, list):
         holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
     elif isinstance(value, dict):
-        value[draw.choice(("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero"))] = 1
+        value[
+            draw.choice(("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank"))
+        ] = 1
     elif isinstance(value, str):
         holder[key] = draw.choice((*CODECS, *EXTRA_FORMS, "BF16", "I64", value + "x"))
     elif isinstance(value, int) and action < 6:
@@ -259,12 +263,18 @@ def seeds(folder: Path) -> Iterator[bytes]:
     yield _artifact_of(path, packed_tensor(long, store(long, "rice"), 1.0, "F32"))
     zero = _with_zero(_scattered((400, 4, 5), 3, 0), 2)
     yield _artifact_of(path, packed_tensor(zero, store(zero), 0.5, "F32", 2))
+    mask = _scattered((400, 4, 5), 0, 0)
+    yield _artifact_of(path, packed_tensor(mask, store(mask), 1.5, "F32"), "product")
+    factors = scattered((24 + 16, 3), 32, 1.0, 0)
+    yield _artifact_of(path, packed_tensor(factors, store(factors), 1.0, "F32", shape=(24, 16)), "sum")
 
 
-def _artifact_of(path: Path, tensor: PackedTensor) -> bytes:
+def _artifact_of(path: Path, tensor: PackedTensor, rule: Literal["sum", "product"] | None = None) -> bytes:
+    """Returns an artifact of one tensor. rule: by which it meets a shared vector, if it does."""
+    shared = SharedRecord(sha256="cd" * 32, rule=rule) if rule else None
     with ArtifactWriter(path) as writer:
         writer.add_tensor("w", tensor)
-        writer.finish(_header())
+        writer.finish(_header().model_copy(update={"shared": shared}))
     return path.read_bytes()
 
 

@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import random
+import shutil
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.commands.pack import pack
 from flexswitch.merging.models.examples import SUFFIXES, read_examples
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.recipes.graph import make_graph
 from flexswitch.recipes.plan import make_plan
 
@@ -49,7 +52,7 @@ def read_a_recipe(data: bytes, work: Path) -> None:
 
 
 def zoo_seeds(work: Path) -> Iterator[bytes]:
-    """Yields the document of a zoo of two tasks, which is made first."""
+    """Yields the documents of a zoo of two tasks, and of one whose tasks share a vector, made first."""
     generator = np.random.default_rng(0)
     weights = {"w": generator.normal(size=(24, 16)).astype(np.float32)}
     save_file(weights, work / "base.safetensors")
@@ -63,6 +66,10 @@ def zoo_seeds(work: Path) -> Iterator[bytes]:
     document = json.loads((work / "zoo" / "zoo.json").read_bytes())
     document["index"] = {"size": 1, "sha256": "ab" * 32, "features": "pooled", "per_task": 1, "seed": 0}
     yield json.dumps(document).encode()
+    sources = [work / f"{task}.safetensors" for task in ("red", "blue")]
+    pack(sources, work / "sharing", share="emr", base=work / "base.safetensors", overwrite=True)
+    shutil.copytree(work / "sharing", work / "zoo", dirs_exist_ok=True)
+    yield (work / "sharing" / "zoo.json").read_bytes()
 
 
 def read_a_zoo(data: bytes, work: Path) -> None:
@@ -71,6 +78,7 @@ def read_a_zoo(data: bytes, work: Path) -> None:
     zoo = open_zoo(work / "zoo")
     for task in zoo:
         zoo[task].check("w")
+        deque(artifact_vector(zoo[task]).blocks("w"), maxlen=0)
     if zoo.record.index is not None:
         zoo.index_file()
 

@@ -31,7 +31,8 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.delta import Delta
 from flexswitch.merging.compression.magnitude import kept_blocks
 from flexswitch.merging.compression.t_switch import t_switch
-from flexswitch.merging.task_vectors.apply import Addend, add_task
+from flexswitch.merging.task_vectors.add_task import add_task
+from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.difference import difference
 from flexswitch.merging.task_vectors.task_vector import READ_ENTRIES

@@ -43,18 +43,25 @@ class PackedTensor:
 
 
 def packed_tensor(
-    sparse: SparseTensor, form: StoredForm, scale: float, dtype: str, zero: int | None = None
+    sparse: SparseTensor,
+    form: StoredForm,
+    scale: float,
+    dtype: str,
+    zero: int | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> PackedTensor:
     """Returns a tensor's record and bytes.
 
     dtype: of the fine-tuned checkpoint, by its safetensors name. zero: the zero point, if there is one.
+    shape: of the matrix whose two factors are given, one above the other; None for the tensor itself.
     """
     record = TensorRecord(
-        shape=list(sparse.shape),
+        shape=list(sparse.shape if shape is None else shape),
         dtype=dtype,
         bits=sparse.bits,  # type: ignore[arg-type]  # pydantic checks it
         scale=float32_scale(scale),
         zero=zero,
+        rank=None if shape is None else sparse.shape[1],
         rows=_block_record(form.rows) if form.rows else None,
         blocks=[_block_record(block) for block in form.blocks],
     )

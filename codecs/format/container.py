@@ -48,7 +48,12 @@ class _Place:
 
 
 class Artifact:
-    """An open `.fsw` file. Tensors and blocks are read on demand."""
+    """An open `.fsw` file. Tensors and blocks are read on demand.
+
+    shared: the zoo's shared vector, by which the values of a task whose header names it are computed.
+    """
+
+    shared: "Artifact | None" = None
 
     def __init__(
         self,
@@ -96,8 +101,8 @@ class Artifact:
         levels = np.concatenate([np.empty(0, LEVEL_DTYPES[record.bits]), *(block.levels for block in blocks)])
         flags = self.row_flags(name)
         if flags is not None:
-            mask = put_rows(mask, as_matrix(tuple(record.shape)).columns, flags)
-        return SparseTensor(tuple(record.shape), mask, levels, record.bits)
+            mask = put_rows(mask, as_matrix(record.stored_shape).columns, flags)
+        return SparseTensor(record.stored_shape, mask, levels, record.bits)
 
     def check(self, name: str) -> None:
         """Decodes every block of one compressed tensor, one at a time. Raises: DecodeError."""
@@ -123,7 +128,7 @@ class Artifact:
         record, layouts = self.header.tensors[name], self._places[name].layouts
         flags = self.row_flags(name)
         full = None if flags is None else np.flatnonzero(flags)
-        columns, start = as_matrix(tuple(record.shape)).columns, 0
+        columns, start = as_matrix(record.stored_shape).columns, 0
         for number in range(record.rows is not None, len(layouts)):
             positions, levels = self._decode(name, number, decoded_entries)
             self._check_levels(name, number, levels)
@@ -253,7 +258,7 @@ def open_artifact(path: str | Path) -> Artifact:
         extra_offsets[name] = offset
         offset += extra.size
     for name, record in header.tensors.items():
-        check_record(path, name, record)
+        check_record(path, name, record, header.shared)
         blocks = record.stored
         offsets = list(accumulate((block.size for block in blocks), initial=offset))
         places[name] = _Place(blocks, block_layouts(path, name, record), offsets[:-1])

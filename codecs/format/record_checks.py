@@ -6,12 +6,15 @@ from pathlib import Path
 from flexswitch.codecs.blocks import Grid, as_matrix
 from flexswitch.codecs.errors import ArtifactError
 from flexswitch.codecs.format.extra_forms import most_extra_bytes
-from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, TensorRecord
+from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, SharedRecord, TensorRecord
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.residual import NUMBER_KINDS
 from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, SparseLayout
 
 _MOST_ENTRIES = 1 << 34  # of a tensor; its mask then takes 2 GiB
+_RULES = {
+    None: "its own alone", "sum": "added to shared ones", "product": "factors of shared ones",
+}  # fmt: skip
 
 
 def check_extra(path: Path, name: str, record: ExtraRecord) -> None:
@@ -37,17 +40,30 @@ def check_exact(path: Path, name: str, record: ExactRecord) -> None:
         )
 
 
-def check_record(path: Path, name: str, record: TensorRecord) -> None:
+def check_record(path: Path, name: str, record: TensorRecord, shared: SharedRecord | None) -> None:
     if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
         raise ArtifactError(
             f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
             f"keeps {record.kept} entries; its header is damaged"
         )
     _check_entries(path, name, record.shape)
-    if record.zero is not None and record.bits > 8:
+    _check_entries(path, name, list(record.stored_shape))
+    if record.zero is not None and not 1 <= record.bits <= 8:
         raise ArtifactError(
             f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
             "damaged"
+        )
+    rule = None if shared is None else shared.rule
+    if record.bits == 0 and rule != "product":
+        raise ArtifactError(
+            f"{path}: tensor '{name}' is a mask, and its values are {_RULES[rule]}; its header is damaged"
+        )
+    if record.rank is not None and (
+        rule != "sum" or len(record.shape) != 2 or record.rank > min(record.shape)
+    ):
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} has the rank {record.rank}, and its values are "
+            f"{_RULES[rule]}; its header is damaged"
         )
 
 
@@ -62,7 +78,7 @@ def _check_entries(path: Path, name: str, shape: list[int]) -> None:
 
 def block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
     """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError if they don't fit its shape."""
-    grid = as_matrix(tuple(record.shape))
+    grid = as_matrix(record.stored_shape)
     layouts = []
     if record.rows is not None:
         layouts.append(SparseLayout((grid.rows,), record.rows.kept, 0))

@@ -86,8 +86,18 @@ class ModelRecord(Strict):
         return self.prefix + base_name.removeprefix(self.base_prefix)
 
 
+class SharedRecord(Strict):
+    """The shared vector of a zoo that a task's values are computed with, by the SHA-256 of its file.
+
+    rule: whether the task's own values are added to the shared ones, or multiply them.
+    """
+
+    sha256: Sha256
+    rule: Literal["sum", "product"]
+
+
 class MethodRecord(Strict):
-    """The compression method and all of its settings."""
+    """The method and all of its settings."""
 
     name: str
     settings: dict[str, str | int | float | bool] = {}
@@ -107,14 +117,16 @@ class TensorRecord(Strict):
     """One compressed tensor.
 
     zero: the zero point, if the tensor has one: the level that stands for 0. No kept entry has it.
+    rank: of a matrix that is stored as the product of two, which `stored_shape` has one above the other.
     rows: one bit for each row of the matrix, 1 if the row is stored; None if all rows are stored.
     """
 
     shape: Annotated[list[Count], Field(max_length=64)]
     dtype: str = "F32"
-    bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 1
+    bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 1
     scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]  # a float32
     zero: Annotated[int, Field(gt=-(1 << 32), lt=1 << 32)] | None = None
+    rank: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
     rows: BlockRecord | None = None
     blocks: list[BlockRecord]
 
@@ -124,9 +136,14 @@ class TensorRecord(Strict):
         return sum(block.kept for block in self.blocks)
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of what is stored: of the tensor, or (rows + columns, rank)."""
+        return tuple(self.shape) if self.rank is None else (sum(self.shape), self.rank)
+
+    @property
     def layout(self) -> SparseLayout:
-        """Shape, kept count and bits."""
-        return SparseLayout(tuple(self.shape), self.kept, self.bits)
+        """Shape, kept count and bits of what is stored."""
+        return SparseLayout(self.stored_shape, self.kept, self.bits)
 
     @property
     def stored(self) -> list[BlockRecord]:
@@ -199,6 +216,7 @@ class ArtifactDocument(Strict):
     base: BaseIdentity
     model: ModelRecord = ModelRecord()
     method: MethodRecord
+    shared: SharedRecord | None = None
     parameters: Count
     table: TableRecord
 
@@ -248,6 +266,7 @@ class ArtifactHeader(Strict):
     base: BaseIdentity
     model: ModelRecord = ModelRecord()
     method: MethodRecord
+    shared: SharedRecord | None = None
     parameters: Count
     tensors: dict[str, TensorRecord] = {}
     exact: dict[str, ExactRecord] = {}

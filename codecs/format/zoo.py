@@ -26,13 +26,15 @@ from flexswitch.codecs.format.records import (
     Strict,
     TaskName,
 )
+from flexswitch.codecs.format.shared_vector import check_shared, join
 
 ZOO_FILE = "zoo.json"
 INDEX_STEM = "exemplars"
-_SUFFIXES = {"tasks": ".fsw", "index": ".safetensors"}
+SHARED_STEM = "vector"
+_SUFFIXES = {"tasks": ".fsw", "shared": ".fsw", "index": ".safetensors"}
 _NAME_DIGITS = 16
 
-Folder = Literal["tasks", "index"]
+Folder = Literal["tasks", "shared", "index"]
 Result = TypeVar("Result")
 
 
@@ -45,7 +47,7 @@ class StoredFile(NamedTuple):
 
 
 class TaskRecord(Strict):
-    """The file of one task. parameters: number of entries of all compared tensors."""
+    """The file of a task or of a shared vector. parameters: number of entries of all compared tensors."""
 
     file: str
     size: Count
@@ -94,6 +96,7 @@ class ZooRecord(Strict):
     base: BaseIdentity
     adapter: str | None = None
     tasks: dict[TaskName, TaskRecord]
+    shared: TaskRecord | None = None
     index: IndexRecord | None = None
 
 
@@ -108,6 +111,7 @@ class Zoo(Mapping[str, Artifact]):
         self.path = path
         self.record = record
         self._open: dict[str, Artifact] = {}
+        self._shared: Artifact | None = None
 
     def __getitem__(self, task: str) -> Artifact:
         """Returns a task's artifact.
@@ -130,6 +134,11 @@ class Zoo(Mapping[str, Artifact]):
     def __len__(self) -> int:
         return len(self.record.tasks)
 
+    def stored_bytes(self) -> int:
+        """Returns the size of all tasks and of what they share."""
+        shared = 0 if self.record.shared is None else self.record.shared.size
+        return shared + sum(record.size for record in self.record.tasks.values())
+
     def task_file(self, task: str) -> Path:
         """Returns the path of a task's artifact."""
         return self.path / self.record.tasks[task].file
@@ -147,9 +156,34 @@ class Zoo(Mapping[str, Artifact]):
 
     def open_task(self, task: str) -> Artifact:
         """Returns a task's artifact, newly opened; its file stays open with it. Raises: ArtifactError."""
-        record, path = self.record.tasks[task], self.task_file(task)
+        artifact = self._opened(self.record.tasks[task], f"task '{task}'", f"tasks.{task}")
+        header = artifact.header
+        if header.name != task or header.base.fingerprint != self.record.base.fingerprint:
+            raise ArtifactError(
+                f"{artifact.path}: holds task '{header.name}' of base {header.base.fingerprint[:12]}, "
+                f"expected task '{task}' of base {self.record.base.fingerprint[:12]}; pack the zoo again"
+            )
+        if header.shared is not None:
+            listed = self.record.shared
+            join(artifact, self.shared(), None if listed is None else listed.sha256)
+        return artifact
+
+    def shared(self) -> Artifact | None:
+        """Returns the vector that tasks share, None if the zoo has none. Raises: ArtifactError."""
+        if self._shared is None and self.record.shared is not None:
+            opened = self._opened(self.record.shared, "the shared vector", "shared")
+            check_shared(opened, self.record.base.fingerprint)
+            self._shared = opened
+        return self._shared
+
+    def _opened(self, record: TaskRecord, what: str, place: str) -> Artifact:
+        """Returns an artifact of which `zoo.json` says, at a place, nothing that the artifact does not say.
+
+        Raises: ArtifactError.
+        """
+        path = self.path / record.file
         try:
-            _check_file(path, record.size, record.sha256, f"task '{task}'")
+            _check_file(path, record.size, record.sha256, what)
             artifact = open_artifact(path)
             artifact.hold()
         except OSError as error:
@@ -159,19 +193,9 @@ class Zoo(Mapping[str, Artifact]):
                 f"{path}: this process may not open more files, and {self.path} has {len(self):,} tasks; "
                 "raise the limit with `ulimit -n`"
             ) from error
-        self._check_record(task, artifact)
+        own = task_record(artifact.header, StoredFile(record.file, record.size, record.sha256))
+        check_record(self.path, place, record, own, "pack the task again")
         return artifact
-
-    def _check_record(self, task: str, artifact: Artifact) -> None:
-        """Raises: ArtifactError where `zoo.json` says anything of a task that its artifact does not say."""
-        header, record = artifact.header, self.record.tasks[task]
-        if header.name != task or header.base.fingerprint != self.record.base.fingerprint:
-            raise ArtifactError(
-                f"{artifact.path}: holds task '{header.name}' of base {header.base.fingerprint[:12]}, "
-                f"expected task '{task}' of base {self.record.base.fingerprint[:12]}; pack the zoo again"
-            )
-        own = task_record(header, StoredFile(record.file, record.size, record.sha256))
-        check_record(self.path, f"tasks.{task}", record, own, "pack the task again")
 
 
 def check_record(
@@ -204,6 +228,9 @@ def open_zoo(path: str | Path) -> Zoo:
     record = parse_strict(ZooRecord, file, text)
     for task, entry in record.tasks.items():
         _check_name(file, f"task '{task}'", entry.file, content_name("tasks", task, entry.sha256))
+    if (shared := record.shared) is not None:
+        expected = content_name("shared", SHARED_STEM, shared.sha256)
+        _check_name(file, "the shared vector", shared.file, expected)
     if (index := record.index) is not None:
         _check_name(file, "the query index", index.file, content_name("index", INDEX_STEM, index.sha256))
     return Zoo(path, record)

@@ -37,6 +37,7 @@ from flexswitch.codecs.format.zoo import (
 LOCK_FILE = ".lock"
 _NAMES: dict[str, re.Pattern[str]] = {
     "tasks": re.compile(rf"{TASK_NAME}\.([0-9a-f]{{16}})\.fsw"),
+    "shared": re.compile(r"vector\.([0-9a-f]{16})\.fsw"),
     "index": re.compile(r"exemplars\.([0-9a-f]{16})\.safetensors"),
 }
 _VERY_LONG = 1e9  # seconds; filelock refuses to wait without a limit for a lock of the same process
@@ -190,7 +191,8 @@ def _remove_unnamed(path: Path) -> None:
         record = open_zoo(path).record
     except FlexswitchError:
         return
-    named = {task.file for task in record.tasks.values()} | ({record.index.file} if record.index else set())
+    others = [each.file for each in (record.shared, record.index) if each is not None]
+    named = {task.file for task in record.tasks.values()} | set(others)
     for folder, pattern in _NAMES.items():
         place = path / folder
         if place.is_symlink() or not place.is_dir():

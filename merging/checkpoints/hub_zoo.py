@@ -11,7 +11,7 @@ from flexswitch.codecs.format.hub_id import is_hub_id
 from flexswitch.codecs.format.zoo import ZOO_FILE
 from flexswitch.merging.checkpoints.hub import ask_hub
 
-_ZOO_FILES = (ZOO_FILE, "tasks/*.fsw", "index/*.safetensors")
+_ZOO_FILES = (ZOO_FILE, "tasks/*.fsw", "shared/*.fsw", "index/*.safetensors")
 
 
 def zoo_path(source: str | Path) -> Path:

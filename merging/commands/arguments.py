@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -13,6 +13,7 @@ from flexswitch.codecs.errors import InputError, UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.records import check_task_name
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
+from flexswitch.merging.methods.settings import parse_overrides
 from flexswitch.merging.task_vectors.task_name import task_name
 
 _LONGEST_INPUT = 80  # characters in a message
@@ -27,6 +28,13 @@ def _bytes(size: Any) -> Any:
     return parse_size(size) if isinstance(size, str) else size
 
 
+def _overrides(given: Any) -> Any:
+    """Returns the pairs of `PATTERN:KEY=VALUE` texts, and pairs as they are."""
+    is_text = isinstance(given, Sequence) and bool(given) and all(isinstance(each, str) for each in given)
+    return parse_overrides(given) if is_text else given
+
+
+Overrides = Annotated[Sequence[tuple[str, Mapping[str, Any]]], BeforeValidator(_overrides)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]

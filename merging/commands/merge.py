@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from flexswitch.codecs.errors import UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
@@ -23,6 +23,7 @@ from flexswitch.merging.commands.arguments import (
     Input,
     Output,
     OutputDtype,
+    Overrides,
     Positive,
     check_inputs_stay,
     checked_with,
@@ -40,7 +41,7 @@ from flexswitch.merging.commands.merge_sources import (
 from flexswitch.merging.commands.merge_tuning import Grid, tuned
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.methods.registry import Method, get_method
-from flexswitch.merging.methods.settings import check_settings, parse_overrides, recorded
+from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.static.tensor_settings import MergeSettings, Override
 from flexswitch.merging.task_vectors.model_directory import model_card, write_model_directory
 from flexswitch.merging.task_vectors.restore import restored_tensors, tied_outputs
@@ -67,15 +68,6 @@ def restored(*, lambda_: Annotated[float, Field(description="Scale of the task v
 
 
 _RESTORED = Method("restored", "merge", f"{__name__}:restored", ("the task vector",), "")
-
-
-def _overrides(given: Any) -> Any:
-    """Returns the pairs of `[TASK:]PATTERN:KEY=VALUE` texts, and pairs as they are."""
-    is_text = isinstance(given, Sequence) and bool(given) and all(isinstance(each, str) for each in given)
-    return parse_overrides(given) if is_text else given
-
-
-Overrides = Annotated[Sequence[tuple[str, Mapping[str, Any]]], BeforeValidator(_overrides)]
 
 
 def _check(

@@ -53,6 +53,9 @@ def _checked_files(zoo: Zoo, reporter: Reporter) -> dict[str, Path]:
             zoo.open_task(task)
             files[zoo.record.tasks[task].file] = zoo.task_file(task)
             on_task(task)
+    if zoo.record.shared is not None:
+        zoo.shared()
+        files[zoo.record.shared.file] = zoo.path / zoo.record.shared.file
     if zoo.record.index is not None:
         files[zoo.record.index.file] = zoo.index_file()
     return files

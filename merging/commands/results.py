@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.container import Artifact
-    from flexswitch.codecs.format.zoo import Zoo
+    from flexswitch.codecs.format.zoo import TaskRecord, Zoo
     from flexswitch.merging.commands.evaluate import Evaluated
     from flexswitch.merging.commands.index import Indexed
     from flexswitch.merging.commands.merge import Merged
@@ -47,16 +47,17 @@ def compressed(artifact: "Artifact") -> dict[str, Any]:
 
 def packed(zoo: "Zoo") -> dict[str, Any]:
     """Returns the result of `pack`."""
-    tasks = {
-        task: {
-            "method": record.method,
-            "bytes": record.size,
-            "bits_per_parameter": 8 * record.size / max(1, record.parameters),
-        }
-        for task, record in zoo.record.tasks.items()
+    tasks = {task: _stored(record) for task, record in zoo.record.tasks.items()}
+    shared = None if zoo.record.shared is None else _stored(zoo.record.shared)
+    return {"output": str(zoo.path), "tasks": tasks, "shared": shared, "bytes": zoo.stored_bytes()}
+
+
+def _stored(record: "TaskRecord") -> dict[str, Any]:
+    return {
+        "method": record.method,
+        "bytes": record.size,
+        "bits_per_parameter": 8 * record.size / max(1, record.parameters),
     }
-    total = sum(record.size for record in zoo.record.tasks.values())
-    return {"output": str(zoo.path), "tasks": tasks, "bytes": total}
 
 
 def indexed(made: "Indexed") -> dict[str, Any]:

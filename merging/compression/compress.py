@@ -11,7 +11,7 @@ from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.compression.delta import Delta
 from flexswitch.merging.compression.extras import Extras, describe_extras, pack_extras
@@ -53,14 +53,28 @@ def compress(
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
     job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training, extras_as)
     chosen = plan(method, vector, job, settings)
+    write_artifact(vector, path, job, chosen, overwrite, on_tensor, memory, resume)
+
+
+def write_artifact(
+    vector: TaskVector,
+    path: Path,
+    job: Job,
+    chosen: Plan | ExactPlan,
+    overwrite: bool = False,
+    on_tensor: Callable[[str], None] = lambda name: None,
+    memory: int = DEFAULT_MEMORY,
+    resume: bool = False,
+) -> None:
+    """Writes a task vector's artifact by a plan; see `compress`."""
     if isinstance(chosen, ExactPlan):
         work: Callable[[str], Packed | None] = chosen.pack
         tensors, extras = chosen.tensors, chosen.extras
     else:
-        work, tensors = bind(_compressed, vector, chosen, name), vector.tensors
+        work, tensors = bind(_compressed, vector, chosen, job.task), vector.tensors
         extras = pack_extras(vector, vector.extras, job.extras) if chosen.extras is None else chosen.extras
     if note := describe_extras(extras):
-        training.on_note(note)
+        job.training.on_note(note)
     side = SideFile(path, vector, job, chosen.training) if resume else None
     with (
         atomic_file(path, overwrite) as partial,
@@ -69,7 +83,7 @@ def compress(
     ):
         for extra, stored in extras.items():
             writer.add_extra(extra, stored)
-        for tensor, packed in _packed(vector, tensors, work, side, jobs, memory):
+        for tensor, packed in _packed(vector, tensors, work, side, job.jobs, chosen.entry_bytes, memory):
             on_tensor(tensor)
             if packed is not None:
                 writer.add_tensor(tensor, packed)
@@ -86,7 +100,8 @@ def _compressed(vector: TaskVector, chosen: Plan, task: str, tensor: str) -> Pac
     if not len(sparse.levels):
         return None
     form = store(sparse, effort=chosen.effort)
-    return packed_tensor(sparse, form, compressed.scale, vector.tensors[tensor].dtype, compressed.zero)
+    dtype = vector.tensors[tensor].dtype
+    return packed_tensor(sparse, form, compressed.scale, dtype, compressed.zero, compressed.shape)
 
 
 def _packed(
@@ -95,6 +110,7 @@ def _packed(
     work: Callable[[str], Packed | None],
     side: SideFile | None,
     jobs: int,
+    entry_bytes: int,
     memory: int,
 ) -> Iterator[tuple[str, Packed | None]]:
     """Yields each tensor with its stored form, in order; None stands for a tensor that did not change."""
@@ -102,7 +118,7 @@ def _packed(
     missing = [tensor for tensor in tensors if tensor not in finished]
 
     def cost(tensor: str) -> int:
-        return tensors[tensor].entries * WORKING_BYTES
+        return tensors[tensor].entries * entry_bytes
 
     made = map_in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
     for tensor in tensors:

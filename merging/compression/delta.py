@@ -25,11 +25,15 @@ class Delta:
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """The kept entries of a tensor, the float32 scale of their levels, and its zero point, if it has one."""
+    """The kept entries of a tensor, the float32 scale of their levels, and its zero point, if it has one.
+
+    shape: of the matrix whose two factors are kept, one above the other; None for the tensor itself.
+    """
 
     sparse: SparseTensor
     scale: float
     zero: int | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def assemble(

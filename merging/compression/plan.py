@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
-from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, TrainingRecord
+from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, SharedRecord, TrainingRecord
 from flexswitch.codecs.format.training_file import CheckpointFile
+from flexswitch.codecs.threads import WORKING_BYTES
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.extras import Extras
@@ -62,7 +63,7 @@ class Job:
     """What a method is given besides the task vector.
 
     task: the task's name. method: the record of the method. jobs: number of threads; no result may depend
-    on it. extras: how the task's own tensors are stored.
+    on it. extras: how the task's own tensors are stored. shared: the vector that the tensors are computed by.
     """
 
     task: str
@@ -70,6 +71,7 @@ class Job:
     jobs: int = 1
     training: Training = NO_TRAINING
     extras: Extras = "exact"
+    shared: SharedRecord | None = None
 
     def header(self, vector: TaskVector, record: TrainingRecord | None = None) -> ArtifactHeader:
         """Returns the artifact's header. Hashes the tensors of the base that have not been read yet."""
@@ -78,6 +80,7 @@ class Job:
             base=vector.identity(),
             model=vector.model,
             method=self.method,
+            shared=self.shared,
             parameters=vector.parameters,
             training=record,
         )
@@ -88,13 +91,14 @@ class Plan:
     """How to compress each tensor of one task vector, and with which effort to store it (see `store`).
 
     training: the record of a training, which the artifact is to carry. extras: the task's own tensors as they
-    are stored, if the method chooses it.
+    are stored, if the method chooses it. entry_bytes: memory for each entry of a tensor in progress.
     """
 
     compress: Callable[[Delta], Compressed]
     effort: str = "fast"
     training: TrainingRecord | None = None
     extras: Mapping[str, PackedExtra] | None = None
+    entry_bytes: int = WORKING_BYTES
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class ExactPlan:
     extras: Mapping[str, PackedExtra]
     pack: Callable[[str], PackedExact | None]
     training: TrainingRecord | None = None
+    entry_bytes: int = WORKING_BYTES
 
 
 def plan(name: str, vector: TaskVector, job: Job, settings: Mapping[str, Any]) -> Plan | ExactPlan:

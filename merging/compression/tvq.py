@@ -1,6 +1,6 @@
 """TVQ: every entry in the nearest of 2^bits evenly spaced levels, zero among them.
 
-RTVQ is TVQ twice: of the tasks' mean, and of each task against the base plus that; recipes/rtvq.yaml.
+RTVQ, which is TVQ twice, is a method of tasks that share a vector.
 Source: Kim et al. 2025, "Task Vector Quantization for Memory-Efficient Model Merging" (arXiv 2503.06921);
 docs/methods.md §6.17.
 """

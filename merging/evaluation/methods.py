@@ -11,13 +11,11 @@ from flexswitch.merging.evaluation.routed import MODES, score_routed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.methods.registry import EVALUATED, ROUTED, STATIC_MERGES, get_method, method_names
+from flexswitch.merging.methods.registry import EVALUATED, ROUTED, STATIC_MERGES, STORED, get_method
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings
 from flexswitch.merging.switching.switched_model import Engine
 from flexswitch.merging.task_vectors.task_vector import TaskVector
-
-COMPRESSIONS = method_names("compression")
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_fi
             raise InputError(
                 "--methods individual: needs --finetuned TASK=CHECKPOINT for every task of the zoo"
             )
-        if method in COMPRESSIONS and packed != [method]:
-            raise InputError(
-                f"--methods {method}: the tasks of {zoo.path} are compressed by {', '.join(packed)}"
-            )
+        if method in STORED and packed != [method]:
+            raise InputError(f"--methods {method}: the tasks of {zoo.path} are stored by {', '.join(packed)}")
         if method in ROUTED:
             zoo.index_file()
         if method == "auto-flexswitch":
@@ -84,8 +80,10 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
                 head_bytes(task_models),
             )
         ]
-    stored = mean_bytes([evaluation.zoo.record.tasks[task].size for task in task_models.vectors])
-    if method in COMPRESSIONS:
+    record = evaluation.zoo.record
+    stored = mean_bytes([record.tasks[task].size for task in task_models.vectors])
+    stored += record.shared.size / len(task_models.vectors) if record.shared else 0
+    if method in STORED:
         return [score_fixed(task_models, method, weights_of(task_models, task_models.vectors, 1.0), stored)]
     return [_switched(evaluation, method, mode, stored) for mode in modes]
 

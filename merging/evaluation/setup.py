@@ -23,8 +23,8 @@ from flexswitch.merging.models.runner import Runner
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import Engine
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -59,7 +59,7 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     check_methods(request.methods, request.modes, zoo, bool(sources))
     base = open_base(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
-    vectors: dict[str, TaskVector] = {task: ArtifactVector(zoo[task], base) for task in zoo}
+    vectors: dict[str, TaskVector] = {task: artifact_vector(zoo[task], base) for task in zoo}
     _check_declared(request.adapter or zoo.record.adapter, base, vectors)
     files = {task: task_file(request.data, task, "test") for task in zoo}
     examples = {task: read_examples(path, True, first(request.limit)) for task, path in files.items()}

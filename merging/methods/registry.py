@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flexswitch.codecs.errors import UsageError, unknown_name
 
-Kind = Literal["compression", "merge"]
+Kind = Literal["compression", "merge", "shared"]
 Need = Literal[
     "a tensor's delta", "the task vector", "exemplars", "the base",
     "the task vectors", "a tensor's statistics", "the model's statistics", "whole tensors",
@@ -22,9 +22,10 @@ Need = Literal[
 class Method:
     """One method: its name, its function as "module:function", what it needs, and where it is published.
 
-    The function's keyword-only arguments are the method's settings. A merge that needs only the task vectors
-    reads them once, block by block; statistics take further readings, whole tensors their memory. version:
-    changes when the same input and settings give other bytes, and never otherwise; a recipe's lock has it.
+    A shared method stores tasks as one vector that they share and a small part each. The function's
+    keyword-only arguments are the method's settings. A method that needs only the task vectors reads them
+    once, block by block; statistics take further readings, whole tensors their memory. version: changes when
+    the same input and settings give other bytes, and never otherwise; a recipe's lock has it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Method:
 _DELTA: tuple[Need, ...] = ("a tensor's delta",)
 _COMPRESSION = "flexswitch.merging.compression"
 _STATIC = "flexswitch.merging.static"
+_SHARED = "flexswitch.merging.shared"
 _VECTORS: tuple[Need, ...] = ("the task vectors",)
 _STATISTICS: tuple[Need, ...] = ("the task vectors", "a tensor's statistics")
 _WHOLE: tuple[Need, ...] = ("the task vectors", "whole tensors")
@@ -67,6 +69,7 @@ _AVERAGING_PAPER = "Wortsman et al. 2022 (arXiv 2203.05482)"
 _DARE_PAPER = "Yu et al. 2024 (arXiv 2311.03099)"
 _DELLA_PAPER = "Deep et al. 2024 (arXiv 2406.11617)"
 _CONCRETE_PAPER = "Tang et al. 2023 (arXiv 2312.06173)"
+_TVQ_PAPER = "Kim et al. 2025 (arXiv 2503.06921)"
 _CONSENSUS_PAPER = "Wang et al. 2024 (arXiv 2405.07813)"
 _ADAMERGING_PAPER = "Yang et al. 2024 (arXiv 2310.02575)"
 _BREADCRUMBS_PAPER = "Davari and Belilovsky 2024 (arXiv 2312.06795)"
@@ -96,7 +99,7 @@ METHODS = (
     Method("p-discard", "compression", f"{_COMPRESSION}.p_discard:p_discard", _DELTA, _T_SWITCH_PAPER),
     Method("bin-discard", "compression", f"{_COMPRESSION}.bin_discard:bin_discard", _DELTA, _T_SWITCH_PAPER),
     Method("dare", "compression", f"{_COMPRESSION}.dare:dare", _DELTA, _DARE_PAPER),
-    Method("tvq", "compression", f"{_COMPRESSION}.tvq:tvq", _DELTA, "Kim et al. 2025 (arXiv 2503.06921)"),
+    Method("tvq", "compression", f"{_COMPRESSION}.tvq:tvq", _DELTA, _TVQ_PAPER),
     Method(
         "bitdelta", "compression", f"{_COMPRESSION}.bitdelta:bitdelta", _DELTA,
         "Liu et al. 2024 (arXiv 2402.10193)",
@@ -150,6 +153,10 @@ METHODS = (
     _from_exemplars("adamerging-plus", "adamerging", _ADAMERGING_PAPER, weighted=False),
     _from_exemplars("concrete-ta", "concrete", _CONCRETE_PAPER, weighted=False),
     _from_exemplars("concrete-am", "concrete", _CONCRETE_PAPER, weighted=False),
+    Method("emr", "shared", f"{_SHARED}.emr:emr", _STATISTICS, "Huang et al. 2024 (arXiv 2405.17461)"),
+    Method("tall", "shared", f"{_SHARED}.tall:tall", _VECTORS, _CONSENSUS_PAPER),
+    Method("rtvq", "shared", f"{_SHARED}.rtvq:rtvq", _STATISTICS, _TVQ_PAPER),
+    Method("twin", "shared", f"{_SHARED}.twin:twin", _WHOLE, "Lu et al. 2024 (arXiv 2406.15479)"),
 )  # fmt: skip
 
 
@@ -171,4 +178,5 @@ STATIC_MERGES = [each.name for each in METHODS if each.kind == "merge" and not e
 # What `eval` scores: the base, the fine-tuned models, every method here that merges without examples, and
 # both methods that route by the zoo's query index, of which the second has a learned metric.
 ROUTED = ("auto-switch", "auto-flexswitch")
-EVALUATED = ("base", "individual", *STATIC_MERGES, *method_names("compression"), *ROUTED)
+STORED = (*method_names("compression"), *method_names("shared"))
+EVALUATED = ("base", "individual", *STATIC_MERGES, *STORED, *ROUTED)

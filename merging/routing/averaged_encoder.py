@@ -9,8 +9,8 @@ from torch import nn
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.loading import names_inside
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 
@@ -21,11 +21,11 @@ def averaged_encoder(adapter: Adapter, zoo: Zoo, tasks: Sequence[str]) -> nn.Mod
     """
     encoder = adapter.encoder()
     weights = encoder.state_dict()
-    vectors = [ArtifactVector(zoo[task]) for task in tasks]
+    vectors = [artifact_vector(zoo[task]) for task in tasks]
     tensors = sorted(set().union(*(vector.tensors for vector in vectors)))
     for name, own in names_inside(encoder, tensors).items():  # without tensors of a head or pooler
         live = LiveWeights({name: weights[own]})  # what is stored exactly is decoded by the base's numbers
-        vectors = [ArtifactVector(zoo[task], live) for task in tasks]
+        vectors = [artifact_vector(zoo[task], live) for task in tasks]
         deltas = [delta_tensor(vector, name) for vector in vectors if name in vector.tensors]
         total = reduce(torch.add, deltas).view(weights[own].shape)
         weights[own] += total / len(tasks)  # each step rounds alike on every processor

@@ -7,8 +7,8 @@ from torch import nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.models.loading import names_inside
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -19,12 +19,12 @@ def open_vectors(
 
     What they store exactly is decoded by the module's weights. Raises: InputError as `tensor_names` does.
     """
-    vectors = [ArtifactVector(task) if isinstance(task, Artifact) else task for task in zoo.values()]
+    vectors = [artifact_vector(task) if isinstance(task, Artifact) else task for task in zoo.values()]
     names = tensor_names(module, vectors, rename, strict)
     state = module.state_dict()
     base = LiveWeights({name: state[inside] for name, inside in names.items()})
     return [
-        ArtifactVector(task, base) if isinstance(task, Artifact) else task for task in zoo.values()
+        artifact_vector(task, base) if isinstance(task, Artifact) else task for task in zoo.values()
     ], names
 
 

@@ -6,8 +6,6 @@ packed and decoded there.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.argument_types import NUMBER, PATH, check_argument, is_number, is_path
 from flexswitch.codecs.compiled import compiled
-from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.sparse import (
     FloatArray,
@@ -26,11 +22,6 @@ from flexswitch.codecs.sparse import (
     level_table,
     level_values,
 )
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.hashing import open_base
-from flexswitch.merging.task_vectors.difference import add_delta, difference
-from flexswitch.merging.task_vectors.exact_tensors import exact_blocks
-from flexswitch.merging.task_vectors.live_weights import LiveWeights, check_live_weights
 from flexswitch.merging.task_vectors.rounding import refuse_overflow, rounded
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,65 +84,6 @@ class ScaledLevels:
     def _times(self, values: FloatArray) -> FloatArray:
         with np.errstate(over="ignore", invalid="ignore"):  # as in the weights' own dtype
             return values * self._factor
-
-
-def add_task(
-    weights: Mapping[str, Tensor],
-    artifact: Artifact,
-    lambda_: float = 1.0,
-    *,
-    base: str | Path | None = None,
-    check_base: bool = True,
-) -> None:
-    """Adds λ·τ̂ to a live model's weights, in place and on their devices: θ becomes θ + λ·τ̂.
-
-    weights: base name → tensor, as in a module's `state_dict()`, with the base's values. base: the base's
-    path or hub id, to compare the weights with; needed where some of the base's are missing, or in another
-    dtype. check_base: whether they are checked to be the base's; not where they hold another task already.
-
-    Raises: InputError if one is missing, has another shape or dtype, is not contiguous, or is not the base's;
-    InputError if one would become infinite, when they have to be loaded again; DecodeError.
-    """
-    _check_arguments(weights, artifact, lambda_, base)
-    for name, record in (artifact.header.tensors | artifact.header.exact).items():
-        found = weights.get(name)
-        if found is None or list(found.shape) != record.shape or not found.is_contiguous():
-            held = "none" if found is None else f"{list(found.shape)}, strides {found.stride()}"
-            raise InputError(
-                f"{artifact.path}: tensor '{name}' of shape {record.shape} needs a contiguous tensor of that "
-                f"name and shape in the model, found {held}"
-            )
-        floating = name in artifact.header.tensors
-        if found.is_complex() or (floating and not found.is_floating_point()):
-            raise InputError(
-                f"{artifact.path}: tensor '{name}' is {found.dtype} in the model, expected a dtype of "
-                "real numbers"
-            )
-    opened = None if base is None else open_base(base)
-    if check_base:
-        check_live_weights(weights, artifact.header.base, str(artifact.path), opened)
-    with torch.no_grad():
-        for name, record in artifact.header.tensors.items():
-            flat = weights[name].detach().view(-1)
-            if flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
-                Addend(artifact, name, lambda_).add_to(flat)
-            else:
-                values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
-                add_on_device(flat, artifact.sparse(name), values, name)
-        live = opened or LiveWeights(weights)
-        for name in artifact.header.exact:
-            _add_exact(weights[name].detach().view(-1), artifact, name, lambda_, live)
-
-
-def _add_exact(weights: Tensor, artifact: Artifact, name: str, lambda_: float, base: Checkpoint) -> None:
-    """Adds λ·τ to a tensor that is stored exactly; with λ = 1 it becomes the fine-tuned one, bit for bit."""
-    for start, before, found in exact_blocks(artifact, base, name):
-        part = weights[start : start + len(found)]
-        if lambda_ == 1:
-            part.copy_(rounded(found, found, part.dtype, name))
-        elif found.is_floating_point():
-            delta = lambda_ * torch.from_numpy(difference(before, found)[0]).to(part.device)
-            part.copy_(rounded(add_delta(part.to(torch.float32), delta), part, part.dtype, name))
 
 
 def add_on_cpu(weights: Tensor, places: Places, start: int, values: FloatArray) -> int:
@@ -262,17 +194,3 @@ def _float(pattern: Any) -> np.float32:
 @compiled
 def _pattern(value: np.float32) -> Any:
     return np.int64(np.float32(value).view(np.uint32))
-
-
-def _check_arguments(weights: object, artifact: object, lambda_: object, base: object) -> None:
-    """Raises: UsageError that names an argument of a wrong type."""
-    values = weights.values() if isinstance(weights, dict) else ()
-    are_tensors = isinstance(weights, Mapping) and all(isinstance(each, Tensor) for each in values)
-    is_artifact = isinstance(artifact, Artifact)
-    for name, value, fits, expected in (
-        ("weights", weights, are_tensors, "tensors by name, as module.state_dict() returns"),
-        ("artifact", artifact, is_artifact, "what open_artifact returns, or zoo[task]"),
-        ("lambda_", lambda_, is_number(lambda_), NUMBER),
-        ("base", base, base is None or is_path(base), f"{PATH}, or None"),
-    ):
-        check_argument("add_task", name, value, fits, expected)

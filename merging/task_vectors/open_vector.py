@@ -11,9 +11,9 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.hub_zoo import hub_zoo
 from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.lora import LoraVector
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_name import SUFFIX, task_name
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
@@ -34,7 +34,7 @@ def task_vector_openers(
         return read_zoo(path, lambda zoo: _zoo_openers(zoo, base, only))
     if source.endswith(".fsw"):
         artifact = open_artifact(path)
-        return {artifact.header.name: bind(ArtifactVector, artifact, base)}
+        return {artifact.header.name: bind(artifact_vector, artifact, base)}
     if source.endswith(SUFFIX):
         vector = TaskVectorFile(path)
         return {vector.header.name: lambda: vector}
@@ -46,7 +46,7 @@ def _zoo_openers(zoo: Zoo, base: Checkpoint, only: str | None) -> dict[str, Call
     for task in zoo:
         if only in (task, None):
             zoo[task]
-    return {task: lambda task=task: ArtifactVector(zoo[task], base) for task in zoo}  # type: ignore[misc]
+    return {task: lambda task=task: artifact_vector(zoo[task], base) for task in zoo}  # type: ignore[misc]
 
 
 def open_finetuned(

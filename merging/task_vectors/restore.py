@@ -23,6 +23,7 @@ from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.difference import add_delta
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.rounding import rounded
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 
@@ -69,7 +70,7 @@ def restore(base: Checkpoint | str | Path, task: TaskVector | Artifact, lambda_:
     check_argument("restore", "task", task, is_task, "what open_artifact returns, or zoo[task]")
     check_argument("restore", "lambda_", lambda_, is_number(lambda_), NUMBER)
     checkpoint = open_base(base) if isinstance(base, (str, Path)) else base
-    vector = ArtifactVector(task, checkpoint) if isinstance(task, Artifact) else task
+    vector = artifact_vector(task, checkpoint) if isinstance(task, Artifact) else task
     check_base(checkpoint, vector.identity(), vector.source)
     return LazyState(restored_tensors(checkpoint, vector, lambda_, None))
 

@@ -1,6 +1,6 @@
 """Makes a zoo of artifacts, adds tasks to it and removes tasks from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from flexswitch.codecs.format.zoo_writer import (
 )
 from flexswitch.codecs.storage import EFFORTS, store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, WORKING_BYTES, map_in_order
+from flexswitch.merging.methods.registry import method_names
 from flexswitch.merging.routing.query_set import without_tasks
 
 
@@ -55,7 +56,8 @@ def create_zoo(
     artifacts = _open_all(files)
     base = artifacts[0].header.base
     _check_base(artifacts, base, str(artifacts[0].path))
-    chosen, notes = _adapter(artifacts, adapter, None)
+    check_needs(artifacts, None)
+    chosen, notes = choose_adapter({each.header.model.adapter for each in artifacts}, adapter, None)
     with new_zoo_writer(path, overwrite, wait) as writer:
         tasks = _pack_all(artifacts, writer, form, on_file)
         record = ZooRecord(base=base, adapter=chosen, tasks=tasks)
@@ -79,29 +81,61 @@ def change_zoo(
     a task to add is in it (and `overwrite` is false), or an artifact belongs to another base.
     """
     artifacts = _open_all(files)
-    added = {artifact.header.name for artifact in artifacts}
     with zoo_writer(path, wait) as writer:
         zoo = open_zoo(path)
-        _check_change(zoo, artifacts, removed, overwrite)
-        chosen, notes = _adapter(artifacts, adapter, zoo)
-        tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed}
-        tasks |= _pack_all(artifacts, writer, form, on_file)
-        index = without_tasks(zoo, set(removed) | (added & set(zoo.record.tasks)), writer)
-        record = ZooRecord(base=zoo.record.base, adapter=chosen, tasks=tasks, index=index)
-        writer.commit(record)
-    return Zoo(path, record), notes + _index_notes(zoo, record, added)
+        check_change(zoo, [artifact.header.name for artifact in artifacts], removed, overwrite)
+        _check_base(artifacts, zoo.record.base, str(zoo.path))
+        check_needs(artifacts, zoo.record.shared)
+        chosen, notes = choose_adapter({each.header.model.adapter for each in artifacts}, adapter, zoo)
+        added = _pack_all(artifacts, writer, form, on_file)
+        return commit_change(zoo, writer, removed, added, chosen, notes)
 
 
-def _check_change(zoo: Zoo, artifacts: Sequence[Artifact], removed: Sequence[str], overwrite: bool) -> None:
-    """Raises: InputError if tasks cannot be removed, or artifacts cannot be added."""
+def commit_change(
+    zoo: Zoo,
+    writer: ZooWriter,
+    removed: Sequence[str],
+    added: Mapping[str, TaskRecord],
+    adapter: str | None,
+    notes: list[str],
+) -> tuple[Zoo, list[str]]:
+    """Replaces `zoo.json` by one without the removed tasks and with those added; returns the zoo and notes.
+
+    The shared vector stays as long as a task is of a method that shares one.
+    """
+    tasks = {name: record for name, record in zoo.record.tasks.items() if name not in removed} | dict(added)
+    shares = any(record.method in method_names("shared") for record in tasks.values())
+    index = without_tasks(zoo, set(removed) | (set(added) & set(zoo.record.tasks)), writer)
+    record = ZooRecord(
+        base=zoo.record.base,
+        adapter=adapter,
+        tasks=tasks,
+        shared=zoo.record.shared if shares else None,
+        index=index,
+    )
+    writer.commit(record)
+    return Zoo(zoo.path, record), notes + _index_notes(zoo, record, set(added))
+
+
+def check_change(zoo: Zoo, added: Sequence[str], removed: Sequence[str], overwrite: bool) -> None:
+    """Raises: InputError if tasks of these names cannot be removed, or others cannot be added."""
     for task in removed:
         if task not in zoo.record.tasks:
             raise InputError(f"{zoo.path}: {unknown_name('task', task, zoo)}")
-    _check_base(artifacts, zoo.record.base, str(zoo.path))
-    for artifact in artifacts:
-        name = artifact.header.name
+    for name in added:
         if name in zoo.record.tasks and name not in removed and not overwrite:
             raise InputError(f"{zoo.path}: already has a task '{name}'; give --overwrite to replace it")
+
+
+def check_needs(artifacts: Sequence[Artifact], shared: TaskRecord | None) -> None:
+    """Raises: InputError where an artifact needs a shared vector that is not the zoo's."""
+    for artifact in artifacts:
+        needed = artifact.header.shared
+        if needed is not None and (shared is None or needed.sha256 != shared.sha256):
+            raise InputError(
+                f"{artifact.path}: its values are computed by the shared vector of another zoo; pack its "
+                f"fine-tuned model with --share {artifact.header.method.name}, or an artifact of its own"
+            )
 
 
 def _index_notes(before: Zoo, record: ZooRecord, added: set[str]) -> list[str]:
@@ -138,7 +172,8 @@ def _pack(artifact: Artifact, writer: ZooWriter, form: Form) -> TaskRecord:
     def work(name: str) -> PackedTensor:
         sparse, record = artifact.sparse(name), artifact.header.tensors[name]
         stored = store(sparse, form.codec, effort)
-        return packed_tensor(sparse, stored, record.scale, record.dtype, record.zero)
+        shape = None if record.rank is None else tuple(record.shape)
+        return packed_tensor(sparse, stored, record.scale, record.dtype, record.zero, shape)
 
     def cost(name: str) -> int:
         return artifact.header.tensors[name].layout.entries * WORKING_BYTES
@@ -185,10 +220,10 @@ def _check_base(artifacts: Sequence[Artifact], base: BaseIdentity, owner: str) -
             )
 
 
-def _adapter(
-    artifacts: Sequence[Artifact], given: str | None, zoo: Zoo | None
+def choose_adapter(
+    named: Collection[str | None], given: str | None, zoo: Zoo | None
 ) -> tuple[str | None, list[str]]:
-    """Returns the zoo's adapter, and notes for the user.
+    """Returns the zoo's adapter, and notes for the user. named: the adapters that the artifacts name.
 
     The adapter is the given one, otherwise the zoo's own, otherwise the one that all artifacts name.
     """
@@ -196,7 +231,6 @@ def _adapter(
         return given, []
     if zoo is not None and zoo.record.adapter is not None:
         return zoo.record.adapter, []
-    named = {artifact.header.model.adapter for artifact in artifacts}
     if len(named) <= 1:
         return next(iter(named), None), []
     listed = ", ".join(sorted(map(str, named)))

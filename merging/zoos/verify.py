@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial as bind
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,19 @@ def _verify_task_vector(
 
 
 def _verify_zoo(zoo: Zoo, on_item: Callable[[str], None]) -> tuple[list[str], BaseIdentity]:
-    """Verifies the tasks and the query index; the tensors of a damaged task are still read one by one."""
+    """Verifies the tasks, the shared vector and the query index; all tensors of a damaged file are read."""
     problems: list[str] = []
-    for task in zoo:
+    opening: dict[Path, Callable[[], object]] = {
+        zoo.task_file(task): bind(zoo.open_task, task) for task in zoo
+    }
+    if zoo.record.shared is not None:
+        opening = {zoo.path / zoo.record.shared.file: zoo.shared, **opening}
+    for file, open_it in opening.items():
         before = len(problems)
         try:
-            _verify_artifact(open_artifact(zoo.task_file(task)), problems, on_item)
+            _verify_artifact(open_artifact(file), problems, on_item)
             if len(problems) == before:
-                zoo.open_task(task)  # raises if it is not the file that zoo.json describes
+                open_it()  # raises if it is not the file that zoo.json describes
         except FlexswitchError as error:
             problems.append(str(error))
     lines = [f"{zoo.path}: {len(zoo)} tasks, all hashes, checksums and counts match"]
@@ -89,7 +95,7 @@ def _verify_zoo(zoo: Zoo, on_item: Callable[[str], None]) -> tuple[list[str], Ba
         except ArtifactError as error:
             problems.append(str(error))
     if problems:
-        raise ArtifactError("\n".join(problems))
+        raise ArtifactError("\n".join(dict.fromkeys(problems)))  # each task names a damaged shared vector
     return lines, zoo.record.base
 
 

@@ -49,9 +49,9 @@ def test_a_value_beyond_float32_is_infinite() -> None:
     assert level_values(levels, 2, 3e38, -1).tolist() == [np.float32(3e38), np.inf, np.inf]
 
 
-def test_a_mask_alone_has_no_values_but_zero() -> None:
+def test_the_values_of_a_mask_alone_are_its_scale() -> None:
     sparse = sparse_tensor((9,), [1, 8], [0, 0], 0)
-    assert level_values(sparse.levels, 0, 0.5).tolist() == [0.0, 0.0]
+    assert level_values(sparse.levels, 0, 0.5).tolist() == [0.5, 0.5]
     assert np.concatenate(list(sparse.dense_blocks(0.5))).tolist() == [0.0] * 9
 
 

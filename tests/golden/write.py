@@ -1,4 +1,4 @@
-"""Writes golden files, once: cd tests && python -m golden.write NAME, of a codec or "artifact".
+"""Writes golden files, once: cd tests && python -m golden.write NAME, of a codec, "artifact" or "shared".
 
 `NAME.bin` holds the payloads of all cases of a codec, one after the other; `NAME.json` says what they decode
 to. Released bytes never change: another layout gets another name.
@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support.artifact_files import EXTRAS, HEADER, ROWS, Tensors, by_rows
 from support.sparse_tensors import BITS, SETTINGS, sparse_tensor, write_artifact
 
-from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.records import QualityRecord, SharedRecord, TrainingRecord
+from flexswitch.codecs.format.zoo import file_sha256
 from flexswitch.codecs.registry import get_codec, stored_codec
+from flexswitch.codecs.sparse import SparseTensor
+from flexswitch.codecs.storage import store
 
 SHAPE = (5, 59)
 KEPT = [2, 3, 64, 65, 66, 67, 68, 69, 70, 71, 100, 131, 255, 256, 290, 294]
@@ -40,10 +45,38 @@ _RECORD = TrainingRecord(
 )
 
 
+_NUMBERS = np.arange(1, 13, dtype=np.float32).view(np.uint32).tolist()
+_FACTORS = np.array([1, 2, -1, 0.5, -2], np.float32).view(np.uint32).tolist()  # (1 2 0 −1) above (0.5 0 −2)
+SHARED_TENSORS: Tensors = {
+    "weight": (sparse_tensor((4, 3), list(range(12)), _NUMBERS, 32), 1.0, stored_codec("raw", {})),
+    "bias": (sparse_tensor((2,), [0, 1], [1, 0], 1), 0.5, stored_codec("bitmask", {})),
+}
+Shape = tuple[int, ...] | None
+PRODUCT_TENSORS: dict[str, tuple[SparseTensor, float, Shape]] = {
+    "weight": (sparse_tensor((4, 3), [0, 3, 4, 11], [0] * 4, 0), 1.5, None),
+}
+SUM_TENSORS: dict[str, tuple[SparseTensor, float, Shape]] = {
+    "weight": (sparse_tensor((7, 1), [0, 1, 3, 4, 6], _FACTORS, 32), 1.0, (4, 3)),
+    "own": (sparse_tensor((3,), [1], [3], 2), 0.75, None),
+}
+
+
 def write_golden(path: Path) -> Path:
     """Writes an artifact with every field of its two documents; returns its path."""
     header = HEADER.model_copy(update={"training": _RECORD})
     return write_artifact(path, GOLDEN_TENSORS, EXTRAS, header, _ZEROS)
+
+
+def write_shared(folder: Path) -> None:
+    """Writes a shared vector, and a task of each rule."""
+    vector = write_artifact(folder / "vector.fsw", SHARED_TENSORS, {}, HEADER)
+    for rule, tensors in (("product", PRODUCT_TENSORS), ("sum", SUM_TENSORS)):
+        shared = SharedRecord.model_validate({"sha256": file_sha256(vector), "rule": rule})
+        header = HEADER.model_copy(update={"shared": shared})
+        with ArtifactWriter(folder / f"{rule}.fsw") as writer:
+            for name, (sparse, scale, shape) in tensors.items():
+                writer.add_tensor(name, packed_tensor(sparse, store(sparse), scale, "F32", shape=shape))
+            writer.finish(header)
 
 
 def cases(name: str) -> Iterator[dict[str, Any]]:
@@ -90,7 +123,9 @@ def write(name: str) -> None:
 
 if __name__ == "__main__":
     for each in sys.argv[1:]:
-        if each == "artifact":
+        if each == "shared":
+            write_shared(Path(__file__).parent)
+        elif each == "artifact":
             write_golden(Path(__file__).with_name("artifact.fsw"))
         else:
             write(each)

@@ -100,12 +100,21 @@ def _pack(names: list[str], output: str, **options: bool) -> Callable[[Path], ob
     return lambda folder: pack([folder / f"{name}.fsw" for name in names], folder / output, **options)
 
 
+def _share(output: str, overwrite: bool = False) -> Callable[[Path], object]:
+    return lambda folder: pack(
+        [folder / f"{task}.safetensors" for task in ("red", "green")], folder / output, share="rtvq",
+        base=folder / "base.safetensors", overwrite=overwrite,
+    )  # fmt: skip
+
+
 SCENES = [
     Scene("pack", "new", _pack(["red", "green"], "new"), _pack(["red", "green"], "new", overwrite=True)),
     Scene(
         "pack --overwrite", "zoo", _pack(["newer-red", "green"], "zoo", overwrite=True),
         _pack(["newer-red", "green"], "zoo", overwrite=True),
     ),
+    Scene("pack --share", "new", _share("new"), _share("new", True)),
+    Scene("pack --share --overwrite", "zoo", _share("zoo", True), _share("zoo", True)),
     Scene("pack --add", "zoo", _add_green, _change_nothing),
     Scene(
         "pack --add --overwrite", "zoo", _pack(["newer-red", "newer-blue"], "zoo", add=True, overwrite=True),

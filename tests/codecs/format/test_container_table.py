@@ -45,7 +45,7 @@ def first(document: Document) -> Document:
 
 COUNT = "Input should be greater than or equal to 0"
 INTEGER = "Input should be a valid integer"
-BITS_TOLD = "Input should be 1, 2, 3, 4, 5, 6, 7, 8, 16 or 32"
+BITS_TOLD = "Input should be 0, 1, 2, 3, 4, 5, 6, 7, 8, 16 or 32"
 
 
 # --- the table --------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ RECORD = "tensors.encoder.weight"
             "List should have at most 64 items after validation, not 65",
         ),
         (lambda t: first(t).update(bits=9), f"{RECORD}.bits", BITS_TOLD),
-        (lambda t: first(t).update(bits=0), f"{RECORD}.bits", BITS_TOLD),
+        (lambda t: first(t).update(bits=-1), f"{RECORD}.bits", BITS_TOLD),
         (lambda t: first(t).update(scale=-0.5), f"{RECORD}.scale", COUNT),
         (lambda t: first(t).update(scale="1"), f"{RECORD}.scale", "Input should be a valid number"),
         (lambda t: first(t).update(scale=math.nan), f"{RECORD}.scale", "Input should be a finite number"),

@@ -351,6 +351,7 @@ def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
                 "file": file, "size": 7, "sha256": "00" * 32, "method": "t-switch", "parameters": 9,
             }
         },
+        "shared": None,
         "index": None,
     }  # fmt: skip
     assert isinstance(open_zoo(tmp_path), Zoo)

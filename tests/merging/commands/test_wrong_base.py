@@ -25,7 +25,7 @@ from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.route import route
 from flexswitch.merging.commands.verify import verify
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vectors.apply import add_task
+from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.restore import restore
 
 PLACES = 60 if laws.DEEP else 6

@@ -28,7 +28,7 @@ from flexswitch.merging.commands.pack import pack
 from flexswitch.merging.compression.compress import compress as compress_vector
 from flexswitch.merging.compression.lossless import lossless
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vectors.apply import add_task
+from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import delta_tensor

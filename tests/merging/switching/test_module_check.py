@@ -13,7 +13,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vectors.apply import add_task
+from flexswitch.merging.task_vectors.add_task import add_task
 
 
 def saved(model: Any, folder: Path) -> Path:

@@ -16,7 +16,8 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.sparse import SparseTensor, level_values
 from flexswitch.codecs.storage import store
 from flexswitch.merging.task_vectors import apply
-from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES, Addend, add_task
+from flexswitch.merging.task_vectors.add_task import add_task
+from flexswitch.merging.task_vectors.apply import COMPILED_DTYPES, Addend
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 each_dtype = pytest.mark.parametrize("dtype", COMPILED_DTYPES, ids=str)

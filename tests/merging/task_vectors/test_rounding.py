@@ -14,7 +14,7 @@ from torch import nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.switching.switched_model import SwitchedModel
-from flexswitch.merging.task_vectors.apply import add_task
+from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.rounding import rounded
 
