@@ -50,8 +50,8 @@ def _check(
         if not artifacts:
             raise UsageError("no task is given; name checkpoints, task vectors, LoRAs or artifacts")
         _sharing(share, settings, set_for).check()
-    elif base is not None or settings or set_for:
-        raise UsageError("--base, --set and --set-for are for --share; artifacts are packed as they are")
+    elif settings or set_for:
+        raise UsageError("--set and --set-for are for --share; artifacts are packed as they are")
     if codec != "auto":
         get_codec(codec)
     if effort is not None:

@@ -52,7 +52,7 @@ def test_a_value_beyond_float32_is_infinite() -> None:
 def test_the_values_of_a_mask_alone_are_its_scale() -> None:
     sparse = sparse_tensor((9,), [1, 8], [0, 0], 0)
     assert level_values(sparse.levels, 0, 0.5).tolist() == [0.5, 0.5]
-    assert np.concatenate(list(sparse.dense_blocks(0.5))).tolist() == [0.0] * 9
+    assert np.concatenate(list(sparse.dense_blocks(0.5))).tolist() == [0, 0.5, *[0] * 6, 0.5]
 
 
 @pytest.mark.parametrize(("bits", "form"), [(16, "<H"), (32, "<I")])
