@@ -74,7 +74,7 @@ def pack(
 
     Example: flexswitch pack -o zoo --add trec6.fsw --remove cola
 
-    Example: flexswitch pack sst2-model cola-model --share emr --base base -o zoo
+    Example: flexswitch pack sst2 cola --share emr --base base -o zoo
     """
     from flexswitch.codecs.byte_size import parse_size
     from flexswitch.merging.commands.pack import pack
