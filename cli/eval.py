@@ -27,6 +27,24 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="TASK=CHECKPOINT", help="A task's checkpoint; give one for each task."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=NAME",
+            help="A task's metric. Of classes: accuracy, f1, matthews; of several labels: f1, accuracy; of "
+            "values: pearson, spearman; of words: token-f1, accuracy; of answers in a text: token-f1, "
+            "exact-match.",
+            show_default="the first of its outputs' kind",
+        ),
+    ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of heads, for models that have none: <task>.safetensors with 'weight' [classes, "
+            "width], or <task>.txt with the text of a class on each line.",
+            show_default=False,
+        ),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -63,16 +81,29 @@ def evaluate(
     from flexswitch.merging.commands.results import evaluated
 
     made = evaluate(
-        zoo, base=base, data=data, finetuned=finetuned or (), methods=methods, routing=routing,
-        neighbours=neighbours, vote=vote, snap=snap, mix=mix, engine=engine, features=features, limit=limit,
-        adapter=adapter, device=device, plot=plot, overwrite=overwrite, reporter=console,
+        zoo, base=base, data=data, finetuned=finetuned or (), metric=metric or (), heads=heads,
+        methods=methods, routing=routing, neighbours=neighbours, vote=vote, snap=snap, mix=mix,
+        engine=engine, features=features, limit=limit, adapter=adapter, device=device, plot=plot,
+        overwrite=overwrite, reporter=console,
     )  # fmt: skip
     scores, document = made.scores, evaluated(made)
-    note = "accuracy in %; bytes a task beside the base; time a sample over one forward pass of the base"
+    note = f"{_metrics(made.metrics)}; bytes a task beside the base; time a sample over one forward pass of "
+    note += "the base"
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
         note += "their time is over the base's forward pass of the same batches"
     return console.result(document, scores_table(document), note, *_confusions(scores))
+
+
+def _metrics(metrics: dict[str, str]) -> str:
+    """Returns which metric scores which tasks; where there are several, the average is over all of them."""
+    tasks: dict[str, list[str]] = {}
+    for task, metric in metrics.items():
+        tasks.setdefault(metric, []).append(task)
+    if len(tasks) == 1:
+        return f"{next(iter(tasks))} in %"
+    parts = [f"{metric} of {', '.join(own)}" for metric, own in tasks.items()]
+    return f"{'; '.join(parts)}, in %; the average is over different metrics"
 
 
 def _confusions(scores: "Sequence[Score]") -> list[str]:
@@ -82,7 +113,7 @@ def _confusions(scores: "Sequence[Score]") -> list[str]:
     lines = []
     for score in scores:
         if score.routing is not None:
-            found = mistakes(score.routing.counts, list(score.accuracy), 3)
+            found = mistakes(score.routing.counts, list(score.values), 3)
             parts = [f"{each.task} → {each.routed} {each.share:.0%}" for each in found]
             snapped = f", {score.routing.snapped:.1f} % of them snapped" if score.routing.snapped else ""
             lines.append(
@@ -100,8 +131,8 @@ def scores_table(document: dict[str, Any]) -> Table:
         share, routing = row["share_of_individual"], row["routing_accuracy"]
         rows.add_row(
             method,
-            *(f"{row['accuracy'][task]:.1f}" for task in document["tasks"]),
-            f"{row['average']:.2f}",
+            *(f"{row['scores'][task]:.1f}" for task in document["tasks"]),
+            "–" if row["average"] is None else f"{row['average']:.2f}",
             "–" if share is None else f"{share:.1%}",
             size(round(row["bytes_per_task"])),
             "–" if routing is None else f"{routing:.1f}",

@@ -196,7 +196,7 @@ def score(setup: Setup, task: str, vector: TaskVector) -> float:
     """Returns the accuracy in percent on the whole test file."""
     examples = read_examples(task_file(setup.data, task, "test"), labelled=True)
     assert examples.labels is not None
-    return 100 * float((answers(setup, task, vector, examples).argmax(1) == examples.labels).mean())
+    return 100 * float((answers(setup, task, vector, examples).argmax(1) == np.array(examples.labels)).mean())
 
 
 def likeness(setup: Setup, row: dict[str, Any]) -> dict[str, float]:

@@ -20,10 +20,9 @@ from safetensors.torch import save_file as save_tensors
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import ADAPTERS
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.checkpoints.config import read_config, read_json_object
+from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.opening import locate, open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.outputs import declared_kind
 from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 
@@ -89,7 +88,6 @@ def read_a_config(data: bytes, work: Path) -> None:
     try:
         base = open_checkpoint(folder)
         changes = {} if is_base else read_json_object(work / "task.json")
-        declared_kind(name, read_config(base) | changes, extras)
         adapter = get_adapter(base, None, name)
         adapter.model(changes, extras)
         if is_base:

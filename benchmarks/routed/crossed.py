@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.setup import Request, open_evaluation
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.models.examples import labels_of
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -40,7 +39,7 @@ def right(task_models: TaskModels, family: Family, task: str, vector: int | None
         batch = task_models.adapter.batch([examples.inputs[row] for row in rows])
         logits = family.model(batch, weights=weights, heads=[task] * len(rows))
         answers[rows] = logits.argmax(-1).numpy()
-    return 100 * float((answers == labels_of(examples)).mean())
+    return 100 * float((answers == np.array(examples.labels)).mean())
 
 
 def main() -> None:

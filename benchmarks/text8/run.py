@@ -97,7 +97,7 @@ def report(rows: dict[str, Any], tasks: list[str]) -> str:
         body.append(
             [
                 method,
-                *(f"{row['accuracy'][task]:.1f}" for task in tasks),
+                *(f"{row['scores'][task]:.1f}" for task in tasks),
                 f"{row['average']:.2f}",
                 f"{row['bytes_per_task'] / 1e3:,.0f}",
                 f"1/{individual['bytes_per_task'] / row['bytes_per_task']:.0f}",

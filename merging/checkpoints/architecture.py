@@ -2,13 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-ADAPTERS = (
-    "hf-sequence-classification",
-    "hf-image-classification",
-    "hf-encoder",
-    "hf-causal-lm",
-    "hf-seq2seq-lm",
-)
 # Encoder-decoders that read texts; others with such names read speech or pictures.
 _TEXT_TO_TEXT = [
     f"{name}ForConditionalGeneration"
@@ -17,6 +10,24 @@ _TEXT_TO_TEXT = [
         "Mvp", "NllbMoe", "Pegasus", "PegasusX", "PLBart", "SwitchTransformers", "T5", "UMT5",
     )
 ] + ["MarianMTModel"]  # fmt: skip
+# The end of an architecture's name → the adapter that runs it.
+_ENDINGS = {
+    "ForSequenceClassification": "hf-sequence-classification",
+    "ForImageClassification": "hf-image-classification",
+    "ForTokenClassification": "hf-token-classification",
+    "ForQuestionAnswering": "hf-question-answering",
+    "ForMaskedLM": "hf-masked-lm",
+    "ForObjectDetection": "hf-object-detection",
+    "CLIPModel": "hf-clip-vision",
+    "CLIPVisionModel": "hf-clip-vision",
+    "CLIPVisionModelWithProjection": "hf-clip-vision",
+}
+_LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
+ADAPTERS = (
+    "hf-sequence-classification", "hf-image-classification", "hf-encoder", "hf-causal-lm", "hf-seq2seq-lm",
+    "hf-token-classification", "hf-question-answering", "hf-masked-lm", "hf-sentence-embedding",
+    "hf-object-detection", "hf-clip-vision",
+)  # fmt: skip
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 TASK_HEADS = ("classifier", "score", "qa_outputs")  # the names of task heads in transformers
 
@@ -30,14 +41,16 @@ def detect_adapter(config: Mapping[str, object], extras: Iterable[str]) -> str |
     """
     own = set(extras)
     architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    if any(str(name).endswith("ForSequenceClassification") for name in names):
-        return "hf-sequence-classification"
-    if any(str(name).endswith("ForImageClassification") for name in names):
-        return "hf-image-classification"
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    for ending, adapter in _ENDINGS.items():
+        if any(name.endswith(ending) for name in names):
+            return adapter
     has_task_head = any(part in TASK_HEADS for name in own for part in name.split("."))
-    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names) and not has_task_head:
+    if any(name.endswith(_LANGUAGE_MODEL) for name in names) and not has_task_head:
         return "hf-causal-lm"
     if any(name in _TEXT_TO_TEXT for name in names) and not has_task_head:
         return "hf-seq2seq-lm"
-    return "hf-encoder" if HEAD_WEIGHT in own else None
+    if HEAD_WEIGHT in own:
+        return "hf-encoder"
+    is_text = isinstance(config.get("vocab_size"), int) and not has_task_head
+    return "hf-sentence-embedding" if is_text and any(name.endswith("Model") for name in names) else None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
+from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.commands.arguments import Input, Output, Positive, check_picture, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
 from flexswitch.merging.evaluation.scores import Score
@@ -18,11 +19,16 @@ Names = Annotated[
 
 
 class Evaluated(NamedTuple):
-    """The scores, a sample's seconds in the base's forward pass, and the bytes of the zoo's index."""
+    """The scores, a sample's seconds in the base's forward pass, and the bytes of the zoo's index.
+
+    metrics: task → its metric's name; averaged: whether all have one unit, so that their mean has a meaning.
+    """
 
     scores: list[Score]
     forward_seconds: float
     index_bytes: int | None
+    metrics: dict[str, str]
+    averaged: bool
 
 
 @checked
@@ -32,6 +38,8 @@ def evaluate(
     base: Input,
     data: Input,
     finetuned: Mapping[str, Input] | Sequence[str] = (),
+    metric: Mapping[str, str] | Sequence[str] = (),
+    heads: Input | None = None,
     methods: Names = ("base", "t-switch"),
     routing: Names = ("per-sample",),
     neighbours: Positive | None = None,
@@ -49,11 +57,14 @@ def evaluate(
 ) -> Evaluated:
     """Returns the scores of the methods that are asked for, and draws them where a plot is asked for.
 
-    data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. methods,
-    routing: names, or one text of names joined by commas. plot: a PNG. Raises: FlexswitchError.
+    data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. metric: task
+    → name, or TASK=NAME texts; others take the default of their outputs' kind. heads: folder of
+    <task>.safetensors or <task>.txt files. methods, routing: names, or one text of names joined by commas.
+    plot: a PNG. Raises: FlexswitchError.
     """
     from flexswitch.merging.checkpoints.hub_zoo import zoo_path
     from flexswitch.merging.evaluation.methods import score
+    from flexswitch.merging.evaluation.metrics import share_a_unit
     from flexswitch.merging.evaluation.setup import Request, open_evaluation
     from flexswitch.merging.models.examples import ignored_files
     from flexswitch.merging.routing.voting_options import VotingOptions
@@ -61,11 +72,16 @@ def evaluate(
     if plot is not None:
         check_picture("--plot", Path(plot), overwrite)
     request = Request(
-        zoo_path(zoo), str(base), Path(data), _pairs(finetuned), methods, routing,
+        zoo_path(zoo), str(base), Path(data), _pairs(finetuned), _pairs(metric),
+        None if heads is None else Path(heads), methods, routing,
         VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
         adapter, device, engine,
     )  # fmt: skip
     evaluation = open_evaluation(request)
+    metrics = {task: measure.metric for task, measure in evaluation.task_models.measures.items()}
+    averaged = share_a_unit(metrics.values())
+    if plot is not None and not averaged:
+        raise UsageError("--plot: draws averages, and the tasks' metrics have different units; leave it out")
     for note in ignored_files(request.data, "test", evaluation.zoo):
         reporter.note(note)
     count = len(request.methods)
@@ -79,7 +95,9 @@ def evaluate(
 
         draw_chart(scores, Path(plot), overwrite)
     index = evaluation.zoo.record.index
-    return Evaluated(scores, evaluation.base_score.seconds, None if index is None else index.size)
+    names = {task: metric.name for task, metric in metrics.items()}
+    size = None if index is None else index.size
+    return Evaluated(scores, evaluation.base_score.seconds, size, names, averaged)
 
 
 def _pairs(finetuned: Mapping[str, str | Path] | Sequence[str]) -> Sequence[str]:

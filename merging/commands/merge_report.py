@@ -19,10 +19,10 @@ def score_table(report: Mapping[str, Any]) -> str:
     if "tuned" not in report:
         return ""
     rows = report["tuned"]["scores"]
-    settings, tasks = list(rows[0]["settings"]), list(rows[0]["accuracy"])
+    settings, tasks = list(rows[0]["settings"]), list(rows[0]["scores"])
     lines = [[*settings, "average (%)", *tasks], ["---"] * len(settings) + ["---:"] * (1 + len(tasks))]
     for row in rows:
-        figures = [row["average"], *row["accuracy"].values()]
+        figures = [row["average"], *row["scores"].values()]
         lines.append([*map(_text, row["settings"].values()), *(f"{figure:.2f}" for figure in figures)])
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -65,7 +65,7 @@ def tuned(merger: Merger, given: MergeSettings, grid: Grid) -> tuple[MergeSettin
         {
             "settings": {name: point.values[name] for name in grid.values},
             "average": score.average,
-            "accuracy": score.accuracy,
+            "scores": score.values,
         }
         for point, score in zip(points, scores, strict=True)
     ]

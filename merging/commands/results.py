@@ -89,19 +89,24 @@ def pushed(made: "Pushed") -> dict[str, Any]:
 
 def evaluated(made: "Evaluated") -> dict[str, Any]:
     """Returns the result of `eval`."""
-    individual = next((score.average for score in made.scores if score.method == "individual"), None)
+    whole = [score.average for score in made.scores if score.method == "individual" and made.averaged]
     methods = {
         score.method: {
-            "accuracy": score.accuracy,
-            "average": score.average,
-            "share_of_individual": score.average / individual if individual else None,
+            "scores": score.values,
+            "average": score.average if made.averaged else None,
+            "share_of_individual": score.average / whole[0] if whole and whole[0] else None,
             "bytes_per_task": score.bytes_per_task,
             **_routing(score),
             "time_over_base": score.time_over_base or score.seconds / made.forward_seconds,
         }
         for score in made.scores
     }
-    return {"tasks": list(made.scores[0].accuracy), "index_bytes": made.index_bytes, "methods": methods}
+    return {
+        "tasks": list(made.metrics),
+        "metrics": made.metrics,
+        "index_bytes": made.index_bytes,
+        "methods": methods,
+    }
 
 
 def _routing(score: "Score") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draws a chart of accuracy against stored bytes, with one point for each method."""
+"""Draws a chart of scores against stored bytes, with one point for each method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from flexswitch.merging.evaluation.scores import Score
 
 
 def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
-    """Writes a PNG of average accuracy against stored bytes per task, on a logarithmic axis.
+    """Writes a PNG of the average score against stored bytes per task, on a logarithmic axis.
 
     Raises: InputError if matplotlib is not installed, or the output must not be written.
     """
@@ -29,8 +29,8 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
     axes.set_xscale("log" if all(score.bytes_per_task > 0 for score in scores) else "symlog")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_xlabel("stored bytes per task, without the base")
-    axes.set_ylabel("average accuracy (%)")
-    axes.set_title(f"{len(scores[0].accuracy)} tasks: accuracy against stored size")
+    axes.set_ylabel("average score (%)")
+    axes.set_title(f"{len(scores[0].values)} tasks: score against stored size")
     axes.grid(color="0.9", zorder=0)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     with atomic_file(path, overwrite) as partial:

@@ -56,7 +56,7 @@ def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
             plain,
             task_models.vectors,
             engine=engine,
-            heads=several,
+            heads=(task_models.heads or True) if several else False,
             rename=task_models.adapter.parameter_name,
             strict=False,
             check_base=False,  # it was made from the base, which has been checked
@@ -69,7 +69,7 @@ def _groups(task_models: TaskModels) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for number, (task, vector) in enumerate(task_models.vectors.items()):
         config = {name: value for name, value in vector.model.config.items() if name not in _LABELS}
-        widths = sorted((name, info.shape[1:]) for name, info in vector.extras.items())
+        widths = sorted((name, info.shape[1:]) for name, info in task_models.extras(task).items())
         alone = "" if _has_linear_heads(task_models, task) else task
         groups.setdefault(repr((sorted(config.items()), widths, alone)), []).append(number)
     return list(groups.values())

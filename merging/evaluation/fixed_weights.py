@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,29 +10,29 @@ from numpy.typing import NDArray
 
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.models.examples import Batch, labels_of
+from flexswitch.merging.models.examples import Batch
 
 
 def score_fixed(
     task_models: TaskModels, method: str, prepare: Callable[[str], None], bytes_per_task: float
 ) -> Score:
     """Returns the score of a method; `prepare` loads its weights into a task's model and is not timed."""
-    accuracy, seconds, count = {}, 0.0, 0
-    for task in task_models.vectors:
+    values, seconds, count = {}, 0.0, 0
+    for task, measure in task_models.measures.items():
         prepare(task)
-        labels = labels_of(task_models.examples[task])
         started = time.perf_counter()
-        correct = 0
-        for rows, batch in task_models.batches(task):
-            correct += int((_predict(task_models, task, batch) == labels[rows]).sum())
+        answers, rows = list[Any](), []
+        for own, batch in task_models.batches(task):
+            answers += _answers(task_models, task, own, batch)
+            rows.append(own)
         seconds += time.perf_counter() - started
-        count += len(labels)
-        accuracy[task] = 100 * correct / len(labels)
-    return Score(method, accuracy, bytes_per_task, seconds / count)
+        count += len(answers)
+        values[task] = measure.score([answers[place] for place in np.argsort(np.concatenate(rows))])
+    return Score(method, values, bytes_per_task, seconds / count)
 
 
-def _predict(task_models: TaskModels, task: str, batch: Batch) -> NDArray[np.int64]:
+def _answers(task_models: TaskModels, task: str, rows: NDArray[np.int64], batch: Batch) -> list[Any]:
+    adapter, inputs = task_models.adapter, task_models.examples[task].take(rows).inputs
     with torch.inference_mode():
-        logits = task_models.adapter.logits(task_models.models[task], batch)
-    predicted: NDArray[np.int64] = logits.argmax(-1).cpu().numpy()
-    return predicted
+        logits = adapter.logits(task_models.models[task], batch)
+    return task_models.measures[task].answers(adapter, logits, batch, inputs)

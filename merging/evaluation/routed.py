@@ -4,7 +4,9 @@ The stream is cut into batches of mixed tasks; each sample uses its own weights 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from flexswitch.merging.evaluation.stream_weights import (
     samples_of,
 )
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.models.examples import Batch, labels_of
+from flexswitch.merging.models.examples import Batch
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
 
@@ -56,7 +58,7 @@ def score_routed(
     tasks = list(task_models.vectors)
     stream = mixed_stream([len(task_models.examples[task]) for task in tasks])
     chosen = Chosen.nothing(len(stream), len(tasks))
-    times, correct = _Times(), np.zeros(len(stream), np.bool_)
+    times, answers = _Times(), [None] * len(stream)
     if mode == "batch-mean":
         _choose_means(task_models, router, stream, chosen, times)
     for family in families(task_models, engine):
@@ -69,17 +71,19 @@ def score_routed(
             batch = batch_of(task_models, stream[chunk])
             started = time.perf_counter()
             _choose(router, mode, stream, chunk, batch, chosen)
-            answers = _answers(family, tasks, batch, router.weights(chosen.shares[chunk]), stream[chunk])
+            weights = router.weights(chosen.shares[chunk])
+            found = _answers(task_models, family, batch, weights, stream[chunk])
             taken = time.perf_counter() - started
-            correct[chunk] = answers == _true_classes(task_models, stream[chunk])
+            for place, answer in zip(chunk, found, strict=True):
+                answers[place] = answer
             times.all += taken
             if number % _COMPARED == 0:
                 times.compared += taken
                 times.base += _base_seconds(family, batch)
-    scores = {task: 100 * float(correct[stream[:, 0] == number].mean()) for number, task in enumerate(tasks)}
+    values = _values(task_models, stream, answers)
     routing = None if mode == "oracle" else _routing(stream, chosen)
     seconds, ratio = times.all / len(stream), times.compared / times.base
-    return Score(f"{method} ({mode})", scores, bytes_per_task, seconds, routing, ratio)
+    return Score(f"{method} ({mode})", values, bytes_per_task, seconds, routing, ratio)
 
 
 def _choose(
@@ -117,12 +121,32 @@ def batch_of(task_models: TaskModels, samples: Stream) -> Batch:
 
 
 def _answers(
-    family: Family, tasks: list[str], batch: Batch, weights: NDArray[np.float32], samples: Stream
-) -> NDArray[np.int64]:
+    task_models: TaskModels, family: Family, batch: Batch, weights: NDArray[np.float32], samples: Stream
+) -> list[Any]:
+    """Returns the answer of each sample, under its own weights and the head of its own task."""
+    tasks = list(task_models.vectors)
     heads = [tasks[task] for task in samples[:, 0]] if family.has_heads else None
     logits = family.model(batch, weights=torch.from_numpy(weights), heads=heads)
-    answers: NDArray[np.int64] = logits.argmax(-1).cpu().numpy()
-    return answers
+    found: list[Any] = [None] * len(samples)
+    for task in np.unique(samples[:, 0]):
+        own = np.flatnonzero(samples[:, 0] == task)
+        rows = torch.from_numpy(own).to(logits.device)
+        part = {name: tensor[rows] for name, tensor in batch.items()}
+        inputs = task_models.examples[tasks[task]].take(samples[own, 1]).inputs
+        answers = task_models.measures[tasks[task]].answers(task_models.adapter, logits[rows], part, inputs)
+        for place, answer in zip(own, answers, strict=True):
+            found[place] = answer
+    return found
+
+
+def _values(task_models: TaskModels, stream: Stream, answers: Sequence[Any]) -> dict[str, float]:
+    """Returns task → the value of its metric; answers: of the stream's samples."""
+    values = {}
+    for number, (task, measure) in enumerate(task_models.measures.items()):
+        own = np.flatnonzero(stream[:, 0] == number)
+        own = own[np.argsort(stream[own, 1])]
+        values[task] = measure.score([answers[place] for place in own.tolist()])
+    return values
 
 
 def _base_seconds(family: Family, batch: Batch) -> float:
@@ -130,8 +154,3 @@ def _base_seconds(family: Family, batch: Batch) -> float:
     with torch.inference_mode():
         family.plain(**batch).argmax(-1).cpu()
     return time.perf_counter() - started
-
-
-def _true_classes(task_models: TaskModels, samples: Stream) -> NDArray[np.int64]:
-    labels = [labels_of(each) for each in task_models.examples.values()]
-    return np.array([labels[task][row] for task, row in samples])

@@ -24,12 +24,12 @@ class RoutingScore:
 class Score:
     """One row of the table.
 
-    accuracy: task → %; bytes_per_task: stored bytes, without the base; seconds: per sample; time_over_base:
-    time relative to the base's forward pass on the same batches, None if not measured.
+    values: task → the value of its metric; bytes_per_task: stored bytes, without the base; seconds: per
+    sample; time_over_base: time relative to the base's forward pass on the same batches, None without one.
     """
 
     method: str
-    accuracy: dict[str, float]
+    values: dict[str, float]
     bytes_per_task: float
     seconds: float
     routing: RoutingScore | None = None
@@ -37,5 +37,5 @@ class Score:
 
     @property
     def average(self) -> float:
-        """The mean accuracy over tasks."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
+        """The mean of the values over tasks."""
+        return sum(self.values.values()) / len(self.values)

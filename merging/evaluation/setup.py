@@ -1,24 +1,23 @@
 """Opens and checks the inputs of an evaluation before the first forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.evaluation.fixed_weights import score_fixed
 from flexswitch.merging.evaluation.methods import Evaluation, check_methods, head_bytes, weights_of
+from flexswitch.merging.evaluation.metrics import check_metric
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
-from flexswitch.merging.evaluation.task_models import TaskModels, check_classes
+from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.methods.registry import ROUTED
-from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.adapters import Adapter, get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import first, read_examples, task_file
-from flexswitch.merging.models.outputs import declared_kind
+from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.models.runner import Runner
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
@@ -36,6 +35,8 @@ class Request:
     base: str
     data: Path
     finetuned: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    heads: Path | None = None
     methods: Sequence[str] = ("base", "t-switch")
     modes: Sequence[str] = ("per-sample",)
     voting: VotingOptions = field(default_factory=VotingOptions)
@@ -56,13 +57,15 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     if not len(zoo):
         raise InputError(f"{zoo.path}: holds no tasks; add some: flexswitch pack -o {zoo.path} --add A.fsw")
     sources = read_finetuned(request.finetuned, zoo)
+    metrics = _task_pairs("--metric", "NAME", request.metrics, zoo)
+    for task, name in metrics.items():
+        check_metric(name, task)
     check_methods(request.methods, request.modes, zoo, bool(sources))
     base = open_base(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
     vectors: dict[str, TaskVector] = {task: artifact_vector(zoo[task], base) for task in zoo}
-    _check_declared(request.adapter or zoo.record.adapter, base, vectors)
     files = {task: task_file(request.data, task, "test") for task in zoo}
-    examples = {task: read_examples(path, True, first(request.limit)) for task, path in files.items()}
+    examples = {task: read_examples(path, None, first(request.limit)) for task, path in files.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
     adapter = get_adapter(base, zoo.record.adapter, request.adapter)
     routed = any(method in ROUTED for method in request.methods)
@@ -70,7 +73,8 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     if routed:
         runner = Runner(adapter, request.device)
         router = StreamRouter(open_router(zoo, runner, request.features, request.voting), examples)
-    task_models = TaskModels(base, adapter, vectors, examples, request.device)
+    heads = {} if request.heads is None else _heads(request.heads, zoo, adapter)
+    task_models = TaskModels(base, adapter, vectors, examples, request.device, metrics, heads)
     task_models.warm_up()
     base_score = score_fixed(
         task_models, "base", weights_of(task_models, vectors, 0.0), head_bytes(task_models)
@@ -78,26 +82,36 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     return Evaluation(task_models, zoo, finetuned, router, base_score, request.engine)
 
 
+def _heads(folder: Path, zoo: Zoo, adapter: Adapter) -> Heads:
+    """Returns the heads of files. Raises: UsageError if the models of an adapter take none; InputError."""
+    if getattr(adapter, "kind", None) != "features":
+        raise UsageError("--heads: the models have heads of their own, or take none; leave it out")
+    return read_head_files(folder, zoo, getattr(adapter, "head_of_texts", None))
+
+
 def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
     """Returns task → checkpoint of `TASK=CHECKPOINT` texts, in the zoo's order.
 
     Raises: UsageError if a text is not such a pair; InputError if a task is unknown or has no checkpoint.
     """
-    found: dict[str, str] = {}
-    for text in pairs:
-        task, equals, source = text.partition("=")
-        if not equals or not source:
-            raise UsageError(f"--finetuned {text}: expected TASK=CHECKPOINT")
-        if task not in zoo.record.tasks:
-            raise InputError(f"--finetuned {text}: {unknown_name('task', task, zoo)}")
-        found[task] = source
+    found = _task_pairs("--finetuned", "CHECKPOINT", pairs, zoo)
     lacking = [task for task in zoo if task not in found]
     if found and lacking:
         raise InputError(f"--finetuned: the task '{lacking[0]}' has no checkpoint; give one for every task")
     return {task: found[task] for task in zoo} if found else {}
 
 
-def _check_declared(adapter: str | None, base: Checkpoint, vectors: Mapping[str, TaskVector]) -> None:
-    for task, vector in vectors.items():
-        config = read_config(base) | vector.model.config
-        check_classes(declared_kind(adapter, config, vector.extras), task, vector)
+def _task_pairs(option: str, value: str, pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
+    """Returns task → value of `TASK=VALUE` texts.
+
+    Raises: UsageError if a text is not such a pair; InputError if a task is unknown.
+    """
+    found: dict[str, str] = {}
+    for text in pairs:
+        task, equals, given = text.partition("=")
+        if not equals or not given:
+            raise UsageError(f"{option} {text}: expected TASK={value}")
+        if task not in zoo.record.tasks:
+            raise InputError(f"{option} {text}: {unknown_name('task', task, zoo)}")
+        found[task] = given
+    return found

@@ -81,7 +81,7 @@ def samples_of(examples: Mapping[str, Examples], samples: Stream) -> Inputs:
     """Returns the inputs of samples of several tasks, in the same order."""
     tasks = list(examples)
     taken = [examples[tasks[task]].inputs[row] for task, row in samples]
-    return taken if isinstance(taken[0], str) else np.stack(taken)
+    return np.stack(taken) if isinstance(taken[0], np.ndarray) else taken
 
 
 def mixed_stream(counts: Sequence[int]) -> Stream:

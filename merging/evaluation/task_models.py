@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
-from flexswitch.merging.models.adapters import Adapter
-from flexswitch.merging.models.examples import Batch, Examples, check_labels
+from flexswitch.merging.evaluation.measures import Measure, measure_of
+from flexswitch.merging.models.adapters import Adapter, kind_of
+from flexswitch.merging.models.examples import Batch, Examples
+from flexswitch.merging.models.head_files import Heads
 from flexswitch.merging.models.loading import load_weights, names_inside
-from flexswitch.merging.models.outputs import OutputKind, output_kind
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -24,33 +24,43 @@ _BATCH = 64
 
 @dataclass
 class TaskModels:
-    """The base, and a model and labelled examples for each task."""
+    """The base, and a model and labelled examples for each task.
+
+    metrics: task → the name of its metric, for tasks that do not take their kind's default; heads: those that
+    files hold, which take the place of the tasks' own.
+    """
 
     base: Checkpoint
     adapter: Adapter
     vectors: Mapping[str, TaskVector]
     examples: Mapping[str, Examples]
     device: str = "cpu"
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    heads: Heads = field(default_factory=dict)
     models: dict[str, nn.Module] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task, vector in self.vectors.items():
-            self.models[task] = self.adapter.model(vector.model.config, vector.extras)
+            self.models[task] = self.adapter.model(vector.model.config, self.extras(task))
             self.set_weights(task, vector, 0.0)
             self.models[task].to(self.device)
 
     def warm_up(self) -> None:
-        """Runs one sample of each task, so that the first call is not timed.
+        """Runs one sample of each task, so that the first call is not timed, and takes the tasks' measures.
 
-        Raises: InputError if a model's outputs are not classes, or a label is none of them.
+        Raises: InputError if no metric measures a model's outputs, or a label does not fit them; UsageError.
         """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
             with torch.inference_mode():
                 logits = self.adapter.logits(model, batch)
-            vector = self.vectors[task]
-            check_classes(output_kind(read_config(self.base) | vector.model.config, logits), task, vector)
-            check_labels(self.examples[task], logits.shape[-1])
+            config = read_config(self.base) | self.vectors[task].model.config
+            kind = kind_of(self.adapter, config, self.extras(task), logits)
+            wanted = self.metrics.get(task)
+            self.measures[task] = measure_of(
+                task, self.vectors[task].source, kind, logits, self.examples[task], wanted
+            )
 
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
         """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 gives the base with that head."""
@@ -63,9 +73,15 @@ class TaskModels:
         state |= {name: to_torch(vector.extra(name)) for name in vector.extras}
         self._load_state(task, state, vector.source)
 
+    def extras(self, task: str) -> dict[str, TensorInfo]:
+        """Returns the task's own tensors, a head of a file among them."""
+        given = self.heads.get(task, {})
+        infos = {name: TensorInfo("F32", tuple(tensor.shape)) for name, tensor in given.items()}
+        return {**self.vectors[task].extras, **infos}
+
     def extra_names(self, task: str) -> dict[str, str]:
         """Returns stored name → name in the model for the task's own tensors that its model has."""
-        named = {self.adapter.parameter_name(name): name for name in self.vectors[task].extras}
+        named = {self.adapter.parameter_name(name): name for name in self.extras(task)}
         inside = names_inside(self.models[task], list(named))
         return {named[name]: own for name, own in inside.items()}
 
@@ -85,16 +101,6 @@ class TaskModels:
         self._load_state(task, {name: output.whole() for name, output in outputs.items()}, source)
 
     def _load_state(self, task: str, state: Mapping[str, Tensor], source: str) -> None:
-        named = {self.adapter.parameter_name(name): tensor for name, tensor in state.items()}
+        whole = {**state, **self.heads.get(task, {})}
+        named = {self.adapter.parameter_name(name): tensor for name, tensor in whole.items()}
         load_weights(self.models[task], named, source)
-
-
-def check_classes(kind: OutputKind | None, task: str, vector: TaskVector) -> None:
-    """Raises: InputError if a task's outputs are tokens or values, which have no accuracy."""
-    if kind not in ("tokens", "values"):
-        return
-    found = "a language model" if kind == "tokens" else "a regression model"
-    raise InputError(
-        f"{vector.source}: is {found}, but eval needs a classifier; restore the model and measure "
-        f"it yourself: flexswitch merge {vector.source} --base BASE -o OUT --task {task}"
-    )

@@ -9,7 +9,8 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs, held_out
 from flexswitch.merging.exemplar_merges.task_module import Gradients, TaskModule
-from flexswitch.merging.models.examples import Examples, batch_rows, check_labels, labels_of
+from flexswitch.merging.models.examples import Examples, batch_rows
+from flexswitch.merging.models.labels import checked_labels
 
 _TOGETHER = 32  # examples that are measured in one batch
 
@@ -57,12 +58,13 @@ class SharedModels:
 
         def work(task: int) -> float:
             module, examples = self._modules[task], self._inputs.examples[self._inputs.model.tasks[task]]
-            labels, correct = labels_of(examples), 0
+            correct = 0
             with torch.inference_mode():
                 for rows in _parts(examples):
                     logits = module.logits(module.batch(examples, rows))
-                    check_labels(examples, logits.shape[-1])
-                    correct += int((logits.argmax(-1).cpu().numpy() == labels[rows]).sum())
+                    part = examples.take(np.array(rows, np.int64))
+                    labels = checked_labels("classes", part, logits.shape[-1])
+                    correct += int((logits.argmax(-1).cpu() == torch.tensor(labels)).sum())
             return 100 * correct / len(examples)
 
         return float(np.mean(list(self._inputs.in_order(work, len(self._modules), copies=0))))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs
+from flexswitch.merging.models.adapters import kind_of
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.loading import load_weights, names_inside
-from flexswitch.merging.models.outputs import output_kind
 from flexswitch.merging.task_vectors.restore import restored_tensors
 
 Gradients = dict[str, Tensor]  # tensor of the base → gradient in its shape, float32
@@ -30,7 +30,7 @@ class TaskModule:
         base, vector = inputs.model.base, inputs.model.vectors[task]
         self.task, self._device = inputs.model.tasks[task], inputs.device
         self._adapter, self._source = inputs.adapters[self.task], vector.source
-        self._config = read_config(base) | vector.model.config
+        self._config, self._extras = read_config(base) | vector.model.config, set(vector.extras)
         rename = self._adapter.parameter_name
         module = self._adapter.model(vector.model.config, vector.extras)
         outputs = restored_tensors(base, vector, lambda_, torch.float32)
@@ -60,7 +60,7 @@ class TaskModule:
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits in float32, (sample, class). Raises: InputError unless they are of classes."""
         logits = self.answers(batch)
-        kind = output_kind(self._config, logits)
+        kind = kind_of(self._adapter, self._config, self._extras, logits)
         if kind != "classes":
             raise InputError(f"{self._source}: its outputs are {kind}, but this merge needs a classifier")
         return logits.float()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.merging.models.conversations import Chat, Completion, Text
+from flexswitch.merging.models.conversations import Chat, Completion, Pair, Text
 from flexswitch.merging.models.examples import Inputs
 
 _LEAST_PART = 0.25  # least share of a text or picture that comes from each of the two
@@ -33,7 +33,12 @@ def augment(inputs: Inputs, count: int, seed: int) -> Inputs:
 
 
 def _spliced(first: Text, second: Text, share: float) -> Text:
-    """Returns the first words of one text and the last words of the other; of conversations part by part."""
+    """Returns the first words of one text and the last words of the other; of others part by part."""
+    if isinstance(first, Pair) and isinstance(second, Pair):
+        return Pair(
+            _spliced_words(first.first, second.first, share),
+            _spliced_words(first.second, second.second, share),
+        )
     if isinstance(first, Completion) and isinstance(second, Completion):
         return Completion(
             _spliced_words(first.question, second.question, share),

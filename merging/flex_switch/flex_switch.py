@@ -189,7 +189,7 @@ def _inputs(
         "finetuned": vector.hints.file_stamps(),
         "exemplars": data.digest,
         "extras": {name: each.record.form.model_dump() for name, each in extras.items()},
-        "labels": None if labels is None else labels.tolist(),
+        "labels": None if labels is None else list(labels),
     }
 
 

@@ -1,6 +1,6 @@
 """Training objectives: the fine-tuned model's answers, its features, or the labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.models.language_adapters import LanguageModel
-from flexswitch.merging.models.outputs import OutputKind, agreement, divergence, output_kind, task_loss
+from flexswitch.merging.models.outputs import PER_TOKEN, OutputKind, agreement, divergence, task_loss
 from flexswitch.merging.models.scored_tokens import scored_tokens
 from flexswitch.merging.models.token_outputs import (
     Head,
@@ -39,7 +39,7 @@ class Targets:
 
     examples: Examples
     answers: list[Tensor]
-    kind: OutputKind | Literal["features"]
+    kind: OutputKind
     head: Head | None = None
 
     def __len__(self) -> int:
@@ -80,29 +80,25 @@ class Objective:
 
     def loss(self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the loss, a float32 scalar. Raises: UsageError if it is not defined."""
-        if self.goal != "task" or targets.kind == "features":
+        if self.goal != "task":
             return self.divergence(found, targets, rows, batch)
         if isinstance(found, TokenOutputs):
             return next_token_loss(found, batch)
-        labels = targets.examples.labels
-        chosen = None if labels is None else torch.from_numpy(labels[list(rows)]).to(self.device)
-        return task_loss(targets.kind, found, chosen, batch)
+        labels = targets.examples.labels if targets.kind == "classes" else None
+        own = None if labels is None else torch.tensor([labels[row] for row in rows]).to(self.device)
+        return task_loss(targets.kind, found, own, batch)
 
     def divergence(self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch) -> Tensor:
         """Returns the mean divergence from the fine-tuned model."""
         if isinstance(found, TokenOutputs):
             return token_divergence(self._expected_outputs(targets, rows), found, batch)
         expected, mask = self._expected(found, targets, rows, batch)
-        if targets.kind == "features":
-            return (expected - found.float()).square().mean()
         return divergence(targets.kind, expected, found, mask)
 
     def agreement(
         self, found: Outputs, targets: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[int, int]:
         """Returns the number of answers equal to the fine-tuned model's, and of all; (0, 0) for features."""
-        if targets.kind == "features":
-            return 0, 0
         if isinstance(found, TokenOutputs):
             return token_agreement(self._expected_outputs(targets, rows), found)
         expected, mask = self._expected(found, targets, rows, batch)
@@ -117,7 +113,7 @@ class Objective:
         self, found: Tensor, targets: Targets, rows: Sequence[int], batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
         answers = [targets.answers[row].to(self.device) for row in rows]
-        if targets.kind != "tokens":
+        if targets.kind not in PER_TOKEN:
             return torch.stack(answers), None
         mask = batch.get("attention_mask")
         expected = torch.zeros(found.shape, dtype=torch.float32, device=self.device)
@@ -136,20 +132,23 @@ def joined(one: Targets, two: Targets) -> Targets:
 
 
 def answers_of(
-    objective: Objective, model: nn.Module, config: Mapping[str, Any], examples: Examples, rows: Sequence[int]
+    objective: Objective,
+    model: nn.Module,
+    kind_of_answers: Callable[[Tensor], OutputKind],
+    examples: Examples,
+    rows: Sequence[int],
 ) -> Targets:
-    """Returns some examples with a model's answers as targets."""
+    """Returns some examples with a model's answers as targets. kind_of_answers: by their logits."""
     batch, own = objective.batch(examples, rows), examples.take(np.asarray(rows, np.int64))
     with torch.inference_mode():
         found = objective.outputs(model, batch)
     if isinstance(found, TokenOutputs):
         counts = scored_tokens(batch).sum(1).tolist()
         return Targets(own, list(torch.split(found.states.cpu().clone(), counts)), "tokens", found.head)
-    kind: OutputKind | Literal["features"] = "features"
-    if objective.goal != "mse":
-        kind = output_kind(config, found)
+    kind: OutputKind = "features" if objective.goal == "mse" else kind_of_answers(found)
     answers = [answer.float().cpu().clone() for answer in found]
-    if kind == "tokens":
-        marks = batch.get("attention_mask", torch.ones(found.shape[:2])).cpu() != 0
+    if kind in PER_TOKEN:
+        given = batch.get("attention_mask")
+        marks = torch.ones(found.shape[:2], dtype=torch.bool) if given is None else given.cpu() != 0
         answers = [answer[mark].half() for answer, mark in zip(answers, marks, strict=True)]
     return Targets(own, answers, kind)

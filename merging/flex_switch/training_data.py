@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -27,11 +27,13 @@ from flexswitch.merging.flex_switch.objective import (
     answers_of,
     joined,
 )
-from flexswitch.merging.models.adapters import get_adapter
+from flexswitch.merging.models.adapters import get_adapter, kind_of
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import Batch, Examples, check_labels, draw, read_exemplars, task_file
+from flexswitch.merging.models.examples import Batch, Examples, draw, read_exemplars, task_file
+from flexswitch.merging.models.labels import checked_labels
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -175,12 +177,16 @@ def open_training_data(
     model.to(inputs.device)
     config = read_config(inputs.base) | vector.model.config
 
+    def kind(logits: Tensor) -> OutputKind:
+        return kind_of(adapter, config, vector.extras, logits)
+
     def answered(examples: Examples) -> Targets:
-        return _targets(objective, model, config, examples, parallel_map)
+        return _targets(objective, model, kind, examples, parallel_map)
 
     targets, augmented = answered(exemplars), None
     if goal == "task" and targets.kind == "classes":
-        check_labels(exemplars, len(targets.answers[0]))
+        labels = checked_labels("classes", exemplars, len(targets.answers[0]))
+        targets = replace(targets, examples=replace(exemplars, labels=labels))
     if settings.augmentations and goal != "task":
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
@@ -227,13 +233,13 @@ def _load(
 def _targets(
     objective: Objective,
     model: nn.Module,
-    config: Mapping[str, object],
+    kind: Callable[[Tensor], OutputKind],
     examples: Examples,
     parallel_map: ParallelMap,
 ) -> Targets:
     parts = _parts(examples)
     found = parallel_map(
-        lambda number: answers_of(objective, model, config, examples, parts[number]), len(parts)
+        lambda number: answers_of(objective, model, kind, examples, parts[number]), len(parts)
     )
     answers = [answer for part in found for answer in part.answers]
     places = np.argsort(np.concatenate(parts))

@@ -1,24 +1,35 @@
 """Model adapters: they make a module of a checkpoint, and batches, logits and features of inputs."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import UsageError, unknown_name
-from flexswitch.merging.checkpoints.architecture import ADAPTERS
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.merging.checkpoints.architecture import ADAPTERS, HEAD_WEIGHT, detect_adapter
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
+from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.models.clip_adapter import ClipVision
+from flexswitch.merging.models.embedding_adapter import SentenceEmbedding
 from flexswitch.merging.models.examples import Batch, Inputs
-from flexswitch.merging.models.image_adapters import ImageClassification
+from flexswitch.merging.models.image_adapters import ImageClassification, ObjectDetection
 from flexswitch.merging.models.language_adapters import CausalLanguageModel, SequenceToSequence
+from flexswitch.merging.models.outputs import OutputKind, output_kind
 from flexswitch.merging.models.text_adapters import EncoderWithHead, SequenceClassification
+from flexswitch.merging.models.token_adapters import (
+    MaskedLanguageModel,
+    QuestionAnswering,
+    TokenClassification,
+)
 
 
 class Adapter(Protocol):
     """Runs the models of one family. `python:package.module:factory` names a function that returns one.
 
-    neighbours: the default number of exemplars that vote (docs/methods.md §3).
+    neighbours: the default number of exemplars that vote (docs/methods.md §3). An adapter may have `kind`,
+    the kind of its outputs where that does not depend on a task's config, and has to where they are neither
+    classes, labels, values nor tokens; such a one may have `answers`, of logits, a batch and its inputs.
     """
 
     neighbours: int
@@ -49,29 +60,35 @@ class Adapter(Protocol):
         """
 
 
-_Known = type[
-    SequenceClassification | ImageClassification | EncoderWithHead | CausalLanguageModel | SequenceToSequence
-]
-
-_CLASSES: dict[str, _Known] = {
+_CLASSES: dict[str, Callable[[Checkpoint], Adapter]] = {
     "hf-sequence-classification": SequenceClassification,
     "hf-image-classification": ImageClassification,
     "hf-encoder": EncoderWithHead,
     "hf-causal-lm": CausalLanguageModel,
     "hf-seq2seq-lm": SequenceToSequence,
+    "hf-token-classification": TokenClassification,
+    "hf-question-answering": QuestionAnswering,
+    "hf-masked-lm": MaskedLanguageModel,
+    "hf-sentence-embedding": SentenceEmbedding,
+    "hf-object-detection": ObjectDetection,
+    "hf-clip-vision": ClipVision,
 }
+_OF_IMAGES = ("hf-image-classification", "hf-object-detection", "hf-clip-vision")
 
 
 def get_adapter(base: Checkpoint, recorded: str | None, given: str | None = None) -> Adapter:
-    """Returns the adapter for a base: the one the user gave, otherwise the one recorded in a file.
+    """Returns the adapter for a base: the one the user gave, the one recorded in a file, or the base's own.
 
     Only the user's may be `python:`, because it runs code. Raises: UsageError on an unknown name; InputError
-    if the base has no config.json.
+    if the base has no config.json, or its family no adapter.
     """
-    name = recorded if given is None else given
+    name = given or recorded or detect_adapter(read_config(base), ())
     if name is None:
-        raise UsageError(
-            f"no adapter is recorded for these models; give --adapter (known: {', '.join(ADAPTERS)})"
+        family = read_config(base).get("model_type")
+        raise InputError(
+            f"{base.source}: no adapter runs {family or 'such'} models; extract, merge, compress by "
+            "methods that need no exemplars, and SwitchedModel with weights work without one; otherwise give "
+            f"--adapter ({', '.join(ADAPTERS)}, python:package.module:factory)"
         )
     if name.startswith("python:"):
         if given is None:
@@ -85,9 +102,23 @@ def get_adapter(base: Checkpoint, recorded: str | None, given: str | None = None
     return _CLASSES[name](base)
 
 
+def kind_of(
+    adapter: Adapter, config: Mapping[str, Any], extras: Collection[str], logits: Tensor
+) -> OutputKind:
+    """Returns the kind of a model's outputs: the adapter's, or what config.json and their shape say.
+
+    config: the base's with the task's changes; extras: the task's own tensors: a head answers where the model
+    has features otherwise. Raises: InputError.
+    """
+    kind: OutputKind | None = getattr(adapter, "kind", None)
+    if kind is None or (kind == "features" and HEAD_WEIGHT in extras):
+        return output_kind(config, logits)
+    return kind
+
+
 def default_neighbours(name: str | None) -> int:
     """Returns the default number of exemplars that vote with the named adapter, 5 if it is not built in."""
-    return _CLASSES[name].neighbours if name in _CLASSES else 5
+    return 10 if name in _OF_IMAGES else 5
 
 
 def _load_factory(name: str) -> Any:

@@ -14,7 +14,7 @@ _NUMBERS = "buif"  # kinds of dtypes
 
 
 def read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Returns the array 'x' (example, ...) and the array 'y' (example,), None if there is none.
+    """Returns the array 'x' (example, ...) and the array 'y' (example, ...), None if there is none.
 
     Raises: ValueError and others on a file that does not hold such arrays.
     """
@@ -29,7 +29,7 @@ def read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         labels = _array(archive, "y") if "y" in held else None
     if not inputs.ndim:
         raise ValueError("'x' has no dimension of examples")
-    if labels is not None and labels.shape != inputs.shape[:1]:
+    if labels is not None and labels.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"{len(inputs)} inputs and labels of shape {labels.shape}")
     return inputs, labels
 

@@ -1,4 +1,4 @@
-"""Examples of language models: prompts with their answers, and chats."""
+"""Examples of texts: one text, two that belong together, a prompt with its answer, or a chat."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,23 @@ from typing import Any
 
 # The fields of a record that hold a prompt and its answer.
 _PAIRS = (("prompt", "completion"), ("source", "target"))
-TEXT, MESSAGES = "text", "messages"
+TEXT, TEXT_PAIR, MESSAGES = "text", "text_pair", "messages"
 ASSISTANT = "assistant"
-FIELDS = (TEXT, MESSAGES, *(name for pair in _PAIRS for name in pair))
+FIELDS = (TEXT, TEXT_PAIR, MESSAGES, *(name for pair in _PAIRS for name in pair))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts that belong together, such as a premise and a hypothesis, or a question and its context."""
+
+    first: str
+    second: str
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __str__(self) -> str:
+        return f"{self.first}\n{self.second}"
 
 
 @dataclass(frozen=True)
@@ -45,12 +59,12 @@ class Chat:
 
 
 Conversation = Completion | Chat
-Text = str | Conversation
+Text = str | Pair | Conversation
 
 
 def prompt_text(text: Text) -> str:
     """Returns the characters of what a model is asked; of a plain text all."""
-    return text if isinstance(text, str) else str(text.question)
+    return str(text.question) if isinstance(text, Conversation) else str(text)
 
 
 def last_answer(text: Text) -> str | None:
@@ -79,7 +93,10 @@ def text_of(values: Mapping[str, Any], place: str) -> Text:
 
 def _text_of(values: Mapping[str, Any], place: str) -> Text:
     if isinstance(text := values.get(TEXT), str):
-        return text
+        second = values.get(TEXT_PAIR)
+        if second is not None and not isinstance(second, str):
+            raise ValueError(f"{place} has a field 'text_pair' that is no string")
+        return text if second is None else Pair(text, second)
     if values.get(MESSAGES) is not None:
         return Chat(_messages(values[MESSAGES], place))
     for names in _PAIRS:
@@ -108,6 +125,8 @@ def _messages(messages: Any, place: str) -> tuple[tuple[str, str], ...]:
 def _strings(text: Text) -> Sequence[str]:
     if isinstance(text, str):
         return [text]
+    if isinstance(text, Pair):
+        return [text.first, text.second]
     if isinstance(text, Completion):
         return [text.question, text.answer]
     return [part for message in text.messages for part in message]

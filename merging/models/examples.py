@@ -16,9 +16,8 @@ from flexswitch.merging.models.conversations import Text
 from flexswitch.merging.models.record_files import count_records, read_records
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet", ".npz")
-_LARGEST_CLASS = 2**31 - 1
 _SHOWN = 5
-_LONGEST_LABEL, _LONGEST_REASON = 40, 300  # characters in a message
+_LONGEST_REASON = 300  # characters in a message
 
 Inputs = Sequence[Text] | NDArray[Any]
 # the number of examples in a file -> the rows to read, ascending
@@ -47,12 +46,13 @@ class Origin:
 class Examples:
     """Inputs of one task, and their labels if the file has them.
 
-    inputs: a list of texts or conversations, or an array (example, ...) of images; labels: (example,) int64,
-    or None; origin: None for examples that were made otherwise.
+    inputs: a list of texts, pairs or conversations, or an array (example, ...) of images; labels: as the file
+    has them, or None; labels.py gives them the form of a model's outputs; origin: None for examples that were
+    made otherwise.
     """
 
     inputs: Inputs
-    labels: NDArray[np.int64] | None
+    labels: Sequence[Any] | None
     origin: Origin | None = None
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Examples:
 
     def take(self, rows: NDArray[np.int64]) -> "Examples":
         """Returns the examples of these rows, in this order."""
-        labels = None if self.labels is None else self.labels[rows]
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
         origin = None if self.origin is None else self.origin.take(rows)
         if isinstance(self.inputs, np.ndarray):
             return Examples(self.inputs[rows], labels, origin)
@@ -126,11 +126,12 @@ def task_file(folder: Path, task: str, split: str) -> Path:
     return files[task]
 
 
-def read_examples(path: Path, labelled: bool, choose: Choose | None = None) -> Examples:
-    """Returns the examples of one file, with labels if `labelled` is true.
+def read_examples(path: Path, labelled: bool | None, choose: Choose | None = None) -> Examples:
+    """Returns the examples of one file.
 
-    choose: which of them, as ascending rows [default: all]; the others are only counted.
-    Raises: InputError if the file is empty or damaged, or lacks a field.
+    labelled: whether with labels, None for with those that it has. choose: which of them, as ascending rows
+    [default: all]; the others are only counted. Raises: InputError if the file is empty or damaged, or lacks
+    a field.
     """
     try:
         examples = (_read_arrays if path.suffix == ".npz" else _read_texts)(path, labelled, choose)
@@ -164,45 +165,26 @@ def ignored_files(folder: Path, split: str, tasks: Collection[str]) -> list[str]
     return [f"{folder}: its {split} files of tasks that the zoo lacks are ignored: {shown}"]
 
 
-def check_labels(examples: Examples, classes: int) -> None:
-    """Raises: InputError if a label is not the number of one of so many classes."""
-    if examples.labels is None or examples.origin is None or int(examples.labels.max(initial=-1)) < classes:
-        return
-    row = int(np.flatnonzero(examples.labels >= classes)[0])
-    raise InputError(
-        f"{examples.origin.path}: {examples.origin.places[row]} has the label {examples.labels[row]}, "
-        f"but the model has {classes} classes, numbered from 0"
-    )
-
-
-def labels_of(examples: Examples) -> NDArray[np.int64]:
-    """Returns the classes of examples, (example,). Raises: InputError if they have no labels."""
-    if examples.labels is None:
-        place = "" if examples.origin is None else f"{examples.origin.path}: "
-        raise InputError(f"{place}its examples have no labels")
-    return examples.labels
-
-
 def first(count: int | None) -> Choose | None:
     """Returns the choice of the first `count` examples, or of all if it is None."""
     return None if count is None else lambda available: np.arange(min(count, available))
 
 
 def _encoded(text: Text) -> bytes:
-    """Returns bytes that differ for different texts and conversations."""
+    """Returns bytes that differ for different texts, pairs and conversations."""
     return (text if isinstance(text, str) else repr(text)).encode()
 
 
-def _read_arrays(path: Path, labelled: bool, choose: Choose | None) -> Examples:
+def _read_arrays(path: Path, labelled: bool | None, choose: Choose | None) -> Examples:
     inputs, labels = read_arrays(path)
     rows = np.arange(len(inputs)) if choose is None else choose(len(inputs))
     origin = Origin(path, len(inputs), rows, [f"row {row}" for row in rows])
-    if labels is None or not labelled:
+    if labels is None or labelled is False:
         return Examples(inputs[rows], None, origin)
-    return Examples(inputs[rows], _classes(labels[rows].tolist(), origin.places), origin)
+    return Examples(inputs[rows], labels[rows].tolist(), origin)
 
 
-def _read_texts(path: Path, labelled: bool, choose: Choose | None) -> Examples:
+def _read_texts(path: Path, labelled: bool | None, choose: Choose | None) -> Examples:
     count = None if choose is None else count_records(path)
     rows = None if choose is None or count is None else choose(count)
     records = list(read_records(path, rows))
@@ -210,29 +192,9 @@ def _read_texts(path: Path, labelled: bool, choose: Choose | None) -> Examples:
     labels = [record.values["label"] for record in records]
     places = [record.place for record in records]
     origin = Origin(path, count or len(texts), np.arange(len(texts)) if rows is None else rows, places)
-    if not labelled or None in labels:
+    if labelled is False or None in labels:
         return Examples(texts, None, origin)
-    return Examples(texts, _classes(labels, places), origin)
-
-
-def _classes(labels: Sequence[Any], places: Sequence[str]) -> NDArray[np.int64]:
-    """Returns labels as class numbers. Raises: ValueError if one is not one."""
-    return np.array([_class_number(*each) for each in zip(labels, places, strict=True)], np.int64)
-
-
-def _class_number(label: Any, place: str) -> int:
-    try:
-        number = int(label)
-    except (TypeError, ValueError, OverflowError):
-        number = -1
-    if not 0 <= number <= _LARGEST_CLASS or (isinstance(label, float) and number != label):
-        raise ValueError(f"{place} has the label {_shortened(label)}, expected the number of a class")
-    return number
-
-
-def _shortened(label: Any) -> str:
-    text = repr(label)
-    return text if len(text) <= _LONGEST_LABEL else f"{text[:_LONGEST_LABEL]}…"
+    return Examples(texts, labels, origin)
 
 
 def draw(available: int, wanted: int, seed: int, task: str) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ def layer_means(module: nn.Module, batch: Batch, layers: Sequence[int]) -> Tenso
     if path is not None and last < len(body.get_submodule(path)):
         states = _first_states(body, path, batch, last)
     else:
-        states = body(**batch, output_hidden_states=True).hidden_states
+        states = body(**batch, output_hidden_states=True).get("hidden_states") or []
     if last >= len(states):
         raise UsageError(
             f"features 'layer:{last}': the base has layer:0 (embeddings) … layer:{len(states) - 1}"
@@ -77,7 +77,8 @@ def _body(module: nn.Module) -> Any:
 
     for each in module.modules():
         if isinstance(each, PreTrainedModel):
-            return each.get_encoder() if each.config.is_encoder_decoder else each.base_model
+            reads_texts = each.main_input_name == "input_ids"
+            return each.get_encoder() if each.config.is_encoder_decoder and reads_texts else each.base_model
     raise InputError(
         f"features of layers need a transformers model, but {type(module).__name__} contains none; "
         "give --features pooled"

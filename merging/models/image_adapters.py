@@ -12,20 +12,18 @@ from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.huggingface import HuggingFace
+from flexswitch.merging.models.outputs import OutputKind
 
 
-class ImageClassification(HuggingFace):
-    """`hf-image-classification`: AutoModelForImageClassification on pixel arrays.
+class Images(HuggingFace):
+    """Makes batches of pixel arrays.
 
     Floating-point arrays are used as pixel_values without changes; uint8 arrays are rescaled and normalised
     according to the base's preprocessor_config.json.
     """
 
     neighbours = 10
-
-    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
-        """Returns the classifier with the number of labels in the config."""
-        return self.untrained("AutoModelForImageClassification", config, extras)
+    kind: OutputKind | None = None
 
     def batch(self, inputs: Inputs) -> Batch:
         """Returns pixel_values, (sample, channel, height, width) float32."""
@@ -61,6 +59,28 @@ class ImageClassification(HuggingFace):
                 )
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in moments)
         return (pixels - mean) / deviation
+
+
+class ImageClassification(Images):
+    """`hf-image-classification`: AutoModelForImageClassification on pixel arrays."""
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the classifier with the number of labels in the config."""
+        return self.untrained("AutoModelForImageClassification", config, extras)
+
+
+class ObjectDetection(Images):
+    """`hf-object-detection`: AutoModelForObjectDetection on pixel arrays, such as DETR and YOLOS."""
+
+    kind: OutputKind | None = "boxes"
+
+    def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
+        """Returns the detector with the number of labels in the config."""
+        return self.untrained("AutoModelForObjectDetection", config, extras)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        found = model(**batch)
+        return torch.cat([found.logits, found.pred_boxes], -1)  # (sample, query, class + 4)
 
 
 def _is_number(value: object) -> bool:

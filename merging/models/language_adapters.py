@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.models.conversations import Text, last_answer
+from flexswitch.merging.models.conversations import Pair, Text, last_answer
 from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.models.rendering import Rendered, rendered, rendered_prompt
 from flexswitch.merging.models.scored_tokens import LOSS_MASK
 from flexswitch.merging.models.text_adapters import TextModel
@@ -22,6 +23,8 @@ from flexswitch.merging.models.text_adapters import TextModel
 
 class LanguageModel(TextModel):
     """A model whose logits are those of the next token, padded on the right."""
+
+    kind: OutputKind | None = "tokens"
 
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
@@ -56,8 +59,8 @@ class LanguageModel(TextModel):
         return {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
 
     def _prompt(self, text: Text) -> list[int]:
-        if isinstance(text, str):
-            return list(self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"])
+        if isinstance(text, str | Pair):
+            return list(self._tokenizer(str(text), truncation=True, max_length=self.max_length)["input_ids"])
         return rendered_prompt(self._tokenizer, text, self.max_length, self.base.source)
 
     def _plain(self, texts: Inputs) -> Batch:
@@ -100,7 +103,7 @@ class CausalLanguageModel(LanguageModel):
         return {**found, LOSS_MASK: _right_padded(scored, 0, found["input_ids"].shape[1])}
 
     def _rendered(self, text: Text) -> Rendered:
-        if isinstance(text, str):
+        if isinstance(text, str | Pair):
             tokens = self._prompt(text)
             return Rendered(tokens, [True] * len(tokens))
         return rendered(self._tokenizer, text, self.max_length, self.base.source)

@@ -1,7 +1,10 @@
 """The kinds of model output, and the divergence, agreement and task loss of each kind.
 
-The kinds are "classes" (one of several), "labels" (yes or no for each of several) and "values" (numbers),
-all (sample, column), and "tokens" (the next token at each position), (sample, token, vocabulary).
+Of (sample, column): "classes" (one of several), "labels" (yes or no for each of several), "values" (numbers)
+and "features" (an embedding). Of (sample, token, column): "tokens" (the next token at each position),
+"masked-tokens" (the token at the position), "token-classes" (the class of the token) and "spans" (whether an
+answer starts, and whether it ends, at the token). "boxes" are (sample, query, column): the logits of the
+classes, and in the last four columns a box, in shares of the image's sides.
 """
 
 from collections.abc import Mapping
@@ -12,13 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.checkpoints.architecture import HEAD_WEIGHT
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.models.examples import Batch
 
-OutputKind = Literal["classes", "labels", "values", "tokens"]
+OutputKind = Literal[
+    "classes", "labels", "values", "features", "tokens", "masked-tokens", "token-classes", "spans", "boxes"
+]  # fmt: skip
+PER_TOKEN = ("tokens", "masked-tokens", "token-classes", "spans")  # of which padding has none
+_DISTRIBUTIONS = ("tokens", "masked-tokens", "token-classes")  # of which each token has one
 
 VALUE_TOLERANCE = 0.05
+BOX_DEVIATION = 0.1  # the standard deviation of a box's sides, for its divergence
+_BOX = 4
+_MASKED = -1e4  # a logit without probability in float32, and finite in float16
 
 _PROBLEMS: dict[str, OutputKind] = {"regression": "values", "multi_label_classification": "labels"}
 
@@ -39,24 +47,6 @@ def output_kind(config: Mapping[str, Any], logits: Tensor) -> OutputKind:
     return _declared_problem(config) or ("values" if logits.shape[1] == 1 else "classes")
 
 
-def declared_kind(
-    adapter: str | None, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]
-) -> OutputKind | None:
-    """Returns the output kind that a task's adapter, config and own tensors declare, if any.
-
-    The class names in an encoder's config.json are not used, because they do not belong to its head.
-    """
-    if adapter == "hf-causal-lm":
-        return "tokens"
-    columns = None
-    if adapter == "hf-encoder" and HEAD_WEIGHT in extras:
-        columns = extras[HEAD_WEIGHT].shape[0]
-    elif adapter in ("hf-sequence-classification", "hf-image-classification"):
-        names = config.get("id2label")
-        columns = len(names) if isinstance(names, Mapping) else config.get("num_labels")
-    return _declared_problem(config) or ("values" if columns == 1 else None)
-
-
 def _declared_problem(config: Mapping[str, Any]) -> OutputKind | None:
     return _PROBLEMS.get(str(config.get("problem_type")))
 
@@ -64,8 +54,10 @@ def _declared_problem(config: Mapping[str, Any]) -> OutputKind | None:
 def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the mean of D(targets ‖ logits) over samples in nats, a float32 scalar; 0 for no samples.
 
-    classes: the KL divergence of the softmax; tokens: its mean over a text's tokens; labels: the sum of the
-    Bernoulli KL divergences; values: ½ Σ (targets − logits)², the KL divergence of Gaussians of variance 1.
+    classes: the KL divergence of the softmax; tokens: its mean over a text's tokens; spans: its mean over
+    start and end, of the softmax over tokens; labels: the sum of the Bernoulli KL divergences; values:
+    ½ Σ (targets − logits)², the KL divergence of Gaussians of variance 1; features: the mean of the squares;
+    boxes: the mean over queries of the classes' and, with the deviation `BOX_DEVIATION`, the sides'.
     mask: (sample, token), nonzero for the tokens to use, None for all; only for tokens. Only `logits` get a
     gradient.
     """
@@ -74,12 +66,16 @@ def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor |
     found = _answers(kind, logits, mask).float()
     if kind == "values":
         each = (expected - found).square() / 2
+    elif kind == "features":
+        each = (expected - found).square() / found.shape[-1]
     elif kind == "labels":
         each = _one_answer(expected, found) + _one_answer(-expected, -found)
+    elif kind == "boxes":
+        sides = ((expected[:, -_BOX:] - found[:, -_BOX:]) / BOX_DEVIATION).square() / 2
+        each = torch.cat([_softmax_terms(expected[:, :-_BOX], found[:, :-_BOX]), sides], 1)
     else:
-        expected = expected.log_softmax(-1)
-        each = expected.exp() * (expected - found.log_softmax(-1))
-    if kind != "tokens":
+        each = _softmax_terms(expected, found)
+    if kind not in _DISTRIBUTIONS:
         return each.sum() / max(len(found), 1)
     return mean_of_texts(each.sum(-1), torch.ones(logits.shape[:2]) if mask is None else mask)
 
@@ -87,15 +83,21 @@ def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor |
 def agreement(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[int, int]:
     """Returns the number of answers that agree, and the number of answers.
 
-    classes, tokens: the largest logit is the same; labels: every logit has the same sign; values: every value
-    differs by at most `VALUE_TOLERANCE`, relative to targets above 1. mask: as for `divergence`.
+    classes, tokens, spans: the largest logit is the same; labels: every logit has the same sign; values:
+    every value differs by at most `VALUE_TOLERANCE`, relative to targets above 1; boxes: as for classes and
+    values. Features have no answers. mask: as for `divergence`.
     """
     _check_shapes(targets, logits)
+    if kind == "features":
+        return 0, 0
     expected, found = _answers(kind, targets, mask).float(), _answers(kind, logits, mask).float()
     if kind == "values":
-        same = ((found - expected).abs() <= VALUE_TOLERANCE * expected.abs().clamp(min=1)).all(-1)
+        same = _near(expected, found)
     elif kind == "labels":
         same = ((found > 0) == (expected > 0)).all(-1)
+    elif kind == "boxes":
+        same = found[:, :-_BOX].argmax(-1) == expected[:, :-_BOX].argmax(-1)
+        same &= _near(expected[:, -_BOX:], found[:, -_BOX:])
     else:
         same = found.argmax(-1) == expected.argmax(-1)
     return int(same.sum()), len(same)
@@ -141,10 +143,29 @@ def mean_of_texts(values: Tensor, marks: Tensor) -> Tensor:
 
 
 def _answers(kind: OutputKind, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns (answer, column); an answer is a sample, or a token that the mask selects."""
-    if kind != "tokens":
+    """Returns (answer, column).
+
+    An answer is a sample, a token that the mask selects, one of a sample's two ends of a span, or a query.
+    """
+    if kind == "spans":
+        kept = logits if mask is None else logits.masked_fill((mask == 0)[..., None], _MASKED)
+        return kept.transpose(1, 2).flatten(0, 1)  # (sample · 2, token)
+    if kind == "boxes":
+        return logits.flatten(0, 1)
+    if kind not in _DISTRIBUTIONS:
         return logits
     return logits.flatten(0, 1) if mask is None else logits[mask != 0]
+
+
+def _softmax_terms(expected: Tensor, found: Tensor) -> Tensor:
+    """Returns the terms of the KL divergences of the rows' softmax."""
+    expected = expected.log_softmax(-1)
+    return expected.exp() * (expected - found.log_softmax(-1))
+
+
+def _near(expected: Tensor, found: Tensor) -> Tensor:
+    """Returns the rows whose values are all near, (row,)."""
+    return ((found - expected).abs() <= VALUE_TOLERANCE * expected.abs().clamp(min=1)).all(-1)
 
 
 def _one_answer(expected: Tensor, found: Tensor) -> Tensor:

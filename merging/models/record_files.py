@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.models.conversations import FIELDS, TEXT, text_of
+from flexswitch.merging.models.conversations import FIELDS, TEXT, TEXT_PAIR, text_of
 
 _LONGEST_LINE = 1 << 22
 _UNPACKED, _UNPACKED_RATIO = 1 << 28, 100
@@ -126,7 +126,7 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
     unpacked = UnpackedBytes(path)
     with _parquet_file(path) as file:
         held = file.schema_arrow.names
-        wanted = (TEXT, _LABEL) if TEXT in held else (*FIELDS, _LABEL)
+        wanted = (TEXT, TEXT_PAIR, _LABEL) if TEXT in held else (*FIELDS, _LABEL)
         columns = [name for name in wanted if name in held]
         for batch in file.iter_batches(_PARQUET_BATCH, columns=columns):
             for row in range(batch.num_rows):

@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.models.conversations import Text
+from flexswitch.merging.models.conversations import Pair, Text
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.hidden_states import mean_pool
 from flexswitch.merging.models.huggingface import HuggingFace
+from flexswitch.merging.models.outputs import OutputKind
 
 
 class TextModel(HuggingFace):
     """A model of texts, with its tokenizer."""
 
     neighbours = 5
+    kind: OutputKind | None = None
+    truncation: str | bool = True
 
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
@@ -74,14 +77,18 @@ class TextModel(HuggingFace):
 
     def batch(self, inputs: Inputs) -> Batch:
         """Returns token tensors, padded to the longest text and cut at `max_length` tokens."""
-        texts = self.texts(inputs)
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError("the examples are conversations, expected texts: a field 'text'")
-        options = {"padding": True, "truncation": True, "max_length": self.max_length}
-        with self._tokenizer_errors("its tokenizer fails on the texts"):
-            found = dict(self._tokenizer(list(texts), **options, return_tensors="pt"))
+        found = dict(self.encoded(inputs, return_tensors="pt"))
         self._check_tokens(found["input_ids"])
         return found
+
+    def encoded(self, inputs: Inputs, **options: Any) -> Any:
+        """Returns what the tokenizer makes of texts and pairs of texts. Raises: InputError."""
+        texts = [(text.first, text.second) if isinstance(text, Pair) else text for text in self.texts(inputs)]
+        if not all(isinstance(text, str | tuple) for text in texts):
+            raise InputError("the examples are conversations, expected texts: a field 'text'")
+        options |= {"padding": True, "truncation": self.truncation, "max_length": self.max_length}
+        with self._tokenizer_errors("its tokenizer fails on the texts"):
+            return self._tokenizer(texts, **options)
 
     def texts(self, inputs: Inputs) -> Sequence[Text]:
         """Returns the inputs. Raises: InputError unless they are texts or conversations."""

@@ -30,16 +30,19 @@ class Head:
 
 
 def read_heads(
-    module: nn.Module, vectors: Sequence[TaskVector], rename: Callable[[str], str]
+    module: nn.Module,
+    vectors: Sequence[TaskVector],
+    given: Sequence[Mapping[str, Tensor]],
+    rename: Callable[[str], str],
 ) -> dict[str, list[Head]]:
     """Returns the tasks' own heads by the module's name of the layer, one for each task.
 
-    Tensors that the module lacks, and buffers, are ignored. Raises: InputError where a layer is not linear,
-    or a task lacks a head that another has.
+    given: tensors of each task that take the place of its own. Tensors that the module lacks, and buffers,
+    are ignored. Raises: InputError where a layer is not linear, or a task lacks a head that another has.
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
-        named = {rename(name): name for name in vector.extras}
+        named = {rename(name): name for name in (*vector.extras, *given[number])}
         for other, inside in names_inside(module, list(named)).items():
             name = named[other]
             layer, _, parameter = inside.rpartition(".")
@@ -52,7 +55,7 @@ def read_heads(
                     f"{type(owner).__name__}; only linear heads can differ from row to row: give heads=False"
                 )
             own = found.setdefault(layer, [{} for _ in vectors])
-            tensor = to_torch(vector.extra(name))
+            tensor = given[number][name] if name in given[number] else to_torch(vector.extra(name))
             own[number][parameter] = tensor.to(owner.weight.device, owner.weight.dtype)
     for layer, tensors in found.items():
         for vector, stored in zip(vectors, tensors, strict=True):

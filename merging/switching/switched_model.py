@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
+from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
-from flexswitch.merging.switching.heads import read_heads, task_of_rows
+from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
 from flexswitch.merging.switching.merged_weights import MergedWeights
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
@@ -91,7 +92,7 @@ class SwitchedModel(nn.Module):
         routing: "VotingOptions | None" = None,
         lambda_: float = 1.0,
         engine: Engine = "auto",
-        heads: bool = True,
+        heads: bool | str | Path | Heads = True,
         cache_bytes: int = _CACHE_BYTES,
         costs: Costs | None = None,
         rename: Callable[[str], str] = str,
@@ -204,7 +205,12 @@ class SwitchedModel(nn.Module):
         vectors, names = open_vectors(self.module, zoo, self._rename, self._strict)
         if self._check_base and vectors:
             self._checked = check_module(self.module, vectors, names, self._rename, self._base, self._checked)
-        heads = read_heads(self.module, vectors, self._rename) if self._heads else {}
+        heads: dict[str, list[Head]] = {}
+        if self._heads:
+            given = self._heads if isinstance(self._heads, str | Path | Mapping) else {}
+            files = given if isinstance(given, Mapping) else read_head_files(Path(given), tasks)
+            own = [files.get(task, {}) for task in tasks]
+            heads = read_heads(self.module, vectors, own, self._rename)
         buffers = read_buffers(self.module, vectors, self._rename)
         fused = FusedEngine(self.module, names, heads, buffers)
         state = self.module.state_dict()

@@ -51,7 +51,7 @@ def test_eval_prints_one_json_document(toy, flexswitch):
     assert document["tasks"] == sorted(toy.finetuned)
     assert list(document["methods"]) == ["base", "t-switch"]
     row = document["methods"]["t-switch"]
-    assert row["average"] == pytest.approx(sum(row["accuracy"].values()) / len(row["accuracy"]))
+    assert row["average"] == pytest.approx(sum(row["scores"].values()) / len(row["scores"]))
     assert row["share_of_individual"] is None
     assert row["bytes_per_task"] == pytest.approx(
         sum(file.stat().st_size for file in (toy.zoo / "tasks").iterdir()) / len(toy.finetuned)

@@ -8,7 +8,7 @@ from flexswitch.merging.checkpoints.architecture import ADAPTERS
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 
-TEXT, IMAGE, ENCODER, CAUSAL, TO_TEXT = ADAPTERS
+TEXT, IMAGE, ENCODER, CAUSAL, TO_TEXT = ADAPTERS[:5]
 
 
 def save_bases(folder):

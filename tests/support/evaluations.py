@@ -35,7 +35,7 @@ def scores_of(toy, methods, modes=MODES, **changes):
 
 
 def accuracies(rows):
-    return {name: row.accuracy for name, row in rows.items()}
+    return {name: row.values for name, row in rows.items()}
 
 
 def indexed_toy(folder):

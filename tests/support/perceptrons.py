@@ -107,7 +107,7 @@ class Perceptrons:
         own = tuple(weights) or (1.0,) * len(vectors)
         model.weights.update(dict.fromkeys(model.names, own))
         examples = {
-            name: Examples(inputs, labels)
+            name: Examples(inputs, labels.tolist())
             for name, inputs, labels in zip(self.names, self.inputs, self.labels, strict=True)
         }
         adapters = dict.fromkeys(self.names, PerceptronAdapter())

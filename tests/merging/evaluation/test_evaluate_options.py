@@ -56,13 +56,13 @@ def test_a_limit_takes_the_first_examples_of_each_task(toy, limit):
     for task, path in toy.finetuned.items():
         inputs, labels = (each[:limit] for each in examples_of(toy, task))
         expected = percent(plain_predictions(path, toy.base, inputs), labels)
-        assert found["individual"].accuracy[task] == expected
+        assert found["individual"].values[task] == expected
 
 
 def test_the_default_number_of_neighbours_is_the_adapters(toy, rows):
     methods, modes = ["auto-switch"], ["per-sample"]
     given = scores_of(toy, methods, modes, voting=VotingOptions(NEIGHBOURS))
-    assert accuracies(given) == {name: rows[name].accuracy for name in given}
+    assert accuracies(given) == {name: rows[name].values for name in given}
     one = open_evaluation(request(toy, methods=methods, voting=VotingOptions(1)))
     samples = mixed_stream([30, 30, 30])
     routed = one.router.choose(samples, batch_of(one.task_models, samples))
@@ -89,7 +89,7 @@ def test_features_of_a_file_are_taken_by_test_row_with_and_without_a_limit(with_
     found = scores_of(toy, methods, ["per-sample"], features=path, limit=limit)
     routed = found["auto-switch (per-sample)"]
     assert routed.routing.accuracy == 100
-    assert routed.accuracy == found["t-switch"].accuracy
+    assert routed.values == found["t-switch"].values
 
 
 def test_a_feature_file_is_given_exactly_if_the_zoo_was_indexed_with_one(with_file, toy):
@@ -127,7 +127,7 @@ def test_the_given_adapter_replaces_the_zoos(toy, rows, tmp_path, monkeypatch):
     (tmp_path / "flipped_adapter.py").write_text(OWN_ADAPTER)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = scores_of(toy, ["t-switch"], adapter="python:flipped_adapter:Flipped")
-    assert found["t-switch"].accuracy["birds"] == pytest.approx(100 - rows["t-switch"].accuracy["birds"])
+    assert found["t-switch"].values["birds"] == pytest.approx(100 - rows["t-switch"].values["birds"])
 
 
 def test_code_that_the_zoo_names_is_not_run(copied):
@@ -141,7 +141,7 @@ def test_code_that_the_zoo_names_is_not_run(copied):
 @pytest.mark.parametrize("engine", ["fused", "grouped"])
 def test_every_engine_gives_the_same_answers(toy, rows, engine):
     found = scores_of(toy, ["auto-switch"], MODES, engine=engine)
-    assert accuracies(found) == {name: rows[name].accuracy for name in found}
+    assert accuracies(found) == {name: rows[name].values for name in found}
 
 
 def test_snapped_weights_are_counted_and_lead_to_the_same_tasks(toy, rows):
@@ -161,7 +161,7 @@ def test_root_weights_lead_to_the_same_tasks_with_other_answers(toy, rows):
     plain = rows["auto-switch (per-sample)"]
     assert np.array_equal(found.routing.counts, plain.routing.counts)
     assert found.routing.entropy == plain.routing.entropy
-    assert found.accuracy != plain.accuracy
+    assert found.values != plain.values
 
 
 def test_a_kernel_vote_gives_other_weights(toy, rows):

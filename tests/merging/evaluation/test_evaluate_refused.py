@@ -1,7 +1,5 @@
 """Eval refuses wrong inputs before it computes anything, with a message of one line."""
 
-import json
-
 import pytest
 from support.checkpoints import message
 from support.evaluations import copy_of, indexed_toy, request
@@ -10,10 +8,7 @@ from support.tiny_models import (
     Toy,
     make_artifact,
     pack,
-    pack_finetuned,
-    save_encoder_with_head,
     save_text_base,
-    save_text_classifier,
     texts,
     write_jsonl,
 )
@@ -142,7 +137,8 @@ def test_a_label_that_is_no_class_of_the_head_is_refused(copied):
     classes = TASKS["cities"]
     path = write_jsonl(copied.data / "cities.test.jsonl", ["word1", "word2"], [0, classes])
     assert message(InputError, lambda: open_evaluation(request(copied))) == (
-        f"{path}: line 2 has the label {classes}, but the model has {classes} classes, numbered from 0"
+        f"{path}: line 2 has the label {classes}, expected the number of one of the model's {classes} classes, "
+        "counted from 0"
     )
 
 
@@ -152,7 +148,7 @@ def test_test_files_of_tasks_that_the_zoo_lacks_are_ignored_with_a_note(copied):
     found = evaluate(
         copied.zoo, base=copied.base, data=copied.data, methods="base", limit=1, reporter=reporter
     )
-    assert [*found.scores[0].accuracy] == list(TASKS)
+    assert [*found.scores[0].values] == list(TASKS)
     assert reporter.notes == [
         f"{path.parent}: its test files of tasks that the zoo lacks are ignored: rivers"
     ]
@@ -171,45 +167,17 @@ def test_an_unknown_device_is_refused(toy):
     )
 
 
-def refusal(zoo, task):
-    file = open_zoo(zoo).task_file(task)
-    return (
-        f"{file}: is a regression model, but eval needs a classifier; restore the model and "
-        f"measure it yourself: flexswitch merge {file} --base BASE -o OUT --task {task}"
-    )
-
-
-@pytest.mark.parametrize(("classes", "problem"), [(1, None), (2, "regression")])
-def test_a_regression_is_refused_before_its_examples_are_read(toy, tmp_path, classes, problem):
-    finetuned = save_text_classifier(toy.base, tmp_path / "tuned", classes, seed=1)
-    path = finetuned / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
-    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
-    asked = Request(zoo, str(toy.base), tmp_path / "no data")
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
-
-
-def test_an_encoder_with_a_head_of_one_row_is_refused(toy, tmp_path):
-    finetuned = save_encoder_with_head(toy.base, tmp_path / "tuned", 1, seed=1)
-    zoo = pack_finetuned(tmp_path / "packed", toy.base, {"birds": finetuned}, "t-switch")
-    asked = Request(zoo, str(toy.base), toy.data)
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(zoo, "birds")
-
-
-ONE_COLUMN = """
-from flexswitch.merging.models.text_adapters import SequenceClassification
-
-class OneColumn(SequenceClassification):
-    def logits(self, model, batch):
-        return super().logits(model, batch)[:, :1]
-"""
-
-
-def test_a_python_adapter_of_one_column_is_refused(toy, tmp_path, monkeypatch):
-    (tmp_path / "one_column_adapter.py").write_text(ONE_COLUMN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    asked = request(toy, adapter="python:one_column_adapter:OneColumn")
-    assert message(InputError, lambda: open_evaluation(asked)) == refusal(toy.zoo, "birds")
+@pytest.mark.parametrize(
+    ("metrics", "kind", "expected"),
+    [
+        (["birds"], UsageError, "--metric birds: expected TASK=NAME"),
+        (["bird=f1"], InputError, "--metric bird=f1: no task is named 'bird'; did you mean 'birds'? (known: birds, cities, tools)"),
+        (["birds=acuracy"], UsageError, "--metric birds=acuracy: no metric is named 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, matthews, pearson, spearman, token-f1, exact-match)"),
+        (["birds=pearson"], UsageError, "--metric birds=pearson: does not measure outputs of the kind 'classes'; those that do: accuracy, f1, matthews"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_does_not_measure_the_task_is_refused(toy, metrics, kind, expected):
+    assert message(kind, lambda: open_evaluation(request(toy, metrics=metrics))) == expected
 
 
 def test_finetuned_checkpoints_are_read_in_the_zoos_order(toy):

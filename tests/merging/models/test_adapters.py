@@ -36,6 +36,14 @@ def base(bases, tmp_path):
         ({"architectures": ["BertModel"]}, ["head.bias", "head.weight"], ENCODER),
         ({}, ["head.weight"], ENCODER),
         ({"architectures": ["BertModel"]}, ["head.bias"], None),
+        ({"architectures": ["BertModel"], "vocab_size": 40}, [], "hf-sentence-embedding"),
+        ({"architectures": ["BertModel"], "vocab_size": 40}, ["classifier.weight"], None),
+        ({"architectures": ["ViTModel"]}, [], None),
+        ({"architectures": ["BertForTokenClassification"]}, ["classifier.weight"], "hf-token-classification"),
+        ({"architectures": ["BertForQuestionAnswering"]}, ["qa_outputs.weight"], "hf-question-answering"),
+        ({"architectures": ["YolosForObjectDetection"]}, [], "hf-object-detection"),
+        ({"architectures": ["CLIPVisionModel"]}, [], "hf-clip-vision"),
+        ({"architectures": ["CLIPModel"], "text_config": {}}, [], "hf-clip-vision"),
         ({"architectures": ["LlamaForCausalLM"]}, [], CAUSAL),
         ({"architectures": ["GPT2LMHeadModel"]}, ["head.weight"], CAUSAL),
         ({"architectures": ["LlamaForCausalLM"]}, ["score.weight"], None),
@@ -45,7 +53,8 @@ def base(bases, tmp_path):
         ({"architectures": ["T5ForConditionalGeneration"]}, [], TO_TEXT),
         ({"architectures": ["MarianMTModel"]}, [], TO_TEXT),
         ({"architectures": ["WhisperForConditionalGeneration"]}, [], None),
-        ({"architectures": ["BertForMaskedLM"]}, [], None),
+        ({"architectures": ["LlavaForConditionalGeneration"], "text_config": {"vocab_size": 40}}, [], None),
+        ({"architectures": ["BertForMaskedLM"]}, [], "hf-masked-lm"),
         ({"architectures": None}, [], None),
         ({"architectures": "BertForSequenceClassification"}, [], None),
         ({"architectures": [None]}, [], None),
@@ -59,15 +68,20 @@ def test_the_adapter_follows_from_the_architecture_or_the_head(config, extras, a
 def test_an_unknown_adapter_is_refused_with_the_nearest_name(bases):
     assert message(UsageError, lambda: adapter_of("hf-sequence-clasification", bases["text"])) == (
         "no adapter is named 'hf-sequence-clasification'; did you mean 'hf-sequence-classification'? "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm, hf-seq2seq-lm)"
+        f"(known: {', '.join(ADAPTERS)})"
     )
 
 
-def test_a_missing_adapter_is_reported_with_the_known_ones(bases):
-    assert message(UsageError, lambda: adapter_of(None, bases["text"])) == (
-        "no adapter is recorded for these models; give --adapter "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm, hf-seq2seq-lm)"
+def test_a_family_without_an_adapter_is_refused_with_what_works_without_one(bases):
+    assert message(InputError, lambda: adapter_of(None, bases["image"])) == (
+        f"{bases['image']}: no adapter runs vit models; extract, merge, compress by methods that need no "
+        "exemplars, and SwitchedModel with weights work without one; otherwise give --adapter "
+        f"({', '.join(ADAPTERS)}, python:package.module:factory)"
     )
+
+
+def test_a_base_whose_adapter_is_not_recorded_has_that_of_its_config(bases):
+    assert type(adapter_of(None, bases["text"])).__name__ == "SentenceEmbedding"
 
 
 FACTORY = """

@@ -235,18 +235,6 @@ def test_a_half_precision_language_model_runs_in_float32(base):
 # --- eval -------------------------------------------------------------------------------------------------
 
 
-def test_eval_refuses_a_language_model_before_it_reads_the_examples(bases, tmp_path):
-    finetuned = save_language_model(bases["gpt2"], tmp_path / "tuned", seed=1)
-    artifact = make_artifact(bases["gpt2"], finetuned, tmp_path / "birds.fsw", "t-switch")
-    pack(tmp_path / "zoo", [artifact.path])
-    request = Request(tmp_path / "zoo", str(bases["gpt2"]), tmp_path / "no data")
-    file = open_zoo(tmp_path / "zoo").task_file("birds")
-    assert message(InputError, lambda: open_evaluation(request)) == (
-        f"{file}: is a language model, but eval needs a classifier; restore the model and measure it yourself: "
-        f"flexswitch merge {file} --base BASE -o OUT --task birds"
-    )
-
-
 OWN_ADAPTER = """
 from flexswitch.merging.models.language_adapters import CausalLanguageModel
 
@@ -267,4 +255,6 @@ def test_eval_refuses_the_language_model_of_a_python_adapter(bases, tmp_path, mo
     adapter = "python:own_language_adapter:Mine"
     request = Request(tmp_path / "zoo", str(bases["gpt2"]), data, adapter=adapter)
     found = message(InputError, lambda: open_evaluation(request))
-    assert found.startswith(f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: is a language model, but ")
+    assert found.startswith(
+        f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: no metric measures outputs of the kind 'tokens'; "
+    )

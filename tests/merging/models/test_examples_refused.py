@@ -58,31 +58,6 @@ def test_one_missing_label_is_reported(tmp_path, name, data):
     assert len(read_examples(path, labelled=False)) == 2
 
 
-@pytest.mark.parametrize(
-    ("label", "shown"),
-    [
-        ("good", "'good'"),
-        (1.5, "1.5"),
-        ([1], "[1]"),
-        (-1, "-1"),
-        (2**70, str(2**70)),
-        ("7" * 9000, f"'{'7' * 39}…"),
-        (float("nan"), "nan"),
-    ],
-)
-def test_a_label_that_is_not_a_class_number_is_refused(tmp_path, label, shown):
-    records = [{"text": "a", "label": 0}, {"text": "a", "label": label}]
-    path = write(tmp_path, "birds.test.jsonl", b"\n" + jsonl(records))
-    assert damaged(path) == f"line 3 has the label {shown}, expected the number of a class"
-    assert len(read_examples(path, labelled=False)) == 2
-
-
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
-def test_a_label_of_an_array_that_is_not_a_class_number_is_refused(tmp_path, value):
-    path = write(tmp_path, "birds.test.npz", npz(x=np.zeros((2, 3)), y=np.array([1, value])))
-    assert damaged(path) == f"row 1 has the label {value}, expected the number of a class"
-
-
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_missing_text_is_reported(tmp_path, suffix):
     records = [{"sentence": "a", "label": 1}]
@@ -153,12 +128,12 @@ def test_half_of_a_character_is_refused(tmp_path):
     assert read_examples(path, labelled=False).inputs == ["\N{GRINNING FACE}"]
 
 
-def test_a_number_of_a_million_digits_is_no_label_and_ignored_elsewhere(tmp_path):
+def test_a_number_of_a_million_digits_is_infinity_as_a_label_and_ignored_elsewhere(tmp_path):
     digits = b"9" * 1_000_000
     path = write(tmp_path, "birds.test.jsonl", b'{"text": "a", "label": -%b}' % digits)
-    assert damaged(path) == "line 1 has the label inf, expected the number of a class"
+    assert read_examples(path, labelled=True).labels == [float("inf")]
     path = write(tmp_path, "birds.test.jsonl", b'{"text": "a", "label": 1, "id": %b}' % digits)
-    assert read_examples(path, labelled=True).labels.tolist() == [1]
+    assert read_examples(path, labelled=True).labels == [1]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +265,7 @@ def test_a_pickled_object_in_an_array_file_is_never_loaded(tmp_path, name):
     [
         ({"images": np.zeros(3), "y": np.zeros(3)}, "arrays ['images', 'y'], expected 'x' and 'y'"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(2)}, "3 inputs and labels of shape (2,)"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1))}, "3 inputs and labels of shape (3, 1)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((2, 3))}, "3 inputs and labels of shape (2, 3)"),
         ({"x": np.zeros((3, 2)), "y": np.int64(1)}, "3 inputs and labels of shape ()"),
         ({"x": np.float32(1), "y": np.zeros(1)}, "'x' has no dimension of examples"),
         ({"x": np.array(["a", "b"])}, "'x' has the type <U1, expected numbers"),

@@ -8,24 +8,34 @@ import torch
 from support.checkpoints import message
 
 from flexswitch.codecs.errors import InputError, UsageError
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.models.outputs import (
     agreement,
-    declared_kind,
     divergence,
     output_kind,
     task_loss,
 )
 
-KINDS = ("classes", "labels", "values", "tokens")
+KINDS = (
+    "classes",
+    "labels",
+    "values",
+    "tokens",
+    "features",
+    "masked-tokens",
+    "token-classes",
+    "spans",
+    "boxes",
+)
+PER_TOKEN = ("tokens", "masked-tokens", "token-classes")
 MULTI = {"problem_type": "multi_label_classification"}
 REGRESSION = {"problem_type": "regression"}
 
 
 def logits_of(kind, seed, size=2.0):
-    """Returns the logits of 5 samples, with 6 columns, and 4 tokens for "tokens"."""
+    """Returns the logits of 5 samples, with 6 columns, and 4 tokens or queries where the kind has them."""
     generator = torch.Generator().manual_seed(seed)
-    return size * torch.randn((5, 4, 6) if kind == "tokens" else (5, 6), generator=generator)
+    shape = (5, 4, 6) if kind in (*PER_TOKEN, "boxes") else (5, 4, 2) if kind == "spans" else (5, 6)
+    return size * torch.randn(shape, generator=generator)
 
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
@@ -34,7 +44,11 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0,
 def plain(kind, logits, mask=None):
     """Returns (answer, column) in float64."""
     array = logits.detach().double().numpy()
-    if kind != "tokens":
+    if kind == "spans":
+        return array.transpose(0, 2, 1).reshape(10, 4)
+    if kind == "boxes":
+        return array.reshape(20, 6)
+    if kind not in PER_TOKEN:
         return array
     marks = np.ones(array.shape[:2], bool) if mask is None else mask.numpy().astype(bool)
     return array[marks]
@@ -49,6 +63,11 @@ def reference(kind, targets, logits):
     """Returns each answer's D(targets ‖ logits)."""
     if kind == "values":
         return 0.5 * ((targets - logits) ** 2).sum(-1)
+    if kind == "features":
+        return ((targets - logits) ** 2).mean(-1)
+    if kind == "boxes":
+        sides = 0.5 * (((targets - logits)[:, 2:] / 0.1) ** 2).sum(-1)
+        return reference("classes", targets[:, :2], logits[:, :2]) + sides
     if kind == "labels":
         p, q = 1 / (1 + np.exp(-targets)), 1 / (1 + np.exp(-logits))
         return (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(-1)
@@ -85,29 +104,6 @@ def test_logits_of_another_shape_are_refused(shape):
     assert message(InputError, lambda: output_kind({}, torch.zeros(shape))) == (
         f"the logits have the shape {shape}, expected (sample, class) or (sample, token, vocabulary)"
     )
-
-
-@pytest.mark.parametrize(
-    ("adapter", "config", "rows", "kind"),
-    [
-        ("hf-causal-lm", {}, None, "tokens"),
-        ("hf-sequence-classification", {}, None, None),
-        ("hf-sequence-classification", {"id2label": {"0": "a", "1": "b"}}, None, None),
-        ("hf-sequence-classification", {"id2label": {"0": "a"}}, None, "values"),
-        ("hf-image-classification", {"num_labels": 1}, None, "values"),
-        ("hf-sequence-classification", REGRESSION, None, "values"),
-        ("hf-sequence-classification", MULTI | {"id2label": {"0": "a"}}, None, "labels"),
-        ("hf-encoder", {"id2label": {"0": "a"}}, 3, None),
-        ("hf-encoder", {}, 1, "values"),
-        ("hf-encoder", {}, None, None),
-        ("python:mine:make", {"id2label": {"0": "a"}}, None, None),
-        ("python:mine:make", REGRESSION, None, "values"),
-        (None, {}, None, None),
-    ],
-)
-def test_a_task_declares_its_kind_by_adapter_config_or_head(adapter, config, rows, kind):
-    extras = {"head.weight": TensorInfo("F32", (rows, 16))} if rows else {}
-    assert declared_kind(adapter, config, extras) == kind
 
 
 # --- divergence -------------------------------------------------------------------------------------------
@@ -181,7 +177,7 @@ def test_only_the_logits_get_a_gradient_and_it_leads_towards_the_targets(kind):
     before = divergence(kind, targets, logits, MASK if kind == "tokens" else None)
     before.backward()
     assert targets.grad is None
-    step = logits.detach() - 0.1 * logits.grad
+    step = logits.detach() - 0.01 * logits.grad
     after = divergence(kind, targets, step, MASK if kind == "tokens" else None)
     assert after < before.detach()
 
@@ -190,8 +186,8 @@ def test_only_the_logits_get_a_gradient_and_it_leads_towards_the_targets(kind):
 def test_the_gradient_equals_the_references(kind):
     targets, logits = logits_of(kind, 1), logits_of(kind, 2).requires_grad_()
     divergence(kind, targets, logits, None).backward()
-    base, count = plain(kind, logits), plain(kind, logits).shape[0]
-    found = logits.grad.reshape(count, -1)
+    base = plain(kind, logits)
+    found = plain(kind, logits.grad)
     expected = np.zeros_like(base)
     for place in np.ndindex(*base.shape):
         pair = []
@@ -272,6 +268,28 @@ def test_counts_of_batches_add_up(kind):
     assert whole == tuple(map(sum, zip(*parts, strict=True)))
 
 
+def test_spans_agree_end_by_end_and_padding_is_no_end():
+    targets, logits = logits_of("spans", 1), logits_of("spans", 2)
+    kept = MASK[:4]
+    for row, marks in enumerate(kept):
+        logits[row, marks == 0] = 99.0
+    own = [[each[row][marks == 1].argmax(0) for row, marks in enumerate(kept)] for each in (targets, logits)]
+    same = sum(int((one == two).sum()) for one, two in zip(*own, strict=True))
+    assert agreement("spans", targets[:4], logits[:4], kept) == (same, 8)
+
+
+def test_boxes_agree_by_class_and_sides():
+    targets = torch.tensor([[[2.0, 1.0, 0.5, 0.5, 0.2, 0.2]] * 3])
+    logits = targets.clone()
+    logits[0, 1, 0] = 0.0  # another class
+    logits[0, 2, 4] = 0.3  # another width
+    assert agreement("boxes", targets, logits, None) == (1, 3)
+
+
+def test_features_have_no_answers():
+    assert agreement("features", torch.zeros(2, 3), torch.ones(2, 3), None) == (0, 0)
+
+
 # --- loss -------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +334,7 @@ def test_texts_of_one_token_have_no_loss():
     assert task_loss("tokens", logits_of("tokens", 1)[:, :1], None, batch).item() == 0
 
 
-@pytest.mark.parametrize("kind", ["values", "labels"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("classes", "tokens")])
 def test_other_kinds_have_no_loss_on_labels(kind):
     assert message(UsageError, lambda: task_loss(kind, logits_of(kind, 1), None, {})) == (
         f"the model's outputs are {kind}, but the loss on labels needs classes or tokens; "

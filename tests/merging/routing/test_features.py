@@ -196,13 +196,6 @@ def test_features_on_a_missing_gpu_are_refused(monkeypatch):
     )
 
 
-def test_features_without_an_adapter_say_how_to_give_one(text_base):
-    assert message(UsageError, lambda: source_of("pooled", text_base, None)) == (
-        "no adapter is recorded for these models; give --adapter "
-        "(known: hf-sequence-classification, hf-image-classification, hf-encoder, hf-causal-lm, hf-seq2seq-lm)"
-    )
-
-
 # --- features from a file ---------------------------------------------------------------------------------
 
 IN_FILE = {

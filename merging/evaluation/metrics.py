@@ -1,0 +1,186 @@
+"""The metrics of `eval`: one record each. To add one, write its function, its record here and its test.
+
+A metric compares a model's answers with labels; merging/models/answers.py says which form both have.
+"""
+
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.merging.models.outputs import OutputKind
+
+Unit = Literal["%"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    kinds: the kinds of output that it measures; score: (answers, labels), one of each for an example → the
+    value in its unit. Values of one unit are averaged over tasks. labelled: whether examples need labels.
+    """
+
+    name: str
+    kinds: tuple[OutputKind, ...]
+    score: Callable[[Sequence[Any], Sequence[Any]], float]
+    unit: Unit = "%"
+    labelled: bool = True
+
+
+def metric_of(kind: OutputKind, wanted: str | None, task: str, source: str) -> Metric:
+    """Returns the metric of a task, whose task vector is in `source`: the wanted one, or its kind's first.
+
+    Raises: UsageError where the wanted one measures other outputs; InputError where none measures these.
+    """
+    able = [metric for metric in METRICS if kind in metric.kinds]
+    if not able:
+        raise InputError(
+            f"{source}: no metric measures outputs of the kind '{kind}'; restore the model and measure it "
+            f"yourself: flexswitch merge {source} --base BASE -o OUT --task {task}"
+        )
+    if wanted is None:
+        return able[0]
+    found = next((metric for metric in able if metric.name == wanted), None)
+    if found is None:
+        names = ", ".join(metric.name for metric in able)
+        raise UsageError(
+            f"--metric {task}={wanted}: does not measure outputs of the kind '{kind}'; those that do: {names}"
+        )
+    return found
+
+
+def share_a_unit(metrics: Iterable[Metric]) -> bool:
+    """Returns whether the values of metrics can be averaged."""
+    return len({metric.unit for metric in metrics}) <= 1
+
+
+def check_metric(wanted: str, task: str) -> None:
+    """Raises: UsageError where no metric has this name."""
+    names = list(dict.fromkeys(metric.name for metric in METRICS))
+    if wanted not in names:
+        raise UsageError(f"--metric {task}={wanted}: {unknown_name('metric', wanted, names)}")
+
+
+def _accuracy(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    from sklearn.metrics import accuracy_score
+
+    right = accuracy_score(np.asarray(labels), np.asarray(answers), normalize=False)
+    return 100 * float(right) / len(labels)
+
+
+def _f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the F1 of class 1 where there are no others but 0, else the mean of the classes' F1."""
+    from sklearn.metrics import f1_score
+
+    binary = {0, 1}.issuperset([*answers, *labels])
+    return 100 * float(f1_score(labels, answers, average="binary" if binary else "macro", zero_division=0))
+
+
+def _micro_f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    from sklearn.metrics import f1_score
+
+    pairs = np.asarray(labels), np.asarray(answers)
+    return 100 * float(f1_score(*pairs, average="micro", zero_division=0))
+
+
+def _matthews(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return 100 * float(matthews_corrcoef(labels, answers))
+
+
+def _pearson(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    return _correlation(np.asarray(answers, np.float64), np.asarray(labels, np.float64))
+
+
+def _spearman(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    from scipy.stats import rankdata
+
+    return _correlation(rankdata(answers, axis=0), rankdata(labels, axis=0))
+
+
+def _correlation(one: Any, other: Any) -> float:
+    """Returns the mean over columns of the correlation, 0 for one without variance."""
+    one, other = one - one.mean(0), other - other.mean(0)
+    sizes = np.sqrt((one**2).sum(0) * (other**2).sum(0))
+    return 100 * float(np.mean((one * other).sum(0) / np.where(sizes > 0, sizes, np.inf)))
+
+
+def _scored_words(answers: Sequence[Any], labels: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Returns the classes of all words that have a label and were not cut off, and their labels."""
+    pairs = [
+        (found, true)
+        for words, own in zip(answers, labels, strict=True)
+        for found, true in zip(words, own, strict=False)
+        if found is not None and true is not None
+    ]
+    return [found for found, _ in pairs], [true for _, true in pairs]
+
+
+def _word_accuracy(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    return _accuracy(*_scored_words(answers, labels))
+
+
+def _word_f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the F1 of all words whose class is not 0, which is that of words outside of any name."""
+    from sklearn.metrics import f1_score
+
+    found, true = _scored_words(answers, labels)
+    classes = sorted({*found, *true} - {0})
+    if not classes:
+        return 100.0
+    return 100 * float(f1_score(true, found, labels=classes, average="micro", zero_division=0))
+
+
+def _exact_match(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the share of answers that are one of the accepted texts, but for case and punctuation."""
+    same = [plain_words(found) in map(plain_words, own) for found, own in zip(answers, labels, strict=True)]
+    return 100 * sum(same) / len(same)
+
+
+def _overlap(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the mean over answers of the F1 of their words against the accepted text that fits best."""
+    best = [
+        max(_word_overlap(plain_words(found), plain_words(text)) for text in own)
+        for found, own in zip(answers, labels, strict=True)
+    ]
+    return 100 * sum(best) / len(best)
+
+
+def _word_overlap(one: Sequence[str], other: Sequence[str]) -> float:
+    if not one or not other:
+        return float(one == other)
+    return 2 * (Counter(one) & Counter(other)).total() / (len(one) + len(other))
+
+
+def plain_words(text: str) -> list[str]:
+    """Returns a text's words in lower case, without punctuation and articles.
+
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), SQuAD's evaluation.
+
+    >>> plain_words("The cat, and a Dog!")
+    ['cat', 'and', 'dog']
+    """
+    letters = "".join(each for each in text.lower() if each not in string.punctuation)
+    return [word for word in letters.split() if word not in ("a", "an", "the")]
+
+
+# The first that measures a kind is its default.
+METRICS = (
+    Metric("accuracy", ("classes",), _accuracy),
+    Metric("f1", ("classes",), _f1),
+    Metric("matthews", ("classes",), _matthews),
+    Metric("f1", ("labels",), _micro_f1),
+    Metric("accuracy", ("labels",), _accuracy),
+    Metric("pearson", ("values",), _pearson),
+    Metric("spearman", ("values",), _spearman),
+    Metric("token-f1", ("token-classes",), _word_f1),
+    Metric("accuracy", ("token-classes",), _word_accuracy),
+    Metric("token-f1", ("spans",), _overlap),
+    Metric("exact-match", ("spans", "masked-tokens"), _exact_match),
+)
