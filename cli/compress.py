@@ -13,6 +13,7 @@ from flexswitch.cli.options import (
     Exclude,
     Include,
     Jobs,
+    MaxLength,
     Memory,
     Name,
     OnResize,
@@ -71,13 +72,14 @@ def compress(
         typer.Option(
             metavar="DIR",
             help="Folder of <task>.train.* files, for methods that learn; labels are read for objective=task "
-            "only.",
+            "only. Of chats (messages) and prompts with completions the answers count alone.",
             show_default=False,
         ),
     ] = None,
     per_task: Annotated[int, typer.Option(min=1, help="Number of exemplars to learn from.")] = 100,
     adapter: Adapter = None,
     device: Device = "cpu",
+    max_length: MaxLength = None,
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
@@ -112,9 +114,9 @@ def compress(
     artifact = compress(
         task_vector, output, base=base, method=method, settings=parse_settings(set_ or []),
         target_size=target_size, extras=extras, exemplars=exemplars, per_task=per_task, adapter=adapter,
-        device=device, checkpoint_every=checkpoint_every, include=include or (), exclude=exclude or (),
-        on_resize=on_resize, name=name, jobs=jobs, memory=parse_size(memory), resume=resume,
-        overwrite=overwrite, reporter=console,
+        device=device, max_length=max_length, checkpoint_every=checkpoint_every, include=include or (),
+        exclude=exclude or (), on_resize=on_resize, name=name, jobs=jobs, memory=parse_size(memory),
+        resume=resume, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     return _print(console, artifact)
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from flexswitch.cli.command import command, given_options
 from flexswitch.cli.console import Console, size
-from flexswitch.cli.options import Adapter, Device, LockTimeout, Overwrite
+from flexswitch.cli.options import Adapter, Device, LockTimeout, MaxLength, Overwrite
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.zoo import IndexRecord
@@ -28,7 +28,10 @@ def index(
     base: Annotated[str | None, typer.Option(help="Its base.", show_default=False)] = None,
     exemplars: Annotated[
         Path | None,
-        typer.Option(help="Folder of <task>.train.* files; labels are not used.", show_default=False),
+        typer.Option(
+            help="Folder of <task>.train.* files; without their labels, and of chats the prompts.",
+            show_default=False,
+        ),
     ] = None,
     add: Annotated[
         bool, typer.Option("--add", help="Add the tasks that the index lacks, under the index's settings.")
@@ -62,6 +65,7 @@ def index(
             show_default=False,
         ),
     ] = None,
+    max_length: MaxLength = None,
     adapter: Adapter = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -91,8 +95,8 @@ def index(
     made = index(
         zoo, base=base, exemplars=exemplars, add=add, per_task=per_task,
         features=features if "--features" in given else None, feature_dtype=feature_dtype,
-        normalise=normalise, metric=metric, rank=rank, seed=seed, adapter=adapter, device=device,
-        overwrite=overwrite, lock_timeout=lock_timeout, reporter=console,
+        normalise=normalise, metric=metric, rank=rank, seed=seed, max_length=max_length, adapter=adapter,
+        device=device, overwrite=overwrite, lock_timeout=lock_timeout, reporter=console,
     )  # fmt: skip
     document = indexed(made)
     parts: list[Table | str] = [*_lines(zoo, len(open_zoo(zoo)), made.record, made.added)]

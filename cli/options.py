@@ -84,4 +84,10 @@ Adapter = Annotated[
         show_default="as config.json says",
     ),
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="TOKENS", help="Where a longer text is cut.", show_default="the model's own length"
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]

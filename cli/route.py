@@ -7,7 +7,7 @@ import typer
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console
-from flexswitch.cli.options import Adapter, Device, Mix, Neighbours, Snap, Vote
+from flexswitch.cli.options import Adapter, Device, MaxLength, Mix, Neighbours, Snap, Vote
 
 if TYPE_CHECKING:
     from flexswitch.merging.routing.query_index import RoutingResult
@@ -38,6 +38,7 @@ def route(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Route the first N samples.")] = None,
+    max_length: MaxLength = None,
     adapter: Adapter = None,
     device: Device = "cpu",
 ) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def route(
 
     result, index = route(
         zoo, base=base, samples=input_, voting=VotingOptions(neighbours, vote, snap, mix),
-        features=features, limit=limit, adapter=adapter, device=device, reporter=console,
+        features=features, limit=limit, max_length=max_length, adapter=adapter, device=device,
+        reporter=console,
     )  # fmt: skip
     samples = _samples(result, index.tasks)
     far = int(result.far.sum())

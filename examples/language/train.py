@@ -35,9 +35,9 @@ from transformers import (
 from transformers.utils import logging
 
 LENGTH = 128  # tokens
-WORDS = 4096
+WORDS = 2048
 BATCH_SIZE = 16
-BASE_STEPS, BASE_RATE = 1000, 2e-3
+BASE_STEPS, BASE_RATE = 600, 2e-3
 TUNE_STEPS, TUNE_RATE = 150, 5e-4
 TEST_SHARE = 10  # one module in ten
 TEST_EXAMPLES = 200
@@ -199,7 +199,7 @@ def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, 
     )
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
-    for _, (tokens, targets) in zip(range(steps), batches, strict=False):
+    for step, (tokens, targets) in zip(range(steps), batches, strict=False):
         logits = model(input_ids=tokens).logits
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
         optimizer.zero_grad()
@@ -207,6 +207,8 @@ def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, 
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if (step + 1) % 100 == 0:
+            print(f"{step + 1:5} steps, loss {loss.item():.2f}", flush=True)
     model.eval()
 
 

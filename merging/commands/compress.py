@@ -54,7 +54,7 @@ class _Chosen(NamedTuple):
 def _check(
     output: str | Path, base: str | Path | None, method: str | None, settings: Mapping[str, Any] | None,
     target_size: str | None, exemplars: str | Path | None, per_task: int, adapter: str | None, device: str,
-    checkpoint_every: int | None, name: str | None, extras: Extras | None,
+    max_length: int | None, checkpoint_every: int | None, name: str | None, extras: Extras | None,
 ) -> _Chosen:  # fmt: skip
     """Returns what the options choose. Raises: UsageError."""
     check_suffix(Path(output), ".fsw")
@@ -63,7 +63,7 @@ def _check(
     given = _sized(method, settings, target_size)
     checked = check_settings(get_method(method, "compression"), given)
     chosen = recorded(checked)
-    options = _TrainingOptions(exemplars, per_task, adapter, device, checkpoint_every)
+    options = _TrainingOptions(exemplars, per_task, adapter, device, max_length, checkpoint_every)
     trains = options.check(method, chosen, base is not None)
     sized = "target_size" in type(checked).model_fields and "lambda" not in chosen
     own = check_extras(extras, method, sized)
@@ -84,6 +84,7 @@ def compress(
     per_task: Positive = PER_TASK,
     adapter: str | None = None,
     device: str = "cpu",
+    max_length: Positive | None = None,
     checkpoint_every: Positive | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -100,16 +101,17 @@ def compress(
     method: None is t-switch, or flexswitch where exemplars or a target size are given. settings: the
     method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". extras: how the task's own
     tensors, such as a head, are stored: "exact", "float16", "int8" or "auto"; None is auto for methods that
-    meet a size, else exact. jobs: threads; None is one for each core. memory: bytes that tensors in progress
-    may take. Raises: FlexswitchError.
+    meet a size, else exact. max_length: the number of tokens at which exemplars are cut; None is the model's
+    own. jobs: threads; None is one for each core. memory: bytes that tensors in progress may take.
+    Raises: FlexswitchError.
     """
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Training
 
     output = Path(output)
     method, chosen, options, trains, task, own = _check(
-        output, base, method, settings, target_size, exemplars, per_task, adapter, device, checkpoint_every,
-        name, extras,
+        output, base, method, settings, target_size, exemplars, per_task, adapter, device, max_length,
+        checkpoint_every, name, extras,
     )  # fmt: skip
     check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
@@ -140,6 +142,7 @@ class _TrainingOptions:
     per_task: int
     adapter: str | None
     device: str
+    max_length: int | None
     checkpoint_every: int | None
 
     def check(self, method: str, settings: Mapping[str, Any], has_base: bool) -> bool:
@@ -175,8 +178,9 @@ class _TrainingOptions:
             raise ValueError("`check` refuses a training without exemplars")
         check_device(self.device)
         task_file(Path(self.exemplars), task, "train")
-        get_adapter(base, vector.model.adapter, self.adapter)
-        return TrainingInputs(base, Path(self.exemplars), self.per_task, self.adapter, self.device)
+        get_adapter(base, vector.model.adapter, self.adapter, self.max_length)
+        folder = Path(self.exemplars)
+        return TrainingInputs(base, folder, self.per_task, self.adapter, self.device, self.max_length)
 
     def checkpoint_file(self, output: Path) -> "CheckpointFile | None":
         """Returns where the training's state is kept; None where that is not asked for."""
@@ -188,7 +192,7 @@ class _TrainingOptions:
 
     def _given(self) -> list[str]:
         """Returns the options that differ from their defaults, as they are typed."""
-        defaults = _TrainingOptions(None, PER_TASK, None, "cpu", None)
+        defaults = _TrainingOptions(None, PER_TASK, None, "cpu", None, None)
         return [
             f"--{name.replace('_', '-')}"
             for name, value in vars(self).items()

@@ -37,6 +37,7 @@ def index(
     metric: Metric = "learned",
     rank: Positive = 32,
     seed: int = 0,
+    max_length: Positive | None = None,
     adapter: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
@@ -45,15 +46,16 @@ def index(
 ) -> Indexed:
     """Stores exemplars of every task in a zoo, or with `add` of the tasks that its index lacks.
 
-    features: a feature spec or a feature file [default: "auto"]. With `add`, the index's own settings are
-    used. lock_timeout: seconds to wait for another writer of the zoo; None waits until it ends.
+    features: a feature spec or a feature file [default: "auto"]. max_length: the number of tokens at which
+    texts are cut [default: the model's own]. With `add`, the index's own settings are used. lock_timeout:
+    seconds to wait for another writer of the zoo; None waits until it ends.
     Raises: FlexswitchError.
     """
     from flexswitch.merging.routing.index_options import IndexOptions
     from flexswitch.merging.routing.indexing import add_to_index, index_zoo
 
     options = IndexOptions(
-        features or AUTO, feature_dtype, per_task, seed, normalise, metric, rank, adapter, device
+        features or AUTO, feature_dtype, per_task, seed, normalise, metric, rank, adapter, device, max_length
     )
     path, source, folder, wait = Path(zoo), str(base), Path(exemplars), Wait(lock_timeout, reporter.note)
     doing = "adding to" if add else "making"

@@ -29,13 +29,15 @@ def route(
     voting: VotingOptions | None = None,
     features: Path | None = None,
     limit: int | None = None,
+    max_length: int | None = None,
     adapter: str | None = None,
     device: str = "cpu",
     reporter: Reporter = SILENT,
 ) -> RoutedFile:
     """Returns the weights of a file's samples.
 
-    features: the feature file, if the zoo was indexed with one. Raises: FlexswitchError.
+    features: the feature file, if the zoo was indexed with one. max_length: as for `get_adapter`.
+    Raises: FlexswitchError.
     """
     check_device(device)
     path = Path(samples)
@@ -43,7 +45,7 @@ def route(
     def opened(zoo: Zoo) -> tuple[Router, Examples]:
         zoo.index_file()
         examples = read_samples(path, limit)
-        runner = checked_runner(zoo, base, adapter, device)()
+        runner = checked_runner(zoo, base, adapter, device, max_length=max_length)()
         return open_router(zoo, runner, features, voting or VotingOptions()), examples
 
     router, examples = read_zoo(zoo_path(zoo), opened)

@@ -32,7 +32,8 @@ class TrainingInputs:
     """What a learned method is trained on.
 
     exemplars: folder of <task>.train.* files, of which `per_task` are used. adapter: how the model is run,
-    None where the checkpoint says it.
+    None where the checkpoint says it. max_length: the number of tokens at which texts are cut, None for the
+    model's own.
     """
 
     base: Checkpoint
@@ -40,6 +41,7 @@ class TrainingInputs:
     per_task: int = 100
     adapter: str | None = None
     device: str = "cpu"
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -171,10 +171,15 @@ def _checkpoint(
     extras: Mapping[str, PackedExtra],
 ) -> TrainingCheckpoint | None:
     file = training.checkpoint
-    if file is None:
+    if file is None or training.inputs is None:
         return None
     return TrainingCheckpoint(
-        file.path, file.every, run_identity(header.method.settings, _inputs(vector, header, data, extras))
+        file.path,
+        file.every,
+        run_identity(
+            header.method.settings,
+            {**_inputs(vector, header, data, extras), "max_length": training.inputs.max_length},
+        ),
     )
 
 

@@ -169,7 +169,7 @@ def open_training_data(
     inputs, goal, seed = settings.inputs, settings.goal, settings.seed
     check_base(inputs.base, vector.identity(), vector.source)
     exemplars, held_out = read_training_examples(settings)
-    adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter)
+    adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter, inputs.max_length)
     objective = Objective(goal, adapter, inputs.device, settings.precision)
     model = _model(objective, vector)
     names = _names(objective, vector, model)

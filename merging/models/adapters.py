@@ -16,7 +16,7 @@ from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.image_adapters import ImageClassification, ObjectDetection
 from flexswitch.merging.models.language_adapters import CausalLanguageModel, SequenceToSequence
 from flexswitch.merging.models.outputs import OutputKind, output_kind
-from flexswitch.merging.models.text_adapters import EncoderWithHead, SequenceClassification
+from flexswitch.merging.models.text_adapters import EncoderWithHead, SequenceClassification, TextModel
 from flexswitch.merging.models.token_adapters import (
     MaskedLanguageModel,
     QuestionAnswering,
@@ -76,12 +76,24 @@ _CLASSES: dict[str, Callable[[Checkpoint], Adapter]] = {
 _OF_IMAGES = ("hf-image-classification", "hf-object-detection", "hf-clip-vision")
 
 
-def get_adapter(base: Checkpoint, recorded: str | None, given: str | None = None) -> Adapter:
+def get_adapter(
+    base: Checkpoint, recorded: str | None, given: str | None = None, max_length: int | None = None
+) -> Adapter:
     """Returns the adapter for a base: the one the user gave, the one recorded in a file, or the base's own.
 
-    Only the user's may be `python:`, because it runs code. Raises: UsageError on an unknown name; InputError
-    if the base has no config.json, or its family no adapter.
+    Only the user's may be `python:`, because it runs code. max_length: the number of tokens at which texts
+    are cut, if it is less than the model's own. Raises: UsageError on an unknown name, or a max_length for a
+    model that reads no texts; InputError if the base has no config.json, or its family no adapter.
     """
+    adapter = _adapter(base, recorded, given)
+    if max_length is not None:
+        if not isinstance(adapter, TextModel):
+            raise UsageError("--max-length: the adapter reads no texts that could be cut; leave it out")
+        adapter.max_length = min(adapter.max_length, max_length)
+    return adapter
+
+
+def _adapter(base: Checkpoint, recorded: str | None, given: str | None) -> Adapter:
     name = given or recorded or detect_adapter(read_config(base), ())
     if name is None:
         family = read_config(base).get("model_type")

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.models.conversations import Pair, Text, last_answer
+from flexswitch.merging.models.conversations import Completion, Pair, Text, last_answer
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.models.rendering import Rendered, rendered, rendered_prompt
@@ -133,6 +133,10 @@ class SequenceToSequence(LanguageModel):
         for row, tokens in enumerate(rows):
             marks[row, len(tokens) - 1] = len(tokens) == 1
         return {**found, **{f"decoder_{name}": each for name, each in targets.items()}, LOSS_MASK: marks}
+
+    def _prompt(self, text: Text) -> list[int]:
+        """Returns the tokens of a source, with the end that its encoder expects."""
+        return super()._prompt(text.question if isinstance(text, Completion) else text)
 
     def _target(self, text: Text) -> list[int]:
         answer = last_answer(text)

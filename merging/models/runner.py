@@ -23,12 +23,18 @@ class Runner:
 
 
 def checked_runner(
-    zoo: Zoo, base: str | Path, adapter: str | None, device: str, dtype: FeatureDtype = "float32"
+    zoo: Zoo,
+    base: str | Path,
+    adapter: str | None,
+    device: str,
+    dtype: FeatureDtype = "float32",
+    max_length: int | None = None,
 ) -> Callable[[], Runner]:
     """Checks that a base is a zoo's, and returns a function that opens its runner.
 
-    Features of a file need no runner. adapter: the one that the user gave. Raises: InputError.
+    Features of a file need no runner. adapter: the one that the user gave; max_length: as for `get_adapter`.
+    Raises: InputError.
     """
     checkpoint = open_base(base)
     check_base(checkpoint, zoo.record.base, str(zoo.path))
-    return lambda: Runner(get_adapter(checkpoint, zoo.record.adapter, adapter), device, dtype)
+    return lambda: Runner(get_adapter(checkpoint, zoo.record.adapter, adapter, max_length), device, dtype)

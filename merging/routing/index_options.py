@@ -29,6 +29,7 @@ class IndexOptions:
     rank: int = 32
     adapter: str | None = None
     device: str = "cpu"
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("--metric", self.metric, Metric)

@@ -51,7 +51,9 @@ def _index(
             f"{zoo.path}: has a query index already; --overwrite replaces it, --add adds the tasks it lacks"
         )
     examples = exemplars_of(zoo, exemplars, options.per_task, options.seed)
-    open_runner = checked_runner(zoo, base, options.adapter, options.device, options.dtype)
+    open_runner = checked_runner(
+        zoo, base, options.adapter, options.device, options.dtype, options.max_length
+    )
     source: FeatureSource
     if is_file(options.features):
         source = FileFeatures(Path(options.features))
@@ -72,8 +74,8 @@ def add_to_index(
 ) -> tuple[IndexRecord, list[str], list[str]]:
     """Adds the tasks that a zoo's query index lacks; returns its record, their names, and notes.
 
-    The index's own settings replace all options but the adapter and the device. file: the feature file, if
-    the zoo was indexed with one. No other process changes the zoo meanwhile. Raises: InputError.
+    The index's own settings replace all options but the adapter, the device and max_length. file: the feature
+    file, if the zoo was indexed with one. No other process changes the zoo meanwhile. Raises: InputError.
     """
     with zoo_writer(path, wait) as writer:
         return _add(open_zoo(path), base, exemplars, options, file, on_task, writer)
@@ -94,7 +96,9 @@ def _add(
         raise InputError(f"{zoo.path}: the query index has all of its tasks; there is nothing to add")
     header = query_set.header
     examples = exemplars_of(zoo, exemplars, header.per_task, header.seed, lacking)
-    open_runner = checked_runner(zoo, base, options.adapter, options.device, options.dtype)
+    open_runner = checked_runner(
+        zoo, base, options.adapter, options.device, options.dtype, options.max_length
+    )
     if query_set.header.features == FROM_FILE and file is not None:
         source: FeatureSource = FileFeatures(file)
     else:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import run
+from flexswitch.merging.switching.batch_rows import first_tensor, run
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_linear,
@@ -22,6 +23,7 @@ from flexswitch.merging.switching.fused_layers import (
 )
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
+from flexswitch.merging.switching.padding import config_of
 from flexswitch.merging.switching.unpadded_tensor import padded
 
 
@@ -65,6 +67,8 @@ class FusedEngine:
 
         The first batch with two distinct rows decides; earlier batches return None.
         """
+        if isinstance(batch, Mapping):
+            batch = _with_targets(batch, self._source)
         with self._lock:
             if not self._is_checked and (rows := distinct_rows(batch)) is not None:
                 self._bad_layer = layer_not_batch_first(self._source, self._layers, batch, rows)
@@ -91,6 +95,14 @@ class FusedEngine:
     def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
         """Returns the result of the module's `generate`, each sequence under its prompt's mixture."""
         return self.call(batch, plan, lambda module: module.generate(**batch, **options))
+
+
+def _with_targets(batch: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+    """Returns the prompts of an encoder-decoder with a first token of their answers; others unchanged."""
+    if not getattr(config_of(module), "is_encoder_decoder", False) or "decoder_input_ids" in batch:
+        return batch
+    ids = first_tensor(batch)
+    return {**batch, "decoder_input_ids": torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)}
 
 
 def _tensor_names(owner: nn.Module, name_of: Mapping[int, str]) -> dict[str, str]:

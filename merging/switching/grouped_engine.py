@@ -6,7 +6,7 @@ base's values, then the new tasks' deltas are added. So a weight is always the b
 in the same order, whatever the module held before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
@@ -66,15 +68,37 @@ class GroupedEngine:
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head."""
+        outputs, order = self._by_mixture(batch, plan, run)
+        return join_rows(outputs, order)
+
+    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Tensor:
+        """Returns the tokens that the module's `generate` gives, each sequence under its prompt's mixture.
+
+        Raises: InputError where it gives something else.
+        """
+        outputs, order = self._by_mixture(batch, plan, lambda module, own: module.generate(**own, **options))
+        if not all(isinstance(found, Tensor) for found in outputs):
+            raise InputError("engine='grouped' generates tokens only; leave out return_dict_in_generate")
+        settings: Any = self._module.generation_config
+        end = options.get("pad_token_id", settings.pad_token_id) or 0
+        longest = max(found.shape[1] for found in outputs)
+        equal = [functional.pad(found, (0, longest - found.shape[1]), value=end) for found in outputs]
+        together = torch.cat(equal)  # each prompt has as many rows as sequences are wanted of it
+        return together.view(plan.count, -1, longest)[order.to(together.device)].flatten(0, 1)
+
+    def _by_mixture(
+        self, batch: Any, plan: BatchPlan, call: Callable[[Any, Any], Any]
+    ) -> tuple[list[Any], Tensor]:
+        """Returns the results of `call` for the rows of each mixture, and the order that sorts all rows."""
         outputs, rows = [], []
         for number, mixture in enumerate(plan.mixtures):
             own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]
             factors = tuple((int(task), float(mixture[task])) for task in np.flatnonzero(mixture))
             with self._borrowed(factors) as held, held.plans.using(_plan_of_heads(len(own), heads)):
-                outputs.append(run(held.module, take_rows(batch, torch.from_numpy(own), plan.count)))
+                outputs.append(call(held.module, take_rows(batch, torch.from_numpy(own), plan.count)))
             rows.append(torch.from_numpy(own))
-        return join_rows(outputs, torch.argsort(torch.cat(rows)))
+        return outputs, torch.argsort(torch.cat(rows))
 
     @contextmanager
     def _borrowed(self, factors: Factors) -> Iterator[_HeldModule]:

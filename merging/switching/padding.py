@@ -93,7 +93,7 @@ def token_mask(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
     either kind.
     """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None or mask.dim() != 2 or getattr(_config_of(module), "is_encoder_decoder", False):
+    if mask is None or mask.dim() != 2 or getattr(config_of(module), "is_encoder_decoder", False):
         return None
     others = [tensor for tensor in batch.values() if isinstance(tensor, Tensor) and tensor.dim() > 1]
     if any(tensor.shape[:2] != mask.shape for tensor in others):
@@ -102,6 +102,6 @@ def token_mask(batch: Any, module: nn.Module) -> NDArray[np.bool_] | None:
     return found
 
 
-def _config_of(module: nn.Module) -> Any:
+def config_of(module: nn.Module) -> Any:
     """Returns the configuration of the first transformers model inside, or None."""
     return next((part.config for part in module.modules() if hasattr(part, "config")), None)

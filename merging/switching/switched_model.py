@@ -195,10 +195,14 @@ class SwitchedModel(nn.Module):
         """Returns the result of the module's `generate`; each sequence keeps its prompt's weights.
 
         batch: the prompts, as keyword arguments of `generate`; texts: as for `forward`; options: the other
-        arguments. The fused engine answers, whichever was chosen.
+        arguments. The grouped engine answers where it was chosen, or the module is not batch-first; otherwise
+        the fused one.
         """
         loaded = self._loaded
-        return loaded.fused.generate(batch, self._plan(loaded, batch, weights, None, texts), **options)
+        plan = self._plan(loaded, batch, weights, None, texts)
+        grouped = self._engine == "auto" and loaded.fused.layer_not_batch_first(batch) is not None
+        engine = loaded.grouped if grouped or self._engine == "grouped" else loaded.fused
+        return engine.generate(batch, plan, **options)
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
         tasks = list(zoo)

@@ -13,6 +13,7 @@ from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import default_neighbours
 from flexswitch.merging.models.feature_spec import FROM_FILE, FeatureSpec, parse_feature_spec
 from flexswitch.merging.models.hidden_states import in_short_parts, layer_means, pooled_mean
+from flexswitch.merging.models.padding_side import right_padded
 from flexswitch.merging.routing.features import computing_in
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.query_index import QueryIndex
@@ -65,6 +66,7 @@ class ZooRouter:
         header = self._query_set.header
         spec = parse_feature_spec(header.features)
         given = batch if isinstance(batch, Mapping) else {_main_input(self._module): batch}
+        given = right_padded(dict(given))
         first = next(iter(given.values()))
         shaped = _checked(texts, len(first), header.features) if spec.shaped else None
         with torch.no_grad(), computing_in(header.dtype, str(first.device)):
@@ -72,7 +74,7 @@ class ZooRouter:
                 tasks = header.averaged or []
                 features = self._averaged(batch, tasks, lambda module: _means(module, given, spec))
             else:
-                features = in_short_parts(dict(given), lambda part: _means(self._module, part, spec))
+                features = in_short_parts(given, lambda part: _means(self._module, part, spec))
         if shaped is not None:
             features = with_shapes(features, shaped, spec.parts - 1)
         found = self._index.weights(features.float())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.tiny_models import WIDTH, changed_state, write_tokenizer
+from support.tiny_models import TASKS, WIDTH, Toy, changed_state, pack_finetuned, texts, write_tokenizer
 
 POSITIONS = 16
 
@@ -61,9 +61,11 @@ def save_language_base(folder: Path, kind: str, seed: int = 0) -> Path:
 
 def save_language_model(base: Path, folder: Path, seed: int, size: float = 0.1) -> Path:
     """Writes a fine-tune of a language model; tied tensors stay tied."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model = AutoModelForCausalLM.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_pretrained(base)
     own = dict(model.named_parameters())  # lists a tied tensor once
     changes = changed_state({name: tensor.detach() for name, tensor in own.items()}, seed, size)
     with torch.no_grad():
@@ -110,3 +112,39 @@ def save_encoder_decoder(folder: Path, kind: str, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def language_toy(folder: Path, kind: str = "gpt2") -> Toy:
+    """Returns three fine-tunes of a language model: on prompts with answers, chats, and plain texts."""
+    folder.mkdir(exist_ok=True)
+    encoder_decoder = kind in ("t5", "bart")
+    save = save_encoder_decoder if encoder_decoder else save_language_base
+    base = save(folder / "base", kind)
+    write_chat_template(base)
+    data = folder / "data"
+    data.mkdir()
+    finetuned = {}
+    for number, task in enumerate(TASKS):
+        finetuned[task] = save_language_model(base, folder / task, number + 1, 0.3)
+        for split, count in (("train", 12), ("test", 5)):
+            records = conversations(task, count, number + 10 * (split == "test"), encoder_decoder)
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (data / f"{task}.{split}.jsonl").write_text(lines)
+    zoo = pack_finetuned(folder / "packed", base, finetuned, "t-switch", ["drop=0.2"])
+    return Toy(base, finetuned, zoo, data)
+
+
+def conversations(task: str, count: int, seed: int, pairs: bool = False) -> list[dict[str, Any]]:
+    """Returns records of a task: of "cities" chats, of "tools" texts, else prompts with answers; or only these."""
+    found: list[dict[str, Any]] = []
+    for text in texts(task, count, seed):
+        words = text.split()
+        prompt, answer = " ".join(words[:3]), " ".join(words[3:5])
+        if task == "cities" and not pairs:
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            found.append({"messages": messages})
+        elif task == "tools" and not pairs:
+            found.append({"text": text})
+        else:
+            found.append({"prompt": prompt + " ", "completion": answer})
+    return found
