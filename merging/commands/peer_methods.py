@@ -10,7 +10,6 @@ from flexswitch.codecs.errors import InputError, unknown_name
 _MEAN_OR_SUM = {True: {"merge": "mean"}, False: {"merge": "sum"}}
 _L1 = {True: {"rescale": "l1"}, False: {"rescale": "none"}}
 _ONLY_FALSE: dict[Any, dict[str, Any]] = {False: {}}
-_ONLY_TRUE: dict[Any, dict[str, Any]] = {True: {}}
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,10 @@ PEER_METHODS = {
     "slerp": PeerMethod("slerp", {}, _same("t"), required=("t",), base_first=True),
     "nuslerp": PeerMethod(
         "nuslerp", {}, _same("weight"),
-        {"nuslerp_flatten": _ONLY_TRUE, "nuslerp_row_wise": _ONLY_FALSE},
+        {
+            "nuslerp_flatten": {True: {"flatten": True}, False: {"flatten": False}},
+            "nuslerp_row_wise": {True: {"columns": True}, False: {"columns": False}},
+        },
         base="optional", required=("weight",), of_base=True,
     ),
     "multislerp": PeerMethod(
@@ -103,7 +105,9 @@ PEER_METHODS = {
         base="optional", required=("weight",), of_base=True,
     ),
     "karcher": PeerMethod("karcher", {}, _same("max_iter", "tol"), base="none"),
-    "model_stock": PeerMethod("model-stock", {}, {}, {"filter_wise": _ONLY_FALSE}),
+    "model_stock": PeerMethod(
+        "model-stock", {}, {}, {"filter_wise": {True: {"flatten": False}, False: {"flatten": True}}}
+    ),
     "sce": PeerMethod("sce", {}, {"select_topk": "density"}),
     "nearswap": PeerMethod("nearswap", {}, _same("t"), required=("t",)),
     "arcee_fusion": PeerMethod("arcee-fusion"),

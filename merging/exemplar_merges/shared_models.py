@@ -11,8 +11,10 @@ from flexswitch.merging.exemplar_merges.inputs import MergeInputs, held_out
 from flexswitch.merging.exemplar_merges.task_module import Gradients, TaskModule
 from flexswitch.merging.models.examples import Examples, batch_rows
 from flexswitch.merging.models.labels import checked_labels
+from flexswitch.merging.models.length_buckets import short_parts
 
 _TOGETHER = 32  # examples that are measured in one batch
+_PADDED_TOGETHER = 4  # examples of a batch that are padded to the longest of them
 
 
 class SharedModels:
@@ -94,8 +96,9 @@ class SharedModels:
 
 
 def _entropies(module: TaskModule, examples: Examples, rows: Sequence[int]) -> Tensor:
-    """Returns the entropy of the answer to each example in nats, (example,)."""
-    logarithms = module.logits(module.batch(examples, rows)).log_softmax(-1)
+    """Returns the entropy of the answer to each example in nats, (example,), short texts first."""
+    parts = short_parts(module.batch(examples, rows), _PADDED_TOGETHER)
+    logarithms = torch.cat([module.logits(part) for _, part in parts]).log_softmax(-1)
     return -(logarithms.exp() * logarithms).sum(-1)
 
 

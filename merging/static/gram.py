@@ -4,7 +4,9 @@ Angles, norms and means on a sphere depend on inner products alone: one reading 
 coefficients, and a second one the merged delta.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,6 +54,65 @@ def combined_models(coefficients: Sequence[float] | Vector) -> Combination:
     return Combination(combine)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The vectors along one dimension of a tensor, each of which is merged by itself.
+
+    count: of the vectors. width: entries of the last dimension, or for vectors along the first one of all
+    others. A tensor of one dimension is one vector.
+    """
+
+    count: int
+    width: int
+    is_first: bool
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], is_first: bool) -> "Rows":
+        """Returns the vectors of a shape along its last dimension, or its first."""
+        entries = math.prod(shape)
+        width = entries // max(1, shape[0]) if is_first else shape[-1]
+        return cls(width, width, True) if is_first else cls(entries // max(1, width), width, False)
+
+    def numbers(self, start: int, count: int) -> NDArray[np.int64]:
+        """Returns the numbers of the vectors that a run of entries belongs to, (entry,)."""
+        places = np.arange(start, start + count)
+        return places % self.width if self.is_first else places // self.width
+
+
+def row_products(deltas: TensorDeltas, rows: Rows, of: str = "deltas") -> Matrix:
+    """Returns the inner products of the deltas, or models, of each vector, float64 (vector, task, task)."""
+    count = len(deltas.weights) + 1
+    sums = np.zeros((rows.count, count, count))
+    for block in deltas.blocks():
+        values = torch.cat([block.base[None], block.deltas]).numpy()  # (base and task, entry)
+        _add_row_products(values, rows.numbers(block.start, values.shape[1]), sums)
+    products = np.triu(sums) + np.triu(sums, 1).swapaxes(1, 2)
+    if of == "deltas":
+        return products[:, 1:, 1:]
+    mixed = products[:, 0, 1:]
+    return products[:, :1, :1] + mixed[:, :, None] + mixed[:, None, :] + products[:, 1:, 1:]
+
+
+def combined_rows(coefficients: Matrix, rows: Rows, of: str = "deltas") -> Combination:
+    """Returns the merge Σ_k c_k τ_k of each vector, or of weights Σ_k c_k (θ + τ_k).
+
+    coefficients: (vector, task).
+    """
+
+    def combine(block: Block) -> Tensor:
+        numbers = rows.numbers(block.start, len(block.base))
+        factors = torch.from_numpy(coefficients[numbers].T.astype(np.float32))  # (task, entry)
+        merged = torch.zeros(len(block.base))
+        for delta, factor in zip(block.deltas, factors, strict=True):
+            merged += factor * delta
+        if of == "deltas":
+            return merged
+        totals = torch.from_numpy((coefficients.sum(axis=1)[numbers] - 1).astype(np.float32))
+        return merged + totals * block.base
+
+    return Combination(combine)
+
+
 def _products(deltas: TensorDeltas) -> Matrix:
     """Returns the inner products of (base, deltas …), float64, summed in an order of their own."""
     count = len(deltas.weights) + 1
@@ -63,6 +124,19 @@ def _products(deltas: TensorDeltas) -> Matrix:
     for lane in range(_LANES):
         upper += sums[:, :, lane]
     return np.triu(upper) + np.triu(upper, 1).T
+
+
+@compiled
+def _add_row_products(
+    values: NDArray[np.float32], numbers: NDArray[np.int64], sums: NDArray[np.float64]
+) -> None:
+    count, entries = values.shape
+    for index in range(entries):
+        for one in range(count):
+            for other in range(one, count):
+                sums[numbers[index], one, other] += np.float64(values[one, index]) * np.float64(
+                    values[other, index]
+                )
 
 
 @compiled

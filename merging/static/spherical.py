@@ -12,11 +12,14 @@ from pydantic import Field
 from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.static.gram import (
     Matrix,
+    Rows,
     Vector,
     combined_deltas,
     combined_models,
+    combined_rows,
     delta_products,
     model_products,
+    row_products,
 )
 from flexswitch.merging.static.task_deltas import Combination, TensorDeltas
 
@@ -48,15 +51,38 @@ def slerp(
     return combined_models(_on_arc(t, cosine))
 
 
-def nuslerp(deltas: TensorDeltas, *, of: Of = "deltas") -> Combination:
+def nuslerp(
+    deltas: TensorDeltas,
+    *,
+    of: Of = "deltas",
+    flatten: Annotated[
+        bool, Field(description="One angle for the whole tensor, or one for each row (the last dimension).")
+    ] = True,
+    columns: Annotated[
+        bool,
+        Field(description="With flatten=false, one angle for each column (the first dimension) instead."),
+    ] = False,
+) -> Combination:
     """Returns the slerp of two tasks at the second one's share of their weights."""
     first, second = deltas.weights
     share = 0.5 if abs(first + second) < 1e-6 else second / (first + second)
-    products = delta_products(deltas) if of == "deltas" else model_products(deltas)
-    norms = np.maximum(np.sqrt(np.diag(products)), 1e-7)
-    cosine = float(np.clip(products[0, 1] / (norms[0] * norms[1]), -1, 1))
-    combined = combined_deltas if of == "deltas" else combined_models
-    return combined([1 - share, share] if 1 - cosine**2 <= 1e-16 else _on_arc(share, cosine))
+    if flatten:
+        products = delta_products(deltas) if of == "deltas" else model_products(deltas)
+        combined = combined_deltas if of == "deltas" else combined_models
+        return combined(_on_arcs(share, products[None])[0])
+    rows = Rows.of(deltas.shape, columns)
+    return combined_rows(_on_arcs(share, row_products(deltas, rows, of)), rows, of)
+
+
+def _on_arcs(share: float, products: Matrix) -> Matrix:
+    """Returns the coefficients of two vectors at a share of their arc, (vector, 2); products: of each pair.
+
+    Parallel vectors are interpolated along the chord.
+    """
+    norms = np.maximum(np.sqrt(products.diagonal(axis1=1, axis2=2)), 1e-7)
+    cosines = np.clip(products[:, 0, 1] / (norms[:, 0] * norms[:, 1]), -1, 1).tolist()
+    chord = [1 - share, share]
+    return np.array([chord if 1 - cosine**2 <= 1e-16 else _on_arc(share, cosine) for cosine in cosines])
 
 
 def multislerp(

@@ -15,12 +15,24 @@ def models_of(case: Case, name: str, of: str = "models") -> Floats:
     return stacked + case.base[name].reshape(-1) if of == "models" else stacked
 
 
-def from_vectors(case: Case, of: str, merge: Callable[[Floats], Floats]) -> Weights:
-    """Returns the merge of each tensor's models, or the base plus that of its deltas."""
-    return {
-        name: merge(models_of(case, name, of)).reshape(weights.shape) + (0 if of == "models" else weights)
-        for name, weights in case.base.items()
-    }
+def from_vectors(case: Case, of: str, merge: Callable[[Floats], Floats], axis: int | None = None) -> Weights:
+    """Returns the merge of each tensor's models, or the base plus that of its deltas.
+
+    axis: of the vectors that are merged by themselves, None for the whole tensor.
+    """
+    found = {}
+    for name, weights in case.base.items():
+        vectors = models_of(case, name, of)
+        if axis is None:
+            merged = merge(vectors).reshape(weights.shape)
+        else:
+            stacked = np.moveaxis(vectors.reshape(len(vectors), *weights.shape), 1 if axis == 0 else -1, -1)
+            merged = np.zeros(stacked.shape[1:])
+            for place in np.ndindex(merged.shape[:-1]):
+                merged[place] = merge(stacked[(slice(None), *place)])
+            merged = np.moveaxis(merged, -1, axis)
+        found[name] = merged + (0 if of == "models" else weights)
+    return found
 
 
 def arc(one: Floats, other: Floats, t: float, cosine: float) -> Floats:
@@ -50,7 +62,8 @@ def nuslerp(case: Case) -> Weights:
         cosine = cosine_of(vectors[0], vectors[1], 1e-7)
         return (1 - t) * vectors[0] + t * vectors[1] if 1 - cosine**2 <= 1e-16 else arc(*vectors, t, cosine)
 
-    return from_vectors(case, case.get("of", "deltas"), merge)
+    axis = None if case.get("flatten", True) else (0 if case.get("columns", False) else -1)
+    return from_vectors(case, case.get("of", "deltas"), merge, axis)
 
 
 def multislerp(case: Case) -> Weights:
@@ -111,7 +124,7 @@ def model_stock(case: Case) -> Weights:
         divisor = 1 + (count - 1) * cosine
         return (0 if abs(divisor) < 1e-6 else count * cosine / divisor) * deltas.mean(axis=0)
 
-    return from_vectors(case, "deltas", merge)
+    return from_vectors(case, "deltas", merge, None if case.get("flatten", True) else -1)
 
 
 def sce(case: Case) -> Weights:

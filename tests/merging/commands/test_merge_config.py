@@ -55,6 +55,10 @@ MEANING: list[tuple[str, dict[str, Any]]] = [
      {"method": "della", "settings": {"density": 0.5, "epsilon": 0.15, "rescale": "l1"}, "weights": {"b": 0.5}}),
     (f"{BARE}merge_method: sce\nparameters: {{select_topk: 0.5}}", {"method": "sce", "settings": {"density": 0.5}}),
     (f"{BARE}merge_method: model_stock\nparameters: {{filter_wise: false}}", {"method": "model-stock"}),
+    (f"{BARE}merge_method: model_stock\nparameters: {{filter_wise: true}}", {"method": "model-stock", "settings": {"flatten": False}}),
+    (f"{HEAD}merge_method: nuslerp\nparameters: {{nuslerp_row_wise: true, nuslerp_flatten: false}}",
+     {"method": "nuslerp", "settings": {"flatten": False, "columns": True}, "weights": {"b": 0.5}}),
+    (f"{HEAD}merge_method: nuslerp\nparameters: {{nuslerp_row_wise: true}}", {"method": "nuslerp", "weights": {"b": 0.5}}),
     (f"{BARE}merge_method: ramplus_tl\nparameters: {{r: 0.3}}", {"method": "ram-plus", "settings": {"r": 0.3}}),
 ]  # fmt: skip
 
