@@ -11,6 +11,7 @@ from flexswitch.cli.console import Console, size, table
 if TYPE_CHECKING:
     from flexswitch.codecs.format.container import Artifact
     from flexswitch.codecs.format.tensor_sizes import TensorSizes
+    from flexswitch.codecs.format.zoo import Zoo
 
 
 def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[str, Any], Table, str]:
@@ -44,7 +45,7 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
     for name, sizes in sorted(rows.items()):
         drawn.add_row(name, *_cells(sizes))
     drawn.add_section()
-    drawn.add_row(f"total of {len(artifacts)} task{'s' * (len(artifacts) > 1)}", *_cells(total))
+    drawn.add_row(f"total of {len(artifacts)} file{'s' * (len(artifacts) > 1)}", *_cells(total))
     header = files - total.stored - extras
     closing = (
         f"{path}: tensors {size(total.stored)}, {total.stored / max(1.0, total.shannon):.1%} of Shannon's "
@@ -61,11 +62,17 @@ def _artifacts(path: str) -> "dict[str, Artifact]":
     from flexswitch.codecs.format.zoo import ZOO_FILE, read_zoo
 
     if (Path(path) / ZOO_FILE).is_file():
-        return read_zoo(path, dict)
+        return read_zoo(path, _stored_in)
     if not path.endswith(".fsw"):
         raise InputError(f"{path}: --storage needs an artifact (.fsw) or a zoo")
     artifact = open_artifact(Path(path))
     return {artifact.header.name: artifact}
+
+
+def _stored_in(zoo: "Zoo") -> "dict[str, Artifact]":
+    """Returns a zoo's tasks, and the vector that they share, if there is one."""
+    shared = zoo.shared()
+    return {**zoo, **({} if shared is None else {"shared by all": shared})}
 
 
 def _cells(sizes: "TensorSizes") -> list[str]:

@@ -1,40 +1,55 @@
 """Scores static merges, shared vectors, T-Switch, FlexSwitch and routed zoos by the bytes that a task takes.
 
-    python benchmarks/text8/equal_bytes.py --data DIR [--cache DIR] [--tasks ag_news,cola]
+    python benchmarks/text8/equal_bytes.py --data DIR [--cache DIR] [--tasks ag_news,cola] [--limit 500]
 
-Takes the models of benchmarks/text8/run.py, and its DIR. Of all eight tasks it writes docs/benchmarks.md, of
-fewer it only prints the table. Finished steps are kept in `--cache` and not repeated.
+Takes the models of benchmarks/text8/run.py, and its DIR. Of all eight tasks, without a limit, it writes
+docs/benchmarks.md, else it only prints the table. Finished steps are kept in `--cache` and not repeated.
 """
 
 import argparse
 import gzip
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report import machine, table, write_section
-from run import HERE, flexswitch, score
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
-STATIC = ("average", "task-arithmetic", "ties", "iso-c", "tsv-m")
-FLOAT, HALF = ("shared_bits=32",), ("shared_bits=16",)
+from report import machine, table, write_section  # noqa: E402  # in the folder added to the path above
+from run import flexswitch  # noqa: E402
+
+from flexswitch.codecs.format.zoo import Zoo, open_zoo  # noqa: E402
+from flexswitch.merging.evaluation.fixed_weights import score_fixed  # noqa: E402
+from flexswitch.merging.evaluation.methods import Evaluation, score, weights_of  # noqa: E402
+from flexswitch.merging.evaluation.setup import Request, open_evaluation  # noqa: E402
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector  # noqa: E402
+
+STATIC = "average,task-arithmetic,ties,iso-c,tsv-m"
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
-VALIDATION = 400  # last training texts of a task, by which its mask of TALL is chosen
+VALIDATION = 300  # last training texts of a task, by which its mask of TALL is chosen
+T_SWITCH = 0.9  # the drop rate of the zoo that is routed
 EIGHT = 8
+
+Found = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One line of the table: its kind, what it is, and what `eval` says of it."""
+    """One line of the table: its kind, what it is, its accuracies and its bytes a task."""
 
     kind: str
     name: str
-    found: dict[str, Any]
+    accuracy: dict[str, float]
+    stored: float
 
 
 class Bench:
-    """Packs and scores zoos of some tasks, each step once."""
+    """Packs and scores zoos of some tasks, each step once. limit: of test texts of a task, None for all."""
 
-    def __init__(self, cache: Path, data: Path, tasks: Sequence[str]) -> None:
-        self.cache, self.data, self.tasks = cache, data, tasks
+    def __init__(self, cache: Path, data: Path, tasks: Sequence[str], limit: int | None) -> None:
+        self.cache, self.data, self.tasks, self.limit = cache, data, tasks, limit
         self.work = cache / f"equal-bytes-{'-'.join(tasks)}"
         self.work.mkdir(exist_ok=True)
         self.base, self.models = str(cache / "base"), [f"{task}={cache / task}" for task in tasks]
@@ -61,96 +76,130 @@ class Bench:
             flexswitch("pack", *files, "-o", str(zoo), "--effort", "small")
         return zoo
 
-    def score(self, zoo: Path, methods: str, *options: str, data: Path | None = None) -> dict[str, Any]:
-        """Returns what `eval` says of each method."""
-        key = f"{zoo.name}-{methods}" + ("-validation" if data else "")
-        found = score(
-            self.cache, data or self.data, zoo, key, "--methods", methods, *options, kept_in=self.work
-        )
-        methods_found: dict[str, Any] = found["methods"]
-        return methods_found
+    def t_switch(self, drop: float) -> Path:
+        """Returns a zoo of T-Switch."""
+        return self.alone(f"t-switch-{drop}", "--method", "t-switch", "--set", f"drop={drop}")
 
-    def routed(self, zoo: Path) -> dict[str, Any]:
-        """Returns the scores of a zoo whose tasks are chosen by its index."""
-        if not (zoo / "index").exists():
-            flexswitch("index", str(zoo), "--base", self.base, "--exemplars", str(self.data))
-        (found,) = self.score(zoo, "auto-flexswitch").values()
-        chosen: dict[str, Any] = found
-        return chosen
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The test texts, the models that run them, and the fine-tuned weights."""
+        request = Request(self.t_switch(T_SWITCH), self.base, self.data, self.models, (), limit=self.limit)
+        return open_evaluation(request)
 
-    def tall_lambdas(self) -> list[str]:
-        """Returns each task's `mask_lambda` of most validation texts answered right, the first of equals."""
-        data = self.validation()
-        found = {
-            factor: self.score(self.shared("tall", [f"mask_lambda={factor}"]), "tall", data=data)["tall"]
-            for factor in MASK_LAMBDAS
-        }
-        best = {
-            task: max(MASK_LAMBDAS, key=lambda factor: found[factor]["accuracy"][task]) for task in self.tasks
-        }
-        return [f"{task}:mask_lambda={factor}" for task, factor in best.items()]
-
-    def validation(self) -> Path:
-        """Returns a folder whose test files are the last training texts."""
+    @cached_property
+    def validation(self) -> Evaluation:
+        """The same with the last training texts."""
         folder = self.work / "validation"
         folder.mkdir(exist_ok=True)
         for task in self.tasks:
             lines = gzip.decompress((self.data / f"{task}.train.jsonl.gz").read_bytes()).splitlines(True)
             (folder / f"{task}.test.jsonl").write_bytes(b"".join(lines[-VALIDATION:]))
-        return folder
+        return open_evaluation(Request(self.t_switch(T_SWITCH), self.base, folder, (), ()))
+
+    def kept(self, key: str, find: Callable[[], Found]) -> Found:
+        """Returns what is found, from a file if it was found before."""
+        file = self.work / f"result-{key}-{self.limit}.json"
+        if not file.exists():
+            print(f"scoring {key}", flush=True)
+            file.write_text(json.dumps(find()))
+        found: Found = json.loads(file.read_text())
+        return found
+
+    def fixed(self, method: str) -> Row:
+        """Returns the row of a static merge, the base or the fine-tuned models."""
+
+        def find() -> Found:
+            (found,) = score(self.evaluation, method, ())
+            return {"accuracy": found.accuracy, "stored": found.bytes_per_task}
+
+        return Row("static", method, **self.kept(method, find))
+
+    def stored(self, kind: str, name: str, zoo: Path) -> Row:
+        """Returns the row of a zoo whose tasks are given."""
+        found = self.kept(zoo.name, lambda: {"accuracy": accuracy(self.evaluation, open_zoo(zoo))})
+        return Row(kind, name, found["accuracy"], open_zoo(zoo).stored_bytes() / len(self.tasks))
+
+    def routed(self, kind: str, name: str, zoo: Path) -> Row:
+        """Returns the row of a zoo whose tasks are chosen by its index."""
+        if not (zoo / "index").exists():
+            flexswitch("index", str(zoo), "--base", self.base, "--exemplars", str(self.data))
+        limit = [] if self.limit is None else ["--limit", str(self.limit)]
+
+        def find() -> Found:
+            given = ("--base", self.base, "--data", str(self.data), "--methods", "auto-flexswitch", *limit)
+            (found,) = flexswitch("eval", str(zoo), *given)["methods"].values()
+            return {"accuracy": found["accuracy"], "stored": found["bytes_per_task"]}
+
+        return Row(f"{kind}, routed", name, **self.kept(f"{zoo.name}-routed", find))
+
+    def tall_lambdas(self) -> list[str]:
+        """Returns each task's `mask_lambda` of most validation texts answered right, the first of equals."""
+
+        def find() -> Found:
+            zoos = {factor: self.shared("tall", [f"mask_lambda={factor}"]) for factor in MASK_LAMBDAS}
+            return {str(factor): accuracy(self.validation, open_zoo(zoo)) for factor, zoo in zoos.items()}
+
+        found = self.kept("tall-validation", find)
+        best = {task: max(found, key=lambda factor: found[factor][task]) for task in self.tasks}
+        return [f"{task}:mask_lambda={factor}" for task, factor in best.items()]
 
 
-def rows(bench: Bench, sizes: Sequence[str]) -> Iterator[Row]:
+def accuracy(evaluation: Evaluation, zoo: Zoo) -> dict[str, float]:
+    """Returns the accuracy of each task as a zoo stores it."""
+    models = evaluation.task_models
+    vectors = {task: artifact_vector(zoo[task], models.base) for task in zoo}
+    return score_fixed(models, "stored", weights_of(models, vectors, 1.0), 0.0).accuracy
+
+
+def rows(bench: Bench, static: Sequence[str], sizes: Sequence[str]) -> Iterator[Row]:
     """Yields the lines of the table. sizes: of FlexSwitch, of a task's tensors in float32."""
-    finetuned = [word for model in bench.models for word in ("--finetuned", model)]
-    zoo = bench.alone("t-switch-0.9", "--method", "t-switch", "--set", "drop=0.9")
-    fixed = bench.score(zoo, ",".join(("base", "individual", *STATIC)), *finetuned)
-    for name in ("base", "individual", *STATIC):
-        yield Row("static", name, fixed[name])
+    for method in ("base", "individual", *static):
+        yield bench.fixed(method)
+    for drop in (0.6, T_SWITCH, 0.97):
+        yield bench.stored("alone", f"t-switch, drop={drop}", bench.t_switch(drop))
+    yield bench.routed("alone", f"t-switch, drop={T_SWITCH}", bench.t_switch(T_SWITCH))
     lambdas = bench.tall_lambdas()
+    half = ("drop=0.9", "bits=16", "shared_bits=16")
     for method, settings, set_for in (
-        ("emr", FLOAT, ()), ("emr", HALF, ()), ("emr", ("shared_bits=4",), ()),
-        ("tall", FLOAT, lambdas), ("tall", HALF, lambdas),
+        ("emr", ("shared_bits=32",), ()), ("emr", ("shared_bits=16",), ()), ("emr", ("shared_bits=4",), ()),
+        ("tall", ("shared_bits=32",), lambdas), ("tall", ("shared_bits=4",), lambdas),
         ("rtvq", ("shared_bits=3", "bits=2"), ()), ("rtvq", ("shared_bits=2", "bits=1"), ()),
-        ("twin", ("drop=0.9", "bits=32", *FLOAT), ()), ("twin", ("drop=0.9", "bits=16", *HALF), ()),
+        ("twin", ("drop=0.9", "bits=32", "shared_bits=32"), ()), ("twin", half, ()),
         ("twin", ("drop=0.97", "bits=16", "shared_bits=4"), ()),
     ):  # fmt: skip
         zoo = bench.shared(method, settings, set_for)
-        yield Row("shared", f"{method}, {', '.join(settings)}", bench.score(zoo, method)[method])
-    for method, settings in (("emr", HALF), ("twin", ("drop=0.9", "bits=16", *HALF))):
-        zoo = bench.shared(method, settings)
-        yield Row("shared, routed", f"{method}, {', '.join(settings)}", bench.routed(zoo))
-    for drop in (0.6, 0.9, 0.97):
-        zoo = bench.alone(f"t-switch-{drop}", "--method", "t-switch", "--set", f"drop={drop}")
-        yield Row("alone", f"t-switch, drop={drop}", bench.score(zoo, "t-switch")["t-switch"])
-    yield Row("alone, routed", "t-switch, drop=0.9", bench.routed(bench.work / "t-switch-0.9"))
+        yield bench.stored("shared", f"{method}, {', '.join(settings)}", zoo)
+    yield bench.routed("shared", "emr, shared_bits=16", bench.shared("emr", ("shared_bits=16",)))
+    yield bench.routed("shared", f"twin, {', '.join(half)}", bench.shared("twin", half))
     for size in sizes:
         trained = ("--method", "flexswitch", "--exemplars", str(bench.data), "--target-size", size)
         zoo = bench.alone(f"flexswitch-{size}", *trained)
-        yield Row("alone", f"flexswitch, {size}", bench.score(zoo, "flexswitch")["flexswitch"])
-        yield Row("alone, routed", f"flexswitch, {size}", bench.routed(zoo))
+        yield bench.stored("alone", f"flexswitch, {size}", zoo)
+        yield bench.routed("alone", f"flexswitch, {size}", zoo)
 
 
-def report(found: Sequence[Row], tasks: Sequence[str]) -> str:
+def report(found: Sequence[Row], bench: Bench) -> str:
     """Returns the section for docs/benchmarks.md."""
-    individual = next(row.found for row in found if row.name == "individual")
+    averages = [sum(row.accuracy.values()) / len(row.accuracy) for row in found]
+    individual = next(number for number, row in enumerate(found) if row.name == "individual")
     body = [
         [
             row.kind,
             row.name,
-            f"{row.found['average']:.2f}",
-            f"{100 * row.found['average'] / individual['average']:.2f}",
-            f"{row.found['bytes_per_task'] / 1e3:,.0f}",
-            f"{100 * row.found['bytes_per_task'] / individual['bytes_per_task']:.2f}",
+            f"{average:.2f}",
+            f"{100 * average / averages[individual]:.2f}",
+            f"{row.stored / 1e3:,.0f}",
+            f"{100 * row.stored / found[individual].stored:.2f}",
         ]
-        for row in found
+        for row, average in zip(found, averages, strict=True)
     ]
     header = ["stored", "method", "average", "of individual, %", "kB a task", "of float32, %"]
+    texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test texts"
     return f"""## By the bytes of a task: static, shared, alone, routed
 
     python benchmarks/text8/equal_bytes.py --data DIR
 
-The models of {", ".join(tasks)}, accuracy in %, whole test files. Bytes are whole files, heads
+The models of {", ".join(bench.tasks)}, accuracy in %, {texts}. Bytes are whole files, heads
 included, and a task's share of the vector that all share and of the index. The more tasks share a vector, the
 less of it each of them pays. TALL's `mask_lambda` is the best of each task on its last {VALIDATION} training
 texts. Routed rows score one mixed stream. Measured on {machine()}.
@@ -163,15 +212,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
     parser.add_argument("--cache", type=Path, default=HERE / "cache", help="where the models are")
     parser.add_argument("--tasks", help="names of tasks, with commas [default: all of the data]")
+    parser.add_argument("--static", default=STATIC, help="static merges [default: %(default)s]")
     parser.add_argument("--sizes", default="0.2%,1%", help="of FlexSwitch [default: 0.2%%,1%%]")
+    parser.add_argument("--limit", type=int, help="test texts of a task [default: all]")
     options = parser.parse_args()
     suffix = ".train.jsonl.gz"
     every = sorted(path.name.removesuffix(suffix) for path in options.data.glob(f"*{suffix}"))
     tasks = options.tasks.split(",") if options.tasks else every
-    bench = Bench(options.cache, options.data, tasks)
-    section = report(list(rows(bench, [size for size in options.sizes.split(",") if size])), tasks)
+    bench = Bench(options.cache, options.data, tasks, options.limit)
+    static, sizes = (list(filter(None, each.split(","))) for each in (options.static, options.sizes))
+    section = report(list(rows(bench, static, sizes)), bench)
     print(section)
-    if len(tasks) == EIGHT:
+    if len(tasks) == EIGHT and options.limit is None:
         write_section("equal-bytes", section)
 
 

@@ -50,11 +50,9 @@ def make_zoo(cache: Path, tasks: list[str], drop: float) -> Path:
     return zoo
 
 
-def score(
-    cache: Path, data: Path, zoo: Path, key: str, *options: str, kept_in: Path | None = None
-) -> dict[str, Any]:
+def score(cache: Path, data: Path, zoo: Path, key: str, *options: str) -> dict[str, Any]:
     """Returns the scores of one evaluation, from the file named by `key` if it exists."""
-    kept = (kept_in or cache) / f"result-{key}.json"
+    kept = cache / f"result-{key}.json"
     if not kept.exists():
         base = str(cache / "base")
         document = flexswitch("eval", str(zoo), "--base", base, "--data", str(data), *options)
