@@ -4,6 +4,8 @@ import logging
 import warnings
 from typing import Any
 
+_LONGEST = 10_000  # characters of a message
+
 
 def printable(text: str) -> str:
     r"""Returns a text on one line, with an escape such as `\x1b` for each character that is not visible.
@@ -19,8 +21,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns the lines of a message joined by spaces, printable."""
-    return printable(" ".join(text.split("\n")))
+    """Returns the lines of a message joined by spaces, printable; a very long one without its middle."""
+    shown = printable(" ".join(text.split("\n")))
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 2000]} … {shown[-2000:]}"
 
 
 def make_libraries_printable() -> None:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flexswitch.cli.console import Console, duration
@@ -63,13 +62,13 @@ class Table(Lines):
 
     def started(self, number: int) -> None:
         """Adds a step to the table."""
-        name = escape(printable(self._tasks[number].step.name))
+        name = printable(self._tasks[number].step.name)
         self._running[number] = self._bars.add_task(f"  {name}", total=None, item="")
         self._show()
 
     def told(self, number: int, text: str) -> None:
         """Shows how far a step has come."""
-        self._bars.update(self._running[number], item=escape(printable(text)))
+        self._bars.update(self._running[number], item=printable(text))
 
     def ended(self, event: "Event") -> None:
         """Removes a step from the table, and notes a failure above it."""
@@ -98,8 +97,8 @@ def watch(console: Console, prepared: "Prepared", tasks: "Mapping[int, Task]") -
         yield Lines(console, tasks)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[item]}", style="dim"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[item]}", style="dim", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
         yield Table(console, tasks, bars)

@@ -3,6 +3,7 @@
 import csv
 import glob
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from flexswitch.codecs.errors import InputError, unknown_name
 
+_MOST_REPETITIONS, _LONGEST_TEXT = 100_000, 10_000
 _NAME = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -30,6 +32,10 @@ def combinations(foreach: Mapping[str, Any]) -> list[dict[str, str]]:
             if not paths:
                 raise InputError(f"'foreach/{name}': no path matches '{values['glob']}'")
             parts.append([{name: Path(path).name, f"{name}.path": path} for path in paths])
+    if (count := math.prod(map(len, parts))) > _MOST_REPETITIONS:
+        raise InputError(
+            f"'foreach' repeats the step {count:,} times, expected {_MOST_REPETITIONS:,} at most"
+        )
     found = []
     for chosen in itertools.product(*parts):
         merged: dict[str, str] = {}
@@ -49,16 +55,21 @@ def matching_files(pattern: str) -> list[str]:
 def fill(value: Any, values: Mapping[str, str]) -> Any:
     """Returns a value with {name} replaced in all of its texts; {{ and }} stand for braces.
 
-    Raises: InputError on an unknown name.
+    Raises: InputError on an unknown name, and a text that becomes very long.
     """
+    letters = 0
 
     def replacement(match: re.Match[str]) -> str:
+        nonlocal letters
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] not in values:
             raise InputError(
                 f"{unknown_name('value of foreach', match[1], values)}; write {{{{ for a brace itself"
             )
+        letters += len(values[match[1]])
+        if letters > _LONGEST_TEXT:
+            raise InputError(f"a text becomes longer than {_LONGEST_TEXT:,} letters by its names in braces")
         return values[match[1]]
 
     if isinstance(value, str):

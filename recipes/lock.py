@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -100,10 +99,14 @@ def read_step_file(path: Path) -> StepFile | None:
 
 
 def write_step_file(path: Path, content: StepFile) -> None:
-    """Writes a step's file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(content.model_dump_json(), encoding="utf-8")
-    partial.replace(path)
+    """Writes a step's file in one step. Its process holds the step's lock, so that no other writes it too."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(content.model_dump_json(), encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def recorded_figures(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Plan:
 def make_plan(source: Path) -> Plan:
     """Returns the plan of a recipe. Raises: InputError naming the step and what is wrong with it."""
     drafts = []
-    for file, recipe in _with_included(source, ()):
+    for file, recipe in _with_included(source, set()):
         _check_defaults(recipe, file)
         drafts += [draft for step in recipe.steps for draft in _drafts(step, recipe, file)]
     _check_names(drafts, source)
@@ -137,13 +137,18 @@ def _check_names(drafts: list[_Draft], source: Path) -> None:
         seen.add(draft.name)
 
 
-def _with_included(source: Path, outer: tuple[Path, ...]) -> Iterator[tuple[Path, Recipe]]:
-    """Yields the recipes that a recipe includes, and then itself. Raises: InputError on a circle."""
-    if source.resolve() in outer:
-        raise InputError(f"{source}: includes itself; leave that out of 'include'")
+def _with_included(source: Path, seen: set[str]) -> Iterator[tuple[Path, Recipe]]:
+    """Yields the recipes that a recipe includes, and then itself.
+
+    seen: the recipes that are included already. Raises: InputError where one is included twice.
+    """
+    place = os.path.realpath(source)
+    if place in seen:
+        raise InputError(f"{source}: includes itself, or is included twice; leave that out of 'include'")
+    seen.add(place)
     recipe = read_recipe(source)
     for path in recipe.include:
-        yield from _with_included(Path(path), (*outer, source.resolve()))
+        yield from _with_included(Path(path), seen)
     yield source, recipe
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.commands.yaml_values import check_values, refused
 
 MOST_BYTES = 1_000_000
-MOST_VALUES = 100_000
 _LARGEST_DIGITS = 18
 _TAG = "tag:yaml.org,2002:"
 _NOT_RESOLVED = tuple(f"{_TAG}{name}" for name in ("timestamp", "merge", "bool", "int", "float"))
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) is not None:
-            raise _refused(
+            raise refused(
                 f"the tag '{event.tag.replace(_TAG, '!!')}' is not used in recipes; leave it out", event
             )
         return super().compose_node(parent, index)
@@ -40,16 +40,16 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag != f"{_TAG}str":
                 named = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                raise _refused(f"the key, {named}, is no text; put it in quotes", key)
+                raise refused(f"the key, {named}, is no text; put it in quotes", key)
             if key.value in seen:
-                raise _refused(f"key '{key.value}' is repeated", key)
+                raise refused(f"key '{key.value}' is repeated", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > _LARGEST_DIGITS:
             count = len(node.value)
-            raise _refused(f"a whole number of {count} digits, expected {_LARGEST_DIGITS} at most", node)
+            raise refused(f"a whole number of {count} digits, expected {_LARGEST_DIGITS} at most", node)
         return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
 
@@ -63,10 +63,6 @@ for _name, (_pattern, _first) in _CORE.items():
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 
 
-def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-
 def read_yaml(path: Path) -> Any:
     """Returns the document of a recipe. Raises: InputError naming the line."""
     if not path.is_file():
@@ -78,7 +74,7 @@ def read_yaml(path: Path) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_values(path, node)
+        check_values(path, node)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as reason:
         line = f", line {reason.problem_mark.line + 1}" if reason.problem_mark else ""
@@ -87,22 +83,3 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: is nested too deeply; a recipe has six levels") from reason
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as reason:
         raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())})") from reason
-
-
-def _check_values(path: Path, root: yaml.Node) -> None:
-    """Raises: InputError where a document has too many values, each alias counted as what it stands for."""
-    pending, count = [root], 0
-    while pending:
-        node, count = pending.pop(), count + 1
-        if count > MOST_VALUES:
-            raise InputError(
-                f"{path}: has more than {MOST_VALUES:,} values, each alias (*) counted as what it stands "
-                "for; divide it"
-            )
-        if isinstance(node, yaml.ScalarNode):
-            if "\0" in node.value or any("\ud800" <= letter <= "\udfff" for letter in node.value):
-                raise _refused("a text holds a NUL or half a surrogate pair, which no text has", node)
-        elif isinstance(node, yaml.MappingNode):
-            pending += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            pending += node.value

@@ -113,6 +113,6 @@ def test_compiled_functions_call_those_of_their_own_file_only():
 
 def test_starting_the_command_line_loads_nothing_heavy():
     heavy = ("torch", "numpy", "numba", "faiss", "transformers", "pydantic", "huggingface_hub", "yaml")
-    code = f"import sys, flexswitch.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, flexswitch.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout == "[]\n"

@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
+from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.pack import pack
+from flexswitch.merging.commands.peer_config import read_peer_config
 from flexswitch.merging.models.examples import SUFFIXES, read_examples
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.recipes.graph import make_graph
@@ -46,6 +48,41 @@ def read_a_recipe(data: bytes, work: Path) -> None:
     path = work / "fuzzed.yaml"
     path.write_bytes(data)
     make_graph(make_plan(path))
+
+
+# Configurations of mergekit
+
+
+def merge_config_seeds(work: Path) -> Iterator[bytes]:
+    """Yields configurations of two models, as YAML and as JSON, with conditions, lists and one slice."""
+    for model in ("base", "red"):
+        (work / model).mkdir(exist_ok=True)
+        (work / model / "config.json").write_text('{"num_hidden_layers": 2}')
+    base, red = str(work / "base"), str(work / "red")
+    filtered = "[{filter: mlp, value: [0.1, 1]}, {value: 1}]"
+    yield (
+        f"models:\n- model: {red}\n  parameters: {{weight: {filtered}}}\n"
+        f"base_model: {base}\nmerge_method: ties\nparameters: {{density: 0.5, normalize: true}}\n"
+    ).encode()
+    layers = [{"model": model, "layer_range": [0, 2]} for model in (base, red)]
+    parameters = {"t": [{"filter": "attn", "value": [0, 0.5]}, {"value": 0.5}]}
+    document = {
+        "slices": [{"sources": layers}], "base_model": base, "merge_method": "slerp", "dtype": "bfloat16",
+        "parameters": parameters,
+    }  # fmt: skip
+    yield json.dumps(document).encode()
+
+
+def read_a_merge_config(data: bytes, work: Path) -> None:
+    """Reads a configuration and checks the settings that it asks for."""
+    path = work / "fuzzed.yaml"
+    path.write_bytes(data)
+    asked = read_peer_config(path)
+    check = merge.check  # type: ignore[attr-defined]
+    check(
+        asked.sources, work / "merged", base=asked.base, method=asked.method, settings=asked.settings,
+        weights=asked.weights, set_for=asked.set_for, dtype=asked.dtype,
+    )  # fmt: skip
 
 
 # Zoos
@@ -141,12 +178,19 @@ RECIPE_WORDS = (
     "name", "command", "pack", "inputs", "options", "set", "foreach", "{task}", "expect", "at_least",
     "equals",     "version", "add", "output",
 )  # fmt: skip
+MERGE_WORDS = (
+    "model", "models", "slices", "sources", "layer_range", "base_model", "merge_method", "weight", "filter",
+    "parameters", "density", "normalize", "value", "dtype", "out_dtype", "tokenizer_source", "float16",
+)  # fmt: skip
 ZOO_WORDS = (
     "tasks", "red", "index", "base", "adapter", "file", "size", "sha256", "CON", "..", "a/b", "-x",
     "features",     "auto",
 )  # fmt: skip
 TEXT_READERS = {
     "recipe": Reader("a recipe", recipe_seeds, read_a_recipe, RECIPE_WORDS),
+    "merge-config": Reader(
+        "a configuration of mergekit", merge_config_seeds, read_a_merge_config, MERGE_WORDS
+    ),
     "zoo": Reader("zoo.json", zoo_seeds, read_a_zoo, ZOO_WORDS),
     "examples": Reader("examples", example_seeds, read_some_examples, own_mutate=mutate_examples),
 }

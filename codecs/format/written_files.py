@@ -47,7 +47,7 @@ def foreign_file(folder: Path) -> str | None:
 def inside(folder: Path, name: str) -> Path:
     """Returns the path of a file in a folder. Raises: InputError if the name leads out of the folder."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{folder}: the file '{name}' would be written outside of it")
     return path
 

@@ -219,9 +219,11 @@ def open_zoo(path: str | Path) -> Zoo:
     check_argument("open_zoo", "path", path, is_path(path), PATH)
     path = Path(path)
     file = path / ZOO_FILE
+    if not file.is_file():
+        raise no_zoo(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as reason:
+    except FileNotFoundError as reason:
         raise no_zoo(path) from reason
     except UnicodeDecodeError as reason:
         raise ArtifactError(f"{file}: its JSON document does not parse ({reason})") from reason

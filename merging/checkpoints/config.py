@@ -70,6 +70,8 @@ def read_json(path: Path) -> Any:
     """Returns the JSON document in a file. Raises: InputError."""
     try:
         return parse_json(path.read_bytes())
+    except FileNotFoundError as reason:
+        raise InputError(f"{path}: no such file") from reason
     except ValueError as reason:
         raise InputError(f"{path}: is not JSON ({reason})") from reason
 

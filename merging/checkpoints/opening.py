@@ -3,6 +3,7 @@
 Only plain tensors are unpickled, and no code that comes with a checkpoint is run.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,8 +51,8 @@ def locate(source: str) -> Location:
 
     Raises: InputError if it is neither a path nor a repository of the hub.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):  # False, too, where no path can have this name
         return Location(source, path, None)
     if is_hub_id(source):
         try:

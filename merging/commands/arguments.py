@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +124,11 @@ def check_inputs_stay(output: Path, inputs: Iterable[str | Path | None]) -> None
 
     Raises: InputError, whether the output may be replaced or not.
     """
-    target = output.resolve()
+    target = Path(os.path.realpath(output))
     for given in inputs:
         for text in (str(given), str(given).partition("=")[2]):
-            place = Path(text).expanduser().resolve() if text else None
-            if place is not None and place.exists() and target in (place, *place.parents):
+            place = Path(os.path.realpath(os.path.expanduser(text)))
+            if text and os.path.exists(place) and target in (place, *place.parents):
                 raise InputError(f"{output}: the input {given} is there; give another output")
 
 

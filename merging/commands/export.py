@@ -14,7 +14,7 @@ from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
 from flexswitch.merging.checkpoints.pairing import EVERYTHING
-from flexswitch.merging.commands.arguments import Input, Output, checked
+from flexswitch.merging.commands.arguments import Input, Output, check_inputs_stay, checked
 from flexswitch.merging.commands.merge_sources import check_bases, open_sources
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.task_vectors.lora_export import Lora, Rank, to_lora
@@ -53,6 +53,7 @@ def export(
     output, given = Path(output), _rank(rank)
     if not sources:
         raise UsageError("no source is given; name a zoo, an artifact, a task vector or a checkpoint")
+    check_inputs_stay(output, (base, *sources))
     check_output(output, overwrite)
     checkpoint = open_base(base)
     vectors = open_sources([str(source) for source in sources], checkpoint, EVERYTHING, task)

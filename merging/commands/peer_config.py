@@ -16,6 +16,7 @@ from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.opening import locate
 from flexswitch.merging.commands.arguments import OutputDtype
 from flexswitch.merging.commands.peer_methods import PEER_METHODS, PeerMethod
+from flexswitch.merging.commands.yaml_values import check_values
 from flexswitch.merging.task_vectors.task_name import task_name
 
 _MOST_BYTES = 1_000_000
@@ -67,7 +68,7 @@ def read_peer_config(path: Path) -> PeerMerge:
     if method.base_first:
         models = [_Model(str(base), "base", {}), *models]
     dtype = document.get("out_dtype") or document.get("dtype")
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and str(dtype) not in _DTYPES:
         raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(_DTYPES)}")
     found = PeerMerge(
         [f"{model.task}={model.path}" for model in models],
@@ -88,7 +89,7 @@ def _document(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"{path}: has {path.stat().st_size:,} bytes, expected {_MOST_BYTES:,} at most")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _parsed(path)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as reason:
         raise InputError(f"{path}: is not YAML ({' '.join(str(reason).split())[:200]})") from reason
     if not isinstance(document, dict):
@@ -102,6 +103,16 @@ def _document(path: Path) -> dict[str, Any]:
             "models one vocabulary before"
         )
     return document
+
+
+def _parsed(path: Path) -> Any:
+    """Returns the YAML document in a file. Raises: InputError, and errors of the library."""
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    check_values(path, node)
+    return loader.construct_document(node)
 
 
 def _models(path: Path, document: Mapping[str, Any]) -> list[_Model]:
@@ -136,9 +147,9 @@ def _one_slice(path: Path, slices: Any) -> list[dict[str, Any]]:
         raise InputError(f"{path}: slices: {odd[0] if odd else 'sources'} is not handled")
     sources = []
     for source in slices[0]["sources"]:
-        if not isinstance(source, dict) or "model" not in source:
+        if not isinstance(source, dict) or not isinstance(source.get("model"), str):
             raise InputError(f"{path}: slices: {source!r:.80}: expected model and layer_range")
-        layers = read_json_object(locate(str(source["model"])).path / "config.json").get("num_hidden_layers")
+        layers = read_json_object(locate(source["model"]).path / "config.json").get("num_hidden_layers")
         if source.get("layer_range") != [0, layers]:
             raise InputError(
                 f"{path}: slices: layer_range {source.get('layer_range')} of {source['model']} is not "

@@ -84,6 +84,10 @@ class SideFile:
 
     def __enter__(self) -> Self:
         """Opens the file and finds its complete tensors. Raises: InputError if it belongs to another run."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            raise InputError(
+                f"{self.path}: is a link or no file, and finished tensors go there; move it away"
+            )
         existed = self.path.exists() and self.path.stat().st_size > 0
         self._file = self.path.open("r+b" if existed else "w+b")
         try:

@@ -24,9 +24,10 @@ def read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
         if "x" not in held:
             raise ValueError(f"arrays {sorted(held)[:9]}, expected 'x' and 'y'")
-        UnpackedBytes(path).add(sum(each.file_size for each in archive.infolist()))
-        inputs = _array(archive, "x")
-        labels = _array(archive, "y") if "y" in held else None
+        unpacked = UnpackedBytes(path)
+        unpacked.add(sum(each.file_size for each in archive.infolist()))
+        inputs = _array(archive, "x", unpacked)
+        labels = _array(archive, "y", unpacked) if "y" in held else None
     if not inputs.ndim:
         raise ValueError("'x' has no dimension of examples")
     if labels is not None and labels.shape[:1] != inputs.shape[:1]:
@@ -34,8 +35,11 @@ def read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     return inputs, labels
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Returns an array, after a check that the archive holds as many bytes as its header says."""
+def _array(archive: zipfile.ZipFile, name: str, unpacked: UnpackedBytes) -> NDArray[Any]:
+    """Returns an array, after a check that the archive holds as many bytes as its header says.
+
+    unpacked: counts its records.
+    """
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
         version = npy.read_magic(file)
@@ -48,6 +52,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         needed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if min(shape, default=0) < 0 or needed != held:
             raise ValueError(f"'{name}' of shape {shape} needs {needed:,} bytes, and {held:,} follow")
+    unpacked.add(0, records=shape[0] if shape else 0)
     with archive.open(member) as file:
         found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
     return found

@@ -105,7 +105,7 @@ def tasks_with(folder: Path, split: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         for suffix in SUFFIXES:
             ending = f".{split}{suffix}"
-            if path.name.endswith(ending):
+            if path.name.endswith(ending) and path.is_file():
                 task = path.name.removesuffix(ending)
                 if task in found:
                     raise InputError(

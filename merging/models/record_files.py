@@ -1,7 +1,8 @@
 """Reads records from .jsonl, .jsonl.gz, .csv and .parquet files one by one, within bounds.
 
 A line may have 4 Mi characters, and 1,000 lines and two for each record may be blank. A compressed file may
-unpack to 256 MiB, or to 100 times its size if that is more: real texts compress to about a fourth.
+unpack to 256 MiB, or to 100 times its size if that is more: real texts compress to about a fourth. Each
+record counts as 200 bytes more, which it takes in memory.
 """
 
 import csv
@@ -19,7 +20,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.conversations import FIELDS, TEXT, TEXT_PAIR, text_of
 
 _LONGEST_LINE = 1 << 22
-_UNPACKED, _UNPACKED_RATIO = 1 << 28, 100
+_UNPACKED, _UNPACKED_RATIO, _RECORD_BYTES = 1 << 28, 100, 200
 _BLANK_LINES, _BLANK_TO_A_RECORD = 1000, 2
 _LONGEST_NUMBER = 40  # digits
 _PARQUET_BATCH = 256
@@ -57,13 +58,13 @@ class UnpackedBytes:
     def __init__(self, path: Path) -> None:
         self._most, self._found = max(_UNPACKED, _UNPACKED_RATIO * path.stat().st_size), 0
 
-    def add(self, size: int) -> None:
-        """Counts bytes. Raises: ValueError if there are now more than there may be."""
-        self._found += size
+    def add(self, size: int, records: int = 0) -> None:
+        """Counts bytes and records. Raises: ValueError if there are now more than there may be."""
+        self._found += size + _RECORD_BYTES * records
         if self._found > self._most:
             raise ValueError(
-                f"unpacks to more than {self._most:,} bytes, over {_UNPACKED_RATIO} times its size; "
-                "if this is right, store it uncompressed"
+                f"unpacks to more than {self._most:,} bytes, over {_UNPACKED_RATIO} times its size, each "
+                f"record counted as {_RECORD_BYTES} more; if this is right, do not compress it"
             )
 
 
@@ -81,7 +82,7 @@ def _unparsed(path: Path) -> Iterator[tuple[str, Any]]:
             blank = 0
             for number, line in enumerate(_lines(text), 1):
                 if path.suffix == ".gz":
-                    unpacked.add(len(line))
+                    unpacked.add(len(line), records=1)
                 if line.strip():
                     yield f"line {number}", line
                     continue
@@ -131,7 +132,8 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(_PARQUET_BATCH, columns=columns):
             for row in range(batch.num_rows):
                 values = {name: batch.column(name)[row].as_py() for name in columns}
-                unpacked.add(max(1, sum(len(str(values[name])) for name in columns if name != _LABEL)))
+                letters = sum(len(str(values[name])) for name in columns if name != _LABEL)
+                unpacked.add(letters, records=1)
                 yield values
 
 
@@ -145,5 +147,5 @@ def _parquet_file(path: Path) -> Any:
     names = pyarrow.parquet.read_schema(path).names
     file = pyarrow.parquet.ParquetFile(path, read_dictionary=[name for name in (TEXT,) if name in names])
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    UnpackedBytes(path).add(sum(group.total_byte_size for group in groups))
+    UnpackedBytes(path).add(sum(group.total_byte_size for group in groups), file.metadata.num_rows)
     return file

@@ -137,7 +137,7 @@ def _along(value: Any, place: float) -> Any:
         return value
     try:
         points = [float(each) for each in value]
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{','.join(map(str, value))}: expected numbers along the layers") from error
     return float(np.interp(place, np.linspace(0, 1, len(points)), points))
 
@@ -145,7 +145,7 @@ def _along(value: Any, place: float) -> Any:
 def _weight(task: str, value: Any) -> float:
     try:
         weight = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = np.nan
     if not np.isfinite(weight):
         raise UsageError(f"--weight {task}={value}: expected a number")

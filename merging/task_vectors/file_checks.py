@@ -1,6 +1,7 @@
 """Checks the small files beside a base's weights before they are copied: what they name, where they lie."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,9 @@ def foreign_class(name: str, document: object) -> str | None:
 
 def _check_place(source: Path, file: Path) -> None:
     """Raises: InputError unless a file lies in its folder or, in the hub's cache, in the repository's."""
-    folder = source.resolve()
+    folder = Path(os.path.realpath(source))
     allowed = folder.parents[1] if folder.parent.name == "snapshots" else folder
-    if not file.resolve().is_relative_to(allowed):
+    if not Path(os.path.realpath(file)).is_relative_to(allowed):
         raise InputError(f"{file}: is a link to a file outside the base; put the file itself there")
 
 

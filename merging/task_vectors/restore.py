@@ -109,10 +109,14 @@ def tied_outputs(
 
 
 def check_tensors(base: Checkpoint, vector: TaskVector) -> None:
-    """Raises: ArtifactError if a tensor of the task vector is missing in the base or has another shape."""
+    """Checks that the base has every tensor of the task vector, in the same shape.
+
+    Raises: InputError if it is another base; ArtifactError if the task vector does not fit its own.
+    """
     for name, info in vector.tensors.items():
         found = base.tensors.get(name)
         if found is None or found.shape != info.shape:
+            check_base(base, vector.identity(), vector.source)
             held = f"has it with the shape {list(found.shape)}" if found else "has none of that name"
             raise ArtifactError(
                 f"{vector.source}: tensor '{name}' has the shape {list(info.shape)} and the base "

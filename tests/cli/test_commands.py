@@ -69,7 +69,7 @@ def test_the_bytes_depend_on_neither_the_run_nor_the_thread_count(models):
         ["merge", "{}/zoo", "--base", "base.safetensors", "-o", "{}/red", "--task", "red"],
         ["merge", "{}/zoo", "--base", "base.safetensors", "-o", "{}/merged", "--method", "task-arithmetic"],
     ]  # fmt: skip
-    script = "import shlex, sys\nfrom flexswitch.cli.main import app\n"
+    script = "import shlex, sys\nfrom flexswitch.cli.app import app\n"
     script += "for line in sys.stdin: app(shlex.split(line), standalone_mode=False)\n"
     found = []
     for folder, threads in (("one", "1"), ("two", "2"), ("again", "2")):

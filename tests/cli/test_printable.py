@@ -163,6 +163,13 @@ def test_messages_of_libraries_are_printable(flexswitch: Runner, capsys: pytest.
     check_printable(warnings.formatwarning(HOSTILE, UserWarning, HOSTILE, 1))
 
 
+def test_a_very_long_message_has_its_beginning_and_its_end(flexswitch: Runner) -> None:
+    error = flexswitch("inspect", "a" * 50_000).error
+    assert len(error) < 10_100
+    assert error.startswith("aaa")
+    assert error.endswith("File name too long")
+
+
 @pytest.mark.parametrize("text", ["plain", "é 中文 😀 ×", ""])
 def test_what_is_printable_stays_as_it_is(text: str) -> None:
     assert printable(text) == text

@@ -18,7 +18,7 @@ from flexswitch.merging.routing.query_set import read_query_set
 def toy(tmp_path_factory):
     from typer.testing import CliRunner
 
-    from flexswitch.cli.main import app
+    from flexswitch.cli.app import app
 
     toy = text_toy(tmp_path_factory.mktemp("toy"))
     arguments = [

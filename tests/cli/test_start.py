@@ -1,8 +1,11 @@
-"""Commands on small zoos answer soon: they do not load torch."""
+"""Commands on small zoos answer soon, as they do not load torch; an interrupt at once ends in one line."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 RECIPE = """
 version: 1
@@ -32,3 +35,38 @@ def test_inspect_verify_pack_and_run_load_no_torch(zoo: Path) -> None:
     code = CODE.format(commands=COMMANDS)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["flexswitch", "inspect", "zoo"]
+from flexswitch.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["flexswitch.cli.app", "flexswitch.cli.pack", "flexswitch.codecs.format.zoo"]
+)
+def test_an_interrupt_while_the_command_starts_ends_in_one_line(zoo: Path, module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED.format(module=module)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "flexswitch: interrupted; nothing half-written is left\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_neither_the_status_nor_the_output(zoo: Path, closed: str) -> None:
+    flexswitch = f"{shlex.quote(sys.executable)} -m flexswitch.cli"
+    for words, status in (("inspect zoo", 0), ("inspect no", 1), ("pack red.fsw -o other --overwrite", 0)):
+        found = subprocess.run(f"{flexswitch} {words} {closed}", shell=True, capture_output=True)
+        assert found.returncode == status, found.stderr
+        assert b"Traceback" not in found.stderr
+    assert subprocess.run(f"{flexswitch} verify other", shell=True, capture_output=True).returncode == 0

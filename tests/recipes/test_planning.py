@@ -99,6 +99,9 @@ def test_defaults_are_options_of_the_steps_that_have_them_and_null_takes_one_awa
     assert "--base base.safetensors" in lines["compress red"]
 
 
+INCLUDED = "r.yaml: includes itself, or is included twice; leave that out of 'include'"
+
+
 def test_an_included_recipe_comes_first() -> None:
     Path("a.yaml").write_text(
         yaml.safe_dump({"version": 1, "steps": [COMPRESS], "defaults": {"per-task": 7}})
@@ -106,7 +109,8 @@ def test_an_included_recipe_comes_first() -> None:
     made = graph(PACK, include=["a.yaml"])
     assert [step.name for step in made.plan.steps] == ["compress red", "compress blue", "pack"]
     assert "--per-task 7" in made.plan.steps[0].line
-    assert refusal(PACK, include=["r.yaml"]) == "r.yaml: includes itself; leave that out of 'include'"
+    assert refusal(PACK, include=["r.yaml"]) == INCLUDED
+    assert refusal(PACK, include=["a.yaml", "./a.yaml"]) == INCLUDED.replace("r.yaml", "a.yaml")
 
 
 def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> None:
@@ -134,6 +138,10 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
         ((PACK | {"inputs": ["a"], "options": {}},), "r.yaml: step 'pack': lacks the option 'output' of pack"),
         ((VERIFY | {"command": "inspect"},), "r.yaml: step 'verify': no subcommand is named 'inspect' "
          "(known: extract, compress, pack, index, merge, eval, verify, push)"),
+        ((VERIFY | {"foreach": {name: [*"abcdefghij"] for name in "uvwxyz"}},), "r.yaml: step 'verify': 'foreach' repeats "
+         "the step 1,000,000 times, expected 100,000 at most"),
+        ((VERIFY | {"name": "{a}" * 200, "foreach": {"a": ["b" * 100]}},), f"r.yaml: step '{'{a}' * 200}': a text becomes "
+         "longer than 10,000 letters by its names in braces"),
         ((VERIFY | {"foreach": {"table": "no.csv"}},), "r.yaml: step 'verify': no.csv: no such table"),
         ((VERIFY | {"foreach": {"a": {"glob": "no/*"}}},), "r.yaml: step 'verify': 'foreach/a': no path matches 'no/*'"),
         (({"name": "a", "command": "merge", "inputs": ["m2"], "options": {"base": "b", "output": "m1", "method": "average"}},

@@ -42,14 +42,9 @@ def imported_names(path: Path) -> list[str]:
 
 
 def module_graph() -> Graph:
-    """Returns module -> modules of the package that it imports.
-
-    Without the one import that closes a circle: `run` executes a recipe's steps as command lines.
-    """
+    """Returns module -> modules of the package that it imports."""
     known = {module_name(path) for path in MODULES}
-    graph = {module_name(path): known.intersection(imported_names(path)) for path in MODULES}
-    graph["flexswitch.cli.run"].discard("flexswitch.cli.main")
-    return graph
+    return {module_name(path): known.intersection(imported_names(path)) for path in MODULES}
 
 
 def room_graph() -> Graph:

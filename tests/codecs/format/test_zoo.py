@@ -1,6 +1,7 @@
 """The zoo directory: what is packed is read, and nothing else is taken for it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -134,10 +135,18 @@ def test_a_zoo_without_tasks_is_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_description_is_refused(path: Path, example: Path) -> None:
-    (path / "zoo.json").unlink()
-    for place in (path, path / "missing", example):
-        found = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
-        assert found == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
+    file = path / "zoo.json"
+    for what in ("nothing", "a pipe", "a device", "a loop", "a folder"):  # reading two of them never ends
+        file.unlink(missing_ok=True)
+        if what == "a pipe":
+            os.mkfifo(file)
+        elif what in ("a device", "a loop"):
+            file.symlink_to("/dev/zero" if what == "a device" else file)
+        elif what == "a folder":
+            file.mkdir()
+        for place in (path, path / "missing", example):
+            found = message(lambda place=place: open_zoo(place), InputError)  # type: ignore[misc]
+            assert found == f"{place}: not a zoo: it has no zoo.json; make one with `flexswitch pack`"
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])

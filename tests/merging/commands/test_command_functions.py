@@ -87,7 +87,7 @@ def test_t_switch_loads_no_learner_router_evaluation_or_model(models: Path) -> N
     code = """
 import sys
 sys.argv = ["flexswitch", "compress", "red.safetensors", "--base", "base.safetensors", "-o", "red.fsw", "-q"]
-from flexswitch.cli.main import app
+from flexswitch.cli.app import app
 app(standalone_mode=False)
 rooms = tuple("flexswitch.merging." + room for room in ("flex_switch", "routing", "evaluation", "switching", "models"))
 print([name for name in sys.modules if name.startswith(rooms)])

@@ -9,12 +9,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import message
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.merge_config import merge_config
 
 HEAD = "models:\n- {model: a, parameters: {weight: 1.0}}\n- {model: b, parameters: {weight: 0.5}}\nbase_model: base\n"
 BARE = "models: [{model: a}, {model: b}]\nbase_model: base\n"
+
+
+def nested_aliases(levels: int) -> str:
+    """Returns a list of ten lists of ten lists and so on, in a few letters."""
+    text = "a"
+    for level in range(levels):
+        text = f"&{'abcdefghij'[level]} [{text}{f', *{chr(96 + level)}' * 9 if level else ''}]"
+    return text
 
 
 @pytest.fixture
@@ -111,15 +119,31 @@ def test_models_without_a_base_are_merged_themselves(folder: Path) -> None:
         ("models: [{model: a, revision: 1}]\nmerge_method: sce\nbase_model: base\n", "merge.yaml: revision of model a is not handled"),
         ("slices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nmerge_method: sce\nbase_model: base\n",
          "merge.yaml: slices: layer_range [0, 2] of a is not handled, only that of all layers, [0, 3]"),
+        (f"slices: [{{sources: [{{model: {'a' * 300}}}]}}]\nmerge_method: sce\n", f"{'a' * 300}: no such file or directory"),
+        ("slices: [{sources: [{model: [a]}]}]\nmerge_method: sce\n", "merge.yaml: slices: {'model': ['a']}: expected model"),
         ("slices: [1, 2]\nmerge_method: passthrough\n", "merge.yaml: no merge_method is named 'passthrough'"),
         ("merge_method: sce\nbase_model: base\n", "merge.yaml: expected one of models and slices"),
         ("- a\n", "merge.yaml: expected keys and values"),
         ("a: [", "merge.yaml: is not YAML"),
+        (f"{HEAD}merge_method: ties\ndtype: [float32]\n", "merge.yaml: dtype ['float32'], expected one of float32"),
+        (f"models: [{nested_aliases(9)}]\nmerge_method: ties\n", "merge.yaml: has more than 100,000 values"),
+        (f"{HEAD}merge_method: {nested_aliases(9)}\n", "merge.yaml: has more than 100,000 values"),
+        (f"{HEAD}merge_method: ties\nparameters: {{<<: {nested_aliases(9)}}}\n", "merge.yaml: has more than 100,000 values"),
+        (f"models: [&a {'a' * 200_000}{', *a' * 99}]\nmerge_method: ties\n", "merge.yaml: has more than 100,000 values or 10,000,000 letters"),
+        (f"{HEAD}merge_method: &a [*a]\n", "merge.yaml: has more than 100,000 values"),
+        ('merge_method: "\\ud800"\n', "merge.yaml: is not YAML"),
     ],
 )  # fmt: skip
 def test_what_is_not_handled_is_refused_by_name(folder: Path, text: str, expected: str) -> None:
     assert message(InputError, lambda: by_config(text)).startswith(expected)
     assert not Path("found").exists()
+
+
+@pytest.mark.parametrize("weight", ["9" * 400, f"[1, {'9' * 400}]", ".inf", ".nan", "x"])
+def test_a_weight_that_is_no_finite_number_is_refused(folder: Path, weight: str) -> None:
+    text = f"{BARE}merge_method: task_arithmetic\nparameters: {{weight: {weight}}}\n"
+    with pytest.raises(FlexswitchError, match=r"expected (a )?number"):
+        by_config(text)
 
 
 def test_a_configuration_stands_alone_on_the_command_line(folder: Path, flexswitch: Any) -> None:

@@ -19,6 +19,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.commands.evaluate import evaluate
+from flexswitch.merging.commands.export import export
 from flexswitch.merging.commands.extract import extract
 from flexswitch.merging.commands.index import index as index_command
 from flexswitch.merging.commands.merge import merge
@@ -71,6 +72,7 @@ WAYS: dict[str, Way] = {
     "compress --base of a task vector": lambda toy, base, out: compress(
         toy.data / "birds.tv.safetensors", out / "birds.fsw", base=base, target_size="5KB", exemplars=toy.data
     ),
+    "export": lambda toy, base, out: export([toy.zoo], out / "l", base=base, task="birds", to="lora", rank=1),
     "restore": lambda toy, base, out: restore(base, open_zoo(toy.zoo)["birds"]),
     "verify --base": lambda toy, base, out: verify(toy.zoo, base=base),
 }
@@ -90,6 +92,28 @@ def test_one_changed_entry_anywhere_is_refused_and_nothing_is_written(
         assert found.startswith(f"{base}: is not the base of {toy.zoo.parent}/")
         assert list(out.iterdir()) == []
     assert contents(toy.zoo) == before
+
+
+@pytest.mark.parametrize(
+    "way", ["merge --task", "merge --method", "export", "restore", "verify --base", "index"]
+)
+@pytest.mark.parametrize(
+    "change", ["a tensor is missing", "a tensor has another shape", "all names have a prefix"]
+)
+def test_a_base_of_another_form_is_a_wrong_base_and_no_damage(
+    toy: Toy, tmp_path: Path, way: str, change: str
+) -> None:
+    base = shutil.copytree(toy.base, tmp_path / "base")
+    state, name = load_file(base / "model.safetensors"), "encoder.layer.0.intermediate.dense.weight"
+    if change == "a tensor is missing":
+        del state[name]
+    elif change == "a tensor has another shape":
+        state[name] = state[name].T.contiguous()
+    else:
+        state = {f"bert.{each}": tensor for each, tensor in state.items()}
+    save_file(state, base / "model.safetensors")
+    found = message(InputError, lambda: WAYS[way](toy, base, tmp_path))
+    assert found.startswith(f"{base}: is not the base of ")
 
 
 def loaded(toy: Toy, **options: Any) -> Any:

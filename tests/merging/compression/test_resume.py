@@ -232,6 +232,24 @@ def test_a_file_with_other_content_is_another_run(tmp_path: Path, checkpoints: P
         refused(lambda: run(opened(checkpoints), path), path)
 
 
+def test_a_side_file_that_is_a_link_is_refused_and_nothing_is_written_through_it(
+    tmp_path: Path, checkpoints: Path
+) -> None:
+    side, foreign = side_file(tmp_path / "task.fsw"), tmp_path / "foreign"
+    for exists in (False, True):
+        foreign.write_bytes(b"") if exists else None
+        side.unlink(missing_ok=True)
+        side.symlink_to(foreign)
+        found = message(InputError, lambda: run(opened(checkpoints), tmp_path / "task.fsw"))
+        assert found == f"{side}: is a link or no file, and finished tensors go there; move it away"
+        assert (foreign.read_bytes() if foreign.exists() else None) == (b"" if exists else None)
+    side.unlink()
+    os.mkfifo(side)  # opening it would wait for ever
+    assert "is a link or no file" in message(
+        InputError, lambda: run(opened(checkpoints), tmp_path / "task.fsw")
+    )
+
+
 def test_an_existing_output_is_refused_first(tmp_path: Path, checkpoints: Path) -> None:
     path = tmp_path / "task.fsw"
     path.write_text("mine")

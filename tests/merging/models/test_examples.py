@@ -1,5 +1,7 @@
 """Every format of an examples file gives the same examples."""
 
+import os
+
 import numpy as np
 import pytest
 from support.checkpoints import message
@@ -116,6 +118,8 @@ def test_a_tasks_file_is_found_by_split_in_any_format(tmp_path):
         "e.test.tsv",
     ):
         write(tmp_path, name, b"")
+    (tmp_path / "folder.test.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.test.csv")  # reading it would wait for ever
     assert tasks_with(tmp_path, "test") == {
         "a": tmp_path / "a.test.jsonl.gz",
         "b": tmp_path / "b.test.npz",

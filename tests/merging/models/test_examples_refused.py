@@ -17,6 +17,10 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.examples import first, read_examples
 
 UNLABELLED = "its examples have no labels; expected a field 'label' (or an array 'y')"
+UNPACKED = (
+    "unpacks to more than 268,435,456 bytes, over 100 times its size, each record counted as 200 more; if this is "
+    "right, do not compress it"
+)
 UNTEXTED = "has no field 'text' that is a string, nor 'messages', 'prompt' and 'completion', or 'source' and 'target'"
 
 
@@ -178,10 +182,32 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, suffix):
         (None,) if suffix == ".parquet" else (None, first(3))
     ):  # it tells its rows without unpacking
         found = message(InputError, lambda: read_examples(path, False, choose))  # noqa: B023
-        assert found == (
-            f"{path}: cannot be read as examples (unpacks to more than 268,435,456 bytes, over 100 times its "
-            "size; if this is right, store it uncompressed)"
-        )
+        assert found == f"{path}: cannot be read as examples ({UNPACKED})"
+
+
+MANY = 1_350_000  # empty records
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [
+        (".jsonl.gz", lambda: gzip.compress(b'{"text":""}\n' * MANY, mtime=0)),
+        (".parquet", lambda: parquet_of_nothing(MANY)),
+        (".npz", lambda: npz(x=np.empty((10**8, 0), np.uint8))),
+        (".npz", lambda: npz(x=np.zeros(MANY, np.uint8))),
+    ],
+)
+def test_a_small_file_of_very_many_examples_is_refused(tmp_path, suffix, data):
+    path = write(tmp_path, f"birds.test{suffix}", data())
+    assert path.stat().st_size < 100_000
+    assert message(InputError, lambda: read_examples(path, False, first(3))).endswith(f"({UNPACKED})")
+
+
+def parquet_of_nothing(rows):
+    data = io.BytesIO()
+    texts = pyarrow.array([""], pyarrow.string()).take(pyarrow.array(np.zeros(rows, np.int32)))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), data)
+    return data.getvalue()
 
 
 def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):

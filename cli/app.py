@@ -1,0 +1,113 @@
+"""The `flexswitch` command: its subcommands, and how errors are printed."""
+
+import io
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from flexswitch.cli.compress import compress
+from flexswitch.cli.eval import evaluate
+from flexswitch.cli.export import export
+from flexswitch.cli.extract import extract
+from flexswitch.cli.index import index
+from flexswitch.cli.inspect import inspect
+from flexswitch.cli.merge import merge
+from flexswitch.cli.methods import methods
+from flexswitch.cli.pack import pack
+from flexswitch.cli.printable import make_libraries_printable, one_line, printable
+from flexswitch.cli.push import push
+from flexswitch.cli.route import route
+from flexswitch.cli.run import run
+from flexswitch.cli.verify import verify
+from flexswitch.codecs.errors import ExitStatus, FlexswitchError
+
+app = typer.Typer(
+    name="flexswitch",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"flexswitch {version('flexswitch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn fine-tuned checkpoints into tiny task vectors, and put them back together."""
+
+
+app.command("extract")(extract)
+app.command("compress")(compress)
+app.command("pack")(pack)
+app.command("index")(index)
+app.command("merge")(merge)
+app.command("route")(route)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
+app.command("export")(export)
+app.command("methods")(methods)
+app.command("run")(run)
+app.command("push")(push)
+
+
+def run_app() -> None:
+    """Runs the command line and ends the process with one of the statuses of `ExitStatus`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    make_libraries_printable()
+    try:
+        outcome = app(standalone_mode=False)
+    except FlexswitchError as error:
+        _fail(str(error), error.status)
+    except typer.TyperException as error:
+        _fail_on_usage(error)
+    except (OSError, MemoryError) as error:
+        _fail(_system_message(error), ExitStatus.INPUT)
+    if isinstance(outcome, int):  # the status of a command that ended early, as with --help
+        if outcome == ExitStatus.INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(outcome)
+
+
+def _fail(message: str, status: ExitStatus) -> NoReturn:
+    if "--debug" in sys.argv:
+        _print_lines(traceback.format_exc())
+    print("flexswitch: error: " + one_line(message), file=sys.stderr)
+    sys.exit(status)
+
+
+def _fail_on_usage(error: typer.TyperException) -> NoReturn:
+    shown = io.StringIO()
+    error.show(shown)  # type: ignore[attr-defined]  # all that typer raises have it
+    _print_lines(shown.getvalue())
+    sys.exit(error.exit_code)
+
+
+def _print_lines(text: str) -> None:
+    print("\n".join(map(printable, text.rstrip("\n").split("\n"))), file=sys.stderr)
+
+
+def _system_message(error: OSError | MemoryError) -> str:
+    """Returns one line for an error of the operating system: the file first, where one is known."""
+    if isinstance(error, MemoryError):
+        return "the memory is full; free some, or use a machine with more"
+    named = f"{error.filename}: " if error.filename else ""
+    return f"{named}{error.strerror or error}"
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
