@@ -83,6 +83,8 @@ def fill(value: Any, values: Mapping[str, str]) -> Any:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """Returns the rows of a table. Raises: InputError naming the line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -61,10 +62,12 @@ def lock_file(recipe: Path) -> Path:
 
 def read_lock(path: Path) -> Lock:
     """Returns a lock, an empty one where there is none. Raises: InputError where it is damaged."""
+    if not os.path.lexists(path):
+        return Lock()
+    if not path.is_file():
+        raise InputError(f"{path}: is no file, and a recipe's lock is written there; move it away")
     try:
         return Lock.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return Lock()
     except ValidationError as reason:
         first = reason.errors()[0]
         where = "/".join(map(str, first["loc"])) or "its JSON"
@@ -101,6 +104,7 @@ def read_step_file(path: Path) -> StepFile | None:
 def write_step_file(path: Path, content: StepFile) -> None:
     """Writes a step's file in one step. Its process holds the step's lock, so that no other writes it too."""
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # nothing is written through a link
     try:
         partial.write_text(content.model_dump_json(), encoding="utf-8")
         partial.replace(path)

@@ -102,6 +102,11 @@ class _Draft:
         except InputError as reason:
             raise InputError(f"{self.where}{reason}") from reason
         reads, writes, changes = (tuple(map(_normal, each)) for each in paths_of(command, arguments))
+        for path in (*writes, *changes):
+            if os.path.basename(path) in ("", os.curdir, os.pardir):
+                raise InputError(
+                    f"{self.where}'{path}' is no name of an output; give a path that ends in one"
+                )
         return PlannedStep(
             self.name, self.step.name, self.step.command, arguments,
             command_line(command, inputs, self.options), reads, writes, changes, self.step.needs,

@@ -79,6 +79,8 @@ def alone(recipe: Path, share: tuple[int, int] | None) -> Iterator[None]:
     """Keeps other runs of the recipe away. Raises: InputError where one is going on."""
     name = "running" if share is None else f"running-{share[0]}-of-{share[1]}"
     folder = log_folder(lock_file(recipe))
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder}: is a link or no folder, and the steps' logs go there; move it away")
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / f"{name}.lock", timeout=0):

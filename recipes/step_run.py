@@ -45,8 +45,10 @@ def log_file(lock: Path, number: int, name: str) -> Path:
 
 
 def open_log(task: Task) -> TextIO:
-    """Opens a task's log to write it anew."""
-    return log_file(task.lock, task.number, task.step.name).open("w", encoding="utf-8", errors="replace")
+    """Opens a task's log, a new file even where a link has its name."""
+    path = log_file(task.lock, task.number, task.step.name)
+    path.unlink(missing_ok=True)
+    return path.open("w", encoding="utf-8", errors="replace")
 
 
 def run_step(task: Task, digests: Digests, log: TextIO, tell: Callable[[Event], None]) -> Event:

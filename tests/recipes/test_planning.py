@@ -1,5 +1,6 @@
 """A recipe becomes steps in an order that follows from the paths which they read and write."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
         ((VERIFY | {"inputs": []},), "r.yaml: step 'verify': 'inputs' is a list of 0, expected PATH"),
         ((VERIFY | {"inputs": ["a", "b"]},), "r.yaml: step 'verify': 'inputs' is a list of 2, expected PATH"),
         ((PACK | {"inputs": ["a"], "options": {}},), "r.yaml: step 'pack': lacks the option 'output' of pack"),
+        ((PACK | {"inputs": ["a"], "options": {"output": "."}},), "r.yaml: step 'pack': '.' is no name of an output; give "
+         "a path that ends in one"),
+        ((PACK | {"inputs": ["a"], "options": {"output": ""}},), "r.yaml: step 'pack': '.' is no name of an output; give "
+         "a path that ends in one"),
+        ((PACK | {"inputs": ["a"], "options": {"output": "../.."}},), "r.yaml: step 'pack': '../..' is no name of an "
+         "output; give a path that ends in one"),
         ((VERIFY | {"command": "inspect"},), "r.yaml: step 'verify': no subcommand is named 'inspect' "
          "(known: extract, compress, pack, index, merge, eval, verify, push)"),
         ((VERIFY | {"foreach": {name: [*"abcdefghij"] for name in "uvwxyz"}},), "r.yaml: step 'verify': 'foreach' repeats "
@@ -165,6 +172,11 @@ def test_a_recipe_that_cannot_be_planned_is_refused(steps: tuple[dict[str, Any]]
 def test_a_wrong_table_is_refused(text: str, message: str) -> None:
     Path("t.csv").write_text(text)
     assert refusal(VERIFY | {"foreach": {"table": "t.csv"}}) == f"r.yaml: step 'verify': {message}"
+
+
+def test_a_table_that_is_no_file_is_refused() -> None:
+    os.mkfifo("t.csv")  # reading it would wait for ever
+    assert refusal(VERIFY | {"foreach": {"table": "t.csv"}}) == "r.yaml: step 'verify': t.csv: no such table"
 
 
 def test_a_default_that_no_step_takes_is_refused() -> None:

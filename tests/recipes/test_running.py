@@ -173,6 +173,29 @@ def test_an_output_that_no_step_wrote_is_not_replaced(flexswitch, recipe, models
     assert not (models / "blue.fsw").exists()
 
 
+def test_nothing_is_written_through_links_beside_a_recipe(flexswitch, recipe, run, models):
+    mine = models / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("mine")
+    (models / "recipe.logs").symlink_to(mine)
+    assert flexswitch("run", "recipe.yaml").error.startswith("recipe.logs: is a link or no folder, ")
+    (models / "recipe.logs").unlink()
+    (models / "recipe.lock").symlink_to(mine / "none")
+    assert flexswitch("run", "recipe.yaml").error.startswith("recipe.lock: is no file, ")
+    (models / "recipe.lock").unlink()
+    files = [
+        models / "recipe.logs" / f"{number:04}-{name.replace(' ', '-')}.log"
+        for number, name in enumerate(ALL, 1)
+    ]
+    for step in make_plan(Path("recipe.yaml")).steps:
+        place = step_file(step, Path("recipe.lock"))
+        files += [place, place.with_name(f".{place.name}.partial")]
+    for file in files:
+        file.symlink_to(mine / "file")
+    assert run() == ALL
+    assert [(file.name, file.read_text()) for file in mine.iterdir()] == [("file", "mine")]
+
+
 def test_a_step_that_was_killed_in_the_middle_runs_again(run, models):
     run()
     before = contents(models)
