@@ -223,8 +223,6 @@ def open_zoo(path: str | Path) -> Zoo:
         raise no_zoo(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as reason:
-        raise no_zoo(path) from reason
     except UnicodeDecodeError as reason:
         raise ArtifactError(f"{file}: its JSON document does not parse ({reason})") from reason
     record = parse_strict(ZooRecord, file, text)
