@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.zoo import Zoo
@@ -11,8 +11,6 @@ from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.codecs.registry import get_codec
 from flexswitch.codecs.storage import check_effort
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
-from flexswitch.merging.checkpoints.hashing import open_base
-from flexswitch.merging.checkpoints.pairing import EVERYTHING
 from flexswitch.merging.commands.arguments import (
     Access,
     Bytes,
@@ -23,11 +21,11 @@ from flexswitch.merging.commands.arguments import (
     check_inputs_stay,
     checked_with,
 )
-from flexswitch.merging.commands.merge_sources import check_stored, open_sources
 from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
-from flexswitch.merging.shared.build import Sharing
 from flexswitch.merging.zoos.pack import Form, change_zoo, create_zoo
-from flexswitch.merging.zoos.share import add_shared, create_shared_zoo
+
+if TYPE_CHECKING:
+    from flexswitch.merging.shared.build import Sharing
 
 
 def _check(
@@ -110,8 +108,10 @@ def pack(
 
 def _sharing(
     share: str, settings: Mapping[str, Any] | None, set_for: Sequence[tuple[str, Mapping[str, Any]]]
-) -> Sharing:
+) -> "Sharing":
     """Returns how tasks are stored by a shared vector; the last value of a task's setting counts."""
+    from flexswitch.merging.shared.build import Sharing  # it loads torch, which other packing needs not
+
     by_task: dict[str, dict[str, Any]] = {}
     for task, values in set_for:
         by_task.setdefault(task, {}).update(values)
@@ -124,13 +124,18 @@ def _share(
     base: str | Path,
     add: bool,
     remove: Sequence[str],
-    sharing: Sharing,
+    sharing: "Sharing",
     adapter: str | None,
     overwrite: bool,
     wait: Wait,
     reporter: Reporter,
 ) -> Zoo:
     """Writes a zoo of tasks that share a vector, or adds tasks to one and removes others."""
+    from flexswitch.merging.checkpoints.hashing import open_base
+    from flexswitch.merging.checkpoints.pairing import EVERYTHING
+    from flexswitch.merging.commands.merge_sources import check_stored, open_sources
+    from flexswitch.merging.zoos.share import add_shared, create_shared_zoo
+
     check_inputs_stay(output, (base, *([] if add else sources)))
     checkpoint = open_base(base)
     vectors = open_sources(sources, checkpoint, EVERYTHING)
