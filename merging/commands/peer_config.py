@@ -24,7 +24,7 @@ _IGNORED = {"int8_mask": "signs are elected exactly"}
 _KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
 )  # fmt: skip
-_DTYPES: dict[str, OutputDtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+DTYPES: dict[str, OutputDtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
 
 @dataclass
@@ -50,12 +50,13 @@ class _Model:
     parameters: Mapping[str, Any]
 
 
-def read_peer_config(path: Path) -> PeerMerge:
-    """Returns what a configuration asks for. Raises: InputError, UsageError."""
-    document = _document(path)
+def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
+    """Returns what a configuration asks for; document: as it was read. Raises: InputError, UsageError."""
     method = PEER_METHODS.get(str(document.get("merge_method")))
     if method is None:
-        named = unknown_name("merge_method", str(document.get("merge_method")), PEER_METHODS)
+        named = unknown_name(
+            "merge_method", str(document.get("merge_method")), [*PEER_METHODS, "passthrough"]
+        )
         raise InputError(f"{path}: {named}")
     models = _models(path, document)
     base = document.get("base_model")
@@ -68,12 +69,12 @@ def read_peer_config(path: Path) -> PeerMerge:
     if method.base_first:
         models = [_Model(str(base), "base", {}), *models]
     dtype = document.get("out_dtype") or document.get("dtype")
-    if dtype is not None and str(dtype) not in _DTYPES:
-        raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+    if dtype is not None and str(dtype) not in DTYPES:
+        raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(DTYPES)}")
     found = PeerMerge(
         [f"{model.task}={model.path}" for model in models],
         str(base or models[0].path), method.name, method.fixed(base is not None),
-        None if dtype is None else _DTYPES[dtype],
+        None if dtype is None else DTYPES[dtype],
     )  # fmt: skip
     found.notes += [f"{path}: the merge is computed in float32, and stored in {dtype}"] * (
         dtype not in (None, "float32")
@@ -82,7 +83,7 @@ def read_peer_config(path: Path) -> PeerMerge:
     return found
 
 
-def _document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
     """Returns the document, of known keys. Raises: InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a merge configuration in YAML")
@@ -173,7 +174,7 @@ def _set_parameters(
             prefix = f"{task}:" if task else ""
             found.set_for += [
                 (f"{prefix}{pattern}", method.translated(path, key, value))
-                for pattern, value in _conditions(path, key, setting)
+                for pattern, value in conditions(path, key, setting)
             ]
     needed = [model for model in models if "weight" in method.required]
     for model in needed:
@@ -183,7 +184,7 @@ def _set_parameters(
         raise InputError(f"{path}: parameters: t is missing")
 
 
-def _conditions(path: Path, key: str, setting: Any) -> Iterator[tuple[str, Any]]:
+def conditions(path: Path, key: str, setting: Any) -> Iterator[tuple[str, Any]]:
     """Yields (pattern, value), of which the last match counts; in the file it is the first.
 
     Raises: InputError on a value that is no number, list of numbers or list of filters.

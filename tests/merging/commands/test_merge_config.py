@@ -121,7 +121,7 @@ def test_models_without_a_base_are_merged_themselves(folder: Path) -> None:
          "merge.yaml: slices: layer_range [0, 2] of a is not handled, only that of all layers, [0, 3]"),
         (f"slices: [{{sources: [{{model: {'a' * 300}}}]}}]\nmerge_method: sce\n", f"{'a' * 300}: no such file or directory"),
         ("slices: [{sources: [{model: [a]}]}]\nmerge_method: sce\n", "merge.yaml: slices: {'model': ['a']}: expected model"),
-        ("slices: [1, 2]\nmerge_method: passthrough\n", "merge.yaml: no merge_method is named 'passthrough'"),
+        ("slices: [1, 2]\nmerge_method: linear\n", "merge.yaml: slices: only one slice of all layers is handled"),
         ("merge_method: sce\nbase_model: base\n", "merge.yaml: expected one of models and slices"),
         ("- a\n", "merge.yaml: expected keys and values"),
         ("a: [", "merge.yaml: is not YAML"),
