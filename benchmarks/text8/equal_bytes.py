@@ -29,7 +29,7 @@ from flexswitch.merging.task_vectors.shared_vector import artifact_vector  # noq
 
 STATIC = "average,task-arithmetic,ties,iso-c,tsv-m"
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
-VALIDATION = 300  # last training texts of a task, by which its mask of TALL is chosen
+VALIDATION = 150  # last training texts of a task, by which its mask of TALL is chosen
 T_SWITCH = 0.9  # the drop rate of the zoo that is routed
 EIGHT = 8
 
@@ -83,7 +83,9 @@ class Bench:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The test texts, the models that run them, and the fine-tuned weights."""
-        request = Request(self.t_switch(T_SWITCH), self.base, self.data, self.models, (), limit=self.limit)
+        request = Request(
+            self.t_switch(T_SWITCH), self.base, self.data, self.models, methods=(), limit=self.limit
+        )
         return open_evaluation(request)
 
     @cached_property
@@ -94,7 +96,7 @@ class Bench:
         for task in self.tasks:
             lines = gzip.decompress((self.data / f"{task}.train.jsonl.gz").read_bytes()).splitlines(True)
             (folder / f"{task}.test.jsonl").write_bytes(b"".join(lines[-VALIDATION:]))
-        return open_evaluation(Request(self.t_switch(T_SWITCH), self.base, folder, (), ()))
+        return open_evaluation(Request(self.t_switch(T_SWITCH), self.base, folder, methods=()))
 
     def kept(self, key: str, find: Callable[[], Found]) -> Found:
         """Returns what is found, from a file if it was found before."""
@@ -110,7 +112,7 @@ class Bench:
 
         def find() -> Found:
             (found,) = score(self.evaluation, method, ())
-            return {"accuracy": found.accuracy, "stored": found.bytes_per_task}
+            return {"accuracy": found.values, "stored": found.bytes_per_task}
 
         return Row("static", method, **self.kept(method, find))
 
@@ -128,7 +130,7 @@ class Bench:
         def find() -> Found:
             given = ("--base", self.base, "--data", str(self.data), "--methods", "auto-flexswitch", *limit)
             (found,) = flexswitch("eval", str(zoo), *given)["methods"].values()
-            return {"accuracy": found["accuracy"], "stored": found["bytes_per_task"]}
+            return {"accuracy": found["scores"], "stored": found["bytes_per_task"]}
 
         return Row(f"{kind}, routed", name, **self.kept(f"{zoo.name}-routed", find))
 
@@ -148,7 +150,7 @@ def accuracy(evaluation: Evaluation, zoo: Zoo) -> dict[str, float]:
     """Returns the accuracy of each task as a zoo stores it."""
     models = evaluation.task_models
     vectors = {task: artifact_vector(zoo[task], models.base) for task in zoo}
-    return score_fixed(models, "stored", weights_of(models, vectors, 1.0), 0.0).accuracy
+    return score_fixed(models, "stored", weights_of(models, vectors, 1.0), 0.0).values
 
 
 def rows(bench: Bench, static: Sequence[str], sizes: Sequence[str]) -> Iterator[Row]:
