@@ -112,6 +112,8 @@ def _values(name: str, given: Any) -> Sequence[Any]:
         return given.split(",")
     try:
         ends = float(first), float(last)
-    except ValueError as error:
-        raise UsageError(f"--tune {name}={given}: expected FROM:TO, or values joined by commas") from error
+    except ValueError:
+        ends = (np.nan, np.nan)
+    if not np.isfinite(ends).all():
+        raise UsageError(f"--tune {name}={given}: expected FROM:TO, or values joined by commas")
     return [float(f"{value:.10g}") for value in np.linspace(*ends, _STEPS).tolist()]

@@ -155,6 +155,8 @@ def _slice(path: Path, entry: Any, shared: Sequence[Scale], opened: dict[str, Ch
 
 
 def _scales(path: Path, parameters: Any) -> Iterator[Scale]:
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InputError(f"{path}: parameters: expected names and values")
     for key, value in (parameters or {}).items():
         if key != "scale":
             raise InputError(f"{path}: {key} is not handled for passthrough, only scale")

@@ -99,6 +99,7 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
         ({"method": "ties", "tune": {"lambda": "1:2"}}, UsageError, "--tune: needs --method NAME, and --data DIR with labelled <task>.train files"),
         ({"method": "average", "data": "exemplars"}, UsageError, "--data: it is for --tune; give the settings to tune, or leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:x"}, "data": "exemplars"}, UsageError, "--tune lambda=1:x: expected FROM:TO, or values joined by commas"),
+        ({"method": "ties", "tune": {"lambda": "1:inf"}, "data": "exemplars"}, UsageError, "--tune lambda=1:inf: expected FROM:TO, or values joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1,x"}, "data": "exemplars"}, UsageError, "setting lambda=x of ties: expected a number"),
         ({"method": "ties", "tune": {"lambda": "1:2"}, "settings": {"lambda": 1}, "data": "exemplars"}, UsageError, "--tune lambda: it is given by --set too; keep one of them"),
     ],

@@ -95,6 +95,7 @@ SLICE = "merge_method: passthrough\nslices:\n- sources: "
     [
         ("merge_method: passthrough\nmodels: [{model: a}]\n", "merge.yaml: models is not handled for passthrough"),
         ("merge_method: passthrough\n", "merge.yaml: passthrough needs slices, each of one model and its layer_range"),
+        (f"{SLICE}[{{model: a, layer_range: [0, 1], parameters: [1]}}]\n", "merge.yaml: parameters: expected names and values"),
         (f"{SLICE}[]\n", "merge.yaml: slices: {'sources': []}: expected sources with one model"),
         (f"{SLICE}[{{model: a, layer_range: [0, 4]}}]\n", "merge.yaml: slices: layer_range [0, 4] of a, expected [FROM, TO] within [0, 3]"),
         (f"{SLICE}[{{model: a, layer_range: [2, 2]}}]\n", "merge.yaml: slices: layer_range [2, 2] of a, expected"),

@@ -10,6 +10,7 @@ from support.perceptrons import SHAPES, perceptrons
 
 from flexswitch.merging.methods.registry import METHODS, get_method
 
+DEEP = pytest.mark.deep
 # A method's settings that are tried beside its defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adamerging": [
@@ -35,7 +36,7 @@ TRAINED = {
 }
 NAMES = [method.name for method in METHODS if method.kind == "merge" and method.needs_exemplars]
 # Those whose runs on other threads are quick, and those that share all they do there with these.
-LONG = ["adamerging-plus", "concrete-am", "df-merge"]
+LONG = ["adamerging-plus", "concrete-am", "concrete-ta", "df-merge"]
 FORWARD = [name for name in NAMES if name not in LONG]
 CASES = [
     (method, TRAINED.get(method, {}) | settings)
@@ -45,7 +46,7 @@ CASES = [
 WEIGHTS = [1.0, 0.5, 2.0, 0.25, 1.5, 1.0, 0.75, 1.25]
 
 
-@pytest.mark.parametrize("method", [*FORWARD, *(pytest.param(name, marks=pytest.mark.deep) for name in LONG)])
+@pytest.mark.parametrize("method", [*FORWARD, *(pytest.param(name, marks=DEEP) for name in LONG)])
 def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
     case = perceptrons(3, count=34)
     settings = TRAINED.get(method, {})
@@ -56,7 +57,10 @@ def test_no_merge_depends_on_threads_or_memory(method: str) -> None:
         assert found[1] == report
 
 
-@pytest.mark.parametrize(("tasks", "kind"), [(1, "normal"), (2, "zeros"), (8, "normal")])
+@pytest.mark.parametrize(
+    ("tasks", "kind"),
+    [(2, "zeros"), pytest.param(1, "normal", marks=DEEP), pytest.param(8, "normal", marks=DEEP)],
+)
 @pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
 def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks: int, kind: str) -> None:
     case = perceptrons(tasks, kind=kind)

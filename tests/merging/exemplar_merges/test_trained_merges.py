@@ -54,7 +54,9 @@ def test_a_training_that_does_not_lower_it_keeps_the_start_with_a_note(case: Per
         torch.testing.assert_close(found[name], summed)
 
 
-@pytest.mark.parametrize("method", list(SETTINGS))
+@pytest.mark.parametrize(
+    "method", ["adamerging", *(pytest.param(name, marks=pytest.mark.deep) for name in list(SETTINGS)[1:])]
+)
 def test_an_interrupted_training_continues_to_the_same_bytes(
     case: Perceptrons, method: str, tmp_path: Path
 ) -> None:
