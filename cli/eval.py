@@ -8,13 +8,25 @@ from rich.table import Table
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
-from flexswitch.cli.options import Adapter, Device, Features, Mix, Neighbours, Overwrite, Snap, Vote
+from flexswitch.cli.options import (
+    Adapter,
+    Device,
+    Features,
+    MaxLength,
+    Mix,
+    Neighbours,
+    Overwrite,
+    Snap,
+    Vote,
+)
 from flexswitch.merging.methods.registry import EVALUATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flexswitch.merging.evaluation.scores import Score
+
+_PERPLEXITY = "perplexity"
 
 
 @command
@@ -33,7 +45,7 @@ def evaluate(
             metavar="TASK=NAME",
             help="A task's metric. Of classes: accuracy, f1, matthews; of several labels: f1, accuracy; of "
             "values: pearson, spearman; of words: token-f1, accuracy; of answers in a text: token-f1, "
-            "exact-match.",
+            "exact-match; of a language model: perplexity, exact-match (of the likeliest answers).",
             show_default="the first of its outputs' kind",
         ),
     ] = None,
@@ -66,6 +78,7 @@ def evaluate(
     ] = "auto",
     features: Features = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N test examples of a task.")] = None,
+    max_length: MaxLength = None,
     adapter: Adapter = None,
     device: Device = "cpu",
     plot: Annotated[
@@ -75,6 +88,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score methods on the tasks' test examples, per task and on average.
 
+    A language model is scored on its answers: "completion" after "prompt", "target" of "source", the
+    assistant's of "messages", or a whole "text".
+
     Example: flexswitch eval zoo --base base --data data --plot scores.png
     """
     from flexswitch.merging.commands.evaluate import evaluate
@@ -83,8 +99,8 @@ def evaluate(
     made = evaluate(
         zoo, base=base, data=data, finetuned=finetuned or (), metric=metric or (), heads=heads,
         methods=methods, routing=routing, neighbours=neighbours, vote=vote, snap=snap, mix=mix,
-        engine=engine, features=features, limit=limit, adapter=adapter, device=device, plot=plot,
-        overwrite=overwrite, reporter=console,
+        engine=engine, features=features, limit=limit, max_length=max_length, adapter=adapter,
+        device=device, plot=plot, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     scores, document = made.scores, evaluated(made)
     note = f"{_metrics(made.metrics)}; bytes a task beside the base; time a sample over one forward pass of "
@@ -96,14 +112,18 @@ def evaluate(
 
 
 def _metrics(metrics: dict[str, str]) -> str:
-    """Returns which metric scores which tasks; where there are several, the average is over all of them."""
+    """Returns which metric scores which tasks, and what the averages are of."""
     tasks: dict[str, list[str]] = {}
     for task, metric in metrics.items():
         tasks.setdefault(metric, []).append(task)
+    if list(tasks) == [_PERPLEXITY]:
+        return "perplexity, of which less is better, and on average the geometric mean"
     if len(tasks) == 1:
         return f"{next(iter(tasks))} in %"
-    parts = [f"{metric} of {', '.join(own)}" for metric, own in tasks.items()]
-    return f"{'; '.join(parts)}, in %; the average is over different metrics"
+    parts = "; ".join(f"{metric} of {', '.join(own)}" for metric, own in tasks.items())
+    if _PERPLEXITY in tasks:
+        return f"{parts}, all but perplexity in %, so that there is no average"
+    return f"{parts}, in %; the average is over different metrics"
 
 
 def _confusions(scores: "Sequence[Score]") -> list[str]:
@@ -123,6 +143,10 @@ def _confusions(scores: "Sequence[Score]") -> list[str]:
     return lines
 
 
+def _value(value: float, metric: str) -> str:
+    return f"{value:.2f}" if metric == _PERPLEXITY else f"{value:.1f}"
+
+
 def scores_table(document: dict[str, Any]) -> Table:
     rows = table(
         "", "method", *document["tasks"], "average", "of individual", "bytes a task", "routing", "time"
@@ -131,7 +155,7 @@ def scores_table(document: dict[str, Any]) -> Table:
         share, routing = row["share_of_individual"], row["routing_accuracy"]
         rows.add_row(
             method,
-            *(f"{row['scores'][task]:.1f}" for task in document["tasks"]),
+            *(_value(row["scores"][task], metric) for task, metric in document["metrics"].items()),
             "–" if row["average"] is None else f"{row['average']:.2f}",
             "–" if share is None else f"{share:.1%}",
             size(round(row["bytes_per_task"])),

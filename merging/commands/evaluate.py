@@ -21,14 +21,13 @@ Names = Annotated[
 class Evaluated(NamedTuple):
     """The scores, a sample's seconds in the base's forward pass, and the bytes of the zoo's index.
 
-    metrics: task → its metric's name; averaged: whether all have one unit, so that their mean has a meaning.
+    metrics: task → its metric's name.
     """
 
     scores: list[Score]
     forward_seconds: float
     index_bytes: int | None
     metrics: dict[str, str]
-    averaged: bool
 
 
 @checked
@@ -49,6 +48,7 @@ def evaluate(
     engine: Engine = "auto",
     features: Input | None = None,
     limit: Positive | None = None,
+    max_length: Positive | None = None,
     adapter: str | None = None,
     device: str = "cpu",
     plot: Output | None = None,
@@ -60,11 +60,11 @@ def evaluate(
     data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. metric: task
     → name, or TASK=NAME texts; others take the default of their outputs' kind. heads: folder of
     <task>.safetensors or <task>.txt files. methods, routing: names, or one text of names joined by commas.
-    plot: a PNG. Raises: FlexswitchError.
+    max_length: the number of tokens at which texts are cut [default: the model's own]. plot: a PNG.
+    Raises: FlexswitchError.
     """
     from flexswitch.merging.checkpoints.hub_zoo import zoo_path
     from flexswitch.merging.evaluation.methods import score
-    from flexswitch.merging.evaluation.metrics import share_a_unit
     from flexswitch.merging.evaluation.setup import Request, open_evaluation
     from flexswitch.merging.models.examples import ignored_files
     from flexswitch.merging.routing.voting_options import VotingOptions
@@ -75,12 +75,11 @@ def evaluate(
         zoo_path(zoo), str(base), Path(data), _pairs(finetuned), _pairs(metric),
         None if heads is None else Path(heads), methods, routing,
         VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
-        adapter, device, engine,
+        max_length, adapter, device, engine,
     )  # fmt: skip
     evaluation = open_evaluation(request)
     metrics = {task: measure.metric for task, measure in evaluation.task_models.measures.items()}
-    averaged = share_a_unit(metrics.values())
-    if plot is not None and not averaged:
+    if plot is not None and evaluation.task_models.unit is None:
         raise UsageError("--plot: draws averages, and the tasks' metrics have different units; leave it out")
     for note in ignored_files(request.data, "test", evaluation.zoo):
         reporter.note(note)
@@ -97,7 +96,7 @@ def evaluate(
     index = evaluation.zoo.record.index
     names = {task: metric.name for task, metric in metrics.items()}
     size = None if index is None else index.size
-    return Evaluated(scores, evaluation.base_score.seconds, size, names, averaged)
+    return Evaluated(scores, evaluation.base_score.seconds, size, names)
 
 
 def _pairs(finetuned: Mapping[str, str | Path] | Sequence[str]) -> Sequence[str]:

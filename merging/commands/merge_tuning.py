@@ -59,8 +59,8 @@ def tuned(merger: Merger, given: MergeSettings, grid: Grid) -> tuple[MergeSettin
     with merger.reporter.steps(f"tuning {', '.join(grid.values)}", len(points)) as on_step:
         for point in points:
             scores.append(_scored(merger, task_models, point))
-            on_step(len(scores), f"{scores[-1].average:.2f} %")
-    best = max(range(len(points)), key=lambda number: scores[number].average)
+            on_step(len(scores), _shown(scores[-1]))
+    best = max(range(len(points)), key=lambda number: scores[number].goodness)
     rows = [
         {
             "settings": {name: point.values[name] for name in grid.values},
@@ -74,6 +74,10 @@ def tuned(merger: Merger, given: MergeSettings, grid: Grid) -> tuple[MergeSettin
     return points[best], {"tuned": report}
 
 
+def _shown(score: Score) -> str:
+    return f"{score.average:.2f}{' %' if score.unit == '%' else ''}"
+
+
 def _task_models(merger: Merger, grid: Grid) -> TaskModels:
     options = merger.options
     if grid.data is None:
@@ -85,7 +89,7 @@ def _task_models(merger: Merger, grid: Grid) -> TaskModels:
         raise InputError(f"--tune: the tasks are run by several adapters ({found}); give one with --adapter")
     adapter = get_adapter(merger.base, recorded.pop(), options.adapter)
     examples = {
-        task: read_exemplars(Path(grid.data), task, options.per_task, 0, labelled=True)
+        task: read_exemplars(Path(grid.data), task, options.per_task, 0, labelled=None)
         for task in merger.vectors
     }
     task_models = TaskModels(merger.base, adapter, merger.vectors, examples, options.device)

@@ -89,12 +89,14 @@ def pushed(made: "Pushed") -> dict[str, Any]:
 
 def evaluated(made: "Evaluated") -> dict[str, Any]:
     """Returns the result of `eval`."""
-    whole = [score.average for score in made.scores if score.method == "individual" and made.averaged]
+    individual = next((score for score in made.scores if score.method == "individual"), None)
+    shares = {score.method: score.shares_of(individual) if individual else [] for score in made.scores}
     methods = {
         score.method: {
             "scores": score.values,
-            "average": score.average if made.averaged else None,
-            "share_of_individual": score.average / whole[0] if whole and whole[0] else None,
+            "average": score.average,
+            "share_of_individual": shares[score.method][0] if shares[score.method] else None,
+            "least_share_of_individual": min(shares[score.method], default=None),
             "bytes_per_task": score.bytes_per_task,
             **_routing(score),
             "time_over_base": score.time_over_base or score.seconds / made.forward_seconds,

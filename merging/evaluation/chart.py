@@ -21,15 +21,15 @@ def draw_chart(scores: Sequence[Score], path: Path, overwrite: bool) -> None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for number, score in enumerate(scores):
-        axes.scatter(score.bytes_per_task, score.average, s=70, label=score.method,
+        axes.scatter(score.bytes_per_task, score.average or 0.0, s=70, label=score.method,
                      marker="osD^vP*X<>"[number % 10], zorder=3)  # fmt: skip
-    individual = [score.average for score in scores if score.method == "individual"]
+    individual = [score.average or 0.0 for score in scores if score.method == "individual"]
     for average in individual:
         axes.axhline(average, color="0.6", linewidth=1, linestyle="--", zorder=1)
     axes.set_xscale("log" if all(score.bytes_per_task > 0 for score in scores) else "symlog")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_xlabel("stored bytes per task, without the base")
-    axes.set_ylabel("average score (%)")
+    axes.set_ylabel(f"average {'perplexity' if scores[0].unit == 'perplexity' else 'score (%)'}")
     axes.set_title(f"{len(scores[0].values)} tasks: score against stored size")
     axes.grid(color="0.9", zorder=0)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class Logits(nn.Module):
     def forward(self, **batch: Tensor) -> Tensor:
         """Returns (sample, class)."""
         return self._logits(self.model, batch)
+
+    def generate(self, **options: Any) -> Any:
+        """Returns what a language model's own `generate` does."""
+        return getattr(self.model, "generate")(**options)  # noqa: B009
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def families(task_models: TaskModels, engine: Engine) -> Iterator[Family]:
             strict=False,
             check_base=False,  # it was made from the base, which has been checked
         )
-        yield Family(group, plain, model, several)
+        own = any(task_models.extra_names(names[number]) for number in group)
+        yield Family(group, plain, model, several and own)
 
 
 def _groups(task_models: TaskModels) -> list[list[int]]:

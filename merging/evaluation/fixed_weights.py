@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.models.language_adapters import LanguageModel
 
 
 def score_fixed(
@@ -28,11 +29,14 @@ def score_fixed(
         seconds += time.perf_counter() - started
         count += len(answers)
         values[task] = measure.score([answers[place] for place in np.argsort(np.concatenate(rows))])
-    return Score(method, values, bytes_per_task, seconds / count)
+    return Score(method, values, bytes_per_task, seconds / count, unit=task_models.unit)
 
 
 def _answers(task_models: TaskModels, task: str, rows: NDArray[np.int64], batch: Batch) -> list[Any]:
     adapter, inputs = task_models.adapter, task_models.examples[task].take(rows).inputs
+    measure, model = task_models.measures[task], task_models.models[task]
     with torch.inference_mode():
-        logits = adapter.logits(task_models.models[task], batch)
-    return task_models.measures[task].answers(adapter, logits, batch, inputs)
+        if measure.metric.generated and isinstance(adapter, LanguageModel):
+            return adapter.generated(getattr(model, "generate"), inputs, task_models.device)  # noqa: B009
+        logits = adapter.logits(model, batch)
+    return measure.answers(adapter, logits, batch, inputs)

@@ -10,7 +10,7 @@ from flexswitch.merging.evaluation.metrics import Metric, metric_of
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.answers import answers_of
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
-from flexswitch.merging.models.labels import checked_labels
+from flexswitch.merging.models.labels import checked_labels, expected_answers
 from flexswitch.merging.models.outputs import OutputKind
 
 
@@ -45,5 +45,9 @@ def measure_of(
     """
     columns = logits.shape[-1]
     metric = metric_of(kind, wanted, task, source)
-    labels = checked_labels(kind, examples, columns) if metric.labelled else [None] * len(examples)
+    labels: Sequence[Any] = [None] * len(examples)
+    if metric.generated:
+        labels = expected_answers(examples)
+    elif metric.labelled:
+        labels = checked_labels(kind, examples, columns)
     return Measure(metric, kind, columns, labels)

@@ -3,6 +3,7 @@
 A metric compares a model's answers with labels; merging/models/answers.py says which form both have.
 """
 
+import math
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.merging.models.outputs import OutputKind
 
-Unit = Literal["%"]
+Unit = Literal["%", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Metric:
     """One metric.
 
     kinds: the kinds of output that it measures; score: (answers, labels), one of each for an example → the
-    value in its unit. Values of one unit are averaged over tasks. labelled: whether examples need labels.
+    value in its unit. Values of one unit are averaged over tasks. labelled: whether examples need labels;
+    generated: whether the answers are texts that a language model generates, and the labels its examples'.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Metric:
     score: Callable[[Sequence[Any], Sequence[Any]], float]
     unit: Unit = "%"
     labelled: bool = True
+    generated: bool = False
 
 
 def metric_of(kind: OutputKind, wanted: str | None, task: str, source: str) -> Metric:
@@ -54,9 +57,10 @@ def metric_of(kind: OutputKind, wanted: str | None, task: str, source: str) -> M
     return found
 
 
-def share_a_unit(metrics: Iterable[Metric]) -> bool:
-    """Returns whether the values of metrics can be averaged."""
-    return len({metric.unit for metric in metrics}) <= 1
+def common_unit(metrics: Iterable[Metric]) -> Unit | None:
+    """Returns the unit of all metrics, whose values can then be averaged, or None."""
+    units = {metric.unit for metric in metrics}
+    return units.pop() if len(units) == 1 else None
 
 
 def check_metric(wanted: str, task: str) -> None:
@@ -170,6 +174,17 @@ def plain_words(text: str) -> list[str]:
     return [word for word in letters.split() if word not in ("a", "an", "the")]
 
 
+def _perplexity(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the exponential of the tokens' mean loss; answers: (sum of losses in nats, tokens)."""
+    losses: float = sum(loss for loss, _ in answers)
+    return math.exp(losses / max(1, sum(count for _, count in answers)))
+
+
+def _same_text(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    same = [found.strip() == text.strip() for found, text in zip(answers, labels, strict=True)]
+    return 100 * sum(same) / len(same)
+
+
 # The first that measures a kind is its default.
 METRICS = (
     Metric("accuracy", ("classes",), _accuracy),
@@ -183,4 +198,6 @@ METRICS = (
     Metric("accuracy", ("token-classes",), _word_accuracy),
     Metric("token-f1", ("spans",), _overlap),
     Metric("exact-match", ("spans", "masked-tokens"), _exact_match),
+    Metric("perplexity", ("tokens",), _perplexity, "perplexity", labelled=False),
+    Metric("exact-match", ("tokens",), _same_text, labelled=False, generated=True),
 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flexswitch.merging.evaluation.families import Family, families
 from flexswitch.merging.evaluation.scores import RoutingScore, Score
@@ -23,13 +24,13 @@ from flexswitch.merging.evaluation.stream_weights import (
     samples_of,
 )
 from flexswitch.merging.evaluation.task_models import TaskModels
-from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.models.examples import Batch, Inputs
+from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
 from flexswitch.merging.switching.switched_model import Engine
 
 MODES = ("per-sample", "batch-mean", "oracle")
 
-_BATCH = 64
 _COMPARED = 4  # the base runs on every fourth batch too, to compare the times
 
 
@@ -66,8 +67,9 @@ def score_routed(
         first = batch_of(task_models, stream[own[:1]])
         family.model.warm_up(first)
         _choose(router, mode, stream, own[:1], first, chosen)
-        for number, start in enumerate(range(0, len(own), _BATCH)):
-            chunk = own[start : start + _BATCH]
+        size = task_models.batch_size
+        for number, start in enumerate(range(0, len(own), size)):
+            chunk = own[start : start + size]
             batch = batch_of(task_models, stream[chunk])
             started = time.perf_counter()
             _choose(router, mode, stream, chunk, batch, chosen)
@@ -83,7 +85,7 @@ def score_routed(
     values = _values(task_models, stream, answers)
     routing = None if mode == "oracle" else _routing(stream, chosen)
     seconds, ratio = times.all / len(stream), times.compared / times.base
-    return Score(f"{method} ({mode})", values, bytes_per_task, seconds, routing, ratio)
+    return Score(f"{method} ({mode})", values, bytes_per_task, seconds, routing, ratio, task_models.unit)
 
 
 def _choose(
@@ -105,8 +107,8 @@ def _routing(stream: Stream, chosen: Chosen) -> RoutingScore:
 def _choose_means(
     task_models: TaskModels, router: StreamRouter, stream: Stream, chosen: Chosen, times: _Times
 ) -> None:
-    for start in range(0, len(stream), _BATCH):
-        part = np.arange(start, min(start + _BATCH, len(stream)))
+    for start in range(0, len(stream), task_models.batch_size):
+        part = np.arange(start, min(start + task_models.batch_size, len(stream)))
         batch = batch_of(task_models, stream[part])
         started = time.perf_counter()
         chosen.put(part, router.choose(stream[part], batch))
@@ -124,19 +126,38 @@ def _answers(
     task_models: TaskModels, family: Family, batch: Batch, weights: NDArray[np.float32], samples: Stream
 ) -> list[Any]:
     """Returns the answer of each sample, under its own weights and the head of its own task."""
-    tasks = list(task_models.vectors)
+    tasks, shares = list(task_models.vectors), torch.from_numpy(weights)
     heads = [tasks[task] for task in samples[:, 0]] if family.has_heads else None
-    logits = family.model(batch, weights=torch.from_numpy(weights), heads=heads)
+    numbers = np.unique(samples[:, 0]).tolist()
+    generates = [task_models.measures[tasks[number]].metric.generated for number in numbers]
+    logits = None if all(generates) else family.model(batch, weights=shares, heads=heads)
     found: list[Any] = [None] * len(samples)
-    for task in np.unique(samples[:, 0]):
-        own = np.flatnonzero(samples[:, 0] == task)
-        rows = torch.from_numpy(own).to(logits.device)
-        part = {name: tensor[rows] for name, tensor in batch.items()}
-        inputs = task_models.examples[tasks[task]].take(samples[own, 1]).inputs
-        answers = task_models.measures[tasks[task]].answers(task_models.adapter, logits[rows], part, inputs)
+    for number in numbers:
+        own = np.flatnonzero(samples[:, 0] == number)
+        rows, measure = torch.from_numpy(own), task_models.measures[tasks[number]]
+        inputs = task_models.examples[tasks[number]].take(samples[own, 1]).inputs
+        if logits is None or measure.metric.generated:
+            answers = _generated(task_models, family, inputs, shares[rows])
+        else:
+            part = {name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()}
+            answers = measure.answers(task_models.adapter, logits[rows.to(logits.device)], part, inputs)
         for place, answer in zip(own, answers, strict=True):
             found[place] = answer
     return found
+
+
+def _generated(task_models: TaskModels, family: Family, inputs: Inputs, shares: Tensor) -> list[str]:
+    """Returns the texts that are generated after prompts, each under its own weights (sample, task)."""
+    adapter = task_models.adapter
+    if not isinstance(adapter, LanguageModel):
+        raise ValueError("only language models generate")
+
+    def generate(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        tokens: Tensor = family.model.generate(batch, shares, **options)
+        return tokens
+
+    return adapter.generated(generate, inputs, task_models.device)
 
 
 def _values(task_models: TaskModels, stream: Stream, answers: Sequence[Any]) -> dict[str, float]:

@@ -42,6 +42,7 @@ class Request:
     voting: VotingOptions = field(default_factory=VotingOptions)
     features: Path | None = None
     limit: int | None = None
+    max_length: int | None = None
     adapter: str | None = None
     device: str = "cpu"
     engine: Engine = "auto"
@@ -67,7 +68,7 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     files = {task: task_file(request.data, task, "test") for task in zoo}
     examples = {task: read_examples(path, None, first(request.limit)) for task, path in files.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
-    adapter = get_adapter(base, zoo.record.adapter, request.adapter)
+    adapter = get_adapter(base, zoo.record.adapter, request.adapter, request.max_length)
     routed = any(method in ROUTED for method in request.methods)
     router = None
     if routed:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
+from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.routing.features import ModelFeatures
 from flexswitch.merging.routing.mixing import mixed, snap
 from flexswitch.merging.routing.router import Router
@@ -69,7 +70,9 @@ class StreamRouter:
     def _features(self, samples: Stream, batch: Batch) -> Tensor:
         source, names = self.router.source, list(self.examples)
         if isinstance(source, ModelFeatures):
-            return source.of(batch, samples_of(self.examples, samples))
+            inputs = samples_of(self.examples, samples)
+            asked = source.batch(inputs) if isinstance(source.adapter, LanguageModel) else batch
+            return source.of(asked, inputs)
         found = []
         for task, row in samples:
             name = names[task]

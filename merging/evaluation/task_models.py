@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.evaluation.measures import Measure, measure_of
+from flexswitch.merging.evaluation.metrics import Unit, common_unit
 from flexswitch.merging.models.adapters import Adapter, kind_of
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.head_files import Heads
+from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _BATCH = 64
+_MOST_LOGITS = 1 << 26
 
 
 @dataclass
@@ -62,6 +65,20 @@ class TaskModels:
                 task, self.vectors[task].source, kind, logits, self.examples[task], wanted
             )
 
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of the tasks' values, None where they have several."""
+        return common_unit(measure.metric for measure in self.measures.values())
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples whose logits are computed at once: few texts have logits over many words."""
+        if not isinstance(self.adapter, LanguageModel):
+            return _BATCH
+        longest = max(len(text) for each in self.examples.values() for text in each.inputs)
+        tokens = max(1, min(longest, self.adapter.max_length))
+        return max(1, min(_BATCH, _MOST_LOGITS // (tokens * self.adapter.words)))
+
     def set_weights(self, task: str, vector: TaskVector, lambda_: float = 1.0) -> None:
         """Loads θ + λ·τ and the vector's head into a task's model; λ = 0 gives the base with that head."""
         self._load(task, restored_tensors(self.base, vector, lambda_, torch.float32), vector.source)
@@ -92,8 +109,9 @@ class TaskModels:
     def batches_of(self, task: str, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yields (rows, batch) for some examples of a task, sorted by length."""
         rows = self.examples[task].by_length(rows)
-        for start in range(0, len(rows), _BATCH):
-            chunk = rows[start : start + _BATCH]
+        size = self.batch_size
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
             batch = self.adapter.batch(self.examples[task].take(chunk).inputs)
             yield chunk, {name: value.to(self.device) for name, value in batch.items()}
 

@@ -147,7 +147,7 @@ def read_examples(path: Path, labelled: bool | None, choose: Choose | None = Non
     return examples
 
 
-def read_exemplars(folder: Path, task: str, count: int, seed: int, labelled: bool = False) -> Examples:
+def read_exemplars(folder: Path, task: str, count: int, seed: int, labelled: bool | None = False) -> Examples:
     """Returns up to `count` of a task's training examples, drawn by the seed, in the order of their file.
 
     Raises: InputError.

@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.models.conversations import last_answer
 from flexswitch.merging.models.examples import Examples
 from flexswitch.merging.models.outputs import OutputKind
 
@@ -30,6 +33,18 @@ def checked_labels(kind: OutputKind, examples: Examples, columns: int) -> list[A
         _checked(form(label, columns), examples, row, expected.format(columns=columns))
         for row, label in enumerate(examples.labels)
     ]
+
+
+def expected_answers(examples: Examples) -> list[str]:
+    """Returns the answers that the examples' prompts are to get. Raises: InputError where one has none."""
+    answers = [None if isinstance(text, np.ndarray) else last_answer(text) for text in examples.inputs]
+    lacking = next((row for row, answer in enumerate(answers) if answer is None), None)
+    if lacking is not None:
+        raise InputError(
+            f"{_place(examples, lacking)} has no answer to compare with; expected 'prompt' and 'completion', "
+            "'source' and 'target', or 'messages' that end with an assistant's"
+        )
+    return [answer for answer in answers if answer is not None]
 
 
 def _checked(label: Any, examples: Examples, row: int, expected: str) -> Any:

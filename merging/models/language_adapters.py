@@ -4,11 +4,12 @@ The batch of conversations has a "loss_mask" (sample, token) too, nonzero for th
 tokens: only their logits count. Of plain texts all logits count, but those of padding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from flexswitch.codecs.errors import InputError
@@ -17,7 +18,7 @@ from flexswitch.merging.models.conversations import Completion, Pair, Text, last
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.models.rendering import Rendered, rendered, rendered_prompt
-from flexswitch.merging.models.scored_tokens import LOSS_MASK
+from flexswitch.merging.models.scored_tokens import LOSS_MASK, next_tokens, scored_tokens
 from flexswitch.merging.models.text_adapters import TextModel
 
 
@@ -29,6 +30,12 @@ class LanguageModel(TextModel):
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
         self.config = {**self.config, "use_cache": False}  # a text's logits are computed at once
+
+    @property
+    def words(self) -> int:
+        """The number of tokens that logits are over."""
+        found = self.config.get("vocab_size")
+        return found if type(found) is int and found > 0 else len(self._tokenizer)
 
     def _make_padding(self, tokenizer: Any) -> None:
         tokenizer.padding_side = "right"
@@ -48,15 +55,43 @@ class LanguageModel(TextModel):
         with self._tokenizer_errors("its tokenizer fails on the texts"):
             return self._padded([self._prompt(text) for text in texts])
 
-    def answer(self, tokens: Tensor) -> str:
-        """Returns the text of generated tokens, (token,)."""
-        found: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+    def answers(self, logits: Tensor, batch: Batch, inputs: Inputs) -> list[tuple[float, int]]:
+        """Returns the sum of the losses of each text's scored tokens in nats, and their number."""
+        scored, (following, follows) = scored_tokens(batch), next_tokens(batch)
+        scored[scored.clone()] = follows
+        losses = torch.zeros(scored.shape, device=logits.device)
+        losses[scored] = cross_entropy(logits[scored].float(), following[follows], reduction="none")
+        return list(zip(losses.double().sum(1).tolist(), scored.sum(1).tolist(), strict=True))
+
+    def generated(self, generate: Callable[..., Tensor], inputs: Inputs, device: str) -> list[str]:
+        """Returns the answers to prompts, whose every token is the likeliest one.
+
+        generate: as that of transformers' models. An answer ends one token after the longest expected one.
+        """
+        batch = {name: tensor.to(device) for name, tensor in self._generation_batch(inputs).items()}
+        answers = [last_answer(text) or "" for text in self.texts(inputs)]
+        longest = max(len(tokens) for tokens in self._tokenizer(answers)["input_ids"]) + 1
+        room = min(longest, self.max_length - self._answer_start(batch))
+        if room < 1:
+            return [""] * len(answers)
+        tokens = generate(
+            **batch, max_new_tokens=room, do_sample=False, num_beams=1, use_cache=True,
+            eos_token_id=self._tokenizer.eos_token_id, pad_token_id=self._tokenizer.pad_token_id,
+        )  # fmt: skip
+        found: list[str] = self._tokenizer.batch_decode(
+            tokens[:, self._answer_start(batch) :], skip_special_tokens=True
+        )
         return found
 
-    @property
-    def ends(self) -> dict[str, Any]:
-        """The options of transformers' `generate` that say how an answer ends and is padded."""
-        return {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
+    def _generation_batch(self, inputs: Inputs) -> Batch:
+        """Returns the batch that an answer is generated after: the prompts, padded on the left."""
+        batch = self.prompts(inputs)
+        places = batch["attention_mask"].argsort(dim=1, stable=True)
+        return {name: tensor.gather(1, places) for name, tensor in batch.items()}
+
+    def _answer_start(self, batch: Batch) -> int:
+        """Returns the place of the first generated token in what `generate` returns."""
+        return batch["input_ids"].shape[1]
 
     def _prompt(self, text: Text) -> list[int]:
         if isinstance(text, str | Pair):
@@ -137,6 +172,12 @@ class SequenceToSequence(LanguageModel):
     def _prompt(self, text: Text) -> list[int]:
         """Returns the tokens of a source, with the end that its encoder expects."""
         return super()._prompt(text.question if isinstance(text, Completion) else text)
+
+    def _generation_batch(self, inputs: Inputs) -> Batch:
+        return self.prompts(inputs)
+
+    def _answer_start(self, batch: Batch) -> int:
+        return 1  # after the start token
 
     def _target(self, text: Text) -> list[int]:
         answer = last_answer(text)

@@ -115,7 +115,7 @@ class ModelFeatures:
         """Returns the features of some examples, (row, width) float32 on the CPU."""
         order = examples.order_by_length(rows)
         inputs = [examples.take(rows[part]).inputs for part in _chunks(order, _BATCH)]
-        found = [self.of(self._batch(each), each) for each in inputs]
+        found = [self.of(self.batch(each), each) for each in inputs]
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def exemplars(self, task: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
@@ -126,7 +126,7 @@ class ModelFeatures:
         """
         order = examples.order_by_length(rows)
         inputs = [examples.take(rows[part]).inputs for part in _chunks(order, _EXACT_BATCH)]
-        batches = [self._batch(each) for each in inputs]
+        batches = [self.batch(each) for each in inputs]
 
         def exact(number: int) -> Tensor:
             with Float64Computation():
@@ -137,7 +137,7 @@ class ModelFeatures:
             found = in_parallel(exact, len(batches))
         return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
-    def _batch(self, inputs: Inputs) -> Batch:
+    def batch(self, inputs: Inputs) -> Batch:
         """Returns the batch of what a model is asked, since a router does not know the answer yet."""
         adapter = self.adapter
         found = adapter.prompts(inputs) if isinstance(adapter, LanguageModel) else adapter.batch(inputs)

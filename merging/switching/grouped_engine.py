@@ -79,8 +79,8 @@ class GroupedEngine:
         outputs, order = self._by_mixture(batch, plan, lambda module, own: module.generate(**own, **options))
         if not all(isinstance(found, Tensor) for found in outputs):
             raise InputError("engine='grouped' generates tokens only; leave out return_dict_in_generate")
-        settings: Any = self._module.generation_config
-        end = options.get("pad_token_id", settings.pad_token_id) or 0
+        settings = getattr(self._module, "generation_config", None)
+        end = options.get("pad_token_id", getattr(settings, "pad_token_id", None)) or 0
         longest = max(found.shape[1] for found in outputs)
         equal = [functional.pad(found, (0, longest - found.shape[1]), value=end) for found in outputs]
         together = torch.cat(equal)  # each prompt has as many rows as sequences are wanted of it

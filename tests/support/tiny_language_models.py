@@ -111,6 +111,8 @@ def save_encoder_decoder(folder: Path, kind: str, seed: int = 0) -> Path:
         model = BartForConditionalGeneration(BartConfig(**shared, **sizes, **heads, init_std=0.4))
     model.save_pretrained(folder)
     write_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "[SEP]"}))
     return folder
 
 

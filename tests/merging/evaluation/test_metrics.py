@@ -9,7 +9,8 @@ from support.checkpoints import message
 
 from flexswitch.cli.eval import evaluate
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.evaluation.metrics import METRICS, metric_of, share_a_unit
+from flexswitch.merging.evaluation.metrics import METRICS, common_unit, metric_of
+from flexswitch.merging.evaluation.scores import Score
 
 DRAW = np.random.default_rng(0)
 TRUE, FOUND = DRAW.integers(0, 3, 40).tolist(), DRAW.integers(0, 3, 40).tolist()
@@ -67,6 +68,8 @@ CASES = [
     ("token-f1", "spans", TEXT_LABELS, TEXTS_FOUND, (1 + 1 + 2 * 1 / (1 + 3) + 0) / 4),
     ("exact-match", "spans", TEXT_LABELS, TEXTS_FOUND, 2 / 4),
     ("exact-match", "masked-tokens", TEXT_LABELS, TEXTS_FOUND, 2 / 4),
+    ("perplexity", "tokens", [None] * 3, [(2.0, 4), (1.0, 1), (0.0, 0)], np.exp(3 / 5) / 100),
+    ("exact-match", "tokens", [" a, b", "C", ""], ["a, b\n", "c", ""], 2 / 3),
 ]  # fmt: skip
 
 
@@ -107,7 +110,25 @@ def test_outputs_without_a_metric_are_refused():
 
 
 def test_metrics_of_one_unit_can_be_averaged():
-    assert share_a_unit(METRICS)
+    by_unit = {unit: [each for each in METRICS if each.unit == unit] for unit in ("%", "perplexity")}
+    assert [common_unit(own) for own in by_unit.values()] == ["%", "perplexity"]
+    assert common_unit(METRICS) is None
+
+
+def test_a_larger_perplexity_is_worse():
+    one, other = (
+        Score("m", values, 1.0, 0.1, unit="perplexity")
+        for values in ({"a": 2.0, "b": 8.0}, {"a": 4.0, "b": 8.0})
+    )
+    assert one.average == pytest.approx(4.0)
+    assert one.goodness > other.goodness
+    assert other.shares_of(one) == pytest.approx([0.5**0.5, 0.5, 1.0])
+    assert Score("m", {"a": 50.0}, 1.0, 0.1).shares_of(Score("m", {"a": 80.0}, 1.0, 0.1)) == [0.625, 0.625]
+
+
+def test_values_of_several_units_have_no_average():
+    score = Score("m", {"a": 2.0, "b": 80.0}, 1.0, 0.1, unit=None)
+    assert (score.average, score.shares_of(score)) == (None, [])
 
 
 def test_the_help_of_eval_names_every_metric():

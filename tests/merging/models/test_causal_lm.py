@@ -1,4 +1,4 @@
-"""Language models are compressed and restored, run on padded texts, and refused by `eval`."""
+"""Language models are compressed and restored, and run on padded texts."""
 
 import json
 import shutil
@@ -14,12 +14,10 @@ from support.tiny_language_models import (
     save_language_model,
     write_language_tokenizer,
 )
-from support.tiny_models import WIDTH, make_artifact, pack, save_state, texts, write_jsonl
+from support.tiny_models import WIDTH, make_artifact, save_state, texts
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
-from flexswitch.merging.evaluation.setup import Request, open_evaluation
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.loading import load_weights, names_inside
 from flexswitch.merging.models.outputs import output_kind
@@ -230,31 +228,3 @@ def test_a_half_precision_language_model_runs_in_float32(base):
     adapter = adapter_of(base)
     for module in (adapter.encoder(), adapter.model({"dtype": "bfloat16"}, {})):
         assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
-
-
-# --- eval -------------------------------------------------------------------------------------------------
-
-
-OWN_ADAPTER = """
-from flexswitch.merging.models.language_adapters import CausalLanguageModel
-
-class Mine(CausalLanguageModel):
-    pass
-"""
-
-
-def test_eval_refuses_the_language_model_of_a_python_adapter(bases, tmp_path, monkeypatch):
-    (tmp_path / "own_language_adapter.py").write_text(OWN_ADAPTER)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    finetuned = save_language_model(bases["gpt2"], tmp_path / "tuned", seed=1)
-    artifact = make_artifact(bases["gpt2"], finetuned, tmp_path / "birds.fsw", "t-switch")
-    pack(tmp_path / "zoo", [artifact.path])
-    data = tmp_path / "data"
-    data.mkdir()
-    write_jsonl(data / "birds.test.jsonl", TEXTS, [0] * len(TEXTS))
-    adapter = "python:own_language_adapter:Mine"
-    request = Request(tmp_path / "zoo", str(bases["gpt2"]), data, adapter=adapter)
-    found = message(InputError, lambda: open_evaluation(request))
-    assert found.startswith(
-        f"{open_zoo(tmp_path / 'zoo').task_file('birds')}: no metric measures outputs of the kind 'tokens'; "
-    )
