@@ -165,6 +165,8 @@ def merge(
         merger = Merger(
             checkpoint, vectors, chosen_tensors, options, jobs or DEFAULT_JOBS, memory, output, reporter
         )
+        if grid.values or given.method.needs_exemplars:
+            check_bases(vectors, checkpoint)  # before long work
         if grid.values:
             given, report = tuned(merger, given, grid)
         outputs, learned, training = merger.outputs(given, as_dtype)
@@ -235,5 +237,6 @@ def _card(
     lines |= {"left out": "; ".join(notes)} if notes else {}
     lines |= report_lines(report)
     choice = f"--method {given.method.name}" if task is None else f"--task {task}"
+    choice += " --exemplars DIR" if given.method.needs_exemplars else ""
     command = " ".join(["flexswitch merge TASKS --base BASE -o OUT", choice, *options])
     return model_card(", ".join(tasks), lines, command) + score_table(report)

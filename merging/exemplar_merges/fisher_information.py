@@ -40,7 +40,7 @@ def fisher_information(
         return of_rows(module, module.logits(module.batch(examples, rows)))
 
     totals: Gradients = {}
-    for number, squares in enumerate(inputs.in_order(work, len(starts), copies=2)):
+    for number, squares in enumerate(inputs.in_order(work, len(starts), 2 * inputs.gradient_bytes)):
         for name, each in squares.items():
             totals[name] = totals[name].add_(each) if name in totals else each.to(torch.float64)
         on_example(min((number + 1) * size, len(examples)))

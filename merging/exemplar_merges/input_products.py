@@ -66,7 +66,8 @@ def input_products(
     def work(number: int) -> dict[str, tuple[Tensor, int]]:
         return running.run(module.batch(examples, parts[number].tolist()))
 
-    for found in inputs.in_order(work, len(parts)):
+    cost = sum(8 * layer.width**2 for layer in layers)
+    for found in inputs.in_order(work, len(parts), cost):
         for name, (products, count) in found.items():
             totals[name] += products
             counts[name] += count

@@ -53,17 +53,21 @@ class MergeInputs:
         counts = {task: len(examples) for task, examples in self.examples.items()}
         return {"exemplars": counts, "split": "train"}
 
-    def in_order(self, work: Callable[[int], Found], count: int, copies: int = 1) -> Iterator[Found]:
+    @property
+    def gradient_bytes(self) -> int:
+        """The size of a gradient by all merged weights."""
+        return 4 * self.model.entries
+
+    def in_order(self, work: Callable[[int], Found], count: int, cost: int) -> Iterator[Found]:
         """Yields work(0), work(1), … in this order, each computed on one thread of torch.
 
-        copies: of the model in float32 that a result holds; results in progress fit into the memory.
+        cost: bytes that one takes; those in progress fit into the memory.
         """
 
         def on_one_thread(number: int) -> Found:
             torch.set_num_threads(1)
             return work(number)
 
-        cost = 4 * self.model.entries * copies
         with one_torch_thread():
             yield from map_in_order(
                 on_one_thread, range(count), self.model.jobs, lambda number: cost, self.model.memory

@@ -49,7 +49,7 @@ class SharedModels:
             with torch.inference_mode():
                 return sum(_entropies(module, examples, rows).sum().item() for rows in _parts(examples))
 
-        totals = self._inputs.in_order(work, len(self._modules), copies=0)
+        totals = self._inputs.in_order(work, len(self._modules), 0)
         return float(np.mean([total / len(each) for total, each in zip(totals, self._held_out, strict=True)]))
 
     def accuracy(self) -> float:
@@ -69,7 +69,7 @@ class SharedModels:
                     correct += int((logits.argmax(-1).cpu() == torch.tensor(labels)).sum())
             return 100 * correct / len(examples)
 
-        return float(np.mean(list(self._inputs.in_order(work, len(self._modules), copies=0))))
+        return float(np.mean(list(self._inputs.in_order(work, len(self._modules), 0))))
 
     def gradients(self, step: int, batch: int, seed: int) -> tuple[float, Gradients]:
         """Returns the sum over tasks of the mean entropy of a batch, and its gradient by the merged weights.
@@ -83,7 +83,7 @@ class SharedModels:
             return float(loss.detach()), module.gradients(loss)
 
         total, summed = 0.0, Gradients()
-        for loss, gradients in self._inputs.in_order(work, len(self._modules)):
+        for loss, gradients in self._inputs.in_order(work, len(self._modules), self._inputs.gradient_bytes):
             total += loss
             for name, gradient in gradients.items():
                 summed[name] = summed[name].add_(gradient) if name in summed else gradient

@@ -48,7 +48,7 @@ def test_a_merge_from_examples_is_written_with_what_it_was_made_of(
     }
     card = Path("out/README.md").read_text()
     assert "- exemplars: a 40, b 41, c 41\n" in card
-    assert "--method regmean --set shrinkage=0.9 --set ridge=1e-06" in card
+    assert "--method regmean --exemplars DIR --set shrinkage=0.9 --set ridge=1e-06" in card
     assert not Path("out.training").exists()
 
 
