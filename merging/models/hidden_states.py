@@ -60,6 +60,12 @@ def layer_count(module: nn.Module) -> int:
     return int(_body(module).config.get_text_config().num_hidden_layers)
 
 
+def has_layers(module: nn.Module) -> bool:
+    """Returns whether a model tells the hidden states of its layers: no decoder of pictures does."""
+    body = _body(module)
+    return not body.config.is_encoder_decoder or body.main_input_name == "input_ids"
+
+
 def mean_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the mean over the tokens that `mask` (sample, token) selects, (sample, width)."""
     if mask is None:

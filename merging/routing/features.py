@@ -26,7 +26,7 @@ from flexswitch.merging.models.feature_spec import (
     parse_feature_spec,
 )
 from flexswitch.merging.models.float64_computation import Float64Computation
-from flexswitch.merging.models.hidden_states import layer_count
+from flexswitch.merging.models.hidden_states import has_layers, layer_count
 from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.models.runner import FeatureDtype, Runner
 from flexswitch.merging.routing.averaged_encoder import averaged_encoder
@@ -63,12 +63,15 @@ class FeatureSource(Protocol):
 def feature_source(features: str, runner: Runner, zoo: Zoo) -> FeatureSource:
     """Returns the source for a value of `--features`; for "auto" one that concatenates all layers.
 
-    For "shape+auto", the texts' shape precedes the layers. Raises: UsageError on an unknown feature spec;
+    For "shape+auto", the texts' shape precedes the layers; a model that does not tell its layers is pooled.
+    Raises: UsageError on an unknown feature spec;
     InputError if the model has no layers to choose from.
     """
     if not is_auto(features):
         return model_features(features, runner, zoo, list(zoo))
     encoder = runner.adapter.encoder()
+    if not has_layers(encoder):
+        return ModelFeatures("pooled", runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
     spec = layers_spec(tuple(range(layer_count(encoder) + 1)), is_shaped(features))
     return ModelFeatures(spec, runner.adapter, encoder.to(runner.device), runner.device, runner.dtype)
 

@@ -60,7 +60,7 @@ def build_index(
     """
     exemplars, notes = exemplar_features(examples, options.per_task, source, on_task)
     spec = source.spec
-    if is_auto(options.features):
+    if is_auto(options.features) and spec != "pooled":  # of a model without layers of its own
         spec, exemplars, note = _chosen(exemplars, spec, options)
         notes.append(note)
     parts = 1 if spec == FROM_FILE else parse_feature_spec(spec).parts

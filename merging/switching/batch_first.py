@@ -4,7 +4,7 @@ Shapes can't tell where a module puts tokens before rows and both counts fit. So
 orders: a layer is batch-first where the two halves of its input change places with the rows.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,19 +35,48 @@ def layer_not_batch_first(
 
     names: the layers, as the module names them; rows: two rows of the batch that differ.
     """
+    called: set[str] = set()
     straight, swapped = (
-        _layer_inputs(module, names, take_rows(batch, torch.tensor(order), row_count(batch)))
+        _layer_inputs(module, names, take_rows(batch, torch.tensor(order), row_count(batch)), called)
         for order in (rows, rows[::-1])
     )
     for (name, one), (_, other) in zip(straight, swapped, strict=True):
-        if not _is_swapped(one, other):
+        if one is None or other is None or not _is_swapped(one, other):
             return name
-    return None
+    unused = [name for name in names if not any(f"{name}.".startswith(f"{each}.") for each in called)]
+    return next((name for name in unused if _is_read(module, name, batch)), None)
 
 
-def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any) -> list[tuple[str, Tensor]]:
-    """Returns the longest inputs of each call of the layers, in the order of the calls."""
-    own, found = replica(module).eval(), list[tuple[str, Tensor]]()
+def _is_read(module: nn.Module, name: str, batch: Any) -> bool:
+    """Returns whether a layer that is not called changes the output, as its weights are read from outside."""
+    own = replica(module).eval()
+    before = run(own, batch)
+    layer = own.get_submodule(name)
+    for part, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, part, nn.Parameter(torch.full_like(parameter, torch.nan), requires_grad=False))
+    return any(
+        not torch.equal(one.isnan(), other.isnan())
+        for one, other in zip(_tensors(before), _tensors(run(own, batch)), strict=True)
+    )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yields the tensors of a module's output."""
+    if isinstance(output, Tensor):
+        yield output
+    parts = output.values() if isinstance(output, Mapping) else output
+    for part in parts if isinstance(output, tuple | list | Mapping) else ():
+        yield from _tensors(part)
+
+
+def _layer_inputs(
+    module: nn.Module, names: Collection[str], batch: Any, called: set[str]
+) -> list[tuple[str, Tensor | None]]:
+    """Returns the longest inputs of each call of the layers, in their order; None for a call without any.
+
+    called: gets the names of the layers that are called.
+    """
+    own, found = replica(module).eval(), list[tuple[str, Tensor | None]]()
     for part in own.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.max_norm = None  # otherwise it would change its weights, which the replica shares
@@ -57,6 +86,9 @@ def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any) -> list
             tensors = [
                 value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim()
             ]
+            called.add(name)
+            if not tensors:
+                found.append((name, None))
             longest = max((len(tensor) for tensor in tensors), default=1)
             found.extend((name, tensor.clone()) for tensor in tensors if len(tensor) == longest > 1)
 

@@ -14,7 +14,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import first_tensor, run
+from flexswitch.merging.switching.batch_rows import run
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_linear,
@@ -99,9 +99,10 @@ class FusedEngine:
 
 def _with_targets(batch: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
     """Returns the prompts of an encoder-decoder with a first token of their answers; others unchanged."""
-    if not getattr(config_of(module), "is_encoder_decoder", False) or "decoder_input_ids" in batch:
+    is_prompt = "input_ids" in batch and "decoder_input_ids" not in batch
+    if not is_prompt or not getattr(config_of(module), "is_encoder_decoder", False):
         return batch
-    ids = first_tensor(batch)
+    ids = batch["input_ids"]
     return {**batch, "decoder_input_ids": torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)}
 
 

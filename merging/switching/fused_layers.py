@@ -138,7 +138,8 @@ def _of_rows(switch: SwitchedLayer, plan: BatchPlan, name: str, own: Tensor) -> 
 def _other(switch: SwitchedLayer) -> Forward:
     """Swaps the parameters while the layer runs, so only one thread at a time may run it."""
     module, original, lock = switch.module, switch.module.forward, RLock()
-    base = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    base = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # a tied tensor once
+    switched = {name: tensor for name, tensor in switch.tensors.items() if name in base}
 
     def forward(*inputs: Any, **options: Any) -> Any:
         plan = switch.plan()
@@ -157,7 +158,7 @@ def _other(switch: SwitchedLayer) -> Forward:
                     rows.append(torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1)))
                     state = {
                         name: plan.mixed_weight(number, tensor, base[name])
-                        for name, tensor in switch.tensors.items()
+                        for name, tensor in switched.items()
                     }
                     given = take_rows((inputs, options), rows[-1], length)
                     outputs.append(functional_call(module, state, *given))

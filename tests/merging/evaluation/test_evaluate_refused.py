@@ -76,7 +76,7 @@ def test_individual_needs_the_checkpoints(toy):
 
 def test_a_zoo_of_another_method_is_refused_with_its_own_methods(toy, tmp_path):
     assert message(InputError, lambda: open_evaluation(request(toy, methods=["p-discard"]))) == (
-        f"--methods p-discard: the tasks of {toy.zoo} are compressed by t-switch"
+        f"--methods p-discard: the tasks of {toy.zoo} are stored by t-switch"
     )
     finetuned = dict(toy.finetuned)
     files = [open_zoo(toy.zoo).task_file(task) for task in ("birds", "cities")]
@@ -84,7 +84,7 @@ def test_a_zoo_of_another_method_is_refused_with_its_own_methods(toy, tmp_path):
     mixed = pack(tmp_path / "mixed", [*files, other.path])
     for method in ("t-switch", "p-discard"):
         found = message(InputError, lambda method=method: check_methods([method], [], mixed, False))
-        assert found == f"--methods {method}: the tasks of {mixed.path} are compressed by p-discard, t-switch"
+        assert found == f"--methods {method}: the tasks of {mixed.path} are stored by p-discard, t-switch"
     check_methods(["base", "average"], ["oracle"], mixed, False)
 
 
