@@ -21,33 +21,43 @@ def export(
     ],
     base: Annotated[str, typer.Option(help="The base it was made from.", show_default=False)],
     task: Annotated[str, typer.Option(help="The task to export.", show_default=False)],
-    to: Annotated[Literal["lora"], typer.Option(help="The form: a PEFT LoRA.", show_default=False)],
+    to: Annotated[
+        Literal["lora", "shira", "vllm-patch"],
+        typer.Option(
+            help="lora: a PEFT LoRA, an approximation; shira: PEFT's sparse adapter; vllm-patch: the changed "
+            "weights with their places.",
+            show_default=False,
+        ),
+    ],
     output: Output,
     rank: Annotated[
-        str, typer.Option(metavar="R|auto", help="Rank of the LoRA; auto is the least with an error of 0.1.")
+        str, typer.Option(metavar="R|auto", help="Rank of a LoRA; auto is the least with an error of 0.1.")
     ] = "auto",
     overwrite: Overwrite = False,
 ) -> dict[str, Any]:
-    """Write one task as a PEFT LoRA, which servers load beside the base, and tell its error.
+    """Write one task for other software: as an adapter of PEFT, with its error, or as a patch of the base.
 
     Example: flexswitch export zoo --base base --task sst2 --to lora -o sst2-lora
+
+    Example: flexswitch export zoo --base base --task sst2 --to vllm-patch -o sst2-patch
     """
-    from flexswitch.merging.commands.export import export
+    from flexswitch.merging.commands.export import FORMS, export
 
     made = export(
         sources, output, base=base, task=task, to=to, rank=rank, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     stored = sum(file.stat().st_size for file in output.iterdir())
-    document = {
-        "output": str(output), "task": task, "rank": made.lora.rank, "error": made.lora.total_error,
-        "errors": dict(made.lora.errors), "left_out": made.lora.left_out, "bytes": stored,
+    document: dict[str, Any] = {"output": str(output), "task": task, "to": to, "bytes": stored}
+    line = f"{output}: '{task}' as {FORMS[made.to]}"
+    if made.adapter is None:
+        return console.result(document, f"{line}, {size(stored)}")
+    found = made.adapter
+    document |= {
+        "rank": found.rank, "error": found.total_error, "errors": dict(found.errors),
+        "left_out": found.left_out,
     }  # fmt: skip
-    return console.result(
-        document,
-        _errors(made.lora.errors),
-        f"{output}: '{task}' as a LoRA of rank {made.lora.rank}, {size(stored)}; relative error "
-        f"{made.lora.total_error:.3g}",
-    )
+    line = f"{line} of rank {found.rank}, {size(stored)}; relative error {found.total_error:.3g}"
+    return console.result(document, _errors(found.errors), line)
 
 
 def _errors(errors: Any) -> Table:

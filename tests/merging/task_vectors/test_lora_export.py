@@ -21,6 +21,7 @@ from support.tiny_models import (
 from torch import Tensor
 
 from flexswitch.merging.commands.export import Exported, export
+from flexswitch.merging.task_vectors.peft_adapter import Adapter
 
 pytestmark = PEFT_WARNINGS
 
@@ -84,6 +85,11 @@ MODELS: dict[str, tuple[Callable[[Path], tuple[Path, Path]], str, Callable[[Any]
 }
 
 
+def adapter_of(made: Exported) -> Adapter:
+    assert made.adapter is not None
+    return made.adapter
+
+
 def adapted(base: Path, adapter: Path, auto: str, **options: Any) -> Any:
     from peft import PeftModel
 
@@ -95,8 +101,8 @@ def test_a_lora_of_full_rank_answers_as_the_fine_tuned_model(tmp_path: Path, kin
     save, auto, answers = MODELS[kind]
     base, task = save(tmp_path)
     made = export([task], tmp_path / "lora", base=base, task="task", to="lora", rank=48)
-    assert made.lora.total_error < 1e-6
-    assert made.lora.left_out == []
+    assert adapter_of(made).total_error < 1e-6
+    assert adapter_of(made).left_out == []
     found = answers(adapted(base, tmp_path / "lora", auto))
     torch.testing.assert_close(found, answers(loaded(task, auto)), rtol=0, atol=1e-4)
 
@@ -116,20 +122,20 @@ def test_the_told_errors_are_those_of_the_merged_weights(tmp_path: Path, rank: i
         values = np.linalg.svd(after.numpy(), compute_uv=False)
         expected = np.sqrt((values[rank:] ** 2).sum()) / np.linalg.norm(values)
         assert float((after - found).norm() / after.norm()) == pytest.approx(expected, abs=1e-5)
-        assert made.lora.errors[name] == pytest.approx(expected, abs=1e-6)
+        assert adapter_of(made).errors[name] == pytest.approx(expected, abs=1e-6)
         missed, changed = (
             missed + float((after - found).square().sum()),
             changed + float(after.square().sum()),
         )
-    assert made.lora.total_error == pytest.approx((missed / changed) ** 0.5, abs=1e-5)
+    assert adapter_of(made).total_error == pytest.approx((missed / changed) ** 0.5, abs=1e-5)
 
 
 def test_a_new_head_is_saved_whole_and_what_no_lora_changes_is_named(tmp_path: Path) -> None:
     base = save_text_base(tmp_path / "base")
     task = save_text_classifier(base, tmp_path / "task", classes=3, seed=1)
     made = export([task], tmp_path / "lora", base=base, task="task", to="lora", rank=16)
-    assert "embeddings.LayerNorm.bias" in made.lora.left_out
-    assert all(made.lora.errors[name] == 1 for name in made.lora.left_out)
+    assert "embeddings.LayerNorm.bias" in adapter_of(made).left_out
+    assert all(adapter_of(made).errors[name] == 1 for name in adapter_of(made).left_out)
     settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (settings["modules_to_save"], settings["task_type"]) == (["classifier"], "SEQ_CLS")
     from transformers import AutoModelForSequenceClassification
@@ -156,10 +162,10 @@ def test_auto_takes_the_least_rank_with_an_error_of_a_tenth(tmp_path: Path) -> N
             [f"task={tmp_path / 'adapter'}"], tmp_path / folder, base=base, task="task", to="lora", rank=rank
         )
 
-    chosen = made("auto", "lora").lora
+    chosen = adapter_of(made("auto", "lora"))
     assert chosen.rank in (2, 4)
     assert chosen.total_error <= 0.1
-    assert made(chosen.rank // 2, "less").lora.total_error > 0.1
+    assert adapter_of(made(chosen.rank // 2, "less")).total_error > 0.1
 
 
 def test_the_command_prints_the_errors_and_refuses_what_it_does_not_know(
