@@ -72,9 +72,10 @@ def model_card(zoo: Zoo, repository: str) -> str:
         f"Their base is {base.id or 'a local model'}, fingerprint {base.fingerprint[:12]}.",
         "", "| task | method | bytes | bits per parameter |", "| --- | --- | ---: | ---: |",
     ]  # fmt: skip
-    for task in zoo:
-        record = zoo.record.tasks[task]
+    stored = {task: zoo.record.tasks[task] for task in zoo}
+    stored |= {"*shared by all*": zoo.record.shared} if zoo.record.shared is not None else {}
+    for name, record in stored.items():
         bits = 8 * record.size / max(1, record.parameters)
-        lines.append(f"| {task} | {markdown_text(record.method)} | {record.size:,} | {bits:.3f} |")
+        lines.append(f"| {name} | {markdown_text(record.method)} | {record.size:,} | {bits:.3f} |")
     lines += ["", "```sh", f"flexswitch merge {repository} --base BASE -o OUT --task TASK", "```", ""]
     return "\n".join(lines)

@@ -284,5 +284,6 @@ def test_a_zoo_with_a_link_in_place_of_the_shared_folder_is_not_changed(folders:
 
 def test_the_shared_vector_is_sent_with_the_zoo(originals: Path) -> None:
     zoo = originals / "emr" / "zoo"
-    files = push(zoo, "org/zoo", dry_run=True).files
-    assert str(shared_file(zoo).relative_to(zoo)) in files
+    sent = push(zoo, "org/zoo", dry_run=True)
+    assert str(shared_file(zoo).relative_to(zoo)) in sent.files
+    assert f"| *shared by all* | emr | {shared_file(zoo).stat().st_size:,} |" in sent.card
