@@ -64,6 +64,13 @@ def evaluate(
             "which the zoo was compressed."
         ),
     ] = "base,t-switch",
+    merged: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A model that was merged from the tasks, to score with each task's head; repeatable.",
+        ),
+    ] = None,
     routing: Annotated[
         str,
         typer.Option(help="How to score routed methods, joined by commas: per-sample, batch-mean, oracle."),
@@ -98,8 +105,8 @@ def evaluate(
 
     made = evaluate(
         zoo, base=base, data=data, finetuned=finetuned or (), metric=metric or (), heads=heads,
-        methods=methods, routing=routing, neighbours=neighbours, vote=vote, snap=snap, mix=mix,
-        engine=engine, features=features, limit=limit, max_length=max_length, adapter=adapter,
+        methods=methods, merged=merged or (), routing=routing, neighbours=neighbours, vote=vote, snap=snap,
+        mix=mix, engine=engine, features=features, limit=limit, max_length=max_length, adapter=adapter,
         device=device, plot=plot, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     scores, document = made.scores, evaluated(made)

@@ -40,6 +40,7 @@ def evaluate(
     metric: Mapping[str, str] | Sequence[str] = (),
     heads: Input | None = None,
     methods: Names = ("base", "t-switch"),
+    merged: Mapping[str, Input] | Sequence[str] = (),
     routing: Names = ("per-sample",),
     neighbours: Positive | None = None,
     vote: str = "uniform",
@@ -60,11 +61,12 @@ def evaluate(
     data: folder of <task>.test.* files. finetuned: task → checkpoint, or TASK=CHECKPOINT texts. metric: task
     → name, or TASK=NAME texts; others take the default of their outputs' kind. heads: folder of
     <task>.safetensors or <task>.txt files. methods, routing: names, or one text of names joined by commas.
+    merged: name → merged model, or NAME=MODEL texts, scored beside the methods with each task's head.
     max_length: the number of tokens at which texts are cut [default: the model's own]. plot: a PNG.
     Raises: FlexswitchError.
     """
     from flexswitch.merging.checkpoints.hub_zoo import zoo_path
-    from flexswitch.merging.evaluation.methods import score
+    from flexswitch.merging.evaluation.methods import score, score_merged
     from flexswitch.merging.evaluation.setup import Request, open_evaluation
     from flexswitch.merging.models.examples import ignored_files
     from flexswitch.merging.routing.voting_options import VotingOptions
@@ -75,7 +77,7 @@ def evaluate(
         zoo_path(zoo), str(base), Path(data), _pairs(finetuned), _pairs(metric),
         None if heads is None else Path(heads), methods, routing,
         VotingOptions(neighbours, vote, snap, mix), None if features is None else Path(features), limit,
-        max_length, adapter, device, engine,
+        max_length, adapter, device, engine, _pairs(merged),
     )  # fmt: skip
     evaluation = open_evaluation(request)
     metrics = {task: measure.metric for task, measure in evaluation.task_models.measures.items()}
@@ -83,12 +85,15 @@ def evaluate(
         raise UsageError("--plot: draws averages, and the tasks' metrics have different units; leave it out")
     for note in ignored_files(request.data, "test", evaluation.zoo):
         reporter.note(note)
-    count = len(request.methods)
+    count = len(request.methods) + len(evaluation.merged)
     scores = []
     with reporter.progress(f"scoring {counted(count, 'method')} on {request.zoo}", count) as on_method:
         for method in request.methods:
             scores += score(evaluation, method, request.modes)
             on_method(method)
+        for name in evaluation.merged:
+            scores.append(score_merged(evaluation, name))
+            on_method(name)
     if plot is not None:
         from flexswitch.merging.evaluation.chart import draw_chart
 

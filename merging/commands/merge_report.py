@@ -20,7 +20,7 @@ def score_table(report: Mapping[str, Any]) -> str:
         return ""
     rows = report["tuned"]["scores"]
     settings, tasks = list(rows[0]["settings"]), list(rows[0]["scores"])
-    lines = [[*settings, "average (%)", *tasks], ["---"] * len(settings) + ["---:"] * (1 + len(tasks))]
+    lines = [[*settings, "average", *tasks], ["---"] * len(settings) + ["---:"] * (1 + len(tasks))]
     for row in rows:
         figures = [row["average"], *row["scores"].values()]
         lines.append([*map(_text, row["settings"].values()), *(f"{figure:.2f}" for figure in figures)])

@@ -94,6 +94,10 @@ def _task_models(merger: Merger, grid: Grid) -> TaskModels:
     }
     task_models = TaskModels(merger.base, adapter, merger.vectors, examples, options.device)
     task_models.warm_up()
+    if task_models.unit is None:
+        raise InputError(
+            "--tune: the tasks' metrics have different units, so that their average means nothing"
+        )
     return task_models
 
 

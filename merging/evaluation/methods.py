@@ -1,7 +1,10 @@
 """The methods that `eval` scores: what each needs, and the bytes it stores per task without the base."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
@@ -15,6 +18,7 @@ from flexswitch.merging.methods.registry import EVALUATED, ROUTED, STATIC_MERGES
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings
 from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -23,7 +27,8 @@ class Evaluation:
     """Everything that scoring needs.
 
     finetuned: the full-precision task vectors, of all tasks or of none; router: present if a routed method
-    is scored; base_score: the score of the base with each task's head.
+    is scored; base_score: the score of the base with each task's head; merged: models that were merged
+    elsewhere, by name, as their difference from the base.
     """
 
     task_models: TaskModels
@@ -32,6 +37,7 @@ class Evaluation:
     router: StreamRouter | None
     base_score: Score
     engine: Engine = "auto"
+    merged: Mapping[str, TaskVector] = field(default_factory=dict)
 
 
 def check_methods(methods: Sequence[str], modes: Sequence[str], zoo: Zoo, has_finetuned: bool) -> None:
@@ -71,21 +77,28 @@ def score(evaluation: Evaluation, method: str, modes: Sequence[str]) -> list[Sco
     if method in STATIC_MERGES:
         settings = MergeSettings(get_method(method, "merge"), {}, {})
         outputs = merged_tensors(task_models.base, finetuned or task_models.vectors, settings, None)
-        merged = {name: output.whole() for name, output in outputs.items()}
-        return [
-            score_fixed(
-                task_models,
-                method,
-                lambda task: task_models.set_merged(task, merged),
-                head_bytes(task_models),
-            )
-        ]
+        return [_score_weights(task_models, method, {name: each.whole() for name, each in outputs.items()})]
     record = evaluation.zoo.record
     stored = mean_bytes([record.tasks[task].size for task in task_models.vectors])
     stored += record.shared.size / len(task_models.vectors) if record.shared else 0
     if method in STORED:
         return [score_fixed(task_models, method, weights_of(task_models, task_models.vectors, 1.0), stored)]
     return [_switched(evaluation, method, mode, stored) for mode in modes]
+
+
+def score_merged(evaluation: Evaluation, name: str) -> Score:
+    """Returns the score of a merged model of that name, with each task's head."""
+    task_models, vector = evaluation.task_models, evaluation.merged[name]
+    outputs = restored_tensors(task_models.base, vector, 1.0, torch.float32)
+    weights = {each: outputs[vector.model.finetuned_name(each)].whole() for each in task_models.base.tensors}
+    return _score_weights(task_models, name, weights)
+
+
+def _score_weights(task_models: TaskModels, name: str, weights: Mapping[str, Tensor]) -> Score:
+    """Returns the score of one set of weights, by the base's names, with each task's head."""
+    return score_fixed(
+        task_models, name, lambda task: task_models.set_merged(task, weights), head_bytes(task_models)
+    )
 
 
 def _switched(evaluation: Evaluation, method: str, mode: str, stored: float) -> Score:

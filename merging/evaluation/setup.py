@@ -46,6 +46,7 @@ class Request:
     adapter: str | None = None
     device: str = "cpu"
     engine: Engine = "auto"
+    merged: Sequence[str] = ()
 
 
 def open_evaluation(request: Request) -> Evaluation:
@@ -62,6 +63,7 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     for task, name in metrics.items():
         check_metric(name, task)
     check_methods(request.methods, request.modes, zoo, bool(sources))
+    models = _merged_models(request.merged, request.methods)
     base = open_base(request.base)
     check_base(base, zoo.record.base, str(request.zoo))
     vectors: dict[str, TaskVector] = {task: artifact_vector(zoo[task], base) for task in zoo}
@@ -80,7 +82,8 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     base_score = score_fixed(
         task_models, "base", weights_of(task_models, vectors, 0.0), head_bytes(task_models)
     )
-    return Evaluation(task_models, zoo, finetuned, router, base_score, request.engine)
+    merged = {name: open_finetuned(source, base) for name, source in models.items()}
+    return Evaluation(task_models, zoo, finetuned, router, base_score, request.engine, merged)
 
 
 def _heads(folder: Path, zoo: Zoo, adapter: Adapter) -> Heads:
@@ -100,6 +103,19 @@ def read_finetuned(pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:
     if found and lacking:
         raise InputError(f"--finetuned: the task '{lacking[0]}' has no checkpoint; give one for every task")
     return {task: found[task] for task in zoo} if found else {}
+
+
+def _merged_models(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, str]:
+    """Returns name → model of `NAME=MODEL` texts. Raises: UsageError."""
+    found: dict[str, str] = {}
+    for text in pairs:
+        name, equals, model = text.partition("=")
+        if not equals or not name or not model:
+            raise UsageError(f"--merged {text}: expected NAME=MODEL")
+        if name in found or name in methods:
+            raise UsageError(f"--merged {text}: another row is called {name}; give it another name")
+        found[name] = model
+    return found
 
 
 def _task_pairs(option: str, value: str, pairs: Sequence[str], zoo: Zoo) -> dict[str, str]:

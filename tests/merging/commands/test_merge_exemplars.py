@@ -12,6 +12,7 @@ from support.perceptrons import Perceptrons, doubles, forward, perceptrons, writ
 
 import flexswitch
 from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.merging.commands.evaluate import evaluate
 
 ADAPTER = "python:support.perceptrons:adapter"
 
@@ -75,7 +76,7 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
         np.mean([accuracy(case, task) for task in range(3)])
     )
     card = Path("out/README.md").read_text()
-    assert "| lambda | density | average (%) | a | b | c |\n| --- | --- | ---: |" in card
+    assert "| lambda | density | average | a | b | c |\n| --- | --- | ---: |" in card
     assert card.count("\n| ") == 22
     for row in tuned["scores"][:3]:
         merge(case, method="ties", settings={"merge": "sum", **row["settings"]})
@@ -109,3 +110,32 @@ def test_options_that_do_not_fit_are_refused_and_nothing_is_written(
 ) -> None:
     assert message(kind, lambda: merge(case, **options)) == expected
     assert not Path("out").exists()
+
+
+def test_merged_models_are_scored_beside_the_methods(case: Perceptrons) -> None:
+    Path("data").mkdir()
+    for name, inputs, labels in zip(case.names, case.inputs, case.labels, strict=True):
+        np.savez(f"data/{name}.test.npz", x=inputs, y=labels)
+        flexswitch.compress(f"{name}.safetensors", f"{name}.fsw", base="base.safetensors", method="lossless")
+    flexswitch.pack([f"{name}.fsw" for name in case.names], "zoo")
+    made = {"mean": "average", "fitted": "regmean"}
+    for name, method in made.items():
+        given = {"exemplars": "exemplars", "adapter": ADAPTER} if method == "regmean" else {}
+        flexswitch.merge(["zoo"], name, base="base.safetensors", method=method, **given)
+    options = {"base": "base.safetensors", "data": "data", "adapter": ADAPTER}
+    found = evaluate("zoo", methods="average", merged={name: name for name in made}, **options)
+    scores = {score.method: score for score in found.scores}
+    assert list(scores) == ["average", "mean", "fitted"]
+    assert scores["mean"].values == scores["average"].values
+    assert scores["fitted"].values != scores["average"].values
+    assert scores["fitted"].bytes_per_task == scores["average"].bytes_per_task
+    for texts, expected in (
+        (["fitted"], "--merged fitted: expected NAME=MODEL"),
+        (["average=mean"], "--merged average=mean: another row is called average; give it another name"),
+    ):
+        assert (
+            message(
+                UsageError, lambda texts=texts: evaluate("zoo", methods="average", merged=texts, **options)
+            )
+            == expected
+        )
