@@ -17,7 +17,7 @@ from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.restore import restore
 
 FORMS = [
-    method if method in ("emr", "twin") else pytest.param(method, marks=pytest.mark.deep)
+    method if method == "emr" else pytest.param(method, marks=pytest.mark.deep)
     for method in method_names("shared")
 ]
 

@@ -21,17 +21,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"drop": 0.0, "bits": 16},
     ],
 }
-CASES = [(method, settings) for method in method_names("shared") for settings in ({}, *VARIANTS[method])]
-QUICK = {(1, "ties"), (3, "normal"), (8, "ties")}
-MODELS = [
-    pytest.param(tasks, kind, marks=[] if (tasks, kind) in QUICK else [pytest.mark.deep])
+CASES = [
+    pytest.param(
+        method, settings, tasks, kind,
+        marks=[] if kind == "ties" and (tasks == 8 or not settings) else [pytest.mark.deep],
+    )
+    for method in method_names("shared")
+    for settings in ({}, *VARIANTS[method])
     for tasks in (1, 3, 8)
     for kind in ("normal", "ties")
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("tasks", "kind"), MODELS)
-@pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "settings", "tasks", "kind"), CASES, ids=str)
 def test_each_task_is_its_reference_s(tmp_path, method, settings, tasks, kind):
     shared_zoo(tmp_path, method, tasks, kind, settings=settings)
     base, models = states(tasks, kind)

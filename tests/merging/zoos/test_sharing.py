@@ -26,6 +26,7 @@ from flexswitch.merging.task_vectors.restore import restore
 
 FORMS = method_names("shared")
 OPEN = ("rtvq", "twin")
+SOME = [each if each in ("emr", "twin") else pytest.param(each, marks=pytest.mark.deep) for each in FORMS]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_zoo_holds_one_shared_vector_and_its_tasks(originals: Path, method: st
     assert lines == [f"{path}: 3 tasks, all hashes, checksums and counts match"]
 
 
-@pytest.mark.parametrize("method", FORMS)
+@pytest.mark.parametrize("method", SOME)
 def test_each_way_to_a_task_s_model_gives_the_same_one(originals: Path, tmp_path: Path, method: str) -> None:
     folder = originals / method
     base, deltas = folder / "models" / "base.safetensors", restored_deltas(folder / "zoo")
@@ -86,7 +87,7 @@ def test_each_way_to_a_task_s_model_gives_the_same_one(originals: Path, tmp_path
         assert all(torch.equal(live[name], found[name]) for name in found)
 
 
-@pytest.mark.parametrize("method", FORMS)
+@pytest.mark.parametrize("method", SOME)
 def test_no_byte_depends_on_threads_memory_or_kind_of_source(
     originals: Path, tmp_path: Path, method: str
 ) -> None:
@@ -182,7 +183,7 @@ def test_adding_needs_the_form_and_the_settings_of_the_zoo(folders: Path) -> Non
     assert found == f"{zoo}: already has a task 'a'; give --overwrite to replace it"
 
 
-@pytest.mark.parametrize("method", FORMS)
+@pytest.mark.parametrize("method", SOME)
 def test_the_shared_vector_stays_as_long_as_a_task_needs_it(folders: Path, method: str) -> None:
     zoo, (base, source) = folders / method / "zoo", fourth(folders)
     kept = shared_file(zoo)
