@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from support.checkpoints import message
 
 import flexswitch
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
 
 
 def merge(*sources: str, **options: Any) -> dict[str, np.ndarray]:
@@ -60,6 +60,16 @@ def test_an_excluded_tensor_stays_the_base_s(zoo: Path) -> None:
         merged = merge(source, method="average", exclude=["embed*"])
         assert np.array_equal(merged["embed.weight"], base["embed.weight"])
         assert not np.array_equal(merged["layer.weight"], base["layer.weight"])
+
+
+def test_restoring_one_task_of_a_zoo_reads_no_other(zoo: Path) -> None:
+    expected = merge("zoo", task="red")
+    for file in (zoo / "zoo" / "tasks").glob("blue.*"):
+        file.write_bytes(b"damaged")
+    found = merge("zoo", task="red")
+    assert all(np.array_equal(found[name], weights) for name, weights in expected.items())
+    with pytest.raises(ArtifactError, match="is not the file that was packed as task 'blue'"):
+        merge("zoo", method="average")
 
 
 def test_what_single_tasks_store_whole_is_named_on_the_screen_and_in_the_card(
