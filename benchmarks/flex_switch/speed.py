@@ -116,7 +116,7 @@ def measured(options: argparse.Namespace, kind: str) -> dict[str, float]:
             plain = Plain(task.tensors, data)
             seconds = seconds_of(lambda: plain.step(rows))
         else:
-            model = GatedModel(data.model, task.tensors, data.names, options.jobs)
+            model = GatedModel(data.model, task.tensors, data.places, options.jobs)
             seconds = seconds_of(
                 lambda: fused_step(task.tensors, model, data, rows, in_parallel, options.jobs)
             )
@@ -179,13 +179,13 @@ class Plain:
         parameters = dict(data.model.named_parameters())
         self._parts = []
         for tensor in tensors:
-            base = parameters[data.names[tensor.name]].detach().clone()
+            base = parameters[data.places[tensor.name].name].detach().clone()
             delta = torch.zeros(base.shape)
             delta.view(-1, tensor.columns)[torch.from_numpy(tensor.rows)] = torch.from_numpy(
                 tensor.delta
             ).view(-1, tensor.columns)
             trained = [torch.tensor(THRESHOLD), torch.full((len(BITS),), THRESHOLD), torch.zeros(len(BITS))]
-            self._parts.append((data.names[tensor.name], base, delta / tensor.rms, tensor.rms, trained))
+            self._parts.append((data.places[tensor.name].name, base, delta / tensor.rms, tensor.rms, trained))
 
     def step(self, rows: list[int]) -> None:
         weights = {}

@@ -27,7 +27,7 @@ from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import read_examples, task_file
-from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector

@@ -56,8 +56,19 @@ class RunningModel:
                 self._model = models[0](settings)
             else:
                 self._model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
-        self._state = self._model.state_dict()
-        self._parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        self._set(self._model)
+
+    @classmethod
+    def of(cls, model: Any) -> "RunningModel":
+        """Returns one for a model of transformers that is in memory."""
+        found = cls.__new__(cls)
+        found._set(model)
+        return found
+
+    def _set(self, model: Any) -> None:
+        self._model = model
+        self._state = model.state_dict()
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._users = Counter(map(id, self._parameters.values()))
 
     def running_names(self, names: Iterable[str]) -> dict[str, str]:

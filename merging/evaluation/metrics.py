@@ -181,7 +181,7 @@ def _perplexity(answers: Sequence[Any], labels: Sequence[Any]) -> float:
 
 
 def _same_text(answers: Sequence[Any], labels: Sequence[Any]) -> float:
-    same = [found.strip() == text.strip() for found, text in zip(answers, labels, strict=True)]
+    same: list[bool] = [found.strip() == text.strip() for found, text in zip(answers, labels, strict=True)]
     return 100 * sum(same) / len(same)
 
 

@@ -16,7 +16,8 @@ from flexswitch.merging.models.adapters import Adapter, kind_of
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.head_files import Heads
 from flexswitch.merging.models.language_adapters import LanguageModel
-from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector

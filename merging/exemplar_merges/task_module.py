@@ -11,7 +11,8 @@ from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs
 from flexswitch.merging.models.adapters import kind_of
 from flexswitch.merging.models.examples import Batch, Examples
-from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.task_vectors.restore import restored_tensors
 
 Gradients = dict[str, Tensor]  # tensor of the base → gradient in its shape, float32

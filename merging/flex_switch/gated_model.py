@@ -7,6 +7,7 @@ gradient of one tensor at most, and the graph holds nothing per entry of the del
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
 from flexswitch.merging.flex_switch.gated_tensor import GatedTensor, GateGradients, Gates, gated_weights
+from flexswitch.merging.models.fused_tensors import Place
 from flexswitch.merging.models.replica import replica
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
@@ -26,20 +28,22 @@ class GatedModel:
     """
 
     def __init__(
-        self, model: nn.Module, tensors: Sequence[DeltaRows], names: Mapping[str, str], shards: int
+        self, model: nn.Module, tensors: Sequence[DeltaRows], places: Mapping[str, Place], shards: int
     ) -> None:
-        """Takes a model with the base's weights. names: tensor → parameter, for those that the model has."""
+        """Takes a model with the base's weights. places: tensor → its place, for those that the model has."""
         self.model = model.requires_grad_(False)
         state = model.state_dict(keep_vars=True)
-        weights = [state[names[tensor.name]] if tensor.name in names else None for tensor in tensors]
+        found = [places.get(tensor.name) for tensor in tensors]
         self.weights: list[GatedTensor | None] = [
-            None if weight is None else gated_weights(tensor, weight)
-            for tensor, weight in zip(tensors, weights, strict=True)
+            None if place is None else gated_weights(tensor, _part(state[place.name].detach(), place))
+            for tensor, place in zip(tensors, found, strict=True)
         ]
         self.gates: list[Gates] = []
-        trained = {
-            number: weight for number, weight in enumerate(weights) if isinstance(weight, nn.Parameter)
-        }
+        trained: dict[str, _Trained] = {}
+        for number, place in enumerate(found):
+            weight = None if place is None else state[place.name]
+            if place is not None and isinstance(weight, nn.Parameter):
+                trained.setdefault(place.name, _Trained(weight, {})).places[number] = place
         self._replicas = [_Replica(self, model, trained) for _ in range(shards)]
 
     def backward_all(
@@ -49,20 +53,33 @@ class GatedModel:
         return parallel_map(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
 
 
+class _Trained(NamedTuple):
+    """A parameter, and the places in it of tensors, by their numbers."""
+
+    parameter: nn.Parameter
+    places: dict[int, Place]
+
+
+def _part(tensor: Tensor, place: Place) -> Tensor:
+    """Returns a part of a tensor, flat, or the whole of it in its shape."""
+    whole = tensor.is_sparse or place.stop - place.start == tensor.numel()
+    return tensor if whole else place.of(tensor.contiguous())
+
+
 class _Replica:
     """A copy of the model that shares every tensor; gated ones are leaves of the copy's own graph."""
 
-    def __init__(self, gated: GatedModel, model: nn.Module, trained: Mapping[int, nn.Parameter]) -> None:
+    def __init__(self, gated: GatedModel, model: nn.Module, trained: Mapping[str, _Trained]) -> None:
         self._gated = gated
         self._model = replica(model)
-        leaves = {id(weight): nn.Parameter(weight.data) for weight in trained.values()}
+        leaves = {id(each.parameter): nn.Parameter(each.parameter.data) for each in trained.values()}
         for module in list(self._model.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if id(parameter) in leaves:
                     setattr(module, name, leaves[id(parameter)])
-        for number, weight in trained.items():
-            hook = self._reducer(number)
-            leaves[id(weight)].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        for each in trained.values():
+            hook, leaf = self._reducer(each.places), leaves[id(each.parameter)]
+            leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         _make_embeddings_sparse(self._model)
         self._slopes: list[GateGradients | None] = []
 
@@ -73,12 +90,14 @@ class _Replica:
             found.backward()  # type: ignore[no-untyped-call]
         return float(found.detach()), self._slopes
 
-    def _reducer(self, number: int) -> Callable[[Tensor], None]:
+    def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:
         def reduce(leaf: Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
-            weights = self._gated.weights[number]
-            if gradient is not None and weights is not None:
-                self._slopes[number] = weights.reduce(self._gated.gates[number], gradient)
+            for number, place in places.items() if gradient is not None else ():
+                weights = self._gated.weights[number]
+                if gradient is not None and weights is not None:
+                    part = _part(gradient, place)
+                    self._slopes[number] = weights.reduce(self._gated.gates[number], part)
 
         return reduce
 

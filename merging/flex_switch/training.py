@@ -65,7 +65,9 @@ def train(
 
     Raises: InputError if the loss is not finite.
     """
-    run = TrainingRun(task, data, GatedModel(data.model, task.tensors, data.names, settings.shards), settings)
+    run = TrainingRun(
+        task, data, GatedModel(data.model, task.tensors, data.places, settings.shards), settings
+    )
     sizer = task.sizer()
     size = settings.target or round(_UNTARGETED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
     initial, factors = _best_initialisation(run, size)

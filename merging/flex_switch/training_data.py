@@ -30,9 +30,10 @@ from flexswitch.merging.flex_switch.objective import (
 from flexswitch.merging.models.adapters import get_adapter, kind_of
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_exemplars, task_file
+from flexswitch.merging.models.fused_tensors import Place, places_inside
 from flexswitch.merging.models.labels import checked_labels
 from flexswitch.merging.models.length_buckets import short_parts
-from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
@@ -58,11 +59,11 @@ class DataSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """model: holds the base's weights. names: tensor → parameter of the model. held_out: not trained on."""
+    """model: holds the base's weights. places: tensor → its place in the model. held_out: not trained on."""
 
     objective: Objective
     model: nn.Module
-    names: dict[str, str]
+    places: dict[str, Place]
     exemplars: Targets
     augmented: Targets | None
     held_out: Targets | None
@@ -172,7 +173,7 @@ def open_training_data(
     adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter, inputs.max_length)
     objective = Objective(goal, adapter, inputs.device, settings.precision)
     model = _model(objective, vector)
-    names = _names(objective, vector, model)
+    places = _places(objective, vector, model)
     _load(objective, model, inputs.base, vector, 1.0)
     model.to(inputs.device)
     config = read_config(inputs.base) | vector.model.config
@@ -192,7 +193,7 @@ def open_training_data(
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
     _load(objective, model, inputs.base, vector, 0.0, extras or {})
-    return TrainingData(objective, model, names, targets, augmented, rest, exemplars.digest())
+    return TrainingData(objective, model, places, targets, augmented, rest, exemplars.digest())
 
 
 def _model(objective: Objective, vector: TaskVector) -> nn.Module:
@@ -207,10 +208,10 @@ def _inside(objective: Objective) -> Callable[[str], str]:
     return (lambda name: name) if objective.goal == "mse" else objective.adapter.parameter_name
 
 
-def _names(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, str]:
+def _places(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, Place]:
     inside = _inside(objective)
     named = {name: inside(vector.model.finetuned_name(name)) for name in vector.tensors}
-    found = names_inside(model, list(named.values()))
+    found = places_inside(model, {named[name]: info.shape for name, info in vector.tensors.items()})
     return {name: found[inner] for name, inner in named.items() if inner in found}
 
 

@@ -119,6 +119,7 @@ class HuggingFace:
         try:
             config = kind_of_config.from_dict(entries)
             config.dtype = torch.float32
+            config._experts_implementation = "eager"  # the others cannot compute in float64
             # First without memory, because the config may ask for any.
             with size_limit(len(stored), sum(info.entries for info in stored)), torch.device("meta"):
                 auto.from_config(copy.deepcopy(config), trust_remote_code=False)

@@ -1,13 +1,12 @@
 """Loads a checkpoint's tensors into a torch module whose tensors may have other names."""
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.pairing import common_prefix
+from flexswitch.merging.models.fused_tensors import places_inside
+from flexswitch.merging.models.loading_names import names_inside
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -25,42 +24,19 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     own = module.state_dict(keep_vars=True)
     loaded = {id(own[name]) for name in renamed}  # a tied tensor has several names
     needed = [name for name in missing if id(own[name]) not in loaded]
+    filled = _load_parts(module, state, renamed) if needed else {}
+    needed = [name for name in needed if filled.get(name, 0) < own[name].numel()]
     if needed:
         raise InputError(f"{source}: lacks '{needed[0]}', which the model of its config.json has")
 
 
-def names_inside(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Returns checkpoint name → module name for the tensors in both; one side may have a prefix."""
-    own = {name: name for name in module.state_dict()}
-    for path, model in transformers_models(module):
-        own |= {path + saved: path + name for saved, name in _saved_names(model).items()}
-    prefix, own_prefix = common_prefix(names, list(own))
-    known = {name: own_prefix + name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    # A head stands beside the model that has the prefix.
-    known |= {name: name for name in names if known.get(name) not in own}
-    return {name: own[other] for name, other in known.items() if other in own}
-
-
-def transformers_models(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields (prefix of the names, model) for the outermost transformers models of a module."""
-    transformers = sys.modules.get("transformers")
-    if transformers is None:
-        return
-    if isinstance(module, transformers.PreTrainedModel):
-        yield "", module
-        return
-    for name, child in module.named_children():
-        yield from ((f"{name}.{path}", model) for path, model in transformers_models(child))
-
-
-def _saved_names(model: Any) -> dict[str, str]:
-    """Returns saved name → own name: transformers saves many models with the names of an older release.
-
-    A tensor that is converted when it is saved is left out.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    state = model.state_dict()
-    own = {id(tensor): name for name, tensor in state.items()}
-    saved = revert_weight_conversion(model, state)
-    return {name: own[id(tensor)] for name, tensor in saved.items() if id(tensor) in own}
+def _load_parts(module: nn.Module, state: Mapping[str, Tensor], loaded: Collection[str]) -> dict[str, int]:
+    """Copies tensors that the module has fused with others; returns how many entries of each are copied."""
+    filled: dict[str, int] = {}
+    own = module.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name, place in places_inside(module, shapes).items():
+        if place.name not in loaded:
+            place.of(own[place.name]).copy_(state[name].reshape(-1))
+            filled[place.name] = filled.get(place.name, 0) + place.stop - place.start
+    return filled

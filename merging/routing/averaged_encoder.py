@@ -8,7 +8,7 @@ from torch import nn
 
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.adapters import Adapter
-from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import delta_tensor

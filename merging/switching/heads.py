@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan
 from flexswitch.merging.switching.own_buffers import is_buffer

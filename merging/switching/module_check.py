@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.records import BaseIdentity
+from flexswitch.merging.checkpoints.alignment import all_tensors
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.hub import cached_checkpoint
 from flexswitch.merging.checkpoints.pairing import common_prefix
-from flexswitch.merging.models.loading import names_inside, transformers_models
+from flexswitch.merging.models.fused_tensors import places_inside
+from flexswitch.merging.models.loading_names import names_inside, transformers_models
 from flexswitch.merging.switching.own_buffers import is_buffer
 from flexswitch.merging.task_vectors.live_weights import check_live_weights
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -56,8 +58,13 @@ def check_module(
         named = {
             name: rename(first.model.finetuned_name(name)) for name in (*opened.tensors, *opened.aliases)
         }
-        inside = names_inside(module, list(named.values()))
-        weights = {name: state[inside[other]] for name, other in named.items() if other in inside}
+        whole = all_tensors(opened)
+        places = places_inside(module, {other: whole[name].shape for name, other in named.items()})
+        weights = {
+            name: places[other].of(state[places[other].name].contiguous())
+            for name, other in named.items()
+            if other in places
+        }
     check_live_weights(weights, expected, first.source, opened)
     return expected.fingerprint
 

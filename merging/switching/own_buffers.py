@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.merging.models.loading import names_inside
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.switching.batch_plan import ActivePlan
 from flexswitch.merging.switching.batch_rows import join_rows, take_rows
 from flexswitch.merging.task_vectors.raw_tensors import to_torch

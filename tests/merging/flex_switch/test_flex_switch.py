@@ -209,7 +209,7 @@ def best_start_divergence(case: TrainingCase, artifact: Artifact, target: int) -
         header = artifact.header.model_copy(update={"training": None})
         task = read_compression_task(vector, header, bits, "small", each)
         schedule = TrainingSettings(target, 0.0, 4, False, False, 8, 1, 4, 0)
-        run = TrainingRun(task, data, GatedModel(data.model, task.tensors, data.names, 1), schedule)
+        run = TrainingRun(task, data, GatedModel(data.model, task.tensors, data.places, 1), schedule)
         sizer, room, tables = task.sizer(), task.payload_bits(target), relative(task.tensors, task.tables)
         by_relative, factors = allocated(task.tensors, tables, room, sizer)
         candidates = [

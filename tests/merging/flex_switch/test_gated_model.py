@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import memory_pair
+from support.places import whole
 from support.straight_through import Plain, plain_leaves, plain_weights
 from support.tiny_language_models import language_model
 from support.tiny_models import bert_config, changed_state
@@ -121,7 +122,7 @@ def test_gradients_through_a_model_are_those_of_weights_built_from_the_delta(
         return found.log_softmax(-1)[..., 1].square().mean()
 
     value, plain = expected_gradients(make(), tensors, gates, loss, tokens)
-    gated = GatedModel(make(), tensors, {tensor.name: tensor.name for tensor in tensors}, 1)
+    gated = GatedModel(make(), tensors, whole(make(), {tensor.name: tensor.name for tensor in tensors}), 1)
     with only_worker() as each:
         kept = set_gates(gated, gates, each)
         ((found, gradients),) = gated.backward_all([lambda model: loss(logits(model, tokens))], each)
@@ -148,7 +149,7 @@ def embedding_gradients(
     model: nn.Module, tensors: Sequence[DeltaRows], tokens: Tensor
 ) -> tuple[list[bool], list[GateGradients]]:
     """Returns of two steps whether each gradient was sparse, and the gradients by the gates."""
-    gated = GatedModel(model, tensors, {tensor.name: tensor.name for tensor in tensors}, 1)
+    gated = GatedModel(model, tensors, whole(model, {tensor.name: tensor.name for tensor in tensors}), 1)
     seen: list[bool] = []
     gated.weights = [None if weights is None else Watched(weights, seen) for weights in gated.weights]
     found = []
@@ -206,7 +207,7 @@ def test_a_tied_tensors_gradient_differs_from_that_of_one_use_alone() -> None:
         model = gpt2()
         if not tied:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-        gated = GatedModel(model, tensors, {tensors[0].name: tensors[0].name}, 1)
+        gated = GatedModel(model, tensors, whole(model, {tensors[0].name: tensors[0].name}), 1)
         with only_worker() as each:
             set_gates(gated, gates, each)
             ((_, (gradients,)),) = gated.backward_all(
@@ -229,10 +230,11 @@ def test_the_sum_over_shards_is_the_whole_batchs(threads: int) -> None:
         return lambda model: logits(model, tokens[rows]).square().sum()
 
     with parallel_map(threads) as each:
-        whole, cut = GatedModel(bert(), tensors, names, 1), GatedModel(bert(), tensors, names, 3)
-        for gated in (whole, cut):
+        places = whole(bert(), names)
+        uncut, cut = GatedModel(bert(), tensors, places, 1), GatedModel(bert(), tensors, places, 3)
+        for gated in (uncut, cut):
             set_gates(gated, gates, each)
-        ((value, one),) = whole.backward_all([part(slice(None))], each)
+        ((value, one),) = uncut.backward_all([part(slice(None))], each)
         shards = cut.backward_all([part(slice(0, 1)), part(slice(1, 4)), part(slice(4, 6))], each)
     assert sum(value for value, _ in shards) == pytest.approx(value, rel=1e-5)
     largest = max(
@@ -275,7 +277,11 @@ def odd_model() -> tuple[GatedModel, list[DeltaRows], list[Gates]]:
     gates = [
         Gates(np.full(len(tensor.rows), 0.5, np.float32), 0.3, np.array([1]), one, one) for tensor in tensors
     ]
-    return GatedModel(Odd(), tensors, {name: name for name in ("weight", "idle", "mean")}, 2), tensors, gates
+    return (
+        GatedModel(Odd(), tensors, whole(Odd(), {name: name for name in ("weight", "idle", "mean")}), 2),
+        tensors,
+        gates,
+    )
 
 
 def test_a_tensor_that_the_model_lacks_or_that_no_loss_depends_on_has_no_gradient() -> None:

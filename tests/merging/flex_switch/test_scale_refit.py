@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.checkpoints import job, memory_pair
 from support.deltas import normal
+from support.places import whole
 from torch import Tensor, nn
 
 from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
@@ -64,7 +65,7 @@ def test_scales_are_refitted_at_the_first_rate_that_lowers_the_loss(helps: int |
     with parallel_map(1) as each:
         task = read_compression_task(vector, job().header(vector), np.array([1]), "small", each)
         model = OneTensor()
-        gated = GatedModel(model, task.tensors, {"w": "w"}, 1)
+        gated = GatedModel(model, task.tensors, whole(model, {"w": "w"}), 1)
         data = ScaleData(model, delta, float(np.log(np.float32(scale))) + distance)
         settings = TrainingSettings(
             target=None, multiplier=0.0, steps=1, by_rows=False, uniform=False, batch=1, shards=1, refit_steps=1, seed=0

@@ -244,9 +244,9 @@ def test_the_answers_are_the_fine_tuned_models_and_the_model_is_the_base(
         torch.stack(found.exemplars.answers), torch.stack(expected), rtol=1e-3, atol=1e-4
     )
     base, own = load_file(case.base / "model.safetensors"), found.model.state_dict()
-    assert sorted(found.names) == sorted(base)
-    for name, inside in found.names.items():
-        assert torch.equal(own[inside], base[name])
+    assert sorted(found.places) == sorted(base)
+    for name, place in found.places.items():
+        assert torch.equal(own[place.name], base[name])
     tuned = load_file(case.finetuned / "model.safetensors")
     assert torch.equal(own["classifier.weight"], tuned["classifier.weight"])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from support.places import whole
 from support.straight_through import Floats, delta_rows
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def steps(
     count: int = 1,
 ) -> list[Progress]:
     """Takes steps down a loss of the weights; returns the progress after each."""
-    model = GatedModel(OneTensor(tensor.shape), [tensor], {"w": "w"}, 1)
+    model = GatedModel(OneTensor(tensor.shape), [tensor], whole(OneTensor(tensor.shape), {"w": "w"}), 1)
     found: list[Progress] = []
     with parallel_map(1) as each:
         run_steps(

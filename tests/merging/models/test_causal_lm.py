@@ -19,7 +19,8 @@ from support.tiny_models import WIDTH, make_artifact, save_state, texts
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
-from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.models.outputs import output_kind
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.model_directory import write_model_directory

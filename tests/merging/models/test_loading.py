@@ -11,7 +11,8 @@ from support.tiny_models import save_state, write_tokenizer
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.models.loading import load_weights, names_inside
+from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.loading_names import names_inside
 
 
 @pytest.fixture(scope="module")
