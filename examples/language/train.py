@@ -2,10 +2,11 @@
 
     python examples/language/train.py --out DIR
 
-`DIR/base` is a model of the text of Python's own modules, with a byte-pair tokenizer of that text. Each task
-is about the functions of these modules, with prompts and answers of its own; `DIR/<task>` is the base
-fine-tuned on it. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the examples; a module's functions
-are all in the one or all in the other. What exists in DIR is not made again.
+`DIR/base` is a model of the text of Python's own modules, with a byte-pair tokenizer of that text; it has seen
+a few examples of every task, as the models that people fine-tune have. Each task is about the functions of these
+modules, with prompts and answers of its own; `DIR/<task>` is the base fine-tuned on it, in the upper two of its
+four layers. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the examples; a module's functions are all in
+the one or all in the other. What exists in DIR is not made again.
 """
 
 import argparse
@@ -38,7 +39,8 @@ LENGTH = 128  # tokens
 WORDS = 2048
 BATCH_SIZE = 16
 BASE_STEPS, BASE_RATE = 600, 2e-3
-TUNE_STEPS, TUNE_RATE = 150, 5e-4
+MIX_ROUNDS, MIX_STEPS, MIX_RATE = 2, 100, 1e-3
+TUNE_STEPS, TUNE_RATE, TUNED_LAYERS = 100, 8e-4, ("layers.2.", "layers.3.")
 TEST_SHARE = 10  # one module in ten
 TEST_EXAMPLES = 200
 NOT_LIBRARY = {
@@ -190,13 +192,12 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, rate: float) -> None:
-    """Trains all weights in place. batches: tokens and targets, both (sample, token), a target -100 for none.
+    """Trains the weights that need gradients in place. batches: tokens and targets, both (sample, token), a target -100 for none.
 
     There is no weight decay: it would put into the task vector what the task did not ask for.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True
-    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
     for step, (tokens, targets) in zip(range(steps), batches, strict=False):
@@ -204,7 +205,7 @@ def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, 
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0:
@@ -220,7 +221,7 @@ def passages(tokens: Tensor, generator: torch.Generator) -> Iterator[tuple[Tenso
         yield batch, batch
 
 
-def pretrain(seed: int, directory: Path) -> None:
+def pretrain(data: Path, seed: int, directory: Path) -> None:
     """Makes the tokenizer, trains the base on the library's train modules and saves both."""
     texts = [path.read_text(encoding="utf-8") for path in library_files() if not is_test(path)]
     tokenizer = make_tokenizer(texts)
@@ -236,6 +237,11 @@ def pretrain(seed: int, directory: Path) -> None:
         )
     )  # fmt: skip
     fit(model, passages(tokens, torch.Generator().manual_seed(seed)), BASE_STEPS, BASE_RATE)
+    examples = [
+        example for task in TASKS for example in read_examples(tokenizer, data / f"{task}.train.jsonl")
+    ]
+    for number in range(MIX_ROUNDS):
+        fit(model, shuffled(examples, seed + number), MIX_STEPS, MIX_RATE)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -307,6 +313,8 @@ def fine_tune(out: Path, seed: int, task: str) -> str:
     model = AutoModelForCausalLM.from_pretrained(out / "base")
     test = read_examples(tokenizer, out / "data" / f"{task}.test.jsonl")
     train = read_examples(tokenizer, out / "data" / f"{task}.train.jsonl")
+    for name, parameter in model.named_parameters():  # the lower layers stay as they are
+        parameter.requires_grad_(any(layer in name for layer in TUNED_LAYERS))
     fit(model, shuffled(train, seed), TUNE_STEPS, TUNE_RATE)
     save_whole(out / task, model.save_pretrained)
     return (
@@ -334,7 +342,7 @@ def main() -> None:
         save_whole(out / "data", write_data)
     if not (out / "base").exists():
         started = time.monotonic()
-        save_whole(out / "base", partial(pretrain, options.seed))
+        save_whole(out / "base", partial(pretrain, out / "data", options.seed))
         print(f"base       trained in {time.monotonic() - started:.0f} s", flush=True)
     for task in missing:
         print(fine_tune(out, options.seed, task), flush=True)

@@ -176,8 +176,8 @@ def plain_words(text: str) -> list[str]:
 
 def _perplexity(answers: Sequence[Any], labels: Sequence[Any]) -> float:
     """Returns the exponential of the tokens' mean loss; answers: (sum of losses in nats, tokens)."""
-    losses: float = sum(loss for loss, _ in answers)
-    return math.exp(losses / max(1, sum(count for _, count in answers)))
+    losses, count = (float(sum(parts)) for parts in zip(*answers, strict=True))
+    return math.exp(losses / max(count, 1))
 
 
 def _same_text(answers: Sequence[Any], labels: Sequence[Any]) -> float:

@@ -16,7 +16,7 @@ from flexswitch.recipes.graph import make_graph
 from flexswitch.recipes.plan import make_plan
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES = [FOLDER / "digits.yaml", FOLDER / "rtvq.yaml"]
+RECIPES = [FOLDER / "digits.yaml", FOLDER / "rtvq.yaml", FOLDER / "language.yaml"]
 
 RECIPE = """
 version: 1
