@@ -2,11 +2,11 @@
 
     python examples/language/train.py --out DIR
 
-`DIR/base` is a model of the text of Python's own modules, with a byte-pair tokenizer of that text; it has seen
-a few examples of every task, as the models that people fine-tune have. Each task is about the functions of these
-modules, with prompts and answers of its own; `DIR/<task>` is the base fine-tuned on it, in the upper two of its
-four layers. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the examples; a module's functions are all in
-the one or all in the other. What exists in DIR is not made again.
+`DIR/base` is a model of the text of Python's own modules, with a byte-pair tokenizer of that text; it has
+seen a few examples of every task, as the models that people fine-tune have. Each task is about the functions
+of these modules, with prompts and answers of its own; `DIR/<task>` is the base fine-tuned on it, in the upper
+two of its four layers. `DIR/data/<task>.train.jsonl` and `.test.jsonl` hold the examples; a module's
+functions are all in the one or all in the other. What exists in DIR is not made again.
 """
 
 import argparse
@@ -192,8 +192,9 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, rate: float) -> None:
-    """Trains the weights that need gradients in place. batches: tokens and targets, both (sample, token), a target -100 for none.
+    """Trains the weights that need gradients in place.
 
+    batches: tokens and targets, both (sample, token), a target -100 where there is none.
     There is no weight decay: it would put into the task vector what the task did not ask for.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -226,7 +227,7 @@ def pretrain(data: Path, seed: int, directory: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in library_files() if not is_test(path)]
     tokenizer = make_tokenizer(texts)
     tokens = torch.tensor(
-        [token for text in texts for token in (*tokenizer.encode(text, truncation=False), 0)]
+        [token for text in texts for token in (*tokenizer(text, verbose=False)["input_ids"], 0)]
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
