@@ -1,10 +1,8 @@
 """The `flexswitch` command: its subcommands, and how errors are printed."""
 
 import io
-import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -67,7 +65,6 @@ app.command("push")(push)
 
 def run_app() -> None:
     """Runs the command line and ends the process with one of the statuses of `ExitStatus`."""
-    signal.signal(signal.SIGTERM, _interrupt)
     make_libraries_printable()
     try:
         outcome = app(standalone_mode=False)
@@ -107,7 +104,3 @@ def _system_message(error: OSError | MemoryError) -> str:
         return "the memory is full; free some, or use a machine with more"
     named = f"{error.filename}: " if error.filename else ""
     return f"{named}{error.strerror or error}"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,12 +1,15 @@
 """Starts the `flexswitch` command; whatever it needs is imported where an interrupt ends it in one line."""
 
 import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
     """Runs the command line and ends the process with one of the statuses of `ExitStatus`."""
     _open_streams()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         from flexswitch.cli.app import run_app
 
@@ -14,6 +17,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("flexswitch: interrupted; nothing half-written is left", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _open_streams() -> None:

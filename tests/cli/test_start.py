@@ -43,7 +43,7 @@ import os, signal, sys
 class Interrupting:
     def find_spec(self, name, *rest):
         if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{by})
 
 sys.meta_path.insert(0, Interrupting())
 sys.argv = ["flexswitch", "inspect", "zoo"]
@@ -52,11 +52,12 @@ main()
 """
 
 
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
     "module", ["flexswitch.cli.app", "flexswitch.cli.pack", "flexswitch.codecs.format.zoo"]
 )
-def test_an_interrupt_while_the_command_starts_ends_in_one_line(zoo: Path, module: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED.format(module=module)]
+def test_an_interrupt_while_the_command_starts_ends_in_one_line(zoo: Path, module: str, by: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED.format(module=module, by=by)]
     found = subprocess.run(command, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr == "flexswitch: interrupted; nothing half-written is left\n"
