@@ -9,6 +9,7 @@ import torch
 
 from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.training_file import TrainingFile, run_identity, training_file
+from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.commands.reporter import Reporter
@@ -91,7 +92,8 @@ class Merger:
         settings = check_settings(given.method, given.values)
         inputs = self._inputs(model, given, recorded(settings))
         try:
-            ways, report = given.method.load()(inputs, **dict(settings))
+            with one_torch_thread():  # several threads of its own would compete with those of `in_order`
+                ways, report = given.method.load()(inputs, **dict(settings))
         except KeyboardInterrupt:
             if inputs.training is not None and inputs.training.path.exists():
                 kept = inputs.training.path

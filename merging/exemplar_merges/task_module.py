@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs
 from flexswitch.merging.models.adapters import kind_of
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.models.loading_names import names_inside
+from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
+from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 Gradients = dict[str, Tensor]  # tensor of the base → gradient in its shape, float32
 
@@ -34,8 +37,8 @@ class TaskModule:
         self._config, self._extras = read_config(base) | vector.model.config, set(vector.extras)
         rename = self._adapter.parameter_name
         module = self._adapter.model(vector.model.config, vector.extras)
-        outputs = restored_tensors(base, vector, lambda_, torch.float32)
-        load_weights(module, {rename(name): each.whole() for name, each in outputs.items()}, vector.source)
+        state = _base_state(base, vector) if lambda_ == 0 else _restored_state(base, vector, lambda_)
+        load_weights(module, {rename(name): tensor for name, tensor in state.items()}, vector.source)
         self.module = module.to(self._device).eval().requires_grad_(False)
         named = {name: rename(vector.model.finetuned_name(name)) for name in inputs.model.names}
         inside, own = names_inside(module, list(named.values())), module.state_dict(keep_vars=True)
@@ -78,3 +81,18 @@ class TaskModule:
             value, list(self.parameters.values()), retain_graph=keep_graph, allow_unused=True
         )
         return {name: each for name, each in zip(self.parameters, found, strict=True) if each is not None}
+
+
+def _restored_state(base: Checkpoint, vector: TaskVector, lambda_: float) -> dict[str, Tensor]:
+    """Returns θ + λ·τ and the task's own tensors, by fine-tuned name."""
+    outputs = restored_tensors(base, vector, lambda_, torch.float32)
+    return {name: output.whole() for name, output in outputs.items()}
+
+
+def _base_state(base: Checkpoint, vector: TaskVector) -> dict[str, Tensor]:
+    """Returns θ and the task's own tensors, by fine-tuned name, without reading τ."""
+    found = {
+        vector.model.finetuned_name(name): base.read(name).reshape(info.shape)
+        for name, info in base.tensors.items()
+    }
+    return found | {name: to_torch(vector.extra(name)) for name in vector.extras}

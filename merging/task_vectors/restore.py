@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.rounding import rounded
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
+
+_NO_CORRECTIONS = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ def _blocks(
                 addend.add_to(block)
                 yield block
             return
-        positions, values = vector.exact(name)
+        positions, values = vector.exact(name) if lambda_ == 1 else _NO_CORRECTIONS
         start = 0
         for weights, delta in zip(base_blocks(base, name), vector.blocks(name), strict=True):
             block = add_delta(weights.to(torch.float32), lambda_ * torch.from_numpy(delta))
-            if lambda_ == 1 and len(positions):
+            if len(positions):
                 inside = (positions >= start) & (positions < start + len(block))
                 block[torch.from_numpy(positions[inside] - start)] = torch.from_numpy(values[inside])
             start += len(block)
