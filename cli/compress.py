@@ -13,6 +13,7 @@ from flexswitch.cli.options import (
     Exclude,
     Include,
     Jobs,
+    Key,
     MaxLength,
     Memory,
     Name,
@@ -92,6 +93,7 @@ def compress(
     include: Include = None,
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
+    key: Key = None,
     name: Name = None,
     jobs: Jobs = None,
     memory: Memory = "1GB",
@@ -115,7 +117,7 @@ def compress(
         task_vector, output, base=base, method=method, settings=parse_settings(set_ or []),
         target_size=target_size, extras=extras, exemplars=exemplars, per_task=per_task, adapter=adapter,
         device=device, max_length=max_length, checkpoint_every=checkpoint_every, include=include or (),
-        exclude=exclude or (), on_resize=on_resize, name=name, jobs=jobs, memory=parse_size(memory),
+        exclude=exclude or (), on_resize=on_resize, key=key, name=name, jobs=jobs, memory=parse_size(memory),
         resume=resume, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     return _print(console, artifact)

@@ -6,7 +6,7 @@ import typer
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size
-from flexswitch.cli.options import Exclude, Include, Name, OnResize, Output, Overwrite
+from flexswitch.cli.options import Exclude, Include, Key, Name, OnResize, Output, Overwrite
 
 
 @command
@@ -22,6 +22,7 @@ def extract(
     include: Include = None,
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
+    key: Key = None,
     name: Name = None,
     overwrite: Overwrite = False,
 ) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def extract(
 
     vector = extract(
         base, finetuned, output, dtype=dtype, include=include or (), exclude=exclude or (),
-        on_resize=on_resize, name=name, overwrite=overwrite, reporter=console,
+        on_resize=on_resize, key=key, name=name, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     document = extracted(vector)
     return console.result(

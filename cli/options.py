@@ -41,6 +41,14 @@ OnResize = Annotated[
     Literal["refuse", "extra", "rows"],
     typer.Option(help="For a tensor of another shape: refuse, store it whole, or take the overlapping rows."),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="The state dict to take from a fine-tuned .pt or .pth.tar file that holds several, such as "
+        "model.state_dict.",
+        show_default="the only one",
+    ),
+]
 Neighbours = Annotated[
     int | None,
     typer.Option(min=1, help="Number of exemplars that vote.", show_default="5 for text, 10 for images"),

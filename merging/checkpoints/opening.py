@@ -62,27 +62,32 @@ def locate(source: str) -> Location:
     raise InputError(f"{source}: no such file or directory; expected a checkpoint, or a hub id org/name")
 
 
-def open_checkpoint(source: str | Path | Location) -> Checkpoint:
+def open_checkpoint(source: str | Path | Location, key: str | None = None) -> Checkpoint:
     """Opens a model directory, a state-dict file or a hub id; FP8 weights are dequantised.
 
-    Raises: InputError if there is none, it is a PEFT adapter, its headers are damaged, or it holds codes.
+    key: of the state dict in a file of torch.save that holds several. Raises: InputError if there is none, it
+    is a PEFT adapter, its headers are damaged, or it holds codes.
     """
-    return dequantised(unwrapped(open_stored(source)))
+    return dequantised(unwrapped(open_stored(source, key)))
 
 
-def open_stored(source: str | Path | Location) -> Checkpoint:
+def open_stored(source: str | Path | Location, key: str | None = None) -> Checkpoint:
     """Opens a checkpoint whose tensors are as stored, even if they are codes. Raises: InputError."""
-    checkpoint = _open_any(source)
+    checkpoint = _open_any(source, key)
     check_tensor_names(checkpoint.source, [*checkpoint.tensors, *checkpoint.aliases], InputError)
     return checkpoint
 
 
-def _open_any(source: str | Path | Location) -> Checkpoint:
+def _open_any(source: str | Path | Location, key: str | None) -> Checkpoint:
     if not isinstance(source, Location):
         check_argument("open_checkpoint", "source", source, is_path(source), f"{PATH}, or a hub id")
     place = source if isinstance(source, Location) else locate(str(source))
     if place.path.is_file():
-        return _open_files(place.source, [place.path], None)
+        return _open_files(place.source, [place.path], None, key)
+    if key is not None:
+        raise InputError(
+            f"{place.source}: --key {key}: is a directory, and not a file with several state dicts"
+        )
     if place.is_adapter:
         raise InputError(
             f"{place.source}: is a PEFT adapter, expected a whole model; give it as the fine-tuned checkpoint"
@@ -100,12 +105,16 @@ def _open_any(source: str | Path | Location) -> Checkpoint:
     return ModulesCheckpoint(checkpoint, opened) if opened else checkpoint
 
 
-def _open_files(source: str, files: list[Path], directory: Path | None) -> Checkpoint:
+def _open_files(source: str, files: list[Path], directory: Path | None, key: str | None = None) -> Checkpoint:
     opened: SafetensorsCheckpoint | TorchCheckpoint
     if files[0].suffix == ".safetensors":
+        if key is not None:
+            raise InputError(
+                f"{files[0]}: --key {key}: a safetensors file has no state dicts inside; leave it out"
+            )
         opened = SafetensorsCheckpoint(source, files, directory)
     elif files[0].name.endswith(_TORCH_SUFFIXES):
-        opened = TorchCheckpoint(source, files, directory)
+        opened = TorchCheckpoint(source, files, directory, key)
     else:
         raise InputError(
             f"{files[0]}: not a checkpoint: the suffix is '{files[0].suffix}', "

@@ -27,11 +27,15 @@ _BUFFERS = frozenset({
 
 @dataclass(frozen=True)
 class Selection:
-    """The user's choice: patterns over base names, and how a resized tensor is handled."""
+    """The user's choice: patterns over base names, and how a resized tensor is handled.
+
+    key: of the state dict in a fine-tuned file that holds several.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     on_resize: Resize = "refuse"
+    key: str | None = None
 
     def takes(self, name: str) -> bool:
         """Returns whether a name matches the included patterns, if there are any, and no excluded one."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.tied_names import main_name
@@ -27,7 +27,10 @@ _MOST_TIMES = (
 class TorchCheckpoint:
     """Tensors in one or more files of torch.save, mapped into memory and unpickled by `weights_only`."""
 
-    def __init__(self, source: str, files: list[Path], directory: Path | None) -> None:
+    def __init__(
+        self, source: str, files: list[Path], directory: Path | None, key: str | None = None
+    ) -> None:
+        """key: of the state dict in a file that holds several, such as "model.state_dict"."""
         self.source = source
         self.files: Sequence[Path] = files
         self.directory = directory
@@ -36,9 +39,9 @@ class TorchCheckpoint:
         self.aliases: dict[str, str] = {}
         self._state: dict[str, Tensor] = {}
         for path in files:
-            key, state = _load_state(path)
+            taken, state = _load_state(path, key)
             self._state |= state
-            self.notes += [f"{path}: its tensors under '{key}' are taken"] if key else []
+            self.notes += [f"{path}: its tensors under '{taken}' are taken"] if taken else []
         self.tensors: dict[str, TensorInfo] = {}
         tied: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
         for name, tensor in self._state.items():
@@ -71,18 +74,25 @@ class TorchCheckpoint:
         """Does nothing: the file is mapped into memory."""
 
 
-def _load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Returns the key of a torch.save file's only state dict, "" if it is the whole, and its tensors by name.
+def _load_state(path: Path, key: str | None) -> tuple[str, dict[str, Tensor]]:
+    """Returns the key of a torch.save file's state dict, "" if it is the whole, and its tensors by name.
 
-    Raises: InputError.
+    key: of the one to take, None for the only one. Raises: InputError.
     """
     state = _load(path)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
-    found = dict(itertools.islice(_state_dicts(path, state), _SHOWN + 1))
+    dicts = _state_dicts(path, state)
+    found = dict(itertools.islice((each for each in dicts if key in (None, each[0])), _SHOWN + 1))
+    if key is not None and key not in found:
+        known = dict(itertools.islice(_state_dicts(path, state), _SHOWN))
+        raise InputError(f"{path}: {unknown_name('state dict', key, known)}")
     if len(found) > 1 and "" not in found:
         shown = ", ".join(sorted(found)[:_SHOWN]) + (" and more" if len(found) > _SHOWN else "")
-        raise InputError(f"{path}: holds the state dicts {shown}, expected one; save one of them alone")
+        raise InputError(
+            f"{path}: holds the state dicts {shown}, expected one; name one of the fine-tuned checkpoint's "
+            "with --key, or save it alone"
+        )
     key, state = ("", state) if "" in found or not found else next(iter(found.items()))
     for name, value in state.items():
         _check_entry(path, name, value)

@@ -113,10 +113,12 @@ def checked_with(
     return lambda command: checked(command, further)
 
 
-def selection(include: Sequence[str], exclude: Sequence[str], on_resize: Resize) -> Selection:
+def selection(
+    include: Sequence[str], exclude: Sequence[str], on_resize: Resize, key: str | None = None
+) -> Selection:
     """Returns which tensors are taken. Raises: UsageError."""
     check_choice("--on-resize", on_resize, Resize)
-    return Selection(tuple(include), tuple(exclude), on_resize)
+    return Selection(tuple(include), tuple(exclude), on_resize, key)
 
 
 def check_inputs_stay(output: Path, inputs: Iterable[str | Path | None]) -> None:

@@ -89,6 +89,7 @@ def compress(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
+    key: str | None = None,
     name: str | None = None,
     jobs: Positive | None = None,
     memory: Bytes = DEFAULT_MEMORY,
@@ -115,7 +116,7 @@ def compress(
     )  # fmt: skip
     check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
-    vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize), reporter)
+    vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize, key), reporter)
     inputs = options.inputs(checkpoint, vector, task) if trains and checkpoint else None
     file = options.checkpoint_file(output)
     count = len(vector.tensors)

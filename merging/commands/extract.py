@@ -40,12 +40,14 @@ def extract(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
+    key: str | None = None,
     name: str | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> "TaskVectorFile":
     """Writes the difference of two checkpoints as a task vector file, and returns it opened.
 
+    key: of the state dict in a fine-tuned .pt file that holds several, such as "model.state_dict".
     Raises: FlexswitchError.
     """
     from flexswitch.merging.checkpoints.hashing import open_base
@@ -55,7 +57,7 @@ def extract(
     output = Path(output)
     task = _check(output, name)
     check_choice("--dtype", dtype, StoredDtype)
-    chosen = selection(include, exclude, on_resize)
+    chosen = selection(include, exclude, on_resize, key)
     check_inputs_stay(output, (base, finetuned))
     check_output(output, overwrite)
     vector = open_finetuned(str(finetuned), open_base(base), chosen)

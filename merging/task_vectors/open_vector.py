@@ -57,6 +57,6 @@ def open_finetuned(
     Raises: InputError if the two do not fit.
     """
     place = locate(source)
-    if place.is_adapter:
+    if place.is_adapter and selection.key is None:
         return LoraVector(base, place, selection)
-    return CheckpointPair(base, open_checkpoint(place), selection)
+    return CheckpointPair(base, open_checkpoint(place, selection.key), selection)

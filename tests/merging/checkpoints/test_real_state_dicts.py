@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.checkpoints import message
+from support.commands import Runner
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
@@ -36,8 +38,31 @@ def test_the_only_state_dict_of_a_file_is_taken_and_named(tmp_path: Path, situat
 def test_of_several_state_dicts_none_is_taken_silently(tmp_path: Path) -> None:
     torch.save({"model": STATE, "ema": STATE}, tmp_path / "run.pt")
     assert message(InputError, lambda: open_checkpoint(tmp_path / "run.pt")) == (
-        f"{tmp_path / 'run.pt'}: holds the state dicts ema, model, expected one; save one of them alone"
+        f"{tmp_path / 'run.pt'}: holds the state dicts ema, model, expected one; name one of the fine-tuned "
+        "checkpoint's with --key, or save it alone"
     )
+
+
+def test_a_key_names_the_state_dict_to_take(tmp_path: Path, flexswitch: Runner) -> None:
+    ema = {name: tensor + 1 for name, tensor in STATE.items()}
+    path = tmp_path / "run.pth.tar"
+    torch.save({"model": {"state_dict": STATE}, "ema": {"state_dict": ema}}, path)
+    checkpoint = open_checkpoint(path, "ema.state_dict")
+    assert torch.equal(checkpoint.read("layer.bias"), ema["layer.bias"])
+    assert message(InputError, lambda: open_checkpoint(path, "ema.state")) == (
+        f"{path}: no state dict is named 'ema.state'; did you mean 'ema.state_dict'? "
+        "(known: model.state_dict, ema.state_dict)"
+    )
+    save_file(STATE, tmp_path / "base.safetensors")
+    assert message(InputError, lambda: open_checkpoint(tmp_path / "base.safetensors", "ema")) == (
+        f"{tmp_path / 'base.safetensors'}: --key ema: a safetensors file has no state dicts inside; leave it out"
+    )
+    command = ("extract", tmp_path / "base.safetensors", path, "-o", tmp_path / "run.tv.safetensors")
+    assert flexswitch(*command).status == 1
+    assert flexswitch(*command, "--key", "ema.state_dict").status == 0
+    assert load_file(tmp_path / "run.tv.safetensors")["layer.bias"].tolist() == [1, 1, 1]
+    command = ("compress", path, "--base", tmp_path / "base.safetensors", "-o", tmp_path / "run.fsw")
+    assert flexswitch(*command, "--key", "model.state_dict").status == 0
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
