@@ -88,6 +88,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
+    from flexswitch.cli.experts import changed_experts
     from flexswitch.cli.training_report import training_table
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.tensor_names import is_side_file
@@ -104,7 +105,11 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{density:.2%}",
                      f"{record.size:,}", f"{8 * record.size / max(1, prod(record.shape)):.3f}")  # fmt: skip
         counts = {"kept": kept, "density": density, "bytes": record.size}
-        tensors[name] = record.model_dump() | counts
+        experts = changed_experts(artifact, name)
+        for expert, own in experts.items():
+            share = own * record.shape[0] / max(1, prod(record.shape))
+            rows.add_row(f"  expert {expert}", "", "", "", f"{own:,}", f"{share:.2%}", "", "")
+        tensors[name] = record.model_dump() | counts | ({"experts": experts} if experts else {})
     for name, exact in sorted(header.exact.items()):
         shape, forms = (
             "×".join(map(str, exact.shape)),

@@ -1,0 +1,23 @@
+"""Which experts of a fused tensor a task changes."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flexswitch.codecs.format.container import Artifact
+
+
+def changed_experts(artifact: "Artifact", name: str) -> dict[str, int]:
+    """Returns the kept entries of each expert that keeps any, none for a tensor that does not hold experts.
+
+    The experts of a fused tensor are its first dimension.
+    """
+    import numpy as np
+
+    from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+
+    shape = artifact.header.tensors[name].shape
+    if len(shape) < 3 or "experts" not in name.split("."):
+        return {}
+    whole = np.concatenate(list(ArtifactVector(artifact).blocks(name)))
+    counts = np.count_nonzero(whole.reshape(shape[0], -1), axis=1)
+    return {str(expert): int(counts[expert]) for expert in np.flatnonzero(counts)}
