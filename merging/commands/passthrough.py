@@ -25,7 +25,7 @@ from flexswitch.merging.task_vectors.rounding import rounded
 
 _LAYERS = "num_hidden_layers"
 _LAYER = re.compile(
-    r"(.*?(?:^|\.))(\d+)(\..*)"
+    r"(.*?(?:^|\.))(\d{1,9})(\..*)"
 )  # what is before the first whole number of a name, it, the rest
 # Entries of config.json that may differ between the models: where it is from, and how text is generated.
 _FREE = re.compile(

@@ -52,7 +52,9 @@ def parse_feature_spec(text: str) -> FeatureSpec:
         return FeatureSpec((0,), averaged, shaped)
     word, _, numbers = name.partition(":")
     parts = numbers.split("+")
-    if all(part.isdecimal() for part in parts) and word == ("layer" if len(parts) == 1 else "layers"):
+    if all(part.isdecimal() and len(part) < 10 for part in parts) and word == (
+        "layer" if len(parts) == 1 else "layers"
+    ):
         return FeatureSpec(tuple(int(part) for part in parts), averaged, shaped)
     raise UsageError(f"--features: {unknown_name('feature spec', text, _KNOWN)}")
 

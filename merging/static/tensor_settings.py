@@ -18,7 +18,7 @@ from flexswitch.merging.methods.registry import Method
 from flexswitch.merging.methods.settings import by_task_settings, check_settings, recorded
 
 _WEIGHT = "weight"
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
 
 
 class Override(NamedTuple):

@@ -82,7 +82,7 @@ def test_feature_specs_are_parsed(name, spec):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5", "shape+", "shape", "shape+shape+input", "average:shape+input", "shape+auto"]
+    "name", ["layer:" + "9" * 5000, "", "layer", "layer:", "layers:", "layers:3", "layer:1+2", "layers:1+", "layer:-1", "average:", "auto", "average:average:pooled", "layer:1.5", "shape+", "shape", "shape+shape+input", "average:shape+input", "shape+auto"]
 )  # fmt: skip
 def test_unknown_feature_specs_are_refused(name):
     assert message(UsageError, lambda: parse_feature_spec(name)).startswith(
