@@ -16,7 +16,7 @@ from support.checkpoints import (
 )
 from support.static_merges import merged, vectors_of
 
-from flexswitch.codecs.errors import ArtifactError
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -114,12 +114,9 @@ def test_a_merge_does_not_depend_on_what_tasks_are_called_or_how_they_are_stored
     assert_same_state(merged(base, stored, "average"), expected)
 
 
-def test_a_task_vector_that_does_not_fit_the_base_is_refused() -> None:
+def test_a_task_vector_of_another_base_is_refused() -> None:
     vector = memory_pair({"w": torch.zeros(2)}, {"w": torch.ones(2)})
-    for base, held in (
-        ({"w": torch.zeros(1, 2)}, "has it with the shape [1, 2]"),
-        ({"v": torch.zeros(2)}, "has none of that name"),
-    ):
-        assert message(ArtifactError, lambda base=base: merged(base, {"a": vector}, "average")) == (
-            f"finetuned: tensor 'w' has the shape [2] and the base memory {held}; make the task vector again"
+    for base in ({"w": torch.zeros(1, 2)}, {"v": torch.zeros(2)}):
+        assert message(InputError, lambda base=base: merged(base, {"a": vector}, "average")).startswith(
+            "memory: is not the base of finetuned: its fingerprint is "
         )

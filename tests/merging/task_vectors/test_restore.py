@@ -1,5 +1,6 @@
 """Base plus task vector: tensor by tensor, lazily, under the fine-tuned names."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,13 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
 )
 def test_a_task_vector_that_does_not_fit_the_base_is_refused(base: State, held: str) -> None:
     vector = memory_pair({"w": torch.zeros(2)}, {"w": torch.ones(2)})
-    assert message(ArtifactError, lambda: restored_tensors(MemoryCheckpoint(base), vector, 1.0, None)) == (
+    other = MemoryCheckpoint(base)
+    assert message(InputError, lambda: restored_tensors(other, vector, 1.0, None)).startswith(
+        "memory: is not the base of finetuned: its fingerprint is "
+    )
+    damaged = copy.copy(vector)
+    damaged.base = other  # whose identity it then has
+    assert message(ArtifactError, lambda: restored_tensors(other, damaged, 1.0, None)) == (
         f"finetuned: tensor 'w' has the shape [2] and the base memory {held}; make the task vector again"
     )
 
