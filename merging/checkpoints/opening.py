@@ -100,7 +100,7 @@ def _open_any(source: str | Path | Location, key: str | None) -> Checkpoint:
     opened = {
         name: _open_files(place.source, _weight_files(folder, place.source)[0], None)
         for name, folder in modules.items()
-        if any((folder / file).is_file() for file in _WEIGHT_FILES)
+        if _has_weights(folder)
     }
     return ModulesCheckpoint(checkpoint, opened) if opened else checkpoint
 
@@ -129,10 +129,20 @@ def _open_files(source: str, files: list[Path], directory: Path | None, key: str
     return opened
 
 
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _WEIGHT_FILES)
+
+
 def _weight_files(directory: Path, source: str) -> tuple[list[Path], list[str]]:
     """Returns the files that transformers takes, and a note on a second set of weights beside them."""
     found = {name: directory / name for name in _WEIGHT_FILES if (directory / name).is_file()}
     if not found:
+        inner = next((each for each in module_folders(directory) if _has_weights(directory / each)), None)
+        if inner is not None:
+            raise InputError(
+                f"{source}: its model lies in the folder {inner}, in an older layout of "
+                f"sentence-transformers; save it anew: SentenceTransformer('{source}').save_pretrained('NEW')"
+            )
         raise InputError(
             f"{source}: not a checkpoint: it has none of {', '.join((*_WEIGHT_FILES, ADAPTER_CONFIG))}"
         )
