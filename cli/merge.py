@@ -13,6 +13,7 @@ from flexswitch.cli.options import (
     Exclude,
     Include,
     Jobs,
+    MaxLength,
     Memory,
     OnResize,
     Output,
@@ -83,6 +84,7 @@ def merge(
     ] = 256,
     adapter: Adapter = None,
     device: Device = "cpu",
+    max_length: MaxLength = None,
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
@@ -147,7 +149,8 @@ def merge(
         check_alone(
             SOURCE=sources, __base=base, __task=task, __method=method, __set=set_, __weight=weight,
             __set_for=set_for, __include=include, __exclude=exclude, __exemplars=exemplars, __tune=tune,
-            __data=data, __dtype=dtype,
+            __data=data, __adapter=adapter, __max_length=max_length, __checkpoint_every=checkpoint_every,
+            __dtype=dtype,
         )  # fmt: skip
         made = merge_config(
             config, output, max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite,
@@ -161,6 +164,7 @@ def merge(
             weights=parse_settings(weight or [], "--weight", "TASK=W"),
             set_for=parse_overrides(set_for or []), include=include or (), exclude=exclude or (),
             on_resize=on_resize, exemplars=exemplars, per_task=per_task, adapter=adapter, device=device,
+            max_length=max_length,
             checkpoint_every=checkpoint_every, tune=parse_settings(tune or [], "--tune", "KEY=VALUES"),
             data=data, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
             overwrite=overwrite, reporter=console,

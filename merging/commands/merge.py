@@ -80,6 +80,7 @@ def _check(
     per_task: int,
     adapter: str | None,
     device: str,
+    max_length: int | None,
     checkpoint_every: int | None,
     tune: Mapping[str, Any] | None,
     data: str | Path | None,
@@ -93,7 +94,7 @@ def _check(
     given.check_values()
     grid = Grid(tune or {}, data)
     grid.check(given, merges=task is None)
-    options = ExemplarOptions(exemplars, per_task, adapter, device, checkpoint_every)
+    options = ExemplarOptions(exemplars, per_task, adapter, device, max_length, checkpoint_every)
     options.check(given, tunes=bool(tune))
     return given, options, grid
 
@@ -116,6 +117,7 @@ def merge(
     per_task: Positive = PER_TASK,
     adapter: str | None = None,
     device: str = "cpu",
+    max_length: Positive | None = None,
     checkpoint_every: Positive | None = None,
     tune: Mapping[str, Any] | None = None,
     data: Input | None = None,
@@ -133,7 +135,8 @@ def merge(
     as `PATTERN` or `TASK:PATTERN`, the values those of settings or of `weight`; the last match counts. A
     tensor that is not selected stays the base's. exemplars: folder of <task>.train files, for methods that
     learn from `per_task` of each. tune: settings → values to try ("0.1,0.5", "0.1:1.0" for ten), scored on
-    `per_task` labelled examples of each task's train file in the folder `data`. dtype: None is the base's.
+    `per_task` labelled examples of each task's train file in the folder `data`. max_length: the number of
+    tokens at which these are cut; None is the model's own. dtype: None is the base's.
     max_shard_size: bytes of the largest weight file. memory: bytes that the blocks in progress may take.
     Raises: FlexswitchError.
     """
@@ -141,8 +144,8 @@ def merge(
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
     given, options, grid = _check(
-        task, method, settings, weights, set_for, exemplars, per_task, adapter, device, checkpoint_every,
-        tune, data,
+        task, method, settings, weights, set_for, exemplars, per_task, adapter, device, max_length,
+        checkpoint_every, tune, data,
     )  # fmt: skip
     check_inputs_stay(output, (base, *sources, exemplars, data))
     check_output(output, overwrite)

@@ -34,13 +34,14 @@ class ExemplarOptions:
     per_task: int = PER_TASK
     adapter: str | None = None
     device: str = "cpu"
+    max_length: int | None = None
     checkpoint_every: int | None = None
 
     def check(self, given: MergeSettings, tunes: bool) -> None:
         """Raises: UsageError where a method lacks examples, or an option would do nothing."""
         method, defaults = given.method, ExemplarOptions()
         if not method.needs_exemplars:
-            used = {"per_task", "adapter", "device"} if tunes else set()
+            used = {"per_task", "adapter", "device", "max_length"} if tunes else set()
             for name, value in vars(self).items():
                 if name not in used and value != getattr(defaults, name):
                     option = name.replace("_", "-")
@@ -107,14 +108,15 @@ class Merger:
             raise ValueError("`check` refuses a method without exemplars")
         check_device(options.device)
         given.check(model.tasks, model.names)
-        adapters = open_adapters(model, options.adapter)
+        adapters = open_adapters(model, options.adapter, options.max_length)
         labelled = "labelled exemplars" in given.method.needs
         examples = draw_exemplars(Path(options.exemplars), model.tasks, options.per_task, labelled)
         weights = tuple(float(given.weights.get(task, 1.0)) for task in model.tasks)
         model.weights.update(dict.fromkeys(model.names, weights))
         training = None
         if options.checkpoint_every is not None:
-            run = run_identity({**settings, "method": given.method.name}, _identity(model, weights, examples))
+            what = {**settings, "method": given.method.name, "max_length": options.max_length}
+            run = run_identity(what, _identity(model, weights, examples))
             training = TrainingFile(training_file(self.output), options.checkpoint_every, run)
         return MergeInputs(
             model, adapters, examples, weights, options.device, training,

@@ -87,7 +87,7 @@ def _task_models(merger: Merger, grid: Grid) -> TaskModels:
     if options.adapter is None and len(recorded) > 1:
         found = ", ".join(sorted(map(str, recorded)))
         raise InputError(f"--tune: the tasks are run by several adapters ({found}); give one with --adapter")
-    adapter = get_adapter(merger.base, recorded.pop(), options.adapter)
+    adapter = get_adapter(merger.base, recorded.pop(), options.adapter, options.max_length)
     examples = {
         task: read_exemplars(Path(grid.data), task, options.per_task, 0, labelled=None)
         for task in merger.vectors

@@ -74,10 +74,10 @@ class MergeInputs:
             )
 
 
-def open_adapters(model: ModelDeltas, given: str | None) -> dict[str, Adapter]:
+def open_adapters(model: ModelDeltas, given: str | None, max_length: int | None) -> dict[str, Adapter]:
     """Returns how each task's model is run; given: the adapter that the user named. Raises: UsageError."""
     return {
-        task: get_adapter(model.base, vector.model.adapter, given)
+        task: get_adapter(model.base, vector.model.adapter, given, max_length)
         for task, vector in zip(model.tasks, model.vectors, strict=True)
     }
 
