@@ -88,9 +88,9 @@ def test_a_wrong_step_is_named_and_counted_from_one(tmp_path: Path, text: str, e
         ("null: 1", "line 1: is not a recipe's YAML (the key, 'null', is no text; put it in quotes)"),
         ('a: "\\ud800"', "line 1: is not a recipe's YAML (a text holds a NUL or half a surrogate pair, which no "
          "text has)"),
-        ("a: &a [*a]", "has more than 100,000 values, each alias (*) counted as what it stands for; divide it"),
+        ("a: &a [*a]", "has more than 100,000 values or 10,000,000 letters, each alias (*) counted as what it stands for; divide it"),
         ("\n".join(["a: &b0 [x, x]", *(f"a{n}: &b{n + 1} [{', '.join([f'*b{n}'] * 10)}]" for n in range(9))]),
-         "has more than 100,000 values, each alias (*) counted as what it stands for; divide it"),
+         "has more than 100,000 values or 10,000,000 letters, each alias (*) counted as what it stands for; divide it"),
         ("#" * 1_000_001, "has 1,000,001 bytes, and a recipe has 1,000,000 at most; divide it"),
     ],
     ids=str,
