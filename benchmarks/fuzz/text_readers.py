@@ -22,7 +22,7 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.pack import pack
-from flexswitch.merging.commands.peer_config import read_peer_config
+from flexswitch.merging.commands.peer_config import read_document, read_peer_config
 from flexswitch.merging.models.examples import SUFFIXES, read_examples
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.recipes.graph import make_graph
@@ -77,7 +77,7 @@ def read_a_merge_config(data: bytes, work: Path) -> None:
     """Reads a configuration and checks the settings that it asks for."""
     path = work / "fuzzed.yaml"
     path.write_bytes(data)
-    asked = read_peer_config(path)
+    asked = read_peer_config(path, read_document(path))
     check = merge.check  # type: ignore[attr-defined]
     check(
         asked.sources, work / "merged", base=asked.base, method=asked.method, settings=asked.settings,
