@@ -77,3 +77,14 @@ def test_a_question_without_a_context_is_refused(base):
     assert message(InputError, lambda: adapter.batch(["word1"])) == (
         "the question 'word1' has no context; give it as the field 'text_pair'"
     )
+
+
+def test_texts_and_pairs_share_a_batch(base):
+    adapter = adapter_named("hf-sequence-classification", base)
+    inputs = ["word1 word2", Pair("word1", "word2 word3"), "word4"]
+    together = adapter.batch(inputs)
+    for row, each in enumerate(inputs):
+        alone = adapter.batch([each])["input_ids"][0]
+        marks = together["attention_mask"][row] == 1
+        assert torch.equal(together["input_ids"][row][marks], alone)
+    assert adapter.batch([Pair("word1", "word2")])["input_ids"].tolist() == [[IDS["word1"], IDS["word2"]]]
