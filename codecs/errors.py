@@ -3,13 +3,14 @@
 FlexswitchError
 ├── InputError            1  the input is wrong
 ├── UsageError            2  the command was used wrongly
+│   └── UnusedOptionError 2  an option would do nothing
 ├── ArtifactError         3  an artifact is corrupt or fails verification
 │   └── DecodeError       3  the bytes of one tensor do not decode
 └── ExpectationError      4  a recipe's expectation is not met
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import get_args
 
@@ -39,6 +40,14 @@ class UsageError(FlexswitchError):
     """An option or setting does not exist or is out of range."""
 
     status = ExitStatus.USAGE
+
+
+class UnusedOptionError(UsageError):
+    """Options would do nothing. options: their names on the command line, without dashes."""
+
+    def __init__(self, options: Sequence[str], reason: str) -> None:
+        super().__init__(f"{', '.join(f'--{option}' for option in options)}: {reason}")
+        self.options = tuple(options)
 
 
 class ArtifactError(FlexswitchError):

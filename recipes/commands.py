@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, get_args, get_origin
 
-from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.errors import InputError, UnusedOptionError, UsageError, unknown_name
 from flexswitch.codecs.format.named_path import split_named_path
 
 # Options that do not change the bytes of an output; they are no part of what a step is.
@@ -125,6 +125,15 @@ def check_arguments(command: Command, arguments: Mapping[str, Any]) -> None:
         command.call.check(**arguments)  # type: ignore[attr-defined]
     except UsageError as reason:
         raise InputError(str(reason)) from reason
+
+
+def unused_options(command: Command, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns options that would do nothing beside the others, as the command's own check finds them."""
+    try:
+        check_arguments(command, arguments)
+    except InputError as reason:
+        return reason.__cause__.options if isinstance(reason.__cause__, UnusedOptionError) else ()
+    return ()
 
 
 def paths_of(command: Command, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:

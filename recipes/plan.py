@@ -10,10 +10,12 @@ from typing import Any
 from flexswitch.codecs.errors import InputError, unknown_name
 from flexswitch.recipes.commands import (
     COMMANDS,
+    Command,
     arguments_of,
     command_line,
     get_command,
     paths_of,
+    unused_options,
 )
 from flexswitch.recipes.foreach import combinations, fill, matching_files
 from flexswitch.recipes.recipe import Bound, Needs, Recipe, Step, read_recipe
@@ -78,7 +80,7 @@ def is_pattern(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A step whose inputs may still hold patterns."""
+    """A step whose inputs may still hold patterns. defaults: the options that are the recipe's defaults."""
 
     step: Step
     name: str
@@ -86,6 +88,7 @@ class _Draft:
     options: dict[str, Any]
     values: dict[str, str]
     where: str
+    defaults: frozenset[str]
 
     def outputs(self) -> list[str]:
         """Returns the paths that the step writes."""
@@ -98,7 +101,8 @@ class _Draft:
         try:
             inputs = [path for text in self.inputs for path in _expanded(text, made, notes)]
             command = get_command(self.step.command)
-            arguments = arguments_of(command, inputs, self.options)
+            options = self._used_options(command, inputs)
+            arguments = arguments_of(command, inputs, options)
         except InputError as reason:
             raise InputError(f"{self.where}{reason}") from reason
         reads, writes, changes = (tuple(map(_normal, each)) for each in paths_of(command, arguments))
@@ -109,9 +113,16 @@ class _Draft:
                 )
         return PlannedStep(
             self.name, self.step.name, self.step.command, arguments,
-            command_line(command, inputs, self.options), reads, writes, changes, self.step.needs,
+            command_line(command, inputs, options), reads, writes, changes, self.step.needs,
             {fill(figure, self.values): bound for figure, bound in self.step.expect.items()},
         )  # fmt: skip
+
+    def _used_options(self, command: Command, inputs: list[str]) -> dict[str, Any]:
+        """Returns the options without the recipe's defaults that would do nothing in this step."""
+        options = dict(self.options)
+        while unused := self.defaults & set(unused_options(command, arguments_of(command, inputs, options))):
+            options = {key: value for key, value in options.items() if key not in unused}
+        return options
 
 
 def _drafts(step: Step, recipe: Recipe, source: Path) -> Iterator[_Draft]:
@@ -119,12 +130,13 @@ def _drafts(step: Step, recipe: Recipe, source: Path) -> Iterator[_Draft]:
     try:
         command = get_command(step.command)
         options = {key: value for key, value in recipe.defaults.items() if key in command.options}
+        defaults = frozenset(options.keys() - step.options.keys())
         options = {key: each for key, each in (options | step.options).items() if each is not None}
         for values in combinations(step.foreach):
             name = fill(step.name, values)
             yield _Draft(
                 step, name, fill(step.inputs, values), fill(options, values), values,
-                f"{source}: step '{name}': ",
+                f"{source}: step '{name}': ", defaults,
             )  # fmt: skip
     except InputError as reason:
         raise InputError(f"{where}{reason}") from reason

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import UnusedOptionError, UsageError
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
@@ -154,9 +154,10 @@ class _TrainingOptions:
         if "exemplars" not in get_method(method, "compression").needs or settings["objective"] == "none":
             if given := self._given():
                 way = f"{method} with objective=none" if "objective" in settings else method
-                raise UsageError(
-                    f"{', '.join(given)}: {way} does not learn from examples; those that do: "
-                    f"{', '.join(method_names('compression', 'exemplars'))}"
+                raise UnusedOptionError(
+                    given,
+                    f"{way} does not learn from examples; those that do: "
+                    f"{', '.join(method_names('compression', 'exemplars'))}",
                 )
             return False
         if self.exemplars is None:
@@ -192,12 +193,10 @@ class _TrainingOptions:
         return CheckpointFile(training_file(output), self.checkpoint_every)
 
     def _given(self) -> list[str]:
-        """Returns the options that differ from their defaults, as they are typed."""
+        """Returns the names of the options that differ from their defaults."""
         defaults = _TrainingOptions(None, PER_TASK, None, "cpu", None, None)
         return [
-            f"--{name.replace('_', '-')}"
-            for name, value in vars(self).items()
-            if value != getattr(defaults, name)
+            name.replace("_", "-") for name, value in vars(self).items() if value != getattr(defaults, name)
         ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import UnusedOptionError, UsageError
 from flexswitch.codecs.format.training_file import TrainingFile, run_identity, training_file
 from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ class ExemplarOptions:
             for name, value in vars(self).items():
                 if name not in used and value != getattr(defaults, name):
                     option = name.replace("_", "-")
-                    raise UsageError(f"--{option}: {method.name} reads no examples; leave it out")
+                    raise UnusedOptionError([option], f"{method.name} reads no examples; leave it out")
             return
         if self.exemplars is None:
             raise UsageError(f"{method.name} learns from examples: give --exemplars DIR")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError, UnusedOptionError, UsageError
 from flexswitch.merging.commands.merge_exemplars import Merger
 from flexswitch.merging.evaluation.fixed_weights import score_fixed
 from flexswitch.merging.evaluation.scores import Score
@@ -32,7 +32,9 @@ class Grid:
         """Raises: UsageError on values that a setting does not take, and on options that do nothing."""
         if not self.values:
             if self.data is not None:
-                raise UsageError("--data: it is for --tune; give the settings to tune, or leave it out")
+                raise UnusedOptionError(
+                    ["data"], "it is for --tune; give the settings to tune, or leave it out"
+                )
             return
         if not merges or self.data is None:
             raise UsageError("--tune: needs --method NAME, and --data DIR with labelled <task>.train files")

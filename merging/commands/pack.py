@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import UnusedOptionError, UsageError
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.codecs.registry import get_codec
@@ -48,6 +48,8 @@ def _check(
         if not artifacts:
             raise UsageError("no task is given; name checkpoints, task vectors, LoRAs or artifacts")
         _sharing(share, settings, set_for).check()
+    elif base is not None:
+        raise UnusedOptionError(["base"], "it is for --share, as artifacts name their base; leave it out")
     elif settings or set_for:
         raise UsageError("--set and --set-for are for --share; artifacts are packed as they are")
     if codec != "auto":

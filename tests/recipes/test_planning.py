@@ -103,13 +103,49 @@ def test_defaults_are_options_of_the_steps_that_have_them_and_null_takes_one_awa
 INCLUDED = "r.yaml: includes itself, or is included twice; leave that out of 'include'"
 
 
+def test_a_default_that_would_do_nothing_in_a_step_is_left_out_there() -> None:
+    merge = {"command": "merge", "inputs": ["z"]}
+    made = graph(
+        {
+            "name": "a",
+            "command": "compress",
+            "inputs": ["m"],
+            "options": {"output": "a.fsw", "method": "t-switch"},
+        },
+        {
+            "name": "b",
+            "command": "compress",
+            "inputs": ["m"],
+            "options": {"output": "b.fsw", "method": "flexswitch"},
+        },
+        {"name": "c", "command": "pack", "inputs": ["a.fsw"], "options": {"output": "z"}},
+        {"name": "d", "command": "index", "inputs": ["z"]},
+        {**merge, "name": "e", "options": {"output": "e", "method": "average"}},
+        {**merge, "name": "f", "options": {"output": "f", "method": "ties", "tune": {"lambda": "0.5"}}},
+        {**merge, "name": "g", "options": {"output": "g", "task": "a"}},
+        defaults={"base": "base", "exemplars": "data", "data": "test", "per-task": 40},
+    )
+    defaults = {
+        step.name: set(step.line.split()) & {"base", "data", "test", "40"} for step in made.plan.steps
+    }
+    assert defaults == {
+        "a": {"base"}, "b": {"base", "data", "40"}, "c": set(), "d": {"base", "data", "40"},
+        "e": {"base"}, "f": {"base", "test", "40"}, "g": {"base"},
+    }  # fmt: skip
+    assert "per-task" not in made.plan.steps[4].line
+    own = {**merge, "name": "e", "options": {"output": "e", "method": "average", "data": "test"}}
+    assert (
+        "--data test" in graph(own, defaults={"base": "base"}).plan.steps[0].line
+    )  # and it is refused later
+
+
 def test_an_included_recipe_comes_first() -> None:
     Path("a.yaml").write_text(
-        yaml.safe_dump({"version": 1, "steps": [COMPRESS], "defaults": {"per-task": 7}})
+        yaml.safe_dump({"version": 1, "steps": [COMPRESS], "defaults": {"on-resize": "rows"}})
     )
     made = graph(PACK, include=["a.yaml"])
     assert [step.name for step in made.plan.steps] == ["compress red", "compress blue", "pack"]
-    assert "--per-task 7" in made.plan.steps[0].line
+    assert "--on-resize rows" in made.plan.steps[0].line
     assert refusal(PACK, include=["r.yaml"]) == INCLUDED
     assert refusal(PACK, include=["a.yaml", "./a.yaml"]) == INCLUDED.replace("r.yaml", "a.yaml")
 
@@ -136,12 +172,12 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
          "named 'taks'; did you mean 'task'? (known: task); write {{ for a brace itself"),
         ((VERIFY | {"inputs": []},), "r.yaml: step 'verify': 'inputs' is a list of 0, expected PATH"),
         ((VERIFY | {"inputs": ["a", "b"]},), "r.yaml: step 'verify': 'inputs' is a list of 2, expected PATH"),
-        ((PACK | {"inputs": ["a"], "options": {}},), "r.yaml: step 'pack': lacks the option 'output' of pack"),
-        ((PACK | {"inputs": ["a"], "options": {"output": "."}},), "r.yaml: step 'pack': '.' is no name of an output; give "
+        ((PACK | {"inputs": ["a.fsw"], "options": {}},), "r.yaml: step 'pack': lacks the option 'output' of pack"),
+        ((PACK | {"inputs": ["a.fsw"], "options": {"output": "."}},), "r.yaml: step 'pack': '.' is no name of an output; give "
          "a path that ends in one"),
-        ((PACK | {"inputs": ["a"], "options": {"output": ""}},), "r.yaml: step 'pack': '.' is no name of an output; give "
+        ((PACK | {"inputs": ["a.fsw"], "options": {"output": ""}},), "r.yaml: step 'pack': '.' is no name of an output; give "
          "a path that ends in one"),
-        ((PACK | {"inputs": ["a"], "options": {"output": "../.."}},), "r.yaml: step 'pack': '../..' is no name of an "
+        ((PACK | {"inputs": ["a.fsw"], "options": {"output": "../.."}},), "r.yaml: step 'pack': '../..' is no name of an "
          "output; give a path that ends in one"),
         ((VERIFY | {"command": "inspect"},), "r.yaml: step 'verify': no subcommand is named 'inspect' "
          "(known: extract, compress, pack, index, merge, eval, verify, push)"),

@@ -11,7 +11,7 @@ from support.checkpoints import message
 from support.perceptrons import Perceptrons, doubles, forward, perceptrons, write
 
 import flexswitch
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import InputError, UnusedOptionError, UsageError
 from flexswitch.merging.commands.evaluate import evaluate
 
 ADAPTER = "python:support.perceptrons:adapter"
@@ -90,7 +90,7 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
     ("options", "kind", "expected"),
     [
         ({"method": "fisher"}, UsageError, "fisher learns from examples: give --exemplars DIR"),
-        ({"method": "ties", "exemplars": "exemplars"}, UsageError, "--exemplars: ties reads no examples; leave it out"),
+        ({"method": "ties", "exemplars": "exemplars"}, UnusedOptionError, "--exemplars: ties reads no examples; leave it out"),
         ({"method": "fisher", "exemplars": "exemplars", "set_for": [("*", {"floor": 1})]}, UsageError, "--set-for: fisher has the same settings for all tensors; use --set"),
         ({"method": "fisher", "exemplars": "exemplars", "weights": {"a": -1}}, UsageError, "--weight a=-1.0: fisher needs weights above 0"),
         ({"method": "fisher", "exemplars": "exemplars", "settings": {"floor": "0.1,0.2"}}, UsageError, "setting floor=0.1,0.2 of fisher: expected a number above 0"),
@@ -98,7 +98,7 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
         ({"method": "fisher", "exemplars": "exemplars", "checkpoint_every": 5}, UsageError, "--checkpoint-every: fisher has no training steps; leave it out"),
         ({"method": "adamerging", "exemplars": "exemplars", "data": "exemplars", "tune": {"start": "0.1,0.2"}, "checkpoint_every": 5}, UsageError, "--checkpoint-every: --tune trains each point anew; leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:2"}}, UsageError, "--tune: needs --method NAME, and --data DIR with labelled <task>.train files"),
-        ({"method": "average", "data": "exemplars"}, UsageError, "--data: it is for --tune; give the settings to tune, or leave it out"),
+        ({"method": "average", "data": "exemplars"}, UnusedOptionError, "--data: it is for --tune; give the settings to tune, or leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:x"}, "data": "exemplars"}, UsageError, "--tune lambda=1:x: expected FROM:TO, or values joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1:inf"}, "data": "exemplars"}, UsageError, "--tune lambda=1:inf: expected FROM:TO, or values joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1,x"}, "data": "exemplars"}, UsageError, "setting lambda=x of ties: expected a number"),

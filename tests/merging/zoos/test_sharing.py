@@ -117,7 +117,8 @@ def test_a_setting_of_one_task_changes_that_task_alone(originals: Path, tmp_path
         ({"set_for": [("a", {"shared_bits": 16})]}, "--set-for a: shared_bits of emr is the same for all"),
         ({"codec": "raw"}, "--codec raw: with --share the smallest form is taken"),
         ({"base": None}, "--share needs --base BASE"),
-        ({"share": None, "settings": {"bits": 2}}, "--set and --set-for are for --share"),
+        ({"share": None}, "--base: it is for --share, as artifacts name their base; leave it out"),
+        ({"share": None, "base": None, "settings": {"bits": 2}}, "--set and --set-for are for --share"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
