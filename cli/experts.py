@@ -11,13 +11,13 @@ def changed_experts(artifact: "Artifact", name: str) -> dict[str, int]:
 
     The experts of a fused tensor are its first dimension.
     """
-    import numpy as np
-
-    from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
-
     shape = artifact.header.tensors[name].shape
     if len(shape) < 3 or "experts" not in name.split("."):
         return {}
+    import numpy as np
+
+    from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector  # it loads torch
+
     whole = np.concatenate(list(ArtifactVector(artifact).blocks(name)))
     counts = np.count_nonzero(whole.reshape(shape[0], -1), axis=1)
     return {str(expert): int(counts[expert]) for expert in np.flatnonzero(counts)}

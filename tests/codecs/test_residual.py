@@ -95,6 +95,7 @@ def plain_decode(codec: Residual, data: bytes, base: Numbers, columns: int, kind
 
 @pytest.mark.parametrize("columns", [1, 7, 40])
 @pytest.mark.parametrize("dtype", NUMBER_KINDS)
+@pytest.mark.deep
 def test_the_format_page_decodes_what_is_encoded(dtype: str, columns: int) -> None:
     kind, (base, found) = NUMBER_KINDS[dtype], block(dtype)
     codec, data = Residual.encoded(base, found, columns, kind)
@@ -144,6 +145,7 @@ def test_settings_out_of_range_are_refused() -> None:
             Residual(**wrong)
 
 
+@pytest.mark.deep
 def test_the_golden_bytes_decode() -> None:
     stored = GOLDEN.read_bytes()
     for dtype, kind in NUMBER_KINDS.items():

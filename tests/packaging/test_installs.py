@@ -60,6 +60,7 @@ def test_the_wheel_holds_every_module_and_the_files_beside_them(wheel: Path) -> 
         assert {name for name in archive.namelist() if name.startswith("flexswitch/")} == expected
 
 
+@pytest.mark.deep
 def test_an_installed_wheel_compresses_and_restores(installed: Environment, tmp_path: Path) -> None:
     assert "compress" in installed.run("flexswitch", "--help", cwd=tmp_path)
     assert installed.run("python", "-c", USED, cwd=tmp_path) == "102\n"

@@ -144,6 +144,7 @@ def test_a_step_with_a_wrong_value_is_named(models, flexswitch):
     assert (outcome.status, outcome.error[: len(expected)]) == (1, expected)
 
 
+@pytest.mark.deep
 def test_an_interrupt_ends_the_recipe(models):
     (models / "recipe.yaml").write_text(RECIPE)
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores them

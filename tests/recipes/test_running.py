@@ -267,6 +267,7 @@ def test_shares_and_then_the_whole_give_what_one_run_gives(run, models):
     assert contents(models) == whole
 
 
+@pytest.mark.deep
 def test_two_processes_give_what_one_gives(run, models):
     run()
     one = contents(models)

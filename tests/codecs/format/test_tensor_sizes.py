@@ -21,6 +21,7 @@ def bound(entries: int, kept: int, bits: int) -> float:
     return (entries * mask + kept * bits) / 8
 
 
+@pytest.mark.deep
 def test_sizes_are_those_that_each_codec_takes(zoo: Path) -> None:
     artifact = open_artifact(zoo / "red.fsw")
     for name in artifact.header.tensors:

@@ -35,6 +35,7 @@ STEPS = 16  # of training_cases.FEW
     ("jobs", "threads"),
     [(3, 2), pytest.param(1, 2, marks=DEEP), pytest.param(2, 1, marks=DEEP), pytest.param(1, 1, marks=DEEP)],
 )
+@pytest.mark.deep
 def test_the_bytes_do_not_depend_on_the_number_of_threads(
     jobs: int, threads: int, case: TrainingCase, trained: Artifact, tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_without_augmentations_the_artifact_differs_and_the_exemplars_stay(
 
 
 @pytest.mark.parametrize("target", [5000, pytest.param(9000, marks=DEEP), pytest.param(14000, marks=DEEP)])
+@pytest.mark.deep
 def test_training_starts_from_the_initialisation_of_least_loss(
     target: int, case: TrainingCase, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_bytes_depend_on_neither_the_process_nor_the_threads(
         assert compress.output.read_bytes() == trained_file.read_bytes()
 
 
+@pytest.mark.deep
 def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: Toy) -> None:
     assert compress.train("--name", "tools", "--set", "steps=30").status == 0
     assert open_artifact(compress.output).header.name == "tools"
@@ -80,6 +81,7 @@ def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: To
     )
 
 
+@pytest.mark.deep
 def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
     outcome = compress.train("--json", "--quiet")
     assert outcome.err == ""
@@ -101,6 +103,7 @@ def test_without_a_terminal_every_50_steps_are_reported(compress: Compress) -> N
     assert re.fullmatch(rf"flexswitch: step 60 of 60: {stands}", lines[1])
 
 
+@pytest.mark.deep
 def test_features_are_compared_without_answers(compress: Compress, flexswitch: Runner) -> None:
     outcome = compress.train("--set", "objective=mse", "--set", "steps=1")
     assert outcome.status == 0
@@ -116,6 +119,7 @@ def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
     assert open_artifact(compress.output).header.training is None
 
 
+@pytest.mark.deep
 def test_inspect_shows_the_record_of_training(trained_file: Path, flexswitch: Runner) -> None:
     record = open_artifact(trained_file).header.training
     assert record is not None
@@ -141,6 +145,7 @@ def test_inspect_shows_the_record_of_training(trained_file: Path, flexswitch: Ru
     assert document["training"] == json.loads(record.model_dump_json())
 
 
+@pytest.mark.deep
 def test_inspect_plots_the_training(trained_file: Path, flexswitch: Runner, tmp_path: Path) -> None:
     plot = tmp_path / "learning.png"
     assert flexswitch("inspect", trained_file, "--plot", plot).status == 0
@@ -160,6 +165,7 @@ def test_inspect_plots_the_training(trained_file: Path, flexswitch: Runner, tmp_
         (("--storage", "--plot", "{folder}/a.png"), "give one of --storage and --plot"),
     ],
 )
+@pytest.mark.deep
 def test_inspect_takes_no_option_that_would_do_nothing(
     trained_file: Path, flexswitch: Runner, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
@@ -178,6 +184,7 @@ def test_an_artifact_without_training_has_no_plot(text: Toy, flexswitch: Runner,
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.deep
 def test_a_zoo_keeps_the_size_that_was_asked_for_to_the_byte(
     trained_file: Path, text: Toy, flexswitch: Runner, tmp_path: Path
 ) -> None:

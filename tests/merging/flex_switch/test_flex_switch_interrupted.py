@@ -73,6 +73,7 @@ def test_another_training_does_not_continue_from_it(compress: Compress) -> None:
     assert compress.left() == ["birds.fsw.training"]
 
 
+@pytest.mark.deep
 def test_a_signal_in_the_middle_of_the_steps_ends_it_with_status_130(text: Toy, tmp_path: Path) -> None:
     words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", tmp_path / "birds.fsw", *TRAIN]
     words += ["--exemplars", text.data, "--per-task", "12", "--set", "steps=1000000", "--jobs", "2"]

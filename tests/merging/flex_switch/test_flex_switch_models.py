@@ -96,6 +96,7 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.deep
 def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_path: Path) -> None:
     case = CASES[kind](tmp_path)
     found = case.train(
@@ -108,6 +109,7 @@ def test_every_kind_of_model_comes_nearer_to_the_fine_tuned_one(kind: str, tmp_p
     assert measured(case, found).divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
+@pytest.mark.deep
 def test_the_objective_mse_brings_the_features_nearer(case: TrainingCase, tmp_path: Path) -> None:
     found = case.train(tmp_path / "birds.fsw", "objective=mse")
     record = found.header.training
@@ -116,6 +118,7 @@ def test_the_objective_mse_brings_the_features_nearer(case: TrainingCase, tmp_pa
     assert measured(case, found, "mse").divergence == pytest.approx(record.after.divergence, rel=5e-3)
 
 
+@pytest.mark.deep
 def test_the_objective_task_lowers_the_loss_on_labels(case: TrainingCase, tmp_path: Path) -> None:
     reports, data = Reports(), tmp_path / "data"
     data.mkdir()

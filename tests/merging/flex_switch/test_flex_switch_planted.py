@@ -58,6 +58,7 @@ def kept_entries(artifact: Artifact, name: str) -> Tensor:
     return torch.from_numpy(bits.astype(np.bool_)).reshape(sparse.shape)
 
 
+@pytest.mark.deep
 def test_the_planted_entries_are_kept_and_hardly_any_noise(task: PlantedTask) -> None:
     found = sum(
         int((kept_entries(task.trained, name) & marks).sum())

@@ -70,6 +70,7 @@ def test_a_training_continued_on_other_threads_ends_in_the_same_bytes(
     assert output.read_bytes() == whole.path.read_bytes()
 
 
+@pytest.mark.deep
 def test_a_training_stopped_after_its_last_step_takes_no_further_step(
     case: TrainingCase, trained: Artifact, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_training_stopped_after_its_last_step_takes_no_further_step(
 
 
 @pytest.mark.parametrize("setting", ["seed=1", "target_size=6KB"])
+@pytest.mark.deep
 def test_the_state_of_another_run_is_refused(setting: str, case: TrainingCase, tmp_path: Path) -> None:
     output = tmp_path / "birds.fsw"
     checkpoint = TrainingCheckpoint(training_file(output), 1)
@@ -100,6 +102,7 @@ def test_the_state_of_another_run_is_refused(setting: str, case: TrainingCase, t
     assert not checkpoint.path.exists()
 
 
+@pytest.mark.deep
 def test_the_state_of_another_fine_tune_or_other_exemplars_is_refused(
     case: TrainingCase, tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ NOTES = (
 
 
 @pytest.mark.parametrize(("steps", "target"), [(2, 6000), (1, 7000)])
+@pytest.mark.deep
 def test_steps_that_raise_the_loss_are_taken_again_as_shorter_ones_and_then_left_out(
     steps: int, target: int, case: TrainingCase, tmp_path: Path
 ) -> None:

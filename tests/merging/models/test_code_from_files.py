@@ -94,6 +94,7 @@ for base in sys.argv[1:]:
 """
 
 
+@pytest.mark.deep
 def test_a_terminal_that_answers_yes_is_not_read(evil: Path, tmp_path: Path) -> None:
     other = shutil.copytree(evil, tmp_path / "other")
     change(other / "config.json", model_type="evil")
@@ -243,6 +244,7 @@ def test_a_model_that_fails_when_it_runs_is_refused_in_one_line(text: Toy) -> No
     assert str(caught.value).endswith("); check the settings of its config.json and of the task's")
 
 
+@pytest.mark.deep
 def test_the_names_of_a_running_model_are_had_without_code_and_without_end(text: Toy) -> None:
     config = json.loads((text.base / "config.json").read_text())
     plain = running_model(config)

@@ -64,6 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.deep
 def test_threads_and_instructions_do_not_change_an_index(folder: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

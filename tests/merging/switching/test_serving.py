@@ -24,6 +24,7 @@ from flexswitch.merging.zoos.pack import Form, change_zoo
 @pytest.mark.parametrize(
     ("engine", "cache"), [("fused", 1), ("grouped", 1), ("auto", 1), ("merged", 60_000), ("merged", 1 << 20)]
 )
+@pytest.mark.deep
 def test_several_threads_get_the_answers_that_one_gets(text, engine, cache):
     model = SwitchedModel(base_classifier(text), open_zoo(text.zoo), engine=engine, cache_bytes=cache)
     generator = torch.Generator().manual_seed(1)

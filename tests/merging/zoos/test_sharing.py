@@ -12,7 +12,7 @@ from support.shared_zoos import restored_deltas, save_states, shared_zoo, states
 from support.tiny_models import changed_state, contents
 from support.zoo_files import without_hashes
 
-from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
+from flexswitch.codecs.errors import ArtifactError, InputError, UnusedOptionError, UsageError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
 from flexswitch.merging.commands.compress import compress
@@ -117,7 +117,6 @@ def test_a_setting_of_one_task_changes_that_task_alone(originals: Path, tmp_path
         ({"set_for": [("a", {"shared_bits": 16})]}, "--set-for a: shared_bits of emr is the same for all"),
         ({"codec": "raw"}, "--codec raw: with --share the smallest form is taken"),
         ({"base": None}, "--share needs --base BASE"),
-        ({"share": None}, "--base: it is for --share, as artifacts name their base; leave it out"),
         ({"share": None, "base": None, "settings": {"bits": 2}}, "--set and --set-for are for --share"),
     ],
 )
@@ -128,6 +127,12 @@ def test_options_that_do_not_fit_are_refused(
     given = {"share": "emr", "base": base, **options}
     assert expected in message(UsageError, lambda: pack(sources, tmp_path / "zoo", **given))  # type: ignore[arg-type]
     assert not (tmp_path / "zoo").exists()
+
+
+def test_a_base_is_for_shared_vectors_alone(tmp_path: Path) -> None:
+    base, sources = save_states(tmp_path / "models", *states(2))
+    found = message(UnusedOptionError, lambda: pack(sources, tmp_path / "zoo", base=base))
+    assert found == "--base: it is for --share, as artifacts name their base; leave it out"
 
 
 def test_a_setting_of_an_unknown_task_is_refused(tmp_path: Path) -> None:
