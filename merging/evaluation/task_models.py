@@ -23,7 +23,7 @@ from flexswitch.merging.task_vectors.restore import OutputTensor, restored_tenso
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _BATCH = 64
-_MOST_LOGITS = 1 << 26
+_MOST_LOGITS = 1 << 25
 
 
 @dataclass
