@@ -6,7 +6,7 @@ from support.checkpoints import message
 from support.tiny_language_models import language_toy
 from support.tiny_models import contents, write_jsonl
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import FlexswitchError, UsageError
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.opening import open_checkpoint
@@ -69,9 +69,6 @@ def test_an_index_and_a_route_read_no_more_of_a_text(toy, tmp_path):
 
 
 def test_methods_that_do_not_learn_refuse_it(toy, tmp_path):
-    found = message(
-        UsageError,
-        lambda: compress(toy.finetuned["birds"], tmp_path / "birds.fsw", base=toy.base, max_length=9),
-    )
-    assert found.startswith("--max-length: t-switch does not learn from examples")
+    with pytest.raises(FlexswitchError, match="max.length.*t-switch does not learn from examples"):
+        compress(toy.finetuned["birds"], tmp_path / "birds.fsw", base=toy.base, max_length=9)
     assert contents(tmp_path) == {}
