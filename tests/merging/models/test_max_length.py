@@ -69,6 +69,6 @@ def test_an_index_and_a_route_read_no_more_of_a_text(toy, tmp_path):
 
 
 def test_methods_that_do_not_learn_refuse_it(toy, tmp_path):
-    with pytest.raises(FlexswitchError, match="max.length.*t-switch does not learn from examples"):
+    with pytest.raises(FlexswitchError, match=r"max.length.*t-switch does not learn from examples"):
         compress(toy.finetuned["birds"], tmp_path / "birds.fsw", base=toy.base, max_length=9)
     assert contents(tmp_path) == {}
