@@ -22,7 +22,7 @@ POSITIONS = 16
 MATCH = [f"{task}=exact-match" for task in TASKS]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "t5"])
+@pytest.fixture(scope="module", params=["gpt2", pytest.param("t5", marks=pytest.mark.deep)])
 def toy(request, tmp_path_factory):
     toy = language_toy(tmp_path_factory.mktemp("toys") / request.param, request.param)
     index(toy, "layer:1", per_task=9)

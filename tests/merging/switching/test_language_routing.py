@@ -15,7 +15,7 @@ from flexswitch.merging.routing.query_set import read_query_set
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 PROMPTS = {"birds": "birds1 birds2 word1", "tools": "tools3 word2 tools1", "cities": "cities1 cities5"}
-KINDS = ("gpt2", "llama", "t5")
+KINDS = ("gpt2", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("llama", "t5")))
 
 
 @pytest.fixture(scope="module", params=KINDS)
