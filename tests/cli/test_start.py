@@ -63,7 +63,9 @@ def test_an_interrupt_while_the_command_starts_ends_in_one_line(zoo: Path, modul
     assert found.stderr == "flexswitch: interrupted; nothing half-written is left\n"
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(each, marks=pytest.mark.deep) for each in (">&-", "2>&-")), "<&- >&- 2>&-"]
+)
 def test_closed_streams_change_neither_the_status_nor_the_output(zoo: Path, closed: str) -> None:
     flexswitch = f"{shlex.quote(sys.executable)} -m flexswitch.cli"
     for words, status in (("inspect zoo", 0), ("inspect no", 1), ("pack red.fsw -o other --overwrite", 0)):

@@ -105,6 +105,7 @@ def test_the_format_page_decodes_what_is_encoded(dtype: str, columns: int) -> No
 
 @settings(60)
 @given(st.sampled_from(sorted(NUMBER_KINDS)), st.integers(1, 70), st.integers(1, 9), st.data())
+@pytest.mark.deep
 def test_any_numbers_come_back(dtype: str, count: int, columns: int, data: st.DataObject) -> None:
     kind = NUMBER_KINDS[dtype]
     number = st.integers(0, (1 << kind.width) - 1) | st.sampled_from([0, 1, 1 << kind.width - 1])

@@ -32,6 +32,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXSWITCH_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.deep
 def test_a_step_that_needs_more_than_there_is_runs_alone(models, flexswitch):
     (models / "r.yaml").write_text(RECIPE)
     outcome = flexswitch("run", "r.yaml", "--jobs", "2", "--json")

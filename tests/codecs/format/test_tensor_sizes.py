@@ -37,6 +37,7 @@ def test_sizes_are_those_that_each_codec_takes(zoo: Path) -> None:
             assert size == sum(len(b.data) for b in form.blocks) + (len(form.rows.data) if form.rows else 0)
 
 
+@pytest.mark.deep
 def test_a_zoo_is_summed_up_over_its_tasks(zoo: Path, flexswitch: Runner) -> None:
     found = flexswitch("inspect", "zoo", "--storage", "--json")
     assert found.status == 0

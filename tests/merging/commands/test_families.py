@@ -81,6 +81,7 @@ def test_t_switch_records_the_adapter(made: tuple[Family, dict[str, Path]]) -> N
     assert open_artifact(paths["birds.fsw"]).header.model.adapter == family.adapter
 
 
+@pytest.mark.deep
 def test_flexswitch_learns_from_exemplars(made: tuple[Family, dict[str, Path]], tmp_path: Path) -> None:
     family, paths = made
 

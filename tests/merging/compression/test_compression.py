@@ -54,6 +54,7 @@ TUNED: State = {
     "n": torch.tensor([1, 3]),
     "head": torch.from_numpy(normal((3, 13), 4)).to(torch.float16),
 }
+DEEP = pytest.param("flexswitch", marks=pytest.mark.deep)
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_task_vector_file_and_two_checkpoints_give_the_same_bytes(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [DEEP if method == "flexswitch" else method for method in METHODS])
 def test_the_number_of_threads_and_the_blocks_do_not_change_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

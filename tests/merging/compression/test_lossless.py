@@ -65,6 +65,7 @@ def odd_pair() -> tuple[State, State]:
     return base | same | {"scalar": torch.tensor(1.0)}, finetuned | same | own
 
 
+@pytest.mark.deep
 def test_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
     base, finetuned = odd_pair()
     pair = memory_pair(base, finetuned)

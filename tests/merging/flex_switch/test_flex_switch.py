@@ -49,6 +49,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(
     assert found.path.read_bytes() == trained.path.read_bytes()
 
 
+@pytest.mark.deep
 def test_another_seed_gives_another_artifact(case: TrainingCase, trained: Artifact, tmp_path: Path) -> None:
     other = case.train(tmp_path / "birds.fsw", "seed=1", "target_size=6KB")
     assert other.header.training.exemplars_sha256 != trained.header.training.exemplars_sha256

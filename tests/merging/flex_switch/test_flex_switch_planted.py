@@ -72,6 +72,7 @@ def test_the_planted_entries_are_kept_and_hardly_any_noise(task: PlantedTask) ->
     assert task.trained.path.stat().st_size <= SIZE
 
 
+@pytest.mark.deep
 def test_the_divergence_is_far_below_that_of_a_t_switch_of_the_same_size(
     task: PlantedTask, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def steps_of(case: TrainingCase, output: Path, checkpoint: TrainingCheckpoint, *
         pytest.param(50, (51,), marks=pytest.mark.deep),
     ],
 )
+@pytest.mark.deep
 def test_a_training_continued_on_other_threads_ends_in_the_same_bytes(
     every: int, stops: tuple[int, ...], case: TrainingCase, whole: Artifact, tmp_path: Path
 ) -> None:

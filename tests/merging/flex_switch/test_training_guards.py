@@ -188,6 +188,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(case: TrainingCase, tmp_pat
 @pytest.mark.parametrize(
     "above", [100, pytest.param(1, marks=pytest.mark.deep), pytest.param(400, marks=pytest.mark.deep)]
 )
+@pytest.mark.deep
 def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
     above: int, case: TrainingCase, tmp_path: Path
 ) -> None:
