@@ -127,6 +127,15 @@ def check_arguments(command: Command, arguments: Mapping[str, Any]) -> None:
         raise InputError(str(reason)) from reason
 
 
+def options_key(command: Command, options: Mapping[str, Any]) -> str:
+    """Returns a text that is the same for options which differ in their paths alone."""
+    found = {
+        name: None if command.options.get(name) in command.accesses else value
+        for name, value in options.items()
+    }
+    return f"{command.name} {sorted(found.items(), key=repr)}"
+
+
 def unused_options(command: Command, arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns options that would do nothing beside the others, as the command's own check finds them."""
     try:

@@ -14,6 +14,7 @@ from flexswitch.recipes.commands import (
     arguments_of,
     command_line,
     get_command,
+    options_key,
     paths_of,
     unused_options,
 )
@@ -21,6 +22,7 @@ from flexswitch.recipes.foreach import combinations, fill, matching_files
 from flexswitch.recipes.recipe import Bound, Needs, Recipe, Step, read_recipe
 
 _WILD = frozenset("*?[")
+_Unused = dict[str, frozenset[str]]  # the options that would do nothing, by `options_key`
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def make_plan(source: Path) -> Plan:
         for path in draft.outputs():
             made.setdefault(os.path.dirname(path), []).append(path)
     notes: list[str] = []
-    steps = [draft.planned(made, notes) for draft in drafts]
+    known: _Unused = {}
+    steps = [draft.planned(made, notes, known) for draft in drafts]
     return Plan(source, steps, list(dict.fromkeys(notes)))
 
 
@@ -96,12 +99,12 @@ class _Draft:
         _, writes, changes = _paths(self.step.command, with_inputs, self.options, self.where)
         return [path for path in writes + changes if not is_pattern(path)]
 
-    def planned(self, made: dict[str, list[str]], notes: list[str]) -> PlannedStep:
+    def planned(self, made: dict[str, list[str]], notes: list[str], known: _Unused) -> PlannedStep:
         """Returns the step with its patterns replaced by paths. Raises: InputError."""
         try:
             inputs = [path for text in self.inputs for path in _expanded(text, made, notes)]
             command = get_command(self.step.command)
-            options = self._used_options(command, inputs)
+            options = self._used_options(command, inputs, known)
             arguments = arguments_of(command, inputs, options)
         except InputError as reason:
             raise InputError(f"{self.where}{reason}") from reason
@@ -117,11 +120,19 @@ class _Draft:
             {fill(figure, self.values): bound for figure, bound in self.step.expect.items()},
         )  # fmt: skip
 
-    def _used_options(self, command: Command, inputs: list[str]) -> dict[str, Any]:
-        """Returns the options without the recipe's defaults that would do nothing in this step."""
+    def _used_options(self, command: Command, inputs: list[str], known: _Unused) -> dict[str, Any]:
+        """Returns the options without the recipe's defaults that would do nothing in this step.
+
+        known: what was found for steps of the same options, whatever their paths; it is added to.
+        """
         options = dict(self.options)
-        while unused := self.defaults & set(unused_options(command, arguments_of(command, inputs, options))):
-            options = {key: value for key, value in options.items() if key not in unused}
+        while self.defaults & options.keys():
+            key = options_key(command, options)
+            if key not in known:
+                known[key] = frozenset(unused_options(command, arguments_of(command, inputs, options)))
+            if not self.defaults & options.keys() & known[key]:
+                break
+            options = {name: value for name, value in options.items() if name not in known[key]}
         return options
 
 
