@@ -1,13 +1,10 @@
 """A training that is interrupted leaves nothing, or continues from where it was."""
 
-import _thread
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,29 +14,27 @@ from support.commands import files_below
 from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy
 
+from flexswitch.codecs.format.training_file import Arrays, TrainingFile
+
 LONG = ("--checkpoint-every", 2, "--set", "steps=60")
 
 
 @contextmanager
-def interrupt_once_changed(path: Path) -> Iterator[None]:
-    """Interrupts the main thread, as Ctrl-C does, as soon as a file is there or is another one."""
-    before, ended = path.stat().st_ino if path.exists() else None, threading.Event()
+def interrupt_once_written() -> Iterator[None]:
+    """Sends this process the signal of Ctrl-C as soon as a training has written its state."""
+    write = TrainingFile.write
 
-    def watch() -> None:
-        while not ended.is_set():
-            if path.exists() and path.stat().st_ino != before:
-                _thread.interrupt_main()
-                return
-            time.sleep(0.001)
+    def write_and_interrupt(file: TrainingFile, step: int, arrays: Callable[[], Arrays]) -> None:
+        write(file, step, arrays)
+        if step % file.every == 0:
+            signal.raise_signal(signal.SIGINT)
 
-    watcher = threading.Thread(target=watch)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    watcher.start()
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainingFile, "write", write_and_interrupt)
+            yield
     finally:
-        ended.set()
-        watcher.join()
         signal.signal(signal.SIGINT, handler)
 
 
@@ -47,7 +42,7 @@ def interrupt_once_changed(path: Path) -> Iterator[None]:
 def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: Compress) -> None:
     kept = compress.output.with_name("birds.fsw.training")
     for _ in range(2):
-        with interrupt_once_changed(kept):
+        with interrupt_once_written():
             outcome = compress.train(*LONG)
         assert outcome.status == 130
         assert outcome.err.splitlines()[-2:] == [
@@ -64,7 +59,7 @@ def test_an_interrupted_training_continues_and_ends_in_the_same_bytes(compress: 
 
 @pytest.mark.deep
 def test_another_training_does_not_continue_from_it(compress: Compress) -> None:
-    with interrupt_once_changed(compress.output.with_name("birds.fsw.training")):
+    with interrupt_once_written():
         compress.train(*LONG)
     outcome = compress.train(*LONG, "--set", "seed=1")
     assert outcome.status == 1
