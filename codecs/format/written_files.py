@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from blake3 import blake3
+
 from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.documents import parse_strict
 from flexswitch.codecs.format.records import Count, Strict
@@ -11,17 +13,27 @@ from flexswitch.codecs.format.records import Count, Strict
 LIST_FILE = "flexswitch.json"
 
 
+_HASHED_END = 1 << 20
+
+
+class WrittenFile(Strict):
+    """A file's size in bytes and the BLAKE3 hash of its first and last MiB, or of all if it has less."""
+
+    size: Count
+    ends: str
+
+
 class WrittenFiles(Strict):
-    """The JSON document `flexswitch.json`. files: path in the folder → size in bytes."""
+    """The JSON document `flexswitch.json`. files: by their paths in the folder."""
 
     format: Literal["flexswitch-output"] = "flexswitch-output"
     version: Literal[1] = 1
-    files: dict[str, Count]
+    files: dict[str, WrittenFile]
 
 
 def list_files(folder: Path) -> None:
     """Writes the list of all files of a folder."""
-    files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _entries(folder)}
+    files = {file.relative_to(folder).as_posix(): _written(file) for file in _entries(folder)}
     text = WrittenFiles(files=dict(sorted(files.items()))).model_dump_json(indent=1) + "\n"
     (folder / LIST_FILE).write_text(text, encoding="utf-8")
 
@@ -39,7 +51,7 @@ def foreign_file(folder: Path) -> str | None:
             continue
         if name not in listed or entry.is_symlink() or not entry.is_file():
             return f"holds {name}, which flexswitch did not write"
-        if entry.stat().st_size != listed[name]:
+        if _written(entry) != listed[name]:
             return f"holds {name}, which was changed after flexswitch wrote it"
     return None
 
@@ -50,6 +62,14 @@ def inside(folder: Path, name: str) -> Path:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{folder}: the file '{name}' would be written outside of it")
     return path
+
+
+def _written(file: Path) -> WrittenFile:
+    """Returns what the list says of a file. Weights of gigabytes that were trained on differ at both ends."""
+    with file.open("rb") as data:
+        size, digest = os.fstat(data.fileno()).st_size, blake3(data.read(_HASHED_END))
+        data.seek(max(_HASHED_END, size - _HASHED_END))
+        return WrittenFile(size=size, ends=digest.update(data.read(_HASHED_END)).hexdigest())
 
 
 def _entries(folder: Path) -> list[Path]:

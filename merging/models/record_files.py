@@ -74,11 +74,15 @@ def _unparsed(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"record {n}", values) for n, values in enumerate(_parquet_records(path), 1))
     elif path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
-            records = csv.DictReader(_lines(file))
-            yield from ((f"record {n}", values) for n, values in enumerate(records, 1))
+            for number, values in enumerate(csv.DictReader(_lines(file), strict=True), 1):
+                if None in values:
+                    raise ValueError(
+                        f"record {number} has more cells than the header; quote texts with commas"
+                    )
+                yield f"record {number}", values
     else:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as data:
-            text, unpacked = io.TextIOWrapper(data, encoding="utf-8", newline="\n"), UnpackedBytes(path)
+            text, unpacked = io.TextIOWrapper(data, encoding="utf-8-sig", newline="\n"), UnpackedBytes(path)
             blank = 0
             for number, line in enumerate(_lines(text), 1):
                 if path.suffix == ".gz":

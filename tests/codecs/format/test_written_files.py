@@ -9,6 +9,7 @@ import pytest
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.written_files import LIST_FILE, foreign_file, inside, list_files
 
+WEIGHTS = b"weights" * 200_000
 NOT_OURS = "holds {}, which flexswitch did not write"
 CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "nothing": (lambda folder: None, None),
@@ -37,6 +38,18 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
         lambda folder: (folder / "config.json").write_text("{}\n\n"),
         "holds config.json, which was changed after flexswitch wrote it",
     ),
+    "a file edited at its end": (
+        lambda folder: (folder / "1_Dense" / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"S"),
+        "holds 1_Dense/model.safetensors, which was changed after flexswitch wrote it",
+    ),
+    "a file edited in its first MiB": (
+        lambda folder: (folder / "1_Dense" / "model.safetensors").write_bytes(b"W" + WEIGHTS[1:]),
+        "holds 1_Dense/model.safetensors, which was changed after flexswitch wrote it",
+    ),
+    "a file of a few bytes edited to one of the same size": (
+        lambda folder: (folder / "config.json").write_text("[]\n"),
+        "holds config.json, which was changed after flexswitch wrote it",
+    ),
     "no list": (
         lambda folder: (folder / LIST_FILE).unlink(),
         f"holds no {LIST_FILE} that lists what flexswitch wrote",
@@ -57,7 +70,7 @@ def test_only_a_folder_of_unchanged_own_files_may_be_replaced(tmp_path: Path, ca
     folder = tmp_path / "model"
     (folder / "1_Dense").mkdir(parents=True)
     (folder / "config.json").write_text("{}\n")
-    (folder / "1_Dense" / "model.safetensors").write_bytes(b"weights")
+    (folder / "1_Dense" / "model.safetensors").write_bytes(WEIGHTS)
     list_files(folder)
     change, expected = CHANGES[case]
     change(folder)

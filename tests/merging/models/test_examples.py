@@ -1,6 +1,8 @@
 """Every format of an examples file gives the same examples."""
 
+import gzip
 import os
+from codecs import BOM_UTF8
 
 import numpy as np
 import pytest
@@ -58,6 +60,14 @@ def test_other_fields_blank_lines_and_windows_line_ends_are_ignored(tmp_path):
     path = write(tmp_path, "birds.test.csv", b'id,label,text\r\n7,1,"a\r\nb"\r\n')
     examples = read_examples(path, labelled=True)
     assert (list(examples.inputs), examples.labels) == (["a\r\nb"], ["1"])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+def test_a_byte_order_mark_is_ignored(tmp_path, suffix):
+    data = WRITERS[suffix](RECORDS)
+    marked = gzip.compress(BOM_UTF8 + gzip.decompress(data)) if suffix.endswith(".gz") else BOM_UTF8 + data
+    path = write(tmp_path, f"birds.test{suffix}", marked)
+    assert list(read_examples(path, labelled=False).inputs) == TEXTS
 
 
 def test_rows_are_taken_in_the_given_order():

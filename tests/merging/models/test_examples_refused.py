@@ -232,6 +232,19 @@ def test_a_very_long_field_is_refused(tmp_path):
     assert damaged(path) == "field larger than field limit (131072)"
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (b'a,1\n"b,0\nc,1\n', "unexpected end of data"),
+        (b"a,1\nb, and c,0\n", "record 2 has more cells than the header; quote texts with commas"),
+    ],
+    ids=["unclosed quote", "unquoted comma"],
+)
+def test_a_csv_that_would_be_read_otherwise_than_meant_is_refused(tmp_path, rows, reason):
+    path = write(tmp_path, "birds.test.csv", b"text,label\n" + rows)
+    assert damaged(path) == reason
+
+
 def test_a_truncated_gzip_is_refused(tmp_path):
     data = gzip.compress(jsonl(RECORDS * 9), mtime=0)
     for length in (len(data) - 1, len(data) - 9, len(data) // 2, 15):
