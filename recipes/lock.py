@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.atomic import atomic_file
+from flexswitch.codecs.format.atomic import atomic_file, named_errors
 from flexswitch.recipes.plan import PlannedStep
 
 
@@ -106,8 +106,9 @@ def write_step_file(path: Path, content: StepFile) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # nothing is written through a link
     try:
-        partial.write_text(content.model_dump_json(), encoding="utf-8")
-        partial.replace(path)
+        with named_errors(partial, path):
+            partial.write_text(content.model_dump_json(), encoding="utf-8")
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

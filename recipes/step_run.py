@@ -4,10 +4,10 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from flexswitch.codecs.errors import ExitStatus, FlexswitchError
 from flexswitch.recipes.digests import Digests
@@ -44,14 +44,17 @@ def log_file(lock: Path, number: int, name: str) -> Path:
     return log_folder(lock) / f"{number + 1:04}-{slug}.log"
 
 
-def open_log(task: Task) -> TextIO:
-    """Opens a task's log, a new file even where a link has its name."""
+def open_log(task: Task) -> FileIO:
+    """Opens a task's log, a new file even where a link has its name.
+
+    It is not buffered: what a full disk refuses is not tried again when it is closed.
+    """
     path = log_file(task.lock, task.number, task.step.name)
     path.unlink(missing_ok=True)
-    return path.open("w", encoding="utf-8", errors="replace")
+    return path.open("wb", buffering=0)
 
 
-def run_step(task: Task, digests: Digests, log: TextIO, tell: Callable[[Event], None]) -> Event:
+def run_step(task: Task, digests: Digests, log: FileIO, tell: Callable[[Event], None]) -> Event:
     """Runs a step; returns the event of its end. Only an interrupt is raised."""
     began = time.monotonic()
     reporter = _StepReporter(log, lambda text: tell(Event(task.number, text)))
@@ -79,14 +82,14 @@ def _system_message(error: OSError | MemoryError) -> str:
 class _StepReporter:
     """Writes notes to a log, and tells how far the command has come."""
 
-    def __init__(self, log: TextIO, tell: Callable[[str], None]) -> None:
+    def __init__(self, log: FileIO, tell: Callable[[str], None]) -> None:
         self._log, self._tell = log, tell
         self._last = 0.0
 
     def log(self, text: str) -> None:
-        """Writes a line to the log."""
-        self._log.write(text + "\n")
-        self._log.flush()
+        """Writes a line to the log. A full disk leaves it out: the step itself says what fails."""
+        with suppress(OSError):
+            self._log.write(f"{text}\n".encode(errors="replace"))
 
     def note(self, text: str) -> None:
         """Writes a note."""

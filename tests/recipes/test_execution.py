@@ -2,6 +2,10 @@
 
 import json
 import multiprocessing
+import resource
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,22 @@ def test_a_step_that_needs_more_than_there_is_runs_alone(models, flexswitch):
     assert outcome.status == 0, outcome.err
     assert [step["status"] for step in json.loads(outcome.out)["steps"]] == ["done", "done"]
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("most", [0, 50, 100, 600])
+def test_a_run_that_cannot_write_leaves_nothing_half_written_and_goes_on_later(models, flexswitch, most):
+    (models / "r.yaml").write_text(RECIPE.replace("cpus: 64, memory: 900GB", "cpus: 1"))
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    words = [sys.executable, "-m", "flexswitch.cli", "run", "r.yaml"]
+    run = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert "could not be written: File too large; the partial output was removed" in last
+    left = [name for name in map(str, models.rglob("*")) if "partial" in name]
+    assert left == []
+    assert flexswitch("run", "r.yaml").status == 0
+    assert flexswitch("run", "r.yaml", "--check").status == 0
 
 
 def test_room_is_taken_and_given_back():
