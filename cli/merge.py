@@ -13,6 +13,7 @@ from flexswitch.cli.options import (
     Exclude,
     Include,
     Jobs,
+    Key,
     MaxLength,
     Memory,
     OnResize,
@@ -71,6 +72,7 @@ def merge(
     include: Include = None,
     exclude: Exclude = None,
     on_resize: OnResize = "refuse",
+    key: Key = None,
     exemplars: Annotated[
         Path | None,
         typer.Option(
@@ -149,8 +151,8 @@ def merge(
         check_alone(
             SOURCE=sources, __base=base, __task=task, __method=method, __set=set_, __weight=weight,
             __set_for=set_for, __include=include, __exclude=exclude, __exemplars=exemplars, __tune=tune,
-            __data=data, __adapter=adapter, __max_length=max_length, __checkpoint_every=checkpoint_every,
-            __dtype=dtype,
+            __key=key, __data=data, __adapter=adapter, __max_length=max_length,
+            __checkpoint_every=checkpoint_every, __dtype=dtype,
         )  # fmt: skip
         made = merge_config(
             config, output, max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite,
@@ -163,10 +165,9 @@ def merge(
             sources, output, base=base, task=task, method=method, settings=parse_settings(set_ or []),
             weights=parse_settings(weight or [], "--weight", "TASK=W"),
             set_for=parse_overrides(set_for or []), include=include or (), exclude=exclude or (),
-            on_resize=on_resize, exemplars=exemplars, per_task=per_task, adapter=adapter, device=device,
-            max_length=max_length,
-            checkpoint_every=checkpoint_every, tune=parse_settings(tune or [], "--tune", "KEY=VALUES"),
-            data=data, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
+            on_resize=on_resize, key=key, exemplars=exemplars, per_task=per_task, adapter=adapter,
+            device=device, max_length=max_length, checkpoint_every=checkpoint_every,
+            tune=parse_settings(tune or [], "--tune", "KEY=VALUES"), data=data, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
             overwrite=overwrite, reporter=console,
         )  # fmt: skip
     document = merged(made)

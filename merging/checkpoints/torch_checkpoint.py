@@ -90,13 +90,20 @@ def _load_state(path: Path, key: str | None) -> tuple[str, dict[str, Tensor]]:
     if len(found) > 1 and "" not in found:
         shown = ", ".join(sorted(found)[:_SHOWN]) + (" and more" if len(found) > _SHOWN else "")
         raise InputError(
-            f"{path}: holds the state dicts {shown}, expected one; name one of the fine-tuned checkpoint's "
-            "with --key, or save it alone"
+            f"{path}: holds the state dicts {shown}, expected one; name one of a fine-tuned checkpoint with "
+            f"--key {min(found)}, or save it alone, as a base has to be: {_save_alone(path, min(found))}"
         )
     key, state = ("", state) if "" in found or not found else next(iter(found.items()))
     for name, value in state.items():
         _check_entry(path, name, value)
     return key, {name: value.detach() for name, value in state.items()}
+
+
+def _save_alone(path: Path, key: str) -> str:
+    """Returns a command that saves one state dict of a file as a file of its own."""
+    parts = "".join(f"[{part!r}]" for part in key.split("."))
+    code = f"import torch; torch.save(torch.load({str(path)!r}, weights_only=True){parts}, 'NEW.pt')"
+    return f'python -c "{code}"'
 
 
 def _load(path: Path) -> Any:

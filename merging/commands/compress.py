@@ -226,8 +226,8 @@ def _opened(
     if source.endswith(SUFFIX):
         if chosen != EVERYTHING:
             raise UsageError(
-                "--include, --exclude and --on-resize need a checkpoint and --base; give them to `extract` "
-                "instead"
+                "--include, --exclude, --on-resize and --key need a checkpoint and --base; give them to "
+                "`extract` instead"
             )
         vector = TaskVectorFile(Path(source))
         if checkpoint is not None:

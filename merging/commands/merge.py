@@ -16,7 +16,7 @@ from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.model_config import written_changes
-from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
+from flexswitch.merging.checkpoints.pairing import Resize
 from flexswitch.merging.commands.arguments import (
     Access,
     Bytes,
@@ -113,6 +113,7 @@ def merge(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_resize: Resize = "refuse",
+    key: str | None = None,
     exemplars: Input | None = None,
     per_task: Positive = PER_TASK,
     adapter: str | None = None,
@@ -133,14 +134,14 @@ def merge(
     sources: zoos, artifacts, task vector files, LoRAs and fine-tuned checkpoints, each as `PATH` or
     `TASK=PATH`. weights: of tasks, 1 where one has none. set_for: (tensor pattern, values) pairs, the pattern
     as `PATTERN` or `TASK:PATTERN`, the values those of settings or of `weight`; the last match counts. A
-    tensor that is not selected stays the base's. exemplars: folder of <task>.train files, for methods that
-    learn from `per_task` of each. tune: settings → values to try ("0.1,0.5", "0.1:1.0" for ten), scored on
-    `per_task` labelled examples of each task's train file in the folder `data`. max_length: the number of
-    tokens at which these are cut; None is the model's own. dtype: None is the base's.
-    max_shard_size: bytes of the largest weight file. memory: bytes that the blocks in progress may take.
-    Raises: FlexswitchError.
+    tensor that is not selected stays the base's. key: of the state dict in fine-tuned .pt files that hold
+    several, such as "model.state_dict". exemplars: folder of <task>.train files, for methods that learn from
+    `per_task` of each. tune: settings → values to try ("0.1,0.5", "0.1:1.0" for ten), scored on `per_task`
+    labelled examples of each task's train file in the folder `data`. max_length: the number of tokens at
+    which these are cut; None is the model's own. dtype: None is the base's. max_shard_size: bytes of the
+    largest weight file. memory: bytes that the blocks in progress may take. Raises: FlexswitchError.
     """
-    output, chosen_tensors = Path(output), selection(include, exclude, on_resize)
+    output, chosen_tensors = Path(output), selection(include, exclude, on_resize, key)
     if dtype is not None:
         check_choice("--dtype", dtype, OutputDtype)
     given, options, grid = _check(
@@ -162,7 +163,7 @@ def merge(
         lambda_ = _restored_lambda(given)
         outputs = restored_tensors(checkpoint, vectors[task], lambda_, as_dtype)
     else:
-        check_stored(vectors, checkpoint, EVERYTHING)
+        check_stored(vectors, checkpoint, selection((), (), "refuse", key))
         refuse_resized(vectors, checkpoint, chosen_tensors)
         notes = left_out(vectors)
         merger = Merger(

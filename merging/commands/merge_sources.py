@@ -55,8 +55,8 @@ def check_stored(vectors: Mapping[str, TaskVector], base: HashingCheckpoint, sel
             continue
         if selection != EVERYTHING:
             raise UsageError(
-                f"{vector.source}: its tensors were selected when it was made; --include, --exclude and "
-                "--on-resize need a checkpoint: give them to `extract` or `compress`"
+                f"{vector.source}: its tensors were selected when it was made; --include, --exclude, "
+                "--on-resize and --key need a checkpoint: give them to `extract` or `compress`"
             )
 
 

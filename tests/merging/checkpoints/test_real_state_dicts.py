@@ -38,9 +38,35 @@ def test_the_only_state_dict_of_a_file_is_taken_and_named(tmp_path: Path, situat
 def test_of_several_state_dicts_none_is_taken_silently(tmp_path: Path) -> None:
     torch.save({"model": STATE, "ema": STATE}, tmp_path / "run.pt")
     assert message(InputError, lambda: open_checkpoint(tmp_path / "run.pt")) == (
-        f"{tmp_path / 'run.pt'}: holds the state dicts ema, model, expected one; name one of the fine-tuned "
-        "checkpoint's with --key, or save it alone"
+        f"{tmp_path / 'run.pt'}: holds the state dicts ema, model, expected one; name one of a fine-tuned "
+        'checkpoint with --key ema, or save it alone, as a base has to be: python -c "import torch; '
+        f"torch.save(torch.load('{tmp_path / 'run.pt'}', weights_only=True)['ema'], 'NEW.pt')\""
     )
+
+
+def test_the_command_that_saves_a_state_dict_alone_works(tmp_path: Path, monkeypatch: Any) -> None:
+    states = {"model": {"state_dict": STATE, "step": 3}, "net": {"state_dict": STATE}}
+    torch.save(states, tmp_path / "run.pt")
+    found = message(InputError, lambda: open_checkpoint(tmp_path / "run.pt"))
+    monkeypatch.chdir(tmp_path)
+    exec(found.split('python -c "')[1].removesuffix('"'), {})
+    assert torch.load(tmp_path / "NEW.pt")["layer.bias"].tolist() == [1, 1, 1]
+
+
+def test_a_merge_takes_the_state_dicts_of_a_key(tmp_path: Path, flexswitch: Runner) -> None:
+    save_file(STATE, tmp_path / "base.safetensors")
+    for number, run in enumerate(("one", "two"), 1):
+        ema = {name: tensor + number for name, tensor in STATE.items()}
+        torch.save({"model": {"state_dict": STATE}, "ema": {"state_dict": ema}}, tmp_path / f"{run}.pth.tar")
+    runs = (tmp_path / "one.pth.tar", tmp_path / "two.pth.tar")
+    options = ("--base", tmp_path / "base.safetensors", "--key", "ema.state_dict")
+    assert flexswitch("merge", *runs, *options, "-o", tmp_path / "ema", "--method", "average").status == 0
+    assert load_file(tmp_path / "ema" / "model.safetensors")["layer.bias"].tolist() == [2.5, 2.5, 2.5]
+    assert flexswitch("merge", *runs, *options, "-o", tmp_path / "two", "--task", "two").status == 0
+    assert load_file(tmp_path / "two" / "model.safetensors")["layer.bias"].tolist() == [3, 3, 3]
+    flexswitch("compress", runs[0], *options, "-o", tmp_path / "one.fsw")
+    found = flexswitch("merge", tmp_path / "one.fsw", *options, "-o", tmp_path / "no", "--method", "average")
+    assert (found.status, "--key need a checkpoint" in found.err.replace("\n", " ")) == (2, True)
 
 
 def test_a_key_names_the_state_dict_to_take(tmp_path: Path, flexswitch: Runner) -> None:

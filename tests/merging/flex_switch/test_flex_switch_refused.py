@@ -93,7 +93,7 @@ def test_tensors_are_chosen_where_the_task_vector_is_made(
     outcome = flexswitch(*command, "--include", "*")
     assert (outcome.status, outcome.error) == (
         2,
-        "--include, --exclude and --on-resize need a checkpoint and --base; give them to `extract` instead",
+        "--include, --exclude, --on-resize and --key need a checkpoint and --base; give them to `extract` instead",
     )
 
 
