@@ -45,7 +45,9 @@ def evaluate(
             metavar="TASK=NAME",
             help="A task's metric. Of classes: accuracy, f1, matthews; of several labels: f1, accuracy; of "
             "values: pearson, spearman; of words: token-f1, accuracy; of answers in a text: token-f1, "
-            "exact-match; of a language model: perplexity, exact-match (of the likeliest answers).",
+            "exact-match; of a language model: perplexity, exact-match (of the likeliest answers); of "
+            "embeddings: spearman (of scored pairs), cosine (to the fine-tuned model's); of detectors: iou "
+            "(with the fine-tuned model's boxes).",
             show_default="the first of its outputs' kind",
         ),
     ] = None,

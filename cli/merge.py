@@ -167,8 +167,8 @@ def merge(
             set_for=parse_overrides(set_for or []), include=include or (), exclude=exclude or (),
             on_resize=on_resize, key=key, exemplars=exemplars, per_task=per_task, adapter=adapter,
             device=device, max_length=max_length, checkpoint_every=checkpoint_every,
-            tune=parse_settings(tune or [], "--tune", "KEY=VALUES"), data=data, dtype=dtype, max_shard_size=shard_size, jobs=jobs, memory=memory_size,
-            overwrite=overwrite, reporter=console,
+            tune=parse_settings(tune or [], "--tune", "KEY=VALUES"), data=data, dtype=dtype,
+            max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite, reporter=console,
         )  # fmt: skip
     document = merged(made)
     lines = [f"{label}: {text}" for label, text in report_lines(made.report).items()]

@@ -10,12 +10,13 @@ import numpy as np
 
 from flexswitch.codecs.errors import InputError, UnusedOptionError, UsageError
 from flexswitch.merging.commands.merge_exemplars import Merger
-from flexswitch.merging.evaluation.fixed_weights import score_fixed
+from flexswitch.merging.evaluation.fixed_weights import compare_with, score_fixed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import read_exemplars
+from flexswitch.merging.models.text_pairs import apart
 from flexswitch.merging.static.tensor_settings import MergeSettings
 
 _STEPS = 10  # values of a range
@@ -94,8 +95,11 @@ def _task_models(merger: Merger, grid: Grid) -> TaskModels:
         task: read_exemplars(Path(grid.data), task, options.per_task, 0, labelled=None)
         for task in merger.vectors
     }
+    if getattr(adapter, "kind", None) == "features":
+        examples = {task: apart(each) for task, each in examples.items()}
     task_models = TaskModels(merger.base, adapter, merger.vectors, examples, options.device)
     task_models.warm_up()
+    compare_with(task_models, merger.vectors)
     if task_models.unit is None:
         raise InputError(
             "--tune: the tasks' metrics have different units, so that their average means nothing"

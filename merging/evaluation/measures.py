@@ -11,7 +11,7 @@ from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.answers import answers_of
 from flexswitch.merging.models.examples import Batch, Examples, Inputs
 from flexswitch.merging.models.labels import checked_labels, expected_answers
-from flexswitch.merging.models.outputs import OutputKind
+from flexswitch.merging.models.outputs import OutputKind, own_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Measure:
 
     def answers(self, adapter: Adapter, logits: Tensor, batch: Batch, inputs: Inputs) -> list[Any]:
         """Returns the answers of a task's samples from the logits of a batch of their inputs."""
-        return answers_of(adapter, self.kind, logits[..., : self.columns], batch, inputs)
+        return answers_of(adapter, self.kind, own_columns(self.kind, logits, self.columns), batch, inputs)
 
     def score(self, answers: Sequence[Any]) -> float:
         """Returns the value of the metric; answers: those of all examples, in their order."""
@@ -36,15 +36,15 @@ class Measure:
 
 
 def measure_of(
-    task: str, source: str, kind: OutputKind, logits: Tensor, examples: Examples, wanted: str | None
+    task: str, kind: OutputKind, logits: Tensor, examples: Examples, wanted: str | None
 ) -> Measure:
-    """Returns the measure of a task.
+    """Returns the measure of a task; without labels where these are the fine-tuned model's answers.
 
-    source: of its task vector; logits: of some samples; wanted: the name of a metric, None for the kind's
-    default. Raises: UsageError, InputError.
+    logits: of some samples; wanted: the name of a metric, None for the kind's default.
+    Raises: UsageError, InputError.
     """
     columns = logits.shape[-1]
-    metric = metric_of(kind, wanted, task, source)
+    metric = metric_of(kind, wanted, task, examples.are_apart and examples.labels is not None)
     labels: Sequence[Any] = [None] * len(examples)
     if metric.generated:
         labels = expected_answers(examples)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.merging.models.outputs import OutputKind
 
 Unit = Literal["%", "perplexity"]
@@ -24,7 +24,9 @@ class Metric:
 
     kinds: the kinds of output that it measures; score: (answers, labels), one of each for an example → the
     value in its unit. Values of one unit are averaged over tasks. labelled: whether examples need labels;
-    generated: whether the answers are texts that a language model generates, and the labels its examples'.
+    generated: whether the answers are texts that a language model generates, and the labels its examples';
+    of_pairs: whether the examples are pairs of texts, apart (text_pairs.py); relative: whether the labels are
+    the answers of the fine-tuned model.
     """
 
     name: str
@@ -33,22 +35,27 @@ class Metric:
     unit: Unit = "%"
     labelled: bool = True
     generated: bool = False
+    of_pairs: bool = False
+    relative: bool = False
 
 
-def metric_of(kind: OutputKind, wanted: str | None, task: str, source: str) -> Metric:
-    """Returns the metric of a task, whose task vector is in `source`: the wanted one, or its kind's first.
+def metric_of(kind: OutputKind, wanted: str | None, task: str, has_pairs: bool = False) -> Metric:
+    """Returns the metric of a task: the wanted one, or the first that measures its kind.
 
-    Raises: UsageError where the wanted one measures other outputs; InputError where none measures these.
+    has_pairs: whether the examples are pairs of texts with labels. Raises: UsageError where the wanted one
+    measures other outputs.
     """
     able = [metric for metric in METRICS if kind in metric.kinds]
     if not able:
-        raise InputError(
-            f"{source}: no metric measures outputs of the kind '{kind}'; restore the model and measure it "
-            f"yourself: flexswitch merge {source} --base BASE -o OUT --task {task}"
-        )
+        raise UsageError(f"the outputs of {task} are of the kind '{kind}', which no metric measures")
     if wanted is None:
-        return able[0]
+        return next(metric for metric in able if has_pairs or not metric.of_pairs)
     found = next((metric for metric in able if metric.name == wanted), None)
+    if found is not None and found.of_pairs and not has_pairs:
+        raise UsageError(
+            f"--metric {task}={wanted}: of embeddings it needs pairs of texts with scores; expected examples "
+            "with the fields 'text', 'text_pair' and 'label'"
+        )
     if found is None:
         names = ", ".join(metric.name for metric in able)
         raise UsageError(
@@ -185,6 +192,46 @@ def _same_text(answers: Sequence[Any], labels: Sequence[Any]) -> float:
     return 100 * sum(same) / len(same)
 
 
+def _cosines(one: Sequence[Any], other: Sequence[Any]) -> Any:
+    """Returns the cosines of the angles of vectors, 0 where one is zero."""
+    left, right = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    sizes = np.sqrt((left**2).sum(1) * (right**2).sum(1))
+    return (left * right).sum(1) / np.where(sizes > 0, sizes, np.inf)
+
+
+def _similarity(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    return 100 * float(np.mean(_cosines(answers, labels)))
+
+
+def _pair_spearman(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns Spearman's correlation of the cosines of the pairs, the second of each in the second half."""
+    half = len(answers) // 2
+    cosines = _cosines(answers[:half], answers[half:]).tolist()
+    return _spearman([[each] for each in cosines], [[label] for label in labels[:half]])
+
+
+def _objects(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    """Returns the mean IoU over the queries in which either model finds an object, 100 if none does.
+
+    An answer has a row for each query: its class, -1 for no object, and the box. Objects of different
+    classes, and one that only one model finds, count 0.
+    """
+    one, other = np.concatenate(answers), np.concatenate(labels)
+    either = (one[:, 0] >= 0) | (other[:, 0] >= 0)
+    same = one[:, 0] == other[:, 0]
+    each = (same * _overlaps(one[:, 1:], other[:, 1:]))[either]  # (object,)
+    return 100 * float(each.mean()) if len(each) else 100.0
+
+
+def _overlaps(one: Any, other: Any) -> Any:
+    """Returns the intersections over the unions of boxes (centre x, centre y, width, height)."""
+    pairs = [(boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2) for boxes in (one, other)]
+    low, high = np.maximum(pairs[0][0], pairs[1][0]), np.minimum(pairs[0][1], pairs[1][1])
+    shared = (high - low).clip(min=0).prod(1)
+    union = one[:, 2:].prod(1) + other[:, 2:].prod(1) - shared
+    return shared / np.where(union > 0, union, np.inf)
+
+
 # The first that measures a kind is its default.
 METRICS = (
     Metric("accuracy", ("classes",), _accuracy),
@@ -200,4 +247,7 @@ METRICS = (
     Metric("exact-match", ("spans", "masked-tokens"), _exact_match),
     Metric("perplexity", ("tokens",), _perplexity, "perplexity", labelled=False),
     Metric("exact-match", ("tokens",), _same_text, labelled=False, generated=True),
+    Metric("spearman", ("features",), _pair_spearman, of_pairs=True),
+    Metric("cosine", ("features",), _similarity, labelled=False, relative=True),
+    Metric("iou", ("boxes",), _objects, labelled=False, relative=True),
 )

@@ -8,7 +8,7 @@ from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.hashing import open_base
-from flexswitch.merging.evaluation.fixed_weights import score_fixed
+from flexswitch.merging.evaluation.fixed_weights import compare_with, score_fixed
 from flexswitch.merging.evaluation.methods import Evaluation, check_methods, head_bytes, weights_of
 from flexswitch.merging.evaluation.metrics import check_metric
 from flexswitch.merging.evaluation.stream_weights import StreamRouter
@@ -19,6 +19,7 @@ from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import first, read_examples, task_file
 from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.models.runner import Runner
+from flexswitch.merging.models.text_pairs import apart
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
 from flexswitch.merging.switching.switched_model import Engine
@@ -71,6 +72,8 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     examples = {task: read_examples(path, None, first(request.limit)) for task, path in files.items()}
     finetuned = {task: open_finetuned(source, base) for task, source in sources.items()}
     adapter = get_adapter(base, zoo.record.adapter, request.adapter, request.max_length)
+    if getattr(adapter, "kind", None) == "features":
+        examples = {task: apart(each) for task, each in examples.items()}
     routed = any(method in ROUTED for method in request.methods)
     router = None
     if routed:
@@ -79,6 +82,7 @@ def _opened(request: Request, zoo: Zoo) -> Evaluation:
     heads = {} if request.heads is None else _heads(request.heads, zoo, adapter)
     task_models = TaskModels(base, adapter, vectors, examples, request.device, metrics, heads)
     task_models.warm_up()
+    compare_with(task_models, finetuned)
     base_score = score_fixed(
         task_models, "base", weights_of(task_models, vectors, 0.0), head_bytes(task_models)
     )

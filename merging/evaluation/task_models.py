@@ -53,7 +53,7 @@ class TaskModels:
     def warm_up(self) -> None:
         """Runs one sample of each task, so that the first call is not timed, and takes the tasks' measures.
 
-        Raises: InputError if no metric measures a model's outputs, or a label does not fit them; UsageError.
+        Raises: InputError if a label does not fit a model's outputs; UsageError.
         """
         for task, model in self.models.items():
             _, batch = next(self.batches_of(task, np.arange(1)))
@@ -62,9 +62,7 @@ class TaskModels:
             config = read_config(self.base) | self.vectors[task].model.config
             kind = kind_of(self.adapter, config, self.extras(task), logits)
             wanted = self.metrics.get(task)
-            self.measures[task] = measure_of(
-                task, self.vectors[task].source, kind, logits, self.examples[task], wanted
-            )
+            self.measures[task] = measure_of(task, kind, logits, self.examples[task], wanted)
 
     @property
     def unit(self) -> Unit | None:

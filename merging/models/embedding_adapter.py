@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_json_object
-from flexswitch.merging.models.examples import Batch
+from flexswitch.merging.models.conversations import Pair
+from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.hidden_states import mean_pool
 from flexswitch.merging.models.outputs import OutputKind
 from flexswitch.merging.models.text_adapters import TextModel
@@ -33,6 +35,15 @@ class SentenceEmbedding(TextModel):
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the model without a head."""
         return self.headless(config)
+
+    def encoded(self, inputs: Inputs, **options: Any) -> Any:
+        """Returns what the tokenizer makes of texts. Raises: InputError."""
+        if any(isinstance(text, Pair) for text in self.texts(inputs)):
+            raise InputError(
+                "the examples are pairs of texts, which the model embeds apart: only `eval` takes them; "
+                "otherwise give each text as an example of its own"
+            )
+        return super().encoded(inputs, **options)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         hidden: Tensor = model(**batch).last_hidden_state

@@ -48,12 +48,13 @@ class Examples:
 
     inputs: a list of texts, pairs or conversations, or an array (example, ...) of images; labels: as the file
     has them, or None; labels.py gives them the form of a model's outputs; origin: None for examples that were
-    made otherwise.
+    made otherwise; are_apart: whether they are pairs of texts, the second of each in the second half.
     """
 
     inputs: Inputs
     labels: Sequence[Any] | None
     origin: Origin | None = None
+    are_apart: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)

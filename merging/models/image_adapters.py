@@ -14,6 +14,8 @@ from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.huggingface import HuggingFace
 from flexswitch.merging.models.outputs import OutputKind
 
+_FIXED_QUERIES = ("detr", "table-transformer", "yolos")
+
 
 class Images(HuggingFace):
     """Makes batches of pixel arrays.
@@ -73,6 +75,21 @@ class ObjectDetection(Images):
     """`hf-object-detection`: AutoModelForObjectDetection on pixel arrays, such as DETR and YOLOS."""
 
     kind: OutputKind | None = "boxes"
+
+    def answers(self, logits: Tensor, batch: Batch, inputs: Inputs) -> list[Any]:
+        """Returns for each image an array (query, 5): a class, -1 for no object, and its box.
+
+        Raises: InputError for models whose queries find other objects each time, or all have one.
+        """
+        if self.config["model_type"] not in _FIXED_QUERIES:
+            raise InputError(
+                f"{self.base.source}: eval compares objects query by query, in {', '.join(_FIXED_QUERIES)} "
+                "models; restore others and measure them yourself: flexswitch merge ZOO --base "
+                f"{self.base.source} -o OUT --task NAME"
+            )
+        classes = logits[..., :-4].argmax(-1)  # (sample, query)
+        classes[classes == logits.shape[-1] - 5] = -1  # the last class is that of no object
+        return list(torch.cat([classes[..., None], logits[..., -4:].float()], -1).cpu().numpy())
 
     def model(self, config: Mapping[str, Any], extras: Mapping[str, TensorInfo]) -> nn.Module:
         """Returns the detector with the number of labels in the config."""

@@ -19,8 +19,8 @@ def checked_labels(kind: OutputKind, examples: Examples, columns: int) -> list[A
     """Returns the examples' labels in the form of a kind of output.
 
     classes: a number; labels: 0 or 1 for each column; values: a number for each column; token-classes: a
-    class, or none, for each word; spans, masked-tokens: the accepted texts. columns: how many the model has.
-    Raises: InputError where a label has another form.
+    class, or none, for each word; features: a number for each pair; spans, masked-tokens: the accepted texts.
+    columns: how many the model has. Raises: InputError where a label has another form.
     """
     if examples.labels is None:
         raise InputError(
@@ -119,6 +119,7 @@ _FORMS: dict[OutputKind, tuple[Callable[[Any, int], Any], str]] = {
     "labels": (_several, "{columns} numbers, each 0 or 1"),
     "values": (_numbers, "{columns} numbers"),
     "token-classes": (_word_classes, "the number of one of the model's {columns} classes for each word"),
+    "features": (lambda label, columns: _number(label), "a number, the similarity of the pair"),
     "spans": (_texts, "a text or several"),
     "masked-tokens": (_texts, "a text or several"),
 }

@@ -80,6 +80,13 @@ def divergence(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor |
     return mean_of_texts(each.sum(-1), torch.ones(logits.shape[:2]) if mask is None else mask)
 
 
+def own_columns(kind: OutputKind, logits: Tensor, columns: int) -> Tensor:
+    """Returns the columns of a head of so many, of logits that may have more classes, of another head."""
+    if kind == "boxes":  # which stand behind the classes
+        return torch.cat([logits[..., : columns - _BOX], logits[..., -_BOX:]], -1)
+    return logits[..., :columns]
+
+
 def agreement(kind: OutputKind, targets: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[int, int]:
     """Returns the number of answers that agree, and the number of answers.
 

@@ -111,11 +111,11 @@ FAMILIES = (
     Family("causal language model", "LlamaForCausalLM", _DECODER, "texts", None, None, {}, "hf-causal-lm", "perplexity"),
     Family("encoder-decoder, T5", "T5ForConditionalGeneration", _T5, "targets", None, None, {}, "hf-seq2seq-lm", "perplexity"),
     Family("encoder-decoder, BART", "BartForConditionalGeneration", _BART, "targets", None, None, {}, "hf-seq2seq-lm", "perplexity"),
-    Family("sentence embedding", "BertModel", _SIZES, "texts", None, None, {}, "hf-sentence-embedding", None),
+    Family("sentence embedding", "BertModel", _SIZES, "texts", None, None, {}, "hf-sentence-embedding", "cosine"),
     Family("image classification", "ViTForImageClassification", _PICTURE, "images", _one, "ViTModel", {"num_labels": 3}, "hf-image-classification", "accuracy", False),
     Family("CLIP's vision encoder", "CLIPVisionModelWithProjection", _PICTURE | {"projection_dim": 8}, "images", _one, None, {}, "hf-clip-vision", "accuracy"),
-    Family("detection, YOLOS", "YolosForObjectDetection", _PICTURE | {"image_size": [8, 8], "num_detection_tokens": 3, "num_labels": 3}, "images", None, None, {}, "hf-object-detection", None),
-    Family("detection, DETR", "DetrForObjectDetection", _DETR, "large images", None, None, {}, "hf-object-detection", None),
+    Family("detection, YOLOS", "YolosForObjectDetection", _PICTURE | {"image_size": [8, 8], "num_detection_tokens": 3, "num_labels": 3}, "images", None, None, {}, "hf-object-detection", "iou"),
+    Family("detection, DETR", "DetrForObjectDetection", _DETR, "large images", None, None, {}, "hf-object-detection", "iou"),
     Family("speech to text, Whisper", "WhisperForConditionalGeneration", _WHISPER, "speech", None, None, {}, None, None),
     Family("mixture of experts, Mixtral", "MixtralForCausalLM", _DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2}, "texts", None, None, {}, "hf-causal-lm", "perplexity"),
     Family("mixture of experts, Qwen", "Qwen3MoeForCausalLM", _DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}, "texts", None, None, {}, "hf-causal-lm", "perplexity"),
@@ -217,9 +217,7 @@ _RUNS = ("compress flexswitch", "eval", "index")  # what runs a family's models,
 
 def works(family: Family, command: str) -> bool:
     """Returns whether a command works with a family, or else is refused."""
-    if command in _RUNS and family.adapter is None:
-        return False
-    return command != "eval" or family.metric is not None
+    return command not in _RUNS or family.adapter is not None
 
 
 def page() -> str:

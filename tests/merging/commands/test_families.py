@@ -47,18 +47,15 @@ def made(
 
 
 def settled(family: Family, paths: dict[str, Path], command: str, run: Any) -> Any:
-    """Returns what a command returns; where the family has no adapter or metric, checks the refusal instead."""
+    """Returns what a command returns; where the family has no adapter, checks the refusal instead."""
     if works(family, command):
         return run()
-    if family.adapter is None:
-        kind = transformers.AutoConfig.from_pretrained(paths["base"]).model_type
-        assert message(InputError, run) == (
-            f"{paths['base']}: no adapter runs {kind} models; extract, merge, compress by methods that need no "
-            "exemplars, and SwitchedModel with weights work without one; otherwise give --adapter "
-            f"({', '.join(ADAPTERS)}, python:package.module:factory)"
-        )
-    else:
-        assert message(InputError, run).startswith(str(paths["zoo"]))
+    kind = transformers.AutoConfig.from_pretrained(paths["base"]).model_type
+    assert message(InputError, run) == (
+        f"{paths['base']}: no adapter runs {kind} models; extract, merge, compress by methods that need no "
+        "exemplars, and SwitchedModel with weights work without one; otherwise give --adapter "
+        f"({', '.join(ADAPTERS)}, python:package.module:factory)"
+    )
     return None
 
 
@@ -117,15 +114,21 @@ def test_a_merge_is_the_plain_average(made: tuple[Family, dict[str, Path]], tmp_
 def test_eval_takes_the_metric_of_the_family(made: tuple[Family, dict[str, Path]], tmp_path: Path) -> None:
     family, paths = made
     heads = _heads(tmp_path) if family.adapter == "hf-clip-vision" else None
-    found = settled(
-        family,
-        paths,
-        "eval",
-        lambda: evaluate(paths["zoo"], base=paths["base"], data=paths["data"], heads=heads),
-    )
+    own = {task: paths[task] for task in TASKS} if family.metric in ("cosine", "iou") else {}
+
+    def run() -> Any:
+        methods = ("base", "t-switch", *(("individual",) if own else ()))
+        return evaluate(
+            paths["zoo"], base=paths["base"], data=paths["data"], heads=heads, finetuned=own, methods=methods
+        )
+
+    found = settled(family, paths, "eval", run)
     if found is not None:
         assert found.metrics == dict.fromkeys(TASKS, family.metric)
-        assert all(abs(value) <= 100 for score in found.scores for value in score.values.values())
+        assert all(abs(value) <= 100.001 for score in found.scores for value in score.values.values())
+        if own:
+            assert list(found.scores[2].values.values()) == pytest.approx([100, 100], abs=1e-3)
+            assert min(found.scores[0].values.values()) < 99
 
 
 def test_index_stores_features_of_the_base(made: tuple[Family, dict[str, Path]]) -> None:

@@ -172,7 +172,7 @@ def test_an_unknown_device_is_refused(toy):
     [
         (["birds"], UsageError, "--metric birds: expected TASK=NAME"),
         (["bird=f1"], InputError, "--metric bird=f1: no task is named 'bird'; did you mean 'birds'? (known: birds, cities, tools)"),
-        (["birds=acuracy"], UsageError, "--metric birds=acuracy: no metric is named 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, matthews, pearson, spearman, token-f1, exact-match, perplexity)"),
+        (["birds=acuracy"], UsageError, "--metric birds=acuracy: no metric is named 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, matthews, pearson, spearman, token-f1, exact-match, perplexity, cosine, iou)"),
         (["birds=pearson"], UsageError, "--metric birds=pearson: does not measure outputs of the kind 'classes'; those that do: accuracy, f1, matthews"),
     ],
 )  # fmt: skip

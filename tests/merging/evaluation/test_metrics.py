@@ -8,7 +8,7 @@ import pytest
 from support.checkpoints import message
 
 from flexswitch.cli.eval import evaluate
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.evaluation.metrics import METRICS, common_unit, metric_of
 from flexswitch.merging.evaluation.scores import Score
 
@@ -51,6 +51,16 @@ WORDS_FOUND = [[0, 1, 1, 2], [0, 1], [2, None, 0]]
 TEXT_LABELS = [("The red fox",), ("a dog", "the Dogs!"), ("cats and dogs",), ("bird",)]
 TEXTS_FOUND = ["red fox.", "dogs", "cats", ""]
 
+# The first texts' embeddings and then the second ones', at growing angles.
+PAIRS = [np.array([1.0, 0])] * 4 + [
+    np.array([np.cos(angle), np.sin(angle)]) for angle in (0.1, 0.5, 1.0, 2.0)
+]
+# A row for each query: its class, and its box (centre x, centre y, width, height)
+OBJECTS = [np.array([[1, 0.5, 0.5, 0.2, 0.2], [0, 0.2, 0.2, 0.2, 0.2], [-1, 0.5, 0.5, 1, 1]]),
+           np.array([[2, 0.5, 0.5, 0.2, 0.2], [0, 0.5, 0.5, 0.2, 0.2], [1, 0.2, 0.5, 0.4, 0.2]])]  # fmt: skip
+OBJECTS_FOUND = [np.array([[1, 0.5, 0.5, 0.2, 0.2], [0, 0.3, 0.3, 0.2, 0.2], [-1, 0.1, 0.1, 1, 1]]),
+                 np.array([[1, 0.5, 0.5, 0.2, 0.2], [-1, 0.5, 0.5, 0.2, 0.2], [1, 0.4, 0.5, 0.4, 0.2]])]  # fmt: skip
+
 CASES = [
     ("accuracy", "classes", TRUE, FOUND, np.mean(np.array(TRUE) == FOUND)),
     ("accuracy", "labels", MARKS, MARKS_FOUND, np.mean([a == b for a, b in zip(MARKS, MARKS_FOUND, strict=True)])),
@@ -69,6 +79,9 @@ CASES = [
     ("exact-match", "spans", TEXT_LABELS, TEXTS_FOUND, 2 / 4),
     ("exact-match", "masked-tokens", TEXT_LABELS, TEXTS_FOUND, 2 / 4),
     ("perplexity", "tokens", [None] * 3, [(2.0, 4), (1.0, 1), (0.0, 0)], np.exp(3 / 5) / 100),
+    ("spearman", "features", [3.0, 1.0, 2.0, 0.5] * 2, PAIRS, np.corrcoef([4, 2, 3, 1], [4, 3, 2, 1])[0, 1]),
+    ("cosine", "features", [np.array([1.0, 0]), np.array([0, 2.0])], [np.array([3.0, 4]), np.array([0.0, 0])], 0.6 / 2),
+    ("iou", "boxes", OBJECTS, OBJECTS_FOUND, (1 + 1 / 7 + 0 + 0 + 1 / 3) / 5),
     ("exact-match", "tokens", [" a, b", "C", ""], ["a, b\n", "c", ""], 2 / 3),
 ]  # fmt: skip
 
@@ -96,17 +109,29 @@ def test_answers_that_are_all_the_same_have_a_score(name, kind, one, expected):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("classes", "accuracy"), ("labels", "f1"), ("values", "pearson"), ("token-classes", "token-f1"),
-     ("spans", "token-f1"), ("masked-tokens", "exact-match")],
+     ("spans", "token-f1"), ("masked-tokens", "exact-match"), ("features", "cosine"), ("boxes", "iou")],
 )  # fmt: skip
 def test_the_first_metric_of_a_kind_is_its_default(kind, name):
-    assert metric_of(kind, None, "birds", "birds.fsw").name == name
+    assert metric_of(kind, None, "birds").name == name
 
 
-def test_outputs_without_a_metric_are_refused():
-    assert message(InputError, lambda: metric_of("boxes", None, "birds", "birds.fsw")) == (
-        "birds.fsw: no metric measures outputs of the kind 'boxes'; restore the model and measure it yourself: "
-        "flexswitch merge birds.fsw --base BASE -o OUT --task birds"
+def test_embeddings_of_scored_pairs_are_measured_by_their_scores():
+    assert metric_of("features", None, "birds", has_pairs=True).name == "spearman"
+    assert message(UsageError, lambda: metric_of("features", "spearman", "birds")) == (
+        "--metric birds=spearman: of embeddings it needs pairs of texts with scores; expected examples with the "
+        "fields 'text', 'text_pair' and 'label'"
     )
+
+
+def test_outputs_of_a_kind_that_is_unknown_are_refused():
+    assert message(UsageError, lambda: metric_of("waves", None, "birds")) == (
+        "the outputs of birds are of the kind 'waves', which no metric measures"
+    )
+
+
+def test_detectors_without_an_object_agree():
+    nothing = np.array([[-1, 0.5, 0.5, 0.2, 0.2]])
+    assert named("iou", "boxes").score([nothing], [nothing + np.array([0, 1, 1, 1, 1])]) == 100
 
 
 def test_metrics_of_one_unit_can_be_averaged():
