@@ -20,6 +20,8 @@ _OLD_NAMES = {
 }  # fmt: skip
 # What fine-tuning changes, where transformers cannot say which entries a config.json may have.
 _USUAL = {"architectures", "dtype", "id2label", "label2id", "problem_type"} | _OLD_NAMES
+_NEVER_DEFAULTS = {"architectures", "model_type", "dtype", "torch_dtype"}
+_PLAIN = (bool, int, float, str, list, type(None))
 _NUMBER_OF = re.compile(r"(n|num)_.*|n_?layers?|.*_(layers|labels|experts)|depths?")
 _MOST = 100_000
 
@@ -58,6 +60,22 @@ def written_changes(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     kind = _installed_class({**base, **changes}.get("model_type")) if changes else None
     known = base.keys() | _USUAL if kind is None else _fields(kind)
     return {key: value for key, value in without_keys(changes, _NOT_WRITTEN).items() if key in known}
+
+
+def with_defaults(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a fine-tuned config.json with the entries of its base that it lacks, which are defaults then.
+
+    They are those of transformers' config class, and none where transformers is missing or has no such class.
+    """
+    lacking = base.keys() - finetuned.keys() - _NEVER_DEFAULTS
+    kind = _installed_class(finetuned.get("model_type")) if lacking else None
+    if kind is None:
+        return dict(finetuned)
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    defaults["rope_scaling"] = None  # an older name of a part of rope_parameters, which it would overrule
+    found = {key: defaults[key] for key in sorted(lacking & defaults.keys())}
+    return {**finetuned, **{key: value for key, value in found.items() if isinstance(value, _PLAIN)}}
 
 
 def _installed_class(model_type: object) -> Any:

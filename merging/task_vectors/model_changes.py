@@ -5,10 +5,12 @@ from collections.abc import Collection, Mapping
 from flexswitch.codecs.format.records import ModelRecord
 from flexswitch.merging.checkpoints.architecture import detect_adapter
 from flexswitch.merging.checkpoints.config import DTYPE_KEYS
+from flexswitch.merging.checkpoints.model_config import with_defaults
 from flexswitch.merging.checkpoints.pairing import Headers, Pairing
 
 # Entries of config.json that say where a model came from, not how it is run.
 _PROVENANCE_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
+_CLASS_NAMES = {"id2label", "label2id"}  # with an entry for each class, by which transformers counts them
 
 
 def model_record(
@@ -40,10 +42,11 @@ def config_changes(
 ) -> dict[str, object]:
     """Returns the entries of a fine-tuned config.json that are missing or different in the base's.
 
+    Of entries that only the base's has, the fine-tuned model has the default.
     cut: as `cut_rows` returns it. Where there is any, entries with such a count (vocab_size) and the ids of
     tokens are the base's. So is the dtype, since the weights are restored in the base's.
     """
-    kept = fitting(finetuned, base, cut)
+    kept = fitting(with_defaults(base, finetuned), base, cut)
     return {key: value for key, value in kept.items() if key not in base or base[key] != value}
 
 
@@ -56,7 +59,9 @@ def fitting(
         before = base.get(key)
         if key in _PROVENANCE_KEYS:
             continue
-        if isinstance(value, dict):
+        if key in _CLASS_NAMES and isinstance(value, dict) and any(len(value) == own for _, own in cut):
+            found |= {key: before} if key in base else {}
+        elif isinstance(value, dict):
             found[key] = fitting(value, before if isinstance(before, dict) else {}, cut)
         elif (
             key not in DTYPE_KEYS and not _is_cut(before, value, cut) and not (cut and _is_token(key, value))

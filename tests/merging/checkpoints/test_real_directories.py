@@ -210,6 +210,73 @@ def test_a_sentence_model_keeps_its_modules_and_their_change(tmp_path: Path, pla
     merge([tmp_path / "task.fsw"], path, base=base, task="task", overwrite=True)  # replaces what it wrote
 
 
+# --- entries of config.json that only one side has ---------------------------------------------------------
+
+
+def edit_config(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in drop}))
+
+
+def changed_copy(base: Path, folder: Path, kind: str, **settings: Any) -> Path:
+    """Writes a fine-tune of other settings, whose weights differ from the base's."""
+    import transformers
+
+    model = getattr(transformers, kind).from_pretrained(base, **settings)
+    model.load_state_dict(changed_state(model.state_dict(), 3, size=0.2))
+    model.save_pretrained(folder)
+    return folder
+
+
+def an_older_scaling_is_gone(folder: Path) -> Checkpoints:
+    base = save_language_model(folder / "base")
+    task = changed_copy(base, folder / "task", "LlamaForCausalLM")
+    scaling = {"type": "linear", "factor": 4.0}
+    edit_config(base, ("rope_parameters",), rope_theta=10000.0, rope_scaling=scaling)
+    return Checkpoints(base, task, causal)
+
+
+def a_default_is_not_written(folder: Path) -> Checkpoints:
+    base = save_language_model(folder / "base")
+    task = changed_copy(base, folder / "task", "LlamaForCausalLM")
+    edit_config(base, hidden_act="relu", mlp_bias=False)
+    edit_config(task, ("hidden_act", "mlp_bias"))
+    return Checkpoints(base, task, causal)
+
+
+def older_names_of_rotations(folder: Path) -> Checkpoints:
+    base = save_language_model(folder / "base")
+    task = changed_copy(base, folder / "task", "LlamaForCausalLM")
+    edit_config(task, ("rope_parameters",), rope_theta=500.0, rope_scaling={"type": "linear", "factor": 4.0})
+    return Checkpoints(base, task, causal)
+
+
+ENTRIES = {
+    "an older scaling is gone": an_older_scaling_is_gone,
+    "a default is not written": a_default_is_not_written,
+    "older names of rotations": older_names_of_rotations,
+}
+
+
+@pytest.mark.parametrize("situation", ENTRIES)
+def test_entries_that_only_one_config_has_are_the_fine_tune_s(tmp_path: Path, situation: str) -> None:
+    assert_right(tmp_path, ENTRIES[situation](tmp_path))
+
+
+def test_the_rows_of_fewer_classes_keep_the_names_of_the_base_s(tmp_path: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(save_text_base(tmp_path / "bert"), num_labels=2)
+    model.save_pretrained(tmp_path / "base")
+    more = {"num_labels": 5, "ignore_mismatched_sizes": True}
+    task = changed_copy(tmp_path / "base", tmp_path / "task", "BertForSequenceClassification", **more)
+    path = restored(tmp_path / "out", tmp_path / "base", task, on_resize="rows")
+    found = text_answers(path, "AutoModelForSequenceClassification")
+    expected = text_answers(task, "AutoModelForSequenceClassification")[:, :2]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 # --- dtypes -----------------------------------------------------------------------------------------------
 
 
