@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.sparse import LEVEL_DTYPES, Levels
 
@@ -23,6 +23,9 @@ def pack_fields(values: Fields, width: int) -> bytes:
         return np.packbits(values.astype(np.uint8, copy=False), bitorder="little").tobytes()
     if width == 8:
         return values.astype(np.uint8, copy=False).tobytes()
+    if few(len(values) * width):
+        fields = (values[:, None] >> np.arange(width, dtype=values.dtype)) & 1  # (field, bit)
+        return np.packbits(fields.astype(np.uint8), bitorder="little").tobytes()
     packed = np.empty(packed_bytes(len(values), width), np.uint8)
     _pack(values, width, packed)
     return packed.tobytes()
@@ -39,15 +42,23 @@ def unpack_fields(data: bytes, width: int, count: int) -> NDArray[np.uint8]:
     if width == 8:
         return packed
     values = np.empty(count, np.uint8)
-    _unpack(packed, width, values)
+    _unpack_into(values, packed, width)
     return values
 
 
 def unpack_wide_fields(data: bytes, width: int, count: int) -> NDArray[np.uint32]:
     """Returns the `count` fields of `width` bits in `data`; width is in 0..32. Raises: DecodeError."""
     values = np.empty(count, np.uint32)
-    _unpack(_checked(data, width, count), width, values)
+    _unpack_into(values, _checked(data, width, count), width)
     return values
+
+
+def _unpack_into(values: Fields, packed: NDArray[np.uint8], width: int) -> None:
+    if few(len(values) * width):
+        fields = np.unpackbits(packed, count=len(values) * width, bitorder="little")
+        values[:] = fields.reshape(len(values), width) @ (1 << np.arange(width))
+    else:
+        _unpack(packed, width, values)
 
 
 def _checked(data: bytes, width: int, count: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.masks import Positions, count_bits
 from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, SparseTensor, binary_entropy
 
@@ -81,16 +81,31 @@ def full_rows(sparse: SparseTensor, grid: Grid) -> Flags | None:
     """Returns which rows keep an entry, (row,), or None if leaving out the others would save no bytes."""
     if not 1 < grid.rows <= MAX_BLOCK_ENTRIES or not len(sparse.levels):
         return None
-    flags = np.zeros(grid.rows, np.bool_)
-    _flag_rows(sparse.mask, grid.columns, flags)
+    flags = _flags(sparse.mask, grid)
     full, kept = int(np.count_nonzero(flags)), len(sparse.levels)
     entries, left = grid.rows * grid.columns, full * grid.columns
     saved = entries * binary_entropy(kept / entries) - left * binary_entropy(kept / left)
     return flags if saved > grid.rows * binary_entropy(full / grid.rows) + _RECORD_BITS else None
 
 
+def _flags(mask: Mask, grid: Grid) -> Flags:
+    flags = np.zeros(grid.rows, np.bool_)
+    if few(grid.rows * grid.columns):
+        _bits(mask, grid.rows, grid.columns).any(axis=1, out=flags)
+    else:
+        _flag_rows(mask, grid.columns, flags)
+    return flags
+
+
+def _bits(mask: Mask, rows: int, columns: int) -> Mask:
+    """Returns the bits of a mask, each in a byte, (row, column)."""
+    return np.unpackbits(mask, count=rows * columns, bitorder="little").reshape(rows, columns)
+
+
 def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
     """Returns the mask of the flagged rows only."""
+    if few(len(flags) * columns):
+        return np.packbits(_bits(mask, len(flags), columns)[flags], bitorder="little")
     taken = np.zeros(-(-int(np.count_nonzero(flags)) * columns // 8), np.uint8)
     _move_rows(mask, np.arange(len(flags))[flags], columns, taken, False)
     return taken
@@ -98,6 +113,10 @@ def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
 
 def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
     """Returns the mask of all rows; the inverse of `take_rows`. Rows that are not flagged are empty."""
+    if few(len(flags) * columns):
+        marked = np.zeros((len(flags), columns), np.uint8)
+        marked[flags] = _bits(mask, int(np.count_nonzero(flags)), columns)
+        return np.packbits(marked, bitorder="little")
     put = np.zeros(-(-len(flags) * columns // 8), np.uint8)
     _move_rows(mask, np.arange(len(flags))[flags], columns, put, True)
     return put
@@ -105,6 +124,10 @@ def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
 
 def spread(positions: Positions, start: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
     """Returns the positions in the whole matrix of rising positions behind `start` in a matrix of `rows`."""
+    if few(len(positions)):
+        places = positions.astype(np.int64) + start
+        number = places // columns
+        return places + (rows[number] - number) * columns
     found = np.empty(len(positions), np.int64)
     _spread(positions, start, rows, columns, found)
     return found

@@ -2,6 +2,9 @@
 
 The machine code is cached on disk, so that only the first call ever waits for the compiler. The functions
 release the GIL. Without fast-math nothing is reordered, so that results are the same on every machine.
+
+Loading numba takes longer than the work on small inputs. The functions that these reach ask `few`, and where
+that says so they compute the same bits with numpy.
 """
 
 import functools
@@ -10,6 +13,30 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class Allowance:
+    """How many entries numpy may still pass over in this process."""
+
+    def __init__(self, entries: float) -> None:
+        self.left = entries
+
+
+NUMPY = Allowance(1 << 23)  # entries take numpy a tenth of the time that loading numba does
+_MOST = 1 << 18  # entries at once
+_CALL = 1 << 12  # entries that take as long as a call does
+
+
+def few(entries: int) -> bool:
+    """Returns whether numpy is to pass over so many entries, because numba would take longer to load.
+
+    All passes count together, so that a process with more to do soon loads numba.
+    """
+    cost = entries + _CALL
+    if entries > _MOST or cost > NUMPY.left:
+        return False
+    NUMPY.left -= cost
+    return True
 
 
 def compiled(function: Function) -> Function:

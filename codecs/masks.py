@@ -6,7 +6,7 @@ A mask has one bit per entry, the lowest bit of a byte first.
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 
 Mask = NDArray[np.uint8]
 Positions = NDArray[np.uint32]
@@ -27,6 +27,8 @@ def count_bits(mask: Mask) -> int:
 
 def mask_positions(mask: Mask, kept: int) -> Positions:
     """Returns the rising flat positions of the `kept` set bits of a mask of fewer than 2^32 entries."""
+    if few(8 * len(mask)):
+        return np.flatnonzero(np.unpackbits(mask, bitorder="little")).astype(np.uint32)
     found = np.empty(kept + 8, np.uint32)
     _fill_positions(mask, found)
     return found[:kept]
@@ -43,6 +45,10 @@ def mask_gaps(mask: Mask, kept: int) -> Positions:
 
 def mask_of(positions: Positions, entries: int) -> Mask:
     """Returns a mask of `entries` bits in which the given positions are set."""
+    if few(entries):
+        marked = np.zeros(entries, np.bool_)
+        marked[positions] = True
+        return np.packbits(marked, bitorder="little")
     mask = np.zeros(-(-entries // 8), np.uint8)
     _set_bits(positions, mask)
     return mask
@@ -60,6 +66,11 @@ def positions_after_steps(steps: Mask, kept: int, entries: int) -> Positions | N
     Returns None if there are not `kept` positions, or they exceed the last entry, or the last byte is
     `ESCAPE`.
     """
+    if few(len(steps)):
+        ends = steps != ESCAPE
+        reached = np.cumsum(steps + ends.astype(np.int64)) - 1
+        whole = not len(steps) or (bool(ends[-1]) and reached[-1] < entries)
+        return reached[ends].astype(np.uint32) if whole and np.count_nonzero(ends) == kept else None
     positions = np.empty(len(steps), np.uint32)
     return positions[:kept] if _follow_steps(steps, entries, positions) == kept else None
 

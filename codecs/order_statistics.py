@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.sparse import FloatArray
 
 Integers = NDArray[np.int64]
@@ -57,7 +57,11 @@ def upper_histogram(blocks: Iterable[FloatArray]) -> Integers:
     """Returns the number of entries by sign and upper 15 bits of the magnitude, without zeros, (2, 2^15)."""
     counts = np.zeros(_BINS, np.int64)
     for block in blocks:
-        count_upper(block.view(np.uint32), counts)
+        patterns = block.view(np.uint32)
+        if few(len(patterns)):
+            counts += np.bincount(patterns[block != 0] >> np.uint32(16), minlength=_BINS)
+        else:
+            count_upper(patterns, counts)
     return counts.reshape(2, -1)
 
 
@@ -65,8 +69,19 @@ def lower_histogram(blocks: Iterable[FloatArray], bins: Sequence[int]) -> Intege
     """Returns the number of entries by lower 16 bits in one positive and one negative bin, (2, 2^16)."""
     counts = np.zeros((2, _BINS), np.int64)
     for block in blocks:
-        count_lower(block.view(np.uint32), bins[0], bins[1], counts)
+        add_lower(block, bins, counts)
     return counts
+
+
+def add_lower(block: FloatArray, bins: Sequence[int], counts: Integers) -> None:
+    """Adds the entries in one positive and one negative bin to their number by lower 16 bits, (2, 2^16)."""
+    patterns = block.view(np.uint32)
+    if few(len(patterns)):
+        for row, wanted in zip(counts, (bins[0], bins[1] + _BINS // 2 if bins[1] >= 0 else -1), strict=True):
+            inside = patterns[patterns >> np.uint32(16) == wanted]
+            row += np.bincount(inside & np.uint32(0xFFFF), minlength=_BINS)
+    else:
+        count_lower(patterns, bins[0], bins[1], counts)
 
 
 @compiled

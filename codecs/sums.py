@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.sparse import FloatArray
 
 Doubles = NDArray[np.float64]
@@ -17,15 +17,28 @@ def steady_sum(blocks: Iterable[Doubles]) -> float:
     """Returns the sum of all terms in float64. Every block but the last has a multiple of 8 terms."""
     sums = np.zeros(_LANES, np.float64)
     for block in blocks:
-        _add_up(block, sums, False)
+        _add(block, sums, False)
     return _total(sums)
 
 
 def square_sum(values: FloatArray) -> float:
     """Returns Σ values² in float64."""
     sums = np.zeros(_LANES, np.float64)
-    _add_up(values, sums, True)
+    _add(values, sums, True)
     return _total(sums)
+
+
+def _add(values: FloatArray | Doubles, sums: Doubles, squared: bool) -> None:
+    if few(len(values)):
+        terms = np.zeros((len(values) // _LANES + 2, _LANES))  # (row, lane); at the end + 0
+        terms[0] = sums
+        flat = terms[1:].reshape(-1)[: len(values)]
+        flat[:] = values
+        if squared:
+            flat *= flat
+        sums[:] = np.add.accumulate(terms)[-1]  # row after row
+    else:
+        _add_up(values, sums, squared)
 
 
 def _total(sums: Doubles) -> float:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +11,28 @@ from support.commands import Runner, files_below, write_base, write_finetuned
 from support.compressing import TRAIN, Compress
 from support.tiny_models import Toy, image_toy, text_toy
 
+from flexswitch.codecs.compiled import NUMPY
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps the user's cache out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXSWITCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_passes() -> None:
+    """Makes small inputs take the compiled passes too, whatever ran before."""
+    NUMPY.left = 0
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def passes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both kinds of passes over entries: those of large inputs and those of small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NUMPY, "left", math.inf if request.param == "numpy" else 0)
         yield
 
 

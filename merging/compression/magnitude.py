@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.compiled import compiled
-from flexswitch.codecs.masks import COUNTS, PLACES, count_bits
+from flexswitch.codecs.compiled import compiled, few
+from flexswitch.codecs.masks import COUNTS, PLACES, count_bits, mask_of, mask_positions
 from flexswitch.codecs.order_statistics import (
     Integers,
-    count_lower,
+    add_lower,
     kept_count,
     locate,
     threshold,
@@ -30,6 +30,9 @@ _NONE = -1  # a bin that no entry falls into
 
 def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes, FloatArray]:
     """Returns the packed mask of the entries that reach the threshold of their sign, and their values."""
+    if few(len(block)):
+        marked = _reach(block, np.float32(positive), np.float32(negative))
+        return np.packbits(marked, bitorder="little"), block[marked]
     mask = np.empty(-(-len(block) // 8), np.uint8)
     _pack(block, np.float32(positive), np.float32(negative), mask)
     values = np.empty(count_bits(mask) + 8, np.float32)
@@ -52,15 +55,24 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
     lower = np.zeros((2, _BINS), np.int64)
     for block in read():
         mask, values = reaching(block, edges[0], edges[1])
-        count_lower(values.view(np.uint32), bins[0], bins[1], lower)
+        add_lower(values, bins, lower)
         taken.append((mask, values))
     positive, negative = (np.float32(found) for found in map(threshold, places, lower))
     for mask, values in taken:
+        if few(8 * len(mask)):
+            left = _reach(values, positive, negative)
+            yield mask_of(mask_positions(mask, len(values))[left], 8 * len(mask)), values[left]
+            continue
         ranks = np.empty(len(values) + 1, np.int64)
         ranks = ranks[: _rank_below(values, positive, negative, ranks)]
         _clear(mask, ranks)
         _close_up(values, ranks)
         yield mask, values[: len(values) - len(ranks)]
+
+
+def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> NDArray[np.bool_]:
+    """Returns which values reach the threshold of their sign."""
+    return (values >= positive) | (values <= -negative)
 
 
 def _smallest_of(upper: int) -> float:

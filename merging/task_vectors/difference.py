@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.sparse import FloatArray
 
 Halves = NDArray[np.uint16]
@@ -21,7 +21,13 @@ def difference(base: Tensor, finetuned: Tensor) -> tuple[FloatArray, bool]:
     Entries of the same bits have the difference 0, even if they are infinite or NaN.
     """
     delta = np.empty(len(base), np.float32)
-    if base.dtype == finetuned.dtype == torch.bfloat16:
+    if few(len(base)):
+        before, after = base.to(torch.float32).numpy(), finetuned.to(torch.float32).numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(after, before, out=delta)
+        before, after = before.view(np.uint32), after.view(np.uint32)
+        finite = bool(np.isfinite(delta).all())
+    elif base.dtype == finetuned.dtype == torch.bfloat16:
         before, after = base.view(torch.uint16).numpy(), finetuned.view(torch.uint16).numpy()
         finite = _subtract_bfloats(before, after, delta)
     else:

@@ -22,6 +22,8 @@ from flexswitch.codecs.bits import (
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.sparse import LEVEL_DTYPES
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 Unpack = Callable[[bytes, int, int], np.ndarray]
 
 

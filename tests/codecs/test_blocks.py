@@ -14,6 +14,8 @@ from flexswitch.codecs import blocks as blocks_module
 from flexswitch.codecs.blocks import Grid, as_matrix, cut, full_rows, put_rows, take_rows
 from flexswitch.codecs.sparse import LEVEL_DTYPES, MAX_BLOCK_ENTRIES, SparseTensor
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 SMALL = laws.settings(60, LAWS, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Marked = NDArray[np.uint8]
 

@@ -25,6 +25,8 @@ from flexswitch.codecs.row_patterns import assign_rows
 from flexswitch.codecs.sparse import SparseStats
 from flexswitch.codecs.zstd import zstd_compress
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[np.ndarray, int]:

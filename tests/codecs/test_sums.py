@@ -10,6 +10,8 @@ from support.sparse_tensors import LAWS
 
 from flexswitch.codecs.sums import square_sum, steady_sum
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 
 def plain_sum(terms: list[float]) -> float:
     """Returns the sum of eight sums, of every eighth term each."""

@@ -18,6 +18,8 @@ from flexswitch.codecs.order_statistics import kept_count
 from flexswitch.merging.compression import magnitude
 from flexswitch.merging.compression.magnitude import kept_blocks
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 Floats = NDArray[np.float32]
 
 MANY = laws.settings(80, LAWS)
