@@ -24,6 +24,8 @@ from flexswitch.cli.options import (
 )
 from flexswitch.merging.methods.registry import method_names
 
+_SHOWN = 8  # tasks
+
 
 @command
 def merge(
@@ -171,9 +173,10 @@ def merge(
             max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite, reporter=console,
         )  # fmt: skip
     document = merged(made)
+    tasks = ", ".join(made.tasks) if len(made.tasks) <= _SHOWN else f"{len(made.tasks):,} tasks by"
     lines = [f"{label}: {text}" for label, text in report_lines(made.report).items()]
     return console.result(
         document,
-        f"{output}: {', '.join(made.tasks)} {made.method}, {made.tensors} tensors, {size(document['bytes'])}",
+        f"{output}: {tasks} {made.method}, {made.tensors} tensors, {size(document['bytes'])}",
         *lines,
     )

@@ -50,3 +50,10 @@ def test_the_shell_completes_the_names_of_methods(words: str) -> None:
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["t-switch"]
+
+
+def test_many_merged_tasks_are_counted_and_few_are_named(models: Path, flexswitch: Runner) -> None:
+    for count, said in ((2, "t0, t1 average, "), (9, "9 tasks by average, ")):
+        tasks = [f"t{number}=red.safetensors" for number in range(count)]
+        options = ("--base", "base.safetensors", "--method", "average", "-o", f"merged-{count}")
+        assert flexswitch("merge", *tasks, *options).out.startswith(f"merged-{count}: {said}")
