@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # in the folder added to the path above
+from report import DOCUMENT, machine, table, write_section  # noqa: E402  # in the folder added to the path above
 from run import flexswitch  # noqa: E402
 
 from flexswitch.codecs.format.zoo import Zoo, open_zoo  # noqa: E402
@@ -27,22 +27,35 @@ from flexswitch.merging.evaluation.methods import Evaluation, score, weights_of 
 from flexswitch.merging.evaluation.setup import Request, open_evaluation  # noqa: E402
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector  # noqa: E402
 
-STATIC = "average,task-arithmetic,ties,iso-c,tsv-m"
+STATIC = (
+    "average,task-arithmetic,ties,dare-linear,dare-ties,della,della-linear,breadcrumbs,breadcrumbs-ties,"
+    "consensus-ta,consensus-ties,iso-c,tsv-m,pcb,multislerp,karcher,model-stock,sce,ram,ram-plus"
+)
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 VALIDATION = 150  # last training texts of a task, by which its mask of TALL is chosen
 T_SWITCH = 0.9  # the drop rate of the zoo that is routed
 EIGHT = 8
+CHART = DOCUMENT.with_name("equal-bytes.svg")
 
 Found = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One line of the table: its kind, what it is, its accuracies and its bytes a task."""
+    """One line of the table: its kind and name, its accuracies, bytes a task, and time over the base's.
+
+    time: None for one model with fixed weights, which takes the base's.
+    """
 
     kind: str
     name: str
     accuracy: dict[str, float]
     stored: float
+    time: float | None = None
+
+    @property
+    def average(self) -> float:
+        """The mean accuracy of the tasks in %."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
 
 
 class Bench:
@@ -130,7 +143,8 @@ class Bench:
         def find() -> Found:
             given = ("--base", self.base, "--data", str(self.data), "--methods", "auto-flexswitch", *limit)
             (found,) = flexswitch("eval", str(zoo), *given)["methods"].values()
-            return {"accuracy": found["scores"], "stored": found["bytes_per_task"]}
+            time = found["time_over_base"]
+            return {"accuracy": found["scores"], "stored": found["bytes_per_task"], "time": time}
 
         return Row(f"{kind}, routed", name, **self.kept(f"{zoo.name}-routed", find))
 
@@ -182,20 +196,20 @@ def rows(bench: Bench, static: Sequence[str], sizes: Sequence[str]) -> Iterator[
 
 def report(found: Sequence[Row], bench: Bench) -> str:
     """Returns the section for docs/benchmarks.md."""
-    averages = [sum(row.accuracy.values()) / len(row.accuracy) for row in found]
-    individual = next(number for number, row in enumerate(found) if row.name == "individual")
+    individual = next(row for row in found if row.name == "individual")
     body = [
         [
             row.kind,
             row.name,
-            f"{average:.2f}",
-            f"{100 * average / averages[individual]:.2f}",
+            f"{row.average:.2f}",
+            f"{100 * row.average / individual.average:.2f}",
             f"{row.stored / 1e3:,.0f}",
-            f"{100 * row.stored / found[individual].stored:.2f}",
+            f"{100 * row.stored / individual.stored:.2f}",
+            "–" if row.time is None else f"{row.time:.2f}×",
         ]
-        for row, average in zip(found, averages, strict=True)
+        for row in found
     ]
-    header = ["stored", "method", "average", "of individual, %", "kB a task", "of float32, %"]
+    header = ["stored", "method", "average", "of individual, %", "kB a task", "of float32, %", "time"]
     texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test texts"
     return f"""## By the bytes of a task: static, shared, alone, routed
 
@@ -204,9 +218,38 @@ def report(found: Sequence[Row], bench: Bench) -> str:
 The models of {", ".join(bench.tasks)}, accuracy in %, {texts}. Bytes are whole files, heads
 included, and a task's share of the vector that all share and of the index. The more tasks share a vector, the
 less of it each of them pays. TALL's `mask_lambda` is the best of each task on its last {VALIDATION} training
-texts. Routed rows score one mixed stream. Measured on {machine()}.
+texts. Routed rows score one mixed stream; time is that of a sample over one forward pass of the base, and
+without a figure where one model has fixed weights. Measured on {machine()}.
 
-{table(header, body)}"""
+{table(header, body)}
+
+![accuracy against bytes a task]({CHART.name})"""
+
+
+def draw(found: Sequence[Row], path: Path) -> None:
+    """Writes an SVG of the table: average accuracy against bytes a task, a colour for each kind."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    individual = next(row.average for row in found if row.name == "individual")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexswitch", "font.size": 11}):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(individual, color="0.5", linewidth=1, linestyle="--", label="the fine-tuned models")
+        kinds = dict.fromkeys(row.kind for row in found)
+        for kind, marker in zip(kinds, "osD^v", strict=False):
+            rows = [row for row in found if row.kind == kind and row.name not in ("base", "individual")]
+            sizes, averages = [row.stored for row in rows], [row.average for row in rows]
+            axes.plot(sizes, averages, marker, markersize=6, label=kind)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        axes.set_xlabel("bytes a task")
+        axes.set_ylabel("average accuracy (%)")
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:
@@ -223,10 +266,12 @@ def main() -> None:
     tasks = options.tasks.split(",") if options.tasks else every
     bench = Bench(options.cache, options.data, tasks, options.limit)
     static, sizes = (list(filter(None, each.split(","))) for each in (options.static, options.sizes))
-    section = report(list(rows(bench, static, sizes)), bench)
+    found = list(rows(bench, static, sizes))
+    section = report(found, bench)
     print(section)
     if len(tasks) == EIGHT and options.limit is None:
         write_section("equal-bytes", section)
+        draw(found, CHART)
 
 
 if __name__ == "__main__":
