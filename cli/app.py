@@ -33,16 +33,16 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from flexswitch.cli.versions import version_lines
 
-        print(f"flexswitch {version('flexswitch')}")
+        print("\n".join(version_lines()))
         raise typer.Exit
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the versions.")
     ] = False,
 ) -> None:
     """Turn fine-tuned checkpoints into tiny task vectors, and put them back together."""

@@ -6,29 +6,22 @@ candidates could be as near. Such a query is compared with all vectors: the answ
 From 200,000 vectors on, FAISS's inverted file (IVF) takes over if it finds 99 % of the neighbours.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.compiled import compiled
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.merging.routing.flat_index import Library, flat_index, loaded_faiss
 
 APPROXIMATE_FROM = 200_000  # vectors, 2,000 tasks of 100: from here an IVF saves tens of milliseconds a batch
-Library = Literal["faiss", "torch"]
-# (queries, count) -> float32 squared distances, the largest last, and positions; both (query, count)
-FlatIndex = Callable[[FloatArray, int], tuple[NDArray[np.floating], NDArray[np.int64]]]
 
 _LEAST_RECALL, _RECALL_COUNT, _RECALL_SAMPLES = 0.99, 10, 512
 _PROBES = (1, 2, 4, 8, 16, 32)  # lists searched for each query
 _POINTS_PER_CENTRE = 64  # that k-means uses
 _MARGIN = 4  # candidates beyond those wanted
 _MOST_ON_GPU = 2048  # candidates that FAISS finds on a GPU
-_PRODUCT_QUERIES = 8  # from this batch size on, a matrix product is faster than one query at a time
-_PAIRS = 1 << 26  # distances that torch holds at once
 _CENTRE_SAMPLES = 1024
 _EPSILON = 2.0**-24  # relative rounding error of one float32 operation
 _SMALLEST, _LARGEST = 2.0**-124, 2.0**124  # squares in this range neither vanish nor overflow in float32
@@ -44,7 +37,7 @@ class Neighbours(NamedTuple):
 class NeighbourSearch:
     """Searches vectors (vector, width) float32; of equal distances the lower position comes first.
 
-    device: "cpu" or "cuda"; library: [default: FAISS if it supports the device, else torch];
+    device: "cpu" or "cuda"; library: [default: FAISS if it loads and supports the device, else torch];
     approximate_from: the number of vectors from which an IVF is tried, on the CPU only.
     recall: the share of the 10 nearest that is found, 1 for an exact search.
     A query's answer depends neither on other queries nor on threads. Several threads may search at once.
@@ -62,9 +55,10 @@ class NeighbourSearch:
         self._centre = _centre(self.vectors)
         self._most = _MOST_ON_GPU if device != "cpu" else len(vectors)
         centred = self._centred(self.vectors)
-        self._flat = _flat_index(centred, device, library)
+        self._flat = flat_index(centred, device, library)
         self._lists: _InvertedFile | None = None
-        if device == "cpu" and len(vectors) >= approximate_from and np.isfinite(centred).all():
+        many = device == "cpu" and len(vectors) >= approximate_from
+        if many and loaded_faiss() is not None and np.isfinite(centred).all():
             self._use_lists(centred)
 
     def __len__(self) -> int:
@@ -192,74 +186,6 @@ def sample_positions(available: int, count: int) -> NDArray[np.int64]:
     """Returns sorted positions, `count` of those available or all of them; always the same ones."""
     generator = np.random.Generator(np.random.PCG64(0))
     return np.sort(generator.permutation(available)[:count])
-
-
-def _flat_index(vectors: FloatArray, device: str, library: Library | None) -> FlatIndex:
-    if library == "torch":
-        return _torch_index(vectors, device)
-    import faiss
-
-    if device != "cpu" and not hasattr(faiss, "StandardGpuResources"):
-        return _torch_index(vectors, device)
-    index: Any = faiss.IndexFlatL2(vectors.shape[1])
-    if device != "cpu":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(vectors)
-
-    def search(queries: FloatArray, count: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        with _matrix_products() if len(queries) >= _PRODUCT_QUERIES else nullcontext():
-            squares, positions = index.search(queries, count)
-        return squares, positions
-
-    return search
-
-
-def _torch_index(vectors: FloatArray, device: str) -> FlatIndex:
-    """Returns an index without matrix products, which a device may round to 10 bits."""
-    import torch
-
-    held = torch.from_numpy(vectors).to(device)
-    rows = max(1, _PAIRS // max(1, len(vectors)))
-
-    def search(queries: FloatArray, count: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        parts = torch.split(torch.from_numpy(queries).to(device), rows)
-        found = [
-            torch.cdist(part, held, compute_mode="donot_use_mm_for_euclid_dist").topk(count, largest=False)
-            for part in parts
-        ]
-        distances = torch.cat([each.values for each in found]).double().cpu().numpy()
-        return distances**2, torch.cat([each.indices for each in found]).cpu().numpy()
-
-    return search
-
-
-_threshold_lock = threading.Lock()
-_threshold_users = 0
-_threshold_before = 0
-
-
-@contextmanager
-def _matrix_products() -> Iterator[None]:
-    """Makes FAISS compute distances by matrix products, which its wheel does only for large batches.
-
-    The threshold belongs to the process. The first of several searching threads changes it and the last one
-    restores it. It affects speed and last bits, never an answer.
-    """
-    import faiss
-
-    global _threshold_users, _threshold_before
-    with _threshold_lock:
-        if not _threshold_users:
-            _threshold_before = faiss.cvar.distance_compute_blas_threshold
-            faiss.cvar.distance_compute_blas_threshold = 1
-        _threshold_users += 1
-    try:
-        yield
-    finally:
-        with _threshold_lock:
-            _threshold_users -= 1
-            if not _threshold_users:
-                faiss.cvar.distance_compute_blas_threshold = _threshold_before
 
 
 def _centre(vectors: FloatArray) -> NDArray[np.float64]:
