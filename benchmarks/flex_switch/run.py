@@ -56,9 +56,9 @@ def main() -> None:
         trained(setup, size, steps, seed) for size, (steps, seeds) in TRAINED.items() for seed in range(seeds)
     ]
     means = {method: merged(scores) for method, scores in rows.items()}
-    draw_curve(means, HERE.parent.parent / "docs" / "flexswitch.png")
     section = report(setup, rows["flexswitch"], means, alike(setup, rows))
     write_section("flexswitch", section)
+    draw_curve()
     print(section)
 
 
@@ -118,7 +118,7 @@ Where there are several seeds, their mean is given:
 
 {table(["method", "setting", "kB", "bits", "average", "lost"], curve)}
 
-![accuracy against bytes](flexswitch.png)
+![accuracy against bytes](flexswitch.svg)
 
 At {max(TRAINED):,} kB most are as accurate as the models themselves, within the error. What tells them apart
 there is how near they are to those: the divergence of their answers (KL, nats) and the share of texts that

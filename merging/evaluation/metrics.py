@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flexswitch.codecs.errors import UsageError, unknown_name
+from flexswitch.codecs.errors import InputError, UsageError, unknown_name
 from flexswitch.merging.models.outputs import OutputKind
 
 Unit = Literal["%", "perplexity"]
@@ -77,32 +77,34 @@ def check_metric(wanted: str, task: str) -> None:
         raise UsageError(f"--metric {task}={wanted}: {unknown_name('metric', wanted, names)}")
 
 
-def _accuracy(answers: Sequence[Any], labels: Sequence[Any]) -> float:
-    from sklearn.metrics import accuracy_score
+def _sklearn() -> Any:
+    """Returns scikit-learn's metrics. Raises: InputError where it is not installed."""
+    try:
+        import sklearn.metrics
+    except ImportError as reason:
+        raise InputError("measuring needs scikit-learn; pip install 'flexswitch[eval]'") from reason
+    return sklearn.metrics
 
-    right = accuracy_score(np.asarray(labels), np.asarray(answers), normalize=False)
+
+def _accuracy(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    right = _sklearn().accuracy_score(np.asarray(labels), np.asarray(answers), normalize=False)
     return 100 * float(right) / len(labels)
 
 
 def _f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
     """Returns the F1 of class 1 where there are no others but 0, else the mean of the classes' F1."""
-    from sklearn.metrics import f1_score
-
+    f1_score = _sklearn().f1_score
     binary = {0, 1}.issuperset([*answers, *labels])
     return 100 * float(f1_score(labels, answers, average="binary" if binary else "macro", zero_division=0))
 
 
 def _micro_f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
-    from sklearn.metrics import f1_score
-
     pairs = np.asarray(labels), np.asarray(answers)
-    return 100 * float(f1_score(*pairs, average="micro", zero_division=0))
+    return 100 * float(_sklearn().f1_score(*pairs, average="micro", zero_division=0))
 
 
 def _matthews(answers: Sequence[Any], labels: Sequence[Any]) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return 100 * float(matthews_corrcoef(labels, answers))
+    return 100 * float(_sklearn().matthews_corrcoef(labels, answers))
 
 
 def _pearson(answers: Sequence[Any], labels: Sequence[Any]) -> float:
@@ -110,6 +112,7 @@ def _pearson(answers: Sequence[Any], labels: Sequence[Any]) -> float:
 
 
 def _spearman(answers: Sequence[Any], labels: Sequence[Any]) -> float:
+    _sklearn()  # scipy comes with it
     from scipy.stats import rankdata
 
     return _correlation(rankdata(answers, axis=0), rankdata(labels, axis=0))
@@ -139,13 +142,11 @@ def _word_accuracy(answers: Sequence[Any], labels: Sequence[Any]) -> float:
 
 def _word_f1(answers: Sequence[Any], labels: Sequence[Any]) -> float:
     """Returns the F1 of all words whose class is not 0, which is that of words outside of any name."""
-    from sklearn.metrics import f1_score
-
     found, true = _scored_words(answers, labels)
     classes = sorted({*found, *true} - {0})
     if not classes:
         return 100.0
-    return 100 * float(f1_score(true, found, labels=classes, average="micro", zero_division=0))
+    return 100 * float(_sklearn().f1_score(true, found, labels=classes, average="micro", zero_division=0))
 
 
 def _exact_match(answers: Sequence[Any], labels: Sequence[Any]) -> float:

@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from support.doc_blocks import PAGES
 from support.imports import ROOT
 from test_layout import FLOORS
 
 FOLDERS = ("api", "cli", "codecs", "merging", "recipes", "benchmarks", "examples", "tests")
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/methods.md")
 SOURCES = sorted(
     path
     for folder in FOLDERS
