@@ -1,6 +1,7 @@
 """What a config.json may say about the model that is made of it: sizes and settings, never code."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -71,8 +72,7 @@ def with_defaults(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> dict
     kind = _installed_class(finetuned.get("model_type")) if lacking else None
     if kind is None:
         return dict(finetuned)
-    fields = {field.name: field.default for field in dataclasses.fields(kind)}
-    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    defaults = {key: list(each) if isinstance(each, tuple) else each for key, each in _defaults(kind).items()}
     defaults["rope_scaling"] = None  # an older name of a part of rope_parameters, which it would overrule
     found = {key: defaults[key] for key in sorted(lacking & defaults.keys())}
     return {**finetuned, **{key: value for key, value in found.items() if isinstance(value, _PLAIN)}}
@@ -89,7 +89,21 @@ def _installed_class(model_type: object) -> Any:
 
 
 def _fields(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | _OLD_NAMES
+    return _defaults(kind).keys() | set(kind.attribute_map) | _OLD_NAMES
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """Returns the entries of a config class with their defaults.
+
+    Since transformers 5.4 or so these are fields of a dataclass, and before arguments of a constructor.
+    """
+    if dataclasses.is_dataclass(kind):
+        return {field.name: field.default for field in dataclasses.fields(kind)}
+    found = {}
+    for each in reversed(kind.__mro__[:-1]):
+        if "__init__" in vars(each):
+            found |= inspect.signature(vars(each)["__init__"]).parameters
+    return {name: each.default for name, each in found.items() if name != "self"}
 
 
 def check_numbers(entries: Mapping[str, Any], source: str) -> None:

@@ -15,6 +15,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.hub import download_checkpoint
 from flexswitch.merging.checkpoints.modules import ModulesCheckpoint, module_folders
+from flexswitch.merging.checkpoints.other_layouts import other_layout
 from flexswitch.merging.checkpoints.quantised import dequantised
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
 from flexswitch.merging.checkpoints.tied_names import repeated_embeddings, unties
@@ -145,6 +146,7 @@ def _weight_files(directory: Path, source: str) -> tuple[list[Path], list[str]]:
             )
         raise InputError(
             f"{source}: not a checkpoint: it has none of {', '.join((*_WEIGHT_FILES, ADAPTER_CONFIG))}"
+            f"{other_layout(directory)}"
         )
     name, path = next(iter(found.items()))
     files = _shards(path) if path.suffix == ".json" else [path]

@@ -6,6 +6,7 @@ tuners/lora/model.py (rank and scaling of a module), utils/save_and_load.py (nam
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config, read_json_object
 from flexswitch.merging.checkpoints.fingerprint import identify
 from flexswitch.merging.checkpoints.floating import is_floating
-from flexswitch.merging.checkpoints.opening import Location
+from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG, Location
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Headers, Selection, pair
 from flexswitch.merging.task_vectors.lora_adapter import open_adapter
 from flexswitch.merging.task_vectors.lora_targets import Target, find_targets, refuse_half_tied
@@ -54,7 +55,7 @@ class LoraVector:
         pairing = pair(base_headers, headers, selection)
         self.source = place.source
         self.base = base
-        self.notes = [*base.notes, *pairing.notes]
+        self.notes = [*base.notes, *pairing.notes, *_other_adapters(place.path)]
         self.tensors = {
             name: TensorInfo(infos[other].dtype, base.tensors[name].shape)
             for name, other in pairing.tensors.items()
@@ -65,7 +66,7 @@ class LoraVector:
             if info.shape and is_floating(info.dtype) and selection.takes(name)
         )
         config_path = place.path / "config.json"
-        config = read_json_object(config_path) if config_path.is_file() else read_config(base)
+        config = read_json_object(config_path) if config_path.is_file() else {}
         self.model = model_record(base_headers, headers, pairing, read_config(base), config)
         self._directories = base.directory, place.path
         self._cut = cut_rows(base_headers, headers, pairing)
@@ -142,6 +143,12 @@ class LoraVector:
         one, other = self._adapter.checkpoint.read(saved, start, stop), self.base.read(name, start, stop)
         difference: _Rows = one.to(torch.float32).to(torch.float64).sub(other.to(torch.float32)).numpy()
         return difference
+
+
+def _other_adapters(directory: Path) -> list[str]:
+    """Returns a note on further adapters in folders of an adapter's directory, none if there are none."""
+    others = sorted(path.parent.name for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
+    return [f"{directory}: its other adapters are left out: {', '.join(others)}"] if others else []
 
 
 def _product(left: _Rows, right: _Rows, first: int, last: int) -> _Rows:

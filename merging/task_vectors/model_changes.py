@@ -7,6 +7,7 @@ from flexswitch.merging.checkpoints.architecture import detect_adapter
 from flexswitch.merging.checkpoints.config import DTYPE_KEYS
 from flexswitch.merging.checkpoints.model_config import with_defaults
 from flexswitch.merging.checkpoints.pairing import Headers, Pairing
+from flexswitch.merging.task_vectors.implied_config import implied_config
 
 # Entries of config.json that say where a model came from, not how it is run.
 _PROVENANCE_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
@@ -20,7 +21,11 @@ def model_record(
     base_config: Mapping[str, object],
     config: Mapping[str, object],
 ) -> ModelRecord:
-    """Returns the record of a fine-tuned model that artifacts and task vector files store."""
+    """Returns the record of a fine-tuned model that artifacts and task vector files store.
+
+    config: the fine-tuned config.json, empty if there is none.
+    """
+    config = config or implied_config(base_config, base, finetuned, pairing)
     return ModelRecord(
         adapter=detect_adapter(config, pairing.extras),
         base_prefix=pairing.base_prefix,

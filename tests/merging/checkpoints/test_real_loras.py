@@ -85,11 +85,55 @@ def compiled_model(folder: Path) -> Checkpoints:
     return case
 
 
+def classifier_without_a_config(folder: Path) -> Checkpoints:
+    """Writes an adapter as peft does, beside which no config.json says how many classes there are."""
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(save_text_base(folder / "base"), num_labels=5)
+    return merged_beside(
+        folder, model, lambda path: text_answers(path, "AutoModelForSequenceClassification"),
+        r=2, target_modules=["query"], task_type="SEQ_CLS",
+    )  # fmt: skip
+
+
+def more_classes_than_the_base(folder: Path) -> Checkpoints:
+    from transformers import BertForSequenceClassification
+
+    text_model = BertForSequenceClassification.from_pretrained(save_text_base(folder / "bert"), num_labels=4)
+    text_model.save_pretrained(folder / "base")
+    more = {"num_labels": 3, "ignore_mismatched_sizes": True}
+    model = BertForSequenceClassification.from_pretrained(folder / "base", **more)
+    case = merged_beside(
+        folder, model, lambda path: text_answers(path, "AutoModelForSequenceClassification"),
+        r=2, target_modules=["query"], task_type="SEQ_CLS",
+    )  # fmt: skip
+    return case._replace(options={"on_resize": "extra"})
+
+
+def added_tokens(folder: Path) -> Checkpoints:
+    from transformers import LlamaForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "initializer_range": 0.4, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaForCausalLM.config_class(**sizes, **heads))
+    model.save_pretrained(folder / "base")
+    model.resize_token_embeddings(43, mean_resizing=False)
+    case = merged_beside(
+        folder, model, lambda path: text_answers(path, "AutoModelForCausalLM"),
+        r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"],
+    )  # fmt: skip
+    return case._replace(options={"on_resize": "extra"})
+
+
 SITUATIONS: dict[str, Callable[[Path], Checkpoints]] = {
     "a plain ViT": vit,
     "a ViT with a head": vit_classifier,
     "names without peft's root": names_without_a_root,
     "a compiled model": compiled_model,
+    "a classifier without a config": classifier_without_a_config,
+    "more classes than the base": more_classes_than_the_base,
+    "added tokens": added_tokens,
 }
 
 

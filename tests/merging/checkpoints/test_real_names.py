@@ -102,6 +102,19 @@ def wrapped(rename: Callable[[str], str], more: Mapping[str, Tensor] = {}) -> Ca
     return save
 
 
+def running_classifier(folder: Path) -> Checkpoints:
+    """Writes the state dict of a classifier of three classes, which no config.json counts."""
+    from transformers import BertForSequenceClassification
+
+    base, task = save_text_base(folder / "base"), folder / "task.pt"
+    model = tuned(BertForSequenceClassification.from_pretrained(base, num_labels=3)).eval()
+    answers = answers_of(
+        model, lambda model: model(TOKENS)[0],
+        lambda path: text_answers(path, "AutoModelForSequenceClassification"), task,
+    )  # fmt: skip
+    return Checkpoints(base, save_running(model, task), answers)
+
+
 def in_a_layer(part: str) -> Callable[[str], str]:
     return lambda name: name.replace("encoder.layer.0.", f"encoder.layer.0.{part}.")
 
@@ -265,6 +278,7 @@ SITUATIONS: dict[str, Callable[[Path], Checkpoints]] = {
     "a compiled base": wrapped_base,
     "a running model of another release's names": running_vit,
     "a running model with a head": running_vit_with_a_head,
+    "a running classifier of three classes": running_classifier,
     "a directory with running names": directory_of_running_names,
     "a base of split experts and a fine-tune of fused ones": split_base_fused_task,
     "a base of fused experts and a fine-tune of split ones": fused_base_split_task,

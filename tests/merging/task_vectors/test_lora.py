@@ -269,3 +269,10 @@ def test_an_adapter_of_torch_save_is_read_through_weights_only(base: Path, adapt
     assert torch.equal(delta_tensor(LoraVector(checkpoint, locate(str(adapter))), "first.weight"), expected)
     torch.save({"run": print}, adapter / "adapter_model.bin")
     assert refusal(base, adapter).startswith("ADAPTER/adapter_model.bin: ")
+
+
+def test_other_adapters_in_the_folder_are_named_as_left_out(toy: Toy, base: Path, tmp_path: Path) -> None:
+    save_small_adapter(toy, tmp_path / "adapter")
+    save_small_adapter(toy, tmp_path / "adapter" / "other")
+    vector = LoraVector(open_checkpoint(str(base)), locate(str(tmp_path / "adapter")))
+    assert vector.notes == [f"{tmp_path / 'adapter'}: its other adapters are left out: other"]
