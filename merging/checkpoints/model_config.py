@@ -99,11 +99,11 @@ def _defaults(kind: Any) -> dict[str, Any]:
     """
     if dataclasses.is_dataclass(kind):
         return {field.name: field.default for field in dataclasses.fields(kind)}
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for each in reversed(kind.__mro__[:-1]):
         if "__init__" in vars(each):
             found |= inspect.signature(vars(each)["__init__"]).parameters
-    return {name: each.default for name, each in found.items() if name != "self"}
+    return {name: each.default for name, each in found.items() if each.default is not each.empty}
 
 
 def check_numbers(entries: Mapping[str, Any], source: str) -> None:
