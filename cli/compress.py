@@ -125,7 +125,7 @@ def compress(
 
 def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
     """Prints what the artifact is and how small it is; returns the JSON document."""
-    from flexswitch.cli.training_report import training_line
+    from flexswitch.cli.quality_report import error_line, training_line
     from flexswitch.merging.commands.results import compressed
 
     header, document = artifact.header, compressed(artifact)
@@ -137,6 +137,8 @@ def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
         f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
     ]
+    if header.error is not None:
+        lines.append(error_line(header.error))
     if header.training is not None:
         lines.append(training_line(header, header.training))
     return console.result(document, *lines)

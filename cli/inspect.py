@@ -15,6 +15,7 @@ _RULES = {"sum": "added to", "product": "times"}
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.records import TensorRecord
+    from flexswitch.codecs.format.zoo import TaskRecord
 
 
 @command
@@ -89,7 +90,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
     from flexswitch.cli.experts import changed_experts
-    from flexswitch.cli.training_report import training_table
+    from flexswitch.cli.quality_report import error_line, training_table
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.tensor_names import is_side_file
 
@@ -138,9 +139,12 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     totals = _totals(stored, payloads, extras, header.parameters)
     if files := [name.partition("/")[2] for name in header.extras if is_side_file(name)]:
         totals += f"; files beside the weights: {', '.join(files)}"
-    if header.training is None:
-        return document, head, rows, totals
-    return document, head, rows, totals, training_table(header, header.training)
+    closing: list[Table | str] = [totals]
+    if header.error is not None:
+        closing.append(error_line(header.error))
+    if header.training is not None:
+        closing.append(training_table(header, header.training))
+    return document, head, rows, *closing
 
 
 def _codecs(record: "TensorRecord") -> str:
@@ -165,18 +169,14 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
     from flexswitch.merging.commands.reporter import counted
 
     zoo = open_zoo(path)
-    rows = table("", "task", "method", "parameters", "bytes", "bits per parameter", "of float32", left=2)
+    rows = table(
+        "", "task", "method", "parameters", "bytes", "bits per parameter", "of float32", "relative error",
+        left=2,
+    )  # fmt: skip
     for task in zoo:
-        record = zoo.record.tasks[task]
-        bits = 8 * record.size / max(1, record.parameters)
-        share = 4 * record.parameters / max(1, record.size)
-        rows.add_row(
-            task, record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}"
-        )
-    if (shared := zoo.record.shared) is not None:
-        bits = 8 * shared.size / max(1, shared.parameters)
-        rows.add_row("shared by all", shared.method, f"{shared.parameters:,}", f"{shared.size:,}",
-                     f"{bits:.3f}", f"1/{4 * shared.parameters / max(1, shared.size):.1f}")  # fmt: skip
+        rows.add_row(task, *_stored(zoo.record.tasks[task]))
+    if zoo.record.shared is not None:
+        rows.add_row("shared by all", *_stored(zoo.record.shared))
     index = zoo.record.index
     described = (
         f"{index.features}, {index.metric}, {index.per_task} a task, {size(index.size)}" if index else "none"
@@ -190,6 +190,16 @@ def _zoo(path: Path) -> tuple[dict[str, Any], str, Table, str]:
         rows,
         f"total {size(total)}; query index: {described}",
     )
+
+
+def _stored(record: "TaskRecord") -> list[str]:
+    """Returns the cells of a stored file from its method on."""
+    bits = 8 * record.size / max(1, record.parameters)
+    share = 4 * record.parameters / max(1, record.size)
+    error = "–" if record.relative_error is None else f"{record.relative_error:g}"
+    return [
+        record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}", error,
+    ]  # fmt: skip
 
 
 def _task_vector(path: Path) -> tuple[dict[str, Any], str, Table, str]:

@@ -21,10 +21,17 @@ def steady_sum(blocks: Iterable[Doubles]) -> float:
     return _total(sums)
 
 
-def square_sum(values: FloatArray) -> float:
+def square_sum(values: FloatArray | Doubles) -> float:
     """Returns Σ values² in float64."""
     sums = np.zeros(_LANES, np.float64)
     _add(values, sums, True)
+    return _total(sums)
+
+
+def magnitude_sum(values: FloatArray) -> float:
+    """Returns Σ |value| in float64."""
+    sums = np.zeros(_LANES, np.float64)
+    _add(np.abs(values), sums, False)
     return _total(sums)
 
 

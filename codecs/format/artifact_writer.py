@@ -118,7 +118,11 @@ class ArtifactWriter:
         The header's own `extras`, `tensors` and `exact` are ignored: those that were added are written.
         """
         contents = TensorTable(
-            extras=self._extras, tensors=self._tensors, exact=self._exact, training=header.training
+            extras=self._extras,
+            tensors=self._tensors,
+            exact=self._exact,
+            training=header.training,
+            error=header.error,
         )
         plain = _json(contents.model_dump(exclude_defaults=True))
         table = zstd_compress(plain, _TABLE_LEVEL)
@@ -129,7 +133,7 @@ class ArtifactWriter:
             )
         self._writer.add(TABLE, "U8", (len(table),), [table])
         document = ArtifactDocument(
-            **header.model_dump(exclude={"extras", "tensors", "exact", "training"}),
+            **header.model_dump(exclude={"extras", "tensors", "exact", "training", "error"}),
             table=TableRecord(size=len(table), crc32=crc32(table)),
         )
         identity = {"format": document.format, "version": document.version}

@@ -20,11 +20,13 @@ CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LONGEST_TASK_NAME = 128
+MOST_WORST = 3  # tensors whose error an artifact names
 _RESERVED = r"con|prn|aux|nul|com\d|lpt\d"
 # The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
 _FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+RelativeError = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -250,6 +252,16 @@ class TrainingRecord(Strict):
     curve: list[tuple[Count, FiniteFloat, FiniteFloat]] = []
 
 
+class ErrorRecord(Strict):
+    """How far the stored tensors are from those that they stand for: ‖τ − τ̂‖ / ‖τ‖, to four digits.
+
+    relative: over all tensors that were compared. worst: of the tensors where it is largest, those first.
+    """
+
+    relative: RelativeError
+    worst: Annotated[dict[str, RelativeError], Field(max_length=MOST_WORST)] = {}
+
+
 class TensorTable(Strict):
     """The JSON document of the table: name → record, in the order of their bytes in the file."""
 
@@ -257,6 +269,7 @@ class TensorTable(Strict):
     tensors: dict[str, TensorRecord]
     exact: dict[str, ExactRecord] = {}
     training: TrainingRecord | None = None
+    error: ErrorRecord | None = None
 
 
 class ArtifactHeader(Strict):
@@ -272,6 +285,7 @@ class ArtifactHeader(Strict):
     exact: dict[str, ExactRecord] = {}
     extras: dict[str, ExtraRecord] = {}
     training: TrainingRecord | None = None
+    error: ErrorRecord | None = None
 
 
 @dataclass(frozen=True)

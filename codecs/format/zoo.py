@@ -22,6 +22,7 @@ from flexswitch.codecs.format.records import (
     ArtifactHeader,
     BaseIdentity,
     Count,
+    RelativeError,
     Sha256,
     Strict,
     TaskName,
@@ -47,13 +48,17 @@ class StoredFile(NamedTuple):
 
 
 class TaskRecord(Strict):
-    """The file of a task or of a shared vector. parameters: number of entries of all compared tensors."""
+    """The file of a task or of a shared vector.
+
+    parameters: number of entries of all compared tensors. relative_error: ‖τ − τ̂‖ / ‖τ‖ over all of them.
+    """
 
     file: str
     size: Count
     sha256: Sha256
     method: str
     parameters: Count
+    relative_error: RelativeError | None = None
 
 
 class RoutingAccuracy(Strict):
@@ -260,7 +265,12 @@ def read_zoo(path: str | Path, read: Callable[[Zoo], Result]) -> Result:
 
 def task_record(header: ArtifactHeader, stored: StoredFile) -> TaskRecord:
     """Returns what `zoo.json` says of a task."""
-    return TaskRecord(**stored._asdict(), method=header.method.name, parameters=header.parameters)
+    return TaskRecord(
+        **stored._asdict(),
+        method=header.method.name,
+        parameters=header.parameters,
+        relative_error=None if header.error is None else header.error.relative,
+    )
 
 
 def content_name(folder: Folder, stem: str, sha256: str) -> str:

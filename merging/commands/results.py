@@ -40,6 +40,9 @@ def compressed(artifact: "Artifact") -> dict[str, Any]:
         "bytes": stored,
         "bits_per_parameter": 8 * stored / max(1, header.parameters),
     }
+    if header.error is not None:
+        document["relative_error"] = header.error.relative
+        document["worst_tensors"] = header.error.worst
     if header.training is not None:
         document["training"] = header.training.model_dump(exclude={"curve"})
     return document
@@ -57,6 +60,7 @@ def _stored(record: "TaskRecord") -> dict[str, Any]:
         "method": record.method,
         "bytes": record.size,
         "bits_per_parameter": 8 * record.size / max(1, record.parameters),
+        "relative_error": record.relative_error,
     }
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.compression.delta import Compressed, Delta
+from flexswitch.merging.compression.magnitude import KeptBlock, dropped_square
 from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import binarised, t_switch
 
@@ -36,7 +35,8 @@ def bin_discard(
     return binarised(delta.shape, _drawn(delta, drop, seed))
 
 
-def _drawn(delta: Delta, drop: float, seed: int) -> Iterator[tuple[NDArray[np.uint8], FloatArray]]:
+def _drawn(delta: Delta, drop: float, seed: int) -> Iterator[KeptBlock]:
     for block, drawn in drawn_blocks(delta, drop, seed):
         kept = drawn & (block != 0)
-        yield np.packbits(kept, bitorder="little"), block[kept]
+        mask = np.packbits(kept, bitorder="little")
+        yield KeptBlock(mask, block[kept], dropped_square(block, mask))

@@ -6,17 +6,18 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.compression.delta import Delta
+from flexswitch.merging.compression.delta import Delta, Squares
 from flexswitch.merging.compression.extras import Extras, describe_extras, pack_extras
 from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Plan, Training, plan
-from flexswitch.merging.compression.resume import Packed, SideFile
+from flexswitch.merging.compression.relative_error import EXACT, error_record, squares_of
+from flexswitch.merging.compression.resume import Finished, SideFile
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, recorded
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -68,14 +69,15 @@ def write_artifact(
 ) -> None:
     """Writes a task vector's artifact by a plan; see `compress`."""
     if isinstance(chosen, ExactPlan):
-        work: Callable[[str], Packed | None] = chosen.pack
+        work: Callable[[str], Finished] = bind(_exact, chosen)
         tensors, extras = chosen.tensors, chosen.extras
     else:
-        work, tensors = bind(_compressed, vector, chosen, job.task), vector.tensors
+        work, tensors = bind(_compressed, vector, chosen, job), vector.tensors
         extras = pack_extras(vector, vector.extras, job.extras) if chosen.extras is None else chosen.extras
     if note := describe_extras(extras):
         job.training.on_note(note)
     side = SideFile(path, vector, job, chosen.training) if resume else None
+    squares: dict[str, Squares] = {}
     with (
         atomic_file(path, overwrite) as partial,
         side or nullcontext(),
@@ -83,52 +85,61 @@ def write_artifact(
     ):
         for extra, stored in extras.items():
             writer.add_extra(extra, stored)
-        for tensor, packed in _packed(vector, tensors, work, side, job.jobs, chosen.entry_bytes, memory):
+        for tensor, finished in _finished(vector, tensors, work, side, job.jobs, chosen.entry_bytes, memory):
             on_tensor(tensor)
-            if packed is not None:
-                writer.add_tensor(tensor, packed)
+            squares[tensor] = finished.squares
+            if finished.packed is not None:
+                writer.add_tensor(tensor, finished.packed)
+        # A task's values by a shared vector are no delta that could be compared with its own.
+        error = error_record(squares) if job.shared is None else None
         # Last, because reading the tensors has hashed most of the base.
-        writer.finish(job.header(vector, chosen.training))
+        writer.finish(job.header(vector, chosen.training, error))
     if side is not None:
         side.remove()
 
 
-def _compressed(vector: TaskVector, chosen: Plan, task: str, tensor: str) -> PackedTensor | None:
-    """Returns a tensor's stored form, None if it has no kept entries."""
-    compressed = chosen.compress(_delta(vector, tensor, task))
+def _exact(chosen: ExactPlan, tensor: str) -> Finished:
+    return Finished(chosen.pack(tensor), EXACT)
+
+
+def _compressed(vector: TaskVector, chosen: Plan, job: Job, tensor: str) -> Finished:
+    delta = _delta(vector, tensor, job.task)
+    compressed = chosen.compress(delta)
+    squares = squares_of(delta, compressed) if job.shared is None else EXACT
     sparse = compressed.sparse
     if not len(sparse.levels):
-        return None
+        return Finished(None, squares)
     form = store(sparse, effort=chosen.effort)
     dtype = vector.tensors[tensor].dtype
-    return packed_tensor(sparse, form, compressed.scale, dtype, compressed.zero, compressed.shape)
+    packed = packed_tensor(sparse, form, compressed.scale, dtype, compressed.zero, compressed.shape)
+    return Finished(packed, squares)
 
 
-def _packed(
+def _finished(
     vector: TaskVector,
     tensors: Mapping[str, TensorInfo],
-    work: Callable[[str], Packed | None],
+    work: Callable[[str], Finished],
     side: SideFile | None,
     jobs: int,
     entry_bytes: int,
     memory: int,
-) -> Iterator[tuple[str, Packed | None]]:
-    """Yields each tensor with its stored form, in order; None stands for a tensor that did not change."""
-    finished: frozenset[str] = side.finished() if side else frozenset()
-    missing = [tensor for tensor in tensors if tensor not in finished]
+) -> Iterator[tuple[str, Finished]]:
+    """Yields each tensor as it is stored, in order."""
+    before: frozenset[str] = side.finished() if side else frozenset()
+    missing = [tensor for tensor in tensors if tensor not in before]
 
     def cost(tensor: str) -> int:
         return tensors[tensor].entries * entry_bytes
 
     made = map_in_order(work, _read_ahead(vector, missing), jobs, cost, memory)
     for tensor in tensors:
-        if side is not None and tensor in finished:
+        if side is not None and tensor in before:
             yield tensor, side.read(tensor)
             continue
-        packed = next(made)
+        finished = next(made)
         if side is not None:
-            side.add(tensor, packed)
-        yield tensor, packed
+            side.add(tensor, finished)
+        yield tensor, finished
 
 
 def _read_ahead(vector: TaskVector, tensors: list[str]) -> Iterable[str]:

@@ -6,6 +6,7 @@ Source: docs/methods.md §2; Qi et al. 2025 (arXiv 2412.00054).
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,20 @@ from flexswitch.codecs.order_statistics import (
     upper_histogram,
 )
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.sums import square_sum
 
 Bytes = NDArray[np.uint8]
 
 _BINS = 1 << 16
 _NONE = -1  # a bin that no entry falls into
+
+
+class KeptBlock(NamedTuple):
+    """The packed mask of a block's kept entries, their values, (kept,), and Σ τ² of the dropped ones."""
+
+    mask: Bytes
+    values: FloatArray
+    dropped: float
 
 
 def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes, FloatArray]:
@@ -39,8 +49,8 @@ def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes
     return mask, values[: _gather(block, mask, values)]
 
 
-def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[tuple[Bytes, FloatArray]]:
-    """Yields, block by block, the packed mask of the kept entries and their values, (kept,).
+def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterator[KeptBlock]:
+    """Yields the kept entries, block by block.
 
     `read` is called twice: for the histogram of the upper halves, and to collect all entries in the
     threshold's bin and above. The lower halves of these entries are counted, and the few that lie below the
@@ -56,18 +66,27 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
     for block in read():
         mask, values = reaching(block, edges[0], edges[1])
         add_lower(values, bins, lower)
-        taken.append((mask, values))
+        taken.append((mask, values, dropped_square(block, mask)))
     positive, negative = (np.float32(found) for found in map(threshold, places, lower))
-    for mask, values in taken:
+    for mask, values, dropped in taken:
         if few(8 * len(mask)):
             left = _reach(values, positive, negative)
-            yield mask_of(mask_positions(mask, len(values))[left], 8 * len(mask)), values[left]
+            places_left = mask_positions(mask, len(values))[left]
+            again = square_sum(values[~left])
+            yield KeptBlock(mask_of(places_left, 8 * len(mask)), values[left], dropped + again)
             continue
         ranks = np.empty(len(values) + 1, np.int64)
         ranks = ranks[: _rank_below(values, positive, negative, ranks)]
         _clear(mask, ranks)
+        again = square_sum(values[ranks])
         _close_up(values, ranks)
-        yield mask, values[: len(values) - len(ranks)]
+        yield KeptBlock(mask, values[: len(values) - len(ranks)], dropped + again)
+
+
+def dropped_square(block: FloatArray, mask: Bytes) -> float:
+    """Returns Σ τ² of the entries of a block that a packed mask does not mark, in float64."""
+    marked = np.unpackbits(mask, count=len(block), bitorder="little").view(np.bool_)
+    return square_sum(np.where(marked, np.float32(0), block))
 
 
 def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> NDArray[np.bool_]:

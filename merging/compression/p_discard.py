@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.codecs.sums import square_sum
+from flexswitch.merging.compression.delta import Compressed, Delta, Squares, assemble
 from flexswitch.merging.compression.magnitude import kept_blocks
 
 
@@ -18,8 +19,11 @@ def p_discard(
     drop: Annotated[float, Field(ge=0, lt=1, description="Share of each sign's entries to drop.")] = 0.6,
 ) -> Compressed:
     """Returns the largest entries of both signs as float32."""
-    masks, patterns = [], []
-    for mask, values in kept_blocks(delta.read, drop):
+    masks, patterns, total, lost = [], [], 0.0, 0.0
+    for mask, values, dropped in kept_blocks(delta.read, drop):
         masks.append(mask)
         patterns.append(values.view(np.uint32))
-    return Compressed(assemble(delta.shape, masks, patterns, bits=32), 1.0)
+        total += square_sum(values)
+        lost += dropped
+    sparse = assemble(delta.shape, masks, patterns, bits=32)
+    return Compressed(sparse, 1.0, squares=Squares(lost, lost + total))

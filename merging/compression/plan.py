@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
-from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, SharedRecord, TrainingRecord
+from flexswitch.codecs.format.records import (
+    ArtifactHeader,
+    ErrorRecord,
+    MethodRecord,
+    SharedRecord,
+    TrainingRecord,
+)
 from flexswitch.codecs.format.training_file import CheckpointFile
 from flexswitch.codecs.threads import WORKING_BYTES
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
@@ -75,7 +81,9 @@ class Job:
     extras: Extras = "exact"
     shared: SharedRecord | None = None
 
-    def header(self, vector: TaskVector, record: TrainingRecord | None = None) -> ArtifactHeader:
+    def header(
+        self, vector: TaskVector, record: TrainingRecord | None = None, error: ErrorRecord | None = None
+    ) -> ArtifactHeader:
         """Returns the artifact's header. Hashes the tensors of the base that have not been read yet."""
         return ArtifactHeader(
             name=self.task,
@@ -85,6 +93,7 @@ class Job:
             shared=self.shared,
             parameters=vector.parameters,
             training=record,
+            error=error,
         )
 
 

@@ -7,9 +7,9 @@ blocks. Anything after the last complete tensor is discarded.
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
@@ -26,12 +26,20 @@ from flexswitch.codecs.format.records import (
     TrainingRecord,
     crc32,
 )
+from flexswitch.merging.compression.delta import Squares
 from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SUFFIX = ".resume"
 
 Packed = PackedTensor | PackedExact
+
+
+class Finished(NamedTuple):
+    """A tensor as it is stored, None where it has no kept entries, and how far that is from its delta."""
+
+    packed: Packed | None
+    squares: Squares
 
 
 class _Run(Strict):
@@ -56,6 +64,7 @@ class _Entry(Strict):
     record: TensorRecord | ExactRecord | None
     size: Count
     crc32: Crc32
+    squares: tuple[FiniteFloat, FiniteFloat]
 
 
 class _Line(Strict):
@@ -110,20 +119,22 @@ class SideFile:
         """Returns the names of the tensors that the file held when it was opened."""
         return frozenset(self._places)
 
-    def read(self, name: str) -> Packed | None:
-        """Returns a finished tensor, None if it has no kept entries."""
+    def read(self, name: str) -> Finished:
+        """Returns a finished tensor."""
         entry, place = self._places[name]
+        squares = Squares(*entry.squares)
         if entry.record is None:
-            return None
+            return Finished(None, squares)
         self._file.seek(place)
         data = self._file.read(entry.size)
         self._file.seek(0, os.SEEK_END)
         if isinstance(entry.record, TensorRecord):
-            return PackedTensor(entry.record, data)
-        return PackedExact(entry.record, data)
+            return Finished(PackedTensor(entry.record, data), squares)
+        return Finished(PackedExact(entry.record, data), squares)
 
-    def add(self, name: str, packed: Packed | None) -> None:
+    def add(self, name: str, finished: Finished) -> None:
         """Appends a finished tensor."""
+        packed = finished.packed
         data = packed.data if packed else b""
         entry = _Entry(
             name=name,
@@ -131,6 +142,7 @@ class SideFile:
             record=packed.record if packed else None,
             size=len(data),
             crc32=crc32(data),
+            squares=finished.squares,
         )
         line = _Line(entry=entry, crc32=crc32(entry.model_dump_json().encode()))
         self._file.write(line.model_dump_json().encode() + b"\n" + data)

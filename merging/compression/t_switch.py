@@ -9,13 +9,11 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.sums import square_sum
-from flexswitch.merging.compression.delta import Compressed, Delta, assemble
-from flexswitch.merging.compression.magnitude import kept_blocks
+from flexswitch.codecs.sums import magnitude_sum, square_sum
+from flexswitch.merging.compression.delta import Compressed, Delta, Squares, assemble
+from flexswitch.merging.compression.magnitude import KeptBlock, kept_blocks
 
 
 def t_switch(
@@ -30,13 +28,17 @@ def t_switch(
     return binarised(delta.shape, kept_blocks(delta.read, drop))
 
 
-def binarised(shape: tuple[int, ...], blocks: Iterable[tuple[NDArray[np.uint8], FloatArray]]) -> Compressed:
-    """Returns the signs of kept entries under the switch knob; blocks: each one's packed mask and values."""
-    masks, signs, total, kept = [], [], 0.0, 0
-    for mask, values in blocks:
+def binarised(shape: tuple[int, ...], blocks: Iterable[KeptBlock]) -> Compressed:
+    """Returns the signs of kept entries under the switch knob."""
+    masks, signs, total, kept, magnitudes, lost = [], [], 0.0, 0, 0.0, 0.0
+    for mask, values, dropped in blocks:
         masks.append(mask)
         signs.append((values > 0).view(np.uint8))
         total += square_sum(values)
         kept += len(values)
-    scale = math.sqrt(total / kept) if kept else 0.0
-    return Compressed(assemble(shape, masks, signs, bits=1), float(np.float32(scale)))
+        magnitudes += magnitude_sum(values)
+        lost += dropped
+    scale = float(np.float32(math.sqrt(total / kept) if kept else 0.0))
+    rounded = max(0.0, total - 2 * scale * magnitudes + kept * scale**2)  # Σ (|τ| − scale)² of the kept
+    squares = Squares(lost + rounded, lost + total)
+    return Compressed(assemble(shape, masks, signs, bits=1), scale, squares=squares)

@@ -11,8 +11,11 @@ from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTenso
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.storage import store
+from flexswitch.codecs.sums import square_sum
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, sparse_tensor
+from flexswitch.merging.compression.delta import Squares
+from flexswitch.merging.compression.relative_error import error_record
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, row_squares, sparse_tensor
 from flexswitch.merging.flex_switch.rate import fitted_factor
 
 
@@ -35,11 +38,16 @@ class ArtifactSizer:
 
     def size(self, quantised: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact with these quantised tensors, extras and header included."""
-        return self._file_bytes(self._packed(quantised))
+        packed = self._packed(quantised)
+        squares = self._parallel_map(
+            lambda number: row_squares(self._tensors[number], quantised[number]), len(self._tensors)
+        )
+        return self._file_bytes(packed, squares)
 
     def empty_size(self) -> int:
         """Returns the bytes of the artifact that keeps no entries."""
-        return self._file_bytes([None] * len(self._tensors))
+        dropped = [Squares(total, total) for total in (square_sum(tensor.delta) for tensor in self._tensors)]
+        return self._file_bytes([None] * len(self._tensors), dropped)
 
     def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the real bits of each tensor over those estimated (rate.py), (tensor,)."""
@@ -64,7 +72,9 @@ class ArtifactSizer:
         form = store(sparse, effort=self._effort)
         return packed_tensor(sparse, form, quantised.scale, tensor.dtype)
 
-    def _file_bytes(self, packed: Sequence[PackedTensor | None]) -> int:
+    def _file_bytes(self, packed: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
+        names = [tensor.name for tensor in self._tensors]
+        error = error_record(dict(zip(names, squares, strict=True)))
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"
             with ArtifactWriter(path) as writer:
@@ -73,7 +83,7 @@ class ArtifactSizer:
                 for tensor, stored in zip(self._tensors, packed, strict=True):
                     if stored is not None:
                         writer.add_tensor(tensor.name, stored)
-                writer.finish(self._header)
+                writer.finish(self._header.model_copy(update={"error": error}))
             return path.stat().st_size
 
 

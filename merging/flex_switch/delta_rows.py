@@ -6,8 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.blocks import as_matrix
-from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, SparseTensor
+from flexswitch.codecs.format.records import float32_scale
+from flexswitch.codecs.sparse import LEVEL_DTYPES, MAX_BLOCK_ENTRIES, FloatArray, SparseTensor
 from flexswitch.codecs.sums import square_sum
+from flexswitch.merging.compression.delta import Squares
+from flexswitch.merging.compression.relative_error import squares_between
 from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 
@@ -68,6 +71,18 @@ def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
     marked[tensor.rows] = kept
     mask = np.packbits(marked.reshape(-1), bitorder="little")
     return SparseTensor(tensor.shape, mask, levels_of(by_row[kept], quantised), quantised.bits)
+
+
+def row_squares(tensor: DeltaRows, quantised: Quantisation) -> Squares:
+    """Returns the sums of squares of a tensor and of what a quantisation leaves of it."""
+    kept = np.abs(tensor.delta) > np.repeat(quantised.thresholds, tensor.columns)
+    mask, levels = np.packbits(kept, bitorder="little"), levels_of(tensor.delta[kept], quantised)
+    sparse = SparseTensor(tensor.delta.shape, mask, levels, quantised.bits)
+    blocks = (
+        tensor.delta[start : start + MAX_BLOCK_ENTRIES]
+        for start in range(0, tensor.entries, MAX_BLOCK_ENTRIES)
+    )
+    return squares_between(blocks, sparse, float32_scale(quantised.scale))
 
 
 def levels_of(values: FloatArray, quantised: Quantisation) -> NDArray[np.uint8]:

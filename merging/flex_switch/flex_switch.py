@@ -19,8 +19,9 @@ from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import Job, Plan, Training
+from flexswitch.merging.compression.relative_error import EXACT
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, sparse_tensor
+from flexswitch.merging.flex_switch.delta_rows import Quantisation, row_squares, sparse_tensor
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
@@ -225,8 +226,8 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
     def compress(delta: Delta) -> Compressed:
         if delta.name not in by_name:
             empty = np.zeros(-(-math.prod(delta.shape) // 8), np.uint8)
-            return Compressed(assemble(delta.shape, [empty], [], bits=1), 0.0)
+            return Compressed(assemble(delta.shape, [empty], [], bits=1), 0.0, squares=EXACT)
         tensor, kept = by_name[delta.name]
-        return Compressed(sparse_tensor(tensor, kept), kept.scale)
+        return Compressed(sparse_tensor(tensor, kept), kept.scale, squares=row_squares(tensor, kept))
 
     return compress

@@ -137,10 +137,11 @@ def test_the_kept_blocks_are_the_entries_at_the_thresholds(values: Floats, drop:
     least = plain_thresholds(values, drop)
     found = list(kept_blocks(read, drop))
     assert len(found) == len(read())
-    for (mask, content), part in zip(found, read(), strict=True):
+    for (mask, content, dropped), part in zip(found, read(), strict=True):
         marked = kept(part, least[0], least[1])
         assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
         assert patterns(np.ascontiguousarray(content)).tolist() == patterns(part[marked]).tolist()
+        assert dropped == pytest.approx(np.sum(part[~marked].astype(np.float64) ** 2), rel=1e-12)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5, 0.9, 0.999])
@@ -150,7 +151,7 @@ def test_values_of_one_bin_are_distinguished(drop: float, spread: float) -> None
     values = (1 + spread * generator.random(5003)).astype(np.float32) * generator.choice([-1, 1], 5003)
     values = values.astype(np.float32)
     least = plain_thresholds(values, drop)
-    ((mask, content),) = kept_blocks(lambda: [values], drop)
+    ((mask, content, _),) = kept_blocks(lambda: [values], drop)
     marked = kept(values, least[0], least[1])
     assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
     assert np.array_equal(content, values[marked])
@@ -170,7 +171,7 @@ def test_values_of_one_bin_are_distinguished(drop: float, spread: float) -> None
 def test_a_side_that_keeps_nothing_is_left_out_and_ties_are_kept(
     values: list[float], drop: float, expected: list[float]
 ) -> None:
-    ((_, content),) = kept_blocks(lambda: [np.array(values, np.float32)], drop)
+    ((_, content, _),) = kept_blocks(lambda: [np.array(values, np.float32)], drop)
     assert content.tolist() == expected
 
 

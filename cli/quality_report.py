@@ -1,4 +1,4 @@
-"""Reports of how close a trained compression came to the fine-tuned model."""
+"""Reports of how close a compressed task is to the fine-tuned model."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,16 @@ from rich.table import Table
 from flexswitch.cli.console import table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
+    from flexswitch.codecs.format.records import ArtifactHeader, ErrorRecord, TrainingRecord
+
+
+def error_line(error: "ErrorRecord") -> str:
+    """Returns one line on how far the stored tensors are from those that they stand for."""
+    line = f"relative error {error.relative:g} of all tensors"
+    if error.worst:
+        worst = ", ".join(f"{name} {found:g}" for name, found in error.worst.items())
+        line += f"; worst: {worst}"
+    return line
 
 
 def training_line(header: "ArtifactHeader", training: "TrainingRecord") -> str:
