@@ -137,8 +137,8 @@ def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "
         f"parameter (1/{4 * header.parameters / stored:.0f} of float32)"
     ]
-    if header.error is not None:
-        lines.append(error_line(header.error))
     if header.training is not None:
         lines.append(training_line(header, header.training))
+    if header.error is not None:
+        lines.append(error_line(header.error))
     return console.result(document, *lines)

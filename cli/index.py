@@ -11,7 +11,7 @@ from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Adapter, Device, LockTimeout, MaxLength, Overwrite
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.zoo import IndexRecord
+    from flexswitch.codecs.format.index_record import IndexRecord
 
 _OF_A_NEW_INDEX = (
     "--per-task", "--features", "--feature-dtype", "--normalise", "--metric", "--rank", "--seed",

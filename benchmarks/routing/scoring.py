@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.format.zoo import RoutingAccuracy
+from flexswitch.codecs.format.index_record import RoutingAccuracy
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.examples import Examples, draw, read_examples, task_file

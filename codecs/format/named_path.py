@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.fields import TASK_NAME
 
 
 def split_named_path(given: str | Path) -> tuple[str | None, str]:

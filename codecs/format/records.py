@@ -4,54 +4,22 @@ FORMAT.md specifies them; documents.py reads them.
 """
 
 import math
-import re
 import zlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from flexswitch.codecs.format.hub_id import is_hub_id
+from flexswitch.codecs.format.fields import Blake3, Count, Crc32, HubId, RelativeError, Sha256, TaskName
 from flexswitch.codecs.sparse import SparseLayout
 
 METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
-TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-LONGEST_TASK_NAME = 128
 MOST_WORST = 3  # tensors whose error an artifact names
-_RESERVED = r"con|prn|aux|nul|com\d|lpt\d"
 # The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
 _FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
-
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-RelativeError = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-def check_task_name(name: str) -> str:
-    """Returns a task's name. Raises: ValueError where a file cannot be named after it on every system."""
-    if not re.fullmatch(TASK_NAME, name):
-        raise ValueError("expected letters, digits, '.', '_' and '-', a letter or digit first")
-    if len(name) > LONGEST_TASK_NAME:
-        raise ValueError(
-            f"has {len(name)} letters, expected {LONGEST_TASK_NAME} at most; files are named after it"
-        )
-    if re.fullmatch(_RESERVED, name.split(".")[0], re.IGNORECASE):
-        raise ValueError("is reserved on Windows, where no file can be named after it")
-    return name
-
-
-def _check_hub_id(text: str) -> str:
-    if not is_hub_id(text):
-        raise ValueError("expected a hub id, org/name or org/name@revision")
-    return text
-
-
-TaskName = Annotated[str, AfterValidator(check_task_name)]
 
 
 class Strict(BaseModel):
@@ -68,7 +36,7 @@ class BaseIdentity(Strict):
     """
 
     fingerprint: Blake3
-    id: Annotated[str, AfterValidator(_check_hub_id)] | None = None
+    id: HubId | None = None
 
 
 class ModelRecord(Strict):

@@ -9,24 +9,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
-
-from pydantic import Field
+from typing import Literal, NamedTuple, TypeVar
 
 from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError, unknown_name
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.documents import parse_strict
+from flexswitch.codecs.format.fields import Count, RelativeError, Sha256, TaskName
+from flexswitch.codecs.format.index_record import IndexRecord
 from flexswitch.codecs.format.open_files import allow_open_files
-from flexswitch.codecs.format.records import (
-    ArtifactHeader,
-    BaseIdentity,
-    Count,
-    RelativeError,
-    Sha256,
-    Strict,
-    TaskName,
-)
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, Strict
 from flexswitch.codecs.format.shared_vector import check_shared, join
 
 ZOO_FILE = "zoo.json"
@@ -59,38 +51,6 @@ class TaskRecord(Strict):
     method: str
     parameters: Count
     relative_error: RelativeError | None = None
-
-
-class RoutingAccuracy(Strict):
-    """Percentage of exemplars whose neighbours vote for their own task.
-
-    *_loo: each exemplar left out from the search; the metric is learned from all, which makes it optimistic.
-    *_held_out: a fifth held out from learning and search.
-    """
-
-    euclidean_loo: float
-    euclidean_held_out: float
-    learned_loo: float
-    learned_held_out: float
-
-
-class IndexRecord(Strict):
-    """The file of the query index, and its settings.
-
-    rank: number of columns of the points with a learned metric. accuracy: present if a metric was tried.
-    """
-
-    file: str
-    size: Count
-    sha256: Sha256
-    features: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    normalise: Literal["none", "centred", "standardised"] = "none"
-    metric: Literal["euclidean", "learned"] = "euclidean"
-    rank: Annotated[int, Field(ge=1)] | None = None
-    accuracy: RoutingAccuracy | None = None
-    per_task: Annotated[int, Field(ge=1)]
-    seed: int
 
 
 class ZooRecord(Strict):

@@ -19,7 +19,7 @@ from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.atomic import atomic_directory, flush, named_errors
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.codecs.format.records import TASK_NAME
+from flexswitch.codecs.format.fields import TASK_NAME
 from flexswitch.codecs.format.working_folder import insist, remove_abandoned, working_folder
 from flexswitch.codecs.format.zoo import (
     ZOO_FILE,

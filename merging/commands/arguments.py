@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flexswitch.codecs.errors import InputError, UsageError, check_choice
 from flexswitch.codecs.format.atomic import check_output
-from flexswitch.codecs.format.records import check_task_name
+from flexswitch.codecs.format.fields import check_task_name
 from flexswitch.merging.checkpoints.pairing import Resize, Selection
 from flexswitch.merging.methods.settings import parse_overrides
 from flexswitch.merging.task_vectors.task_name import task_name

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from flexswitch.codecs.format.zoo import IndexRecord, open_zoo
+from flexswitch.codecs.format.index_record import IndexRecord
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.format.zoo_writer import Wait
 from flexswitch.merging.commands.arguments import Access, Changed, Input, NotNegative, Positive, checked
 from flexswitch.merging.commands.reporter import SILENT, Reporter

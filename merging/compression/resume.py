@@ -14,10 +14,8 @@ from pydantic import Field, FiniteFloat, ValidationError
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.exact_forms import PackedExact
+from flexswitch.codecs.format.fields import Blake3, Count, Crc32
 from flexswitch.codecs.format.records import (
-    Blake3,
-    Count,
-    Crc32,
     ExactRecord,
     MethodRecord,
     ModelRecord,

@@ -69,6 +69,10 @@ class TrainingData:
     held_out: Targets | None
     digest: str
 
+    def load(self, base: Checkpoint, vector: TaskVector) -> None:
+        """Loads the weights of base plus task vector, and its own tensors, into the model."""
+        _load(self.objective, self.model, base, vector, 1.0)
+
     def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
         """Returns the loss of each shard of a batch, weighted so that they sum to the batch's mean loss."""
         ordered = list(self.training_set.examples.by_length(np.asarray(sorted(rows), np.int64)))

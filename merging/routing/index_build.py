@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, Zoo
+from flexswitch.codecs.format.index_record import IndexRecord, RoutingAccuracy
+from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.merging.models.examples import Examples, read_exemplars
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_auto, layers_spec, parse_feature_spec

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.zoo import IndexRecord, Zoo, open_zoo
+from flexswitch.codecs.format.index_record import IndexRecord
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
 from flexswitch.codecs.format.zoo_writer import NO_LIMIT, Wait, ZooWriter, zoo_writer
 from flexswitch.merging.models.examples import ignored_files
 from flexswitch.merging.models.feature_spec import FROM_FILE, is_file

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.format.zoo import RoutingAccuracy
+from flexswitch.codecs.format.index_record import RoutingAccuracy
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import one_torch_thread
 from flexswitch.merging.routing.cross_validation import FOLDS, cross_validate, leave_one_out

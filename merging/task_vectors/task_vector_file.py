@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.format.documents import parse_document
+from flexswitch.codecs.format.fields import Count, Crc32, TaskName
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     METADATA_KEY,
     BaseIdentity,
-    Count,
-    Crc32,
     ModelRecord,
     RawTensor,
     Strict,
-    TaskName,
     crc32,
 )
 from flexswitch.codecs.format.safetensors_file import (

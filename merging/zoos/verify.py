@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.index_record import IndexRecord
 from flexswitch.codecs.format.records import BaseIdentity
-from flexswitch.codecs.format.zoo import ZOO_FILE, IndexRecord, StoredFile, Zoo, check_record, read_zoo
+from flexswitch.codecs.format.zoo import ZOO_FILE, StoredFile, Zoo, check_record, read_zoo
 from flexswitch.merging.routing.query_set import index_record, read_query_set
 from flexswitch.merging.task_vectors.task_name import SUFFIX
 

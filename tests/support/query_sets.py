@@ -6,16 +6,10 @@ from pathlib import Path
 import numpy as np
 from support.zoo_files import index_file, writer_of
 
+from flexswitch.codecs.format.index_record import IndexRecord
 from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, BaseIdentity, crc32
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
-from flexswitch.codecs.format.zoo import (
-    INDEX_STEM,
-    IndexRecord,
-    Zoo,
-    ZooRecord,
-    content_name,
-    file_sha256,
-)
+from flexswitch.codecs.format.zoo import INDEX_STEM, Zoo, ZooRecord, content_name, file_sha256
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader, write_query_set
 
 TASKS = ["birds", "cities", "tools"]

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from flexswitch.codecs.format.zoo import IndexRecord, ZooRecord, open_zoo
+from flexswitch.codecs.format.index_record import IndexRecord
+from flexswitch.codecs.format.zoo import ZooRecord, open_zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.merging.routing.query_set import QuerySet, write_query_set
 

@@ -23,6 +23,7 @@ from support.sparse_tensors import BASE, header, write_artifact
 
 import flexswitch.codecs.format.container
 from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.index_record import IndexRecord, RoutingAccuracy
 from flexswitch.codecs.format.records import (
     METADATA_KEY,
     ArtifactDocument,
@@ -42,7 +43,7 @@ from flexswitch.codecs.format.records import (
     TrainingRecord,
     crc32,
 )
-from flexswitch.codecs.format.zoo import IndexRecord, RoutingAccuracy, TaskRecord, ZooRecord
+from flexswitch.codecs.format.zoo import TaskRecord, ZooRecord
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.merging.routing.query_set import QuerySetHeader
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorHeader

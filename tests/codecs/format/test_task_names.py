@@ -9,7 +9,7 @@ from support.commands import Runner
 
 import flexswitch
 from flexswitch.codecs.errors import UsageError
-from flexswitch.codecs.format.records import check_task_name
+from flexswitch.codecs.format.fields import check_task_name
 
 FORM = "expected letters, digits, '.', '_' and '-', a letter or digit first"
 RESERVED = "is reserved on Windows, where no file can be named after it"

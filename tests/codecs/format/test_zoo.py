@@ -14,16 +14,9 @@ from support.zoo_files import index_file, task_file, write_zoo, writer_of
 
 from flexswitch.codecs.errors import ArtifactError, FlexswitchError, InputError
 from flexswitch.codecs.format.container import open_artifact
+from flexswitch.codecs.format.index_record import IndexRecord
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor
-from flexswitch.codecs.format.zoo import (
-    IndexRecord,
-    TaskRecord,
-    Zoo,
-    ZooRecord,
-    content_name,
-    file_sha256,
-    open_zoo,
-)
+from flexswitch.codecs.format.zoo import TaskRecord, Zoo, ZooRecord, content_name, file_sha256, open_zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter, pack_task
 from flexswitch.codecs.registry import stored_codec
 from flexswitch.codecs.sparse import SparseTensor

@@ -43,16 +43,16 @@ LOSSY: list[tuple[str, dict[str, Any]]] = [
     ("t-switch", {"drop": 0.0}),
     ("p-discard", {"drop": 0.7}),
     ("bin-discard", {"by": "random", "drop": 0.5}),
-    ("dare", {"drop": 0.5}),
-    ("dare", {"drop": 0.5, "bits": 16}),
+    ("dare", {"drop": 0.6}),
+    ("dare", {"drop": 0.6, "bits": 16}),
     ("tvq", {"bits": 3}),
     ("bitdelta", {}),
     ("compeft", {"density": 0.1}),
-    ("flexswitch", {"target_size": "1500"}),
-    ("flexswitch", {"target_size": "0.8bpp", "densities": "allocated"}),
+    ("flexswitch", {"target_size": "2500"}),
+    ("flexswitch", {"target_size": "1200", "densities": "allocated"}),
 ]
 # float64 sums in another order, and four digits
-CLOSE = 2e-4
+CLOSE = 6e-4
 
 
 def plain_error(pair: Any, artifact: Any) -> tuple[float, dict[str, float]]:
@@ -101,7 +101,7 @@ def test_a_model_that_did_not_change_has_no_error(tmp_path: Path) -> None:
 
 @laws.settings(100)
 @given(
-    values=arrays(np.float32, st.integers(1, 70), elements=st.floats(-1e30, 1e30, width=32)),
+    values=arrays(np.float32, st.integers(1, 70), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     method=st.sampled_from(["t-switch", "p-discard", "tvq", "bin-discard"]),
     block=st.sampled_from([8, 24, 1 << 20]),
 )
@@ -133,18 +133,18 @@ def test_compress_inspect_and_a_zoo_show_it(tmp_path: Path, flexswitch: Runner) 
     file_pair(tmp_path, STATE, TUNED)
     made = tmp_path / "t.fsw"
     inputs = ("compress", tmp_path / "finetuned.safetensors", "--base", tmp_path / "base.safetensors")
-    shown = flexswitch(*inputs, "-o", made).stdout
-    document = json.loads(flexswitch("inspect", made, "--json").stdout)
+    shown = flexswitch(*inputs, "-o", made).out
+    document = json.loads(flexswitch("inspect", made, "--json").out)
     relative, worst = document["error"]["relative"], document["error"]["worst"]
     assert len(worst) == 3
     line = f"relative error {relative:g} of all tensors; worst: "
     line += ", ".join(f"{name} {found:g}" for name, found in worst.items())
     assert line in shown.splitlines()
-    assert line in flexswitch("inspect", made).stdout.splitlines()
-    again = json.loads(flexswitch(*inputs, "-o", made, "--overwrite", "--json").stdout)
+    assert line in flexswitch("inspect", made).out.splitlines()
+    again = json.loads(flexswitch(*inputs, "-o", made, "--overwrite", "--json").out)
     assert (again["relative_error"], again["worst_tensors"]) == (relative, worst)
     zoo = tmp_path / "zoo"
     flexswitch("pack", made, "-o", zoo)
-    heading, row = flexswitch("inspect", zoo).stdout.splitlines()[1:3]
+    heading, row = flexswitch("inspect", zoo).out.splitlines()[1:3]
     assert heading.endswith("relative error")
     assert row.split()[-1] == f"{relative:g}"

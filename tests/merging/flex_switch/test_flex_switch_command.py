@@ -24,7 +24,7 @@ def test_a_text_classifier_is_compressed_to_the_size_asked_for(compress: Compres
     assert (header.training.exemplars, header.training.held_out) == (12, 8)
     assert header.training.after.divergence < header.training.before.divergence
     assert header.training.curve[-1][0] == 6
-    first, second = outcome.out.splitlines()
+    first, second, third = outcome.out.splitlines()
     assert first.startswith(f"{compress.output}: task 'birds' by flexswitch, kept ")
     numbers = re.fullmatch(
         r"learned from 12 exemplars: divergence from the fine-tuned model (\S+) → (\S+), the same answer to "
@@ -34,6 +34,8 @@ def test_a_text_classifier_is_compressed_to_the_size_asked_for(compress: Compres
     assert numbers is not None
     assert float(numbers[1]) == header.training.before.divergence
     assert float(numbers[2]) == header.training.after.divergence
+    assert header.error is not None
+    assert third.startswith(f"relative error {header.error.relative:g} of all tensors; worst: ")
     assert compress.left() == ["birds.fsw"]
 
 
@@ -115,7 +117,7 @@ def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
     compress: Compress, flexswitch: Runner
 ) -> None:
     outcome = compress("--set", "objective=none")
-    assert (outcome.status, len(outcome.out.splitlines())) == (0, 1)
+    assert (outcome.status, len(outcome.out.splitlines())) == (0, 2)
     assert open_artifact(compress.output).header.training is None
 
 

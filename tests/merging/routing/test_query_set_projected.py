@@ -10,7 +10,7 @@ from support.tiny_models import contents
 from support.zoo_files import index_file, writer_of
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.format.zoo import RoutingAccuracy
+from flexswitch.codecs.format.index_record import RoutingAccuracy
 from flexswitch.merging.routing.projection import Projection
 from flexswitch.merging.routing.query_set import (
     QuerySet,

@@ -22,9 +22,10 @@ from support.zoo_files import index_file, task_file, write_index, write_zoo
 
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.index_record import RoutingAccuracy
 from flexswitch.codecs.format.records import crc32
 from flexswitch.codecs.format.safetensors_file import read_header
-from flexswitch.codecs.format.zoo import RoutingAccuracy, open_zoo
+from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.routing.query_set import QuerySet, QuerySetHeader
