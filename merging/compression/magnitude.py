@@ -85,8 +85,12 @@ def kept_blocks(read: Callable[[], Iterable[FloatArray]], drop: float) -> Iterat
 
 def dropped_square(block: FloatArray, mask: Bytes) -> float:
     """Returns Σ τ² of the entries of a block that a packed mask does not mark, in float64."""
-    marked = np.unpackbits(mask, count=len(block), bitorder="little").view(np.bool_)
-    return square_sum(np.where(marked, np.float32(0), block))
+    if few(len(block)):
+        marked = np.unpackbits(mask, count=len(block), bitorder="little").view(np.bool_)
+        return square_sum(block[~marked])
+    sums = np.zeros(8, np.float64)
+    _add_dropped(block, mask, sums)
+    return math.fsum(sums.tolist())
 
 
 def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> NDArray[np.bool_]:
@@ -97,6 +101,18 @@ def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> ND
 def _smallest_of(upper: int) -> float:
     """Returns the least positive float32 whose pattern's upper half is `upper`; zero has no entry."""
     return float(np.uint32(max(upper << 16, 1)).view(np.float32))
+
+
+@compiled
+def _add_dropped(block: FloatArray, mask: Bytes, sums: NDArray[np.float64]) -> None:
+    for index in range(block.size // 8):
+        byte = mask[index]
+        for place in range(8):
+            value = np.float64(block[8 * index + place])
+            sums[place] += 0.0 if (byte >> place) & 1 else value * value
+    for index in range(block.size // 8 * 8, block.size):
+        value = np.float64(block[index])
+        sums[index & 7] += 0.0 if (mask[index >> 3] >> (index & 7)) & 1 else value * value
 
 
 @compiled
