@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flexswitch.cli.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Wider than any table: fitted to a narrow terminal, figures would be cut off.
 _WIDTH = 1000
@@ -72,11 +74,13 @@ class Console:
             yield stepped
 
     @contextmanager
-    def _bars(self) -> Iterator[Progress | None]:
+    def _bars(self) -> Iterator["Progress | None"]:
         """Yields the bars of a terminal, or None without one; a bar inside another is drawn below it."""
         if self.quiet or not sys.stderr.isatty() or self._live is not None:
             yield self._live
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[item]}", style="dim", markup=False),

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.working_folder import remove_abandoned
 from flexswitch.merging.commands.reporter import Reporter
@@ -59,6 +57,8 @@ def execute(task: Task, reporter: Reporter, digests: Digests) -> Done:
 
     Two processes never run the same step at once, and the second finds it done.
     """
+    from filelock import FileLock
+
     place = step_file(task.step, task.lock)
     for output in task.step.outputs:
         Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from flexswitch.codecs.errors import ExitStatus, ExpectationError, FlexswitchError, InputError
 from flexswitch.recipes.engine import Engine
 from flexswitch.recipes.execute import Task
@@ -77,6 +75,8 @@ def failure_of(prepared: Prepared, outcome: Outcome) -> FlexswitchError | None:
 @contextmanager
 def alone(recipe: Path, share: tuple[int, int] | None) -> Iterator[None]:
     """Keeps other runs of the recipe away. Raises: InputError where one is going on."""
+    from filelock import FileLock, Timeout
+
     name = "running" if share is None else f"running-{share[0]}-of-{share[1]}"
     folder = log_folder(lock_file(recipe))
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):

@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from flexswitch.codecs.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _LOCK = ".lock"
 _OLD = ".old"
@@ -102,8 +104,10 @@ def _clear(folder: Path, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(folder: Path) -> FileLock | None:
+def _locked(folder: Path) -> "FileLock | None":
     """Returns the lock of a working folder, None if a process has it. Raises: OSError."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -112,7 +116,7 @@ def _locked(folder: Path) -> FileLock | None:
     return lock
 
 
-def _release(lock: FileLock, folder: Path) -> None:
+def _release(lock: "FileLock", folder: Path) -> None:
     """Releases the lock of a working folder that has been cleared."""
     lock.release()
     with suppress(OSError):  # Windows keeps the folder for as long as the lock's file is open

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.atomic import atomic_directory, flush, named_errors
@@ -162,6 +160,8 @@ def _check_parts(path: Path) -> None:
 @contextmanager
 def _locked(path: Path, wait: Wait) -> Iterator[None]:
     """Holds the lock of a zoo's writers. Raises: InputError."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path / LOCK_FILE)
     try:
         try:
