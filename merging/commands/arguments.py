@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -141,9 +142,14 @@ def check_suffix(output: Path, suffix: str) -> None:
 
 
 def check_picture(option: str, path: Path, overwrite: bool) -> None:
-    """Raises: UsageError where a picture is asked for in a format that is not written; InputError."""
+    """Raises: UsageError where a picture is asked for in a format that is not written; InputError.
+
+    What comes before the drawing may take hours, so matplotlib is looked for here already.
+    """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{option} {path}: expected a file name that ends in .png, the one format drawn")
+    if find_spec("matplotlib") is None:
+        raise InputError(f"{path}: drawing needs matplotlib; pip install 'flexswitch[eval]'")
     check_output(path, overwrite)
 
 

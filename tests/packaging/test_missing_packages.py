@@ -28,7 +28,7 @@ CASES = [
     ("sklearn", f"eval zoo {' '.join(BASE)} --data data", f"measuring needs scikit-learn; {EVAL}"),
     (
         "matplotlib",
-        f"eval zoo {' '.join(BASE)} --data data --plot a.png",
+        f"eval zoo {' '.join(BASE)} --data nothing --plot a.png",
         f"a.png: drawing needs matplotlib; {EVAL}",
     ),
     ("matplotlib", "index indexed --report a.png", f"a.png: drawing needs matplotlib; {EVAL}"),
