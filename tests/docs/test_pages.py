@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,12 +153,26 @@ def test_pages_use_public_names_only_where_they_do_not_say_otherwise() -> None:
         assert set(re.findall(r"\bflexswitch\.(\w+)", code)) <= set(package.__all__), page
 
 
-def test_every_public_name_has_a_docstring_and_so_have_the_members_of_classes() -> None:
-    found = importlib.util.spec_from_file_location("site_reference", ROOT / "docs" / "site_reference.py")
+def test_the_picture_of_sizes_is_drawn_from_the_tables_of_the_page() -> None:
+    curve = loaded(ROOT / "benchmarks" / "flex_switch" / "curve.py")
+    individual, methods = curve.read_curve((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"))
+    assert 0 < individual < 100
+    assert {"flexswitch", "t-switch", "dare", "compeft"} < set(methods)
+    assert "FlexSwitch" in (ROOT / "docs" / "flexswitch.svg").read_text(encoding="utf-8")
+
+
+def loaded(path: Path) -> Any:
+    """Returns a module of the repository that is in no package."""
+    found = importlib.util.spec_from_file_location(path.stem, path)
     assert found is not None
     assert found.loader is not None
-    reference = importlib.util.module_from_spec(found)
-    found.loader.exec_module(reference)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_docstring_and_so_have_the_members_of_classes() -> None:
+    reference = loaded(ROOT / "docs" / "site_reference.py")
     assert list(reference.undocumented()) == []
     assert "## merge" in reference.commands_page()
     assert "| `drop` |" in reference.settings_page()
