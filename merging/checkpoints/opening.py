@@ -23,6 +23,7 @@ from flexswitch.merging.checkpoints.torch_checkpoint import TorchCheckpoint
 from flexswitch.merging.checkpoints.wrappers import unwrapped
 
 ADAPTER_CONFIG = "adapter_config.json"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_NAME = 250  # letters; file systems allow 255 bytes
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar", ".ckpt")
 # In the order in which transformers looks for them.
@@ -108,6 +109,8 @@ def _open_any(source: str | Path | Location, key: str | None) -> Checkpoint:
 
 def _open_files(source: str, files: list[Path], directory: Path | None, key: str | None = None) -> Checkpoint:
     opened: SafetensorsCheckpoint | TorchCheckpoint
+    for file in files:
+        _refuse_pointer(file)
     if files[0].suffix == ".safetensors":
         if key is not None:
             raise InputError(
@@ -128,6 +131,13 @@ def _open_files(source: str, files: list[Path], directory: Path | None, key: str
         }
         opened.tensors = {name: info for name, info in opened.tensors.items() if name not in repeated}
     return opened
+
+
+def _refuse_pointer(file: Path) -> None:
+    """Raises: InputError if a file is what Git has of a large file that was not downloaded."""
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{file}: is a pointer of Git LFS, and not the weights; get them: git lfs pull")
 
 
 def _has_weights(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Restores one task's model, or merges several tasks into one, as a complete model directory."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -151,7 +152,10 @@ def merge(
     check_inputs_stay(output, (base, *sources, exemplars, data))
     check_output(output, overwrite)
     checkpoint = open_base(base)
-    vectors = open_sources([str(source) for source in sources], checkpoint, chosen_tensors, task)
+    opened = chosen_tensors
+    if method is not None and on_resize == "refuse":  # below, with what a merge can do instead
+        opened = replace(chosen_tensors, on_resize="extra")
+    vectors = open_sources([str(source) for source in sources], checkpoint, opened, task)
     as_dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     for note in checkpoint.notes:
         reporter.note(note)

@@ -51,6 +51,15 @@ def test_a_layout_that_is_not_read_is_named(tmp_path: Path, layout: str) -> None
     assert refusal(tmp_path) == f"; {expected}"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_is_no_damaged_file(tmp_path: Path, name: str) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 90868376\n"
+    (tmp_path / name).write_text(pointer)
+    assert message(InputError, lambda: open_checkpoint(tmp_path)) == (
+        f"{tmp_path / name}: is a pointer of Git LFS, and not the weights; get them: git lfs pull"
+    )
+
+
 def test_nothing_is_said_of_other_directories(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("model")
     assert refusal(tmp_path) == ""

@@ -103,6 +103,8 @@ def test_a_tensor_of_another_shape_is_refused_with_ways_out(resized: None) -> No
 
 def test_a_resized_checkpoint_is_restored_whole_or_merged_by_rows(resized: None) -> None:
     assert "--on-resize" in message(InputError, lambda: merge("grown.safetensors", task="grown"))
+    refused = message(InputError, lambda: merge("grown.safetensors", method="average"))
+    assert "take the overlapping rows with --on-resize rows, or keep the base's with --exclude" in refused
     whole = merge("grown.safetensors", task="grown", on_resize="extra")
     assert np.array_equal(whole["embed.weight"], load_file("grown.safetensors")["embed.weight"])
     assert "has the shape [43, 16]" in message(
