@@ -1,11 +1,13 @@
 """`--version` names what a report of a bug needs, and imports none of it."""
 
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+import yaml
 from support.commands import Runner
 from support.imports import ROOT
 
@@ -68,3 +70,12 @@ def test_the_papers_of_the_project_name_the_same_version(flexswitch: Runner) -> 
     report = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug_report.yml").read_text(encoding="utf-8")
     assert "flexswitch --version" in report
     assert flexswitch("--version").status == 0
+
+
+def test_the_hooks_before_a_commit_are_those_of_make_lint() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0][
+        "hooks"
+    ]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lint = re.findall(r"^\t\$\(BIN\)/(ruff .*) \.$", makefile, re.MULTILINE)
+    assert [hook["entry"].removesuffix(" --force-exclude") for hook in hooks] == lint
