@@ -1,9 +1,10 @@
 """Scores static merges, shared vectors, T-Switch, FlexSwitch and routed zoos by the bytes that a task takes.
 
-    python benchmarks/text8/equal_bytes.py --data DIR [--cache DIR] [--tasks ag_news,cola] [--limit 500]
+    python benchmarks/text8/equal_bytes.py --data DIR --write text8
+    python benchmarks/text8/equal_bytes.py --data build/digits/data --cache build/digits --write digits
 
-Takes the models of benchmarks/text8/run.py, and its DIR. Of all eight tasks, without a limit, it writes
-docs/benchmarks.md, else it only prints the table. Finished steps are kept in `--cache` and not repeated.
+Takes the models of benchmarks/text8/run.py and its DIR, or those of examples/digits/train.py. `--write NAME`
+puts the table and its chart into the docs. Finished steps are kept in `--cache` and not repeated.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -34,8 +37,10 @@ STATIC = (
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 VALIDATION = 150  # last training texts of a task, by which its mask of TALL is chosen
 T_SWITCH = 0.9  # the drop rate of the zoo that is routed
-EIGHT = 8
-CHART = DOCUMENT.with_name("equal-bytes.svg")
+COMMANDS = {
+    "text8": "--data DIR --write text8",
+    "digits": "--data build/digits/data --cache build/digits --write digits",
+}
 
 Found = dict[str, Any]
 
@@ -107,8 +112,7 @@ class Bench:
         folder = self.work / "validation"
         folder.mkdir(exist_ok=True)
         for task in self.tasks:
-            lines = gzip.decompress((self.data / f"{task}.train.jsonl.gz").read_bytes()).splitlines(True)
-            (folder / f"{task}.test.jsonl").write_bytes(b"".join(lines[-VALIDATION:]))
+            write_last(self.data, task, folder)
         return open_evaluation(Request(self.t_switch(T_SWITCH), self.base, folder, methods=()))
 
     def kept(self, key: str, find: Callable[[], Found]) -> Found:
@@ -160,6 +164,18 @@ class Bench:
         return [f"{task}:mask_lambda={factor}" for task, factor in best.items()]
 
 
+def write_last(data: Path, task: str, folder: Path) -> None:
+    """Writes a task's last training examples as its test examples."""
+    texts, pictures = data / f"{task}.train.jsonl.gz", data / f"{task}.train.npz"
+    if texts.exists():
+        lines = gzip.decompress(texts.read_bytes()).splitlines(True)
+        (folder / f"{task}.test.jsonl").write_bytes(b"".join(lines[-VALIDATION:]))
+    else:
+        with np.load(pictures) as arrays:
+            last = {name: arrays[name][-VALIDATION:] for name in arrays.files}
+        np.savez(folder / f"{task}.test.npz", **last)
+
+
 def accuracy(evaluation: Evaluation, zoo: Zoo) -> dict[str, float]:
     """Returns the accuracy of each task as a zoo stores it."""
     models = evaluation.task_models
@@ -194,7 +210,7 @@ def rows(bench: Bench, static: Sequence[str], sizes: Sequence[str]) -> Iterator[
         yield bench.routed("alone", f"flexswitch, {size}", zoo)
 
 
-def report(found: Sequence[Row], bench: Bench) -> str:
+def report(found: Sequence[Row], bench: Bench, name: str) -> str:
     """Returns the section for docs/benchmarks.md."""
     individual = next(row for row in found if row.name == "individual")
     body = [
@@ -210,20 +226,25 @@ def report(found: Sequence[Row], bench: Bench) -> str:
         for row in found
     ]
     header = ["stored", "method", "average", "of individual, %", "kB a task", "of float32, %", "time"]
-    texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test texts"
-    return f"""## By the bytes of a task: static, shared, alone, routed
+    texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test examples"
+    return f"""## By the bytes of a task, {name}: static, shared, alone, routed
 
-    python benchmarks/text8/equal_bytes.py --data DIR
+    python benchmarks/text8/equal_bytes.py {COMMANDS.get(name, "--data DIR --cache DIR")}
 
 The models of {", ".join(bench.tasks)}, accuracy in %, {texts}. Bytes are whole files, heads
 included, and a task's share of the vector that all share and of the index. The more tasks share a vector, the
 less of it each of them pays. TALL's `mask_lambda` is the best of each task on its last {VALIDATION} training
-texts. Routed rows score one mixed stream; time is that of a sample over one forward pass of the base, and
+examples. Routed rows score one mixed stream; time is that of a sample over one forward pass of the base, and
 without a figure where one model has fixed weights. Measured on {machine()}.
 
 {table(header, body)}
 
-![accuracy against bytes a task]({CHART.name})"""
+![accuracy against bytes a task, {name}]({chart(name).name})"""
+
+
+def chart(name: str) -> Path:
+    """Returns where the chart of a suite is."""
+    return DOCUMENT.with_name(f"equal-bytes-{name}.svg")
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
@@ -259,19 +280,19 @@ def main() -> None:
     parser.add_argument("--tasks", help="names of tasks, with commas [default: all of the data]")
     parser.add_argument("--static", default=STATIC, help="static merges [default: %(default)s]")
     parser.add_argument("--sizes", default="0.2%,1%", help="of FlexSwitch [default: 0.2%%,1%%]")
-    parser.add_argument("--limit", type=int, help="test texts of a task [default: all]")
+    parser.add_argument("--limit", type=int, help="test examples of a task [default: all]")
+    parser.add_argument("--write", metavar="NAME", help="write the section and the chart of this suite")
     options = parser.parse_args()
-    suffix = ".train.jsonl.gz"
-    every = sorted(path.name.removesuffix(suffix) for path in options.data.glob(f"*{suffix}"))
+    every = sorted({path.name.partition(".")[0] for path in options.data.glob("*.train.*")})
     tasks = options.tasks.split(",") if options.tasks else every
     bench = Bench(options.cache, options.data, tasks, options.limit)
     static, sizes = (list(filter(None, each.split(","))) for each in (options.static, options.sizes))
     found = list(rows(bench, static, sizes))
-    section = report(found, bench)
+    section = report(found, bench, options.write or "a part")
     print(section)
-    if len(tasks) == EIGHT and options.limit is None:
-        write_section("equal-bytes", section)
-        draw(found, CHART)
+    if options.write:
+        write_section(f"equal-bytes-{options.write}", section)
+        draw(found, chart(options.write))
 
 
 if __name__ == "__main__":
