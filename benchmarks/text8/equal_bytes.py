@@ -226,16 +226,21 @@ def report(found: Sequence[Row], bench: Bench, name: str) -> str:
         for row in found
     ]
     header = ["stored", "method", "average", "of individual, %", "kB a task", "of float32, %", "time"]
-    texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test examples"
+    texts = "whole test files" if bench.limit is None else f"the first {bench.limit} test examples of each"
+    command = COMMANDS.get(name, "--data DIR --cache DIR")
+    command += "" if bench.limit is None else f" --limit {bench.limit}"
+    command += "" if any(row.name.startswith("flexswitch") for row in found) else ' --sizes ""'
     return f"""## By the bytes of a task, {name}: static, shared, alone, routed
 
-    python benchmarks/text8/equal_bytes.py {COMMANDS.get(name, "--data DIR --cache DIR")}
+    python benchmarks/text8/equal_bytes.py {command}
 
-The models of {", ".join(bench.tasks)}, accuracy in %, {texts}. Bytes are whole files, heads
-included, and a task's share of the vector that all share and of the index. The more tasks share a vector, the
-less of it each of them pays. TALL's `mask_lambda` is the best of each task on its last {VALIDATION} training
-examples. Routed rows score one mixed stream; time is that of a sample over one forward pass of the base, and
-without a figure where one model has fixed weights. Measured on {machine()}.
+The models of {", ".join(bench.tasks)};
+accuracy in %, {texts}. Bytes are whole files, heads included, and a task's share of the
+vector that all share and of the index. The more tasks share a vector, the less of it each of them pays; a
+static merge takes the place of the base and stores heads alone. TALL's `mask_lambda` is the best of each
+task on its last {VALIDATION} training examples. Routed rows score one mixed stream; time is that of a sample
+over one forward pass of the base, and without a figure where one model has fixed weights.
+Measured on {machine()}.
 
 {table(header, body)}
 
