@@ -74,6 +74,7 @@ def with_defaults(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> dict
         return dict(finetuned)
     defaults = {key: list(each) if isinstance(each, tuple) else each for key, each in _defaults(kind).items()}
     defaults["rope_scaling"] = None  # an older name of a part of rope_parameters, which it would overrule
+    lacking -= {kind.attribute_map.get(key) for key in finetuned}  # it has these by another name
     found = {key: defaults[key] for key in sorted(lacking & defaults.keys())}
     return {**finetuned, **{key: value for key, value in found.items() if isinstance(value, _PLAIN)}}
 

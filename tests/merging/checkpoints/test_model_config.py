@@ -42,6 +42,12 @@ def test_what_a_config_lacks_is_its_class_s_default(kind: type, monkeypatch: pyt
     assert written_changes(base, {"act": "tanh", "own": 2, "others": 3}) == {"act": "tanh"}
 
 
+def test_an_entry_under_another_name_is_not_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Now, "attribute_map", {"words": "vocab_size"})
+    monkeypatch.setattr(model_config, "_installed_class", lambda model_type: Now)
+    assert with_defaults({"vocab_size": 8}, {"words": 9}) == {"words": 9}
+
+
 def test_without_a_known_class_nothing_is_added() -> None:
     assert with_defaults({"model_type": "none", "act": "relu"}, {"model_type": "none"}) == {
         "model_type": "none"
