@@ -93,6 +93,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     from flexswitch.cli.quality_report import error_line, training_table
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.tensor_names import is_side_file
+    from flexswitch.merging.compression.quality_warning import quality_warning
 
     artifact = open_artifact(path)
     header, stored = artifact.header, path.stat().st_size
@@ -142,6 +143,8 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     closing: list[Table | str] = [totals]
     if header.error is not None:
         closing.append(error_line(header.error))
+    if warning := quality_warning(header):
+        closing.append(warning)
     if header.training is not None:
         closing.append(training_table(header, header.training))
     return document, head, rows, *closing

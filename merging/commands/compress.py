@@ -108,6 +108,7 @@ def compress(
     """
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Training
+    from flexswitch.merging.compression.quality_warning import quality_warning
 
     output = Path(output)
     method, chosen, options, trains, task, own = _check(
@@ -132,7 +133,10 @@ def compress(
         )  # fmt: skip
     if file is not None:
         file.remove()
-    return open_artifact(output)
+    artifact = open_artifact(output)
+    if warning := quality_warning(artifact.header):
+        reporter.note(warning)
+    return artifact
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from support import laws
 from support.checkpoints import State, compressed, file_pair, memory_pair, use_small_blocks
 from support.commands import Runner
 from support.deltas import Floats, delta, dense, normal
+from support.sparse_tensors import header
 
-from flexswitch.codecs.format.records import ErrorRecord
+from flexswitch.codecs.format.records import ErrorRecord, MethodRecord, QualityRecord, TrainingRecord
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.delta import Squares
+from flexswitch.merging.compression.quality_warning import quality_warning
 from flexswitch.merging.compression.relative_error import error_record, squares_of
 from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
@@ -148,3 +150,46 @@ def test_compress_inspect_and_a_zoo_show_it(tmp_path: Path, flexswitch: Runner) 
     heading, row = flexswitch("inspect", zoo).out.splitlines()[1:3]
     assert heading.endswith("relative error")
     assert row.split()[-1] == f"{relative:g}"
+
+
+TRAINED = TrainingRecord(
+    exemplars=12,
+    exemplars_sha256="ef" * 32,
+    held_out=8,
+    before=QualityRecord(divergence=0.25, agreement=0.5),
+    after=QualityRecord(divergence=0.1, agreement=0.99, held_out_divergence=0.5, held_out_agreement=0.9),
+)
+WITHOUT_HELD_OUT = TRAINED.model_copy(
+    update={"held_out": 0, "after": QualityRecord(divergence=0.1, agreement=0.99)}
+)
+
+
+@pytest.mark.parametrize(
+    ("relative", "training", "objective", "expected"),
+    [
+        (0.5, None, "none", None),
+        (0.5001, None, "none", "the relative error 0.5001 is above 0.5"),
+        (None, None, "none", None),
+        (0.9, TRAINED, "kl", "on 8 held-out examples only 90.0% of the answers"),
+        (0.1, TRAINED, "kl", "on 8 held-out examples only 90.0% of the answers"),
+        (0.9, WITHOUT_HELD_OUT, "kl", None),
+        (0.9, WITHOUT_HELD_OUT, "mse", "the relative error 0.9 is above 0.5"),
+    ],
+)
+def test_a_warning_goes_by_measured_answers_and_else_by_the_error(
+    relative: float | None, training: TrainingRecord | None, objective: str, expected: str | None
+) -> None:
+    method = MethodRecord(name="flexswitch", settings={"objective": objective})
+    error = None if relative is None else ErrorRecord(relative=relative)
+    found = quality_warning(header(method=method, training=training, error=error))
+    assert found == expected or (found is not None and expected is not None and expected in found)
+
+
+def test_compress_and_inspect_warn_of_a_large_error_only(tmp_path: Path, flexswitch: Runner) -> None:
+    file_pair(tmp_path, STATE, TUNED)
+    inputs = ("compress", tmp_path / "finetuned.safetensors", "--base", tmp_path / "base.safetensors")
+    for drop, warned in (("0.5", False), ("0.99", True)):
+        made = tmp_path / f"{drop}.fsw"
+        outcome = flexswitch(*inputs, "-o", made, "--method", "p-discard", "--set", f"drop={drop}")
+        assert (outcome.status, "warning: the relative error" in outcome.err) == (0, warned)
+        assert ("warning: the relative error" in flexswitch("inspect", made).out) == warned
