@@ -118,6 +118,8 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
         few, many = (int(np.sum(kept[side] < ENOUGH)) for side in (under, ~under))
         least = f"{kept[under].min():.1%}" if under.any() else "–"
         print(f"{limit:14} | {few:3} of {under.sum():3} | {least} | {many:3} of {(~under).sum():3}")
+    if len(set(pairs)) < 2:
+        return
     off = left_out(errors, kept, pairs)
     for name in sorted({row["suite"] for row in rows}):
         own = off[[row["suite"] == name for row in rows]]

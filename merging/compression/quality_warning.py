@@ -30,7 +30,7 @@ def quality_warning(header: ArtifactHeader) -> str | None:
     if error is None or error.relative <= LARGEST_SAFE:
         return None
     return (
-        f"warning: the relative error {error.relative:g} is above {LARGEST_SAFE:g}, beyond which most "
-        f"models gave under {ENOUGH:.0%} of the fine-tuned model's answers; measure it with `flexswitch eval`, "
-        "keep more, or learn what to keep: --method flexswitch --base BASE --exemplars DIR"
+        f"warning: the relative error {error.relative:g} is above {LARGEST_SAFE:g}, beyond which most models "
+        f"gave under {ENOUGH:.0%} of the fine-tuned model's answers; measure it with `flexswitch eval`, keep "
+        "more, or learn what to keep: --method flexswitch --base BASE --exemplars DIR"
     )
