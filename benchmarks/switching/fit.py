@@ -83,33 +83,31 @@ def linear_seconds(tokens: int) -> float:
     )
 
 
-def merged_seconds(tokens: int, tasks: int = 1) -> float:
+def held_seconds(tokens: int, tasks: int = 1) -> float:
     """Returns the time of all shapes' products where tokens are gathered, and put back where they were.
 
     tasks: how many matrices of each shape take turns.
     """
     positions, total = torch.randperm(tokens), 0.0
     for shape in SHAPES:
-        x, out = torch.randn(tokens, shape[1]), torch.empty(tokens, shape[0])
+        x = torch.randn(tokens, shape[1])
         weights = [torch.randn(shape) for _ in range(tasks)]
 
-        def products(x: Tensor = x, weights: list[Tensor] = weights, out: Tensor = out) -> None:
+        def products(x: Tensor = x, weights: list[Tensor] = weights) -> None:
             for weight in weights:
                 found = torch.nn.functional.linear(x.index_select(0, positions), weight)
-                out.index_copy_(0, positions, found)
+                found.index_select(0, positions)
 
         total += seconds(products) / tasks
     return total
 
 
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
-    """Returns the time of a pass for one token, of another task in it, and of rewriting the weights."""
+    """Returns the time of another task in a pass for one token, and of making a task's own weights."""
     module = get_adapter(open_checkpoint(str(models / "base")), "hf-encoder").encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
     fused = SwitchedModel(module, opened, engine="fused")
-    # Two modules, rewritten each time, by all tasks' deltas
-    grouped = SwitchedModel(module, opened, engine="grouped", cache_bytes=200 << 20)
     one_hot, shared = torch.eye(len(opened)), torch.full((1, len(opened)), 0.5)
     turns = itertools.cycle(range(len(opened)))
     for number in range(len(opened)):
@@ -117,9 +115,8 @@ def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     with torch.inference_mode():
         one = seconds(lambda: fused(token, weights=one_hot[:1]))
         all_tasks = seconds(lambda: fused(token, weights=shared))
-        held = seconds(lambda: grouped(token, weights=one_hot[:1]))
-        rewritten = seconds(lambda: grouped(token, weights=one_hot[(turn := next(turns)) : turn + 1]))
-    return {"mixture": held, "task": (all_tasks - one) / (len(opened) - 1), "new_mixture": rewritten - held}
+        made = seconds(lambda: fused._loaded.held._weights(((next(turns), 1.0),)))
+    return {"task": (all_tasks - one) / (len(opened) - 1), "new_mixture": made}
 
 
 def main() -> None:
@@ -130,7 +127,6 @@ def main() -> None:
     torch.set_num_threads(1)  # sparse products are dealt out to threads by the layer, and here there is none
     weights = sum(rows * columns for rows, columns in SHAPES)
     one = linear_seconds(TOKENS) / (weights * TOKENS)  # seconds a weight and token
-    many, few = linear_seconds(TOKENS), linear_seconds(FEW)
     print(f"float32 product: {2e-9 / one:.0f} Gflop/s on one thread")
     thin, thick = (product_seconds("kept", TOKENS, density) / (one * TOKENS) for density in DENSITIES)
     kept = (thick - thin) / (weights * (DENSITIES[1] - DENSITIES[0]))
@@ -138,16 +134,14 @@ def main() -> None:
     print(f"csr_entry: {kept:.1f}\ncsr_side: {side:.0f}")
     for kind, name in (("code", "int8_entry"), ("value", "float32_entry")):
         print(f"{name}: {product_seconds(kind, TOKENS) / (one * weights * TOKENS):.2f}")
-    print(f"merged_entry: {merged_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
+    print(f"held_entry: {held_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
     slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
-    slope = (merged_seconds(TOKENS) - merged_seconds(FEW)) / (TOKENS - FEW)
-    print(f"merged_task: {max(0.0, merged_seconds(FEW, MANY) - slope * FEW) / (one * weights):.1f}")
-    slope = (many - few) / (TOKENS - FEW)
-    print(f"mixture: {max(0.0, few - slope * FEW) / (one * weights):.1f}")
+    slope = (held_seconds(TOKENS) - held_seconds(FEW)) / (TOKENS - FEW)
+    print(f"held_mixture: {max(0.0, held_seconds(FEW, MANY) - slope * FEW) / (one * weights):.1f}")
     calls = call_seconds(options.models, options.zoo)
     print(f"new_mixture: {calls['new_mixture'] / (one * MODEL_WEIGHTS):.0f}")
-    print(f"task_calls: {calls['task'] / one:.0e}\nmixture_calls: {calls['mixture'] / one:.0e}")
+    print(f"task_calls: {calls['task'] / one:.0e}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import local
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
 from flexswitch.merging.task_vectors.rounding import rounded
 
+Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture, which tell it from others
+Weights = Mapping[str, Tensor]  # tensor → θ + λ Σ w τ under one mixture, in the base's shape and dtype
+
 
 @dataclass(eq=False)
 class TaskRows:
     """One task's share in a batch.
 
     number: its column in the weights; deltas: tensor → delta matrix; rows: the rows with a weight other than
-    0, rising; factors: λ·w of each such row, float32; merged: tensor → θ + τ, for layers to use instead.
+    0, rising; factors: λ·w of each such row, float32.
     """
 
     number: int
@@ -34,15 +38,8 @@ class TaskRows:
     rows: Ids
     factors: FloatArray
     padding: Padding | None = None
-    merged: Mapping[str, Tensor] = field(default_factory=dict)
     _tokens: tuple[int, Ids, FloatArray] | None = None
     _within: dict[tuple[int, int, int], tuple[Ids, FloatArray]] = field(default_factory=dict)
-
-    def token_count(self, per_row: int) -> int:
-        """Returns the number of these rows' tokens, without padding; per_row: the tokens of a row."""
-        if self.padding is None or not self.padding.covers(per_row):
-            return len(self.rows) * per_row
-        return int(self.padding.mask[self.rows].sum())
 
     def tokens(self, per_row: int) -> tuple[Ids, FloatArray]:
         """Returns the positions of these rows' tokens, without padding, and each token's factor.
@@ -50,8 +47,18 @@ class TaskRows:
         Positions are those in the result of `BatchPlan.unpad`.
         """
         if self._tokens is None or self._tokens[0] != per_row:
-            self._tokens = per_row, *tokens_of(self.rows, self.factors, self.padding, per_row)
+            if self.padding is not None and self.padding.covers(per_row):
+                found = self.padding.positions(self.rows, self.factors)
+            else:
+                positions = (self.rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+                found = positions, np.repeat(self.factors, per_row)
+            self._tokens = per_row, *found
         return self._tokens[1:]
+
+    def within(self, chosen: NDArray[np.bool_]) -> "TaskRows":
+        """Returns the task's share in some of the rows; chosen: (row,) of the batch."""
+        own = chosen[self.rows]
+        return TaskRows(self.number, self.deltas, self.rows[own], self.factors[own], self.padding)
 
     def tokens_within(self, per_row: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
         """Returns those of `tokens` with positions from `start` to before `stop`; cached for all layers."""
@@ -63,14 +70,16 @@ class TaskRows:
         return self._within[key]
 
 
-def tokens_of(
-    rows: Ids, factors: FloatArray, padding: Padding | None, per_row: int
-) -> tuple[Ids, FloatArray]:
-    """Returns the positions of some rows' tokens, without padding, and each token's factor."""
-    if padding is not None and padding.covers(per_row):
-        return padding.positions(rows, factors)
-    positions = (rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
-    return positions, np.repeat(factors, per_row)
+class TokenOrder(NamedTuple):
+    """The tokens of a batch, those of equal weights together.
+
+    order, inverse: (token,), the tokens in that order and the way back, None where they are so already;
+    parts: the held mixture of each run of tokens, -1 for none, and where it starts and stops.
+    """
+
+    order: Tensor | None
+    inverse: Tensor | None
+    parts: list[tuple[int, int, int]]
 
 
 @dataclass(eq=False)
@@ -79,8 +88,8 @@ class BatchPlan:
 
     count: the number of rows; mixtures: (mixture, task) float32, the distinct rows of the weights times λ;
     mixture_of: (row,), the mixture of each row; heads: (row,), the number of the task whose head
-    and buffers it has, -1 for no task, or None for the module's own; token_groups: a cache of
-    merged_linear.py.
+    and buffers it has, -1 for no task, or None for the module's own; held: mixture → its weights, by which
+    layers multiply instead of the base's and the deltas.
     """
 
     count: int
@@ -89,13 +98,57 @@ class BatchPlan:
     mixture_of: Ids
     heads: Ids | None = None
     padding: Padding | None = None
-    token_groups: dict[Any, Any] = field(default_factory=dict)
+    held: Mapping[int, Weights] = field(default_factory=dict)
     _layer_input: LayerInput | None = None
+    _orders: dict[int, TokenOrder] = field(default_factory=dict)
+    _vectors: dict[str, Tensor] = field(default_factory=dict)
 
-    def use_merged(self, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Lets layers use some tasks' merged weights: task's number → tensor → θ + τ."""
-        for task in self.tasks:
-            task.merged = weights.get(task.number, {})
+    @cached_property
+    def factors(self) -> list[Factors]:
+        """The tasks of each mixture."""
+        return [factors_of(mixture) for mixture in self.mixtures]
+
+    def hold(self, weights: Mapping[Factors, Weights]) -> None:
+        """Makes layers multiply by the weights of some mixtures, before they use the plan."""
+        self.held = {number: weights[own] for number, own in enumerate(self.factors) if own in weights}
+
+    @property
+    def alone(self) -> Weights | None:
+        """The weights that all rows share, None where they are not held or there are several."""
+        return self.held[0] if len(self.mixtures) == 1 and self.held else None
+
+    def token_counts(self, per_row: int) -> NDArray[np.int64]:
+        """Returns the number of each mixture's tokens without padding, (mixture,)."""
+        of_row = np.full(self.count, per_row)
+        if self.padding is not None and self.padding.covers(per_row):
+            of_row = self.padding.mask.sum(1)
+        return np.bincount(self.mixture_of, of_row, len(self.mixtures)).astype(np.int64)
+
+    @cached_property
+    def others(self) -> Sequence[TaskRows]:
+        """The tasks' shares in the rows whose mixture is not held."""
+        if not self.held:
+            return self.tasks
+        rest = ~np.isin(self.mixture_of, list(self.held))
+        return [found for task in self.tasks if len((found := task.within(rest)).rows)] if rest.any() else ()
+
+    def token_order(self, per_row: int, device: torch.device) -> TokenOrder:
+        """Returns the tokens of `unpad` by their held mixtures; per_row: the tokens of a row."""
+        if per_row not in self._orders:
+            group = np.where(np.isin(self.mixture_of, list(self.held)), self.mixture_of, -1)  # (row,)
+            is_padded = self.padding is not None and self.padding.covers(per_row)
+            of_token = group[self.padding.rows] if self.padding and is_padded else group.repeat(per_row)
+            order = inverse = None
+            if (of_token[1:] < of_token[:-1]).any():
+                order = torch.from_numpy(np.argsort(of_token, kind="stable"))
+                inverse = torch.argsort(order).to(device)
+                of_token, order = of_token[order.numpy()], order.to(device)
+            starts = np.flatnonzero(np.diff(of_token, prepend=-2)).tolist()
+            stops = [*starts[1:], len(of_token)]
+            parts = [(int(of_token[start]), start, stop) for start, stop in zip(starts, stops, strict=False)]
+            parts = parts or [(-1, 0, 0)]  # padding only
+            self._orders[per_row] = TokenOrder(order, inverse, parts)
+        return self._orders[per_row]
 
     def layer_input(self, tensor: Tensor, per_row: int) -> LayerInput:
         """Returns a layer's input (…, column), in which a row has `per_row` tokens.
@@ -126,10 +179,6 @@ class BatchPlan:
             return UnpaddedTensor(tokens, padding)
         return padding.pad(tokens).view(*shape, *tokens.shape[1:])
 
-    def removed(self, per_row: int) -> int:
-        """Returns the number of tokens that `unpad` removes."""
-        return self.padding.removed if self.padding and self.padding.covers(per_row) else 0
-
     def per_row(self, length: int, name: str) -> int:
         """Returns a first dimension's length for each row. Raises: InputError on a remainder."""
         if length % self.count:
@@ -139,23 +188,54 @@ class BatchPlan:
             )
         return length // self.count
 
-    def row_vectors(self, name: str, base: Tensor) -> Tensor:
-        """Returns base + λ Σ w τ of a vector for each row, (row, entry), in the base's dtype."""
-        total = np.zeros((self.count, base.numel()), np.float32)
-        for task in self.tasks:
-            if name in task.deltas:
-                total[task.rows] += task.factors[:, None] * task.deltas[name].dense().view(-1).numpy()
-        return rounded_sum(base, torch.from_numpy(total), name)
+    def vectors(self, name: str, base: Tensor) -> Tensor:
+        """Returns θ + λ Σ w τ of a vector, (entry,) where all rows share a mixture, else (row, 1, entry).
 
-    def mixed_weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
-        """Returns base + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
-        total = torch.zeros(base.numel())
-        row = int(np.flatnonzero(self.mixture_of == mixture)[0])
-        for task in self.tasks:
-            if name in task.deltas and row in task.rows:
-                factor = float(task.factors[np.searchsorted(task.rows, row)])
-                total.add_(task.deltas[name].dense().cpu().view(-1), alpha=factor)
-        return rounded_sum(base, total.view(base.shape), name)
+        base: (entry,), whose dtype it has.
+        """
+        if name not in self._vectors:
+            if len(self.held) == len(self.mixtures):
+                found = torch.stack([self.held[number].get(name, base) for number in range(len(self.held))])
+            else:
+                own = [task for task in self.tasks if name in task.deltas]
+                if not own:
+                    return base
+                stacked = np.stack([task.deltas[name].dense().view(-1).numpy() for task in own])
+                added = self.mixtures[:, [task.number for task in own]] @ stacked  # (mixture, entry)
+                found = rounded_sum(base, torch.from_numpy(added), name)
+            if len(found) > 1:
+                found = found[torch.from_numpy(self.mixture_of).to(base.device)][:, None]
+            self._vectors[name] = found if len(self.mixtures) > 1 else found[0]
+        return self._vectors[name]
+
+    def weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
+        """Returns θ + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
+        if mixture in self.held:
+            return self.held[mixture].get(name, base)
+        deltas = {task.number: task.deltas for task in self.tasks}
+        return mixed(base, [(deltas[task], factor) for task, factor in self.factors[mixture]], name)
+
+
+def factors_of(mixture: FloatArray) -> Factors:
+    """Returns the tasks of a mixture, (task,), with their factors."""
+    return tuple((int(task), float(mixture[task])) for task in np.flatnonzero(mixture))
+
+
+def mixed(base: Tensor, tasks: Sequence[tuple[Mapping[str, DeltaMatrix], float]], name: str) -> Tensor:
+    """Returns base + Σ factor · τ, computed in float32 or wider and rounded once to the base's dtype.
+
+    tasks: each task's delta matrices, and its factor; name: the tensor's.
+    """
+    own = [(deltas[name], factor) for deltas, factor in tasks if name in deltas]
+    if base.dtype == torch.float32 and base.device.type == "cpu":
+        found = base.detach().clone(memory_format=torch.contiguous_format)
+        for delta, factor in own:
+            delta.add_to(found.view(delta.shape).numpy(), factor)
+        return found
+    total = torch.zeros(base.numel(), device=base.device)
+    for delta, factor in own:
+        total.add_(delta.dense().to(base.device).reshape(-1), alpha=factor)
+    return rounded_sum(base.detach(), total.view(base.shape), name)
 
 
 def rounded_sum(base: Tensor, delta: Tensor, name: str) -> Tensor:
@@ -192,10 +272,14 @@ def batch_plan(
     or None.
     """
     padding = None if mask is None else Padding(mask)
-    mixtures, mixture_of = np.unique(weights, axis=0, return_inverse=True)
+    numbers: dict[bytes, int] = {}
+    mixture_of = [
+        numbers.setdefault(row.tobytes(), len(numbers)) for row in weights + np.float32(0)
+    ]  # not -0
+    mixtures = np.frombuffer(b"".join(numbers), np.float32).reshape(len(numbers), weights.shape[1])
     tasks = []
     for task in np.flatnonzero((weights != 0).any(0)):
         rows = np.flatnonzero(weights[:, task])
         factors = np.ascontiguousarray(weights[rows, task])
         tasks.append(TaskRows(int(task), deltas[int(task)], rows, factors, padding))
-    return BatchPlan(len(weights), tasks, mixtures, mixture_of.reshape(-1), heads, padding)
+    return BatchPlan(len(weights), tasks, mixtures, np.array(mixture_of, np.int64), heads, padding)

@@ -1,24 +1,21 @@
-"""The time that each engine would take for a batch, so that the cheapest one answers it.
+"""The time that a batch would save by whole weights of its mixtures, in place of the base's and the deltas.
 
-Times are multiples of the product of one weight with one token, beyond the products with the base's weights,
-which both engines compute, the fused one without padding. The batch and the kind of processor decide, never a
-clock.
+Times are multiples of the product of one weight with one token. The batch and the kind of processor decide,
+never a clock.
 """
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.batch_plan import BatchPlan, TaskRows
+from flexswitch.merging.switching.batch_plan import BatchPlan, Factors
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
-from flexswitch.merging.switching.merged_linear import shares_of_base
 
 
 @dataclass(frozen=True)
@@ -26,11 +23,10 @@ class Costs:
     """Times as multiples of one weight's product with one more token of a large batch.
 
     For each token: csr_entry, int8_entry, float32_entry: an entry of a delta matrix in that form; csr_side:
-    a row or column of a CSR matrix; merged_entry: an entry of merged weights.
-    For each weight of the model, whatever the tokens: task: a task with rows in the batch; merged_task: a
-    task by its merged weights, which are read from memory; mixture: a group of rows with equal mixtures;
-    new_mixture: rewriting a held module, or merging a task. Whatever the model's size: task_calls,
-    mixture_calls. The defaults, but for csr_side, merged_entry and merged_task, are what
+    a row or column of a CSR matrix; held_entry: an entry of a mixture's own weights.
+    For each weight of the model, whatever the tokens: task: a task with rows in the batch; held_mixture: a
+    mixture's own weights, which are read from memory; new_mixture: making them. Whatever the model's size:
+    task_calls. The defaults, but for csr_side, held_entry and held_mixture, are what
     benchmarks/switching/fit.py measured on an AMD EPYC (Zen 4).
     """
 
@@ -38,20 +34,18 @@ class Costs:
     csr_side: float = 0.0
     int8_entry: float = 0.28
     float32_entry: float = 1.2
-    merged_entry: float = 1.1
+    held_entry: float = 1.1
     task: float = 3.0
-    merged_task: float = 12.0
-    mixture: float = 4.0
+    held_mixture: float = 12.0
     new_mixture: float = 250.0
     task_calls: float = 1e8
-    mixture_calls: float = 3e8
 
 
 # An Intel Xeon (Emerald Rapids). CSR and int8 products are slow there compared with float32 ones, and slower
 # on two threads than on the one that fit.py uses: csr_entry, csr_side and int8_entry were measured on two.
 WITH_TILES = Costs(
-    csr_entry=9.0, csr_side=160.0, int8_entry=1.0, float32_entry=1.6, merged_entry=1.1, task=12.0,
-    merged_task=44.0, mixture=16.0, new_mixture=180.0, task_calls=3e8, mixture_calls=5e8,
+    csr_entry=9.0, csr_side=160.0, int8_entry=1.0, float32_entry=1.6, held_entry=1.1, task=12.0,
+    held_mixture=44.0, new_mixture=180.0, task_calls=3e8,
 )  # fmt: skip
 
 
@@ -61,59 +55,35 @@ def costs_here() -> Costs:
     return WITH_TILES if capabilities.get("amx_tile") else Costs()
 
 
-class Choice(NamedTuple):
-    """How a batch is answered.
-
-    fused: whether by the fused engine; merged: task → the time saved, for each weight, if the fused engine
-    uses the task's merged weights.
-    """
-
-    fused: bool
-    merged: Mapping[int, float]
-
-
 class CostModel:
-    """Compares the engines. Mixtures that came up recently are assumed to be held by the grouped engine."""
+    """Estimates what a batch would save by whole weights of its mixtures."""
 
-    def __init__(self, matrices: Mapping[str, Tensor], held: int, merged: int, costs: Costs) -> None:
-        """matrices: the weights of linear layers; held: the mixtures that fit; merged: the tasks that fit."""
-        self._names, self._held, self._merged, self._costs = set(matrices), held, merged, costs
+    def __init__(self, matrices: Mapping[str, Tensor], costs: Costs) -> None:
+        """matrices: the weights of linear layers."""
+        self._names, self._costs = set(matrices), costs
+        self._products: dict[int, float] = {}  # of each task that came up
         self._weights = sum(tensor.numel() for tensor in matrices.values())
-        self._recent: OrderedDict[bytes, None] = OrderedDict()
-        self._lock = Lock()
 
-    def choose(self, plan: BatchPlan, tokens: int) -> Choice:
-        """Returns the cheapest way to answer a batch; tokens: those of a row, with padding."""
-        costs, weights = self._costs, self._weights
-        fused = (costs.task * weights + costs.task_calls) * len(plan.tasks)
-        fused -= weights * plan.removed(tokens)
-        for task in plan.tasks:
-            fused += weights * self._product(task.deltas) * task.token_count(tokens)
-        merged = self._savings(plan, tokens)
-        grouped = (costs.mixture * weights + costs.mixture_calls) * len(plan.mixtures)
-        grouped += costs.new_mixture * weights * self._count_new(plan)
-        return Choice(fused - weights * sum(merged.values()) < grouped, merged)
+    def gains(self, plan: BatchPlan, tokens: int) -> dict[Factors, float]:
+        """Returns the mixtures whose whole weights would save time, and how much for each weight.
 
-    def _savings(self, plan: BatchPlan, tokens: int) -> dict[int, float]:
-        """Returns what each task's merged weights save for each weight, for tasks where they save anything.
-
-        They save the task's own product, and its share of the base's product for rows that then need none.
-        Returns nothing where the sum is no saving, as where rows mix many tasks.
+        They save the products with the base and with the tasks' deltas. tokens: those of a row, with padding.
         """
-        if not self._merged:
-            return {}
-        overhead = self._costs.merged_task - self._costs.task
-        large = [
-            task for task in plan.tasks if task.token_count(tokens) * self._product(task.deltas) > overhead
-        ]
-        alone = shares_of_base(plan.count, large) == 0  # (row,)
+        costs, weights = self._costs, max(1, self._weights)
+        for task in plan.tasks:
+            if task.number not in self._products:
+                self._products[task.number] = self._product(task.deltas)
+        uses = Counter(task for mixture in plan.factors for task, _ in mixture)  # mixtures share its calls
+        fixed = costs.task + costs.task_calls / weights
+        count = plan.token_counts(tokens)
         found = {}
-        for task in large:
-            own = TaskRows(task.number, {}, task.rows, task.factors * alone[task.rows], task.padding)
-            product = self._product(task.deltas) - self._costs.merged_entry
-            base = float(own.tokens(tokens)[1].sum())
-            found[task.number] = base + task.token_count(tokens) * product - overhead
-        return found if sum(found.values()) > 0 else {}
+        for number, mixture in enumerate(plan.factors):
+            each = 1 - costs.held_entry + sum(self._products[task] for task, _ in mixture)
+            calls = sum(fixed / uses[task] for task, _ in mixture) - costs.held_mixture
+            gain = float(count[number]) * each + calls
+            if mixture and gain > 0:
+                found[mixture] = gain
+        return found
 
     def _product(self, deltas: Mapping[str, DeltaMatrix]) -> float:
         """Returns the time of a token's products with a task's deltas, for each weight."""
@@ -128,15 +98,3 @@ class CostModel:
             else:
                 total += self._costs.float32_entry * rows * columns
         return total / max(1, self._weights)
-
-    def _count_new(self, plan: BatchPlan) -> int:
-        """Returns how many of the batch's mixtures did not come up recently, and records them all."""
-        keys = [mixture.tobytes() for mixture in plan.mixtures]
-        with self._lock:
-            new = sum(key not in self._recent for key in keys)
-            for key in keys:
-                self._recent[key] = None
-                self._recent.move_to_end(key)
-            while len(self._recent) > self._held:
-                self._recent.popitem(last=False)
-        return new

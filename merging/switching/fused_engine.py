@@ -17,6 +17,7 @@ from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import run
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
+    is_embedding,
     is_linear,
     is_transposed,
     switched_forward,
@@ -31,7 +32,8 @@ class FusedEngine:
     """A module that answers each row of a batch under its own mixture; the base's weights never change.
 
     matrices: the weights of linear layers, tensor → the base's; transposed: those of layers that multiply by
-    the transpose. Thread-safe.
+    the transpose; own: the tensors of all layers but embeddings, of which layers use a mixture's own ones
+    where the plan holds them. Thread-safe.
     """
 
     def __init__(
@@ -56,6 +58,12 @@ class FusedEngine:
         self._layers = [switch.name for switch in switches]
         linear = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.tensors]
         self.matrices = {switch.tensors["weight"]: switch.module.weight for switch in linear}
+        self.own = {
+            tensor: _tensors(switch.module, recurse=True)[name].detach()
+            for switch in switches
+            if not is_embedding(switch.module)
+            for name, tensor in switch.tensors.items()
+        }
         self.transposed = {switch.tensors["weight"] for switch in linear if is_transposed(switch.module)}
         for switch in switches:
             switch.module.forward = switched_forward(switch)

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import join_rows, take_rows
 from flexswitch.merging.switching.delta_products import add_embeddings, add_products
-from flexswitch.merging.switching.merged_linear import MergedLayer, merged_output
+from flexswitch.merging.switching.held_products import LinearLayer, held_products
 
 Forward = Callable[..., Any]
 
@@ -49,7 +48,7 @@ def switched_forward(switch: SwitchedLayer) -> Forward:
     kind = type(switch.module)
     if is_linear(switch.module):
         return _linear(switch)
-    if kind is nn.Embedding and switch.module.max_norm is None:  # with max_norm it changes its weights
+    if is_embedding(switch.module):
         return _embedding(switch)
     if kind is nn.LayerNorm and len(switch.module.normalized_shape) == 1:
         return _norm(switch)
@@ -61,6 +60,11 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or is_transposed(module)
 
 
+def is_embedding(module: nn.Module) -> bool:
+    """Returns whether a module takes rows of a table; one with a max_norm changes them too."""
+    return type(module) is nn.Embedding and module.max_norm is None
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Returns whether a module multiplies by its weight's rows, (in, out), as transformers' Conv1D does."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
@@ -69,20 +73,20 @@ def is_transposed(module: nn.Module) -> bool:
 def _linear(switch: SwitchedLayer) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
     weight, bias = switch.tensors.get("weight"), switch.tensors.get("bias")
-    layer = MergedLayer(weight or "", bias, original, switch.module.bias, is_transposed(switch.module))
+    layer = LinearLayer(switch.module, weight, bias, is_transposed(switch.module))
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
         if plan is None:
             return original(inputs)
+        if plan.alone is not None:
+            return functional.linear(inputs, *layer.under(plan.alone))
         plan.per_row(len(inputs), switch.name)
         per_row = inputs.shape[:-1].numel() // plan.count
         given = plan.layer_input(inputs, per_row)
-        merged = [task for task in plan.tasks if weight in task.merged]
-        out = merged_output(plan, merged, layer, given.tokens, per_row) if merged else original(given.tokens)
-        others = [task for task in plan.tasks if weight not in task.merged]
-        add_products(others, weight, bias, given, out, per_row)
-        out = out.to(inputs.dtype) if merged else out
+        out = held_products(plan, layer, given, per_row) if plan.held else original(given.tokens)
+        if plan.others:
+            add_products(plan.others, weight, bias, given, out, per_row)
         return plan.pad(out, inputs.shape[:-1], per_row)
 
     return forward
@@ -110,29 +114,28 @@ def _embedding(switch: SwitchedLayer) -> Forward:
 def _norm(switch: SwitchedLayer) -> Forward:
     module: nn.LayerNorm = switch.module
     original: Callable[..., Tensor] = module.forward
+    weight, bias = (switch.tensors.get(name, "") for name in ("weight", "bias"))
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
         if plan is None:
             return original(inputs)
+        if plan.alone is not None:
+            gain, shift = plan.alone.get(weight, module.weight), plan.alone.get(bias, module.bias)
+            return functional.layer_norm(inputs, module.normalized_shape, gain, shift, module.eps)
         plan.per_row(len(inputs), switch.name)
         shape = inputs.shape
         if inputs.dim() != 3 or len(inputs) != plan.count:
             inputs = inputs.reshape(plan.count, -1, shape[-1])  # (row, token, entry)
         out = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
-        gain = _of_rows(switch, plan, "weight", module.weight)
+        gain = plan.vectors(weight, module.weight) if weight else module.weight
         if module.bias is None:
             out = out * gain
         else:
-            out = torch.addcmul(_of_rows(switch, plan, "bias", module.bias), out, gain)
+            out = torch.addcmul(plan.vectors(bias, module.bias) if bias else module.bias, out, gain)
         return out if out.shape == shape else out.view(shape)
 
     return forward
-
-
-def _of_rows(switch: SwitchedLayer, plan: BatchPlan, name: str, own: Tensor) -> Tensor:
-    """Returns a vector of parameters for each row, (row, 1, entry), or one for all, (entry,)."""
-    return plan.row_vectors(switch.tensors[name], own)[:, None] if name in switch.tensors else own
 
 
 def _other(switch: SwitchedLayer) -> Forward:
@@ -140,6 +143,18 @@ def _other(switch: SwitchedLayer) -> Forward:
     module, original, lock = switch.module, switch.module.forward, RLock()
     base = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # a tied tensor once
     switched = {name: tensor for name, tensor in switch.tensors.items() if name in base}
+    places = [
+        (held, attribute, name)
+        for owner in module.modules()
+        for held in (owner._parameters, owner._buffers)
+        for attribute, tensor in held.items()
+        for name in switched
+        if tensor is base[name]
+    ]
+
+    def put(tensors: Mapping[str, Tensor]) -> None:
+        for held, attribute, name in places:
+            held[attribute] = tensors[name]
 
     def forward(*inputs: Any, **options: Any) -> Any:
         plan = switch.plan()
@@ -152,16 +167,20 @@ def _other(switch: SwitchedLayer) -> Forward:
             length = max((len(part) for part in tensors), default=0)
             per_row = plan.per_row(length, switch.name)
             outputs, rows = [], []
-            with switch.plans.using(None):
-                for number in range(len(plan.mixtures)):
-                    own = np.flatnonzero(plan.mixture_of == number)
-                    rows.append(torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1)))
-                    state = {
-                        name: plan.mixed_weight(number, tensor, base[name])
-                        for name, tensor in switched.items()
-                    }
-                    given = take_rows((inputs, options), rows[-1], length)
-                    outputs.append(functional_call(module, state, *given))
+            try:
+                with switch.plans.using(None):
+                    for number in range(len(plan.mixtures)):
+                        put({name: plan.weight(number, own, base[name]) for name, own in switched.items()})
+                        if len(plan.mixtures) == 1:
+                            return original(*inputs, **options)
+                        own = np.flatnonzero(plan.mixture_of == number)
+                        rows.append(
+                            torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1))
+                        )
+                        given, named = take_rows((inputs, options), rows[-1], length)
+                        outputs.append(original(*given, **named))
+            finally:
+                put(base)
         return join_rows(outputs, torch.argsort(torch.cat(rows)))
 
     return forward

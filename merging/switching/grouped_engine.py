@@ -21,7 +21,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
-from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan, Factors
 from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
@@ -29,8 +29,6 @@ from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.rounding import rounded
-
-Factors = tuple[tuple[int, float], ...]  # (task, λ·w) of the tasks in a mixture
 
 
 @dataclass(eq=False)
@@ -91,10 +89,9 @@ class GroupedEngine:
     ) -> tuple[list[Any], Tensor]:
         """Returns the results of `call` for the rows of each mixture, and the order that sorts all rows."""
         outputs, rows = [], []
-        for number, mixture in enumerate(plan.mixtures):
+        for number, factors in enumerate(plan.factors):
             own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]
-            factors = tuple((int(task), float(mixture[task])) for task in np.flatnonzero(mixture))
             with self._borrowed(factors) as held, held.plans.using(_plan_of_heads(len(own), heads)):
                 outputs.append(call(held.module, take_rows(batch, torch.from_numpy(own), plan.count)))
             rows.append(torch.from_numpy(own))

@@ -61,6 +61,12 @@ class Padding:
         lines, ids = (tensor[:, 0], self._ids[0]) if tensor.shape[1] == 1 else (tensor[0], self._ids[1])
         return lines.index_select(0, ids.to(tensor.device))
 
+    @property
+    def rows(self) -> Ids:
+        """The row of each token of `unpad`, (token,)."""
+        rows: Ids = self._ids[0].numpy()
+        return rows
+
     @cached_property
     def _ids(self) -> tuple[Tensor, Tensor]:
         """The row of each token of `unpad`, and its index in the row."""

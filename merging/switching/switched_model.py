@@ -4,12 +4,13 @@ How a batch is answered:
 
 1. Each row's weights come from the caller, or from a router (zoo_router.py asks a zoo's query index).
 2. batch_plan.py lists the rows of each task and the distinct mixtures, and padding.py the tokens to skip.
-3. cost_model.py estimates the engines' times and picks one, unless the caller named it:
-   - fused_engine.py runs the base once; every layer (fused_layers.py) adds products with the tasks' delta
-     matrices (delta_products.py). It suits many mixtures of few rows.
-   - A task with many tokens is computed by its merged weights θ + τ instead (merged_weights.py holds
-     them, merged_linear.py multiplies by them). The engine "merged" does so for all tasks.
-   - grouped_engine.py runs a module with rewritten weights for each mixture. It suits few recurring ones.
+3. fused_engine.py runs the module once, with layers of its own (fused_layers.py):
+   - A mixture that saves time by it (cost_model.py) has weights of its own, θ + λ Σ w τ (held_weights.py):
+     its tokens take one product with each matrix (held_products.py). The engine "merged" does so for all.
+   - The other rows take the products with the base, to which those with the tasks' delta matrices are added
+     (delta_products.py). The engine "fused" does so for all.
+   - A module that is not given rows first is run once for each mixture, with rewritten weights, by
+     grouped_engine.py.
 4. heads.py ends each row with the head of its task, and own_buffers.py gives layers its buffers.
 
 A delta matrix is decoded once (task_deltas.py), in the form that multiplies fastest (delta_matrix.py).
@@ -33,11 +34,11 @@ from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
-from flexswitch.merging.switching.cost_model import Choice, CostModel, Costs, costs_here
+from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
-from flexswitch.merging.switching.merged_weights import MergedWeights
+from flexswitch.merging.switching.held_weights import HeldWeights
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
 from flexswitch.merging.switching.padding import token_mask
@@ -62,7 +63,7 @@ class _Loaded(NamedTuple):
     tasks: list[str]
     deltas: TaskDeltas
     fused: FusedEngine
-    merged: MergedWeights
+    held: HeldWeights
     grouped: GroupedEngine
     cost_model: CostModel
     has_heads: bool
@@ -105,7 +106,7 @@ class SwitchedModel(nn.Module):
         router: returns the weights of a batch, (row, task); None for the zoo's query index, which is asked
         with the options `routing`, None for the defaults. engine: "auto" for the cheapest one by `costs`,
         or its name (the module's docstring describes them). cache_bytes: for the tasks' delta matrices, for
-        merged weights (on the CPU only), and for the grouped engine's modules, each. costs: None for those
+        mixtures' own weights, and for the grouped engine's modules, each. costs: None for those
         of this kind of processor. rename: returns the module's name for a tensor of a fine-tuned
         checkpoint, up to a prefix. strict: whether the module must have all tensors that the tasks change.
         base: the base's path or hub id, to compare the module's tensors with; None for where transformers
@@ -166,11 +167,7 @@ class SwitchedModel(nn.Module):
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads, texts)
-        choice = self._choice(loaded, batch, plan)
-        if not choice.fused:
-            return loaded.grouped.answer(batch, plan)
-        plan.use_merged(loaded.merged.get(choice.merged))
-        return loaded.fused.answer(batch, plan)
+        return self._engine_for(loaded, batch, plan).answer(batch, plan)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -195,14 +192,11 @@ class SwitchedModel(nn.Module):
         """Returns the result of the module's `generate`; each sequence keeps its prompt's weights.
 
         batch: the prompts, as keyword arguments of `generate`; texts: as for `forward`; options: the other
-        arguments. The grouped engine answers where it was chosen, or the module is not batch-first; otherwise
-        the fused one.
+        arguments.
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, None, texts)
-        grouped = self._engine == "auto" and loaded.fused.layer_not_batch_first(batch) is not None
-        engine = loaded.grouped if grouped or self._engine == "grouped" else loaded.fused
-        return engine.generate(batch, plan, **options)
+        return self._engine_for(loaded, batch, plan).generate(batch, plan, **options)
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
         tasks = list(zoo)
@@ -224,16 +218,15 @@ class SwitchedModel(nn.Module):
         device = _device_of(self.module)
         deltas = TaskDeltas(vectors, base_rms, fused.transposed, self._cache_bytes, device)
         grouped = GroupedEngine(self.module, names, heads, buffers, deltas, self._cache_bytes)
-        merged_bytes = self._cache_bytes if device.type == "cpu" else 0
-        merged = MergedWeights(fused.matrices, deltas, merged_bytes, self._costs.new_mixture)
-        cost_model = CostModel(fused.matrices, grouped.capacity, merged.capacity, self._costs)
+        held = HeldWeights(fused.own, deltas, self._cache_bytes, self._costs.new_mixture)
+        cost_model = CostModel(fused.matrices, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             from flexswitch.merging.switching.zoo_router import ZooRouter
 
             average = _AveragedModule(tasks, deltas, fused)
             router = ZooRouter(self.module, zoo, self._routing, average)
-        return _Loaded(zoo, tasks, deltas, fused, merged, grouped, cost_model, bool(heads or buffers), router)
+        return _Loaded(zoo, tasks, deltas, fused, held, grouped, cost_model, bool(heads or buffers), router)
 
     def _plan(
         self,
@@ -259,15 +252,19 @@ class SwitchedModel(nn.Module):
         factors = np.float32(self._lambda) * shares
         return batch_plan(factors, loaded.deltas, head_of_row, token_mask(batch, self.module))
 
-    def _choice(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> Choice:
+    def _engine_for(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> FusedEngine | GroupedEngine:
+        """Returns the engine that answers a batch; the plan then holds the weights of some mixtures."""
         if not plan.count or self._engine == "fused":
-            return Choice(True, {})
+            return loaded.fused
         if self._engine == "merged":
-            return Choice(True, {task.number: float("inf") for task in plan.tasks})
+            plan.hold(loaded.held.get(dict.fromkeys(plan.factors, float("inf"))))
+            return loaded.fused
         if self._engine == "grouped" or loaded.fused.layer_not_batch_first(batch) is not None:
-            return Choice(False, {})
+            return loaded.grouped
         first = first_tensor(batch)
-        return loaded.cost_model.choose(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+        gains = loaded.cost_model.gains(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+        plan.hold(loaded.held.get(gains))
+        return loaded.fused
 
 
 def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:

@@ -1,19 +1,17 @@
-"""The cost model: which engine is estimated to be the cheapest, and what merged weights save."""
+"""The cost model: what weights of their own are estimated to save for the mixtures of a batch."""
 
 import numpy as np
 import pytest
 import torch
-from support.switching import base_classifier, deltas_of, plan_of, tasks_of
+from support.switching import deltas_of, plan_of, tasks_of
 
-from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.switching.batch_plan import batch_plan
 from flexswitch.merging.switching.cost_model import CostModel, Costs
-from flexswitch.merging.switching.fused_engine import FusedEngine
-from flexswitch.merging.switching.tensor_names import tensor_names
-from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 
 SHAPE = 6, 4
+ENTRIES = 24
 LENGTH = 10  # tokens of a row
+COSTS = {"csr_entry": 0.5, "float32_entry": 0.5, "held_entry": 1.25, "task": 2.0, "held_mixture": 6.0}
 
 
 @pytest.fixture
@@ -22,47 +20,35 @@ def base():
     return {"weight": torch.randn(SHAPE)}
 
 
-def cost_model_of(base, **costs):
-    return CostModel(
-        base, held=8, merged=8, costs=Costs(**{"task_calls": 0.0, "mixture_calls": 1e12, **costs})
-    )
+def gains(base, plan, **costs):
+    """Returns the gains of mixtures, which are given by their tasks."""
+    cost_model = CostModel(base, Costs(**{"task_calls": 0.0, **COSTS, **costs}))
+    return {tuple(dict(mixture)): gain for mixture, gain in cost_model.gains(plan, LENGTH).items()}
 
 
 @pytest.mark.parametrize(
     ("weights", "gained"),
     [
-        ([[1, 0], [1, 0], [0, 1]], {0: 20 * 0.5 - 4, 1: 10 * 0.5 - 4}),  # the base's product, not their own
-        ([[1, 0], [1, 0], [0.5, 0.5], [0, 1]], {0: 25 - 30 * 0.5 - 4, 1: 15 - 20 * 0.5 - 4}),
-        ([[0.5, 0.5], [0.5, 0.5]], {}),  # two products in place of the base's and two cheap ones
-        ([[0.3, 0], [0, 0.3]], {}),  # the base's product is needed all the same
+        ([[1, 0], [1, 0], [0, 1]], {(0,): 20 * 0.25 - 4}),  # the base's product and the delta's, not its own
+        ([[0.5, 0.5], [0.5, 0.5]], {(0, 1): 20 * 0.75 + 2 * 2 - 6}),
+        ([[1, 0], [1, 0], [1, 0], [0.5, 0.5]], {(0,): 30 * 0.25 + 1 - 6, (0, 1): 10 * 0.75 + 1 + 2 - 6}),
+        ([[0.3, 0.0], [0, 0.3]], {}),  # 10 * 0.25 are less than 4
+        ([[0.0, 0.0]] * 9, {}),  # the base itself
     ],
 )
-def test_savings_are_estimated_for_each_weight(base, weights, gained):
-    plan = plan_of(weights, tasks_of(base, 2))
-    found = cost_model_of(
-        base, csr_entry=0.5, float32_entry=0.5, merged_entry=1.0, task=2.0, merged_task=6.0
-    ).choose(plan, LENGTH)
-    assert found.fused
-    assert found.merged == pytest.approx(gained)
+def test_gains_are_estimated_for_each_weight(base, weights, gained):
+    assert gains(base, plan_of(weights, tasks_of(base, 2))) == pytest.approx(gained)
 
 
-def test_small_shares_of_a_batch_are_not_merged(base):
+def test_padding_saves_nothing(base):
+    deltas = deltas_of(tasks_of(base, 1))
+    mask = np.arange(LENGTH)[None] < np.array([[LENGTH], [7]])
+    plan = batch_plan(np.ones((2, 1), np.float32), deltas, None, mask)
+    assert gains(base, plan) == pytest.approx({(0,): 17 * 0.25 - 4})
+
+
+def test_the_calls_that_a_task_takes_weigh_more_in_a_small_model(base):
     plan = plan_of([[1, 0], [0, 1]], tasks_of(base, 2))
-    assert cost_model_of(base, float32_entry=0.5, merged_task=20.0).choose(plan, LENGTH).merged == {}
-
-
-def test_few_large_groups_are_answered_by_held_weights_and_many_small_ones_by_one_pass(text):
-    module, vectors = base_classifier(text), [ArtifactVector(task) for task in open_zoo(text.zoo).values()]
-    names = tensor_names(module, vectors, str, strict=True)
-    matrices, deltas = FusedEngine(module, names, {}, {}).matrices, deltas_of(vectors)
-    costs = Costs(new_mixture=150.0, mixture=20.0, task_calls=0.0, mixture_calls=0.0)
-    cost_model = CostModel(matrices, 8, 0, costs)
-
-    def prefers_fused(weights, mask=None):
-        return cost_model.choose(batch_plan(weights.numpy(), deltas, None, mask), tokens=30).fused
-
-    one_each = torch.eye(3)[torch.arange(30) % 3]
-    assert prefers_fused(one_each)  # their weights would have to be made first
-    assert not prefers_fused(one_each)
-    assert prefers_fused(one_each, mask=np.arange(30)[None] < np.ones((30, 1)))  # padding is not computed
-    assert prefers_fused(torch.rand(6, 3, generator=torch.Generator().manual_seed(0)))
+    found = gains(base, plan, task_calls=48.0)
+    assert found == pytest.approx({(0,): 10 * 0.25 - 4 + 2, (1,): 10 * 0.25 - 4 + 2})
+    assert 48.0 / ENTRIES == 2

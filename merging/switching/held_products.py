@@ -1,0 +1,47 @@
+"""A linear layer's output by the weights of held mixtures: one product for each token, as in a whole model.
+
+Tokens of one mixture are brought together, multiplied by its matrix, and put back.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flexswitch.merging.switching.activations import LayerInput
+from flexswitch.merging.switching.batch_plan import BatchPlan, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """A linear layer.
+
+    module: holds the base's weight and bias; weight, bias: the names of those that tasks change, else None;
+    is_transposed: whether the weight is (in, out).
+    """
+
+    module: Any
+    weight: str | None
+    bias: str | None
+    is_transposed: bool
+
+    def under(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """Returns the weight, (out, in), and the bias under a mixture; of the base for no weights."""
+        weight, bias = self.module.weight, self.module.bias
+        weight = weights.get(self.weight, weight) if self.weight else weight
+        bias = weights.get(self.bias, bias) if self.bias else bias
+        return weight.t() if self.is_transposed else weight, bias
+
+
+def held_products(plan: BatchPlan, layer: LinearLayer, given: LayerInput, per_row: int) -> Tensor:
+    """Returns the layer's output, (token, out): by the base's weights for rows whose mixture is not held."""
+    order, inverse, parts = plan.token_order(per_row, given.tokens.device)
+    tokens = given.tokens if order is None else given.in_order(order)
+    products = [
+        functional.linear(tokens[first:last], *layer.under(plan.held.get(mixture, {})))
+        for mixture, first, last in parts
+    ]
+    out = products[0] if len(products) == 1 else torch.cat(products)
+    return out if inverse is None else out.index_select(0, inverse)
