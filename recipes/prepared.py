@@ -50,6 +50,7 @@ def prepare(graph: Graph, from_lock_alone: bool = False) -> Prepared:
     lock, digests = read_lock(lock_path), Digests()
     records = dict(lock.steps)
     if not from_lock_alone:
+        records |= _renamed(graph, lock)
         for step in graph.plan.steps:
             place = step_file(step, lock_path)
             if os.path.exists(place) and (found := read_step_file(place)) and found.record:
@@ -69,6 +70,17 @@ def check(prepared: Prepared) -> list[str]:
             line += f" ({differences(record.environment, environment(step))})"
         found.append(line)
     return found
+
+
+def _renamed(graph: Graph, lock: Lock) -> dict[str, StepRecord]:
+    """Returns the records of steps that have another name in the lock: those of the same command line."""
+    names = {step.name for step in graph.plan.steps}
+    known = {record.command: record for name, record in lock.steps.items() if name not in names}
+    return {
+        step.name: known[step.line]
+        for step in graph.plan.steps
+        if step.name not in lock.steps and step.line in known
+    }
 
 
 def _pins(graph: Graph, lock: Lock) -> dict[str, str]:

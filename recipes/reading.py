@@ -79,6 +79,8 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as reason:
         line = f", line {reason.problem_mark.line + 1}" if reason.problem_mark else ""
         raise InputError(f"{path}{line}: is not a recipe's YAML ({reason.problem})") from reason
+    except OSError as reason:
+        raise InputError(f"{path}: cannot be read ({reason.strerror})") from reason
     except RecursionError as reason:
         raise InputError(f"{path}: is nested too deeply; a recipe has six levels") from reason
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as reason:

@@ -63,7 +63,7 @@ def _names(value: object) -> object:
 
 
 def _size(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+    if value is not None and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})? ?[KMGT]i?B", value):
         raise ValueError("a size such as 8GB")
     return value
 

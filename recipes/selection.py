@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flexswitch.codecs.errors import ExpectationError, InputError
 from flexswitch.recipes.commands import check_arguments, get_command
 from flexswitch.recipes.execute import Task, check_outputs
-from flexswitch.recipes.graph import share_of, steps_named
+from flexswitch.recipes.graph import Graph, share_of, steps_named
 from flexswitch.recipes.lock import (
     step_file,
 )
@@ -41,7 +41,8 @@ def select(prepared: Prepared, choice: Choice) -> dict[int, Task]:
         numbers = {each for each in numbers if shares[each] == number - 1}
     if choice.frozen:
         _check_frozen(prepared)
-    tasks = {number: _task(prepared, number, choice.force) for number in sorted(numbers)}
+    made = {path for each in prepared.records.values() for path in each.writes.keys() - each.reads.keys()}
+    tasks = {number: _task(prepared, number, choice.force, made) for number in sorted(numbers)}
     for number, task in tasks.items():
         with _named(prepared, task.step):
             _check_inputs(prepared, number)
@@ -50,15 +51,21 @@ def select(prepared: Prepared, choice: Choice) -> dict[int, Task]:
     return tasks
 
 
-def _task(prepared: Prepared, number: int, force: bool) -> Task:
-    step = prepared.steps[number]
-    chain = [each for path in step.outputs for each in prepared.graph.writers[path]]
-    is_own = any(prepared.steps[each].name in prepared.records for each in chain)
-    is_own = is_own or os.path.exists(step_file(step, prepared.lock_path))
-    is_own = is_own or any(each != number for each in chain)
+def _task(prepared: Prepared, number: int, force: bool, made: set[str]) -> Task:
+    """Returns the task of a step. made: the paths that steps of the recipe made, as the records say."""
+    step, graph = prepared.steps[number], prepared.graph
+    is_own = os.path.exists(step_file(step, prepared.lock_path)) or (
+        all(path in made or not os.path.lexists(path) for path in step.writes)
+        and (step.name in prepared.records or all(_is_made(graph, path) for path in step.changes))
+    )
     pins = {path: prepared.pins[path] for path in step.reads if path in prepared.pins}
     redo = force or number in prepared.state.forced
     return Task(number, step, prepared.lock_path, pins, is_own, redo)
+
+
+def _is_made(graph: Graph, path: str) -> bool:
+    """Returns whether a step makes a path that others change."""
+    return path in graph.plan.steps[graph.writers[path][0]].writes
 
 
 def _check_inputs(prepared: Prepared, number: int) -> None:

@@ -61,6 +61,7 @@ def test_a_wrong_recipe(tmp_path: Path, text: str, expected: str) -> None:
         ("foreach: {table: [c]}", "'foreach' is a mapping of 1, expected a file of comma-separated values behind 'table'"),
         ("needs: {cpus: 0}", "'needs/cpus' is 0, expected 1 or more"),
         ("needs: {memory: much}", "'needs/memory' is 'much', expected a size such as 8GB"),
+        ("needs: {memory: 9999999999999999GB}", "'needs/memory' is '9999999999999999GB', expected a size such as 8GB"),
         ("needs: {cpu: 1}", "no key is named 'cpu'; did you mean 'cpus'? (known: cpus, gpus, memory) in 'needs'"),
         ("expect: {a: 1}", f"'expect/a' is 1, {MAPPING}"),
         ("expect: {a: {}}", f"'expect/a' is a mapping of 0, {ANY_BOUND}"),

@@ -173,6 +173,48 @@ def test_an_output_that_no_step_wrote_is_not_replaced(flexswitch, recipe, models
     assert not (models / "blue.fsw").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "other", "mine"),
+    [
+        ('"{task}.fsw", set', '"more/{task}.fsw", set', "more/red.fsw"),  # a step that wrote elsewhere before
+        ("{output: zoo}", "{output: mine}", "mine"),
+    ],
+)
+def test_a_step_with_a_record_replaces_nothing_at_another_output(run, flexswitch, models, text, other, mine):
+    run()
+    (models / "more").mkdir()
+    shutil.copytree(models / "zoo", models / "mine")
+    (models / "more/red.fsw").write_bytes(b"mine")
+    before = contents(models / "more"), contents(models / "mine"), (models / "mine/zoo.json").read_bytes()
+    recipe = models / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(text, other).replace('["*.fsw"]', '["red.fsw"]'))
+    outcome = flexswitch("run", "recipe.yaml")
+    assert outcome.status == 1
+    assert f"{mine}: exists already, and no step of this recipe wrote it" in outcome.error
+    assert before == (
+        contents(models / "more"), contents(models / "mine"), (models / "mine/zoo.json").read_bytes(),
+    )  # fmt: skip
+
+
+def test_a_zoo_that_no_step_wrote_is_not_replaced_where_another_step_changes_it(flexswitch, recipe, models):
+    recipe.write_text(RECIPE + MORE)
+    (models / "zoo").mkdir()
+    (models / "zoo/file").write_text("mine")
+    outcome = flexswitch("run", "recipe.yaml")
+    assert "zoo: exists already, and no step of this recipe wrote it" in outcome.error
+
+
+def test_a_step_with_another_name_is_done_and_the_lock_takes_the_name(flexswitch, run, recipe):
+    run()
+    before = json.loads(recipe.with_suffix(".lock").read_text())["steps"]
+    recipe.write_text(RECIPE.replace("name: pack", "name: gather"))
+    assert "'gather': it is new" in flexswitch("run", "recipe.yaml", "--check").error
+    assert run() == []
+    after = json.loads(recipe.with_suffix(".lock").read_text())["steps"]
+    assert after == {"gather" if name == "pack" else name: record for name, record in before.items()}
+    assert flexswitch("run", "recipe.yaml", "--check").status == 0
+
+
 def test_nothing_is_written_through_links_beside_a_recipe(flexswitch, recipe, run, models):
     mine = models / "mine"
     mine.mkdir()
