@@ -38,6 +38,7 @@ from flexswitch.merging.commands.merge_sources import (
     left_out,
     open_sources,
     refuse_resized,
+    rounded,
 )
 from flexswitch.merging.commands.merge_tuning import Grid, tuned
 from flexswitch.merging.commands.reporter import SILENT, Reporter
@@ -180,7 +181,7 @@ def merge(
         outputs, learned, training = merger.outputs(given, as_dtype)
         report |= learned
         outputs |= tied_outputs(checkpoint, outputs)
-    for note in notes:
+    for note in (*notes, *rounded(given.method, vectors)):
         reporter.note(note)
     files = {} if task is None else vectors[task].files
     changes = _config_changes(checkpoint, vectors[task], reporter) if task else {}

@@ -9,12 +9,14 @@ from flexswitch.merging.checkpoints.fingerprint import check_base
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.hashing import HashingCheckpoint
 from flexswitch.merging.checkpoints.pairing import EVERYTHING, Selection
+from flexswitch.merging.methods.registry import Method
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
 from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.open_vector import task_vector_openers
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SHOWN = 4
+_HALF = ("BF16", "F16")
 
 
 def open_sources(
@@ -89,6 +91,22 @@ def left_out(vectors: Mapping[str, TaskVector]) -> list[str]:
     return [
         f"{_listed(names)} of {_listed(tasks)} left out: stored whole, not as a difference"
         for names, tasks in tasks_of.items()
+    ]
+
+
+def rounded(method: Method, vectors: Mapping[str, TaskVector]) -> list[str]:
+    """Returns a line on the models whose rounding a merge by singular values would take for a change."""
+    tasks = [
+        task
+        for task, vector in vectors.items()
+        if isinstance(vector, CheckpointPair)
+        and any(len(info.shape) == 2 and info.dtype in _HALF for info in vector.tensors.values())
+    ]
+    if "whole tensors" not in method.needs or not tasks:
+        return []
+    return [
+        f"{method.name} takes the rounding of {_listed(tasks)} to 16 bits for changes in all directions; of "
+        "models that LoRAs were merged into, give the LoRAs"
     ]
 
 

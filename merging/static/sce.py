@@ -62,12 +62,15 @@ def _selected(block: Block, least: float) -> Tensor:
 
 
 def _variance(deltas: Tensor) -> Tensor:
-    """Returns the variance of each entry between the tasks, float32 (entry,)."""
-    mean = torch.zeros(deltas.shape[1])
+    """Returns the variance of each entry between the tasks, float32 (entry,).
+
+    It is computed in float64, so that equal variances stay equal.
+    """
+    mean = torch.zeros(deltas.shape[1], dtype=torch.float64)
     for delta in deltas:
         mean += delta
     mean /= len(deltas)
-    total = torch.zeros(deltas.shape[1])
+    total = torch.zeros_like(mean)
     for delta in deltas:
         total += (delta - mean) ** 2
-    return total / len(deltas)
+    return (total / len(deltas)).to(torch.float32)

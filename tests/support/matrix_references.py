@@ -43,9 +43,11 @@ def tsv_m(case: Case) -> Weights:
         parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas if delta.any()]
         if not parts:
             return np.zeros(deltas.shape[1:])
-        left = polar(np.concatenate([part[0][:, :kept] for part in parts], axis=1))
-        right = polar(np.concatenate([part[2][:kept] for part in parts]))
-        return left @ np.diag(np.concatenate([part[1][:kept] for part in parts])) @ right
+        ranks = [min(kept, int((values > 1e-9).sum())) for _, values, _ in parts]
+        sized = list(zip(parts, ranks, strict=True))
+        left = polar(np.concatenate([part[0][:, :rank] for part, rank in sized], axis=1))
+        right = polar(np.concatenate([part[2][:rank] for part, rank in sized]))
+        return left @ np.diag(np.concatenate([part[1][:rank] for part, rank in sized])) @ right
 
     return by_matrix(case, merge)
 

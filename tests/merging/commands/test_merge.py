@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_save_file
 from support.checkpoints import message
 
 import flexswitch
@@ -143,3 +145,20 @@ def test_a_command_line_gives_weights_and_settings_for_single_tensors(models: Pa
         2,
         "--set-for lambda=1: expected GLOB:KEY=VALUE or TASK:GLOB:KEY=VALUE",
     )
+
+
+@pytest.mark.parametrize(("method", "dtype", "noted"), [
+    ("iso-c", "BF16", True), ("tsv-m", "BF16", True), ("iso-c", "F32", False), ("average", "BF16", False),
+])  # fmt: skip
+def test_rounded_models_are_noted_where_singular_values_are_merged(
+    models: Path, flexswitch: Any, method: str, dtype: str, noted: bool
+) -> None:
+    if dtype == "BF16":
+        half = {
+            name: torch.from_numpy(each).bfloat16() for name, each in load_file("red.safetensors").items()
+        }
+        torch_save_file(half, "red.safetensors")
+    command = ("merge", "red.safetensors", "blue.safetensors", "--base", "base.safetensors", "-o", "out")
+    found = flexswitch(*command, "--method", method)
+    note = f"{method} takes the rounding of red to 16 bits for changes in all directions"
+    assert (found.status, note in found.err) == (0, noted)

@@ -122,3 +122,22 @@ def test_a_merge_is_its_reference_s(method: str, settings: dict[str, Any], tasks
         expected = reference(method)(case)
         for name, tensor in expected.items():
             np.testing.assert_allclose(found[name].numpy(), tensor, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["iso-c", "tsv-m"])
+@pytest.mark.parametrize("size", [0.0, 1.0], ids=["LoRA", "merged LoRA"])
+def test_singular_values_of_rounding_are_left_out(method: str, size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": size * torch.randn(24, 30, generator=generator)}
+    factors = [torch.randn(2, 2, 30, generator=generator) for _ in range(3)]
+    exact = [{"w": (b[:, :24].double().T @ a.double()).numpy()} for a, b in factors]  # of rank 2
+    states = [{"w": base["w"] + torch.from_numpy(delta["w"]).float()} for delta in exact]
+    found = merged(base, vectors_of(base, states), method)["w"]
+    expected = reference(method)(Case({"w": base["w"].double().numpy()}, exact, [1.0] * 3))["w"]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entries_of_equal_variance_are_selected_together() -> None:
+    base = {"w": torch.zeros(2)}
+    states = [{"w": torch.tensor(each) / 16} for each in ([-4.0, -1.0], [-4.0, -1.0], [-3.0, 0.0])]
+    assert merged(base, vectors_of(base, states), "sce", {"density": 0.5})["w"].count_nonzero() == 2
