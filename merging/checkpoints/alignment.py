@@ -15,7 +15,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.floating import is_floating
-from flexswitch.merging.checkpoints.pairing import common_prefix, unambiguous_prefix
+from flexswitch.merging.checkpoints.pairing import common_prefix, partner, unambiguous_prefix
 from flexswitch.merging.checkpoints.renamed import Conversion, RenamedCheckpoint, renamed
 from flexswitch.merging.checkpoints.running_names import (
     Made,
@@ -37,6 +37,37 @@ class Aligned(NamedTuple):
 
 
 def aligned(base: Checkpoint, finetuned: Checkpoint) -> Aligned:
+    """Returns a fine-tuned checkpoint under its base's names, and under both of a tie that the base has not.
+
+    Raises: InputError if names are ambiguous.
+    """
+    found = _renamed(base, finetuned)
+    return found._replace(checkpoint=_tied(base, found.checkpoint))
+
+
+def _tied(base: Checkpoint, finetuned: Checkpoint) -> Checkpoint:
+    """Returns a fine-tuned checkpoint with the tensors that it lacks since its model ties them to others."""
+    held = all_tensors(finetuned)
+    prefixes = unambiguous_prefix(list(base.tensors), list(held), finetuned.source)
+    lacking = [
+        prefixes[1] + name.removeprefix(prefixes[0])
+        for name, info in base.tensors.items()
+        if is_floating(info.dtype) and partner(name, base, finetuned, *prefixes) is None
+    ]
+    config = read_config(finetuned) or read_config(base)
+    model = running_model(config) if lacking and config else None
+    tied = {} if model is None else model.tied_names(lacking, held)
+    if not tied:
+        return finetuned
+    found = RenamedCheckpoint(finetuned, {name: name for name in held})
+    found.aliases |= {name: finetuned.aliases.get(other, other) for name, other in tied.items()}
+    name, other = next(iter(tied.items()))
+    note = f"the fine-tuned model ties '{name}' to '{other}'; the base's tensors of both names get its change"
+    found.notes = [*found.notes, note]
+    return found
+
+
+def _renamed(base: Checkpoint, finetuned: Checkpoint) -> Aligned:
     """Returns a fine-tuned checkpoint under its base's names. Raises: InputError if these are ambiguous."""
     config, own_config = read_config(base), read_config(finetuned)
     direct = names_in_base(base, all_tensors(finetuned), finetuned.source)

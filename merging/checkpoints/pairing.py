@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.floating import is_floating
 
 Resize = Literal["refuse", "extra", "rows"]
@@ -97,7 +97,7 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     missing: list[str] = []
     used: set[str] = set()
     for name, info in base.tensors.items():
-        other = _partner(name, base, finetuned, base_prefix, prefix)
+        other = partner(name, base, finetuned, base_prefix, prefix)
         if other is not None:
             used.add(other)
         if not selection.takes(name):
@@ -212,7 +212,9 @@ def _prefixes(longer: Sequence[str], shorter: set[str]) -> list[str]:
     return found
 
 
-def _partner(name: str, base: Headers, finetuned: Headers, base_prefix: str, prefix: str) -> str | None:
+def partner(
+    name: str, base: Headers | Checkpoint, finetuned: Headers | Checkpoint, base_prefix: str, prefix: str
+) -> str | None:
     """Returns the fine-tuned name of a base tensor or of one tied to it."""
     tied = [alias for alias, first in base.aliases.items() if first == name]
     for candidate in (name, *tied):

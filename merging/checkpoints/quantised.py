@@ -6,7 +6,7 @@ Source: transformers, integrations/finegrained_fp8.py (Fp8Dequantize); compresse
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,8 @@ _FORMATS = {
     "NVFP4": re.compile(r".*\.weight_scale_2"),
     "HQQ": re.compile(r".*\.W_q"),
 }
+# What stands beside codes of any format, in their module.
+_SCALE_BESIDE = re.compile(r"(?:weight[^.]*\.)?[^.]*scale[^.]*")
 _USUAL_BLOCK = 128
 
 
@@ -104,7 +106,11 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     formats = [kind for kind, pattern in _FORMATS.items() if any(map(pattern.fullmatch, tensors))]
     codes = {name for name, info in tensors.items() if len(info.shape) > 1 and info.dtype in _CODES}
     named = [*_named(settings, "quant_method"), *_named(settings, "quant_algo"), *formats]
-    if formats or (named and codes - scales.keys() - set(scales.values())):
+    codes -= scales.keys() | set(scales.values())
+    if codes and not named:
+        others = [name for name in tensors if "scale" in name and name not in scales.values()]
+        named = [f"scales such as '{name}'" for name in _scales_beside(sorted(codes), others)][:1]
+    if formats or (named and codes):
         raise InputError(
             f"{checkpoint.source}: is quantised by {named[0]}: its tensors hold codes, not weights; give the "
             "checkpoint from before it was quantised"
@@ -112,6 +118,17 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     if not scales:
         return checkpoint
     return DequantisedCheckpoint(checkpoint, scales, next(_named(settings, "weight_block_size"), None))
+
+
+def _scales_beside(codes: Iterable[str], scales: Iterable[str]) -> Iterator[str]:
+    """Yields the scales that lie in the module of a tensor that may hold codes."""
+    ours = [name for name in scales if not _RUNTIME.fullmatch(name)]
+    for name in codes if ours else ():
+        before, weight, _ = name.rpartition("weight")
+        module = before if weight else name[: name.rfind(".") + 1]
+        for scale in ours:
+            if scale.startswith(module) and _SCALE_BESIDE.fullmatch(scale.removeprefix(module)):
+                yield scale
 
 
 def _named(settings: list[Any], key: str) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +74,13 @@ class RunningModel:
     def running_names(self, names: Iterable[str]) -> dict[str, str]:
         """Returns name in a file → name in the running model, for the tensors that are loaded as they are."""
         return {name: place.name for name, place in self._places(names).items() if place.converter is None}
+
+    def tied_names(self, names: Collection[str], held: Collection[str]) -> dict[str, str]:
+        """Returns name in a file → name among `held`, for names whose tensor is tied to one of these."""
+        places = self.running_names([*names, *held])
+        tensors = {name: id(self._parameters[new]) for name, new in places.items() if new in self._parameters}
+        holders = {tensors[name]: name for name in held if name in tensors}
+        return {name: holders[tensors[name]] for name in names if tensors.get(name) in holders}
 
     def layer_kind(self, name: str) -> str | None:
         """Returns "linear", "transposed" (in, out) or "embedding" for a weight of one layer, else None."""

@@ -177,6 +177,14 @@ REFUSED = {
     "an unknown format": (codes("weight", dtype=torch.int8), {"quant_method": "newest"}, "newest"),
     "packed integers": (codes("weight_packed"), {"quant_method": "compressed-tensors"}, "compressed-tensors"),
     "NVFP4": (codes("weight", "weight_scale", "weight_scale_2", dtype=torch.uint8), {}, "NVFP4"),
+    "FP8 with the scales of other software": (
+        codes("weight", dtype=FP8) | codes("scale_weight", dtype=torch.float32),
+        {}, "scales such as 'layer.scale_weight'",
+    ),
+    "quanto without a config": (
+        codes("weight._data", dtype=torch.int8) | codes("weight._scale", dtype=torch.float32),
+        {}, "scales such as 'layer.weight._scale'",
+    ),
     "FP8 whose scales are missing": (codes("weight", dtype=FP8), {"quant_method": "fp8"}, "fp8"),
 }  # fmt: skip
 

@@ -84,12 +84,45 @@ def test_a_head_that_was_trained_apart_is_restored_apart(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_fine_tune_that_ties_the_head_of_an_untied_base_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_fine_tune_that_ties_the_head_of_an_untied_base_has_its_change_in_both(
+    tmp_path: Path, kind: str
+) -> None:
     MODELS[kind][0](False).save_pretrained(tmp_path / "base")
     task = save_tuned(MODELS[kind][0](True), tmp_path / "task")
-    found = refusal(tmp_path, tmp_path / "base", task)
-    assert "lacks 1 tensors of the base BASE, such as" in found
-    assert "lm_head.weight'" in found
+    assert not any("lm_head" in name for name in stored(task))
+    assert_right(tmp_path, Checkpoints(tmp_path / "base", task, answers(kind)))
+
+
+def test_a_tied_base_with_another_head_in_its_file_gets_the_tied_one(tmp_path: Path) -> None:
+    model = text_model(True)
+    model.save_pretrained(tmp_path / "base")
+    state = stored(tmp_path / "base")
+    other = state["model.embed_tokens.weight"].flip(0)
+    save_file(state | {"lm_head.weight": other}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    task = save_tuned(model, tmp_path / "task")
+    assert_right(tmp_path, Checkpoints(tmp_path / "base", task, answers("text")))
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_bias_that_only_the_base_stores_under_both_tied_names_is_tied(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    sizes = {
+        key: TEXT[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes, num_attention_heads=2, initializer_range=0.4)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config)
+    model.save_pretrained(tmp_path / "base")
+    copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert sum(name.endswith("decoder.bias") for name in copies) == 1
+    save_file(copies, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    task = save_tuned(model, tmp_path / "task")
+    assert not any(name.endswith("decoder.bias") for name in stored(task))
+    assert_right(
+        tmp_path,
+        Checkpoints(tmp_path / "base", task, lambda path: text_answers(path, "AutoModelForMaskedLM")),
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
