@@ -38,6 +38,9 @@ METHODS = {
     "sce": {"select_topk": 0.5},
 }
 RANDOM = ("dare_ties",)
+DIFFERENCES = """Where a
+method keeps the largest entries, many deltas of bfloat16 weights have just the size of the limit, and the two
+programs keep others of them; what else differs does so by one step of bfloat16."""
 
 
 class Cost(NamedTuple):
@@ -195,7 +198,7 @@ def main() -> None:
     write_section(
         "merging",
         f"## Static merges\n\n`python benchmarks/merging/run.py --layers {options.layers}`: four models of "
-        f"{size:.2f} GB in bfloat16, merged in float32. Each figure is flexswitch / {peer}.\n\n"
+        f"{size:.2f} GB in bfloat16, merged in float32. Each figure is flexswitch / {peer}. {DIFFERENCES}\n\n"
         f"{table(header, rows)}\n\n"
         f"{machine()}; load average {before:.1f} before and {os.getloadavg()[0]:.1f} after.",
     )
