@@ -5,7 +5,8 @@ coefficients, and a second one the merged delta.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,12 @@ _LANES = 8  # sums that run side by side; a block's start is a multiple of it
 
 def delta_products(deltas: TensorDeltas) -> Matrix:
     """Returns the inner products of the deltas, float64 (task, task)."""
-    return _products(deltas)[1:, 1:]
+    return _products(deltas, lambda block: block.deltas)
 
 
 def model_products(deltas: TensorDeltas) -> Matrix:
     """Returns the inner products of the fine-tuned tensors θ + τ_k, float64 (task, task)."""
-    products = _products(deltas)
+    products = _products(deltas, lambda block: torch.cat([block.base[None], block.deltas]))
     mixed = products[0, 1:]
     found: Matrix = products[0, 0] + mixed[:, None] + mixed[None, :] + products[1:, 1:]
     return found
@@ -113,14 +114,20 @@ def combined_rows(coefficients: Matrix, rows: Rows, of: str = "deltas") -> Combi
     return Combination(combine)
 
 
-def _products(deltas: TensorDeltas) -> Matrix:
-    """Returns the inner products of (base, deltas …), float64, summed in an order of their own."""
-    count = len(deltas.weights) + 1
-    sums = np.zeros((count, count, _LANES))
+def _products(deltas: TensorDeltas, rows_of: Callable[[Block], Tensor]) -> Matrix:
+    """Returns the inner products of the rows of each block, float64, summed in an order of their own."""
+    summing: Future[None] | None = None
+    sums = np.zeros((0, 0, _LANES))
     for block in deltas.blocks():
-        rows = torch.cat([block.base[None], block.deltas]).numpy()  # (base and task, entry)
-        _add_products(rows, sums)
-    upper: Matrix = np.zeros((count, count))
+        rows = rows_of(block).numpy()  # (row, entry)
+        if summing is None:
+            sums = np.zeros((len(rows), len(rows), _LANES))
+        else:
+            summing.result()
+        summing = deltas.model.pool.submit(_add_products, rows, sums)
+    if summing is not None:
+        summing.result()
+    upper: Matrix = np.zeros(sums.shape[:2])
     for lane in range(_LANES):
         upper += sums[:, :, lane]
     return np.triu(upper) + np.triu(upper, 1).T

@@ -95,7 +95,7 @@ def _merged(deltas: TensorDeltas, combine: Combine, dtype: torch.dtype) -> Calla
                 return rounded(merged, block.base, dtype, deltas.name)
 
             waiting: deque[Future[Tensor]] = deque()
-            for block in deltas.blocks(combination.trim):
+            for block in deltas.blocks(combination.trim, is_last=True):
                 waiting.append(model.pool.submit(finish, block))
                 if len(waiting) > model.jobs:
                     yield waiting.popleft().result()

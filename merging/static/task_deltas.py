@@ -115,6 +115,7 @@ class TensorDeltas:
         self.model, self.name = model, name
         self.shape = model.base.tensors[name].shape
         self.entries = model.base.tensors[name].entries
+        self._read: list[Block] = []
 
     @property
     def tasks(self) -> list[int]:
@@ -141,8 +142,25 @@ class TensorDeltas:
         for start, stop in block_ranges(self.entries, size):
             yield np.zeros(stop - start, np.float32)
 
-    def blocks(self, trim: Trim | None = None) -> Iterator[Block]:
-        """Yields the deltas of all tasks side by side; the tasks are read on several threads."""
+    def blocks(self, trim: Trim | None = None, *, is_last: bool = False) -> Iterator[Block]:
+        """Yields the deltas of all tasks side by side; the tasks are read on several threads.
+
+        A tensor that fits in a quarter of the memory is kept for the next reading, until the last one.
+        """
+        if self._read and trim is None:
+            yield from self._read
+        else:
+            fits = 16 * (len(self.model.tasks) + 1) * self.entries <= self.model.memory
+            keep = fits and trim is None and not is_last
+            read = []
+            for block in self._blocks(trim):
+                read += [block] if keep else []
+                yield block
+            self._read = read
+        if is_last:
+            self._read = []
+
+    def _blocks(self, trim: Trim | None) -> Iterator[Block]:
         model = self.model
         readers = [self.task_blocks(task) for task in range(len(model.tasks))]
         if trim is not None:

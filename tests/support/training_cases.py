@@ -29,7 +29,7 @@ from flexswitch.merging.task_vectors.task_name import SUFFIX
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile
 
-FEW = ("target_size=5KB", "steps=16", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
+FEW = ("target_size=7KB", "steps=16", "scale_refit_steps=4", "batch=8", "min_exemplars=8")
 
 
 @dataclass

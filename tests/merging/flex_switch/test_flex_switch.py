@@ -79,11 +79,11 @@ def test_the_training_is_recorded(case: TrainingCase, trained: Artifact) -> None
     assert (trained.header.method.name, settings["objective"], settings["target_size"]) == (
         "flexswitch",
         "kl",
-        "5KB",
+        "7KB",
     )
     found = measured(case, trained)
     assert found.divergence == pytest.approx(record.after.divergence, rel=2e-3)
-    assert trained.path.stat().st_size <= 5000
+    assert trained.path.stat().st_size <= 7000
 
 
 def test_every_step_is_reported(trained: Artifact, reports: Reports) -> None:
@@ -95,7 +95,7 @@ def test_packing_with_small_effort_keeps_the_record_and_the_size(trained: Artifa
     create_zoo(tmp_path / "zoo", [trained.path], Form(effort="small"), None, False, lambda task: None)
     packed = open_zoo(tmp_path / "zoo")["birds"]
     assert packed.header.training == trained.header.training
-    assert packed.path.stat().st_size <= 5000
+    assert packed.path.stat().st_size <= 7000
 
 
 @pytest.mark.parametrize(("bits", "allowed"), [("3,2", {2, 3}), pytest.param("1", {1}, marks=DEEP)])
@@ -139,7 +139,7 @@ def test_other_settings_lower_the_divergence_too(
 ) -> None:
     found = case.train(tmp_path / "birds.fsw", *settings)
     assert found.header.training.after.divergence <= found.header.training.before.divergence
-    assert found.path.stat().st_size <= (9000 if "target_size=9KB" in settings else 5000)
+    assert found.path.stat().st_size <= (9000 if "target_size=9KB" in settings else 7000)
     for setting in settings:
         name, value = setting.split("=")
         assert str(found.header.method.settings[name]) == value
@@ -148,10 +148,10 @@ def test_other_settings_lower_the_divergence_too(
 @pytest.mark.parametrize(
     ("target", "granularity"),
     [
-        (9000, "rows"),
-        pytest.param(5000, "rows", marks=DEEP),
-        pytest.param(5000, "tensor", marks=DEEP),
-        pytest.param(9000, "tensor", marks=DEEP),
+        (9500, "rows"),
+        pytest.param(5500, "rows", marks=DEEP),
+        pytest.param(5500, "tensor", marks=DEEP),
+        pytest.param(9500, "tensor", marks=DEEP),
     ],
 )
 def test_a_small_size_is_met_with_the_record_in_the_file(
@@ -172,7 +172,7 @@ def test_steps_in_bfloat16_lower_the_divergence_too(case: TrainingCase, tmp_path
         case.train(
             tmp_path / precision / "birds.fsw", f"precision={precision}", f"target_size={target}", "steps=8"
         )
-        for precision, target in (("bfloat16", "9KB"), ("float32", "9000"))  # records of the same length
+        for precision, target in (("bfloat16", "7KB"), ("float32", "7000"))  # records of the same length
     )
     record = found.header.training
     assert record.before == exact.header.training.before  # what is judged is in float32
@@ -191,7 +191,7 @@ def test_without_augmentations_the_artifact_differs_and_the_exemplars_stay(
     assert found.header.tensors != trained.header.tensors
 
 
-@pytest.mark.parametrize("target", [5000, pytest.param(9000, marks=DEEP), pytest.param(14000, marks=DEEP)])
+@pytest.mark.parametrize("target", [5500, pytest.param(9500, marks=DEEP), pytest.param(14000, marks=DEEP)])
 @pytest.mark.deep
 def test_training_starts_from_the_initialisation_of_least_loss(
     target: int, case: TrainingCase, tmp_path: Path
