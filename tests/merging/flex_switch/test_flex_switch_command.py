@@ -99,10 +99,11 @@ def test_json_and_quiet_say_the_result_alone(compress: Compress) -> None:
 def test_without_a_terminal_every_50_steps_are_reported(compress: Compress) -> None:
     outcome = compress.train("--set", "steps=60")
     stands = r"loss \d\S*, \d+\.\d{3} bits per parameter"
-    lines = [line for line in outcome.err.splitlines() if "step" in line]
-    assert len(lines) == 2
-    assert re.fullmatch(rf"flexswitch: step 50 of 60: {stands}, (\d+ min )?\d+ s left", lines[0])
-    assert re.fullmatch(rf"flexswitch: step 60 of 60: {stands}", lines[1])
+    lines = [line for line in outcome.err.splitlines() if " of 60: " in line]
+    assert len(lines) in (2, 4)  # four where the steps did not help and were taken again
+    for number, line in enumerate(lines):
+        left = r"50 of 60: {}, (\d+ min )?\d+ s left" if number % 2 == 0 else r"60 of 60: {}"
+        assert re.fullmatch("flexswitch: step " + left.replace("{}", stands), line)
 
 
 @pytest.mark.deep
