@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.config import entries_named, read_config
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.pairing import common_prefix, partner, unambiguous_prefix
 from flexswitch.merging.checkpoints.renamed import Conversion, RenamedCheckpoint, renamed
@@ -39,10 +39,28 @@ class Aligned(NamedTuple):
 def aligned(base: Checkpoint, finetuned: Checkpoint) -> Aligned:
     """Returns a fine-tuned checkpoint under its base's names, and under both of a tie that the base has not.
 
-    Raises: InputError if names are ambiguous.
+    Raises: InputError if names are ambiguous, or if it is a part of the base under names of its own.
     """
     found = _renamed(base, finetuned)
+    _refuse_part(base, found.checkpoint)
     return found._replace(checkpoint=_tied(base, found.checkpoint))
+
+
+def _refuse_part(base: Checkpoint, finetuned: Checkpoint) -> None:
+    """Raises: InputError for a model that is a part of the base and has other names than it has there.
+
+    A restored model would have the base's names, and the config of the part, which go with other names.
+    """
+    part, whole = (read_config(each) for each in (finetuned, base))
+    kind, around = part.get("model_type"), whole.get("model_type")
+    if kind is None or kind == around or kind not in entries_named(whole, "model_type"):
+        return
+    prefix = unambiguous_prefix(list(base.tensors), list(all_tensors(finetuned)), finetuned.source)[0]
+    if prefix:
+        raise InputError(
+            f"{finetuned.source}: is a {kind}, a part of the base {base.source}, where its names begin with "
+            f"'{prefix}'; give that part as the base, as a model of its own"
+        )
 
 
 def _tied(base: Checkpoint, finetuned: Checkpoint) -> Checkpoint:

@@ -63,6 +63,18 @@ def written_changes(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     return {key: value for key, value in without_keys(changes, _NOT_WRITTEN).items() if key in known}
 
 
+def written_config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config.json of a restored model.
+
+    Of a model of another type than the base's, as the text model of a vision-language model, the base's
+    entries stay that transformers' config class of that type has, or all where it is not known.
+    """
+    own = changes.get("model_type", base.get("model_type"))
+    kind = None if own == base.get("model_type") else _installed_class(own)
+    kept = base if kind is None else {key: base[key] for key in base if key in _fields(kind)}
+    return {**kept, **changes}
+
+
 def with_defaults(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a fine-tuned config.json with the entries of its base that it lacks, which are defaults then.
 

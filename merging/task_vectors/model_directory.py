@@ -15,6 +15,7 @@ from flexswitch.codecs.format.tensor_names import check_tensor_names
 from flexswitch.codecs.format.written_files import foreign_file, inside, list_files
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import CODE_KEYS, read_config, with_dtype, without_keys
+from flexswitch.merging.checkpoints.model_config import written_config
 from flexswitch.merging.task_vectors.base_files import copy_base_files
 from flexswitch.merging.task_vectors.markdown import markdown_text
 from flexswitch.merging.task_vectors.restore import OutputTensor
@@ -61,7 +62,9 @@ def write_model_directory(
             total = sum(_bytes(outputs[name]) for name in weight_map)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             _write_json(partial / "model.safetensors.index.json", index)
-        config = without_keys({**read_config(base), **config_changes}, rf"{CODE_KEYS}|quantization_config")
+        config = without_keys(
+            written_config(read_config(base), config_changes), rf"{CODE_KEYS}|quantization_config"
+        )
         if "dtype" in config_changes:
             config = with_dtype(config, config_changes["dtype"])
         if config:

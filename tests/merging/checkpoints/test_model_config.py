@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flexswitch.merging.checkpoints import model_config
-from flexswitch.merging.checkpoints.model_config import with_defaults, written_changes
+from flexswitch.merging.checkpoints.model_config import with_defaults, written_changes, written_config
 
 
 @dataclass
@@ -52,3 +52,17 @@ def test_without_a_known_class_nothing_is_added() -> None:
     assert with_defaults({"model_type": "none", "act": "relu"}, {"model_type": "none"}) == {
         "model_type": "none"
     }
+
+
+def test_a_model_of_another_type_keeps_the_entries_of_its_own_class_alone() -> None:
+    base = {
+        "model_type": "clip",
+        "text_config": {"hidden_size": 8},
+        "projection_dim": 8,
+        "initializer_factor": 2.0,
+    }
+    changes = {"model_type": "clip_vision_model", "hidden_size": 16}
+    written = {"projection_dim": 8, "initializer_factor": 2.0}
+    assert written_config(base, changes) == written | changes
+    assert written_config(base, {"projection_dim": 4}) == base | {"projection_dim": 4}
+    assert written_config(base, {"model_type": "unknown"}) == base | {"model_type": "unknown"}
