@@ -122,8 +122,7 @@ def _run(
     from flexswitch.recipes.selection import select
 
     prepared = prepare(graph)
-    for note in prepared.graph.plan.notes:
-        console.note(note)
+    _note_plan(console, prepared)
     tasks = select(prepared, choice)
     engine = make_engine(*place, prepared.digests)
     with watch(console, prepared, tasks) as watcher:
@@ -135,6 +134,11 @@ def _run(
     if report is not None:
         write_report(report, prepared, outcome)
     return _finished(console, prepared, outcome)
+
+
+def _note_plan(console: Console, prepared: "Prepared") -> None:
+    for note in prepared.graph.plan.notes:
+        console.note(note)
 
 
 def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dict[str, Any]:
@@ -180,6 +184,7 @@ def _checked(console: Console, graph: "Graph", report: Path | None) -> dict[str,
 def _described(console: Console, prepared: "Prepared", choice: "Choice") -> dict[str, Any]:
     from flexswitch.recipes.selection import select
 
+    _note_plan(console, prepared)
     tasks = select(prepared, choice)
     steps, lines = [], []
     for number, step in enumerate(prepared.steps):

@@ -145,12 +145,28 @@ def _drafts(step: Step, recipe: Recipe, source: Path) -> Iterator[_Draft]:
         options = {key: each for key, each in (options | step.options).items() if each is not None}
         for values in combinations(step.foreach):
             name = fill(step.name, values)
+            filled = fill(options, values)
+            _check_folders(command, options, filled)
             yield _Draft(
-                step, name, fill(step.inputs, values), fill(options, values), values,
+                step, name, fill(step.inputs, values), filled, values,
                 f"{source}: step '{name}': ", defaults,
             )  # fmt: skip
     except InputError as reason:
         raise InputError(f"{where}{reason}") from reason
+
+
+def _check_folders(command: Command, options: dict[str, Any], filled: dict[str, Any]) -> None:
+    """Raises: InputError where a value of foreach leads an output out of the folder that the recipe names."""
+    for option, template in options.items():
+        access = command.accesses.get(command.options.get(option, ""))
+        if access is None or access.kind == "reads" or not isinstance(template, str):
+            continue
+        fixed, brace, _ = template.partition("{")
+        folder = os.path.dirname(fixed) if brace else ""
+        if folder and os.path.relpath(filled[option], folder).split(os.sep)[0] == os.pardir:
+            raise InputError(
+                f"'{option}' is '{template}' and becomes '{filled[option]}', which is outside of {folder}"
+            )
 
 
 def _check_names(drafts: list[_Draft], source: Path) -> None:
@@ -158,9 +174,9 @@ def _check_names(drafts: list[_Draft], source: Path) -> None:
     seen: set[str] = set()
     for draft in drafts:
         if draft.name in seen:
-            advice = (
-                "put the values of foreach into the name, as {task}" if draft.step.foreach else "rename one"
-            )
+            advice = "rename one"
+            if draft.step.foreach:
+                advice = "put the values of foreach into the name, as {task}, and give each once"
             raise InputError(f"{source}: two steps are named '{draft.name}'; {advice}")
         seen.add(draft.name)
 
@@ -213,6 +229,8 @@ def _expanded(text: str, made: dict[str, list[str]], notes: list[str]) -> list[s
         if fnmatchcase(os.path.basename(path), pattern)
     ]
     files = matching_files(text)
+    if found and folder and (below := _matching_below(folder, pattern, made)):
+        notes.append(f"'{text}' leaves out what steps write in folders below: {_named(below)}")
     if not found:
         if not files:
             raise InputError(f"'{text}' matches no output of a step and no file")
@@ -220,6 +238,11 @@ def _expanded(text: str, made: dict[str, list[str]], notes: list[str]) -> list[s
     if others := sorted({_normal(path) for path in files} - set(found)):
         notes.append(f"'{text}' takes what steps of this recipe write; left out are {_named(others)}")
     return sorted(set(found))
+
+
+def _matching_below(folder: str, pattern: str, made: dict[str, list[str]]) -> list[str]:
+    below = [paths for each, paths in made.items() if each.startswith(f"{folder}{os.sep}")]
+    return sorted(path for paths in below for path in paths if fnmatchcase(os.path.basename(path), pattern))
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -158,6 +158,12 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
     assert graph(PACK).plan.steps[0].reads == ("out/old.fsw",)
 
 
+def test_a_note_names_outputs_in_folders_below_that_a_pattern_does_not_reach() -> None:
+    made = graph({**COMPRESS, "foreach": {"task": ["red", "nlp/blue"]}}, PACK)
+    assert made.plan.notes == ["'out/*.fsw' leaves out what steps write in folders below: out/nlp/blue.fsw"]
+    assert ordered(made) == ["compress red", "compress nlp/blue", "pack"]
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -167,7 +173,12 @@ def test_files_that_no_step_writes_are_left_out_of_a_pattern_with_a_note() -> No
         ((COMPRESS, {**PACK, "options": {"output": "out"}}), "r.yaml: the steps 'pack' and 'compress red' write out "
          "and out/red.fsw in it; give one of them an output elsewhere"),
         (({**COMPRESS, "name": "one"},), "r.yaml: two steps are named 'one'; put the values of foreach into the name, "
-         "as {task}"),
+         "as {task}, and give each once"),
+        (({**COMPRESS, "foreach": {"task": ["../red", "blue"]}},), "r.yaml: step 'compress {task}': 'output' is "
+         "'out/{task}.fsw' and becomes 'out/../red.fsw', which is outside of out"),
+        (({**COMPRESS, "foreach": {"task": ["/red"]}, "options": {"output": "./out/a/../{task}/../../b.fsw"}},), "r.yaml: step "
+         "'compress {task}': 'output' is './out/a/../{task}/../../b.fsw' and becomes './out/a/..//red/../../b.fsw', which is "
+         "outside of ./out/a/.."),
         ((PACK | {"inputs": ["{taks}.fsw"], "foreach": {"task": ["a"]}},), "r.yaml: step 'pack': no value of foreach is "
          "named 'taks'; did you mean 'task'? (known: task); write {{ for a brace itself"),
         ((VERIFY | {"inputs": []},), "r.yaml: step 'verify': 'inputs' is a list of 0, expected PATH"),
