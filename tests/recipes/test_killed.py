@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,10 @@ def folder(models: Path) -> Path:
 
 def start(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "flexswitch.cli", "run", "r.yaml", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed
+    )
 
 
 def finished(process: subprocess.Popen[str]) -> Iterator[str]:
