@@ -22,7 +22,7 @@ class Allowance:
         self.left = entries
 
 
-NUMPY = Allowance(1 << 23)  # entries take numpy a tenth of the time that loading numba does
+NUMPY = Allowance(1 << 24)  # entries take numpy a fifth of the time that loading numba does
 _MOST = 1 << 18  # entries at once
 _CALL = 1 << 12  # entries that take as long as a call does
 
