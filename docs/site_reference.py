@@ -19,7 +19,7 @@ _EXAMPLE = "Example: "
 
 def commands_page() -> str:
     """Returns the reference of all commands."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group, as the app has several commands
     shared = _rows(next(iter(commands.values())), lambda each: each.opts[0] in _SHARED)
     parts = [
         "# Commands",

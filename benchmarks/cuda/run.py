@@ -23,7 +23,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import routing  # noqa: E402  # siblings
+import routing  # noqa: E402  # siblings and report.py, found by the line above
 import switching  # noqa: E402
 import torch  # noqa: E402
 import training  # noqa: E402

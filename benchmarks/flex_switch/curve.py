@@ -6,9 +6,15 @@
 """
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from report import DOCUMENT, draw_by_size  # in the folder added to the path above
+
+DOCS = DOCUMENT.parent
 _ROW = re.compile(
     r"^\| ([a-z][^|]*) \| [^|]* \| ([\d,]+) \| [\d.]+ \| ([\d.]+) \| [-+][\d.]+ \|$", re.MULTILINE
 )
@@ -33,16 +39,9 @@ def read_curve(text: str) -> tuple[float, dict[str, list[tuple[float, float]]]]:
 
 def draw_curve(path: Path = DOCS / "flexswitch.svg") -> None:
     """Writes an SVG of the tables of docs/benchmarks.md; the fine-tuned models are a line across."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
     individual, methods = read_curve((DOCS / "benchmarks.md").read_text(encoding="utf-8"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexswitch", "font.size": 11}):
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(individual, color="0.5", linewidth=1, linestyle="--")
-        axes.annotate("the fine-tuned models, 91 MB each", (45e3, individual + 0.45), color="0.35")
+
+    def plot(axes: Any) -> None:
         axes.set_ylim(70, 88.4)
         for number, (method, points) in enumerate(methods.items()):
             if method not in _NAMES:
@@ -55,14 +54,9 @@ def draw_curve(path: Path = DOCS / "flexswitch.svg") -> None:
             sizes, accuracies = zip(*sorted(points), strict=True)
             axes.plot([1e3 * size for size in sizes], accuracies, marker="osD^vP*X"[number % 8],
                       markersize=5, label=_NAMES[method], **ours)  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-        axes.set_xlabel("bytes a task, beside its head of 19 kB")
-        axes.set_ylabel("average accuracy on eight text tasks (%)")
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+    size, accuracy = "bytes a task, beside its head of 19 kB", "average accuracy on eight text tasks (%)"
+    draw_by_size(path, individual, plot, size, accuracy)
 
 
 if __name__ == "__main__":

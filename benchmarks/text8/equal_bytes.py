@@ -21,7 +21,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import DOCUMENT, machine, table, write_section  # noqa: E402  # in the folder added to the path above
+from report import DOCUMENT, draw_by_size, machine, table, write_section  # noqa: E402  # in the folder added to the path above
 from run import flexswitch  # noqa: E402
 
 from flexswitch.codecs.format.zoo import Zoo, open_zoo  # noqa: E402
@@ -254,28 +254,16 @@ def chart(name: str) -> Path:
 
 def draw(found: Sequence[Row], path: Path) -> None:
     """Writes an SVG of the table: average accuracy against bytes a task, a colour for each kind."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
     individual = next(row.average for row in found if row.name == "individual")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexswitch", "font.size": 11}):
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(individual, color="0.5", linewidth=1, linestyle="--", label="the fine-tuned models")
-        kinds = dict.fromkeys(row.kind for row in found)
+    kinds = dict.fromkeys(row.kind for row in found)
+
+    def plot(axes: Any) -> None:
         for kind, marker in zip(kinds, "osD^v", strict=False):
             rows = [row for row in found if row.kind == kind and row.name not in ("base", "individual")]
             sizes, averages = [row.stored for row in rows], [row.average for row in rows]
             axes.plot(sizes, averages, marker, markersize=6, label=kind)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-        axes.set_xlabel("bytes a task")
-        axes.set_ylabel("average accuracy (%)")
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+    draw_by_size(path, individual, plot, "bytes a task", "average accuracy (%)")
 
 
 def main() -> None:

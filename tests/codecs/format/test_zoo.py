@@ -351,7 +351,7 @@ def test_the_description_is_json_that_people_can_read(tmp_path: Path) -> None:
         "tasks": {
             "cola": {
                 "file": file, "size": 7, "sha256": "00" * 32, "method": "t-switch", "parameters": 9,
-                    "relative_error": None,
+                "relative_error": None,
             }
         },
         "shared": None,
