@@ -74,7 +74,10 @@ def _unparsed(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"record {n}", values) for n, values in enumerate(_parquet_records(path), 1))
     elif path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, values in enumerate(csv.DictReader(_lines(file), strict=True), 1):
+            records = csv.DictReader(_lines(file), strict=True)
+            if len(set(records.fieldnames or ())) < len(records.fieldnames or ()):
+                raise ValueError("its header has a column twice; name each column once")
+            for number, values in enumerate(records, 1):
                 if None in values:
                     raise ValueError(
                         f"record {number} has more cells than the header; quote texts with commas"

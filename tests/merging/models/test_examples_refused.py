@@ -232,6 +232,11 @@ def test_a_very_long_field_is_refused(tmp_path):
     assert damaged(path) == "field larger than field limit (131072)"
 
 
+def test_a_csv_with_a_column_twice_is_refused(tmp_path):
+    path = write(tmp_path, "birds.test.csv", b"text,label,text\na,1,b\n")
+    assert damaged(path) == "its header has a column twice; name each column once"
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
