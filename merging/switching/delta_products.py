@@ -1,10 +1,11 @@
 """Adds the products with the tasks' deltas to a layer's output: compiled on the CPU, by torch elsewhere.
 
-Sums are in float32, or float64 for such a module; the output is rounded once to the module's dtype.
+Sums are in float32, or float64 for such a module; the output is rounded once to the dtype of the base's
+product, which is the module's, or that of torch.autocast.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -120,6 +121,8 @@ def _is_compiled(out: Tensor) -> bool:
 def _summed(out: Tensor) -> Iterator[Tensor]:
     """Yields a float32 or float64 tensor to add to, and copies it to `out` where that is another."""
     total = out if out.dtype in (torch.float32, torch.float64) else out.to(torch.float32)
-    yield total
+    device = out.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        yield total
     if total is not out:
         out.copy_(total)

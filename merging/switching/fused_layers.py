@@ -130,10 +130,11 @@ def _norm(switch: SwitchedLayer) -> Forward:
         out = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
         gain = plan.vectors(weight, module.weight) if weight else module.weight
         if module.bias is None:
-            out = out * gain
+            found = out * gain
         else:
-            out = torch.addcmul(plan.vectors(bias, module.bias) if bias else module.bias, out, gain)
-        return out if out.shape == shape else out.view(shape)
+            found = torch.addcmul(plan.vectors(bias, module.bias) if bias else module.bias, out, gain)
+        found = found.to(out.dtype)  # under torch.autocast the inputs may be shorter than the weights
+        return found if found.shape == shape else found.view(shape)
 
     return forward
 

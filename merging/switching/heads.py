@@ -94,12 +94,15 @@ def _head_forward(
             head = tasks[max(*numbers, 0)]
             return functional.linear(inputs, head.weight, head.bias)
         rows = inputs.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, in)
-        out = rows.new_full((*rows.shape[:2], width), -torch.inf)
+        found, order = [], []
         for task in sorted(numbers):
             own = torch.from_numpy(np.flatnonzero(plan.heads == task)).to(rows.device)
             head = tasks[max(task, 0)]  # a row of no task has some head too
-            out[own, :, : len(head.weight)] = functional.linear(rows[own], head.weight, head.bias)
-        return out.view(*inputs.shape[:-1], width)
+            out = functional.linear(rows[own], head.weight, head.bias)
+            found.append(functional.pad(out, (0, width - len(head.weight)), value=-torch.inf))
+            order.append(own)
+        joined = torch.cat(found)[torch.argsort(torch.cat(order))]
+        return joined.view(*inputs.shape[:-1], width)
 
     return forward
 
