@@ -40,7 +40,7 @@ def compress(
         str | None,
         typer.Option(
             help=f"How to compress: {', '.join(method_names('compression'))}.",
-            show_default="t-switch; flexswitch with --exemplars or --target-size",
+            show_default="t-switch; flexswitch with --exemplars, --target-size or --budget",
             autocompletion=completing(method_names("compression")),
         ),
     ] = None,
@@ -60,6 +60,15 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="agreement=SHARE",
+            help="Instead of a size, the share of the fine-tuned model's answers to keep on held-out "
+            "exemplars (agreement=99%): the smallest file that does is searched in up to 8 compressions.",
+            show_default=False,
+        ),
+    ] = None,
     extras: Annotated[
         Literal["exact", "float16", "int8", "auto"] | None,
         typer.Option(
@@ -72,8 +81,9 @@ def compress(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of <task>.train.* files, for methods that learn; labels are read for objective=task "
-            "only. Of chats (messages) and prompts with completions the answers count alone.",
+            help="Folder of <task>.train.* files, for methods that learn and for --budget; labels are read "
+            "for objective=task only. Of chats (messages) and prompts with completions the answers alone "
+            "count.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +96,8 @@ def compress(
         typer.Option(
             min=1,
             metavar="N",
-            help="Keep the training's state in OUTPUT.training every N steps, and continue from it.",
+            help="Keep the training's state in OUTPUT.training every N steps, and continue from it; with "
+            "--budget finished tries in OUTPUT.tries, too.",
             show_default=False,
         ),
     ] = None,
@@ -99,13 +110,18 @@ def compress(
     memory: Memory = "1GB",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep finished tensors in OUTPUT.resume, and continue from them."),
+        typer.Option(
+            "--resume",
+            help="Keep finished tensors in OUTPUT.resume, with --budget finished tries in OUTPUT.tries, and "
+            "continue from them.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> dict[str, Any]:
     """Compress a task vector, or a fine-tuned checkpoint against its base, into an artifact.
 
-    Methods that learn what to keep take --base and --exemplars, and meet a --target-size.
+    Methods that learn what to keep take --base and --exemplars, and meet a --target-size; with --budget the
+    size is found.
 
     Example: flexswitch compress sst2 --base base -o sst2.fsw
     """
@@ -115,17 +131,17 @@ def compress(
 
     artifact = compress(
         task_vector, output, base=base, method=method, settings=parse_settings(set_ or []),
-        target_size=target_size, extras=extras, exemplars=exemplars, per_task=per_task, adapter=adapter,
-        device=device, max_length=max_length, checkpoint_every=checkpoint_every, include=include or (),
-        exclude=exclude or (), on_resize=on_resize, key=key, name=name, jobs=jobs, memory=parse_size(memory),
-        resume=resume, overwrite=overwrite, reporter=console,
+        target_size=target_size, budget=budget, extras=extras, exemplars=exemplars, per_task=per_task,
+        adapter=adapter, device=device, max_length=max_length, checkpoint_every=checkpoint_every,
+        include=include or (), exclude=exclude or (), on_resize=on_resize, key=key, name=name, jobs=jobs,
+        memory=parse_size(memory), resume=resume, overwrite=overwrite, reporter=console,
     )  # fmt: skip
     return _print(console, artifact)
 
 
 def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
     """Prints what the artifact is and how small it is; returns the JSON document."""
-    from flexswitch.cli.quality_report import error_line, training_line
+    from flexswitch.cli.quality_report import budget_line, error_line, training_line
     from flexswitch.merging.commands.results import compressed
 
     header, document = artifact.header, compressed(artifact)
@@ -141,4 +157,6 @@ def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
         lines.append(training_line(header, header.training))
     if header.error is not None:
         lines.append(error_line(header.error))
+    if header.budget is not None:
+        lines.append(budget_line(header, header.budget))
     return console.result(document, *lines)

@@ -90,7 +90,7 @@ def _draw(path: str, plot: Path, overwrite: bool) -> None:
 
 def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | str, ...]]:
     from flexswitch.cli.experts import changed_experts
-    from flexswitch.cli.quality_report import error_line, training_table
+    from flexswitch.cli.quality_report import budget_line, budget_table, error_line, training_table
     from flexswitch.codecs.format.container import open_artifact
     from flexswitch.codecs.format.tensor_names import is_side_file
     from flexswitch.merging.compression.quality_warning import quality_warning
@@ -147,6 +147,8 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         closing.append(warning)
     if header.training is not None:
         closing.append(training_table(header, header.training))
+    if header.budget is not None:
+        closing += [budget_line(header, header.budget), budget_table(header, header.budget)]
     return document, head, rows, *closing
 
 

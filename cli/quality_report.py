@@ -7,7 +7,7 @@ from rich.table import Table
 from flexswitch.cli.console import table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.records import ArtifactHeader, ErrorRecord, TrainingRecord
+    from flexswitch.codecs.format.records import ArtifactHeader, BudgetRecord, ErrorRecord, TrainingRecord
 
 
 def error_line(error: "ErrorRecord") -> str:
@@ -17,6 +17,25 @@ def error_line(error: "ErrorRecord") -> str:
         worst = ", ".join(f"{name} {found:g}" for name, found in error.worst.items())
         line += f"; worst: {worst}"
     return line
+
+
+def budget_line(header: "ArtifactHeader", budget: "BudgetRecord") -> str:
+    """Returns one line on what was asked for, and the setting that was found."""
+    taken = header.method.settings.get(budget.setting)
+    return (
+        f"smallest found for agreement={100 * budget.asked:.6g}%: {budget.setting}={taken} keeps "
+        f"{budget.kept:.1%} of the answers to {budget.examples} held-out examples"
+    )
+
+
+def budget_table(header: "ArtifactHeader", budget: "BudgetRecord") -> Table:
+    """Returns the tries of a search in their order, with a mark at the one that was taken."""
+    taken = header.method.settings.get(budget.setting)
+    rows = table("tries", budget.setting, "bytes", "agreement", "")
+    for each in budget.tries:
+        mark = "taken" if each.value == taken else ""
+        rows.add_row(str(each.value), f"{each.bytes:,}", f"{each.agreement:.1%}", mark)
+    return rows
 
 
 def training_line(header: "ArtifactHeader", training: "TrainingRecord") -> str:

@@ -2,6 +2,7 @@
 
 FlexswitchError
 ├── InputError            1  the input is wrong
+│   └── TargetSizeError   1  a target size is too small for any artifact
 ├── UsageError            2  the command was used wrongly
 │   └── UnusedOptionError 2  an option would do nothing
 ├── ArtifactError         3  an artifact is corrupt or fails verification
@@ -34,6 +35,10 @@ class FlexswitchError(Exception):
 
 class InputError(FlexswitchError):
     """An input file, folder or value is not what the command needs."""
+
+
+class TargetSizeError(InputError):
+    """A target size is too small for the task's own tensors and the header."""
 
 
 class UsageError(FlexswitchError):

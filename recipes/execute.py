@@ -9,7 +9,7 @@ from typing import Any
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.working_folder import remove_abandoned
 from flexswitch.merging.commands.reporter import Reporter
-from flexswitch.recipes.commands import get_command
+from flexswitch.recipes.commands import get_command, unused_options
 from flexswitch.recipes.digests import Digests
 from flexswitch.recipes.lock import (
     StepFile,
@@ -24,7 +24,7 @@ from flexswitch.recipes.state import why_not
 from flexswitch.recipes.versions import algorithm_versions, environment, runs_model
 
 _EVERY = 50  # training steps between two states on disk
-_SIDE_FILES = (".resume", ".training")
+_SIDE_FILES = (".resume", ".training", ".tries")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _arguments(task: Task, is_own: bool) -> dict[str, Any]:
         found.setdefault("jobs", task.threads)
     if "resume" in known:
         found["resume"] = True
-        if runs_model(step.command, step.arguments):
+        states = found | {"checkpoint_every": _EVERY}
+        if runs_model(step.command, step.arguments) and not unused_options(command, states):
             found.setdefault("checkpoint_every", _EVERY)
     return found
 

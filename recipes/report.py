@@ -112,6 +112,7 @@ def _table(prepared: Prepared, outcome: Outcome, document: dict[str, Any]) -> It
         stored, bits = result.get("bytes"), result.get("bits_per_parameter")
         after = (result.get("training") or {}).get("after") or {}
         agreement = after.get("held_out_agreement", after.get("agreement"))
+        agreement = (result.get("budget") or {}).get("kept", agreement)
         cells = [
             _cell(step["name"]),
             _cell(str(result.get("task", ""))),

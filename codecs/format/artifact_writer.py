@@ -123,6 +123,7 @@ class ArtifactWriter:
             exact=self._exact,
             training=header.training,
             error=header.error,
+            budget=header.budget,
         )
         plain = _json(contents.model_dump(exclude_defaults=True))
         table = zstd_compress(plain, _TABLE_LEVEL)
@@ -133,7 +134,7 @@ class ArtifactWriter:
             )
         self._writer.add(TABLE, "U8", (len(table),), [table])
         document = ArtifactDocument(
-            **header.model_dump(exclude={"extras", "tensors", "exact", "training", "error"}),
+            **header.model_dump(exclude=set(TensorTable.model_fields)),
             table=TableRecord(size=len(table), crc32=crc32(table)),
         )
         identity = {"format": document.format, "version": document.version}

@@ -15,6 +15,7 @@ from flexswitch.codecs.blocks import as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
 from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
 from flexswitch.codecs.format.artifact_table import read_table
+from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.exact_forms import PackedExact, unpacked_block
 from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
@@ -176,6 +177,12 @@ class Artifact:
             return unpacked_block(record, index, data, base)
         except DecodeError as error:
             raise DecodeError(f"{self.path}: {called}: {error}") from error
+
+    def packed_tensor(self, name: str) -> PackedTensor:
+        """Returns a compressed tensor as it is stored. Raises: DecodeError."""
+        blocks = range(len(self._places[name].blocks))
+        data = b"".join(self._block_data(name, number) for number in blocks)
+        return PackedTensor(self.header.tensors[name], data)
 
     def packed_exact(self, name: str) -> PackedExact:
         """Returns a tensor that is stored exactly, as it is stored. Raises: DecodeError."""

@@ -13,6 +13,7 @@ _RESERVED = r"con|prn|aux|nul|com\d|lpt\d"
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 RelativeError = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

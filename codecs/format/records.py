@@ -6,18 +6,28 @@ FORMAT.md specifies them; documents.py reads them.
 import math
 import zlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from flexswitch.codecs.format.fields import Blake3, Count, Crc32, HubId, RelativeError, Sha256, TaskName
+from flexswitch.codecs.format.fields import (
+    Blake3,
+    Count,
+    Crc32,
+    HubId,
+    RelativeError,
+    Sha256,
+    Share,
+    TaskName,
+)
 from flexswitch.codecs.sparse import SparseLayout
 
 METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
 MOST_WORST = 3  # tensors whose error an artifact names
+MOST_TRIES = 64  # of a search that an artifact lists
 # The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
 _FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
@@ -230,6 +240,29 @@ class ErrorRecord(Strict):
     worst: Annotated[dict[str, RelativeError], Field(max_length=MOST_WORST)] = {}
 
 
+class BudgetTry(NamedTuple):
+    """One compression of a search: the setting's value, the file's bytes, and the share of equal answers."""
+
+    value: str | int | FiniteFloat
+    bytes: Count
+    agreement: Share
+
+
+class BudgetRecord(Strict):
+    """The record of the search for the smallest artifact that keeps a share of the answers.
+
+    asked: that share. setting: the one that was varied. examples: how many the answers to were compared, none
+    of which a training used. kept: the artifact's share. tries: in their order; without this record in the
+    files. Shares have four significant digits.
+    """
+
+    asked: Share
+    setting: str
+    examples: Count
+    kept: Share
+    tries: Annotated[list[BudgetTry], Field(max_length=MOST_TRIES)]
+
+
 class TensorTable(Strict):
     """The JSON document of the table: name → record, in the order of their bytes in the file."""
 
@@ -238,6 +271,7 @@ class TensorTable(Strict):
     exact: dict[str, ExactRecord] = {}
     training: TrainingRecord | None = None
     error: ErrorRecord | None = None
+    budget: BudgetRecord | None = None
 
 
 class ArtifactHeader(Strict):
@@ -254,6 +288,7 @@ class ArtifactHeader(Strict):
     extras: dict[str, ExtraRecord] = {}
     training: TrainingRecord | None = None
     error: ErrorRecord | None = None
+    budget: BudgetRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -278,3 +313,8 @@ def most_table_bytes(stored_bytes: int) -> int:
 def float32_scale(scale: float) -> float:
     """Returns the shortest decimal that reads back as the same float32."""
     return float(str(np.float32(scale)))
+
+
+def four_digits(value: float) -> float:
+    """Returns a number to four significant digits, as records hold figures."""
+    return float(f"{value:.4g}")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flexswitch.codecs.errors import FlexswitchError, InputError
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
+from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.atomic import atomic_directory, flush, named_errors
 from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.fields import TASK_NAME
+from flexswitch.codecs.format.rewriting import rewrite_artifact
 from flexswitch.codecs.format.working_folder import insist, remove_abandoned, working_folder
 from flexswitch.codecs.format.zoo import (
     ZOO_FILE,
@@ -129,18 +130,8 @@ def pack_task(artifact: Artifact, writer: ZooWriter, tensors: Iterable[PackedTen
     stay as they are.
     """
     header = artifact.header
-
-    def write(path: Path) -> None:
-        with ArtifactWriter(path) as file:
-            for name in header.extras:
-                file.add_extra(name, artifact.packed_extra(name))
-            for name, packed in zip(header.tensors, tensors, strict=True):
-                file.add_tensor(name, packed)
-            for name in header.exact:
-                file.add_tensor(name, artifact.packed_exact(name))
-            file.finish(header)
-
-    return task_record(header, writer.put("tasks", header.name, write))
+    stored = writer.put("tasks", header.name, lambda path: rewrite_artifact(artifact, path, header, tensors))
+    return task_record(header, stored)
 
 
 def _check_parts(path: Path) -> None:

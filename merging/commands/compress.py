@@ -1,12 +1,12 @@
 """Compresses a task vector, or a fine-tuned checkpoint against its base, into an artifact."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flexswitch.codecs.errors import UnusedOptionError, UsageError
+from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
@@ -23,51 +23,58 @@ from flexswitch.merging.commands.arguments import (
     selection,
 )
 from flexswitch.merging.commands.reporter import SILENT, Reporter, counted
+from flexswitch.merging.commands.training_options import PER_TASK, TrainingOptions
+from flexswitch.merging.compression.budget import parse_budget, size_setting
 from flexswitch.merging.compression.extras import Extras, check_extras
-from flexswitch.merging.methods.registry import get_method, method_names
+from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings, compressions_with, recorded
 from flexswitch.merging.task_vectors.task_name import SUFFIX
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.training_file import CheckpointFile
     from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-    from flexswitch.merging.compression.plan import Progress, TrainingInputs
+    from flexswitch.merging.compression.plan import Progress
     from flexswitch.merging.task_vectors.task_vector import TaskVector
-
-PER_TASK = 100
 
 
 class _Chosen(NamedTuple):
     """The method, its settings, the options of a training, whether there is one, and the task's name.
 
-    extras: how the task's own tensors are stored.
+    extras: how the task's own tensors are stored. budget: the share of answers to keep, by which the size is
+    found.
     """
 
     method: str
     settings: dict[str, Any]
-    options: "_TrainingOptions"
+    options: TrainingOptions
     trains: bool
     task: str
     extras: Extras
+    budget: float | None
 
 
 def _check(
     output: str | Path, base: str | Path | None, method: str | None, settings: Mapping[str, Any] | None,
     target_size: str | None, exemplars: str | Path | None, per_task: int, adapter: str | None, device: str,
     max_length: int | None, checkpoint_every: int | None, name: str | None, extras: Extras | None,
+    budget: str | None,
 ) -> _Chosen:  # fmt: skip
     """Returns what the options choose. Raises: UsageError."""
     check_suffix(Path(output), ".fsw")
+    share = None if budget is None else parse_budget(budget)
     if method is None:
-        method = "t-switch" if exemplars is None and target_size is None else "flexswitch"
+        learns = exemplars is not None or target_size is not None or budget is not None
+        method = "flexswitch" if learns else "t-switch"
     given = _sized(method, settings, target_size)
+    if share is not None:
+        _check_size_is_free(method, given)
     checked = check_settings(get_method(method, "compression"), given)
     chosen = recorded(checked)
-    options = _TrainingOptions(exemplars, per_task, adapter, device, max_length, checkpoint_every)
-    trains = options.check(method, chosen, base is not None)
+    options = TrainingOptions(exemplars, per_task, adapter, device, max_length, checkpoint_every)
+    trains = options.check(method, chosen, base is not None, share is not None)
     sized = "target_size" in type(checked).model_fields and "lambda" not in chosen
     own = check_extras(extras, method, sized)
-    return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)), own)
+    return _Chosen(method, chosen, options, trains, new_task_name(name, Path(output)), own, share)
 
 
 @checked_with(_check)
@@ -79,6 +86,7 @@ def compress(
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     target_size: str | None = None,
+    budget: str | None = None,
     extras: Extras | None = None,
     exemplars: Input | None = None,
     per_task: Positive = PER_TASK,
@@ -99,109 +107,70 @@ def compress(
 ) -> Artifact:
     """Writes the artifact of a task vector file, or of a fine-tuned checkpoint, and returns it opened.
 
-    method: None is t-switch, or flexswitch where exemplars or a target size are given. settings: the
-    method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". extras: how the task's own
-    tensors, such as a head, are stored: "exact", "float16", "int8" or "auto"; None is auto for methods that
-    meet a size, else exact. max_length: the number of tokens at which exemplars are cut; None is the model's
-    own. jobs: threads; None is one for each core. memory: bytes that tensors in progress may take.
+    method: None is t-switch, or flexswitch where exemplars, a target size or a budget are given. settings:
+    the method's, by name. target_size: "400KB", "0.5%" of float32 or "0.16bpp". budget: "agreement=99%" finds
+    the smallest artifact that keeps this share of the answers to held-out exemplars. extras: how the task's
+    own tensors, such as a head, are stored: "exact", "float16", "int8" or "auto"; None is auto for methods
+    that meet a size, else exact. max_length: the number of tokens at which exemplars are cut; None is the
+    model's own. jobs: threads; None is one for each core. memory: bytes that tensors in progress may take.
     Raises: FlexswitchError.
     """
+    from flexswitch.merging.commands.compress_budget import Budget, compress_within, search_identity
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Training
     from flexswitch.merging.compression.quality_warning import quality_warning
+    from flexswitch.merging.flex_switch.held_out_answers import held_out_answers
 
     output = Path(output)
-    method, chosen, options, trains, task, own = _check(
+    method, chosen, options, trains, task, own, share = _check(
         output, base, method, settings, target_size, exemplars, per_task, adapter, device, max_length,
-        checkpoint_every, name, extras,
+        checkpoint_every, name, extras, budget,
     )  # fmt: skip
     check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
     vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize, key), reporter)
-    inputs = options.inputs(checkpoint, vector, task) if trains and checkpoint else None
-    file = options.checkpoint_file(output)
-    count = len(vector.tensors)
-    with (
-        reporter.progress(f"compressing {counted(count, 'tensor')} of {source}", count) as on_tensor,
-        reporter.steps(f"training {task}", chosen.get("steps", 0)) as on_step,
-        _note_what_is_kept(reporter, output, resume, file),
-    ):
-        training = Training(inputs, file, _step_reporter(on_step, vector.parameters), reporter.note)
-        compress_vector(
-            vector, output, task, method, chosen, overwrite, on_tensor, jobs or DEFAULT_JOBS, memory, resume,
-            training, own,
-        )  # fmt: skip
-    if file is not None:
-        file.remove()
+    runs = checkpoint is not None and (trains or share is not None)
+    inputs = options.inputs(checkpoint, vector, task) if checkpoint and runs else None
+    on_note = _each_once(reporter.note)
+    file, count, threads = options.checkpoint_file(output), len(vector.tensors), jobs or DEFAULT_JOBS
+
+    def write(path: Path, given: Mapping[str, Any], overwrite: bool = True, resume: bool = False) -> None:
+        with (
+            reporter.progress(f"compressing {counted(count, 'tensor')} of {source}", count) as on_tensor,
+            reporter.steps(f"training {task}", chosen.get("steps", 0)) as on_step,
+        ):
+            on_progress = _step_reporter(on_step, vector.parameters)
+            training = Training(inputs if trains else None, file, on_progress, on_note)
+            compress_vector(
+                vector,
+                path,
+                task,
+                method,
+                given,
+                overwrite,
+                on_tensor,
+                threads,
+                memory,
+                resume,
+                training,
+                own,
+            )
+        if file is not None:
+            file.remove()
+
+    with _note_what_is_kept(reporter, output, resume, file):
+        if share is None or inputs is None:
+            write(output, chosen, overwrite, resume)
+        else:
+            answers = held_out_answers(vector, task, inputs, chosen if trains else None, threads)
+            wanted = Budget(share, method, chosen, answers)
+            keeps = resume or file is not None
+            run = search_identity(wanted, vector, task, inputs, own) if keeps else None
+            compress_within(wanted, output, overwrite, write, run, reporter)
     artifact = open_artifact(output)
     if warning := quality_warning(artifact.header):
         reporter.note(warning)
     return artifact
-
-
-@dataclass(frozen=True)
-class _TrainingOptions:
-    """The options of methods that are trained on exemplars."""
-
-    exemplars: str | Path | None
-    per_task: int
-    adapter: str | None
-    device: str
-    max_length: int | None
-    checkpoint_every: int | None
-
-    def check(self, method: str, settings: Mapping[str, Any], has_base: bool) -> bool:
-        """Returns whether the method is trained on exemplars.
-
-        Raises: UsageError where it is and lacks what that takes, or is not and an option would do nothing.
-        """
-        if "exemplars" not in get_method(method, "compression").needs or settings["objective"] == "none":
-            if given := self._given():
-                way = f"{method} with objective=none" if "objective" in settings else method
-                raise UnusedOptionError(
-                    given,
-                    f"{way} does not learn from examples; those that do: "
-                    f"{', '.join(method_names('compression', 'exemplars'))}",
-                )
-            return False
-        if self.exemplars is None:
-            raise UsageError(
-                f"{method} learns from examples: give --exemplars DIR, or learn from none with --set "
-                "objective=none"
-            )
-        if not has_base:
-            raise UsageError(f"{method} runs the model to learn: give --base BASE, or --set objective=none")
-        return True
-
-    def inputs(self, base: "Checkpoint", vector: "TaskVector", task: str) -> "TrainingInputs":
-        """Returns what the training reads. Raises: UsageError, InputError before any weight is read."""
-        from flexswitch.merging.compression.plan import TrainingInputs
-        from flexswitch.merging.models.adapters import get_adapter
-        from flexswitch.merging.models.device import check_device
-        from flexswitch.merging.models.examples import task_file
-
-        if self.exemplars is None:
-            raise ValueError("`check` refuses a training without exemplars")
-        check_device(self.device)
-        task_file(Path(self.exemplars), task, "train")
-        get_adapter(base, vector.model.adapter, self.adapter, self.max_length)
-        folder = Path(self.exemplars)
-        return TrainingInputs(base, folder, self.per_task, self.adapter, self.device, self.max_length)
-
-    def checkpoint_file(self, output: Path) -> "CheckpointFile | None":
-        """Returns where the training's state is kept; None where that is not asked for."""
-        if self.checkpoint_every is None:
-            return None
-        from flexswitch.codecs.format.training_file import CheckpointFile, training_file
-
-        return CheckpointFile(training_file(output), self.checkpoint_every)
-
-    def _given(self) -> list[str]:
-        """Returns the names of the options that differ from their defaults."""
-        defaults = _TrainingOptions(None, PER_TASK, None, "cpu", None, None)
-        return [
-            name.replace("_", "-") for name, value in vars(self).items() if value != getattr(defaults, name)
-        ]
 
 
 def _sized(method: str, settings: Mapping[str, Any] | None, target_size: str | None) -> dict[str, Any]:
@@ -245,11 +214,20 @@ def _opened(
     return pair, checkpoint
 
 
+def _check_size_is_free(method: str, given: Mapping[str, Any]) -> None:
+    """Raises: UsageError where a budget finds the size, and it is given or no setting decides it."""
+    name = size_setting(method).name
+    for each in (name, "lambda"):
+        if each in given:
+            raise UsageError(f"--budget finds the size, and {each}={given[each]} sets it; give one of them")
+
+
 @contextmanager
 def _note_what_is_kept(
     reporter: Reporter, output: Path, resume: bool, file: "CheckpointFile | None"
 ) -> Iterator[None]:
     """Notes on Ctrl-C which files let the same command continue."""
+    from flexswitch.merging.commands.compress_budget import tries_path
     from flexswitch.merging.compression.resume import side_file
 
     try:
@@ -257,9 +235,16 @@ def _note_what_is_kept(
     except KeyboardInterrupt:
         if resume and side_file(output).exists():
             reporter.note(f"finished tensors are kept in {side_file(output)}; the same command continues")
+        if tries_path(output).exists():
+            reporter.note(f"finished tries are kept in {tries_path(output)}; the same command continues")
         if file is not None and file.path.exists():
             reporter.note(f"the training is kept in {file.path}; the same command continues it")
         raise
+
+
+def _each_once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a function that notes the same text once, whatever the number of compressions."""
+    return functools.cache(note)
 
 
 def _step_reporter(on_step: Callable[[int, str], None], parameters: int) -> "Callable[[Progress], None]":

@@ -43,6 +43,8 @@ def compressed(artifact: "Artifact") -> dict[str, Any]:
     if header.error is not None:
         document["relative_error"] = header.error.relative
         document["worst_tensors"] = header.error.worst
+    if header.budget is not None:
+        document["budget"] = header.budget.model_dump(mode="json")
     if header.training is not None:
         document["training"] = header.training.model_dump(exclude={"curve"})
     return document

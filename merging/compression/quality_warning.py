@@ -14,8 +14,11 @@ ENOUGH = 0.95
 def quality_warning(header: ArtifactHeader) -> str | None:
     """Returns a warning, None where an artifact is likely to keep 95 % of the fine-tuned model's answers.
 
-    Where a training has measured answers, those it was not trained on count, else the relative error.
+    Where a training has measured answers, those it was not trained on count, else the relative error. An
+    artifact made within a budget keeps what was asked for.
     """
+    if header.budget is not None:
+        return None
     training, error = header.training, header.error
     if training is not None and header.method.settings.get("objective") != "mse":
         kept, on = training.after.held_out_agreement, f"{training.held_out} held-out examples"

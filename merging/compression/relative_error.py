@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from flexswitch.codecs.format.records import MOST_WORST, ErrorRecord
+from flexswitch.codecs.format.records import MOST_WORST, ErrorRecord, four_digits
 from flexswitch.codecs.sparse import FloatArray, SparseTensor, level_values
 from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.compression.delta import Compressed, Delta, Squares
 
-_DIGITS = 4
 _LARGEST = 1e38  # values beyond float32 are infinitely far from what they stand for
 
 EXACT = Squares(0.0, 0.0)
@@ -66,4 +65,4 @@ def _relative(squares: Squares) -> float:
     if not squares.error:
         return 0.0
     found = min(math.sqrt(squares.error / squares.total), _LARGEST)
-    return float(f"{found:.{_DIGITS}g}")
+    return four_digits(found)

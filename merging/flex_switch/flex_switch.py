@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import TargetSizeError, UsageError
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.format.training_file import run_identity
@@ -213,7 +213,7 @@ def _target(task: CompressionTask, target_size: str | None) -> int:
     vector, text = task.vector, target_size or _DEFAULT_TARGET
     target, empty = target_bytes(text, vector.parameters), task.sizer().empty_size()
     if target <= empty:
-        raise InputError(
+        raise TargetSizeError(
             f"{vector.source}: target size {text} is {target:,} bytes, and the task's own tensors (its head) "
             f"with the header take {empty:,} of them; ask for more than that"
         )

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
+from flexswitch.codecs.format.records import QualityRecord, TrainingRecord, four_digits
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.training_data import TrainingData
 
 _CURVE_POINTS = 20
-_DIGITS = 4
 
 
 def quality(data: TrainingData, parallel_map: ParallelMap) -> QualityRecord:
@@ -18,10 +17,10 @@ def quality(data: TrainingData, parallel_map: ParallelMap) -> QualityRecord:
     trained = data.divergence(data.exemplars, parallel_map)
     held_out = data.divergence(data.held_out, parallel_map) if data.held_out is not None else (None, None)
     return QualityRecord(
-        divergence=_short(trained[0]),
-        agreement=_short(trained[1]),
-        held_out_divergence=None if held_out[0] is None else _short(held_out[0]),
-        held_out_agreement=None if held_out[1] is None else _short(held_out[1]),
+        divergence=four_digits(trained[0]),
+        agreement=four_digits(trained[1]),
+        held_out_divergence=None if held_out[0] is None else four_digits(held_out[0]),
+        held_out_agreement=None if held_out[1] is None else four_digits(held_out[1]),
     )
 
 
@@ -37,8 +36,8 @@ def training_record(
     curve = [
         (
             history[part[-1]].step,
-            _short(float(np.mean([history[step].loss for step in part]))),
-            _short(float(np.mean([history[step].bits for step in part])) / parameters),
+            four_digits(float(np.mean([history[step].loss for step in part]))),
+            four_digits(float(np.mean([history[step].bits for step in part])) / parameters),
         )
         for part in ranges
         if len(part)
@@ -51,8 +50,3 @@ def training_record(
         after=after,
         curve=curve,
     )
-
-
-def _short(value: float) -> float:
-    """Returns a number to four significant digits."""
-    return float(f"{value:.{_DIGITS}g}")

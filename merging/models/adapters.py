@@ -123,9 +123,14 @@ def kind_of(
     has features otherwise. Raises: InputError.
     """
     kind: OutputKind | None = getattr(adapter, "kind", None)
-    if kind is None or (kind == "features" and HEAD_WEIGHT in extras):
+    if kind is None or (kind == "features" and not gives_features(adapter, extras)):
         return output_kind(config, logits)
     return kind
+
+
+def gives_features(adapter: Adapter, extras: Collection[str]) -> bool:
+    """Returns whether a task's model gives features, which are no answers that could be equal."""
+    return getattr(adapter, "kind", None) == "features" and HEAD_WEIGHT not in extras
 
 
 def default_neighbours(name: str | None) -> int:

@@ -41,7 +41,10 @@ RUN = {
     "docs/extending.md": text_scene,
 }
 # What only larger models can do, and what does the same with the tiny ones.
-TINY = {"--target-size 0.5%": "--target-size 60% --set steps=10"}
+TINY = {
+    "--target-size 0.5%": "--target-size 60% --set steps=10",
+    "--budget agreement=99%": "--budget agreement=30% --set steps=2 --per-task 40",
+}
 
 
 def check_command(words: list[str]) -> None:

@@ -30,6 +30,7 @@ from flexswitch.codecs.format.records import (
     ArtifactHeader,
     BaseIdentity,
     BlockRecord,
+    BudgetRecord,
     ExactBlock,
     ExactRecord,
     ExtraRecord,
@@ -103,7 +104,8 @@ def test_the_worked_example_has_the_checksum_of_its_document() -> None:
     [
         ArtifactDocument, TensorTable, TableRecord, BlockRecord, ExtraRecord, ArtifactHeader, BaseIdentity,
         ModelRecord, MethodRecord, TensorRecord, ExactRecord, ExactBlock, ZooRecord, TaskRecord, IndexRecord,
-        TaskVectorHeader, QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, RoutingAccuracy,
+        TaskVectorHeader, QuerySetHeader, FormRecord, TrainingRecord, QualityRecord, BudgetRecord,
+        RoutingAccuracy,
     ],
 )  # fmt: skip
 def test_the_format_page_names_every_field(record: type[BaseModel]) -> None:
