@@ -99,7 +99,7 @@ def parse_budget(text: str) -> float:
     >>> parse_budget("agreement=99.5%"), parse_budget("agreement=0.99")
     (0.995, 0.99)
     """
-    found = re.fullmatch(r"agreement=(\d+(?:\.\d+)?|\.\d+)(%?)", text)
+    found = re.fullmatch(r"agreement=(\d{1,3}(?:\.\d{1,9})?|\.\d{1,9})(%?)", text, re.ASCII)
     share = Fraction(found[1]) / (100 if found[2] else 1) if found else Fraction(0)
     if not 0 < share <= 1:
         raise UsageError(f"--budget {text}: expected agreement=SHARE, a share such as 99% or 0.99")
