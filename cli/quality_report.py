@@ -7,7 +7,8 @@ from rich.table import Table
 from flexswitch.cli.console import table
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.records import ArtifactHeader, BudgetRecord, ErrorRecord, TrainingRecord
+    from flexswitch.codecs.format.quality_records import BudgetRecord, ErrorRecord, TrainingRecord
+    from flexswitch.codecs.format.records import ArtifactHeader
 
 
 def error_line(error: "ErrorRecord") -> str:

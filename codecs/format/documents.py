@@ -11,7 +11,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from flexswitch.codecs.errors import ArtifactError, InputError
-from flexswitch.codecs.format.records import CHECKSUM_KEY, Strict, crc32
+from flexswitch.codecs.format.records import CHECKSUM_KEY, crc32
+from flexswitch.codecs.format.strict import Strict
 
 Document = TypeVar("Document", bound=Strict)
 

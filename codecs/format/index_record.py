@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flexswitch.codecs.format.fields import Count, Sha256
-from flexswitch.codecs.format.records import Strict
+from flexswitch.codecs.format.strict import Strict
 
 
 class RoutingAccuracy(Strict):

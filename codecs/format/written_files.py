@@ -9,7 +9,7 @@ from blake3 import blake3
 from flexswitch.codecs.errors import FlexswitchError, InputError
 from flexswitch.codecs.format.documents import parse_strict
 from flexswitch.codecs.format.fields import Count
-from flexswitch.codecs.format.records import Strict
+from flexswitch.codecs.format.strict import Strict
 
 LIST_FILE = "flexswitch.json"
 

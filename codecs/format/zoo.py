@@ -18,8 +18,9 @@ from flexswitch.codecs.format.documents import parse_strict
 from flexswitch.codecs.format.fields import Count, RelativeError, Sha256, TaskName
 from flexswitch.codecs.format.index_record import IndexRecord
 from flexswitch.codecs.format.open_files import allow_open_files
-from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity, Strict
+from flexswitch.codecs.format.records import ArtifactHeader, BaseIdentity
 from flexswitch.codecs.format.shared_vector import check_shared, join
+from flexswitch.codecs.format.strict import Strict
 
 ZOO_FILE = "zoo.json"
 INDEX_STEM = "exemplars"

@@ -10,7 +10,7 @@ import numpy as np
 from flexswitch.codecs.errors import InputError, TargetSizeError
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.records import BudgetRecord, BudgetTry
+from flexswitch.codecs.format.quality_records import BudgetRecord, BudgetTry
 from flexswitch.codecs.format.rewriting import rewrite_artifact
 from flexswitch.codecs.format.training_file import Arrays, TrainingFile, run_identity
 from flexswitch.merging.commands.reporter import Reporter, counted

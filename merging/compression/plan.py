@@ -8,13 +8,8 @@ from typing import Any, NamedTuple
 
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
-from flexswitch.codecs.format.records import (
-    ArtifactHeader,
-    ErrorRecord,
-    MethodRecord,
-    SharedRecord,
-    TrainingRecord,
-)
+from flexswitch.codecs.format.quality_records import ErrorRecord, TrainingRecord
+from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, SharedRecord
 from flexswitch.codecs.format.training_file import CheckpointFile
 from flexswitch.codecs.threads import WORKING_BYTES
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo

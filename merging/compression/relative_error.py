@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from flexswitch.codecs.format.records import MOST_WORST, ErrorRecord, four_digits
+from flexswitch.codecs.format.quality_records import MOST_WORST, ErrorRecord, four_digits
 from flexswitch.codecs.sparse import FloatArray, SparseTensor, level_values
 from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.compression.delta import Compressed, Delta, Squares

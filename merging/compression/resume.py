@@ -15,15 +15,9 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.fields import Blake3, Count, Crc32
-from flexswitch.codecs.format.records import (
-    ExactRecord,
-    MethodRecord,
-    ModelRecord,
-    Strict,
-    TensorRecord,
-    TrainingRecord,
-    crc32,
-)
+from flexswitch.codecs.format.quality_records import TrainingRecord
+from flexswitch.codecs.format.records import ExactRecord, MethodRecord, ModelRecord, TensorRecord, crc32
+from flexswitch.codecs.format.strict import Strict
 from flexswitch.merging.compression.delta import Squares
 from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.task_vectors.task_vector import TaskVector

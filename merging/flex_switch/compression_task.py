@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.format.extra_forms import PackedExtra
-from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
+from flexswitch.codecs.format.quality_records import TrainingRecord
+from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.records import TrainingRecord
+from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
 from flexswitch.merging.flex_switch.fit_to_size import meets_target

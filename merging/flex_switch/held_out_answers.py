@@ -6,7 +6,7 @@ from typing import Any
 
 from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.codecs.format.records import four_digits
+from flexswitch.codecs.format.quality_records import four_digits
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.objective import joined

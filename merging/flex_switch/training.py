@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.records import TrainingRecord
+from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
 from flexswitch.merging.flex_switch.delta_rows import Quantisation

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_file
-from flexswitch.codecs.format.records import ArtifactHeader, TrainingRecord
+from flexswitch.codecs.format.quality_records import TrainingRecord
+from flexswitch.codecs.format.records import ArtifactHeader
 
 
 def draw_training(header: ArtifactHeader, record: TrainingRecord, path: Path, overwrite: bool) -> None:

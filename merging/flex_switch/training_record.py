@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexswitch.codecs.format.records import QualityRecord, TrainingRecord, four_digits
+from flexswitch.codecs.format.quality_records import QualityRecord, TrainingRecord, four_digits
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.training_data import TrainingData

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import ArtifactError, InputError
 from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.index_record import IndexRecord, RoutingAccuracy
-from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, Strict, crc32
+from flexswitch.codecs.format.records import CHECKSUM_KEY, METADATA_KEY, crc32
 from flexswitch.codecs.format.safetensors_file import RangeReader, SafetensorsWriter
+from flexswitch.codecs.format.strict import Strict
 from flexswitch.codecs.format.zoo import INDEX_STEM, StoredFile, Zoo
 from flexswitch.codecs.format.zoo_writer import ZooWriter
 from flexswitch.codecs.sparse import FloatArray

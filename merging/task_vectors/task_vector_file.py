@@ -24,7 +24,6 @@ from flexswitch.codecs.format.records import (
     BaseIdentity,
     ModelRecord,
     RawTensor,
-    Strict,
     crc32,
 )
 from flexswitch.codecs.format.safetensors_file import (
@@ -32,6 +31,7 @@ from flexswitch.codecs.format.safetensors_file import (
     SafetensorsWriter,
     header_bytes,
 )
+from flexswitch.codecs.format.strict import Strict
 from flexswitch.codecs.format.tensor_names import check_stored_names, is_side_file
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo

@@ -16,7 +16,8 @@ from support.artifact_files import EXTRAS, HEADER, ROWS, Tensors, by_rows
 from support.sparse_tensors import BITS, SETTINGS, sparse_tensor, write_artifact
 
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
-from flexswitch.codecs.format.records import QualityRecord, SharedRecord, TrainingRecord
+from flexswitch.codecs.format.quality_records import QualityRecord, TrainingRecord
+from flexswitch.codecs.format.records import SharedRecord
 from flexswitch.codecs.format.zoo import file_sha256
 from flexswitch.codecs.registry import get_codec, stored_codec
 from flexswitch.codecs.sparse import SparseTensor

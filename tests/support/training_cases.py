@@ -11,7 +11,7 @@ from support import tiny_models
 from support.tiny_models import save_text_base, save_text_classifier, texts, write_jsonl
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.records import QualityRecord
+from flexswitch.codecs.format.quality_records import QualityRecord
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection

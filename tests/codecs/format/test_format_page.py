@@ -24,24 +24,22 @@ from support.sparse_tensors import BASE, header, write_artifact
 import flexswitch.codecs.format.container
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.index_record import IndexRecord, RoutingAccuracy
+from flexswitch.codecs.format.quality_records import BudgetRecord, QualityRecord, TrainingRecord
 from flexswitch.codecs.format.records import (
     METADATA_KEY,
     ArtifactDocument,
     ArtifactHeader,
     BaseIdentity,
     BlockRecord,
-    BudgetRecord,
     ExactBlock,
     ExactRecord,
     ExtraRecord,
     FormRecord,
     MethodRecord,
     ModelRecord,
-    QualityRecord,
     TableRecord,
     TensorRecord,
     TensorTable,
-    TrainingRecord,
     crc32,
 )
 from flexswitch.codecs.format.zoo import TaskRecord, ZooRecord

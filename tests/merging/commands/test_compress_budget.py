@@ -12,7 +12,7 @@ from support.tiny_models import changed_state, save_state, tiny_state
 
 from flexswitch.codecs.errors import InputError, TargetSizeError
 from flexswitch.codecs.format.container import Artifact, open_artifact
-from flexswitch.codecs.format.records import BudgetRecord
+from flexswitch.codecs.format.quality_records import BudgetRecord
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.commands.compress_budget import Budget, compress_within
 from flexswitch.merging.commands.reporter import Silent

@@ -12,11 +12,15 @@ from flexswitch.merging.compression.budget import (
 )
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.methods.registry import get_method, method_names
-from flexswitch.merging.methods.settings import check_settings
+from flexswitch.merging.methods.settings import check_settings, describe_settings
 
 OF_ONE_SIZE = ("bitdelta", "lossless")
-SIZED = [name for name in method_names("compression") if name not in OF_ONE_SIZE]
 MOST_TRIES = {"target_size": 7, "drop": 8, "density": 8, "bits": 5}
+SIZED = [
+    name
+    for name in method_names("compression")
+    if MOST_TRIES.keys() & {each.name for each in describe_settings(get_method(name, "compression"))}
+]
 
 
 def tried(setting: SizeSetting, least: int) -> list[int]:

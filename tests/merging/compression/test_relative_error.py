@@ -17,7 +17,8 @@ from support.commands import Runner
 from support.deltas import Floats, delta, dense, normal
 from support.sparse_tensors import header
 
-from flexswitch.codecs.format.records import ErrorRecord, MethodRecord, QualityRecord, TrainingRecord
+from flexswitch.codecs.format.quality_records import ErrorRecord, QualityRecord, TrainingRecord
+from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.merging.compression import compress as compress_module
 from flexswitch.merging.compression.delta import Squares
 from flexswitch.merging.compression.quality_warning import quality_warning

@@ -10,7 +10,7 @@ from support.deltas import normal
 from support.places import whole
 from torch import Tensor, nn
 
-from flexswitch.codecs.format.records import QualityRecord, TrainingRecord
+from flexswitch.codecs.format.quality_records import QualityRecord, TrainingRecord
 from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.flex_switch.compression_task import read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation

@@ -19,7 +19,8 @@ from support.sparse_tensors import write_artifact
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.records import MethodRecord, QualityRecord, TrainingRecord
+from flexswitch.codecs.format.quality_records import QualityRecord, TrainingRecord
+from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.flex_switch.training_chart import draw_training
 from flexswitch.merging.zoos.pack import Form, create_zoo
