@@ -142,19 +142,9 @@ def compress(
             on_progress = _step_reporter(on_step, vector.parameters)
             training = Training(inputs if trains else None, file, on_progress, on_note)
             compress_vector(
-                vector,
-                path,
-                task,
-                method,
-                given,
-                overwrite,
-                on_tensor,
-                threads,
-                memory,
-                resume,
-                training,
+                vector, path, task, method, given, overwrite, on_tensor, threads, memory, resume, training,
                 own,
-            )
+            )  # fmt: skip
         if file is not None:
             file.remove()
 

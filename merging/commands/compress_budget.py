@@ -70,7 +70,7 @@ def compress_within(
     count, needed = budget.answers.examples, answers_to_tell(budget.share) if budget.share < 1 else 0
     if count < needed:
         reporter.note(
-            f"only {counted(count, 'example')} can be held out: with one answer each, "
+            f"the budget is measured on only {counted(count, 'example')}: with one answer each, "
             f"{shown_budget(budget.share)} asks for all of them; from {needed:,} on one may differ"
         )
     with atomic_file(output, overwrite) as partial:
@@ -128,6 +128,8 @@ class _Search:
         smallest = self._smallest()
         if smallest is not None:
             return self.tries[smallest]
+        if self.file is not None:
+            self.file.remove()
         best = max(self.tries.values(), key=lambda each: (each.agreement, -each.bytes))
         raise InputError(
             f"{self.partial}: nothing that was tried reaches {shown_budget(self.budget.share)} on "

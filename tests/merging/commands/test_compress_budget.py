@@ -134,7 +134,7 @@ def test_of_the_tries_that_keep_enough_the_smallest_file_is_taken(search: Search
 def test_nothing_is_written_where_nothing_reaches_the_budget(search: Search) -> None:
     search.kept = lambda artifact: 0.25 + density(artifact) / 2
     with pytest.raises(InputError) as raised:
-        search(0.9)
+        search(0.9, run="run")
     tries = [0.75, 0.5, 0.0]
     assert search.tried == tries
     assert str(raised.value).startswith(
@@ -219,7 +219,7 @@ def test_too_few_examples_to_tell_the_budget_are_noted(search: Search, examples:
     assert (
         search.notes.texts[:notes]
         == [
-            "only 19 examples can be held out: with one answer each, agreement=95% asks for all of them; from 20 "
+            "the budget is measured on only 19 examples: with one answer each, agreement=95% asks for all of them; from 20 "
             "on one may differ"
         ][:notes]
     )
