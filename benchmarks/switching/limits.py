@@ -3,7 +3,7 @@
     python benchmarks/switching/limits.py
 
 Nothing is timed: the counts follow from the shapes of MiniLM-L6's linear layers, the tasks' delta matrices
-and the rows' weights, which are those of run.py.
+and the rows' weights, which are those of run.py's batches.
 """
 
 import sys
@@ -22,11 +22,12 @@ from flexswitch.merging.switching.int8 import Int8Matrix
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from fit import MODEL_WEIGHTS, SHAPES  # noqa: E402  # siblings, found by the line above
+from batches import FULL, weights  # noqa: E402  # siblings, found by the line above
+from fit import MODEL_WEIGHTS, SHAPES  # noqa: E402
 from report import table, write_section  # noqa: E402
-from run import BATCHES, FULL, weights  # noqa: E402
 
 TASKS = (8, 64)
+BATCHES = (1, 16, 64, 256)
 LAYERS = 6
 STORED_BITS = 1.3  # of an entry, by T-Switch at drop 0.6 and `--effort small`
 DIGITS = 2  # bytes that an input is split into, by which int8 products are multiplied

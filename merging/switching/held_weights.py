@@ -26,11 +26,16 @@ class HeldWeights:
 
     def __init__(self, base: Mapping[str, Tensor], deltas: TaskDeltas, cache_bytes: int, cost: float) -> None:
         self._base, self._deltas, self._cost = base, deltas, cost
-        size = sum(tensor.numel() * tensor.element_size() for tensor in base.values())
-        self.capacity = cache_bytes // size if size else 0
+        self._size = sum(tensor.nbytes for tensor in base.values())
+        self.capacity = cache_bytes // self._size if self._size else 0
         self._held: OrderedDict[Factors, Weights] = OrderedDict()
         self._gains: OrderedDict[Factors, float] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the held weights take, or less where tasks do not change all tensors."""
+        return len(self._held) * self._size
 
     def get(self, gains: Mapping[Factors, float]) -> dict[Factors, Weights]:
         """Returns the weights of those mixtures that are held.

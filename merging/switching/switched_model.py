@@ -131,6 +131,11 @@ class SwitchedModel(nn.Module):
         """The tasks, in the order of the weights' columns."""
         return list(self._loaded.tasks)
 
+    @property
+    def cached_bytes(self) -> int:
+        """The memory that the tasks' delta matrices and mixtures' own weights take now."""
+        return self._loaded.deltas.nbytes + self._loaded.held.nbytes
+
     def refresh(self) -> None:
         """Reads the zoo's directory again, with the tasks that were added, changed or removed.
 
