@@ -36,6 +36,7 @@ from batches import FULL, LENGTH, Batch, medians, numbered, samples, weights  # 
 from report import machine, table, write_section  # noqa: E402  # found by the line above
 
 SHAPES = ((1, False), (16, False), (64, False), (64, True), (256, False))  # samples; whether without padding
+FACTORS = {64: 2, 256: 0.5}  # samples → by what the rounds are multiplied
 TASKS = (8, 64)
 CACHE_BYTES = 6 << 30
 REBUILT = 64  # samples, up to which the naive way is measured too
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
     parser.add_argument("--models", type=Path, required=True, help="folder with the model directory base")
     parser.add_argument("--zoo", action="append", required=True, metavar="NAME=ZOO", help="may be repeated")
-    parser.add_argument("--rounds", type=int, default=5, help="trebled for 64 samples")
+    parser.add_argument("--rounds", type=int, default=4, help="twice as many for 64 samples, half for 256")
     parser.add_argument("--batches", type=int, nargs="*", default=sorted({count for count, _ in SHAPES}))
     parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
     parser.add_argument("--ways", nargs="*", default=list(NAMES), choices=NAMES, help="beside the base")
@@ -139,7 +140,7 @@ def main() -> None:
                         continue
                     texts, batch = samples(options.data, adapter, list(zoo), count, full)
                     padding = 1 - float(batch["attention_mask"].float().mean())
-                    rounds = options.rounds * 3 if count == 64 else options.rounds
+                    rounds = max(1, int(options.rounds * FACTORS.get(count, 1)))
                     found = measure(module, models, texts, batch, tasks, rounds)
                     times = [f"{found[way] / found['base']:.2f}×" if way in found else "–" for way in NAMES]
                     line = [name, str(tasks), str(count), f"{padding:.0%}", f"{1e3 * found['base']:.0f} ms"]
@@ -150,14 +151,14 @@ def main() -> None:
     python benchmarks/switching/run.py --data DIR --models benchmarks/text8/cache --zoo NAME=ZOO
 
 MiniLM-L6, mixed test texts of the eight tasks, padded to the longest, at most {LENGTH} tokens, float32; the
-median of {options.rounds} rounds, for 64 samples {3 * options.rounds}, all ways in turn. *Padding* is
-its share of a batch: the base computes it, switching leaves it out of all but attention; the rows of 0 % are
-of one text, or of texts cut at {FULL} tokens. *Switched*: the weights are given, other ones in every round;
-seven samples in ten have one task, the others two. *Routed too*: features ({", ".join(sorted(indexes))}),
-search and answer, 40 neighbours. *Fused*, *merged*: the weights given, these engines asked for by name;
-*switched* and *routed too* choose, after {SETTLED} other samples in 3 to 12 batches.
-*Naive* rebuilds the weights of each weight vector from dense deltas. {torch.get_num_threads()} threads.
-Measured on {machine()}.
+median of {options.rounds} rounds, of twice as many for 64 samples and half for 256, all ways in turn.
+*Padding* is its share of a batch: the base computes it, switching leaves it out of all but attention; the
+rows of 0 % are of one text, or of texts cut at {FULL} tokens. *Switched*: the weights are given, other ones
+in every round; seven samples in ten have one task, the others two. *Routed too*: features
+({", ".join(sorted(indexes))}), search and answer, 40 neighbours. *Fused*, *merged*: the weights given, these
+engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples in 3 to 12
+batches. *Naive* rebuilds the weights of each weight vector from dense deltas.
+{torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(["task vectors", "tasks", "batch", "padding", "base", *NAMES.values()], body)}"""
     write_section("switching", section)
