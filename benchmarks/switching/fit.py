@@ -104,10 +104,11 @@ def held_seconds(tokens: int, tasks: int = 1) -> float:
 
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     """Returns the time of another task in a pass for one token, and of making a task's own weights."""
-    module = get_adapter(open_checkpoint(str(models / "base")), "hf-encoder").encoder()
+    base = models / "base"
+    module = get_adapter(open_checkpoint(str(base)), "hf-encoder").encoder()
     token = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     opened = open_zoo(zoo)
-    fused = SwitchedModel(module, opened, engine="fused")
+    fused = SwitchedModel(module, opened, engine="fused", base=base)
     one_hot, shared = torch.eye(len(opened)), torch.full((1, len(opened)), 0.5)
     turns = itertools.cycle(range(len(opened)))
     for number in range(len(opened)):

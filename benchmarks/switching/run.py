@@ -79,14 +79,15 @@ class Naive:
         return torch.cat(parts)[torch.argsort(torch.cat(rows))]
 
 
-def ways(module: nn.Module, zoo: Zoo, tasks: int, chosen: Sequence[str]) -> dict[str, Any]:
+def ways(module: nn.Module, base: Path, zoo: Zoo, tasks: int, chosen: Sequence[str]) -> dict[str, Any]:
     """Returns what answers a batch by each way; all but "switched" for as many tasks as the zoo has."""
     found: dict[str, Any] = {}
+    shared: dict[str, Any] = {"base": base, "cache_bytes": CACHE_BYTES}
     for way, engine in (("switched", "auto"), ("fused", "fused"), ("merged", "merged")):
         if way in chosen and (way == "switched" or tasks == len(zoo)):
-            found[way] = SwitchedModel(module, numbered(zoo, tasks), engine=engine, cache_bytes=CACHE_BYTES)
+            found[way] = SwitchedModel(module, numbered(zoo, tasks), engine=engine, **shared)
     if "routed" in chosen and tasks == len(zoo) and zoo.record.index is not None:
-        found["routed"] = SwitchedModel(module, zoo, routing=VotingOptions(40), cache_bytes=CACHE_BYTES)
+        found["routed"] = SwitchedModel(module, zoo, routing=VotingOptions(40), **shared)
     if "naive" in chosen and tasks == len(zoo):
         found["naive"] = Naive(module, {task: zoo[task] for task in zoo})
     return found
@@ -124,7 +125,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
     parser.add_argument("--ways", nargs="*", default=list(NAMES), choices=NAMES, help="beside the base")
     options = parser.parse_args()
-    adapter = get_adapter(open_checkpoint(str(options.models / "base")), "hf-encoder")
+    base = options.models / "base"
+    adapter = get_adapter(open_checkpoint(str(base)), "hf-encoder")
     module = adapter.encoder()
     body, indexes = [], set()
     with torch.inference_mode():
@@ -134,7 +136,7 @@ def main() -> None:
             if zoo.record.index is not None:
                 indexes.add(f"`{zoo.record.index.features}`")
             for tasks in options.tasks:
-                models = ways(module, zoo, tasks, options.ways)
+                models = ways(module, base, zoo, tasks, options.ways)
                 for count, full in SHAPES:
                     if count not in options.batches:
                         continue

@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=10, help="batches of 64; four times as many of one")
     options = parser.parse_args()
-    adapter = get_adapter(open_checkpoint(str(options.models / "base")), "hf-encoder")
+    base = options.models / "base"
+    adapter = get_adapter(open_checkpoint(str(base)), "hf-encoder")
     module, body = adapter.encoder(), []
     with torch.inference_mode():
         for text in options.zoo:
@@ -59,7 +60,7 @@ def main() -> None:
             size = sum(zoo[task].path.stat().st_size for task in zoo) / len(zoo)
             tasks = numbered(zoo, options.tasks)
             for cache, cache_bytes in {"files": int(size * len(tasks)), "4 GB": 4 << 30}.items():
-                model = SwitchedModel(module, tasks, cache_bytes=cache_bytes)
+                model = SwitchedModel(module, tasks, base=base, cache_bytes=cache_bytes)
                 for count in BATCHES:
                     _, batch = samples(options.data, adapter, list(zoo), count, full=True)
                     found = measure(
