@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.codecs.storage import store
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.compression.compress import compress
+from flexswitch.merging.compression.extras import Extras
 from flexswitch.merging.compression.plan import Training, TrainingInputs
 from flexswitch.merging.methods.settings import parse_settings
 from flexswitch.merging.models.adapters import get_adapter
@@ -40,19 +41,26 @@ SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "t-switch": ("drop", ()),
     "compeft": ("density", ()),
     "dare": ("drop", ("bits=16",)),
+    "ultradelta": ("drop", ()),
+    "delta-come": ("budget", ()),
+    "svd": ("rank", ()),
 }
+# Methods whose size can hardly be chosen, and their settings.
+FIXED: dict[str, tuple[tuple[str, ...], ...]] = {"bitdelta": ((),), "tvq": (("bits=2",), ("bits=3",))}
+MOST = {"budget": 8.0, "rank": 4.0}  # of the share that a setting stands for; of the others 0.95
 COMPARED = 200  # test texts a task that answers are compared on
 PROBE = "cola"  # the task on which the settings of other methods are searched
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The folders of a benchmark, and its number of threads."""
+    """The folders of a benchmark, its number of threads, and how its models are run."""
 
     data: Path
     models: Path
     cache: Path
     jobs: int
+    adapter: str | None = "hf-encoder"
 
     @cached_property
     def base(self) -> Any:
@@ -60,8 +68,7 @@ class Setup:
 
     @cached_property
     def tasks(self) -> list[str]:
-        suffix = ".train.jsonl.gz"
-        return sorted(path.name.removesuffix(suffix) for path in self.data.glob(f"*{suffix}"))
+        return sorted(path.name.partition(".")[0] for path in self.data.glob("*.train.*"))
 
     def vector(self, task: str) -> TaskVector:
         return open_finetuned(str(self.models / task), self.base)
@@ -116,19 +123,39 @@ def searched(setup: Setup, method: str, size: int) -> dict[str, Any]:
     name, others = SEARCHED[method]
     kept = setup.cache / f"setting-{method}-{size}.json"
     if not kept.exists():
-        text, share, steepness = "", 0.05, 0.75  # log bytes over the log of the share that is kept
-        before: tuple[float, float] | None = None
-        for _ in range(4):
-            text = f"{name}={1 - share if name == 'drop' else share:.6f}"
-            here = (math.log(share), math.log(payload_of(setup, PROBE, method, (text, *others))))
-            if before is not None and abs(here[0] - before[0]) > 1e-3:
-                steepness = min(max((here[1] - before[1]) / (here[0] - before[0]), 0.3), 1.2)
-            if abs(here[1] - math.log(1000 * size)) < 0.01:
-                break
-            before = here
-            share = min(math.exp(here[0] + (math.log(1000 * size) - here[1]) / steepness), 0.95)
-        kept.write_text(json.dumps(text))
+
+        def measure(text: str) -> int:
+            return payload_of(setup, PROBE, method, (text, *others))
+
+        kept.write_text(json.dumps(setting_text(name, search(name, measure, 1000 * size)[0])))
     return scored(setup, method, (json.loads(kept.read_text()), *others), {})
+
+
+def search(
+    name: str, measure: Callable[[str], int], size: int, share: float = 0.05, near: float = 0.01
+) -> tuple[float, int]:
+    """Returns the share whose setting comes nearest to so many bytes, and its bytes, of four tries at most.
+
+    measure: returns the bytes by the text of a setting. share: the first to be tried. near: when to stop.
+    """
+    steepness = 0.75  # log bytes over the log of the share that is kept
+    tried: list[tuple[float, int]] = []
+    for _ in range(4):
+        tried.append((share, measure(setting_text(name, share))))
+        missing = math.log(size / tried[-1][1])
+        if abs(missing) < near:
+            break
+        if len(tried) > 1 and abs(step := math.log(share / tried[-2][0])) > 1e-3:
+            steepness = min(max(math.log(tried[-1][1] / tried[-2][1]) / step, 0.3), 1.2)
+        share = min(share * math.exp(missing / steepness), MOST.get(name, 0.95))
+    return min(tried, key=lambda each: abs(math.log(size / each[1])))
+
+
+def setting_text(name: str, share: float) -> str:
+    """Returns the text of the setting that keeps a share; a rank is one of 256."""
+    if name == "rank":
+        return f"rank={max(1, round(256 * share))}"
+    return f"{name}={1 - share if name == 'drop' else share:.6f}"
 
 
 def payload_of(setup: Setup, task: str, method: str, texts: Sequence[str]) -> int:
@@ -182,13 +209,20 @@ def key_of(method: str, texts: Sequence[str], by_task: dict[str, str]) -> str:
     return "-".join(parts).replace("=", "").replace(",", "")
 
 
-def squeeze(setup: Setup, task: str, method: str, texts: Sequence[str], path: Path) -> Artifact:
+def squeeze(
+    setup: Setup, task: str, method: str, texts: Sequence[str], path: Path, extras: Extras = "exact"
+) -> Artifact:
     """Compresses one task."""
     settings = parse_settings(texts)
-    training = Training(
-        TrainingInputs(setup.base, setup.data), on_note=lambda note: print(task, note, flush=True)
-    )
-    compress(setup.vector(task), path, task, method, settings, True, jobs=setup.jobs, training=training)
+    inputs = TrainingInputs(setup.base, setup.data, adapter=setup.adapter)
+
+    def tell(note: str) -> None:
+        if method == "flexswitch":
+            print(task, note, flush=True)
+
+    training = Training(inputs, on_note=tell)
+    vector, jobs = setup.vector(task), setup.jobs
+    compress(vector, path, task, method, settings, True, jobs=jobs, training=training, extras_as=extras)
     return open_artifact(path)
 
 
@@ -220,25 +254,33 @@ def likeness(setup: Setup, row: dict[str, Any]) -> dict[str, float]:
 
 
 def answers(setup: Setup, task: str, vector: TaskVector, examples: Examples) -> NDArray[np.float64]:
-    """Returns log probabilities, (example, class); each thread runs its own batches."""
-    adapter = get_adapter(setup.base, "hf-encoder")
+    """Returns log probabilities, (example, class)."""
+    found = outputs(setup, task, vector, examples)
+    return found - np.logaddexp.reduce(found, 1, keepdims=True)
+
+
+def outputs(
+    setup: Setup, task: str, vector: TaskVector, examples: Examples, factor: float = 1.0
+) -> NDArray[np.float64]:
+    """Returns what base + factor · vector says, (example, column); each thread runs its own batches."""
+    adapter = get_adapter(setup.base, None, setup.adapter)
     model = adapter.model(vector.model.config, vector.extras)
-    outputs = restored_tensors(setup.base, vector, 1.0, torch.float32)
+    tensors = restored_tensors(setup.base, vector, factor, torch.float32)
     load_weights(
-        model, {adapter.parameter_name(name): output.whole() for name, output in outputs.items()}, task
+        model, {adapter.parameter_name(name): tensor.whole() for name, tensor in tensors.items()}, task
     )
     rows = examples.by_length(np.arange(len(examples)))
     batches = [
         adapter.batch(examples.take(chunk).inputs) for chunk in np.split(rows, range(64, len(rows), 64))
     ]
 
-    def answer(batch: Any) -> NDArray[np.float64]:
+    def run(batch: Any) -> NDArray[np.float64]:
         with torch.inference_mode():
-            found: NDArray[np.float64] = adapter.logits(model, batch).double().log_softmax(-1).numpy()
+            found: NDArray[np.float64] = adapter.logits(model, batch).double().numpy()
             return found
 
     with ThreadPoolExecutor(setup.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = np.concatenate(list(pool.map(answer, batches)))
+        found = np.concatenate(list(pool.map(run, batches)))
     return found[np.argsort(rows)]
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE))
 from curve import draw_curve  # noqa: E402  # siblings, found by the lines above
 from measure import (  # noqa: E402  # siblings, found by the lines above
     COMPARED,
+    FIXED,
     Setup,
     data_free,
     individual,
@@ -37,10 +38,6 @@ TRAINED = {2000: (100, 2), 435: (100, 2), 265: (100, 2), 130: (100, 2), 50: (100
 SEARCHED = ("t-switch", "compeft", "dare")
 # The same share of every tensor at larger scales, and the allocation of least squared error.
 DATA_FREE = {"data-free": (), "data-free, allocated": ("densities=allocated",)}
-FIXED = {
-    "bitdelta": [()],
-    "tvq": [("bits=2",), ("bits=3",)],
-}
 
 
 def main() -> None:
