@@ -1,17 +1,18 @@
 """Measures `lossless` against XOR with byte planes and zstd, and against fireworks-delta-compression.
 
     python benchmarks/lossless/run.py --models DIR [--tasks NAME...]
+    python benchmarks/lossless/run.py --models OUT --hard [--tasks SUITE/NAME...]
 
-DIR holds `base` and one folder a task, as benchmarks/text8/train.py writes them. Each pair is cast to every
-floating dtype. The steps of reinforcement learning are simulated: Adam in float32 on the base's weights, of
-which the trainer sends bfloat16 copies. The rival's column is empty where its package is not installed.
-Writes the section of docs/benchmarks.md.
+DIR holds `base` and one folder a task, as benchmarks/text8/train.py writes them; OUT is that of
+benchmarks/hard/make.py. Each pair is cast to every floating dtype. The steps of reinforcement learning are
+simulated: Adam in float32 on the base's weights, of which the trainer sends bfloat16 copies. The rival's
+column is empty where its package is not installed. Writes a section of docs/benchmarks.md.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,18 @@ from report import machine, table, write_section  # noqa: E402  # a sibling, fou
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 THREADS = 2
 RIVAL_FORMS = ("arc_v2", "arc_v3", "xor_one_to_one_zstd")
+EASY_TASKS = ("ag_news", "banking77", "cola")
+HARD_TASKS = ("text8/ag_news", "text8/cola", "digits/turned", "ani/ani-1ccx", "chgnet/r2scan")
+PREFIXES = ("bert.", "vit.")  # of a fine-tuned model's names before those of its base
 STEPS, RATE, BETAS = 10, 3e-6, (0.9, 0.95)
+
+RIVAL = "fireworks"
+UNDER = ["under XOR planes", f"under {RIVAL}"]
+HEADER = ["pair", "dtype", "changed", "MB", "bits", "XOR planes", RIVAL, "lossless", *UNDER, "decode MB/s"]
+EXPLAINED = f"""MB are 10^6 bytes; *bits* are those of an entry as `lossless` stores it.
+*XOR planes*: the XOR of the two in byte planes, each in a zstandard frame of level 9. *fireworks*: the PyPI
+package fireworks-delta-compression, the smallest of its forms {", ".join(RIVAL_FORMS)}.
+Every block was decoded on {THREADS} threads, its checksum included, and compared; MB/s: processor time."""
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -120,16 +132,22 @@ def decode_seconds(packed: list[tuple[Tensor, Tensor, PackedExact]]) -> float:
     return seconds
 
 
-def read_pair(models: Path, task: str) -> Pairs:
-    """Returns the weights that a fine-tuned model shares with its base."""
-    base, found = (load_file(models / name / "model.safetensors") for name in ("base", task))
-    found = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
+def read_pair(folder: Path) -> Pairs:
+    """Returns the weights that a fine-tuned model shares with the `base` beside it."""
+    base, found = (read_weights(each) for each in (folder.parent / "base", folder))
     return [
-        (tensor, found[name.removeprefix("bert.")])
+        (tensor, found[name])
         for name, tensor in base.items()
-        if tensor.is_floating_point() and found.get(name.removeprefix("bert."), tensor).shape == tensor.shape
-        and name.removeprefix("bert.") in found
-    ]  # fmt: skip
+        if tensor.is_floating_point() and name in found and found[name].shape == tensor.shape
+    ]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Returns a model's weights by the names that its base has for them."""
+    weights = load_file(folder / "model.safetensors")
+    for prefix in PREFIXES:
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def adam_steps(weights: list[Tensor]) -> Iterator[tuple[int, Pairs]]:
@@ -170,6 +188,7 @@ def pair_row(task: str, dtype: torch.dtype, pairs: Pairs) -> list[str]:
         str(dtype).removeprefix("torch."),
         f"{100 * found.changed / found.entries:.0f} %",
         f"{found.plain / 1e6:.1f}",
+        f"{8 * found.ours / found.entries:.2f}",
         f"{found.planes / 1e6:.2f}",
         "" if found.rival is None else f"{found.rival / 1e6:.2f}",
         f"{found.ours / 1e6:.2f}",
@@ -192,41 +211,64 @@ def step_row(step: int, pairs: Pairs) -> list[str]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, required=True, help="folder of `base` and of fine-tuned tasks")
-    parser.add_argument("--tasks", nargs="+", default=["ag_news", "banking77", "cola"])
-    options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+def pair_rows(models: Path, tasks: Sequence[str]) -> list[list[str]]:
+    """Returns the rows of pairs, each in every dtype."""
     rows = []
-    for task in options.tasks:
-        pairs = read_pair(options.models, task)
+    for task in tasks:
+        pairs = read_pair(models / task)
         rows += [pair_row(task, dtype, pairs) for dtype in DTYPES]
-        print(table(["task", *"......... "][:10], rows[-len(DTYPES) :]), flush=True)
-    weights = [base for base, _ in read_pair(options.models, options.tasks[0]) if base.numel() > 1 << 16]
+        print(table(HEADER, rows[-len(DTYPES) :]), flush=True)
+    return rows
+
+
+def easy_section(models: Path, tasks: Sequence[str]) -> str:
+    """Returns the section on easy fine-tunes and on steps of reinforcement learning."""
+    rows = pair_rows(models, tasks)
+    weights = [base for base, _ in read_pair(models / tasks[0]) if base.numel() > 1 << 16]
     steps = [step_row(step, pairs) for step, pairs in adam_steps(weights[3:9])]  # matrices of two layers
-    rival = "fireworks"
-    under = ["under XOR planes", f"under {rival}"]
-    header = ["pair", "dtype", "changed", "MB", "XOR planes", rival, "lossless", *under, "decode MB/s"]
-    stepped = ["step", "changed", "XOR planes", rival, "lossless", "of bfloat16", "decode MB/s"]
-    section = f"""## Fine-tuned weights bit for bit
+    stepped = ["step", "changed", "XOR planes", RIVAL, "lossless", "of bfloat16", "decode MB/s"]
+    return f"""## Fine-tuned weights bit for bit
 
     python benchmarks/lossless/run.py --models DIR
 
 MiniLM fine-tunes (benchmarks/text8) and their base, cast to each dtype; the weights that both hold.
-MB are 10^6 bytes.
-*XOR planes*: the XOR of the two in byte planes, each in a zstandard frame of level 9. *fireworks*: the
-PyPI package fireworks-delta-compression, the smallest of its forms {", ".join(RIVAL_FORMS)}. Every block was
-decoded on {THREADS} threads, its checksum included, and compared; MB/s are by processor time.
+{EXPLAINED}
 Measured on {machine()}.
 
-{table(header, rows)}
+{table(HEADER, rows)}
 
 **Weights sent during reinforcement learning**, simulated: Adam at {RATE:g} on float32 weights, of which
 bfloat16 copies are sent after each step. Bits a changed entry.
 
 {table(stepped, steps)}"""
-    write_section("lossless", section)
+
+
+def hard_section(models: Path, tasks: Sequence[str]) -> str:
+    """Returns the section on hard pairs."""
+    rows = pair_rows(models, tasks)
+    return f"""## Hard pairs bit for bit
+
+    python benchmarks/lossless/run.py --models OUT --hard
+
+The pairs of benchmarks/hard/make.py, cast to each dtype; the weights that both hold.
+{EXPLAINED}
+Measured on {machine()}.
+
+{table(HEADER, rows)}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="folder of `base` and of fine-tuned tasks")
+    parser.add_argument(
+        "--hard", action="store_true", help="--models is the folder of benchmarks/hard/make.py"
+    )
+    parser.add_argument("--tasks", nargs="+", help="names of tasks [default: some]")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    tasks = options.tasks or (HARD_TASKS if options.hard else EASY_TASKS)
+    section = (hard_section if options.hard else easy_section)(options.models, tasks)
+    write_section("lossless-hard" if options.hard else "lossless", section)
     print(section)
 
 
