@@ -93,6 +93,30 @@ class RunningModel:
         kinds = {torch.nn.Linear: "linear", Conv1D: "transposed", torch.nn.Embedding: "embedding"}
         return kinds.get(type(self._model.get_submodule(module)))
 
+    def vocabulary_kinds(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns name in a file → "embedding", "head" or "head bias", for tensors with a row for each token.
+
+        A head that is tied to the embedding is of the embedding's kind.
+        """
+        head, embedding = self._model.get_output_embeddings(), self._model.get_input_embeddings()
+        modules = {"head bias": (head, "bias"), "head": (head, "weight"), "embedding": (embedding, "weight")}
+        kinds = {id(getattr(module, part, None)): kind for kind, (module, part) in modules.items()}
+        running = self.running_names(names)
+        found = {name: kinds.get(id(self._parameters.get(new, self))) for name, new in running.items()}
+        return {name: kind for name, kind in found.items() if kind is not None}
+
+    def vocabulary_size(self) -> tuple[list[str], int]:
+        """Returns the keys, outermost first, of the number of tokens in its config, and that number."""
+        config = self._model.config
+        text = config.get_text_config()
+        keys = [key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is text]
+        return [*keys[:1], "vocab_size"], text.vocab_size
+
+    def misfits(self, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+        """Returns name in a file → the shape in the running model, for tensors that have another one."""
+        shapes = {name: tuple(self._state[new].shape) for name, new in self.running_names(tensors).items()}
+        return {name: shape for name, shape in shapes.items() if shape != tensors[name].shape}
+
     def loaded(self, state: State) -> dict[str, Made]:
         """Returns the tensors of the running model that a file's make, by their running names."""
         from transformers.core_model_loading import WeightRenaming

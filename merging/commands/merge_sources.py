@@ -68,8 +68,13 @@ def check_bases(vectors: Mapping[str, TaskVector], base: Checkpoint) -> None:
         check_base(base, vector.identity(), vector.source)
 
 
-def refuse_resized(vectors: Mapping[str, TaskVector], base: Checkpoint, selection: Selection) -> None:
-    """Raises: InputError if a task has a selected tensor of the base in another shape."""
+def refuse_resized(
+    vectors: Mapping[str, TaskVector], base: Checkpoint, selection: Selection, advice: str = ""
+) -> None:
+    """Raises: InputError if a task has a selected tensor of the base in another shape.
+
+    advice: what to do about it, where the options of a merge cannot be given.
+    """
     for vector in vectors.values():
         for name, info in _in_extras(vector, base):
             if selection.takes(name) and info.shape != base.tensors[name].shape:
@@ -78,7 +83,8 @@ def refuse_resized(vectors: Mapping[str, TaskVector], base: Checkpoint, selectio
                     ways = "take the overlapping rows with --on-resize rows"
                 raise InputError(
                     f"{vector.source}: tensor '{name}' has the shape {list(info.shape)}, expected the base's "
-                    f"{list(base.tensors[name].shape)}; {ways}, or keep the base's with --exclude '{name}'"
+                    f"{list(base.tensors[name].shape)}; "
+                    + (advice or f"{ways}, or keep the base's with --exclude '{name}'")
                 )
 
 

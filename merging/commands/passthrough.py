@@ -5,7 +5,7 @@ Source: mergekit 0.1.5, merge_methods/passthrough.py; docs/methods.md §6.23.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.config import read_config
+from flexswitch.merging.checkpoints.config import read_config, without_keys
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.commands.common_vocabulary import CommonVocabulary, common_vocabulary
 from flexswitch.merging.commands.peer_config import DTYPES, conditions
+from flexswitch.merging.commands.peer_tokenizer import read_tokenizer
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, output_dtype
 from flexswitch.merging.task_vectors.rounding import rounded
 
@@ -32,7 +34,7 @@ _FREE = re.compile(
     r"_name_or_path|transformers_version|_commit_hash|.*dtype|.*token_id|use_cache|pretraining_tp"
 )
 _AT_THE_START = re.compile(r"embed|\bwte\b|\bwpe\b")  # tensors before the layers, by their names
-_KEYS = ("merge_method", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source")
+_KEYS = ("merge_method", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
 
 Scale = tuple[str, float]  # names of tensors, and the factor
 
@@ -49,10 +51,11 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A model made of slices. dtype: None for that of each tensor."""
+    """A model made of slices. dtype: None for that of each tensor; vocabulary: None for the first model's."""
 
     slices: Sequence[Slice]
     dtype: torch.dtype | None
+    vocabulary: CommonVocabulary | None = None
 
     @property
     def first(self) -> Checkpoint:
@@ -61,7 +64,8 @@ class Stack:
 
     def config_changes(self) -> dict[str, Any]:
         """Returns the number of layers, and lists that have an entry for each of them."""
-        changes: dict[str, Any] = {_LAYERS: sum(each.stop - each.start for each in self.slices)}
+        changes = {} if self.vocabulary is None else self.vocabulary.config_changes()
+        changes[_LAYERS] = sum(each.stop - each.start for each in self.slices)
         for key, value in read_config(self.first).items():
             if _has_layers(key, value, self.first):
                 parts = [read_config(each.model)[key][each.start : each.stop] for each in self.slices]
@@ -126,8 +130,15 @@ def read_stack(path: Path, document: Mapping[str, Any]) -> Stack:
     shared = list(_scales(path, document.get("parameters")))
     opened: dict[str, Checkpoint] = {}
     slices = [_slice(path, entry, shared, opened) for entry in entries]
-    _check_alike(path, list(opened.values()))
-    return Stack(slices, None if dtype is None else getattr(torch, dtype))
+    choice = read_tokenizer(path, document)
+    _check_alike(path, list(opened.values()), "" if choice is None else "vocab_size")
+    stack = Stack(slices, None if dtype is None else getattr(torch, dtype))
+    if choice is None:
+        return stack
+    vocabulary = common_vocabulary(path, choice, list(opened), None)
+    views = {name: vocabulary.checkpoints([name], stack.dtype)[name] for name in opened}
+    slices = [replace(each, model=views[each.model.source]) for each in slices]
+    return replace(stack, slices=slices, vocabulary=vocabulary)
 
 
 def _slice(path: Path, entry: Any, shared: Sequence[Scale], opened: dict[str, Checkpoint]) -> Slice:
@@ -166,13 +177,16 @@ def _scales(path: Path, parameters: Any) -> Iterator[Scale]:
             yield pattern, float(factor)
 
 
-def _check_alike(path: Path, models: Sequence[Checkpoint]) -> None:
-    """Raises: InputError where the models' configs differ in what their layers need."""
-    first = {
-        key: value for key, value in read_config(models[0]).items() if not _is_free(key, value, models[0])
-    }
+def _check_alike(path: Path, models: Sequence[Checkpoint], free: str) -> None:
+    """Raises: InputError where the models' configs differ in what layers need; free: where they may."""
+
+    def fixed(model: Checkpoint) -> dict[str, Any]:
+        entries = without_keys(read_config(model), free)
+        return {key: value for key, value in entries.items() if not _is_free(key, value, model)}
+
+    first = fixed(models[0])
     for model in models[1:]:
-        other = {key: value for key, value in read_config(model).items() if not _is_free(key, value, model)}
+        other = fixed(model)
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise InputError(

@@ -16,6 +16,7 @@ from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.opening import locate
 from flexswitch.merging.commands.arguments import OutputDtype
 from flexswitch.merging.commands.peer_methods import PEER_METHODS, PeerMethod
+from flexswitch.merging.commands.peer_tokenizer import TokenizerChoice, read_tokenizer
 from flexswitch.merging.commands.yaml_values import check_values
 from flexswitch.merging.task_vectors.task_name import task_name
 
@@ -23,15 +24,19 @@ _MOST_BYTES = 1_000_000
 _IGNORED = {"int8_mask": "signs are elected exactly"}
 _KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer",
 )  # fmt: skip
 DTYPES: dict[str, OutputDtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
 
 @dataclass
 class PeerMerge:
-    """The arguments of `merge`, and notes for the user."""
+    """The arguments of `merge`, and notes for the user.
 
-    sources: list[str]
+    paths: of the models, by their tasks. tokenizer: that of the merge, None for the base's as it is.
+    """
+
+    paths: dict[str, str]
     base: str
     method: str
     settings: dict[str, Any]
@@ -39,6 +44,12 @@ class PeerMerge:
     weights: dict[str, Any] = field(default_factory=dict)
     set_for: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tokenizer: TokenizerChoice | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """The models as `TASK=PATH`."""
+        return [f"{task}={path}" for task, path in self.paths.items()]
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,9 @@ def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
     if dtype is not None and str(dtype) not in DTYPES:
         raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(DTYPES)}")
     found = PeerMerge(
-        [f"{model.task}={model.path}" for model in models],
+        {model.task: model.path for model in models},
         str(base or models[0].path), method.name, method.fixed(base is not None),
-        None if dtype is None else DTYPES[dtype],
+        None if dtype is None else DTYPES[dtype], tokenizer=read_tokenizer(path, document),
     )  # fmt: skip
     found.notes += [f"{path}: the merge is computed in float32, and stored in {dtype}"] * (
         dtype not in (None, "float32")
@@ -98,11 +109,6 @@ def read_document(path: Path) -> dict[str, Any]:
     for key in document:
         if key not in _KEYS:
             raise InputError(f"{path}: {key} is not handled; handled are {', '.join(_KEYS)}")
-    if document.get("tokenizer_source") not in (None, "base"):
-        raise InputError(
-            f"{path}: tokenizer_source: {document['tokenizer_source']} is not handled, only base; give the "
-            "models one vocabulary before"
-        )
     return document
 
 

@@ -1,13 +1,13 @@
 """The adapters of text models."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.architecture import HEAD_BIAS, HEAD_WEIGHT
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.models.conversations import Pair, Text
@@ -15,6 +15,7 @@ from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.hidden_states import mean_pool
 from flexswitch.merging.models.huggingface import HuggingFace
 from flexswitch.merging.models.outputs import OutputKind
+from flexswitch.merging.models.tokenizers import load_tokenizer, tokenizer_errors
 
 
 class TextModel(HuggingFace):
@@ -41,32 +42,13 @@ class TextModel(HuggingFace):
         self.max_length = int(min(limit, longest))
 
     def _load_tokenizer(self) -> Any:
-        with self._tokenizer_errors("its tokenizer cannot be loaded"):
-            tokenizer = self.transformers.AutoTokenizer.from_pretrained(
-                self.directory, trust_remote_code=False, local_files_only=True
-            )
-        if len(tokenizer) <= len(
-            tokenizer.all_special_tokens
-        ):  # what transformers returns if there are no files
-            raise InputError(f"{self.base.source}: has no tokenizer; copy the model's tokenizer.json to it")
+        tokenizer = load_tokenizer(self.directory, self.base.source)
         self._make_padding(tokenizer)
         return tokenizer
 
-    @contextmanager
-    def _tokenizer_errors(self, problem: str) -> Iterator[None]:
+    def _tokenizer_errors(self, problem: str) -> AbstractContextManager[None]:
         """Raises: InputError, which names the tokenizer's file, for whatever its libraries raise."""
-        try:
-            yield
-        except FlexswitchError:
-            raise
-        except BaseException as reason:
-            # a panic in Rust is a BaseException, of a class that cannot be imported
-            if not isinstance(reason, Exception) and type(reason).__name__ != "PanicException":
-                raise
-            file = self.directory / "tokenizer.json"
-            source = file if file.is_file() else self.base.source
-            found = " ".join(str(reason).split())[:200]
-            raise InputError(f"{source}: {problem} ({found})") from reason
+        return tokenizer_errors(self.directory, self.base.source, problem)
 
     def _make_padding(self, tokenizer: Any) -> None:
         """Makes sure that the tokenizer can pad. Raises: InputError if it cannot."""

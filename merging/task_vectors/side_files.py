@@ -122,6 +122,11 @@ def write_contents(folder: Path, contents: Mapping[str, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
+def tokenizer_file_names(directory: Path) -> list[str]:
+    """Returns the names of the files of a model's tokenizer."""
+    return [name for name in _files(directory) if _is_tokenizer(name)]
+
+
 def _files(directory: Path) -> dict[str, Path]:
     """Returns name → path of the small files of known names."""
     names = [path.name for path in sorted(directory.iterdir()) if _is_known(path.name)]

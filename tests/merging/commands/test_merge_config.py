@@ -108,7 +108,6 @@ def test_models_without_a_base_are_merged_themselves(folder: Path) -> None:
     [
         (f"{HEAD}merge_method: tis\n", "merge.yaml: no merge_method is named 'tis'; did you mean 'ties'?"),
         (f"{HEAD}merge_method: ties\nchat_template: auto\n", "merge.yaml: chat_template is not handled"),
-        (f"{HEAD}merge_method: ties\ntokenizer_source: union\n", "merge.yaml: tokenizer_source: union is not handled"),
         (f"{HEAD}merge_method: ties\ndtype: int8\n", "merge.yaml: dtype int8, expected one of float32"),
         (f"{HEAD}merge_method: ties\nparameters: {{rescale: true}}\n", "merge.yaml: rescale: true is not handled, only false"),
         (f"{HEAD}merge_method: ties\nparameters: {{densty: 0.5}}\n", "merge.yaml: no parameter handled for ties is named 'densty'"),
