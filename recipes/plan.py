@@ -114,6 +114,12 @@ class _Draft:
                 raise InputError(
                     f"{self.where}'{path}' is no name of an output; give a path that ends in one"
                 )
+        for path in reads:
+            if _holds_current_folder(path):
+                raise InputError(
+                    f"{self.where}'{path}' holds the current folder, so that all in both would be read; give "
+                    "the file or folder that is meant"
+                )
         return PlannedStep(
             self.name, self.step.name, self.step.command, arguments,
             command_line(command, inputs, options), reads, writes, changes, self.step.needs,
@@ -252,6 +258,13 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _named(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} others" if len(paths) > 3 else "")
+
+
+def _holds_current_folder(path: str) -> bool:
+    """Returns whether a path is a folder above the current one."""
+    if not path.startswith((os.sep, os.pardir)):  # nearly all
+        return False
+    return os.getcwd().startswith(os.path.join(os.path.abspath(path), ""))
 
 
 def _normal(path: str) -> str:

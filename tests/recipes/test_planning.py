@@ -190,6 +190,10 @@ def test_a_note_names_outputs_in_folders_below_that_a_pattern_does_not_reach() -
          "a path that ends in one"),
         ((PACK | {"inputs": ["a.fsw"], "options": {"output": "../.."}},), "r.yaml: step 'pack': '../..' is no name of an "
          "output; give a path that ends in one"),
+        ((VERIFY | {"inputs": ["{path}"], "foreach": {"path": ["/"]}},), "r.yaml: step 'verify': '/' holds the current "
+         "folder, so that all in both would be read; give the file or folder that is meant"),
+        ((PACK | {"inputs": ["../a.fsw", "a/../.."], "options": {"output": "zoo"}},), "r.yaml: step 'pack': '..' holds the "
+         "current folder, so that all in both would be read; give the file or folder that is meant"),
         ((VERIFY | {"command": "inspect"},), "r.yaml: step 'verify': no subcommand is named 'inspect' "
          "(known: extract, compress, pack, index, merge, eval, verify, push)"),
         ((VERIFY | {"foreach": {name: [*"abcdefghij"] for name in "uvwxyz"}},), "r.yaml: step 'verify': 'foreach' repeats "
