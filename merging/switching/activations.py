@@ -50,18 +50,11 @@ class LayerInput:
     tensor: Tensor
     version: int
     tokens: Tensor
-    _ordered: Tensor | None = None
 
     @cached_property
     def activations(self) -> Activations:
         """The tokens for compiled products."""
         return Activations(self.tokens.to(torch.float32).contiguous().numpy())
-
-    def in_order(self, order: Tensor) -> Tensor:
-        """Returns the tokens in another order, the same one for all calls; made once for several layers."""
-        if self._ordered is None:
-            self._ordered = self.tokens.index_select(0, order)
-        return self._ordered
 
     def is_from(self, tensor: Tensor) -> bool:
         """Returns whether it was made from this tensor, which has not changed since."""

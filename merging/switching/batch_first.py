@@ -1,17 +1,20 @@
 """Checks that every layer of a module is given the rows of a batch first, as the fused engine requires.
 
+It also checks whether the module's output has them first, so that they can be moved and put back.
+
 Shapes can't tell where a module puts tokens before rows and both counts fit. So two rows are answered in both
 orders: a layer is batch-first where the two halves of its input change places with the rows.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_rows import row_count, run, take_rows
+from flexswitch.merging.switching.batch_rows import reordered, row_count, run, take_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative to the largest magnitude
 _HALF_TOLERANCE = 3e-2
@@ -28,10 +31,19 @@ def distinct_rows(batch: Any) -> tuple[int, int] | None:
     return None
 
 
-def layer_not_batch_first(
-    module: nn.Module, names: Collection[str], batch: Any, rows: tuple[int, int]
-) -> str | None:
-    """Returns the first of some layers that is not given rows first, or None.
+class RowCheck(NamedTuple):
+    """What two rows of a batch have shown.
+
+    bad_layer: the first layer that is not given rows first, or None; output_follows: whether the rows of the
+    output change places with those of the batch.
+    """
+
+    bad_layer: str | None
+    output_follows: bool
+
+
+def check_rows(module: nn.Module, names: Collection[str], batch: Any, rows: tuple[int, int]) -> RowCheck:
+    """Returns whether a module, and some of its layers, treat the first dimension as rows.
 
     names: the layers, as the module names them; rows: two rows of the batch that differ.
     """
@@ -40,11 +52,28 @@ def layer_not_batch_first(
         _layer_inputs(module, names, take_rows(batch, torch.tensor(order), row_count(batch)), called)
         for order in (rows, rows[::-1])
     )
-    for (name, one), (_, other) in zip(straight, swapped, strict=True):
+    follows = _follows(straight.output, swapped.output)
+    for (name, one), (_, other) in zip(straight.inputs, swapped.inputs, strict=True):
         if one is None or other is None or not _is_swapped(one, other):
-            return name
+            return RowCheck(name, follows)
     unused = [name for name in names if not any(f"{name}.".startswith(f"{each}.") for each in called)]
-    return next((name for name in unused if _is_read(module, name, batch)), None)
+    return RowCheck(next((name for name in unused if _is_read(module, name, batch)), None), follows)
+
+
+def _follows(one: Any, other: Any) -> bool:
+    """Returns whether an output of two rows is another one with its rows exchanged."""
+    try:
+        back = reordered(other, torch.tensor([1, 0]))
+    except TypeError:
+        return False
+    pairs = list(zip_longest(_tensors(one), _tensors(back)))
+    return all(
+        first is not None
+        and second is not None
+        and first.shape[:1] in ((), (2,))
+        and _is_close(first, second)
+        for first, second in pairs
+    )
 
 
 def _is_read(module: nn.Module, name: str, batch: Any) -> bool:
@@ -69,10 +98,15 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         yield from _tensors(part)
 
 
-def _layer_inputs(
-    module: nn.Module, names: Collection[str], batch: Any, called: set[str]
-) -> list[tuple[str, Tensor | None]]:
-    """Returns the longest inputs of each call of the layers, in their order; None for a call without any.
+class _Pass(NamedTuple):
+    """What a module answered, and the inputs of its layers in their order; None for a call without any."""
+
+    output: Any
+    inputs: list[tuple[str, Tensor | None]]
+
+
+def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called: set[str]) -> _Pass:
+    """Returns a pass of a batch, with the longest inputs of each call of the layers.
 
     called: gets the names of the layers that are called.
     """
@@ -96,18 +130,23 @@ def _layer_inputs(
 
     for name in names:
         own.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
-    run(own, batch)
-    return found
+    return _Pass(run(own, batch), found)
 
 
 def _is_swapped(one: Tensor, other: Tensor) -> bool:
     """Returns whether `other` is `one` with its two halves exchanged; NaN equals anything."""
     if one.shape != other.shape or len(one) % 2:
         return False
-    swapped = torch.cat([other[len(other) // 2 :], other[: len(other) // 2]])
+    return _is_close(one, torch.cat([other[len(other) // 2 :], other[: len(other) // 2]]))
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
     if not one.is_floating_point():
-        return torch.equal(one, swapped)
-    error, size = (one - swapped).abs(), one.abs().max() if one.numel() else 0.0
+        return torch.equal(one, other)
+    error, finite = (one - other).abs(), one[one.isfinite()]
+    size = finite.abs().max() if finite.numel() else 0.0
     is_rounded = torch.is_autocast_enabled(one.device.type)  # float32 values come from shorter ones too
     tolerance = _HALF_TOLERANCE if is_rounded else _TOLERANCE.get(one.dtype, _HALF_TOLERANCE)
     return not bool((error > tolerance * size).any())

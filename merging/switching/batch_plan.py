@@ -55,11 +55,6 @@ class TaskRows:
             self._tokens = per_row, *found
         return self._tokens[1:]
 
-    def within(self, chosen: NDArray[np.bool_]) -> "TaskRows":
-        """Returns the task's share in some of the rows; chosen: (row,) of the batch."""
-        own = chosen[self.rows]
-        return TaskRows(self.number, self.deltas, self.rows[own], self.factors[own], self.padding)
-
     def tokens_within(self, per_row: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
         """Returns those of `tokens` with positions from `start` to before `stop`; cached for all layers."""
         key = per_row, start, stop
@@ -70,43 +65,48 @@ class TaskRows:
         return self._within[key]
 
 
-class TokenOrder(NamedTuple):
-    """The tokens of a batch, those of equal weights together.
+class Run(NamedTuple):
+    """Neighbouring tokens of one mixture, -1 for any that is not held, and where they start and stop."""
 
-    order, inverse: (token,), the tokens in that order and the way back, None where they are so already;
-    parts: the held mixture of each run of tokens, -1 for none, and where it starts and stops.
-    """
-
-    order: Tensor | None
-    inverse: Tensor | None
-    parts: list[tuple[int, int, int]]
+    mixture: int
+    start: int
+    stop: int
 
 
 @dataclass(eq=False)
 class BatchPlan:
     """The rows of a batch, the tasks that answer them, and each row's head.
 
-    count: the number of rows; mixtures: (mixture, task) float32, the distinct rows of the weights times λ;
-    mixture_of: (row,), the mixture of each row; heads: (row,), the number of the task whose head
-    and buffers it has, -1 for no task, or None for the module's own; held: mixture → its weights, by which
-    layers multiply instead of the base's and the deltas.
+    mixtures: (mixture, task) float32, the distinct rows of the weights times λ; mixture_of: (row,), the
+    mixture of each row; deltas: task → delta matrices of the tasks in them; heads: (row,), the number of the
+    task whose head and buffers it has, -1 for no task, or None for the module's own; held: mixture → its
+    weights, by which layers multiply instead of the base's and the deltas.
     """
 
-    count: int
-    tasks: Sequence[TaskRows]
     mixtures: FloatArray
     mixture_of: Ids
+    deltas: Mapping[int, Mapping[str, DeltaMatrix]]
     heads: Ids | None = None
     padding: Padding | None = None
     held: Mapping[int, Weights] = field(default_factory=dict)
     _layer_input: LayerInput | None = None
-    _orders: dict[int, TokenOrder] = field(default_factory=dict)
+    _runs: dict[int, list[Run]] = field(default_factory=dict)
     _vectors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return len(self.mixture_of)
 
     @cached_property
     def factors(self) -> list[Factors]:
         """The tasks of each mixture."""
         return [factors_of(mixture) for mixture in self.mixtures]
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The tensors that some task of the batch changes."""
+        return frozenset().union(*self.deltas.values())
 
     def hold(self, weights: Mapping[Factors, Weights]) -> None:
         """Makes layers multiply by the weights of some mixtures, before they use the plan."""
@@ -117,6 +117,20 @@ class BatchPlan:
         """The weights that all rows share, None where they are not held or there are several."""
         return self.held[0] if len(self.mixtures) == 1 and self.held else None
 
+    def order(self) -> Ids | None:
+        """Returns the rows in an order that has those of one mixture together, None where they are so.
+
+        Mixtures that are not held come first, as they share the product with the base.
+        """
+        keys = self.mixture_of + len(self.mixtures) * np.isin(self.mixture_of, list(self.held))
+        return np.argsort(keys, kind="stable") if (keys[1:] < keys[:-1]).any() else None
+
+    def in_order(self, order: Ids) -> "BatchPlan":
+        """Returns the plan of the same batch with its rows in another order."""
+        heads = None if self.heads is None else self.heads[order]
+        padding = None if self.padding is None else Padding(self.padding.mask[order])
+        return BatchPlan(self.mixtures, self.mixture_of[order], self.deltas, heads, padding, self.held)
+
     def token_counts(self, per_row: int) -> NDArray[np.int64]:
         """Returns the number of each mixture's tokens without padding, (mixture,)."""
         of_row = np.full(self.count, per_row)
@@ -125,30 +139,37 @@ class BatchPlan:
         return np.bincount(self.mixture_of, of_row, len(self.mixtures)).astype(np.int64)
 
     @cached_property
+    def tasks(self) -> Sequence[TaskRows]:
+        """The tasks' shares in the rows."""
+        return self._shares(np.ones(self.count, np.bool_))
+
+    @cached_property
     def others(self) -> Sequence[TaskRows]:
         """The tasks' shares in the rows whose mixture is not held."""
-        if not self.held:
-            return self.tasks
-        rest = ~np.isin(self.mixture_of, list(self.held))
-        return [found for task in self.tasks if len((found := task.within(rest)).rows)] if rest.any() else ()
+        return self._shares(~np.isin(self.mixture_of, list(self.held))) if self.held else self.tasks
 
-    def token_order(self, per_row: int, device: torch.device) -> TokenOrder:
-        """Returns the tokens of `unpad` by their held mixtures; per_row: the tokens of a row."""
-        if per_row not in self._orders:
+    def _shares(self, chosen: NDArray[np.bool_]) -> Sequence[TaskRows]:
+        found = []
+        for task, deltas in self.deltas.items() if chosen.any() else ():
+            factors = self.mixtures[self.mixture_of, task]  # (row,)
+            rows = np.flatnonzero(chosen & (factors != 0))
+            if len(rows):
+                found.append(TaskRows(task, deltas, rows, factors[rows], self.padding))
+        return found
+
+    def runs(self, per_row: int) -> list[Run]:
+        """Returns the runs of tokens in the result of `unpad`, a row of which has `per_row` tokens."""
+        if per_row not in self._runs:
             group = np.where(np.isin(self.mixture_of, list(self.held)), self.mixture_of, -1)  # (row,)
             is_padded = self.padding is not None and self.padding.covers(per_row)
             of_token = group[self.padding.rows] if self.padding and is_padded else group.repeat(per_row)
-            order = inverse = None
-            if (of_token[1:] < of_token[:-1]).any():
-                order = torch.from_numpy(np.argsort(of_token, kind="stable"))
-                inverse = torch.argsort(order).to(device)
-                of_token, order = of_token[order.numpy()], order.to(device)
-            starts = np.flatnonzero(np.diff(of_token, prepend=-2)).tolist()
-            stops = [*starts[1:], len(of_token)]
-            parts = [(int(of_token[start]), start, stop) for start, stop in zip(starts, stops, strict=False)]
-            parts = parts or [(-1, 0, 0)]  # padding only
-            self._orders[per_row] = TokenOrder(order, inverse, parts)
-        return self._orders[per_row]
+            self._runs[per_row] = _runs(of_token) or [Run(-1, 0, 0)]  # padding only
+        return self._runs[per_row]
+
+    @cached_property
+    def row_runs(self) -> list[Run]:
+        """The runs of neighbouring rows of each mixture, held or not."""
+        return _runs(self.mixture_of)
 
     def layer_input(self, tensor: Tensor, per_row: int) -> LayerInput:
         """Returns a layer's input (…, column), in which a row has `per_row` tokens.
@@ -197,11 +218,11 @@ class BatchPlan:
             if len(self.held) == len(self.mixtures):
                 found = torch.stack([self.held[number].get(name, base) for number in range(len(self.held))])
             else:
-                own = [task for task in self.tasks if name in task.deltas]
+                own = [task for task, deltas in self.deltas.items() if name in deltas]
                 if not own:
                     return base
-                stacked = np.stack([task.deltas[name].dense().view(-1).numpy() for task in own])
-                added = self.mixtures[:, [task.number for task in own]] @ stacked  # (mixture, entry)
+                stacked = np.stack([self.deltas[task][name].dense().view(-1).numpy() for task in own])
+                added = self.mixtures[:, own] @ stacked  # (mixture, entry)
                 found = rounded_sum(base, torch.from_numpy(added), name)
             if len(found) > 1:
                 found = found[torch.from_numpy(self.mixture_of).to(base.device)][:, None]
@@ -212,8 +233,14 @@ class BatchPlan:
         """Returns θ + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
         if mixture in self.held:
             return self.held[mixture].get(name, base)
-        deltas = {task.number: task.deltas for task in self.tasks}
-        return mixed(base, [(deltas[task], factor) for task, factor in self.factors[mixture]], name)
+        return mixed(base, [(self.deltas[task], factor) for task, factor in self.factors[mixture]], name)
+
+
+def _runs(numbers: Ids) -> list[Run]:
+    """Returns the runs of equal numbers, which are -1 or more."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-2))
+    stops = np.append(starts[1:], len(numbers)) if len(starts) else starts
+    return [Run(*run) for run in zip(numbers[starts].tolist(), starts.tolist(), stops.tolist(), strict=True)]
 
 
 def factors_of(mixture: FloatArray) -> Factors:
@@ -277,9 +304,5 @@ def batch_plan(
         numbers.setdefault(row.tobytes(), len(numbers)) for row in weights + np.float32(0)
     ]  # not -0
     mixtures = np.frombuffer(b"".join(numbers), np.float32).reshape(len(numbers), weights.shape[1])
-    tasks = []
-    for task in np.flatnonzero((weights != 0).any(0)):
-        rows = np.flatnonzero(weights[:, task])
-        factors = np.ascontiguousarray(weights[rows, task])
-        tasks.append(TaskRows(int(task), deltas[int(task)], rows, factors, padding))
-    return BatchPlan(len(weights), tasks, mixtures, np.array(mixture_of, np.int64), heads, padding)
+    own = {int(task): deltas[int(task)] for task in np.flatnonzero((mixtures != 0).any(0))}
+    return BatchPlan(mixtures, np.array(mixture_of, np.int64), own, heads, padding)

@@ -22,10 +22,12 @@ def run(module: nn.Module, batch: Any) -> Any:
     return module(batch) if isinstance(batch, Tensor) else module(**batch)
 
 
-def take_rows(value: Any, rows: Tensor, length: int) -> Any:
+def take_rows(value: Any, rows: Tensor | slice, length: int) -> Any:
     """Returns a value with only some rows of each tensor whose first dimension is `length`."""
     if isinstance(value, Tensor):
-        return value[rows.to(value.device)] if value.dim() and len(value) == length else value
+        if not value.dim() or len(value) != length:
+            return value
+        return value[rows] if isinstance(rows, slice) else value.index_select(0, rows.to(value.device))
     if isinstance(value, tuple | list):
         return type(value)(take_rows(part, rows, length) for part in value)
     if isinstance(value, Mapping):
@@ -33,8 +35,8 @@ def take_rows(value: Any, rows: Tensor, length: int) -> Any:
     return value
 
 
-def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
-    """Returns several outputs as one with rows in the given order; tuples and mappings are joined by parts.
+def join_rows(outputs: Sequence[Any], order: Tensor | None = None) -> Any:
+    """Returns several outputs as one with rows in an order; tuples and mappings are joined by parts.
 
     Parts of a mapping without rows are dropped: a cache of keys and values belongs to one output's weights.
     """
@@ -42,7 +44,8 @@ def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
     if first is None:
         return None
     if isinstance(first, Tensor):
-        return torch.cat(list(outputs))[order.to(first.device)]
+        together = torch.cat(list(outputs))
+        return together if order is None else together[order.to(first.device)]
     if isinstance(first, tuple):
         return tuple(join_rows(list(parts), order) for parts in zip(*outputs, strict=True))
     joined = {
@@ -51,3 +54,23 @@ def join_rows(outputs: Sequence[Any], order: Tensor) -> Any:
         if part is None or isinstance(part, Tensor | tuple | Mapping)
     }
     return type(first)(**joined)
+
+
+def reordered(output: Any, order: Tensor) -> Any:
+    """Returns a module's output with its rows in another order; a cache of keys and values is changed itself.
+
+    Raises: TypeError on a part of unknown type.
+    """
+    if isinstance(output, Tensor):
+        has_rows = output.dim() and len(output) == len(order)
+        return output.index_select(0, order.to(output.device)) if has_rows else output
+    if isinstance(output, tuple | list):
+        parts = [reordered(part, order) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    if isinstance(output, Mapping):
+        return type(output)(**{name: reordered(part, order) for name, part in output.items()})
+    if hasattr(output, "reorder_cache"):
+        output.reorder_cache(order)
+    elif output is not None:
+        raise TypeError(f"the rows of a {type(output).__name__} are unknown")
+    return output

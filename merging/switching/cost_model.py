@@ -70,9 +70,9 @@ class CostModel:
         They save the products with the base and with the tasks' deltas. tokens: those of a row, with padding.
         """
         costs, weights = self._costs, max(1, self._weights)
-        for task in plan.tasks:
-            if task.number not in self._products:
-                self._products[task.number] = self._product(task.deltas)
+        for task, deltas in plan.deltas.items():
+            if task not in self._products:
+                self._products[task] = self._product(deltas)
         uses = Counter(task for mixture in plan.factors for task, _ in mixture)  # mixtures share its calls
         fixed = costs.task + costs.task_calls / weights
         count = plan.token_counts(tokens)

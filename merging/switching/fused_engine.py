@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
+from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import run
+from flexswitch.merging.switching.batch_rows import reordered, run, take_rows
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_embedding,
@@ -45,8 +46,8 @@ class FusedEngine:
     ) -> None:
         """names: tensor → the module's name for it; heads, buffers: a layer's name → those of each task."""
         self._plans, self._source = ActivePlan(), module
-        self._lock, self._is_checked = Lock(), False
-        self._bad_layer: str | None = None
+        self._lock = Lock()
+        self._checked: RowCheck | None = None
         self.module = replica(module)
         state = self.module.state_dict(keep_vars=True)
         name_of = {id(state[inside]): name for name, inside in names.items()}  # tied tensors have one id
@@ -75,17 +76,29 @@ class FusedEngine:
 
         The first batch with two distinct rows decides; earlier batches return None.
         """
+        found = self._row_check(batch)
+        return None if found is None else found.bad_layer
+
+    def _row_check(self, batch: Any) -> RowCheck | None:
         if isinstance(batch, Mapping):
             batch = _with_targets(batch, self._source)
         with self._lock:
-            if not self._is_checked and (rows := distinct_rows(batch)) is not None:
-                self._bad_layer = layer_not_batch_first(self._source, self._layers, batch, rows)
-                self._is_checked = True
-            return self._bad_layer
+            if self._checked is None and (rows := distinct_rows(batch)) is not None:
+                self._checked = check_rows(self._source, self._layers, batch, rows)
+            return self._checked
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
-        """Returns the module's output for a batch, each row under its own mixture and head."""
-        return self.call(batch, plan, lambda module: run(module, batch))
+        """Returns the module's output for a batch, each row under its own mixture and head.
+
+        Rows of one mixture are brought together and put back, where the output is known to consist of rows.
+        """
+        found = self._row_check(batch)
+        order = plan.order() if found is not None and found.output_follows else None
+        if order is None:
+            return self.call(batch, plan, lambda module: run(module, batch))
+        given = take_rows(batch, torch.from_numpy(order), plan.count)
+        output = self.call(given, plan.in_order(order), lambda module: run(module, given))
+        return reordered(output, torch.from_numpy(np.argsort(order)))
 
     def call(self, batch: Any, plan: BatchPlan, call: Callable[[Any], Any]) -> Any:
         """Returns the result of a call of the module for a batch, each row under its own mixture.
@@ -101,8 +114,26 @@ class FusedEngine:
             return padded(call(self.module))
 
     def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
-        """Returns the result of the module's `generate`, each sequence under its prompt's mixture."""
-        return self.call(batch, plan, lambda module: module.generate(**batch, **options))
+        """Returns the result of the module's `generate`, each sequence under its prompt's mixture.
+
+        Prompts of one mixture are brought together as in `answer`, unless the options may count rows.
+        """
+        order = plan.order() if _is_greedy(self._source, options) else None
+        if order is None:
+            return self.call(batch, plan, lambda module: module.generate(**batch, **options))
+        given = take_rows(batch, torch.from_numpy(order), plan.count)
+        found = self.call(given, plan.in_order(order), lambda module: module.generate(**given, **options))
+        back = torch.from_numpy(np.argsort(order)).to(found.device)
+        return found.view(plan.count, -1, found.shape[-1])[back].flatten(0, 1)
+
+
+def _is_greedy(module: Any, options: Mapping[str, Any]) -> bool:
+    """Returns whether `generate` gives tokens alone, those of a prompt whatever its place in the batch."""
+    settings = getattr(module, "generation_config", None)
+    depends = any(
+        options.get(name, getattr(settings, name, False)) for name in ("do_sample", "return_dict_in_generate")
+    )
+    return not depends and all(isinstance(each, int | float | str | None) for each in options.values())
 
 
 def _with_targets(batch: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:

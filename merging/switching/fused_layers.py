@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,9 +37,7 @@ class SwitchedLayer:
         """Returns the current plan where one of its tasks changes this layer, otherwise None."""
         plan = self.plans.current
         names = self.tensors.values()
-        if plan is None or not any(name in task.deltas for task in plan.tasks for name in names):
-            return None
-        return plan
+        return None if plan is None or plan.changed.isdisjoint(names) else plan
 
 
 def switched_forward(switch: SwitchedLayer) -> Forward:
@@ -84,7 +81,7 @@ def _linear(switch: SwitchedLayer) -> Forward:
         plan.per_row(len(inputs), switch.name)
         per_row = inputs.shape[:-1].numel() // plan.count
         given = plan.layer_input(inputs, per_row)
-        out = held_products(plan, layer, given, per_row) if plan.held else original(given.tokens)
+        out = held_products(plan, layer, given.tokens, per_row) if plan.held else original(given.tokens)
         if plan.others:
             add_products(plan.others, weight, bias, given, out, per_row)
         return plan.pad(out, inputs.shape[:-1], per_row)
@@ -167,21 +164,21 @@ def _other(switch: SwitchedLayer) -> Forward:
             ]
             length = max((len(part) for part in tensors), default=0)
             per_row = plan.per_row(length, switch.name)
-            outputs, rows = [], []
+            outputs = []
             try:
                 with switch.plans.using(None):
-                    for number in range(len(plan.mixtures)):
-                        put({name: plan.weight(number, own, base[name]) for name, own in switched.items()})
-                        if len(plan.mixtures) == 1:
-                            return original(*inputs, **options)
-                        own = np.flatnonzero(plan.mixture_of == number)
-                        rows.append(
-                            torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1))
+                    for run in plan.row_runs:
+                        put(
+                            {
+                                name: plan.weight(run.mixture, own, base[name])
+                                for name, own in switched.items()
+                            }
                         )
-                        given, named = take_rows((inputs, options), rows[-1], length)
+                        rows = slice(run.start * per_row, run.stop * per_row)
+                        given, named = take_rows((inputs, options), rows, length)
                         outputs.append(original(*given, **named))
             finally:
                 put(base)
-        return join_rows(outputs, torch.argsort(torch.cat(rows)))
+        return join_rows(outputs) if len(outputs) > 1 else outputs[0]
 
     return forward

@@ -175,4 +175,4 @@ def _restore(added: Sequence[DeltaMatrix], weights: FloatArray, base: FloatArray
 
 
 def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:
-    return BatchPlan(count, (), np.zeros((1, 0), np.float32), np.zeros(count, np.int64), heads)
+    return BatchPlan(np.zeros((1, 0), np.float32), np.zeros(count, np.int64), {}, heads)

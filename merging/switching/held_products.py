@@ -1,6 +1,6 @@
 """A linear layer's output by the weights of held mixtures: one product for each token, as in a whole model.
 
-Tokens of one mixture are brought together, multiplied by its matrix, and put back.
+A run of neighbouring tokens of one mixture is multiplied by its matrix.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flexswitch.merging.switching.activations import LayerInput
 from flexswitch.merging.switching.batch_plan import BatchPlan, Weights
 
 
@@ -35,13 +34,13 @@ class LinearLayer:
         return weight.t() if self.is_transposed else weight, bias
 
 
-def held_products(plan: BatchPlan, layer: LinearLayer, given: LayerInput, per_row: int) -> Tensor:
-    """Returns the layer's output, (token, out): by the base's weights for rows whose mixture is not held."""
-    order, inverse, parts = plan.token_order(per_row, given.tokens.device)
-    tokens = given.tokens if order is None else given.in_order(order)
+def held_products(plan: BatchPlan, layer: LinearLayer, tokens: Tensor, per_row: int) -> Tensor:
+    """Returns the layer's output, (token, out): by the base's weights for rows whose mixture is not held.
+
+    tokens: (token, in); per_row: the tokens of a row.
+    """
     products = [
-        functional.linear(tokens[first:last], *layer.under(plan.held.get(mixture, {})))
-        for mixture, first, last in parts
+        functional.linear(tokens[run.start : run.stop], *layer.under(plan.held.get(run.mixture, {})))
+        for run in plan.runs(per_row)
     ]
-    out = products[0] if len(products) == 1 else torch.cat(products)
-    return out if inverse is None else out.index_select(0, inverse)
+    return products[0] if len(products) == 1 else torch.cat(products)

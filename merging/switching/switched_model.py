@@ -4,7 +4,8 @@ How a batch is answered:
 
 1. Each row's weights come from the caller, or from a router (zoo_router.py asks a zoo's query index).
 2. batch_plan.py lists the rows of each task and the distinct mixtures, and padding.py the tokens to skip.
-3. fused_engine.py runs the module once, with layers of its own (fused_layers.py):
+3. fused_engine.py brings the rows of one mixture together, runs the module once, with layers of its own
+   (fused_layers.py), and puts the rows back:
    - A mixture that saves time by it (cost_model.py) has weights of its own, θ + λ Σ w τ (held_weights.py):
      its tokens take one product with each matrix (held_products.py). The engine "merged" does so for all.
    - The other rows take the products with the base, to which those with the tasks' delta matrices are added

@@ -10,7 +10,7 @@ from support.tiny_models import changed_state
 from torch import nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.switching.batch_first import distinct_rows, layer_not_batch_first
+from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.switching.unpadded_tensor import real_tokens
 
@@ -168,8 +168,8 @@ def test_rows_first_are_recognised_whatever_the_numbers_are(dtype):
     module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)).to(dtype)
     rows = 1e3 * torch.randn(ROWS, 2, 4, dtype=dtype)
     rows[1] = torch.nan
-    assert layer_not_batch_first(module, ["0", "1", "2"], rows, (0, 1)) is None
-    assert layer_not_batch_first(module, ["0", "1", "2"], rows, (0, 2)) is None
+    assert check_rows(module, ["0", "1", "2"], rows, (0, 1)) == RowCheck(None, True)
+    assert check_rows(module, ["0", "1", "2"], rows, (0, 2)) == RowCheck(None, True)
     assert distinct_rows(rows[2:3].expand(ROWS, 2, 4)) is None
     assert distinct_rows({"rows": torch.tensor([4, 4, 5])}) == (0, 2)
 

@@ -8,7 +8,6 @@ from support.tiny_models import changed_state
 from torch import nn
 
 from flexswitch.merging.switching import held_weights
-from flexswitch.merging.switching.activations import LayerInput
 from flexswitch.merging.switching.cost_model import Costs
 from flexswitch.merging.switching.held_products import LinearLayer, held_products
 from flexswitch.merging.switching.held_weights import HeldWeights
@@ -97,7 +96,7 @@ def test_tokens_take_one_product_with_the_weights_of_their_mixture(base, transpo
         plan.hold(own)
         layer = LinearLayer(linear, "weight", "bias" if has_bias else None, True)
     tokens = torch.randn(10, SHAPE[1])  # two a row
-    found = held_products(plan, layer, LayerInput(tokens, 0, tokens), 2)
+    found = held_products(plan, layer, tokens, 2)
     for token in range(10):
         mixture = tuple((task, share) for task, share in enumerate(shares[token // 2]) if share)
         expected = {

@@ -1,0 +1,98 @@
+"""Rows of one mixture are brought together in a batch; every form of output has them where they were."""
+
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.checkpoints import memory_pair
+from support.tiny_language_models import language_model, save_language_base
+from support.tiny_models import changed_state
+from torch import nn
+
+from flexswitch.merging.switching.switched_model import SwitchedModel
+
+Pair = namedtuple("Pair", ["first", "second"])
+WEIGHTS = torch.tensor([[1.0, 0], [0, 1], [0.5, 0.5], [1, 0], [0, 0], [0, 1], [1, 0]])
+
+
+class Shaped(nn.Module):
+    """Multiplies rows, and returns the result in some form; `note` is called with the rows."""
+
+    def __init__(self, form, note):
+        super().__init__()
+        self.linear, self.form, self.note = nn.Linear(4, 3), form, note
+
+    def forward(self, rows):
+        self.note(rows.clone())
+        return self.form(self.linear(rows))
+
+
+TABLE = torch.arange(7.0)[:, None]  # as many rows as the batch has
+FORMS = {  # the output, the part that has rows, and whether these can be moved
+    "tensor": (lambda out: out, lambda found: found, True),
+    "named tuple": (lambda out: Pair(out, None), lambda found: found.first, True),
+    "list": (lambda out: [out, out.sum()], lambda found: found[0], True),
+    "mapping": (lambda out: {"out": (out,)}, lambda found: found["out"][0], True),
+    "minus infinity": (lambda out: out.masked_fill(out < -9, -torch.inf), lambda found: found, True),
+    "another type": (lambda out: SimpleNamespace(out=out), lambda found: found.out, False),
+    "an item a row": (lambda out: list(out), torch.stack, False),
+    "numbers": (lambda out: out.tolist(), torch.tensor, False),
+    "rows last": (lambda out: out.T, lambda found: found.T, False),
+    "a table beside": (lambda out: (out, TABLE), lambda found: found[0] + 0 * found[1], False),
+}
+
+
+@pytest.mark.parametrize("engine", ["fused", "merged"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_output_has_the_rows_where_they_were(form, engine):
+    torch.manual_seed(0)
+    make, pick, can_move = FORMS[form]
+    seen = []
+    module, rows = Shaped(make, lambda given: seen.append(given)), torch.randn(7, 4)
+    base = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    states = [changed_state(base, number, 0.5) for number in range(2)]
+    vectors = {f"task{number}": memory_pair(base, state) for number, state in enumerate(states)}
+    found = SwitchedModel(module, vectors, engine=engine)(rows, weights=WEIGHTS)
+    assert type(found) is type(make(torch.zeros(7, 3)))
+    for row, shares in enumerate(WEIGHTS.tolist()):
+        mixed = {
+            name: tensor
+            + sum(share * (state[name] - tensor) for share, state in zip(shares, states, strict=True))
+            for name, tensor in base.items()
+        }
+        expected = nn.functional.linear(rows[row], mixed["linear.weight"], mixed["linear.bias"])
+        torch.testing.assert_close(pick(found)[row], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen[-1], rows) == (not can_move)
+    if form == "a table beside":
+        assert torch.equal(found[1], TABLE)
+
+
+def test_a_language_models_cache_is_moved_with_the_rows(tmp_path):
+    model = language_model("llama").from_pretrained(save_language_base(tmp_path / "base", "llama")).eval()
+    base = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    vectors = {f"task{number}": memory_pair(base, changed_state(base, number, 0.5)) for number in range(2)}
+    switched = SwitchedModel(model, vectors, engine="merged")
+    ids = torch.randint(5, 20, (7, 4), generator=torch.Generator().manual_seed(0))
+    switched({"input_ids": ids}, weights=WEIGHTS)  # shows that rows can be moved
+    found = switched({"input_ids": ids}, weights=WEIGHTS).past_key_values
+    for row in range(len(ids)):
+        alone = switched({"input_ids": ids[row : row + 1]}, weights=WEIGHTS[row : row + 1]).past_key_values
+        torch.testing.assert_close(found.layers[0].keys[row], alone.layers[0].keys[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_return_sequences": 2, "num_beams": 2}, {"do_sample": True}])
+def test_generated_sequences_stand_where_their_prompts_do(tmp_path, options):
+    model = language_model("llama").from_pretrained(save_language_base(tmp_path / "base", "llama")).eval()
+    base = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    vectors = {f"task{number}": memory_pair(base, changed_state(base, number, 0.5)) for number in range(2)}
+    ids = torch.randint(5, 20, (7, 4), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    switched = SwitchedModel(model, vectors, engine="merged")
+    found = switched.generate(batch, WEIGHTS, max_new_tokens=3, **options)
+    copies = options.get("num_return_sequences", 1)
+    assert torch.equal(found[:, :4], ids.repeat_interleave(copies, 0))
+    for row in range(len(ids) if "do_sample" not in options else 0):
+        own = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        alone = switched.generate(own, WEIGHTS[row : row + 1], max_new_tokens=3, **options)
+        assert torch.equal(found[row * copies : (row + 1) * copies, : alone.shape[1]], alone)
