@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flexswitch.merging.switching.batch_plan import BatchPlan, Factors, batch_plan
+from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.cost_model import CostModel, Costs
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.int8 import Int8Matrix
+from flexswitch.merging.switching.mixtures import Factors
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

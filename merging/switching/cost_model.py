@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.batch_plan import BatchPlan, Factors
+from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
+from flexswitch.merging.switching.mixtures import Factors
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
-from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan, Factors
+from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
+from flexswitch.merging.switching.mixtures import Factors
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.rounding import rounded

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flexswitch.merging.switching.batch_plan import BatchPlan, Weights
+from flexswitch.merging.switching.batch_plan import BatchPlan
+from flexswitch.merging.switching.mixtures import Weights
 
 
 @dataclass(frozen=True, eq=False)

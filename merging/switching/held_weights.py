@@ -10,7 +10,7 @@ from threading import Lock
 
 from torch import Tensor
 
-from flexswitch.merging.switching.batch_plan import Factors, Weights, mixed
+from flexswitch.merging.switching.mixtures import Factors, Weights, mixed
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 
 _REMEMBERED = 4096  # mixtures whose gains are added up: weights may be any numbers

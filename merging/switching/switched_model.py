@@ -20,7 +20,6 @@ Source: docs/methods.md §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -33,6 +32,7 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.codecs.format.zoo import Zoo, read_zoo
 from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.switching.argument_check import check_arguments
+from flexswitch.merging.switching.averaged_module import AveragedModule
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
@@ -230,7 +230,7 @@ class SwitchedModel(nn.Module):
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             from flexswitch.merging.switching.zoo_router import ZooRouter
 
-            average = _AveragedModule(tasks, deltas, fused)
+            average = AveragedModule(tasks, deltas, fused)
             router = ZooRouter(self.module, zoo, self._routing, average)
         return _Loaded(zoo, tasks, deltas, fused, held, grouped, cost_model, bool(heads or buffers), router)
 
@@ -280,23 +280,6 @@ def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:
             "index (`flexswitch index`)"
         )
     return loaded.router(batch) if texts is None else loaded.router(batch, texts)
-
-
-@dataclass(frozen=True, eq=False)
-class _AveragedModule:
-    """Calls the module under the average of some tasks."""
-
-    tasks: list[str]
-    deltas: TaskDeltas
-    fused: FusedEngine
-
-    def __call__(self, batch: Any, names: list[str], call: Callable[[nn.Module], Tensor]) -> Tensor:
-        count = row_count(batch)
-        shares = np.zeros((count, len(self.tasks)), np.float32)
-        shares[:, [self.tasks.index(name) for name in names]] = 1 / len(names)
-        mask = token_mask(batch, self.fused.module)
-        found: Tensor = self.fused.call(batch, batch_plan(shares, self.deltas, None, mask), call)
-        return found
 
 
 def _device_of(module: nn.Module) -> torch.device:
