@@ -214,6 +214,19 @@ def test_a_task_is_named_after_the_stem(path: str, name: str) -> None:
     assert task_name(path) == name
 
 
+@pytest.mark.parametrize("path", [".", "./", "../sst2/.", "old/.."])
+def test_a_task_is_named_after_the_folder_that_a_path_leads_to(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sst2").mkdir()
+    monkeypatch.chdir(tmp_path / "sst2")
+    assert task_name(path) == "sst2"
+
+
+def test_the_root_names_no_task() -> None:
+    assert message(InputError, lambda: task_name("/")) == "/: has no name for its task; give one: NAME=/"
+
+
 def test_an_artifact_knows_its_extras_without_reading_them(tmp_path: Path) -> None:
     pair = file_pair(tmp_path, BASE, FINETUNED)
     vector = ArtifactVector(compressed(pair, tmp_path / "t.fsw"))

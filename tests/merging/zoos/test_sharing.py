@@ -23,6 +23,8 @@ from flexswitch.merging.commands.verify import verify
 from flexswitch.merging.methods.registry import method_names
 from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.restore import restore
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
+from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
 FORMS = method_names("shared")
 OPEN = ("rtvq", "twin")
@@ -204,6 +206,30 @@ def test_the_shared_vector_stays_as_long_as_a_task_needs_it(folders: Path, metho
     assert open_zoo(zoo).record.shared is None
     assert without_hashes(contents(zoo)) == {ZOO_FILE, "tasks/d.fsw"}
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("method", FORMS)
+def test_an_artifact_of_its_own_beside_shared_tasks_changes_none_of_them(folders: Path, method: str) -> None:
+    zoo, (base, source) = folders / method / "zoo", fourth(folders)
+    task, path = source.split("=")
+    compress(path, folders / "d.fsw", base=base, name=task, method="t-switch")
+    before, deltas = contents(zoo), restored_deltas(zoo)
+    pack([folders / "d.fsw"], zoo, add=True)
+    verify(zoo)
+    after, found = contents(zoo), restored_deltas(zoo)
+    assert {name for name in before if before[name] != after.get(name)} == {ZOO_FILE}
+    own = artifact_vector(open_artifact(folders / "d.fsw"))
+    deltas["d"] = {name: delta_tensor(own, name).numpy() for name in own.tensors}
+    for each, tensors in deltas.items():
+        for name, delta in tensors.items():
+            np.testing.assert_array_equal(found[each][name], delta)
+    merge([zoo], folders / "average", base=base, method="average")
+    merged, base_state = load_file(folders / "average" / "model.safetensors"), load_file(base)
+    for name, tensor in base_state.items():
+        mean = sum(torch.from_numpy(np.asarray(each.get(name, 0.0))) for each in deltas.values()) / 4
+        torch.testing.assert_close(merged[name].double(), tensor.double() + mean, atol=1e-6, rtol=0)
+    pack([], zoo, remove=["d"])
+    assert contents(zoo) == before
 
 
 def test_a_task_cannot_be_packed_without_its_shared_vector(folders: Path) -> None:
