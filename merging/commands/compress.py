@@ -115,11 +115,9 @@ def compress(
     model's own. jobs: threads; None is one for each core. memory: bytes that tensors in progress may take.
     Raises: FlexswitchError.
     """
-    from flexswitch.merging.commands.compress_budget import Budget, compress_within, search_identity
     from flexswitch.merging.compression.compress import compress as compress_vector
     from flexswitch.merging.compression.plan import Training
     from flexswitch.merging.compression.quality_warning import quality_warning
-    from flexswitch.merging.flex_switch.held_out_answers import held_out_answers
 
     output = Path(output)
     method, chosen, options, trains, task, own, share = _check(
@@ -152,6 +150,9 @@ def compress(
         if share is None or inputs is None:
             write(output, chosen, overwrite, resume)
         else:
+            from flexswitch.merging.commands.compress_budget import Budget, compress_within, search_identity
+            from flexswitch.merging.flex_switch.held_out_answers import held_out_answers
+
             answers = held_out_answers(vector, task, inputs, chosen if trains else None, threads)
             wanted = Budget(share, method, chosen, answers)
             keeps = resume or file is not None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from flexswitch.codecs.format.training_file import Arrays, TrainingFile, run_ide
 from flexswitch.merging.commands.reporter import Reporter, counted
 from flexswitch.merging.compression.budget import answers_to_tell, shown_budget, size_setting
 from flexswitch.merging.compression.plan import TrainingInputs
-from flexswitch.merging.flex_switch.held_out_answers import HeldOutAnswers
 from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+if TYPE_CHECKING:
+    from flexswitch.merging.flex_switch.held_out_answers import HeldOutAnswers
 
 _SUFFIX = ".tries"
 
@@ -31,7 +33,7 @@ class Budget:
     share: float
     method: str
     settings: Mapping[str, Any]
-    answers: HeldOutAnswers
+    answers: "HeldOutAnswers"
 
 
 def tries_path(output: Path) -> Path:
