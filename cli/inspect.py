@@ -14,7 +14,7 @@ from flexswitch.cli.options import Jobs, Overwrite
 _RULES = {"sum": "added to", "product": "times"}
 
 if TYPE_CHECKING:
-    from flexswitch.codecs.format.records import TensorRecord
+    from flexswitch.codecs.format.records import PartRecord
     from flexswitch.codecs.format.zoo import TaskRecord
 
 
@@ -102,11 +102,16 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     )
     tensors = {}
     for name, record in sorted(header.tensors.items()):
-        kept, density = record.kept, record.kept / max(1, record.layout.entries)
-        shape = "×".join(map(str, record.shape)) + (f" of rank {record.rank}" if record.rank else "")
-        rows.add_row(name, shape, _codecs(record), str(record.bits), f"{kept:,}", f"{density:.2%}",
-                     f"{record.size:,}", f"{8 * record.size / max(1, prod(record.shape)):.3f}")  # fmt: skip
-        counts = {"kept": kept, "density": density, "bytes": record.size}
+        for number, part in enumerate(record.parts):
+            shape = "×".join(map(str, part.shape)) + (f" of rank {part.rank}" if part.rank else "")
+            rows.add_row("  + " if number else name, shape, _codecs(part), str(part.bits), f"{part.kept:,}",
+                         f"{part.kept / max(1, part.layout.entries):.2%}", f"{part.size:,}",
+                         f"{8 * part.size / max(1, prod(part.shape)):.3f}")  # fmt: skip
+        kept, entries = (
+            sum(part.kept for part in record.parts),
+            sum(part.layout.entries for part in record.parts),
+        )
+        counts = {"kept": kept, "density": kept / max(1, entries), "bytes": record.whole_size}
         experts = changed_experts(artifact, name)
         for expert, own in experts.items():
             share = own * record.shape[0] / max(1, prod(record.shape))
@@ -120,7 +125,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         rows.add_row(name, shape, " ".join(forms), exact.dtype, "exact", "", f"{exact.size:,}",
                      f"{8 * exact.size / max(1, exact.entries):.3f}")  # fmt: skip
         tensors[name] = exact.model_dump() | {"bytes": exact.size}
-    kept = sum(record.kept for record in header.tensors.values())
+    kept = header.kept
     payloads = sum(tensor["bytes"] for tensor in tensors.values())
     extras = artifact.extra_bytes()
     rows.add_section()
@@ -152,7 +157,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     return document, head, rows, *closing
 
 
-def _codecs(record: "TensorRecord") -> str:
+def _codecs(record: "PartRecord") -> str:
     """Returns a tensor's codecs, each once, and whether empty rows are left out."""
     named = []
     for block in record.blocks:

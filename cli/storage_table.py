@@ -26,7 +26,8 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
         return tensor_sizes(artifacts[tensor[0]], tensor[1])
 
     def cost(tensor: tuple[str, str]) -> int:
-        return artifacts[tensor[0]].header.tensors[tensor[1]].layout.entries * WORKING_BYTES
+        parts = artifacts[tensor[0]].header.tensors[tensor[1]].parts
+        return sum(part.layout.entries for part in parts) * WORKING_BYTES
 
     document: dict[str, Any] = {"path": path, "tasks": {task: {} for task in artifacts}}
     rows: dict[str, TensorSizes] = {}

@@ -37,7 +37,7 @@ def read_table(file: RangeReader, document: ArtifactDocument, stored: Header) ->
         raise ArtifactError(f"{path}: its table of tensors does not decode: {error}") from error
     found = validated(TensorTable, path, text)
     listed = sum(extra.size for extra in found.extras.values())
-    listed += sum(record.size for record in found.tensors.values())
+    listed += sum(record.whole_size for record in found.tensors.values())
     listed += sum(record.size for record in found.exact.values())
     if listed != data.size:
         raise ArtifactError(

@@ -1,6 +1,7 @@
 """Writes an artifact, the `.fsw` file of one compressed task vector; container.py reads it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from flexswitch.codecs.format.records import (
     BlockRecord,
     ExactRecord,
     ExtraRecord,
+    PartRecord,
     TableRecord,
     TensorRecord,
     TensorTable,
@@ -49,11 +51,13 @@ def packed_tensor(
     dtype: str,
     zero: int | None = None,
     shape: tuple[int, ...] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> PackedTensor:
     """Returns a tensor's record and bytes.
 
     dtype: of the fine-tuned checkpoint, by its safetensors name. zero: the zero point, if there is one.
     shape: of the matrix whose two factors are given, one above the other; None for the tensor itself.
+    weights: of the factors' columns, float32; None for 1.
     """
     record = TensorRecord(
         shape=list(sparse.shape if shape is None else shape),
@@ -62,11 +66,25 @@ def packed_tensor(
         scale=float32_scale(scale),
         zero=zero,
         rank=None if shape is None else sparse.shape[1],
+        weights=None if weights is None else [float32_scale(weight) for weight in weights],
         rows=_block_record(form.rows) if form.rows else None,
         blocks=[_block_record(block) for block in form.blocks],
     )
     data = [block.data for block in ([form.rows] if form.rows else []) + list(form.blocks)]
     return PackedTensor(record, b"".join(data))
+
+
+def packed_sum(parts: Sequence[PackedTensor]) -> PackedTensor:
+    """Returns the tensor that is the sum of one or more parts, all of one shape and dtype."""
+    if len(parts) == 1:
+        return parts[0]
+    records = [PartRecord(**_fields(part.record)) for part in parts[1:]]
+    record = parts[0].record.model_copy(update={"more": records})
+    return PackedTensor(record, b"".join(part.data for part in parts))
+
+
+def _fields(record: TensorRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in PartRecord.model_fields}
 
 
 def _block_record(block: StoredBlock) -> BlockRecord:

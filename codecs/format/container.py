@@ -26,6 +26,7 @@ from flexswitch.codecs.format.records import (
     ArtifactDocument,
     ArtifactHeader,
     BlockRecord,
+    PartRecord,
     RawTensor,
     crc32,
 )
@@ -41,15 +42,17 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor's blocks are, the row flags first: their records, layouts and offsets in the file."""
+    """Where a part's blocks are, the row flags first: their records, layouts and offsets in the file."""
 
+    record: PartRecord
+    called: str
     blocks: list[BlockRecord]
     layouts: list[SparseLayout]
     offsets: list[int]
 
 
 class Artifact:
-    """An open `.fsw` file. Tensors and blocks are read on demand.
+    """An open `.fsw` file. Tensors and blocks are read on demand; part: which of a tensor's parts.
 
     shared: the zoo's shared vector, by which the values of a task whose header names it are computed.
     """
@@ -61,7 +64,7 @@ class Artifact:
         file: RangeReader,
         header: ArtifactHeader,
         extra_offsets: dict[str, int],
-        places: dict[str, _Place],
+        places: dict[str, list[_Place]],
         exact_offsets: dict[str, list[int]],
     ) -> None:
         self.path = file.path
@@ -85,65 +88,69 @@ class Artifact:
         """Returns the size of the file."""
         return self._file.file_bytes()
 
-    def sparse(self, name: str) -> SparseTensor:
+    def sparse(self, name: str, part: int = 0) -> SparseTensor:
         """Returns one compressed tensor. Raises: DecodeError naming the file, the tensor and the block."""
         try:
-            return self._whole(name)
+            return self._whole(name, part)
         except MemoryError as error:
             raise DecodeError(
                 f"{self.path}: tensor '{name}' of shape {self.header.tensors[name].shape} does not fit into "
                 "memory"
             ) from error
 
-    def _whole(self, name: str) -> SparseTensor:
-        record = self.header.tensors[name]
-        blocks = [self.block(name, index) for index in range(len(record.blocks))]
+    def _whole(self, name: str, part: int) -> SparseTensor:
+        record = self._places[name][part].record
+        blocks = [self.block(name, index, part) for index in range(len(record.blocks))]
         mask = np.concatenate([np.empty(0, np.uint8), *(block.mask for block in blocks)])
         levels = np.concatenate([np.empty(0, LEVEL_DTYPES[record.bits]), *(block.levels for block in blocks)])
-        flags = self.row_flags(name)
+        flags = self.row_flags(name, part)
         if flags is not None:
             mask = put_rows(mask, as_matrix(record.stored_shape).columns, flags)
         return SparseTensor(record.stored_shape, mask, levels, record.bits)
 
     def check(self, name: str) -> None:
         """Decodes every block of one compressed tensor, one at a time. Raises: DecodeError."""
-        self.row_flags(name)
-        for index in range(len(self.header.tensors[name].blocks)):
-            self.block(name, index)
+        for part, place in enumerate(self._places[name]):
+            self.row_flags(name, part)
+            for index in range(len(place.record.blocks)):
+                self.block(name, index, part)
 
-    def block(self, name: str, index: int) -> SparseTensor:
+    def block(self, name: str, index: int, part: int = 0) -> SparseTensor:
         """Returns one block of a compressed tensor, without its empty rows. Reads nothing else.
 
         Raises: DecodeError naming the file, the tensor and the block.
         """
-        number = index + (self.header.tensors[name].rows is not None)
-        block = self._decode(name, number, _decoded)
-        self._check_levels(name, number, block.levels)
+        place = self._places[name][part]
+        number = index + (place.record.rows is not None)
+        block = self._decode(place, number, _decoded)
+        self._check_levels(place, number, block.levels)
         return block
 
-    def entries(self, name: str) -> Iterator[tuple[int, NDArray[Any], Levels]]:
+    def entries(self, name: str, part: int = 0) -> Iterator[tuple[int, NDArray[Any], Levels]]:
         """Yields for each block a start, the kept entries' rising positions relative to it, and their levels.
 
         Raises: DecodeError naming the file, the tensor and the block.
         """
-        record, layouts = self.header.tensors[name], self._places[name].layouts
-        flags = self.row_flags(name)
+        place = self._places[name][part]
+        record, layouts = place.record, place.layouts
+        flags = self.row_flags(name, part)
         full = None if flags is None else np.flatnonzero(flags)
         columns, start = as_matrix(record.stored_shape).columns, 0
         for number in range(record.rows is not None, len(layouts)):
-            positions, levels = self._decode(name, number, decoded_entries)
-            self._check_levels(name, number, levels)
+            positions, levels = self._decode(place, number, decoded_entries)
+            self._check_levels(place, number, levels)
             if full is None:
                 yield start, positions, levels
             else:
                 yield 0, spread(positions, start, full, columns), levels
             start += layouts[number].entries
 
-    def row_flags(self, name: str) -> NDArray[np.bool_] | None:
+    def row_flags(self, name: str, part: int = 0) -> NDArray[np.bool_] | None:
         """Returns which rows are stored, (row,), or None if all are. Raises: DecodeError."""
-        if self.header.tensors[name].rows is None:
+        place = self._places[name][part]
+        if place.record.rows is None:
             return None
-        flags = self._decode(name, 0, _decoded)
+        flags = self._decode(place, 0, _decoded)
         return np.unpackbits(flags.mask, count=flags.layout.entries, bitorder="little").view(np.bool_)
 
     def extra(self, name: str) -> RawTensor:
@@ -197,29 +204,19 @@ class Artifact:
         """Returns the stored size of all extras."""
         return sum(record.size for record in self.header.extras.values())
 
-    def _decode(self, name: str, number: int, read: Callable[[Codec, bytes, SparseLayout], Read]) -> Read:
-        block, layout = self._places[name].blocks[number], self._places[name].layouts[number]
-        data = self._block_data(name, number)
+    def _decode(self, place: _Place, number: int, read: Callable[[Codec, bytes, SparseLayout], Read]) -> Read:
+        block, called = place.blocks[number], _called(place, number)
+        data = self._checked(called + ",", place.offsets[number], block.size, block.crc32)
         try:
-            return read(stored_codec(block.codec, block.settings), data, layout)
+            return read(stored_codec(block.codec, block.settings), data, place.layouts[number])
         except DecodeError as error:
-            raise DecodeError(f"{self.path}: {self._called(name, number)}: {error}") from error
+            raise DecodeError(f"{self.path}: {called}: {error}") from error
 
-    def _check_levels(self, name: str, number: int, levels: Levels) -> None:
+    def _check_levels(self, place: _Place, number: int, levels: Levels) -> None:
         """Raises: DecodeError if a kept entry is at the tensor's zero point."""
-        zero = self.header.tensors[name].zero
+        zero = place.record.zero
         if zero is not None and (levels == zero).any():
-            raise DecodeError(f"{self.path}: {self._called(name, number)}: a kept value is zero")
-
-    def _block_data(self, name: str, number: int) -> bytes:
-        block, offset = self._places[name].blocks[number], self._places[name].offsets[number]
-        return self._checked(self._called(name, number) + ",", offset, block.size, block.crc32)
-
-    def _called(self, name: str, number: int) -> str:
-        """Returns the name of a stored block in messages."""
-        has_rows = self.header.tensors[name].rows is not None
-        block = "row flags" if has_rows and number == 0 else f"block {number - has_rows}"
-        return f"tensor '{name}', {block}"
+            raise DecodeError(f"{self.path}: {_called(place, number)}: a kept value is zero")
 
     def _checked(self, what: str, offset: int, size: int, expected: str) -> bytes:
         data = self._file.read(offset, size).tobytes()
@@ -229,6 +226,13 @@ class Artifact:
                 "restore the file from a copy, or compress it again"
             )
         return data
+
+
+def _called(place: _Place, number: int) -> str:
+    """Returns the name of a stored block in messages."""
+    has_rows = place.record.rows is not None
+    block = "row flags" if has_rows and number == 0 else f"block {number - has_rows}"
+    return f"{place.called}, {block}"
 
 
 def _decoded(codec: Codec, data: bytes, layout: SparseLayout) -> SparseTensor:
@@ -259,17 +263,21 @@ def open_artifact(path: str | Path) -> Artifact:
     names = [*header.tensors, *header.exact]
     check_stored_names(path, names, header.extras, header.model, ArtifactError)
     offset = stored.tensors[DATA].offset
-    extra_offsets, places = {}, {}
+    extra_offsets: dict[str, int] = {}
+    places: dict[str, list[_Place]] = {}
     for name, extra in header.extras.items():
         check_extra(path, name, extra)
         extra_offsets[name] = offset
         offset += extra.size
     for name, record in header.tensors.items():
         check_record(path, name, record, header.shared)
-        blocks = record.stored
-        offsets = list(accumulate((block.size for block in blocks), initial=offset))
-        places[name] = _Place(blocks, block_layouts(path, name, record), offsets[:-1])
-        offset = offsets[-1]
+        places[name] = []
+        for number, part in enumerate(record.parts):
+            called = f"tensor '{name}'" + (f", part {number}" if record.more else "")
+            offsets = list(accumulate((block.size for block in part.stored), initial=offset))
+            layouts = block_layouts(path, name, part)
+            places[name].append(_Place(part, called, part.stored, layouts, offsets[:-1]))
+            offset = offsets[-1]
     exact_offsets = {}
     for name, exact in header.exact.items():
         check_exact(path, name, exact)

@@ -6,7 +6,7 @@ from pathlib import Path
 from flexswitch.codecs.blocks import Grid, as_matrix
 from flexswitch.codecs.errors import ArtifactError
 from flexswitch.codecs.format.extra_forms import most_extra_bytes
-from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, SharedRecord, TensorRecord
+from flexswitch.codecs.format.records import ExactRecord, ExtraRecord, PartRecord, SharedRecord, TensorRecord
 from flexswitch.codecs.format.safetensors_file import DTYPE_BYTES
 from flexswitch.codecs.residual import NUMBER_KINDS
 from flexswitch.codecs.sparse import MAX_BLOCK_ENTRIES, SparseLayout
@@ -41,6 +41,19 @@ def check_exact(path: Path, name: str, record: ExactRecord) -> None:
 
 
 def check_record(path: Path, name: str, record: TensorRecord, shared: SharedRecord | None) -> None:
+    """Raises: ArtifactError where a tensor's record, or one of its parts, contradicts itself."""
+    rule = None if shared is None else shared.rule
+    for part in record.parts:
+        _check_part(path, name, part, rule)
+    differ = any((part.shape, part.dtype) != (record.shape, record.dtype) for part in record.more)
+    if differ or (record.more and rule == "product"):
+        raise ArtifactError(
+            f"{path}: tensor '{name}' has {len(record.parts)} parts that cannot be added; its header is "
+            "damaged"
+        )
+
+
+def _check_part(path: Path, name: str, record: PartRecord, rule: str | None) -> None:
     if record.kept > record.layout.entries or record.dtype not in DTYPE_BYTES:
         raise ArtifactError(
             f"{path}: tensor '{name}' of shape {record.shape} and dtype {record.dtype} "
@@ -53,17 +66,21 @@ def check_record(path: Path, name: str, record: TensorRecord, shared: SharedReco
             f"{path}: tensor '{name}' has a zero point and levels of {record.bits} bits; its header is "
             "damaged"
         )
-    rule = None if shared is None else shared.rule
     if record.bits == 0 and rule != "product":
         raise ArtifactError(
             f"{path}: tensor '{name}' is a mask, and its values are {_RULES[rule]}; its header is damaged"
         )
     if record.rank is not None and (
-        rule != "sum" or len(record.shape) != 2 or record.rank > min(record.shape)
+        rule == "product" or len(record.shape) != 2 or record.rank > min(record.shape)
     ):
         raise ArtifactError(
             f"{path}: tensor '{name}' of shape {record.shape} has the rank {record.rank}, and its values are "
             f"{_RULES[rule]}; its header is damaged"
+        )
+    if record.weights is not None and len(record.weights) != record.rank:
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of rank {record.rank} has {len(record.weights)} weights; its header is "
+            "damaged"
         )
 
 
@@ -76,7 +93,7 @@ def _check_entries(path: Path, name: str, shape: list[int]) -> None:
         )
 
 
-def block_layouts(path: Path, name: str, record: TensorRecord) -> list[SparseLayout]:
+def block_layouts(path: Path, name: str, record: PartRecord) -> list[SparseLayout]:
     """Returns the layouts of a tensor's stored blocks. Raises: ArtifactError if they don't fit its shape."""
     grid = as_matrix(record.stored_shape)
     layouts = []

@@ -19,6 +19,8 @@ from flexswitch.codecs.sparse import SparseLayout
 METADATA_KEY = "flexswitch"
 CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
+MOST_PARTS = 8  # of a tensor, whose values are added
+_LARGEST = 3.4028235e38  # a float32
 # The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
 _FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
@@ -77,20 +79,22 @@ class BlockRecord(Strict):
     crc32: Crc32
 
 
-class TensorRecord(Strict):
-    """One compressed tensor.
+class PartRecord(Strict):
+    """One compressed tensor, or a part of it: the tensor is the sum of its parts.
 
     zero: the zero point, if the tensor has one: the level that stands for 0. No kept entry has it.
     rank: of a matrix that is stored as the product of two, which `stored_shape` has one above the other.
-    rows: one bit for each row of the matrix, 1 if the row is stored; None if all rows are stored.
+    weights: factors of the product's terms, one for each column of the two; None for 1. rows: one bit for
+    each row of the matrix, 1 if the row is stored; None if all rows are stored.
     """
 
     shape: Annotated[list[Count], Field(max_length=64)]
     dtype: str = "F32"
     bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 1
-    scale: Annotated[float, Field(ge=0, le=3.4028235e38, allow_inf_nan=False)]  # a float32
+    scale: Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]  # a float32
     zero: Annotated[int, Field(gt=-(1 << 32), lt=1 << 32)] | None = None
     rank: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    weights: list[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]] | None = None
     rows: BlockRecord | None = None
     blocks: list[BlockRecord]
 
@@ -118,6 +122,22 @@ class TensorRecord(Strict):
     def size(self) -> int:
         """Stored bytes."""
         return sum(block.size for block in self.stored)
+
+
+class TensorRecord(PartRecord):
+    """One compressed tensor: its first part, and further ones of the same shape and dtype."""
+
+    more: Annotated[list[PartRecord], Field(max_length=MOST_PARTS - 1)] = []
+
+    @property
+    def parts(self) -> list[PartRecord]:
+        """All parts, in file order."""
+        return [self, *self.more]
+
+    @property
+    def whole_size(self) -> int:
+        """Stored bytes of all parts."""
+        return sum(part.size for part in self.parts)
 
 
 class FormRecord(Strict):
@@ -211,6 +231,11 @@ class ArtifactHeader(Strict):
     training: TrainingRecord | None = None
     error: ErrorRecord | None = None
     budget: BudgetRecord | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of kept entries of all compressed tensors."""
+        return sum(part.kept for record in self.tensors.values() for part in record.parts)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from flexswitch.codecs.flag4 import Flag4
 from flexswitch.codecs.format.container import Artifact
+from flexswitch.codecs.format.records import PartRecord
 from flexswitch.codecs.registry import CODECS
-from flexswitch.codecs.sparse import SparseStats, shannon_bits
+from flexswitch.codecs.sparse import SparseStats, SparseTensor, shannon_bits
 from flexswitch.codecs.storage import store
 
 
@@ -40,7 +41,11 @@ NOTHING = TensorSizes(0, 0, 0, 0.0, 0, dict.fromkeys(CODECS, 0))
 
 def tensor_sizes(artifact: Artifact, name: str) -> TensorSizes:
     """Returns the sizes of one tensor, by encoding it with each codec. Raises: DecodeError."""
-    sparse = artifact.sparse(name)
+    parts = artifact.header.tensors[name].parts
+    return sum((_sizes(artifact.sparse(name, number), part) for number, part in enumerate(parts)), NOTHING)
+
+
+def _sizes(sparse: SparseTensor, record: PartRecord) -> TensorSizes:
     codecs = {}
     for codec in CODECS:
         form = store(sparse, codec)
@@ -48,7 +53,7 @@ def tensor_sizes(artifact: Artifact, name: str) -> TensorSizes:
     return TensorSizes(
         entries=sparse.layout.entries,
         kept=sparse.layout.kept,
-        stored=artifact.header.tensors[name].size,
+        stored=record.size,
         shannon=shannon_bits(sparse.layout) / 8,
         published=Flag4().estimate_bytes(SparseStats(sparse)),
         codecs=codecs,

@@ -36,7 +36,7 @@ def compressed(artifact: "Artifact") -> dict[str, Any]:
         "method": header.method.name,
         "settings": header.method.settings,
         "parameters": header.parameters,
-        "kept": header.parameters if header.exact else sum(each.kept for each in header.tensors.values()),
+        "kept": header.parameters if header.exact else header.kept,
         "bytes": stored,
         "bits_per_parameter": 8 * stored / max(1, header.parameters),
     }

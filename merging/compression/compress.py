@@ -6,14 +6,14 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.storage import store
-from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, map_in_order
+from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, map_in_order, one_torch_thread
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.compression.delta import Delta, Squares
+from flexswitch.merging.compression.delta import Compressed, Delta, Squares
 from flexswitch.merging.compression.extras import Extras, describe_extras, pack_extras
 from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Plan, Training, plan
 from flexswitch.merging.compression.relative_error import EXACT, error_record, squares_of
@@ -70,9 +70,9 @@ def write_artifact(
     """Writes a task vector's artifact by a plan; see `compress`."""
     if isinstance(chosen, ExactPlan):
         work: Callable[[str], Finished] = bind(_exact, chosen)
-        tensors, extras = chosen.tensors, chosen.extras
+        tensors, extras, one_thread = chosen.tensors, chosen.extras, False
     else:
-        work, tensors = bind(_compressed, vector, chosen, job), vector.tensors
+        work, tensors, one_thread = bind(_compressed, vector, chosen, job), vector.tensors, chosen.one_thread
         extras = pack_extras(vector, vector.extras, job.extras) if chosen.extras is None else chosen.extras
     if note := describe_extras(extras):
         job.training.on_note(note)
@@ -81,6 +81,7 @@ def write_artifact(
     with (
         atomic_file(path, overwrite) as partial,
         side or nullcontext(),
+        one_torch_thread() if one_thread else nullcontext(),
         ArtifactWriter(partial) as writer,
     ):
         for extra, stored in extras.items():
@@ -106,13 +107,14 @@ def _compressed(vector: TaskVector, chosen: Plan, job: Job, tensor: str) -> Fini
     delta = _delta(vector, tensor, job.task)
     compressed = chosen.compress(delta)
     squares = squares_of(delta, compressed) if job.shared is None else EXACT
-    sparse = compressed.sparse
-    if not len(sparse.levels):
-        return Finished(None, squares)
-    form = store(sparse, effort=chosen.effort)
     dtype = vector.tensors[tensor].dtype
-    packed = packed_tensor(sparse, form, compressed.scale, dtype, compressed.zero, compressed.shape)
-    return Finished(packed, squares)
+    packed = [_packed(part, chosen.effort, dtype) for part in compressed.parts if len(part.sparse.levels)]
+    return Finished(packed_sum(packed) if packed else None, squares)
+
+
+def _packed(part: Compressed, effort: str, dtype: str) -> PackedTensor:
+    form = store(part.sparse, effort=effort)
+    return packed_tensor(part.sparse, form, part.scale, dtype, part.zero, part.shape, part.weights)
 
 
 def _finished(

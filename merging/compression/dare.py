@@ -7,16 +7,12 @@ from fractions import Fraction
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.merging.compression.floats import are_infinite, float_patterns
 from flexswitch.merging.compression.random_mask import drawn_blocks
-
-_FLOAT_BITS = 32
-_INFINITY = 0x7F80_0000  # the bit pattern of the float32
 
 
 def dare(
@@ -35,18 +31,10 @@ def dare(
     for block, drawn in drawn_blocks(delta, drop, seed):
         with np.errstate(over="ignore"):
             values = (block.astype(np.float64) / share).astype(np.float32)
-        patterns = values.view(np.uint32) if bits == _FLOAT_BITS else bfloat_patterns(values)
-        magnitudes = patterns & np.uint32((1 << (bits - 1)) - 1)
+        patterns, magnitudes = float_patterns(values, bits)
         kept = drawn & (magnitudes != 0)  # rounding to bfloat16 may have made a zero
-        if (magnitudes[kept] >= _INFINITY >> (_FLOAT_BITS - bits)).any():
+        if are_infinite(magnitudes[kept], bits).any():
             raise InputError(f"tensor '{delta.name}' divided by {share:g} is infinite in {bits} bits")
         masks.append(np.packbits(kept, bitorder="little"))
         levels.append(patterns[kept])
     return Compressed(assemble(delta.shape, masks, levels, bits), 1.0)
-
-
-def bfloat_patterns(values: FloatArray) -> NDArray[np.uint32]:
-    """Returns the bit patterns of the bfloat16 values nearest to finite ones, the even one of two as near."""
-    patterns = values.view(np.uint32)
-    half = np.uint32(0x7FFF) + ((patterns >> np.uint32(16)) & np.uint32(1))
-    return (patterns + half) >> np.uint32(16)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexswitch.codecs.sparse import LEVEL_DTYPES, FloatArray, Levels, SparseTensor
+from flexswitch.merging.task_vectors.factors import product_blocks
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Compressed:
     """The kept entries of a tensor, the float32 scale of their levels, and its zero point, if it has one.
 
     shape: of the matrix whose two factors are kept, one above the other; None for the tensor itself.
+    weights: of the factors' columns, float32, (rank,); None for 1. more: further parts, which are added.
     squares: how far it is from the delta, where the method finds that on its way; else None.
     """
 
@@ -43,7 +45,26 @@ class Compressed:
     scale: float
     zero: int | None = None
     shape: tuple[int, ...] | None = None
+    weights: tuple[float, ...] | None = None
+    more: tuple["Compressed", ...] = ()
     squares: Squares | None = None
+
+    @property
+    def parts(self) -> tuple["Compressed", ...]:
+        """All parts, this first."""
+        return (self, *self.more)
+
+    def values(self) -> FloatArray:
+        """Returns what it decodes to, flat."""
+        return sum((_values(part) for part in self.more), _values(self))
+
+
+def _values(part: Compressed) -> FloatArray:
+    stored = np.concatenate([np.empty(0, np.float32), *part.sparse.dense_blocks(part.scale, zero=part.zero)])
+    if part.shape is None:
+        return stored
+    matrix = stored.reshape(part.sparse.shape)
+    return np.concatenate(list(product_blocks(matrix, part.shape[0], part.weights)))
 
 
 def assemble(

@@ -19,6 +19,8 @@ from flexswitch.merging.methods.registry import get_method
 from flexswitch.merging.methods.settings import check_settings
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
+SVD_BYTES = 48  # of an entry: the matrix, its copy and its vectors in float64, and the factors
+
 
 class Progress(NamedTuple):
     """How far the training of one task has come. bits: the estimated size of all tensors."""
@@ -98,6 +100,7 @@ class Plan:
 
     training: the record of a training, which the artifact is to carry. extras: the task's own tensors as they
     are stored, if the method chooses it. entry_bytes: memory for each entry of a tensor in progress.
+    one_thread: whether torch computes on one thread, so that sums do not depend on their number.
     """
 
     compress: Callable[[Delta], Compressed]
@@ -105,6 +108,7 @@ class Plan:
     training: TrainingRecord | None = None
     extras: Mapping[str, PackedExtra] | None = None
     entry_bytes: int = WORKING_BYTES
+    one_thread: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,9 @@ def plan(name: str, vector: TaskVector, job: Job, settings: Mapping[str, Any]) -
     method = get_method(name, "compression")
     function, arguments = method.load(), dict(check_settings(method, settings))
     if "a tensor's delta" in method.needs:
-        return Plan(bind(function, **arguments))
+        compress = bind(function, **arguments)
+        if "whole tensors" in method.needs:
+            return Plan(compress, entry_bytes=SVD_BYTES, one_thread=True)
+        return Plan(compress)
     made: Plan | ExactPlan = function(vector, job, **arguments)
     return made

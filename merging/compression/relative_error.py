@@ -22,6 +22,9 @@ def squares_of(delta: Delta, compressed: Compressed) -> Squares:
     """Returns the sums of squares of a tensor; where the method did not make them, by reading it again."""
     if compressed.squares is not None:
         return compressed.squares
+    if compressed.shape is not None or compressed.more:
+        whole = np.concatenate([np.empty(0), *delta.read()])
+        return Squares(square_sum(whole - compressed.values()), square_sum(whole))
     return squares_between(delta.read(), compressed.sparse, compressed.scale, compressed.zero)
 
 

@@ -57,6 +57,7 @@ class Method:
 
 
 _DELTA: tuple[Need, ...] = ("a tensor's delta",)
+_WHOLE_DELTA: tuple[Need, ...] = ("a tensor's delta", "whole tensors")
 _COMPRESSION = "flexswitch.merging.compression"
 _STATIC = "flexswitch.merging.static"
 _SHARED = "flexswitch.merging.shared"
@@ -107,6 +108,17 @@ METHODS = (
     Method(
         "compeft", "compression", f"{_COMPRESSION}.compeft:compeft", ("the task vector",),
         "Yadav et al. 2023 (arXiv 2311.13171)",
+    ),
+    Method(
+        "svd", "compression", f"{_COMPRESSION}.svd:svd", _WHOLE_DELTA, "Ryu et al. 2023 (arXiv 2305.18425)",
+    ),
+    Method(
+        "delta-come", "compression", f"{_COMPRESSION}.delta_come:delta_come", _WHOLE_DELTA,
+        "Ping et al. 2024 (arXiv 2406.08903)",
+    ),
+    Method(
+        "ultradelta", "compression", f"{_COMPRESSION}.ultradelta:ultradelta", ("the task vector",),
+        "Wang et al. 2025 (arXiv 2505.13563)",
     ),
     Method(
         "lossless", "compression", f"{_COMPRESSION}.lossless:lossless", ("the task vector", "the base"),

@@ -8,19 +8,19 @@ from functools import partial as bind
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from flexswitch.codecs.order_statistics import kept_count
 from flexswitch.merging.compression.dare import dare
 from flexswitch.merging.compression.delta import Compressed, Delta
+from flexswitch.merging.compression.floats import floats
+from flexswitch.merging.compression.low_rank import low_rank
+from flexswitch.merging.compression.plan import SVD_BYTES
 from flexswitch.merging.shared.form import Bits, Compress, SharedForm
-from flexswitch.merging.shared.values import floats, stored_in
+from flexswitch.merging.shared.values import stored_in
 from flexswitch.merging.static.order_statistic import largest_reach
 from flexswitch.merging.static.task_arithmetic import task_arithmetic
 from flexswitch.merging.task_vectors.task_vector import TaskVector
-
-_SVD_BYTES = 48  # of an entry: the matrix, its copy and its vectors in float64, and the factors
 
 Strategy = Annotated[
     Literal["svd", "magnitude", "random"],
@@ -45,7 +45,7 @@ def twin(
         if len(delta.shape) != 2 or drop == 0:
             return floats(delta, bits)
         if strategy == "svd":
-            return _low_rank(delta, drop, bits)
+            return low_rank(delta, kept_count(drop, min(delta.shape)), bits)
         if strategy == "random":
             return dare(delta, drop=drop, bits=bits, seed=seed)
         return _largest(delta, drop, bits)
@@ -54,21 +54,7 @@ def twin(
         return compress
 
     unify = bind(task_arithmetic, lambda_=lambda_)
-    return SharedForm("sum", unify, stored_in(shared_bits), own, is_open=True, entry_bytes=_SVD_BYTES)
-
-
-def _low_rank(delta: Delta, drop: float, bits: int) -> Compressed:
-    """Returns A, (row, rank), above B, (column, rank), where A·Bᵀ is the nearest matrix of that rank."""
-    rows, columns = delta.shape
-    rank = kept_count(drop, min(rows, columns))
-    if not rank:
-        return floats(Delta(delta.name, delta.shape, lambda: [np.zeros(rows * columns, np.float32)]), bits)
-    matrix = torch.from_numpy(np.concatenate(list(delta.read()))).reshape(rows, columns)
-    left, values, right = torch.linalg.svd(matrix.to(torch.float64), full_matrices=False)
-    roots = values[:rank].sqrt()
-    factors = torch.cat([left[:, :rank] * roots, right[:rank].T * roots]).to(torch.float32).contiguous()
-    stored = floats(Delta(delta.name, tuple(factors.shape), lambda: [factors.numpy().reshape(-1)]), bits)
-    return Compressed(stored.sparse, stored.scale, shape=(rows, columns))
+    return SharedForm("sum", unify, stored_in(shared_bits), own, is_open=True, entry_bytes=SVD_BYTES)
 
 
 def _largest(delta: Delta, drop: float, bits: int) -> Compressed:

@@ -1,4 +1,4 @@
-"""Stores values as floating-point numbers or levels, and masks of entries."""
+"""Stores shared values as floating-point numbers or levels, and masks of their entries."""
 
 from collections.abc import Callable
 from functools import partial as bind
@@ -6,36 +6,18 @@ from functools import partial as bind
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.compression.dare import bfloat_patterns
 from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.merging.compression.floats import floats
 from flexswitch.merging.compression.tvq import tvq
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 Keep = Callable[[FloatArray, FloatArray], NDArray[np.bool_]]
 
-_FLOAT_BITS = 32
-_INFINITY = 0x7F80_0000  # the bit pattern of the float32
-
 
 def stored_in(bits: int) -> Callable[[Delta], Compressed]:
     """Returns how a tensor is stored in so many bits: as TVQ does up to 8, bfloat16 or float32."""
     return bind(tvq, bits=bits) if bits <= 8 else bind(floats, bits=bits)
-
-
-def floats(delta: Delta, bits: int) -> Compressed:
-    """Returns all values that are not zero, float32 or bfloat16. Raises: InputError if one is not finite."""
-    masks, levels = [], []
-    for block in delta.read():
-        patterns = block.view(np.uint32) if bits == _FLOAT_BITS else bfloat_patterns(block)
-        magnitudes = patterns & np.uint32((1 << (bits - 1)) - 1)
-        kept = magnitudes != 0
-        if (magnitudes >= _INFINITY >> (_FLOAT_BITS - bits)).any():
-            raise InputError(f"tensor '{delta.name}': a value to be stored is not finite in {bits} bits")
-        masks.append(np.packbits(kept, bitorder="little"))
-        levels.append(patterns[kept])
-    return Compressed(assemble(delta.shape, masks, levels, bits), 1.0)
 
 
 def masked(delta: Delta, shared: TaskVector, keep: Keep, scale: float) -> Compressed:

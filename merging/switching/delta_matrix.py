@@ -6,7 +6,7 @@ otherwise as float32 (float32.py); a device with memory of its own keeps low-bit
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -116,10 +116,10 @@ def read_delta_matrix(
     device: None for the CPU's forms, which vectors and wider levels have in any case; transposed, base_rms:
     as for `cpu_matrix`. Raises: DecodeError.
     """
-    if device is None or not isinstance(vector, ArtifactVector) or len(vector.tensors[name].shape) < 2:
+    if device is None or not _is_sparse(vector, name) or len(vector.tensors[name].shape) < 2:
         return cpu_matrix(vector, name, transposed, base_rms)
-    record = vector.artifact.header.tensors.get(name)
-    if record is None or not 0 < record.bits <= 8:
+    record = vector.artifact.header.tensors[name]
+    if not 0 < record.bits <= 8:
         return cpu_matrix(vector, name, transposed, base_rms)
     positions, levels = _levels_of(vector, name)
     packed = pack_bit_planes(
@@ -144,10 +144,7 @@ def cpu_matrix(
     base's weights, which sets the precision of the products. Raises: DecodeError.
     """
     shape = _matrix_shape(vector, name)
-    if isinstance(vector, ArtifactVector) and not vector.is_exact(name):
-        entries = _coded(vector, name)
-    else:
-        entries = _plain(vector, name)
+    entries = _coded(vector, name) if _is_sparse(vector, name) else _plain(vector, name)
     if len(vector.tensors[name].shape) < 2:
         return Float32Matrix(_scatter(entries.positions, entries.values, shape, False))
     made = _cheapest(entries, shape, transposed, base_rms)
@@ -164,6 +161,10 @@ def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool, base_
     codes = _scatter(entries.positions, entries.codes, shape, transposed)
     rms = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
     return Int8Matrix(codes, entries.table, entries.scale, digits_for(rms, base_rms))
+
+
+def _is_sparse(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
+    return isinstance(vector, ArtifactVector) and vector.is_sparse(name)
 
 
 def _plain(vector: TaskVector, name: str) -> _Entries:

@@ -53,7 +53,9 @@ def add_task(
             return
         for name, record in artifact.header.tensors.items():
             flat = weights[name].detach().view(-1)
-            if flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
+            if not vector.is_sparse(name):
+                _add_blocks(flat, vector, name, lambda_)
+            elif flat.device.type == "cpu" and flat.dtype in COMPILED_DTYPES:
                 Addend(artifact, name, lambda_).add_to(flat)
             else:
                 values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
@@ -84,8 +86,8 @@ def _check_weights(
             )
 
 
-def _add_blocks(weights: Tensor, vector: SharedVector, name: str, lambda_: float) -> None:
-    """Adds λ·τ̂ to a tensor that is computed from a shared one."""
+def _add_blocks(weights: Tensor, vector: ArtifactVector | SharedVector, name: str, lambda_: float) -> None:
+    """Adds λ·τ̂ to a tensor that is computed from factors, or from a shared one."""
     start = 0
     for block in vector.blocks(name):
         part = weights[start : start + len(block)]

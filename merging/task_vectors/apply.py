@@ -33,12 +33,15 @@ Halves = NDArray[np.uint16]
 
 
 class Addend:
-    """λ·τ̂ of one tensor, added to its weights part by part, from the first entry to the last."""
+    """λ times the kept entries of one tensor, added to its weights from the first entry to the last.
 
-    def __init__(self, artifact: Artifact, name: str, lambda_: float) -> None:
-        self._name, record = name, artifact.header.tensors[name]
+    part: which of the tensor's parts they are of.
+    """
+
+    def __init__(self, artifact: Artifact, name: str, lambda_: float, part: int = 0) -> None:
+        self._name, record = name, artifact.header.tensors[name].parts[part]
         self._values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
-        self._blocks = artifact.entries(name)
+        self._blocks = artifact.entries(name, part)
         self._offset, self._places = 0, np.empty(0, np.int64)
         self._levels: Levels = np.empty(0, np.uint8)
         self._start = 0

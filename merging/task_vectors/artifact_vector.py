@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.format.container import Artifact
-from flexswitch.codecs.format.records import BaseIdentity, RawTensor
+from flexswitch.codecs.format.records import BaseIdentity, PartRecord, RawTensor
 from flexswitch.codecs.format.tensor_names import is_side_file
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
 from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
+from flexswitch.merging.task_vectors.factors import product_blocks
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 from flexswitch.merging.task_vectors.side_files import read_files
 from flexswitch.merging.task_vectors.task_vector import block_ranges
@@ -65,15 +66,41 @@ class ArtifactVector:
         if name in self.artifact.header.exact:
             yield from exact_delta(self.artifact, self._base(), name, size)
             return
-        addend = self.addend(name, 1.0)
+        parts = [self._part(name, number, size) for number in range(len(self._parts(name)))]
+        for first, *others in zip(*parts, strict=True):
+            total = first
+            for other in others:
+                with np.errstate(over="ignore", invalid="ignore"):  # beyond float32, infinities
+                    total = total + other
+            yield total
+
+    def is_sparse(self, name: str) -> bool:
+        """Returns whether a tensor's kept entries are those of its delta, and not of factors or of parts."""
+        if self.is_exact(name):
+            return False
+        first, *others = self._parts(name)
+        return first.rank is None and not others
+
+    def addend(self, name: str, lambda_: float) -> Addend:
+        """Returns λ times a sparse tensor's delta, to be added in place. Raises: DecodeError."""
+        return Addend(self.artifact, name, lambda_)
+
+    def _parts(self, name: str) -> list[PartRecord]:
+        return self.artifact.header.tensors[name].parts
+
+    def _part(self, name: str, number: int, size: int | None) -> Iterator[FloatArray]:
+        """Yields the values of one of a tensor's parts, flat. Raises: DecodeError."""
+        record, addend = self._parts(name)[number], Addend(self.artifact, name, 1.0, number)
+        if record.rank is not None:
+            factors = torch.zeros(record.layout.entries)
+            addend.add_to(factors)
+            matrix = factors.numpy().reshape(record.stored_shape)
+            yield from product_blocks(matrix, record.shape[0], record.weights, size)
+            return
         for start, stop in block_ranges(self.tensors[name].entries, size):
             block = torch.zeros(stop - start)
             addend.add_to(block)
             yield block.numpy()
-
-    def addend(self, name: str, lambda_: float) -> Addend:
-        """Returns λ times a tensor's reconstructed delta, to be added in place. Raises: DecodeError."""
-        return Addend(self.artifact, name, lambda_)
 
     def is_exact(self, name: str) -> bool:
         """Returns whether a tensor is stored exactly."""

@@ -3,7 +3,7 @@
 Every entry is the sum over the rank, in its order and in float64, rounded once: it does not depend on blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,16 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.task_vectors.task_vector import block_ranges
 
 
-def product_blocks(factors: FloatArray, rows: int, size: int | None = None) -> Iterator[FloatArray]:
-    """Yields the flat float32 blocks of A·Bᵀ, as `TaskVector.blocks` does.
+def product_blocks(
+    factors: FloatArray, rows: int, weights: Sequence[float] | None = None, size: int | None = None
+) -> Iterator[FloatArray]:
+    """Yields the flat float32 blocks of A·diag(weights)·Bᵀ, as `TaskVector.blocks` does.
 
-    factors: A, (row, rank), above B, (column, rank).
+    factors: A, (row, rank), above B, (column, rank). weights: float32, (rank,); None for 1.
     """
     left = factors[:rows].astype(np.float64)
+    if weights is not None:
+        left *= np.array(weights, np.float32).astype(np.float64)
     right = np.ascontiguousarray(factors[rows:].T, dtype=np.float64)  # (rank, column)
     for start, stop in block_ranges(rows * right.shape[1], size):
         block = np.empty(stop - start, np.float32)

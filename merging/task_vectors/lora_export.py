@@ -1,12 +1,11 @@
 """A task vector as a PEFT LoRA: each layer's delta is approximated best by a product of two thin matrices.
 
-Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; the truncated singular value decomposition is the best
-approximation of its rank (Eckart and Young 1936).
+Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,24 +13,12 @@ from torch import Tensor
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.task_vectors.peft_adapter import ROOT, Adapted, Adapter, Layer, OnTensor
+from flexswitch.merging.task_vectors.singular_triples import Triples, leading_triples
 from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 
 Rank = int | Literal["auto"]
 AUTO_ERROR = 0.1  # the relative error that `auto` allows
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Factors(NamedTuple):
-    """The leading singular triples of a layer's delta, (out, k), (k), (k, in), and all singular values."""
-
-    left: Tensor
-    values: Tensor
-    right: Tensor
-    spectrum: Tensor
-
-    def error(self, rank: int) -> float:
-        """Returns the Frobenius norm of what a rank leaves out."""
-        return float(self.spectrum[rank:].square().sum().sqrt())
 
 
 def to_lora(
@@ -63,26 +50,20 @@ def to_lora(
 
 def _decompositions(
     vector: TaskVector, layers: Mapping[str, Layer], most: int, on_tensor: OnTensor
-) -> tuple[dict[str, Factors], dict[str, float]]:
+) -> tuple[dict[str, Triples], dict[str, float]]:
     """Returns the factors of each layer that changed, and the Frobenius norm of every delta."""
-    factors: dict[str, Factors] = {}
+    factors: dict[str, Triples] = {}
     norms: dict[str, float] = {}
     for name in vector.tensors:
         on_tensor(name)
         delta = delta_tensor(vector, name).to(torch.float64)
         norms[name] = float(delta.norm())
         if norms[name] and name in layers:
-            factors[name] = _decomposed(delta if layers[name].kind == "linear" else delta.T, most)
+            factors[name] = leading_triples(delta if layers[name].kind == "linear" else delta.T, most)
     return factors, norms
 
 
-def _decomposed(delta: Tensor, most: int) -> Factors:
-    left, values, right = torch.linalg.svd(delta, full_matrices=False)
-    kept = min(most, len(values))
-    return Factors(left[:, :kept].clone(), values[:kept].clone(), right[:kept].clone(), values)
-
-
-def _least_rank(factors: Mapping[str, Factors]) -> int:
+def _least_rank(factors: Mapping[str, Triples]) -> int:
     """Returns the least of some ranks whose relative error over all layers is at most `AUTO_ERROR`."""
     norm = math.hypot(*(each.error(0) for each in factors.values()))
     for rank in _RANKS:
@@ -91,7 +72,7 @@ def _least_rank(factors: Mapping[str, Factors]) -> int:
     return _RANKS[-1]
 
 
-def _stored(layer: Layer, factors: Factors, rank: int) -> dict[str, Tensor]:
+def _stored(layer: Layer, factors: Triples, rank: int) -> dict[str, Tensor]:
     """Returns A (rank, in) and B (out, rank), float32, by their stored names; B A approximates the delta."""
     roots = factors.values[:rank].sqrt()
     a, b = roots[:, None] * factors.right[:rank], factors.left[:, :rank] * roots

@@ -154,7 +154,7 @@ def _blocks(
             yield from (rounded(numbers, numbers, dtype, name) for numbers in vector.numbers(name))
             return
         in_place = dtype in COMPILED_DTYPES and TORCH_DTYPES[base.tensors[name].dtype] == dtype
-        if in_place and isinstance(vector, ArtifactVector) and not vector.is_exact(name):
+        if in_place and isinstance(vector, ArtifactVector) and vector.is_sparse(name):
             addend = vector.addend(name, lambda_)
             for block in base_blocks(base, name):
                 addend.add_to(block)

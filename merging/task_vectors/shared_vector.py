@@ -6,7 +6,6 @@ Source: docs/methods.md §6.30.
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flexswitch.codecs.errors import InputError
@@ -15,7 +14,6 @@ from flexswitch.codecs.format.records import BaseIdentity, RawTensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
-from flexswitch.merging.task_vectors.factors import product_blocks
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
 
 
@@ -46,7 +44,7 @@ class SharedVector:
         if name not in self._own.tensors:
             yield from self._shared.blocks(name, size)
             return
-        own = own_blocks(self._own, name, size)
+        own = self._own.blocks(name, size)
         if name not in self._shared.tensors:
             yield from own
             return
@@ -76,16 +74,6 @@ def artifact_vector(artifact: Artifact, weights: Checkpoint | None = None) -> Ar
             "of this file, and give the task by its name"
         )
     return SharedVector(artifact, artifact.shared, needed.rule)
-
-
-def own_blocks(vector: ArtifactVector, name: str, size: int | None) -> Iterator[FloatArray]:
-    """Yields the values that a task's artifact holds of a tensor, flat, before they meet the shared ones."""
-    record = vector.artifact.header.tensors[name]
-    if record.rank is None:
-        return vector.blocks(name, size)
-    factors = torch.zeros(record.layout.entries)
-    vector.addend(name, 1.0).add_to(factors)
-    return product_blocks(factors.numpy().reshape(record.stored_shape), record.shape[0], size)
 
 
 def _combined(values: FloatArray, shared: FloatArray, rule: str) -> FloatArray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexswitch.codecs.errors import InputError, unknown_name
-from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_tensor
+from flexswitch.codecs.format.artifact_writer import PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.named_path import split_named_path
@@ -170,13 +170,19 @@ def _pack(artifact: Artifact, writer: ZooWriter, form: Form) -> TaskRecord:
     effort = form.effort or _own_effort(artifact)
 
     def work(name: str) -> PackedTensor:
-        sparse, record = artifact.sparse(name), artifact.header.tensors[name]
-        stored = store(sparse, form.codec, effort)
-        shape = None if record.rank is None else tuple(record.shape)
-        return packed_tensor(sparse, stored, record.scale, record.dtype, record.zero, shape)
+        packed = []
+        for number, part in enumerate(artifact.header.tensors[name].parts):
+            sparse = artifact.sparse(name, number)
+            stored = store(sparse, form.codec, effort)
+            shape = None if part.rank is None else tuple(part.shape)
+            packed.append(
+                packed_tensor(sparse, stored, part.scale, part.dtype, part.zero, shape, part.weights)
+            )
+        return packed_sum(packed)
 
     def cost(name: str) -> int:
-        return artifact.header.tensors[name].layout.entries * WORKING_BYTES
+        parts = artifact.header.tensors[name].parts
+        return sum(part.layout.entries for part in parts) * WORKING_BYTES
 
     return pack_task(
         artifact, writer, map_in_order(work, artifact.header.tensors, form.jobs, cost, form.memory)

@@ -1,7 +1,5 @@
 """Small deltas, and the result of compressing them, for the tests of the methods."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -34,11 +32,7 @@ def delta(values: Floats, block: int = 1 << 20, name: str = "w", task: str = "ta
 
 def dense(found: Compressed) -> Floats:
     """Returns what a compressed tensor decodes to, flat."""
-    blocks: Sequence[Floats] = [
-        np.empty(0, np.float32),
-        *found.sparse.dense_blocks(found.scale, zero=found.zero),
-    ]
-    return np.concatenate(blocks)
+    return found.values()
 
 
 def marked(found: Compressed) -> NDArray[np.bool_]:

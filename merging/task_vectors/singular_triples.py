@@ -1,0 +1,35 @@
+"""The leading singular values and vectors of a matrix, in float64.
+
+The truncated decomposition is the best approximation of its rank (Eckart and Young 1936).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Triples(NamedTuple):
+    """The leading singular triples, (row, k), (k,), (k, column), and all singular values that are not 0."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    spectrum: Tensor
+
+    def error(self, rank: int) -> float:
+        """Returns the Frobenius norm of what a rank leaves out."""
+        return float(self.spectrum[rank:].square().sum().sqrt())
+
+
+def leading_triples(matrix: Tensor, most: int) -> Triples:
+    """Returns the leading singular triples of a float64 matrix, at most so many.
+
+    Rows and columns of zeros are left out of the computation: their singular vectors are exactly 0 there.
+    """
+    rows, columns = matrix.any(dim=1), matrix.any(dim=0)
+    left, values, right = torch.linalg.svd(matrix[rows][:, columns], full_matrices=False)
+    kept = min(most, len(values))
+    whole_left, whole_right = matrix.new_zeros(len(rows), kept), matrix.new_zeros(kept, len(columns))
+    whole_left[rows], whole_right[:, columns] = left[:, :kept], right[:kept]
+    return Triples(whole_left, values[:kept].clone(), whole_right, values)
