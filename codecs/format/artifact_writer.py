@@ -78,8 +78,8 @@ def packed_sum(parts: Sequence[PackedTensor]) -> PackedTensor:
     """Returns the tensor that is the sum of one or more parts, all of one shape and dtype."""
     if len(parts) == 1:
         return parts[0]
-    records = [PartRecord(**_fields(part.record)) for part in parts[1:]]
-    record = parts[0].record.model_copy(update={"more": records})
+    first, *more = (_fields(part.record) for part in parts)
+    record = TensorRecord(**first, more=[PartRecord(**fields) for fields in more])
     return PackedTensor(record, b"".join(part.data for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""Writes golden files, once: cd tests && python -m golden.write NAME, of a codec, "artifact" or "shared".
+"""Writes golden files, once: cd tests && python -m golden.write NAME ..., see `write_all`.
 
 `NAME.bin` holds the payloads of all cases of a codec, one after the other; `NAME.json` says what they decode
 to. Released bytes never change: another layout gets another name.
@@ -7,15 +7,15 @@ to. Released bytes never change: another layout gets another name.
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from support.artifact_files import EXTRAS, HEADER, ROWS, Tensors, by_rows
 from support.sparse_tensors import BITS, SETTINGS, sparse_tensor, write_artifact
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.quality_records import QualityRecord, TrainingRecord
 from flexswitch.codecs.format.records import SharedRecord
 from flexswitch.codecs.format.zoo import file_sha256
@@ -80,6 +80,42 @@ def write_shared(folder: Path) -> None:
             writer.finish(header)
 
 
+class Part(NamedTuple):
+    """One part of a tensor; shape and weights are those of a product."""
+
+    sparse: SparseTensor
+    scale: float
+    zero: int | None = None
+    shape: Shape = None
+    weights: tuple[float, ...] | None = None
+
+
+PARTS = [
+    Part(
+        sparse_tensor((7, 2), [0, 1, 2, 3, 4, 5, 8, 9, 11, 12, 13], [3, 0, 2, 1, 3, 3, 0, 1, 2, 3, 0], 2),
+        1.0, None, (4, 3), (0.5, -2.0),
+    ),
+    Part(sparse_tensor((7, 1), [0, 2, 4, 6], [130, 121, 0, 255], 8), 0.5, 128, (4, 3)),
+    Part(sparse_tensor((4, 3), [0, 5], [1, 0], 1), 0.25),
+]  # fmt: skip
+
+
+def packed_parts(parts: Sequence[Part]) -> PackedTensor:
+    """Returns the tensor that is the sum of parts, as it is stored."""
+    return packed_sum(
+        [packed_tensor(part.sparse, store(part.sparse), part.scale, "F32", *part[2:]) for part in parts]
+    )
+
+
+def write_parts(path: Path) -> Path:
+    """Writes an artifact of a tensor in three parts, and one that is a product; returns its path."""
+    with ArtifactWriter(path) as writer:
+        writer.add_tensor("weight", packed_parts(PARTS))
+        writer.add_tensor("product", packed_parts(PARTS[1:2]))
+        writer.finish(HEADER)
+    return path
+
+
 def cases(name: str) -> Iterator[dict[str, Any]]:
     """Yields the cases of a codec: each of the tests' settings with all bit widths, and a larger one."""
     chosen = SETTINGS.get(name, [{}])
@@ -122,11 +158,19 @@ def write(name: str) -> None:
         document.write("[\n" + ",\n".join(map(json.dumps, written)) + "\n]\n")
 
 
-if __name__ == "__main__":
-    for each in sys.argv[1:]:
-        if each == "shared":
-            write_shared(Path(__file__).parent)
-        elif each == "artifact":
-            write_golden(Path(__file__).with_name("artifact.fsw"))
+def write_all(names: Sequence[str]) -> None:
+    """Writes the files of each name, which is that of a codec, "artifact", "shared" or "parts"."""
+    folder = Path(__file__).parent
+    for name in names:
+        if name == "shared":
+            write_shared(folder)
+        elif name == "artifact":
+            write_golden(folder / "artifact.fsw")
+        elif name == "parts":
+            write_parts(folder / "parts.fsw")
         else:
-            write(each)
+            write(name)
+
+
+if __name__ == "__main__":
+    write_all(sys.argv[1:])

@@ -71,7 +71,7 @@ def test_a_task_outside_its_zoo_is_opened_but_not_computed(rule: str) -> None:
         ("sum", lambda tensors: tensors["weight"].update(shape=[4, 3, 1]), "of shape [4, 3, 1] has the rank 1"),
         ("sum", lambda tensors: tensors["weight"].update(shape=[1 << 33, 1 << 33]), "expected 17,179,869,184 at"),
         ("vector", lambda tensors: tensors["bias"].update(bits=0), "is a mask, and its values are its own alone"),
-        ("vector", lambda tensors: tensors["weight"].update(rank=2), "has the rank 2, and its values are its own"),
+        ("vector", lambda tensors: tensors["weight"].update(rank=4), "has the rank 4, and its values are its own"),
     ],
 )  # fmt: skip
 def test_a_tensor_that_its_rule_does_not_allow_is_refused(
