@@ -8,10 +8,12 @@ from flexswitch.codecs.format.records import (
     ArtifactDocument,
     TensorTable,
     crc32,
-    most_table_bytes,
 )
 from flexswitch.codecs.format.safetensors_file import Header, RangeReader
 from flexswitch.codecs.zstd import zstd_decompress
+
+# The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
+_FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
 
 def read_table(file: RangeReader, document: ArtifactDocument, stored: Header) -> TensorTable:
@@ -44,3 +46,8 @@ def read_table(file: RangeReader, document: ArtifactDocument, stored: Header) ->
             f"{path}: its table lists {listed:,} bytes of data, and it holds {data.size:,}; it is damaged"
         )
     return found
+
+
+def most_table_bytes(stored_bytes: int) -> int:
+    """Returns the size of the largest JSON table, given the stored bytes of an artifact's data and table."""
+    return _FREE_TABLE_BYTES + _TABLE_GROWTH * stored_bytes

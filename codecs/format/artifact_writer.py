@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.artifact_table import most_table_bytes
 from flexswitch.codecs.format.exact_forms import PackedExact
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import (
@@ -26,7 +27,6 @@ from flexswitch.codecs.format.records import (
     TensorTable,
     crc32,
     float32_scale,
-    most_table_bytes,
 )
 from flexswitch.codecs.format.safetensors_file import SafetensorsWriter
 from flexswitch.codecs.sparse import SparseTensor

@@ -21,8 +21,6 @@ CHECKSUM_KEY = "flexswitch_crc32"
 DATA, TABLE = "data", "table"  # the two safetensors tensors of an artifact
 MOST_PARTS = 8  # of a tensor, whose values are added
 _LARGEST = 3.4028235e38  # a float32
-# The table of a model of 10^11 entries that did not change; more is an attack on memory and time.
-_FREE_TABLE_BYTES, _TABLE_GROWTH = 8 << 20, 4
 
 
 class BaseIdentity(Strict):
@@ -250,11 +248,6 @@ class RawTensor:
 def crc32(data: bytes | bytearray | memoryview) -> str:
     """Returns the CRC-32 (zlib's) as 8 hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
-
-
-def most_table_bytes(stored_bytes: int) -> int:
-    """Returns the size of the largest JSON table, given the stored bytes of an artifact's data and table."""
-    return _FREE_TABLE_BYTES + _TABLE_GROWTH * stored_bytes
 
 
 def float32_scale(scale: float) -> float:

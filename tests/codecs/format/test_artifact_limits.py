@@ -22,8 +22,9 @@ from support.artifact_files import (
 from support.sparse_tensors import write_artifact
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.format.artifact_table import most_table_bytes
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
-from flexswitch.codecs.format.records import BlockRecord, TensorRecord, most_table_bytes
+from flexswitch.codecs.format.records import BlockRecord, TensorRecord
 
 BLOCK = {"codec": "raw", "kept": 0, "size": 0, "crc32": "00000000"}
 

@@ -25,9 +25,10 @@ from support.artifact_files import (
 from support.sparse_tensors import write_artifact
 
 from flexswitch.codecs.errors import ArtifactError, DecodeError
+from flexswitch.codecs.format.artifact_table import most_table_bytes
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.container import open_artifact
-from flexswitch.codecs.format.records import BlockRecord, TensorRecord, crc32, most_table_bytes
+from flexswitch.codecs.format.records import BlockRecord, TensorRecord, crc32
 from flexswitch.codecs.format.safetensors_file import read_header
 from flexswitch.codecs.registry import CODECS
 
