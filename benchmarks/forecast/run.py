@@ -45,7 +45,7 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     *(("tvq", {"bits": bits}) for bits in (1, 2, 3, 4)),
     ("bitdelta", {}),
     *(("svd", {"rank": rank}) for rank in (1, 2, 6, 24)),
-    *(("delta-come", {"budget": budget}) for budget in (0.1, 0.3, 1.0)),
+    *(("delta-come", {"entry_bits": entry_bits}) for entry_bits in (0.1, 0.3, 1.0)),
     *(("ultradelta", {"drop": drop}) for drop in (0.9, 0.97, 0.99)),
     *(("compeft", {"density": density}) for density in (0.02, 0.05, 0.2, 0.5)),
     *(

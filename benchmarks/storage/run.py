@@ -127,7 +127,7 @@ def zoo_rows(models: Path, drop: float, work: Path) -> list[list[str]]:
                 total += tensor_sizes(artifact, name)
                 sparse = artifact.sparse(name)
                 golomb += golomb_bytes(sparse.gaps, sparse.layout.kept, sparse.layout.entries)
-            stored = sum(record.size for record in artifact.header.tensors.values())
+            stored = sum(record.whole_size for record in artifact.header.tensors.values())
             header_bytes += artifact.path.stat().st_size - stored - artifact.extra_bytes()
             tensors += len(artifact.header.tensors)
         rows.append([

@@ -187,9 +187,9 @@ class Artifact:
 
     def packed_tensor(self, name: str) -> PackedTensor:
         """Returns a compressed tensor as it is stored. Raises: DecodeError."""
-        blocks = range(len(self._places[name].blocks))
-        data = b"".join(self._block_data(name, number) for number in blocks)
-        return PackedTensor(self.header.tensors[name], data)
+        parts = self._places[name]
+        data = [self._block_data(place, number) for place in parts for number in range(len(place.blocks))]
+        return PackedTensor(self.header.tensors[name], b"".join(data))
 
     def packed_exact(self, name: str) -> PackedExact:
         """Returns a tensor that is stored exactly, as it is stored. Raises: DecodeError."""
@@ -205,12 +205,15 @@ class Artifact:
         return sum(record.size for record in self.header.extras.values())
 
     def _decode(self, place: _Place, number: int, read: Callable[[Codec, bytes, SparseLayout], Read]) -> Read:
-        block, called = place.blocks[number], _called(place, number)
-        data = self._checked(called + ",", place.offsets[number], block.size, block.crc32)
+        block, data = place.blocks[number], self._block_data(place, number)
         try:
             return read(stored_codec(block.codec, block.settings), data, place.layouts[number])
         except DecodeError as error:
-            raise DecodeError(f"{self.path}: {called}: {error}") from error
+            raise DecodeError(f"{self.path}: {_called(place, number)}: {error}") from error
+
+    def _block_data(self, place: _Place, number: int) -> bytes:
+        block, called = place.blocks[number], _called(place, number)
+        return self._checked(called + ",", place.offsets[number], block.size, block.crc32)
 
     def _check_levels(self, place: _Place, number: int, levels: Levels) -> None:
         """Raises: DecodeError if a kept entry is at the tensor's zero point."""

@@ -73,6 +73,8 @@ _SIZE_SETTINGS = (
         up=_STRIDE // 2,
     ),
     SizeSetting("density", tuple(map(float, _SHARES)), _QUARTER, down=_STRIDE, up=_STRIDE // 2),
+    SizeSetting("rank", tuple(1 << step for step in range(11)), first=3, down=2, up=2),
+    SizeSetting("entry_bits", tuple(2.0**step for step in range(-6, 4)), first=6, down=2, up=1),
     SizeSetting("bits", tuple(_WIDTHS), first=1, down=1, up=2),
 )
 

@@ -28,7 +28,7 @@ _DIGITS = 4
 def delta_come(
     delta: Delta,
     *,
-    budget: Annotated[
+    entry_bits: Annotated[
         float, Field(gt=0, le=8, description="Bits of all singular vectors of a matrix, per entry of it.")
     ] = 1.0,
     rank_8: Annotated[int, Field(ge=0, description="Leading vectors in 8 bits.")] = 2,
@@ -37,7 +37,7 @@ def delta_come(
     ] = 32,
     others: Others = "keep",
 ) -> Compressed:
-    """Returns the leading singular vectors in 8, 3 and 2 bits, as many as a budget allows.
+    """Returns the leading singular vectors in 8, 3 and 2 bits, as many as entry_bits allows.
 
     The levels of b bits are evenly spaced and none is zero. Singular values and scales make one weight for
     each pair of vectors, of four digits. Tensors that are no matrices are kept as bfloat16.
@@ -46,7 +46,7 @@ def delta_come(
     """
     if len(delta.shape) != 2:
         return kept_or_left_out(delta, others, _OTHER_BITS)
-    ranks = band_ranks(delta.shape, budget, (rank_8, rank_3))
+    ranks = band_ranks(delta.shape, entry_bits, (rank_8, rank_3))
     if not sum(ranks):
         return left_out(delta)
     triples = delta_triples(delta, sum(ranks))
@@ -59,10 +59,10 @@ def delta_come(
     return replace(parts[0], more=tuple(parts[1:])) if parts else left_out(delta)
 
 
-def band_ranks(shape: tuple[int, ...], budget: float, most: tuple[int, int]) -> tuple[int, int, int]:
+def band_ranks(shape: tuple[int, ...], entry_bits: float, most: tuple[int, int]) -> tuple[int, int, int]:
     """Returns how many vectors take 8, 3 and 2 bits; most: the most that take 8 and 3."""
     rows, columns = shape
-    left, free, ranks = math.floor(budget * rows * columns), min(rows, columns), []
+    left, free, ranks = math.floor(entry_bits * rows * columns), min(rows, columns), []
     for width, limit in zip(_WIDTHS, (*most, free), strict=True):
         cost = (rows + columns) * width + _WEIGHT_BITS
         ranks.append(min(limit, free, left // cost))

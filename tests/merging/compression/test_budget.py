@@ -15,7 +15,7 @@ from flexswitch.merging.methods.registry import get_method, method_names
 from flexswitch.merging.methods.settings import check_settings, describe_settings
 
 OF_ONE_SIZE = ("bitdelta", "lossless")
-MOST_TRIES = {"target_size": 7, "drop": 8, "density": 8, "bits": 5}
+MOST_TRIES = {"target_size": 7, "drop": 8, "density": 8, "rank": 5, "entry_bits": 5, "bits": 5}
 SIZED = [
     name
     for name in method_names("compression")

@@ -81,7 +81,7 @@ def test_rows_and_columns_that_did_not_change_stay_so_and_take_no_entries(method
 
 def test_a_delta_of_low_rank_is_stored_in_that_rank() -> None:
     values = spectrum(4).astype(np.float32)
-    for found in (svd(delta(values), rank=9, bits=32), delta_come(delta(values), budget=8.0)):
+    for found in (svd(delta(values), rank=9, bits=32), delta_come(delta(values), entry_bits=8.0)):
         assert sum(part.sparse.shape[1] for part in found.parts) == 4
     np.testing.assert_allclose(dense(svd(delta(values), rank=9, bits=32)), values.reshape(-1), atol=1e-6)
 
@@ -110,17 +110,17 @@ def test_what_is_empty_or_zero_keeps_nothing(shape: tuple[int, ...]) -> None:
 @given(
     rows=st.integers(1, 300),
     columns=st.integers(1, 300),
-    budget=st.floats(0.01, 8),
+    entry_bits=st.floats(0.01, 8),
     first=st.integers(0, 9),
     second=st.integers(0, 40),
 )
-@example(rows=384, columns=384, budget=1.0, first=2, second=32)
-def test_the_ranks_are_the_most_that_a_budget_allows(
-    rows: int, columns: int, budget: float, first: int, second: int
+@example(rows=384, columns=384, entry_bits=1.0, first=2, second=32)
+def test_the_ranks_are_the_most_that_the_bits_allow(
+    rows: int, columns: int, entry_bits: float, first: int, second: int
 ) -> None:
     found, left, free = (
-        band_ranks((rows, columns), budget, (first, second)),
-        budget * rows * columns,
+        band_ranks((rows, columns), entry_bits, (first, second)),
+        entry_bits * rows * columns,
         min(rows, columns),
     )
     for width, most, rank in zip((8, 3, 2), (first, second, free), found, strict=True):
@@ -131,7 +131,7 @@ def test_the_ranks_are_the_most_that_a_budget_allows(
         assert rank == taken
 
 
-def test_the_budget_of_the_paper_gives_about_its_ranks() -> None:
+def test_one_bit_an_entry_gives_about_the_ranks_of_the_paper() -> None:
     # Llama-2 7B: 2 vectors in 8 bits, 32 in 3 and 968 in 2 of the 4096 by 4096 matrices of attention
     assert band_ranks((4096, 4096), 1.0, (2, 32)) == (2, 32, 966)
 
@@ -153,17 +153,17 @@ def reference_column(column: Doubles, bits: int) -> tuple[Doubles, float]:
 
 @FEW
 @given(
-    rows=SIDES, columns=SIDES, budget=st.sampled_from([0.3, 1.0, 2.0, 6.0]), rank_8=st.integers(0, 3),
+    rows=SIDES, columns=SIDES, entry_bits=st.sampled_from([0.3, 1.0, 2.0, 6.0]), rank_8=st.integers(0, 3),
     rank_3=st.integers(0, 6), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_delta_come_quantises_each_vector_by_itself(
-    rows: int, columns: int, budget: float, rank_8: int, rank_3: int, seed: int
+    rows: int, columns: int, entry_bits: float, rank_8: int, rank_3: int, seed: int
 ) -> None:
     values = normal((rows, columns), seed)
-    found = delta_come(delta(values, 8), budget=budget, rank_8=rank_8, rank_3=rank_3)
+    found = delta_come(delta(values, 8), entry_bits=entry_bits, rank_8=rank_8, rank_3=rank_3)
     left, sizes, right = np.linalg.svd(values.astype(np.float64), full_matrices=False)
     expected, start, bands = np.zeros((rows, columns)), 0, []
-    for bits, rank in zip((8, 3, 2), band_ranks((rows, columns), budget, (rank_8, rank_3)), strict=True):
+    for bits, rank in zip((8, 3, 2), band_ranks((rows, columns), entry_bits, (rank_8, rank_3)), strict=True):
         for index in range(start, start + rank):
             above, first = reference_column(left[:, index], bits)
             below, second = reference_column(right[index], bits)
@@ -178,11 +178,11 @@ def test_delta_come_quantises_each_vector_by_itself(
         assert stored == bands
 
 
-def test_more_of_the_budget_is_never_worse() -> None:
+def test_more_bits_are_never_worse() -> None:
     values = spectrum(30).astype(np.float32)
     errors = [
-        float(np.linalg.norm(dense(delta_come(delta(values), budget=budget)) - values.reshape(-1)))
-        for budget in (0.2, 0.5, 1.0, 2.0, 4.0)
+        float(np.linalg.norm(dense(delta_come(delta(values), entry_bits=entry_bits)) - values.reshape(-1)))
+        for entry_bits in (0.2, 0.5, 1.0, 2.0, 4.0)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.15 * np.linalg.norm(values)
@@ -191,7 +191,7 @@ def test_more_of_the_budget_is_never_worse() -> None:
 def test_an_artifact_holds_the_bands_and_tells_the_error(tmp_path: Path) -> None:
     base, change = {"w": torch.zeros(40, 30)}, torch.from_numpy(spectrum(30).astype(np.float32))
     artifact = compressed(
-        memory_pair(base, {"w": change}), tmp_path / "t.fsw", "delta-come", rank_3=4, budget=3.0
+        memory_pair(base, {"w": change}), tmp_path / "t.fsw", "delta-come", rank_3=4, entry_bits=3.0
     )
     record, error = artifact.header.tensors["w"], artifact.header.error
     assert [(part.rank, part.bits) for part in record.parts] == [(2, 8), (4, 3), (8, 2)]
