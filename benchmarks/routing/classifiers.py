@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from flexswitch.merging.routing.text_shape import shape_of
 
 _LAYERS = (0, 4)
+_FEW, _RANK = 32, 8  # exemplars of a task that span its subspace, and the dimensions of that
 
 # (exemplars' points, their tasks, test points) → the tasks of the tests
 Classify = Callable[[Any, NDArray[np.int32], Any], NDArray[np.int32]]
@@ -30,6 +31,15 @@ def _lda(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int32]:
     return found
 
 
+def _subspaces(points: Any, ids: NDArray[np.int32], tests: Any) -> NDArray[np.int32]:
+    """Returns the task whose exemplars' first singular vectors hold most of a test point's length."""
+    kept = []
+    for task in np.unique(ids):
+        _, _, axes = np.linalg.svd(points[ids == task][:_FEW], full_matrices=False)  # (axis, width)
+        kept.append(np.square(tests @ axes[:_RANK].T).sum(1))
+    return np.unique(ids)[np.argmax(kept, axis=0)]
+
+
 def rights(
     exemplars: States, texts: Sequence[str], tests: States, test_texts: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
@@ -40,6 +50,7 @@ def rights(
     ways: dict[str, tuple[Classify, Any]] = {
         "logistic regression on the same features": (_logistic, states),
         "LDA on the same features": (_lda, states),
+        f"subspaces of {_FEW} exemplars by SVD, rank {_RANK}, the same features": (_subspaces, states),
         "logistic regression on runs of 1 to 4 characters, their shape, and words": (_logistic, marks),
         "logistic regression on all of these": (_logistic, both),
     }
