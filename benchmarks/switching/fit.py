@@ -116,7 +116,7 @@ def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     with torch.inference_mode():
         one = seconds(lambda: fused(token, weights=one_hot[:1]))
         all_tasks = seconds(lambda: fused(token, weights=shared))
-        made = seconds(lambda: fused._loaded.held._weights(((next(turns), 1.0),)))
+        made = seconds(lambda: fused._loaded.held.made(((next(turns), 1.0),)))
     return {"task": (all_tasks - one) / (len(opened) - 1), "new_mixture": made}
 
 

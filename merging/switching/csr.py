@@ -58,14 +58,6 @@ class CsrMatrix:
             len(self.values),
         )
 
-    def restore(self, weights: FloatArray, base: FloatArray) -> None:
-        """Restores the base's weights wherever the delta has an entry."""
-        run_in_parts(
-            lambda start, stop: _copy(weights, base, self.indptr, self.indices, start, stop),
-            self.shape[0],
-            len(self.values),
-        )
-
     def add_rows(self, ids: Ids, positions: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[positions[i]]] to out[positions[i]].
 
@@ -98,15 +90,6 @@ def _add(
     for row in range(first, last):
         for index in range(indptr[row], indptr[row + 1]):
             weights[row, indices[index]] += factor * values[index]
-
-
-@compiled
-def _copy(
-    weights: FloatArray, base: FloatArray, indptr: Ids, indices: Columns, first: int, last: int
-) -> None:
-    for row in range(first, last):
-        for index in range(indptr[row], indptr[row + 1]):
-            weights[row, indices[index]] = base[row, indices[index]]
 
 
 @compiled

@@ -17,6 +17,7 @@ from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import join_rows, take_rows
 from flexswitch.merging.switching.delta_products import add_embeddings, add_products
 from flexswitch.merging.switching.held_products import LinearLayer, held_products
+from flexswitch.merging.switching.tensor_swap import TensorSwap
 
 Forward = Callable[..., Any]
 
@@ -141,18 +142,7 @@ def _other(switch: SwitchedLayer) -> Forward:
     module, original, lock = switch.module, switch.module.forward, RLock()
     base = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # a tied tensor once
     switched = {name: tensor for name, tensor in switch.tensors.items() if name in base}
-    places = [
-        (held, attribute, name)
-        for owner in module.modules()
-        for held in (owner._parameters, owner._buffers)
-        for attribute, tensor in held.items()
-        for name in switched
-        if tensor is base[name]
-    ]
-
-    def put(tensors: Mapping[str, Tensor]) -> None:
-        for held, attribute, name in places:
-            held[attribute] = tensors[name]
+    swap = TensorSwap(module, {name: base[name] for name in switched})
 
     def forward(*inputs: Any, **options: Any) -> Any:
         plan = switch.plan()
@@ -168,7 +158,7 @@ def _other(switch: SwitchedLayer) -> Forward:
             try:
                 with switch.plans.using(None):
                     for run in plan.row_runs:
-                        put(
+                        swap.put(
                             {
                                 name: plan.weight(run.mixture, own, base[name])
                                 for name, own in switched.items()
@@ -178,7 +168,7 @@ def _other(switch: SwitchedLayer) -> Forward:
                         given, named = take_rows((inputs, options), rows, length)
                         outputs.append(original(*given, **named))
             finally:
-                put(base)
+                swap.put({})
         return join_rows(outputs) if len(outputs) > 1 else outputs[0]
 
     return forward

@@ -1,15 +1,11 @@
 """The grouped engine: rows of equal mixtures are answered together, by a module that holds their weights.
 
-Its cost is one small forward pass for each mixture, plus rewriting the weights for each new mixture. Some
-modules are kept; the least recently used one is rewritten in place: what its tasks changed is restored to the
-base's values, then the new tasks' deltas are added. So a weight is always the base's plus the same additions
-in the same order, whatever the module held before.
+Its cost is one small forward pass for each mixture, plus making the weights of each new mixture, of which as
+many are kept as fit into a cache. It is for modules that are not given the rows of a batch first.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Lock
+from collections.abc import Callable, Mapping, Sequence
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -18,33 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
-from flexswitch.merging.switching.csr import CsrMatrix
-from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.heads import Head, install_heads
-from flexswitch.merging.switching.mixtures import Factors
+from flexswitch.merging.switching.held_weights import HeldWeights
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
-from flexswitch.merging.task_vectors.rounding import rounded
-
-
-@dataclass(eq=False)
-class _HeldModule:
-    """A module with its own copy of the weights that tasks change, and the mixture that they hold."""
-
-    module: nn.Module
-    weights: Mapping[str, Tensor]
-    plans: ActivePlan
-    factors: Factors = ()
-    users: int = 0
+from flexswitch.merging.switching.tensor_swap import TensorSwap
 
 
 class GroupedEngine:
-    """Modules for as many mixtures as fit into a cache. Thread-safe: a module in use is not rewritten."""
+    """A module that takes on the weights of one mixture after the other. Thread-safe: threads take turns."""
 
     def __init__(
         self,
@@ -55,15 +37,16 @@ class GroupedEngine:
         deltas: TaskDeltas,
         cache_bytes: int,
     ) -> None:
-        """names: tensor → the module's name for it. At least one module is kept, whatever its size."""
-        self._module, self._deltas = module, deltas
-        self._heads, self._buffers = heads, buffers
-        state = module.state_dict(keep_vars=True)
-        self._base = {name: state[inside] for name, inside in names.items()}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self._base.values())
-        self.capacity = max(1, cache_bytes // max(1, size))
-        self._held: list[_HeldModule] = []  # the most recently used last
-        self._lock = Lock()
+        """names: tensor → the module's name for it; cache_bytes: for the weights of mixtures."""
+        self._module, self._plans, self._lock = replica(module), ActivePlan(), RLock()
+        state = self._module.state_dict(keep_vars=True)
+        base = {name: state[inside] for name, inside in names.items()}
+        self._swap = TensorSwap(self._module, base)
+        self.held = HeldWeights(
+            {name: tensor.detach() for name, tensor in base.items()}, deltas, cache_bytes, 0
+        )
+        install_heads(self._module, heads, self._plans)
+        install_buffers(self._module, buffers, self._plans)
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head."""
@@ -93,86 +76,15 @@ class GroupedEngine:
         for number, factors in enumerate(plan.factors):
             own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]
-            with self._borrowed(factors) as held, held.plans.using(_plan_of_heads(len(own), heads)):
-                outputs.append(call(held.module, take_rows(batch, torch.from_numpy(own), plan.count)))
+            given = take_rows(batch, torch.from_numpy(own), plan.count)
+            with self._lock, self._plans.using(_plan_of_heads(len(own), heads)):
+                try:
+                    self._swap.put(self.held.of(factors))
+                    outputs.append(call(self._module, given))
+                finally:
+                    self._swap.put({})
             rows.append(torch.from_numpy(own))
         return outputs, torch.argsort(torch.cat(rows))
-
-    @contextmanager
-    def _borrowed(self, factors: Factors) -> Iterator[_HeldModule]:
-        with self._lock:
-            held = self._find(factors)
-            held.users += 1
-        try:
-            yield held
-        finally:
-            with self._lock:
-                held.users -= 1
-
-    def _find(self, factors: Factors) -> _HeldModule:
-        """Returns a module with this mixture: one that holds it, a rewritten idle one, or a new one."""
-        found = next((each for each in self._held if each.factors == factors), None)
-        if found is None:
-            idle = next((each for each in self._held if not each.users), None)
-            if idle is None or len(self._held) < self.capacity:
-                idle = self._new_module()
-            else:
-                self._held.remove(idle)  # so that none is kept of which only some tensors are rewritten
-            self._rewrite(idle, factors)
-            found = idle
-        else:
-            self._held.remove(found)
-        self._held.append(found)
-        while len(self._held) > self.capacity and not self._held[0].users:
-            del self._held[0]  # there were more threads than modules
-        return found
-
-    def _new_module(self) -> _HeldModule:
-        plans, module = ActivePlan(), replica(self._module)
-        own = {
-            id(tensor): tensor.detach().clone(memory_format=torch.contiguous_format)
-            for tensor in self._base.values()
-        }
-        for owner in module.modules():
-            for name, parameter in list(owner.named_parameters(recurse=False)):
-                if id(parameter) in own:
-                    setattr(owner, name, nn.Parameter(own[id(parameter)], requires_grad=False))
-            for name, buffer in list(owner.named_buffers(recurse=False)):
-                if id(buffer) in own:
-                    setattr(owner, name, own[id(buffer)])
-        install_heads(module, self._heads, plans)
-        install_buffers(module, self._buffers, plans)
-        return _HeldModule(module, {name: own[id(tensor)] for name, tensor in self._base.items()}, plans)
-
-    def _rewrite(self, held: _HeldModule, factors: Factors) -> None:
-        old = [self._deltas[task] for task, _ in held.factors]
-        new = [(self._deltas[task], factor) for task, factor in factors]
-        for name, weights in held.weights.items():
-            base = self._base[name].detach()
-            rows = weights.shape[0] if weights.dim() > 1 else 1
-            added = [(deltas[name], factor) for deltas, factor in new if name in deltas]
-            if weights.device.type == "cpu" and weights.dtype == torch.float32:
-                target, source = (part.reshape(rows, -1).numpy() for part in (weights, base))
-                _restore([deltas[name] for deltas in old if name in deltas], target, source)
-                for matrix, factor in added:
-                    matrix.add_to(target, factor)
-                continue
-            wide = base.reshape(rows, -1).to(torch.promote_types(base.dtype, torch.float32), copy=True)
-            for matrix, factor in added:
-                delta = matrix.dense().to(wide.device)
-                wide.add_(delta.view(wide.shape), alpha=factor)
-            weights.copy_(rounded(wide.view(weights.shape), base, weights.dtype, name))
-        held.factors = factors
-
-
-def _restore(added: Sequence[DeltaMatrix], weights: FloatArray, base: FloatArray) -> None:
-    """Restores the base's values wherever these deltas may have changed a weight."""
-    sparse = [matrix for matrix in added if isinstance(matrix, CsrMatrix)]
-    if len(sparse) < len(added):
-        np.copyto(weights, base)
-        return
-    for matrix in sparse:
-        matrix.restore(weights, base)
 
 
 def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:

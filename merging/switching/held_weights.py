@@ -50,8 +50,13 @@ class HeldWeights:
                     self._held.move_to_end(mixture)
                 elif self._added(mixture, gain) > self._cost and self._has_room(gains):
                     del self._gains[mixture]
-                    self._held[mixture] = self._weights(mixture)
+                    self._held[mixture] = self.made(mixture)
             return {mixture: self._held[mixture] for mixture in gains if mixture in self._held}
+
+    def of(self, mixture: Factors) -> Weights:
+        """Returns the weights of one mixture, which are held from now on where any fit."""
+        found = self.get({mixture: float("inf")}).get(mixture)
+        return self.made(mixture) if found is None else found
 
     def _added(self, mixture: Factors, gain: float) -> float:
         """Returns what batches would have saved so far by a mixture that is not held."""
@@ -69,7 +74,10 @@ class HeldWeights:
         self._held.popitem(last=False)
         return True
 
-    def _weights(self, mixture: Factors) -> Weights:
+    def made(self, mixture: Factors) -> Weights:
+        """Returns the weights of a mixture, made anew, whether its tasks change them or not.
+
+        So a layer that changes its own weights, such as an embedding with a max_norm, never has the base's.
+        """
         tasks = [(self._deltas[task], factor) for task, factor in mixture]
-        changed = {name for deltas, _ in tasks for name in deltas}
-        return {name: mixed(base, tasks, name) for name, base in self._base.items() if name in changed}
+        return {name: mixed(base, tasks, name) for name, base in self._base.items()}

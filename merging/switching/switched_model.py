@@ -10,7 +10,7 @@ How a batch is answered:
      its tokens take one product with each matrix (held_products.py). The engine "merged" does so for all.
    - The other rows take the products with the base, to which those with the tasks' delta matrices are added
      (delta_products.py). The engine "fused" does so for all.
-   - A module that is not given rows first is run once for each mixture, with rewritten weights, by
+   - A module that is not given rows first is run once for each mixture, with its weights, by
      grouped_engine.py.
 4. heads.py ends each row with the head of its task, and own_buffers.py gives layers its buffers.
 
@@ -107,7 +107,7 @@ class SwitchedModel(nn.Module):
         router: returns the weights of a batch, (row, task); None for the zoo's query index, which is asked
         with the options `routing`, None for the defaults. engine: "auto" for the cheapest one by `costs`,
         or its name (the module's docstring describes them). cache_bytes: for the tasks' delta matrices, for
-        mixtures' own weights, and for the grouped engine's modules, each. costs: None for those
+        mixtures' own weights, and for those of the grouped engine, each. costs: None for those
         of this kind of processor. rename: returns the module's name for a tensor of a fine-tuned
         checkpoint, up to a prefix. strict: whether the module must have all tensors that the tasks change.
         base: the base's path or hub id, to compare the module's tensors with; None for where transformers
@@ -135,7 +135,8 @@ class SwitchedModel(nn.Module):
     @property
     def cached_bytes(self) -> int:
         """The memory that the tasks' delta matrices and mixtures' own weights take now."""
-        return self._loaded.deltas.nbytes + self._loaded.held.nbytes
+        loaded = self._loaded
+        return loaded.deltas.nbytes + loaded.held.nbytes + loaded.grouped.held.nbytes
 
     def refresh(self) -> None:
         """Reads the zoo's directory again, with the tasks that were added, changed or removed.
