@@ -51,6 +51,9 @@ LOSSY: list[tuple[str, dict[str, Any]]] = [
     ("tvq", {"bits": 3}),
     ("bitdelta", {}),
     ("compeft", {"density": 0.1}),
+    ("svd", {"rank": 2}),
+    ("delta-come", {"entry_bits": 3.0}),
+    ("ultradelta", {"drop": 0.6}),
     ("flexswitch", {"target_size": "2500"}),
     ("flexswitch", {"target_size": "1200", "densities": "allocated"}),
 ]
