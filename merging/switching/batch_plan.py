@@ -206,25 +206,33 @@ class BatchPlan:
             )
         return length // self.count
 
-    def vectors(self, name: str, base: Tensor) -> Tensor:
+    def vectors(self, name: str, together: Mapping[str, Tensor]) -> Tensor:
         """Returns θ + λ Σ w τ of a vector, (entry,) where all rows share a mixture, else (row, 1, entry).
 
-        base: (entry,), whose dtype it has.
+        together: vectors of one dtype → the base's, which are computed at once, as each alone is short.
         """
         if name not in self._vectors:
+            names = [each for each in together if each in self.changed]
+            if name not in names:
+                return together[name]
             if len(self.held) == len(self.mixtures):
-                found = torch.stack([self.held[number].get(name, base) for number in range(len(self.held))])
+                own = [self.held[number] for number in range(len(self.held))]
+                found = torch.stack([torch.cat([weights[each] for each in names]) for weights in own])
             else:
-                own = [task for task, deltas in self.deltas.items() if name in deltas]
-                if not own:
-                    return base
-                stacked = np.stack([self.deltas[task][name].dense().view(-1).numpy() for task in own])
-                added = self.mixtures[:, own] @ stacked  # (mixture, entry)
-                found = rounded_sum(base, torch.from_numpy(added), name)
+                found = torch.cat([self._sums(each, together[each]) for each in names], 1)
             if len(found) > 1:
-                found = found[torch.from_numpy(self.mixture_of).to(base.device)][:, None]
-            self._vectors[name] = found if len(self.mixtures) > 1 else found[0]
+                found = found[torch.from_numpy(self.mixture_of).to(found.device)][:, None]
+            else:
+                found = found[0]
+            parts = torch.split(found, [len(together[each]) for each in names], -1)
+            self._vectors |= zip(names, parts, strict=True)
         return self._vectors[name]
+
+    def _sums(self, name: str, base: Tensor) -> Tensor:
+        """Returns θ + λ Σ w τ of a vector that is not held, (mixture, entry)."""
+        own = [task for task, deltas in self.deltas.items() if name in deltas]
+        stacked = np.stack([self.deltas[task][name].dense().view(-1).numpy() for task in own])
+        return rounded_sum(base, torch.from_numpy(self.mixtures[:, own] @ stacked), name)
 
     def weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
         """Returns θ + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""

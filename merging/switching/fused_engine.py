@@ -20,6 +20,7 @@ from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_embedding,
     is_linear,
+    is_norm,
     is_transposed,
     switched_forward,
 )
@@ -66,8 +67,14 @@ class FusedEngine:
             for name, tensor in switch.tensors.items()
         }
         self.transposed = {switch.tensors["weight"] for switch in linear if is_transposed(switch.module)}
+        by_dtype: dict[torch.dtype, dict[str, Tensor]] = {}
         for switch in switches:
-            switch.module.forward = switched_forward(switch)
+            for name, tensor in switch.tensors.items() if is_norm(switch.module) else ():
+                own = getattr(switch.module, name).detach()
+                by_dtype.setdefault(own.dtype, {})[tensor] = own
+        norms = {name: group for group in by_dtype.values() for name in group}
+        for switch in switches:
+            switch.module.forward = switched_forward(switch, norms)
         install_heads(self.module, heads, self._plans)
         install_buffers(self.module, buffers, self._plans)
 

@@ -41,15 +41,17 @@ class SwitchedLayer:
         return None if plan is None or plan.changed.isdisjoint(names) else plan
 
 
-def switched_forward(switch: SwitchedLayer) -> Forward:
-    """Returns a layer's switched forward pass by its exact type, as a subclass may compute anything."""
-    kind = type(switch.module)
+def switched_forward(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
+    """Returns a layer's switched forward pass by its exact type, as a subclass may compute anything.
+
+    norms: a norm's tensor → the base's tensors of all norms that have its dtype.
+    """
     if is_linear(switch.module):
         return _linear(switch)
     if is_embedding(switch.module):
         return _embedding(switch)
-    if kind is nn.LayerNorm and len(switch.module.normalized_shape) == 1:
-        return _norm(switch)
+    if is_norm(switch.module):
+        return _norm(switch, norms)
     return _other(switch)
 
 
@@ -63,6 +65,11 @@ def is_embedding(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Returns whether a module normalises the last dimension and multiplies by a vector."""
+    return type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Returns whether a module multiplies by its weight's rows, (in, out), as transformers' Conv1D does."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
@@ -71,7 +78,8 @@ def is_transposed(module: nn.Module) -> bool:
 def _linear(switch: SwitchedLayer) -> Forward:
     original: Callable[..., Tensor] = switch.module.forward
     weight, bias = switch.tensors.get("weight"), switch.tensors.get("bias")
-    layer = LinearLayer(switch.module, weight, bias, is_transposed(switch.module))
+    base = switch.module.weight, switch.module.bias
+    layer = LinearLayer(base, (weight, bias), is_transposed(switch.module))
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
@@ -109,7 +117,7 @@ def _embedding(switch: SwitchedLayer) -> Forward:
     return forward
 
 
-def _norm(switch: SwitchedLayer) -> Forward:
+def _norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
     module: nn.LayerNorm = switch.module
     original: Callable[..., Tensor] = module.forward
     weight, bias = (switch.tensors.get(name, "") for name in ("weight", "bias"))
@@ -126,11 +134,11 @@ def _norm(switch: SwitchedLayer) -> Forward:
         if inputs.dim() != 3 or len(inputs) != plan.count:
             inputs = inputs.reshape(plan.count, -1, shape[-1])  # (row, token, entry)
         out = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
-        gain = plan.vectors(weight, module.weight) if weight else module.weight
+        gain = plan.vectors(weight, norms[weight]) if weight else module.weight
         if module.bias is None:
             found = out * gain
         else:
-            found = torch.addcmul(plan.vectors(bias, module.bias) if bias else module.bias, out, gain)
+            found = torch.addcmul(plan.vectors(bias, norms[bias]) if bias else module.bias, out, gain)
         found = found.to(out.dtype)  # under torch.autocast the inputs may be shorter than the weights
         return found if found.shape == shape else found.view(shape)
 

@@ -4,7 +4,6 @@ A run of neighbouring tokens of one mixture is multiplied by its matrix.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +17,19 @@ from flexswitch.merging.switching.mixtures import Weights
 class LinearLayer:
     """A linear layer.
 
-    module: holds the base's weight and bias; weight, bias: the names of those that tasks change, else None;
-    is_transposed: whether the weight is (in, out).
+    base: its weight and bias; names: those of them that tasks change, else None; is_transposed: whether the
+    weight is (in, out).
     """
 
-    module: Any
-    weight: str | None
-    bias: str | None
+    base: tuple[Tensor, Tensor | None]
+    names: tuple[str | None, str | None]
     is_transposed: bool
 
     def under(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
         """Returns the weight, (out, in), and the bias under a mixture; of the base for no weights."""
-        weight, bias = self.module.weight, self.module.bias
-        weight = weights.get(self.weight, weight) if self.weight else weight
-        bias = weights.get(self.bias, bias) if self.bias else bias
+        (weight, bias), (weight_name, bias_name) = self.base, self.names
+        weight = weights.get(weight_name, weight) if weight_name else weight
+        bias = weights.get(bias_name, bias) if bias_name else bias
         return weight.t() if self.is_transposed else weight, bias
 
 
@@ -40,8 +38,10 @@ def held_products(plan: BatchPlan, layer: LinearLayer, tokens: Tensor, per_row: 
 
     tokens: (token, in); per_row: the tokens of a row.
     """
+    runs = plan.runs(per_row)
+    parts = torch.split(tokens, [run.stop - run.start for run in runs])
     products = [
-        functional.linear(tokens[run.start : run.stop], *layer.under(plan.held.get(run.mixture, {})))
-        for run in plan.runs(per_row)
+        functional.linear(part, *layer.under(plan.held.get(run.mixture, {})))
+        for run, part in zip(runs, parts, strict=True)
     ]
     return products[0] if len(products) == 1 else torch.cat(products)

@@ -139,6 +139,29 @@ def test_each_row_passes_a_layer_with_its_own_weights(kind, engine):
     assert_rows(make(), inputs, engine)
 
 
+class Rounded(nn.Module):
+    """A norm in float32 and one in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.LayerNorm(4), nn.LayerNorm(4).bfloat16()
+
+    def forward(self, rows):
+        return self.narrow(self.wide(rows).bfloat16())
+
+
+@pytest.mark.parametrize("engine", ["fused", "merged"])
+def test_norms_may_differ_in_their_dtypes(engine):
+    torch.manual_seed(1)
+    module, rows, weights = Rounded(), torch.randn(ROWS, 4), weights_of()
+    model, base, states = switched(module, engine)
+    found = model(rows, weights=weights)
+    for row in range(ROWS):
+        expected = mixed_answer(module, base, states, weights[row], lambda one, r=row: one(rows[r : r + 1]))
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found[row], expected[0], rtol=0.02, atol=0.03)
+
+
 def test_a_layer_that_is_not_given_rows_first_is_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)

@@ -89,12 +89,13 @@ def test_tokens_take_one_product_with_the_weights_of_their_mixture(base, transpo
     plan.hold(store.get(dict.fromkeys(held, float("inf"))))
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=has_bias).requires_grad_(False)
     linear.load_state_dict({name: base[name] for name in linear.state_dict()})
-    layer = LinearLayer(linear, "weight", "bias" if has_bias else None, False)
+    names = "weight", "bias" if has_bias else None
+    layer = LinearLayer((linear.weight, linear.bias), names, False)
     if transposed:
         linear.weight = nn.Parameter(linear.weight.t().contiguous(), requires_grad=False)
         own = {key: {**weights, "weight": weights["weight"].t()} for key, weights in store._held.items()}
         plan.hold(own)
-        layer = LinearLayer(linear, "weight", "bias" if has_bias else None, True)
+        layer = LinearLayer((linear.weight, linear.bias), names, True)
     tokens = torch.randn(10, SHAPE[1])  # two a row
     found = held_products(plan, layer, tokens, 2)
     for token in range(10):
