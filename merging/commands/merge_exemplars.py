@@ -89,7 +89,7 @@ class Merger:
                 base, vectors, given, dtype, selection=selection, jobs=jobs, memory=memory
             )
             return outputs, {}, None
-        model = model_deltas(base, vectors, selection, jobs, memory)
+        model = model_deltas(base, vectors, selection, jobs, memory, given.method.name)
         settings = check_settings(given.method, given.values)
         inputs = self._inputs(model, given, recorded(settings))
         try:

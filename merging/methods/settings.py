@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
@@ -18,6 +19,8 @@ from flexswitch.merging.methods.registry import Method, get_method, method_names
 
 ByTask = float | Sequence[float]
 
+MOST_NUMBER = float(np.finfo(np.float32).max)  # what is computed with a larger one is infinite or NaN
+NUMBER_EXPECTED = f"expected a number from {-MOST_NUMBER:.6g} to {MOST_NUMBER:.6g}, which float32 holds"
 _WORDS: dict[Any, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
@@ -54,7 +57,7 @@ def check_settings(method: Method, settings: Mapping[str, Any]) -> BaseModel:
     """
     model = settings_model(method)
     try:
-        return model.model_validate(dict(settings))
+        found = model.model_validate(dict(settings))
     except ValidationError as error:
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         name = str(first["loc"][0])
@@ -67,6 +70,10 @@ def check_settings(method: Method, settings: Mapping[str, Any]) -> BaseModel:
         else:
             expected = f"expected {_expected(_fields(model)[name])}"
         raise UsageError(f"setting {name}={first['input']} of {method.name}: {expected}") from error
+    for name, value in recorded(found).items():
+        if isinstance(value, float) and abs(value) > MOST_NUMBER:
+            raise UsageError(f"setting {name}={settings[name]} of {method.name}: {NUMBER_EXPECTED}")
+    return found
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def store_shared(
 ) -> tuple[TaskRecord, dict[str, TaskRecord]]:
     """Stores the vector that tasks share, then each task; returns their records. Raises: InputError."""
     form = sharing.form()
-    deltas = ModelDeltas(base, vectors, list(base.tensors), sharing.jobs, sharing.memory)
+    deltas = ModelDeltas(base, vectors, list(base.tensors), sharing.jobs, sharing.memory, sharing.method)
     unified = UnifiedVector(deltas, form.unify)
     with one_torch_thread():  # singular vectors are the same whatever the number of jobs
         job, plan = Job("shared", sharing.record(), sharing.jobs), Plan(form.compress_shared, sharing.effort)

@@ -44,7 +44,7 @@ def merged_tensors(
     blocks in progress may take.
     Raises: UsageError on wrong settings; ArtifactError if a tensor does not fit the base.
     """
-    model = model_deltas(base, vectors, selection, jobs, memory)
+    model = model_deltas(base, vectors, selection, jobs, memory, settings.method.name)
     settings.check(model.tasks, model.names)
     function, places = settings.method.load(), layer_places(model.names)
     ways: dict[str, Combine] = {}
@@ -56,12 +56,18 @@ def merged_tensors(
 
 
 def model_deltas(
-    base: Checkpoint, vectors: Mapping[str, TaskVector], selection: Selection, jobs: int, memory: int
+    base: Checkpoint,
+    vectors: Mapping[str, TaskVector],
+    selection: Selection,
+    jobs: int,
+    memory: int,
+    method: str,
 ) -> ModelDeltas:
     """Returns the deltas that a merge reads. Raises: ArtifactError if a tensor does not fit the base."""
     for vector in vectors.values():
         check_tensors(base, vector)
-    return ModelDeltas(base, vectors, [name for name in base.tensors if selection.takes(name)], jobs, memory)
+    names = [name for name in base.tensors if selection.takes(name)]
+    return ModelDeltas(base, vectors, names, jobs, memory, method)
 
 
 def combined_tensors(

@@ -4,6 +4,7 @@ Source: Du et al. 2024, "Parameter Competition Balancing for Model Merging" (arX
 docs/methods.md §6.13.
 """
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial as bind
@@ -25,6 +26,7 @@ Doubles = NDArray[np.float64]
 Scores = Callable[[FloatArray], FloatArray]
 
 _LEAST_TOTAL = 1e-12
+_MOST_POWER = 88.0  # exp of it is a float32
 
 
 class _Range(NamedTuple):
@@ -79,7 +81,11 @@ def pcb(
 
 
 def _scores(magnitudes: _Range, form: Form, deltas: FloatArray) -> FloatArray:
-    """Returns exp(K · n²) times the agreement of each entry with the tasks, float32 (task, entry)."""
+    """Returns exp(K · n²) times the agreement of each entry with the tasks, float32 (task, entry).
+
+    Where float32 could not hold that, as for 84 tasks and more, all are smaller by one factor, which does not
+    change the shares that are made of them.
+    """
     sizes = magnitudes.normalised(np.abs(deltas))
     signed = np.sign(deltas) * sizes
     if form == "pairs":
@@ -91,7 +97,9 @@ def _scores(magnitudes: _Range, form: Form, deltas: FloatArray) -> FloatArray:
         for other in signed if form == "directions" else deltas:
             total += other
         agreement = np.tanh(deltas * total)
-    return (np.exp(len(deltas) * sizes**2) * agreement).astype(np.float32)
+    count = len(deltas)
+    excess = max(0.0, count + math.log(count) - _MOST_POWER)
+    return (np.exp(count * sizes**2 - excess) * agreement).astype(np.float32)
 
 
 def _magnitude_range(model: ModelDeltas, clip: float) -> _Range:

@@ -29,6 +29,7 @@ Of = Annotated[
 ]
 
 _PARALLEL = 0.9995  # slerp takes the chord where the cosine is beyond it
+_COLLINEAR = 1e-12  # sin² of the angle between opposite vectors that are rounded to float32 is below it
 _LEAST_NORM = 1e-8
 _CANCELLED = 1e-7  # a length found from inner products is exact to about 1e-8
 
@@ -77,12 +78,12 @@ def nuslerp(
 def _on_arcs(share: float, products: Matrix) -> Matrix:
     """Returns the coefficients of two vectors at a share of their arc, (vector, 2); products: of each pair.
 
-    Parallel vectors are interpolated along the chord.
+    Parallel and opposite vectors are interpolated along the chord.
     """
     norms = np.maximum(np.sqrt(products.diagonal(axis1=1, axis2=2)), 1e-7)
     cosines = np.clip(products[:, 0, 1] / (norms[:, 0] * norms[:, 1]), -1, 1).tolist()
     chord = [1 - share, share]
-    return np.array([chord if 1 - cosine**2 <= 1e-16 else _on_arc(share, cosine) for cosine in cosines])
+    return np.array([chord if 1 - cosine**2 <= _COLLINEAR else _on_arc(share, cosine) for cosine in cosines])
 
 
 def multislerp(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import DEFAULT_MEMORY, map_in_order
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 Found = TypeVar("Found")
 
 _LEAST_ENTRIES, _MOST_ENTRIES = 1 << 12, 1 << 16  # of a block: below, calls cost more than their work
+_LARGEST_SUM = 2.0**62  # of the largest entries of all tasks; its square, 2^124, is far from infinity
 _COPIES = 5  # a block's deltas as they are read, side by side, and what a method makes of them
 
 
@@ -52,6 +54,7 @@ class ModelDeltas:
     """The task vectors that are merged onto a base; a tensor that a task lacks has a delta of zeros.
 
     names: the tensors that are merged, in name order. memory: bytes that the blocks in progress may take.
+    method: that merges them, for messages.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class ModelDeltas:
         names: Sequence[str],
         jobs: int,
         memory: int = DEFAULT_MEMORY,
+        method: str = "a merge",
     ) -> None:
+        self.method = method
         self.base, self.tasks, self.vectors = base, tuple(vectors), tuple(vectors.values())
         self.names = tuple(name for name in names if _can_change(base, name))
         self.jobs, self.memory = jobs, memory
@@ -166,8 +171,10 @@ class TensorDeltas:
         if trim is not None:
             readers = [trim(task, reader) for task, reader in enumerate(readers)]
 
-        def read(task: int) -> None:
-            deltas[task] = torch.from_numpy(next(readers[task]))
+        def read(task: int) -> float:
+            block = next(readers[task])
+            deltas[task] = torch.from_numpy(block)
+            return max(-float(block.min()), float(block.max()))
 
         for start, stop in block_ranges(self.entries, model.block_entries):
             deltas = torch.empty(len(readers), stop - start)
@@ -177,11 +184,21 @@ class TensorDeltas:
                 else map(read, range(len(readers)))
             )
             base = model.base.read(self.name, start, stop).to(torch.float32)
-            for _ in parts:
-                pass
+            self._check_size(list(parts))
             yield Block(start, deltas, base)
         for reader in readers:
             next(reader, None)  # a damaged tensor may only be noticed at its end
+
+    def _check_size(self, sizes: Sequence[float]) -> None:
+        """Raises: InputError where float32 does not hold the square of a sum of deltas; sizes: by task."""
+        found = [size * max(1.0, abs(weight)) for size, weight in zip(sizes, self.weights, strict=True)]
+        if not sum(found) <= _LARGEST_SUM:  # NaN, too
+            task = max(range(len(found)), key=lambda task: found[task])
+            raise InputError(
+                f"tensor '{self.name}': its change under '{self.model.tasks[task]}', times its weight, "
+                f"reaches {found[task]:.4g}, and {self.model.method} takes {_LARGEST_SUM:.4g} of all tasks "
+                f"together, whose squares float32 holds; keep the base's with --exclude '{self.name}'"
+            )
 
     def each_task(self, work: Callable[[int], Found], copies: int = 0) -> list[Found]:
         """Returns what `work` finds of each task; copies: of the whole float32 tensor that it holds."""

@@ -15,7 +15,13 @@ import numpy as np
 
 from flexswitch.codecs.errors import UsageError, unknown_name
 from flexswitch.merging.methods.registry import Method
-from flexswitch.merging.methods.settings import by_task_settings, check_settings, recorded
+from flexswitch.merging.methods.settings import (
+    MOST_NUMBER,
+    NUMBER_EXPECTED,
+    by_task_settings,
+    check_settings,
+    recorded,
+)
 
 _WEIGHT = "weight"
 _LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
@@ -149,6 +155,8 @@ def _weight(task: str, value: Any) -> float:
         weight = np.nan
     if not np.isfinite(weight):
         raise UsageError(f"--weight {task}={value}: expected a number")
+    if abs(weight) > MOST_NUMBER:
+        raise UsageError(f"--weight {task}={value}: {NUMBER_EXPECTED}")
     return weight
 
 

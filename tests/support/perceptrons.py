@@ -103,7 +103,7 @@ class Perceptrons:
         vectors = {
             name: memory_pair(self.base, state) for name, state in zip(self.names, self.states, strict=True)
         }
-        model = model_deltas(MemoryCheckpoint(self.base), vectors, EVERYTHING, jobs, memory)
+        model = model_deltas(MemoryCheckpoint(self.base), vectors, EVERYTHING, jobs, memory, "a merge")
         own = tuple(weights) or (1.0,) * len(vectors)
         model.weights.update(dict.fromkeys(model.names, own))
         examples = {

@@ -223,7 +223,8 @@ def pcb(case: Case) -> Weights:
         "sum": np.tanh(flat * flat.sum(axis=0)),
     }[case.get("form", "pairs")]
     scores = np.exp(len(flat) * sizes**2) * agreement
-    scores = scores.astype(np.float32).astype(np.float64)  # equal scores stay equal, as in the released code
+    if len(flat) < 80:  # float32 holds them: equal scores stay equal, as in the released code
+        scores = scores.astype(np.float32).astype(np.float64)
     kept = between(scores, *sorted_at(scores, min(count - 1, int(count * (1 - density))), count - 1))
     clipped = np.sign(flat) * np.clip(np.abs(flat), *bounds)
     merged = (np.array(case.weights)[:, None] * kept * clipped).sum(axis=0)

@@ -60,7 +60,7 @@ def nuslerp(case: Case) -> Weights:
 
     def merge(vectors: Floats) -> Floats:
         cosine = cosine_of(vectors[0], vectors[1], 1e-7)
-        return (1 - t) * vectors[0] + t * vectors[1] if 1 - cosine**2 <= 1e-16 else arc(*vectors, t, cosine)
+        return (1 - t) * vectors[0] + t * vectors[1] if 1 - cosine**2 <= 1e-12 else arc(*vectors, t, cosine)
 
     axis = None if case.get("flatten", True) else (0 if case.get("columns", False) else -1)
     return from_vectors(case, case.get("of", "deltas"), merge, axis)
