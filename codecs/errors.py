@@ -13,6 +13,7 @@ FlexswitchError
 import difflib
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import get_args
 
 
@@ -69,6 +70,15 @@ class ExpectationError(FlexswitchError):
     """A recipe ran, and one of its expectations was not met."""
 
     status = ExitStatus.EXPECTATION
+
+
+def not_found(path: str | Path, expected: str) -> str:
+    """Returns what is wrong where no file is: none is there, or something else. expected: what ought to be.
+
+    >>> not_found("sst2.fsw", "an artifact"), not_found(".", "an artifact")
+    ('sst2.fsw: no such file; expected an artifact', '.: is a folder; expected an artifact')
+    """
+    return f"{path}: {'is a folder' if Path(path).is_dir() else 'no such file'}; expected {expected}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

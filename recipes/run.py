@@ -42,7 +42,12 @@ def run(
     finally:
         engine.close()
         if choice.share is None and not choice.frozen:
-            _write_lock(prepared, outcome, bool(choice.only))
+            try:
+                _write_lock(prepared, outcome, bool(choice.only))
+            except OSError as error:
+                if not outcome.failures:
+                    raise
+                outcome.unwritten = f"{error.filename or prepared.lock_path}: {error.strerror or error}"
     return outcome
 
 
@@ -56,6 +61,7 @@ def failure_of(prepared: Prepared, outcome: Outcome) -> FlexswitchError | None:
         others = len(outcome.failures) - 1
         more = f"; {others} other steps failed" if others else ""
         left = f"; {len(outcome.left)} steps were left out" if outcome.left else ""
+        left += f"; and the lock was not written: {outcome.unwritten}" if outcome.unwritten else ""
         log = log_file(prepared.lock_path, number, prepared.steps[number].name)
         error = FlexswitchError(
             f"{source}: step '{prepared.steps[number].name}': {failure.message} (log: {log}){more}{left}"

@@ -54,13 +54,17 @@ class Room:
 
 @dataclass
 class Outcome:
-    """What became of the steps. failures: in the order in which they happened."""
+    """What became of the steps.
+
+    failures: in the order in which they happened; unwritten: why the lock could not be written after them.
+    """
 
     records: dict[str, StepRecord] = field(default_factory=dict)
     was_done: set[int] = field(default_factory=set)
     failures: dict[int, Failure] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     left: set[int] = field(default_factory=set)
+    unwritten: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.argument_types import PATH, check_argument, is_path
 from flexswitch.codecs.blocks import as_matrix, put_rows, spread
 from flexswitch.codecs.codec import Codec, decoded_entries
-from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError
+from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, not_found
 from flexswitch.codecs.format.artifact_table import read_table
 from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.documents import parse_document
@@ -250,9 +250,7 @@ def open_artifact(path: str | Path) -> Artifact:
     check_argument("open_artifact", "path", path, is_path(path), PATH)
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
-        )
+        raise InputError(not_found(path, "an artifact (.fsw) that `flexswitch compress` wrote"))
     file = RangeReader(path, ArtifactError)
     stored = file.header()
     text = stored.metadata.get(METADATA_KEY)

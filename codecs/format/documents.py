@@ -38,12 +38,22 @@ def parse_strict(kind: type[Document], path: Path, text: str) -> Document:
 
 def _parsed(path: Path, text: str) -> dict[str, object]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as reason:
         raise ArtifactError(f"{path}: its JSON document does not parse ({reason})") from reason
     if not isinstance(document, dict):
         raise ArtifactError(f"{path}: its JSON document is a {type(document).__name__}, expected an object")
     return document
+
+
+def unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns a JSON object. Raises: ValueError where a name stands twice; of two, json takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name '{twice}' stands twice in an object")
+    return found
 
 
 def _check_format(kind: type[Document], path: Path, document: dict[str, object]) -> None:

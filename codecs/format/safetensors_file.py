@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.format.documents import unique_names
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -61,7 +62,7 @@ def _parsed_header(path: Path, error: type[FlexswitchError], text: bytes, total:
     """Returns the header of a file of `total` bytes from its text, which begins at byte 8."""
     start = 8 + len(text)
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=unique_names)
         metadata = document.pop("__metadata__", None) or {}  # JSON's null is allowed
         tensors = {name: _stored(entry, start) for name, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flexswitch.codecs.errors import InputError, UsageError, unknown_name
+from flexswitch.codecs.errors import InputError, UsageError, not_found, unknown_name
 from flexswitch.merging.checkpoints.config import read_json_object
 from flexswitch.merging.checkpoints.opening import locate
 from flexswitch.merging.commands.arguments import OutputDtype
@@ -97,7 +97,7 @@ def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
 def read_document(path: Path) -> dict[str, Any]:
     """Returns the document, of known keys. Raises: InputError."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a merge configuration in YAML")
+        raise InputError(not_found(path, "a merge configuration in YAML"))
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"{path}: has {path.stat().st_size:,} bytes, expected {_MOST_BYTES:,} at most")
     try:

@@ -101,7 +101,8 @@ def tasks_with(folder: Path, split: str) -> dict[str, Path]:
     Raises: InputError if the folder is missing, or a task has two files.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a folder of <task>.{split}{SUFFIXES[0]} files")
+        what = "is a file" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; expected a folder of <task>.{split}{SUFFIXES[0]} files")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         for suffix in SUFFIXES:

@@ -1,5 +1,6 @@
 """Means of the tokens' hidden states; only the layers that they need are run."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -79,10 +80,9 @@ def _body(module: nn.Module) -> Any:
 
     Raises: InputError.
     """
-    from transformers import PreTrainedModel
-
-    for each in module.modules():
-        if isinstance(each, PreTrainedModel):
+    loaded = sys.modules.get("transformers")  # it is, where a model is of it
+    for each in module.modules() if loaded is not None else ():
+        if isinstance(each, loaded.PreTrainedModel):
             reads_texts = each.main_input_name == "input_ids"
             return each.get_encoder() if each.config.is_encoder_decoder and reads_texts else each.base_model
     raise InputError(

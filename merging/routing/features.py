@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, not_found
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.codecs.threads import parallel_map
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
@@ -188,9 +188,7 @@ class FileFeatures:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise InputError(
-                f"{path}: no such file; expected features as tensors <task>.train and <task>.test"
-            )
+            raise InputError(not_found(path, "features as tensors <task>.train and <task>.test"))
         self._file = SafetensorsCheckpoint(str(path), [path], None)
 
     def rows(self, task: str, split: str, examples: Examples, rows: NDArray[np.int64]) -> Tensor:

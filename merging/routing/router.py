@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, not_found
 from flexswitch.codecs.format.zoo import Zoo
 from flexswitch.merging.models.examples import SUFFIXES, Examples, first, read_examples
 from flexswitch.merging.models.runner import Runner
@@ -65,7 +65,7 @@ def route_file(
 def read_samples(path: Path, limit: int | None) -> Examples:
     """Returns the first `limit` samples of a file, or all. Raises: InputError."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected samples as one of {', '.join(SUFFIXES)}")
+        raise InputError(not_found(path, f"samples as one of {', '.join(SUFFIXES)}"))
     return read_examples(path, False, first(limit))
 
 

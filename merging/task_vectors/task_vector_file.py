@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexswitch.codecs.errors import ArtifactError, InputError
+from flexswitch.codecs.errors import ArtifactError, InputError, not_found
 from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.format.documents import parse_document
 from flexswitch.codecs.format.fields import Count, Crc32, TaskName
@@ -70,7 +70,7 @@ class TaskVectorFile:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a task vector that `flexswitch extract` wrote")
+            raise InputError(not_found(path, "a task vector that `flexswitch extract` wrote"))
         self._file = SafetensorsCheckpoint(str(path), [path], None, ArtifactError)
         metadata = self._file.metadata
         if METADATA_KEY not in metadata:

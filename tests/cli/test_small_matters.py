@@ -57,3 +57,30 @@ def test_many_merged_tasks_are_counted_and_few_are_named(models: Path, flexswitc
         tasks = [f"t{number}=red.safetensors" for number in range(count)]
         options = ("--base", "base.safetensors", "--method", "average", "-o", f"merged-{count}")
         assert flexswitch("merge", *tasks, *options).out.startswith(f"merged-{count}: {said}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["inspect run.fsw", "pack run.fsw -o other", "merge run.fsw --base base.safetensors -o a --task red"],
+)
+def test_a_folder_in_place_of_a_file_is_called_one(models: Path, flexswitch: Runner, command: str) -> None:
+    (models / "run.fsw").mkdir()
+    outcome = flexswitch(*command.split())
+    line = "run.fsw: is a folder; expected an artifact (.fsw) that `flexswitch compress` wrote"
+    assert (outcome.status, outcome.error) == (1, line)
+
+
+def test_a_file_in_place_of_a_folder_of_examples_is_called_one(zoo: Path, flexswitch: Runner) -> None:
+    outcome = flexswitch("eval", "zoo", "--base", "base.safetensors", "--data", "red.fsw")
+    assert (outcome.status, outcome.error.partition(";")[0]) == (1, "red.fsw: is a file")
+
+
+@pytest.mark.parametrize("command", ["inspect zoo", "verify zoo", "pack red.fsw -o zoo --add"])
+def test_a_name_that_stands_twice_in_zoo_json_is_refused(zoo: Path, flexswitch: Runner, command: str) -> None:
+    file = zoo / "zoo" / "zoo.json"
+    before = file.read_text().replace('"adapter"', '"adapter": "x", "adapter"', 1)
+    file.write_text(before)
+    outcome = flexswitch(*command.split())
+    assert outcome.status == 3
+    assert outcome.error.endswith("(the name 'adapter' stands twice in an object)")
+    assert file.read_text() == before

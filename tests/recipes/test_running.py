@@ -1,6 +1,8 @@
 """A step runs once: the lock says what is done, and another process count gives the same bytes."""
 
+import errno
 import json
+import os
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -282,6 +284,27 @@ def test_a_failure_stops_what_stands_on_it_and_keep_going_does_the_rest(flexswit
         "tests": "4", "failures": "1", "skipped": "2",
     }  # fmt: skip
     assert "red.safetensors" in suite.find("testcase/failure").get("message")
+
+
+def full_disk(path, lock):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_a_lock_that_cannot_be_written_hides_no_failed_step(flexswitch, recipe, models, monkeypatch):
+    monkeypatch.setattr("flexswitch.recipes.run.write_lock", full_disk)
+    (models / "red.safetensors").write_bytes(b"damaged")
+    outcome = flexswitch("run", "recipe.yaml")
+    assert outcome.status == 1
+    assert outcome.error.startswith("recipe.yaml: step 'compress red': red.safetensors: ")
+    assert outcome.error.endswith("; and the lock was not written: recipe.lock: No space left on device")
+
+
+def test_without_a_failure_a_lock_that_cannot_be_written_is_the_error(
+    flexswitch, recipe, models, monkeypatch
+):
+    monkeypatch.setattr("flexswitch.recipes.run.write_lock", full_disk)
+    outcome = flexswitch("run", "recipe.yaml")
+    assert (outcome.status, outcome.error) == (1, "recipe.lock: No space left on device")
 
 
 def test_reports_of_a_run(flexswitch, run, models):

@@ -1,5 +1,6 @@
 """Means of hidden states, compared with transformers alone for several model families, with and without heads."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -265,6 +266,14 @@ def test_means_of_bfloat16_layers_are_float32():
     assert found.dtype == torch.float32
     with torch.inference_mode():
         torch.testing.assert_close(found, layer_means(model, batch, [2]), rtol=0, atol=0.05)
+
+
+def test_without_transformers_no_module_has_layers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        InputError, match="features of layers need a transformers model, but Linear contains none"
+    ):
+        layer_means(nn.Linear(2, 2), {"input_ids": torch.zeros(1, 1)}, [0])
 
 
 def test_a_text_without_tokens_has_the_mean_zero():
