@@ -1,6 +1,5 @@
 """The `flexswitch` command: its subcommands, and how errors are printed."""
 
-import io
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -11,21 +10,24 @@ from flexswitch.cli.compress import compress
 from flexswitch.cli.eval import evaluate
 from flexswitch.cli.export import export
 from flexswitch.cli.extract import extract
+from flexswitch.cli.help import HelpfulCommand, HelpfulGroup
 from flexswitch.cli.index import index
 from flexswitch.cli.inspect import inspect
 from flexswitch.cli.merge import merge
 from flexswitch.cli.methods import methods
 from flexswitch.cli.pack import pack
-from flexswitch.cli.printable import make_libraries_printable, one_line, printable
+from flexswitch.cli.printable import make_libraries_printable, printable
 from flexswitch.cli.push import push
 from flexswitch.cli.route import route
 from flexswitch.cli.run import run
+from flexswitch.cli.screen import tell
 from flexswitch.cli.verify import verify
 from flexswitch.codecs.errors import ExitStatus, FlexswitchError
 
 app = typer.Typer(
+    cls=HelpfulGroup,
     name="flexswitch",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -41,26 +43,30 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the versions.")
     ] = False,
 ) -> None:
     """Turn fine-tuned checkpoints into tiny task vectors, and put them back together."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(ExitStatus.USAGE)
 
 
-app.command("extract")(extract)
-app.command("compress")(compress)
-app.command("pack")(pack)
-app.command("index")(index)
-app.command("merge")(merge)
-app.command("route")(route)
-app.command("eval")(evaluate)
-app.command("inspect")(inspect)
-app.command("verify")(verify)
-app.command("export")(export)
-app.command("methods")(methods)
-app.command("run")(run)
-app.command("push")(push)
+app.command("extract", cls=HelpfulCommand)(extract)
+app.command("compress", cls=HelpfulCommand)(compress)
+app.command("pack", cls=HelpfulCommand)(pack)
+app.command("index", cls=HelpfulCommand)(index)
+app.command("merge", cls=HelpfulCommand)(merge)
+app.command("route", cls=HelpfulCommand)(route)
+app.command("eval", cls=HelpfulCommand)(evaluate)
+app.command("inspect", cls=HelpfulCommand)(inspect)
+app.command("verify", cls=HelpfulCommand)(verify)
+app.command("export", cls=HelpfulCommand)(export)
+app.command("methods", cls=HelpfulCommand)(methods)
+app.command("run", cls=HelpfulCommand)(run)
+app.command("push", cls=HelpfulCommand)(push)
 
 
 def run_app() -> None:
@@ -83,14 +89,17 @@ def run_app() -> None:
 def _fail(message: str, status: ExitStatus) -> NoReturn:
     if "--debug" in sys.argv:
         _print_lines(traceback.format_exc())
-    print("flexswitch: error: " + one_line(message), file=sys.stderr)
+    tell(f"error: {message}")
     sys.exit(status)
 
 
 def _fail_on_usage(error: typer.TyperException) -> NoReturn:
-    shown = io.StringIO()
-    error.show(shown)  # type: ignore[attr-defined]  # all that typer raises have it
-    _print_lines(shown.getvalue())
+    """Ends with one line on a wrong use of the command line, and where to read the right one."""
+    message = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    context = getattr(error, "ctx", None)
+    see = " See" if message.endswith("?") else "; see"
+    advice = "" if context is None else f"{see} {context.command_path} --help"
+    tell(f"error: {message[:1].lower()}{message[1:]}{advice}")
     sys.exit(error.exit_code)
 
 

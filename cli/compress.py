@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flexswitch.cli.command import command
-from flexswitch.cli.console import Console, size
+from flexswitch.cli.console import Console, percent, size
 from flexswitch.cli.options import (
     Adapter,
     Device,
@@ -147,7 +147,7 @@ def _print(console: Console, artifact: "Artifact") -> dict[str, Any]:
     header, document = artifact.header, compressed(artifact)
     kept, stored = document["kept"], document["bytes"]
     parameters = max(1, header.parameters)
-    share = "all" if header.exact else f"{kept / parameters:.1%}"
+    share = "all" if header.exact else percent(kept / parameters)
     lines = [
         f"{artifact.path}: task '{header.name}' by {header.method.name}, kept {share} of "
         f"{header.parameters:,} parameters, {size(stored)}, {document['bits_per_parameter']:.3f} bits a "

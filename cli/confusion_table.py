@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from flexswitch.cli.console import table
+from flexswitch.cli.console import percent, table
+from flexswitch.cli.table import Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +23,7 @@ def confusion_parts(counts: "NDArray[np.int64]", tasks: Sequence[str]) -> list[T
     if len(tasks) > _MOST_ROWS:
         lines[0] += f"; shown are the {_MOST_ROWS} worst of {len(tasks):,} tasks"
     named = [
-        f"{each.task} taken for {each.routed} {each.times} times ({each.share:.0%})"
+        f"{each.task} taken for {each.routed} {each.times} times ({percent(each.share, 0)})"
         for each in mistakes(counts, tasks, _NAMED)
     ]
     if named:

@@ -1,25 +1,24 @@
 """What commands print: progress and notes on stderr, the result on stdout."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console as RichConsole
 from rich.filesize import decimal
-from rich.table import Table
 
 from flexswitch.cli.printable import printable
+from flexswitch.cli.screen import BOLD, DIM, columns_of, fitted, is_terminal, styled, tell
+from flexswitch.cli.table import Column, Table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Wider than any table: fitted to a narrow terminal, figures would be cut off.
-_WIDTH = 1000
 _STEPS_A_LINE = 50
+_MOST_LINES = 20  # of the steps of a training
+_STYLES = {"title": BOLD, "header": BOLD, "rule": DIM}  # of a table's lines
 
 
 class Console:
@@ -34,7 +33,7 @@ class Console:
     def note(self, text: str) -> None:
         """Prints a line on stderr, unless quiet."""
         if not self.quiet:
-            print(f"flexswitch: {printable(text)}", file=sys.stderr)
+            tell(text)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -51,10 +50,10 @@ class Console:
     def steps(self, what: str, total: int) -> Iterator[Callable[[int, str], None]]:
         """Yields a function to call after each step, with the number of steps done and their state.
 
-        It moves the bar on a terminal, and otherwise notes every 50th step with the time left. The first step
-        may be any: an interrupted run continues.
+        It moves the bar on a terminal, and otherwise notes every 50th step, or fewer, so that there are at
+        most 20, with the time left. The first step may be any: an interrupted run continues.
         """
-        time_left = _TimeLeft(total, self._clock)
+        time_left, noted = _TimeLeft(total, self._clock), max(_STEPS_A_LINE, total // _MOST_LINES)
         with self._bars() as bars:
             bar = (
                 None if bars is None else bars.add_task(printable(what), total=total, item="", visible=False)
@@ -63,7 +62,7 @@ class Console:
             def stepped(done: int, state: str) -> None:
                 left = time_left.left(done)
                 if bars is None or bar is None:
-                    if done % _STEPS_A_LINE == 0 or done == total:
+                    if done % noted == 0 or done == total:
                         ending = "" if left is None or done == total else f", {duration(left)} left"
                         self.note(f"step {done} of {total}: {state}{ending}")
                 elif time_left.first == done:
@@ -76,16 +75,12 @@ class Console:
     @contextmanager
     def _bars(self) -> Iterator["Progress | None"]:
         """Yields the bars of a terminal, or None without one; a bar inside another is drawn below it."""
-        if self.quiet or not sys.stderr.isatty() or self._live is not None:
+        if self.quiet or not is_terminal(sys.stderr) or self._live is not None:
             yield self._live
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from flexswitch.cli.bars import make_bars
 
-        columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[item]}", style="dim", markup=False),
-        )  # fmt: skip
-        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
+        with make_bars() as bars:
             self._live = bars
             try:
                 yield bars
@@ -97,14 +92,16 @@ class Console:
         if self.as_json:
             print(json.dumps(document, indent=1))
             return document
-        rich = RichConsole(width=_WIDTH, markup=False, emoji=False, highlight=False)
         for part in parts:
-            if isinstance(part, str):
-                rich.print(printable(part), soft_wrap=True)
-            else:
-                wraps = sys.stdout.isatty() and not all(column.no_wrap for column in part.columns)
-                rich.print(part, width=shutil.get_terminal_size().columns if wraps else None)
+            lines = fitted(printable(part), sys.stdout) if isinstance(part, str) else _drawn(part)
+            print("\n".join(lines))
         return document
+
+
+def _drawn(drawn: Table) -> Iterator[str]:
+    """Yields the lines of a table as they are shown on stdout."""
+    for line in drawn.lines(columns_of(sys.stdout), folds=sys.stdout.isatty()):
+        yield styled(line.text, _STYLES[line.kind], sys.stdout) if line.kind in _STYLES else line.text
 
 
 class _TimeLeft:
@@ -125,22 +122,23 @@ class _TimeLeft:
         return (now - self._began) / max(1, done - self.first) * (self._total - done)
 
 
-class _PrintableTable(Table):
-    """A table whose cells are printable."""
+def table(title: str, *columns: str, left: int = 1, prose: tuple[str, ...] = ()) -> Table:
+    """Returns an empty table whose first `left` columns are aligned left, the others right.
 
-    def add_row(self, *cells: Any, **options: Any) -> None:
-        """Adds a row of texts."""
-        super().add_row(*map(printable, cells), **options)
-
-
-def table(title: str, *columns: str, left: int = 1) -> Table:
-    """Returns an empty table whose first `left` columns are aligned left, the others right."""
-    made = _PrintableTable(
-        title=printable(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    prose: the columns whose texts are sentences, or lists of names; they fold in a log too.
+    """
+    return Table(
+        title, [Column(printable(name), number < left, name in prose) for number, name in enumerate(columns)]
     )
-    for position, column in enumerate(columns):
-        made.add_column(printable(column), justify="left" if position < left else "right", no_wrap=True)
-    return made
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Returns a share in %.
+
+    >>> percent(0.1204, 2)
+    '12.04 %'
+    """
+    return f"{100 * share:.{digits}f} %"
 
 
 def size(count: int) -> str:

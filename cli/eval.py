@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from flexswitch.cli.command import command
-from flexswitch.cli.console import Console, size, table
+from flexswitch.cli.console import Console, percent, size, table
 from flexswitch.cli.options import (
     Adapter,
     Device,
@@ -19,6 +18,7 @@ from flexswitch.cli.options import (
     Snap,
     Vote,
 )
+from flexswitch.cli.table import Table
 from flexswitch.merging.methods.registry import EVALUATED
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flexswitch.merging.evaluation.scores import Score
 
 _PERPLEXITY = "perplexity"
+_MOST_COLUMNS = 10  # tasks beside each other
 
 
 @command
@@ -117,7 +118,7 @@ def evaluate(
     if any(score.routing is not None for score in scores):
         note += "; routed methods answer one mixed stream, each sample under the head of its own task, and "
         note += "their time is over the base's forward pass of the same batches"
-    return console.result(document, scores_table(document), note, *_confusions(scores))
+    return console.result(document, *score_tables(document), note, *_confusions(scores))
 
 
 def _metrics(metrics: dict[str, str]) -> str:
@@ -143,7 +144,7 @@ def _confusions(scores: "Sequence[Score]") -> list[str]:
     for score in scores:
         if score.routing is not None:
             found = mistakes(score.routing.counts, list(score.values), 3)
-            parts = [f"{each.task} → {each.routed} {each.share:.0%}" for each in found]
+            parts = [f"{each.task} → {each.routed} {percent(each.share, 0)}" for each in found]
             snapped = f", {score.routing.snapped:.1f} % of them snapped" if score.routing.snapped else ""
             lines.append(
                 f"{score.method}: weights of {score.routing.entropy:.2f} bits{snapped}; "
@@ -156,19 +157,27 @@ def _value(value: float, metric: str) -> str:
     return f"{value:.2f}" if metric == _PERPLEXITY else f"{value:.1f}"
 
 
-def scores_table(document: dict[str, Any]) -> Table:
+def score_tables(document: dict[str, Any]) -> list[Table]:
+    """Returns a row for each method, with the score of each task; of many tasks in a table of their own."""
+    tasks, methods = document["metrics"], document["methods"]
+    few = len(tasks) <= _MOST_COLUMNS
     rows = table(
-        "", "method", *document["tasks"], "average", "of individual", "bytes a task", "routing", "time"
+        "", "method", *(tasks if few else ()), "average", "of individual", "bytes a task", "routing", "time"
     )
-    for method, row in document["methods"].items():
+    for method, row in methods.items():
         share, routing = row["share_of_individual"], row["routing_accuracy"]
         rows.add_row(
             method,
-            *(_value(row["scores"][task], metric) for task, metric in document["metrics"].items()),
+            *(_value(row["scores"][task], metric) for task, metric in tasks.items() if few),
             "–" if row["average"] is None else f"{row['average']:.2f}",
-            "–" if share is None else f"{share:.1%}",
+            "–" if share is None else percent(share),
             size(round(row["bytes_per_task"])),
             "–" if routing is None else f"{routing:.1f}",
             f"{row['time_over_base']:.2f}×" if "time_over_base" in row else "–",
         )
-    return rows
+    if few:
+        return [rows]
+    each = table("", "task", *methods)
+    for task, metric in tasks.items():
+        each.add_row(task, *(_value(row["scores"][task], metric) for row in methods.values()))
+    return [each, rows]

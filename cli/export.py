@@ -3,11 +3,11 @@
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, size, table
 from flexswitch.cli.options import Output, Overwrite
+from flexswitch.cli.table import Table
 
 
 @command

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from flexswitch.cli.command import command, given_options
 from flexswitch.cli.console import Console, size
 from flexswitch.cli.options import Adapter, Device, LockTimeout, MaxLength, Overwrite
+from flexswitch.cli.table import Table
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.index_record import IndexRecord

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from flexswitch.cli.confusion_table import confusion_document, confusion_parts
+from flexswitch.cli.table import Table
 
 
 def index_report(

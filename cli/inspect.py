@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from flexswitch.cli.command import command
-from flexswitch.cli.console import Console, size, table
+from flexswitch.cli.console import Console, percent, size, table
 from flexswitch.cli.options import Jobs, Overwrite
+from flexswitch.cli.table import Table
 
 _RULES = {"sum": "added to", "product": "times"}
 
@@ -105,7 +105,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         for number, part in enumerate(record.parts):
             shape = "×".join(map(str, part.shape)) + (f" of rank {part.rank}" if part.rank else "")
             rows.add_row("  + " if number else name, shape, _codecs(part), str(part.bits), f"{part.kept:,}",
-                         f"{part.kept / max(1, part.layout.entries):.2%}", f"{part.size:,}",
+                         percent(part.kept / max(1, part.layout.entries), 2), f"{part.size:,}",
                          f"{8 * part.size / max(1, prod(part.shape)):.3f}")  # fmt: skip
         kept, entries = (
             sum(part.kept for part in record.parts),
@@ -115,7 +115,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
         experts = changed_experts(artifact, name)
         for expert, own in experts.items():
             share = own * record.shape[0] / max(1, prod(record.shape))
-            rows.add_row(f"  expert {expert}", "", "", "", f"{own:,}", f"{share:.2%}", "", "")
+            rows.add_row(f"  expert {expert}", "", "", "", f"{own:,}", percent(share, 2), "", "")
         tensors[name] = record.model_dump() | counts | ({"experts": experts} if experts else {})
     for name, exact in sorted(header.exact.items()):
         shape, forms = (
@@ -129,8 +129,8 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
     payloads = sum(tensor["bytes"] for tensor in tensors.values())
     extras = artifact.extra_bytes()
     rows.add_section()
-    rows.add_row("total", "", "", "", f"{kept:,}", f"{kept / max(1, header.parameters):.2%}", f"{payloads:,}",
-                 f"{8 * payloads / max(1, header.parameters):.3f}")  # fmt: skip
+    rows.add_row("total", "", "", "", f"{kept:,}", percent(kept / max(1, header.parameters), 2),
+                 f"{payloads:,}", f"{8 * payloads / max(1, header.parameters):.3f}")  # fmt: skip
     document = header.model_dump() | {
         "tensors": tensors, "kept": kept, "bytes": stored, "payload_bytes": payloads, "extra_bytes": extras,
         "header_bytes": stored - payloads - extras,
@@ -206,7 +206,7 @@ def _stored(record: "TaskRecord") -> list[str]:
     """Returns the cells of a stored file from its method on."""
     bits = 8 * record.size / max(1, record.parameters)
     share = 4 * record.parameters / max(1, record.size)
-    error = "–" if record.relative_error is None else f"{record.relative_error:g}"
+    error = "–" if record.relative_error is None else f"{record.relative_error:.4f}"
     return [
         record.method, f"{record.parameters:,}", f"{record.size:,}", f"{bits:.3f}", f"1/{share:.1f}", error,
     ]  # fmt: skip

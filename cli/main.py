@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 
 
@@ -28,3 +29,5 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for good
+        elif isinstance(stream := getattr(sys, name), TextIOWrapper) and mode == "w":
+            stream.reconfigure(errors="backslashreplace")  # a text that the encoding lacks ends no command

@@ -3,11 +3,11 @@
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from flexswitch.cli.command import command
 from flexswitch.cli.console import Console, table
 from flexswitch.cli.options import completing
+from flexswitch.cli.table import Table
 from flexswitch.merging.methods.registry import METHODS, Method
 
 
@@ -40,7 +40,7 @@ def methods(
 
 
 def _listed() -> Table:
-    rows = table("", "method", "kind", "needs", "source", left=4)
+    rows = table("", "method", "kind", "needs", "source", left=4, prose=("needs", "source"))
     for method in METHODS:
         rows.add_row(method.name, method.kind, ", ".join(method.needs), method.source)
     return rows
@@ -55,11 +55,10 @@ def _one(console: Console, method: Method) -> dict[str, Any]:
     document = _record(method) | {"settings": [setting._asdict() for setting in settings]}
     if not settings:
         return console.result(document, head, "It has no settings.")
-    rows = table("", "setting", "default", "values", "meaning", left=4)
+    rows = table("", "setting", "default", "values", "meaning", left=4, prose=("values", "meaning"))
     for setting in settings:
         default = "none" if setting.default is None else str(setting.default)
         rows.add_row(setting.name, default, setting.expected, setting.meaning)
-    rows.columns[-1].no_wrap = False
     return console.result(document, head, rows)
 
 

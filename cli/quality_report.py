@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from flexswitch.cli.console import table
+from flexswitch.cli.console import percent, table
+from flexswitch.cli.table import Table
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.quality_records import BudgetRecord, ErrorRecord, TrainingRecord
@@ -47,11 +46,11 @@ def training_line(header: "ArtifactHeader", training: "TrainingRecord") -> str:
         f"{before.divergence:g} → {after.divergence:g}"
     )
     if _has_answers(header):
-        line += f", the same answer to {after.agreement:.1%}"
+        line += f", the same answer to {percent(after.agreement)}"
     if after.held_out_divergence is not None and after.held_out_agreement is not None:
         line += f"; of {training.held_out} held out: {after.held_out_divergence:g}"
         if _has_answers(header):
-            line += f", {after.held_out_agreement:.1%}"
+            line += f", {percent(after.held_out_agreement)}"
     return line
 
 
@@ -64,7 +63,7 @@ def training_table(header: "ArtifactHeader", training: "TrainingRecord") -> Tabl
     )  # fmt: skip
 
     def add(name: str, count: int, divergences: list[float], agreements: list[float]) -> None:
-        shares = [f"{share:.1%}" if _has_answers(header) else "–" for share in agreements]
+        shares = [percent(share) if _has_answers(header) else "–" for share in agreements]
         rows.add_row(name, str(count), *(f"{value:g}" for value in divergences), *shares)
 
     add("exemplars", training.exemplars, [before.divergence, after.divergence],

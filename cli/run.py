@@ -143,7 +143,7 @@ def _note_plan(console: Console, prepared: "Prepared") -> None:
 
 def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dict[str, Any]:
     """Prints what became of the steps, or raises what the first failure is."""
-    from flexswitch.cli.eval import scores_table
+    from flexswitch.cli.eval import score_tables
     from flexswitch.recipes.report import steps_document
     from flexswitch.recipes.run import failure_of
 
@@ -155,7 +155,9 @@ def _finished(console: Console, prepared: "Prepared", outcome: "Outcome") -> dic
     count = Counter(step["status"] for step in document["steps"])
     closing = f"{document['recipe']}: {count['done']} steps done, {count['unchanged']} had been done before"
     results = [(step["name"], step["result"]) for step in document["steps"] if step["result"]]
-    parts = [part for name, result in results if "methods" in result for part in (name, scores_table(result))]
+    parts = [
+        part for name, result in results if "methods" in result for part in (name, *score_tables(result))
+    ]
     left = f", {count['waiting']} left" if count["waiting"] else ""
     return console.result(document, *parts, closing + left)
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from flexswitch.cli.console import Console, duration
 from flexswitch.cli.printable import printable
+from flexswitch.cli.screen import is_terminal
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from flexswitch.recipes.execute import Task
     from flexswitch.recipes.prepared import Prepared
     from flexswitch.recipes.step_run import Event
@@ -53,7 +53,7 @@ class Lines:
 class Table(Lines):
     """Shows the running steps below a bar of all."""
 
-    def __init__(self, console: Console, tasks: "Mapping[int, Task]", bars: Progress) -> None:
+    def __init__(self, console: Console, tasks: "Mapping[int, Task]", bars: "Progress") -> None:
         super().__init__(console, tasks)
         self._bars = bars
         self._all = bars.add_task("steps", total=len(tasks), item="")
@@ -93,12 +93,10 @@ class Table(Lines):
 @contextmanager
 def watch(console: Console, prepared: "Prepared", tasks: "Mapping[int, Task]") -> Iterator[Lines]:
     """Yields what shows the progress of a run."""
-    if console.quiet or not sys.stderr.isatty() or not tasks:
+    if console.quiet or not is_terminal(sys.stderr) or not tasks:
         yield Lines(console, tasks)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[item]}", style="dim", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
+    from flexswitch.cli.bars import make_bars
+
+    with make_bars() as bars:
         yield Table(console, tasks, bars)

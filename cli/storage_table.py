@@ -4,9 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from flexswitch.cli.console import Console, size, table
+from flexswitch.cli.console import Console, percent, size, table
+from flexswitch.cli.table import Table
 
 if TYPE_CHECKING:
     from flexswitch.codecs.format.container import Artifact
@@ -49,9 +48,9 @@ def storage_report(path: str, console: Console, jobs: int | None) -> tuple[dict[
     drawn.add_row(f"total of {len(artifacts)} file{'s' * (len(artifacts) > 1)}", *_cells(total))
     header = files - total.stored - extras
     closing = (
-        f"{path}: tensors {size(total.stored)}, {total.stored / max(1.0, total.shannon):.1%} of Shannon's "
-        f"bound and 1/{total.published / max(1, total.stored):.2f} of the 2025 form; headers {size(header)}, "
-        f"{header / max(1, len(tensors)):.0f} bytes a tensor; extras {size(extras)}"
+        f"{path}: tensors {size(total.stored)}, {percent(total.stored / max(1.0, total.shannon))} of "
+        f"Shannon's bound and 1/{total.published / max(1, total.stored):.2f} of the 2025 form; headers "
+        f"{size(header)}, {header / max(1, len(tensors)):.0f} bytes a tensor; extras {size(extras)}"
     )
     return document, drawn, closing
 
@@ -78,10 +77,10 @@ def _stored_in(zoo: "Zoo") -> "dict[str, Artifact]":
 
 def _cells(sizes: "TensorSizes") -> list[str]:
     return [
-        f"{sizes.kept / max(1, sizes.entries):.2%}",
+        percent(sizes.kept / max(1, sizes.entries), 2),
         f"{sizes.stored:,}",
         f"{sizes.shannon:,.0f}",
-        f"{sizes.stored / max(1.0, sizes.shannon):.1%}",
+        percent(sizes.stored / max(1.0, sizes.shannon)),
         f"{sizes.published:,}",
         *(f"{size:,}" for size in sizes.codecs.values()),
     ]

@@ -118,7 +118,7 @@ def _table(prepared: Prepared, outcome: Outcome, document: dict[str, Any]) -> It
             _cell(str(result.get("task", ""))),
             f"{stored:,}" if isinstance(stored, int) else "",
             f"{bits:.3f}" if isinstance(bits, float) else "",
-            f"{agreement:.1%}" if isinstance(agreement, float) else "",
+            f"{100 * agreement:.1f} %" if isinstance(agreement, float) else "",
             _cell(_expectation(prepared, outcome, number)),
             step["status"] if step["error"] is None else f"failed: {_cell(step['error'])}",
         ]

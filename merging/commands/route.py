@@ -53,7 +53,7 @@ def route(
         result = route_file(router, path, examples, on_chunk)
     if router.index.recall < 1:
         reporter.note(
-            f"of that many exemplars the search finds {router.index.recall:.1%} of the nearest, "
+            f"of that many exemplars the search finds {100 * router.index.recall:.1f} % of the nearest, "
             "measured on the exemplars"
         )
     return RoutedFile(result, router.index)

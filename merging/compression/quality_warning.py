@@ -27,8 +27,8 @@ def quality_warning(header: ArtifactHeader) -> str | None:
         if kept >= ENOUGH:
             return None
         return (
-            f"warning: on {on} only {kept:.1%} of the answers are the fine-tuned model's; give a larger "
-            "--target-size, or more exemplars"
+            f"warning: on {on} only {100 * kept:.1f} % of the answers are the fine-tuned model's; give "
+            "a larger --target-size, or more exemplars"
         )
     if error is None or error.relative <= LARGEST_SAFE:
         return None

@@ -80,7 +80,7 @@ def _body(module: nn.Module) -> Any:
 
     Raises: InputError.
     """
-    loaded = sys.modules.get("transformers")  # it is, where a model is of it
+    loaded: Any = sys.modules.get("transformers")  # it is, where a model is of it
     for each in module.modules() if loaded is not None else ():
         if isinstance(each, loaded.PreTrainedModel):
             reads_texts = each.main_input_name == "input_ids"

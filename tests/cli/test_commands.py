@@ -216,7 +216,7 @@ def test_wrong_usage_ends_with_status_2_and_the_names_to_choose_from(models, fle
 def test_a_choice_that_there_is_not_ends_with_status_2(flexswitch, command, option):
     outcome = flexswitch(*command, option, "none-such")
     assert outcome.status == 2
-    assert f"Invalid value for '{option}'" in outcome.err
+    assert f"invalid value for '{option}'" in outcome.err
 
 
 def test_an_unknown_option_ends_with_status_2(flexswitch):

@@ -36,7 +36,7 @@ def test_index_and_eval_print_a_table_and_draw_a_chart(toy, flexswitch, tmp_path
         "time",
     ]
     assert sorted(lines[0].split()) == sorted(heading)
-    rows = [line.split("  ")[0] for line in lines[1:8]]
+    rows = [line.split("  ")[0] for line in lines[2:9]]
     assert rows == [
         "base", "individual", "average", "task-arithmetic", "t-switch",
         "auto-switch (per-sample)", "auto-switch (oracle)",

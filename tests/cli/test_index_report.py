@@ -58,7 +58,7 @@ def test_a_report_alone_tells_of_the_index_that_there_is(toy, index, flexswitch,
 def test_a_report_prints_the_table_and_where_it_is_from(toy, index, flexswitch, tmp_path):
     lines = flexswitch("index", toy.zoo, "--report", tmp_path / "c.png").out.splitlines()
     assert lines[1].split() == ["task", "birds", "cities", "tools", "right"]
-    assert [line.split()[0] for line in lines[2:5]] == ["birds", "cities", "tools"]
+    assert [line.split()[0] for line in lines[3:6]] == ["birds", "cities", "tools"]
     assert (
         lines[-1]
         == f"each exemplar routed by its 10 nearest others, one vote each; drawn in {tmp_path / 'c.png'}"

@@ -6,7 +6,7 @@ from flexswitch.merging.methods.registry import METHODS
 
 
 def test_every_method_is_listed_with_what_it_needs_and_its_source(flexswitch):
-    lines = flexswitch("methods").out.splitlines()[1:]
+    lines = flexswitch("methods").out.splitlines()[2:]
     assert len(lines) == len(METHODS)
     for line, method in zip(lines, METHODS, strict=True):
         assert line.split()[:2] == [method.name, method.kind]
@@ -17,7 +17,7 @@ def test_every_method_is_listed_with_what_it_needs_and_its_source(flexswitch):
 def test_one_method_is_shown_with_the_default_range_and_meaning_of_its_settings(flexswitch):
     outcome = flexswitch("methods", "t-switch")
     assert outcome.status == 0
-    (row,) = outcome.out.splitlines()[2:]
+    (row,) = outcome.out.splitlines()[3:]
     assert row.split()[:2] == ["drop", "0.6"]
     assert "a number of at least 0 and below 1" in row
     assert row.endswith("Share of each sign's entries to drop.")

@@ -36,7 +36,7 @@ def test_one_of_a_thing_is_not_plural(models: Path, flexswitch: Runner) -> None:
     assert "compressing 1 tensor of red.safetensors\n" in flexswitch(*command, "--method", "t-switch").err
     outcome = flexswitch("pack", "a.fsw", "-o", "one")
     assert "packing 1 artifact into one\n" in outcome.err
-    assert outcome.out.startswith("one: 1 task ")
+    assert outcome.out.startswith("one: 1 task\n")
     assert "one: zoo of 1 task, base" in flexswitch("inspect", "one").out
 
 

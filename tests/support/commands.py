@@ -30,6 +30,7 @@ class Runner:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
+        monkeypatch.delenv("COLUMNS", raising=False)  # workers of pytest-xdist have one
 
     def __call__(self, *arguments: object) -> Outcome:
         self._monkeypatch.setattr(sys, "argv", ["flexswitch", *map(str, arguments)])

@@ -151,9 +151,9 @@ def test_compress_inspect_and_a_zoo_show_it(tmp_path: Path, flexswitch: Runner) 
     assert (again["relative_error"], again["worst_tensors"]) == (relative, worst)
     zoo = tmp_path / "zoo"
     flexswitch("pack", made, "-o", zoo)
-    heading, row = flexswitch("inspect", zoo).out.splitlines()[1:3]
+    heading, _, row = flexswitch("inspect", zoo).out.splitlines()[1:4]
     assert heading.endswith("relative error")
-    assert row.split()[-1] == f"{relative:g}"
+    assert row.split()[-1] == f"{relative:.4f}"
 
 
 TRAINED = TrainingRecord(
@@ -174,8 +174,8 @@ WITHOUT_HELD_OUT = TRAINED.model_copy(
         (0.5, None, "none", None),
         (0.5001, None, "none", "the relative error 0.5001 is above 0.5"),
         (None, None, "none", None),
-        (0.9, TRAINED, "kl", "on 8 held-out examples only 90.0% of the answers"),
-        (0.1, TRAINED, "kl", "on 8 held-out examples only 90.0% of the answers"),
+        (0.9, TRAINED, "kl", "on 8 held-out examples only 90.0 % of the answers"),
+        (0.1, TRAINED, "kl", "on 8 held-out examples only 90.0 % of the answers"),
         (0.9, WITHOUT_HELD_OUT, "kl", None),
         (0.9, WITHOUT_HELD_OUT, "mse", "the relative error 0.9 is above 0.5"),
     ],

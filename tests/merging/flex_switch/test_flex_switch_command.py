@@ -126,7 +126,7 @@ def test_the_data_free_allocation_takes_no_examples_and_leaves_no_record(
 def test_inspect_shows_the_record_of_training(trained_file: Path, flexswitch: Runner) -> None:
     record = open_artifact(trained_file).header.training
     assert record is not None
-    *_, heading, names, first, second = flexswitch("inspect", trained_file).out.splitlines()
+    *_, heading, names, _, first, second = flexswitch("inspect", trained_file).out.splitlines()
     assert heading.strip() == "against the fine-tuned model"
     assert names.split() == [
         "on",
@@ -139,8 +139,9 @@ def test_inspect_shows_the_record_of_training(trained_file: Path, flexswitch: Ru
         "after",
     ]
     before, after = record.before, record.after
-    shares = [f"{share:.1%}" for share in (before.agreement, after.agreement)]
-    assert first.split() == ["exemplars", "12", f"{before.divergence:g}", f"{after.divergence:g}", *shares]
+    shares = [f"{100 * share:.1f} %" for share in (before.agreement, after.agreement)]
+    expected = ["exemplars", "12", f"{before.divergence:g}", f"{after.divergence:g}", *shares]
+    assert first.split() == " ".join(expected).split()
     assert second.split()[:4] == [
         "held", "out", "8", f"{before.held_out_divergence:g}",
     ]  # fmt: skip

@@ -106,7 +106,8 @@ def test_a_single_exemplar_can_not_be_left_out():
 
 def printed(counts: np.ndarray, tasks: list[str], capsys) -> list[str]:
     Console(quiet=True, as_json=False).result({}, *confusion_parts(counts, tasks))
-    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    return [" ".join(line.split()) for line in lines if not line.startswith("─")]
 
 
 def test_the_table_shows_the_matrix_and_the_largest_confusions(capsys):
@@ -117,8 +118,8 @@ def test_the_table_shows_the_matrix_and_the_largest_confusions(capsys):
         "cities · 9 1 90 %",
         "tools 5 · 5 50 %",
         "73.3 % of 30 lead to their own task",
-        "largest confusions: tools taken for birds 5 times (50%), birds taken for cities 2 times (20%), "
-        "cities taken for tools 1 times (10%)",
+        "largest confusions: tools taken for birds 5 times (50 %), birds taken for cities 2 times (20 %), "
+        "cities taken for tools 1 times (10 %)",
     ]
 
 
