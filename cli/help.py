@@ -15,8 +15,8 @@ _NAMES = 24  # columns of an option's name; a longer one stands in a line of its
 GROUPS = {
     "Inputs": "base config task finetuned merged heads data exemplars per-task input limit max-length "
     "include exclude on-resize key",
-    "Method": "method methods share to set set-for weight tune target-size rank extras codec effort adapter "
-    "features feature-dtype normalise metric seed neighbours vote snap mix routing engine",
+    "Method": "method methods share to set set-for weight tune target-size budget rank extras codec effort "
+    "adapter features feature-dtype normalise metric seed neighbours vote snap mix routing engine",
     "Steps": "dry-run check frozen force only keep-going",
     "Resources": "jobs memory device on address shard checkpoint-every resume lock-timeout",
     "Output": "output name dtype max-shard-size add remove storage report plot schema init overwrite",

@@ -24,7 +24,7 @@ def budget_line(header: "ArtifactHeader", budget: "BudgetRecord") -> str:
     taken = header.method.settings.get(budget.setting)
     return (
         f"smallest found for agreement={100 * budget.asked:.6g}%: {budget.setting}={taken} keeps "
-        f"{budget.kept:.1%} of the answers to {budget.examples} held-out examples"
+        f"{percent(budget.kept)} of the answers to {budget.examples} held-out examples"
     )
 
 
@@ -34,7 +34,7 @@ def budget_table(header: "ArtifactHeader", budget: "BudgetRecord") -> Table:
     rows = table("tries", budget.setting, "bytes", "agreement", "")
     for each in budget.tries:
         mark = "taken" if each.value == taken else ""
-        rows.add_row(str(each.value), f"{each.bytes:,}", f"{each.agreement:.1%}", mark)
+        rows.add_row(str(each.value), f"{each.bytes:,}", percent(each.agreement), mark)
     return rows
 
 

@@ -135,8 +135,9 @@ class _Search:
         best = max(self.tries.values(), key=lambda each: (each.agreement, -each.bytes))
         raise InputError(
             f"{self.partial}: nothing that was tried reaches {shown_budget(self.budget.share)} on "
-            f"{counted(self.budget.answers.examples, 'held-out example')}: the best is {best.agreement:.1%} "
-            f"at {best.bytes:,} bytes ({self._shown(best.value)}); ask for less, or take another method"
+            f"{counted(self.budget.answers.examples, 'held-out example')}: the best is "
+            f"{100 * best.agreement:.1f} % at {best.bytes:,} bytes ({self._shown(best.value)}); ask for less, "
+            "or take another method"
         )
 
     def record(self, chosen: BudgetTry) -> BudgetRecord:
@@ -168,8 +169,8 @@ class _Search:
         value, size = self.setting.values[number], artifact.file_bytes()
         self.tries[number] = BudgetTry(value, size, found)
         self.reporter.note(
-            f"try {len(self.tries)}: {self._shown(value)} takes {size:,} bytes and keeps {found:.1%} of the "
-            "answers"
+            f"try {len(self.tries)}: {self._shown(value)} takes {size:,} bytes and keeps {100 * found:.1f} % "
+            "of the answers"
         )
         if self._smallest() == number:
             self.partial.replace(self.best)

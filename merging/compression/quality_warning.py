@@ -34,6 +34,6 @@ def quality_warning(header: ArtifactHeader) -> str | None:
         return None
     return (
         f"warning: the relative error {error.relative:g} is above {LARGEST_SAFE:g}, beyond which most models "
-        f"gave under {ENOUGH:.0%} of the fine-tuned model's answers; measure it with `flexswitch eval`, keep "
-        "more, or learn what to keep: --method flexswitch --base BASE --exemplars DIR"
+        f"gave under {100 * ENOUGH:.0f} % of the fine-tuned model's answers; measure it with `flexswitch "
+        "eval`, keep more, or learn what to keep: --method flexswitch --base BASE --exemplars DIR"
     )

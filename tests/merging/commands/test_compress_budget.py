@@ -139,7 +139,7 @@ def test_nothing_is_written_where_nothing_reaches_the_budget(search: Search) -> 
     assert search.tried == tries
     assert str(raised.value).startswith(
         f"{search.output}: nothing that was tried reaches agreement=90% on 100 held-out examples: the best is "
-        "75.0% at "
+        "75.0 % at "
     )
     assert str(raised.value).endswith(" bytes (drop=0.0); ask for less, or take another method")
     assert search.left() == []

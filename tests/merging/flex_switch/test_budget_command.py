@@ -208,7 +208,7 @@ def test_steps_of_a_recipe_take_a_budget(
     for line, name in zip(Path("r.md").read_text().splitlines()[-2:], own, strict=True):
         budget = open_artifact(Path(f"{name}.fsw")).header.budget
         assert budget is not None
-        assert f"| {budget.kept:.1%} | met | done |" in line
+        assert f"| {100 * budget.kept:.1f} % | met | done |" in line
     assert flexswitch("run", "r.yaml", "--check").status == 0
     changed = json.loads(Path("r.yaml").read_text())
     changed["steps"][0]["options"]["budget"] = "agreement=7e-1"
