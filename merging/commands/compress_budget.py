@@ -136,8 +136,8 @@ class _Search:
         raise InputError(
             f"{self.partial}: nothing that was tried reaches {shown_budget(self.budget.share)} on "
             f"{counted(self.budget.answers.examples, 'held-out example')}: the best is "
-            f"{100 * best.agreement:.1f} % at {best.bytes:,} bytes ({self._shown(best.value)}); ask for less, "
-            "or take another method"
+            f"{100 * best.agreement:.1f} % at {best.bytes:,} bytes ({self._shown(best.value)}); ask for "
+            "less, or take another method"
         )
 
     def record(self, chosen: BudgetTry) -> BudgetRecord:
