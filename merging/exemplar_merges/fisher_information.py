@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.exemplar_merges.inputs import MergeInputs
 from flexswitch.merging.exemplar_merges.task_module import Gradients, TaskModule
 from flexswitch.merging.models.examples import Examples
@@ -29,6 +30,7 @@ def fisher_information(
 
     batch-sum: the squares of gradients that are summed over 32 examples and all classes before. Tensors that
     the outputs do not depend on are left out. on_example: called with the number of examples done.
+    Raises: InputError where the information is not finite.
     """
     module.with_gradients()
     size = 1 if expectation == "exact" else _BATCH
@@ -44,7 +46,14 @@ def fisher_information(
         for name, each in squares.items():
             totals[name] = totals[name].add_(each) if name in totals else each.to(torch.float64)
         on_example(min((number + 1) * size, len(examples)))
-    return {name: (total / len(examples)).to(torch.float32) for name, total in totals.items()}
+    found = {name: (total / len(examples)).to(torch.float32) for name, total in totals.items()}
+    for name, each in found.items():
+        if not torch.isfinite(each).all():
+            raise InputError(
+                f"tensor '{name}': the squared gradients of task '{module.task}' are beyond float32; its "
+                "weights or exemplars are huge"
+            )
+    return found
 
 
 def _expected_squares(module: TaskModule, logits: Tensor) -> Gradients:

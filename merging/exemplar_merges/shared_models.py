@@ -80,18 +80,19 @@ class SharedModels:
         def work(task: int) -> tuple[float, Gradients]:
             module, examples = self._modules[task].with_gradients(), self._learned[task]
             loss = _entropies(module, examples, batch_rows(step, batch, len(examples), seed)).mean()
-            return float(loss.detach()), module.gradients(loss)
+            gradients = module.gradients(loss)
+            if not all(torch.isfinite(each).all() for each in (loss, *gradients.values())):
+                raise InputError(
+                    f"the entropy of the answers of task '{module.task}', or its gradient, is not finite in "
+                    f"step {step + 1}; weights or exemplars of the task are huge"
+                )
+            return float(loss.detach()), gradients
 
         total, summed = 0.0, Gradients()
         for loss, gradients in self._inputs.in_order(work, len(self._modules), self._inputs.gradient_bytes):
             total += loss
             for name, gradient in gradients.items():
                 summed[name] = summed[name].add_(gradient) if name in summed else gradient
-        if not np.isfinite(total):
-            raise InputError(
-                f"the entropy of the answers is {total} in step {step + 1}; the weights of a task are not "
-                "finite, or huge"
-            )
         return total, summed
 
 

@@ -51,10 +51,13 @@ class TaskModule:
             parameter.data = weights[name]
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
-        """Returns the model's input for some examples."""
+        """Returns the model's input for some examples. Raises: InputError where it is not finite."""
         inputs = examples.take(torch.tensor(rows, dtype=torch.int64).numpy()).inputs
         with _TOKENIZERS:
             batch = self._adapter.batch(inputs)
+        if not all(torch.isfinite(value).all() for value in batch.values()):
+            place = self._source if examples.origin is None else examples.origin.path
+            raise InputError(f"{place}: exemplars of task '{self.task}' hold NaN or infinite numbers")
         return {name: value.to(self._device) for name, value in batch.items()}
 
     def answers(self, batch: Batch) -> Tensor:
@@ -62,11 +65,19 @@ class TaskModule:
         return self._adapter.logits(self.module, batch)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Returns the logits in float32, (sample, class). Raises: InputError unless they are of classes."""
+        """Returns the logits in float32, (sample, class).
+
+        Raises: InputError unless they are of classes and finite.
+        """
         logits = self.answers(batch)
         kind = kind_of(self._adapter, self._config, self._extras, logits)
         if kind != "classes":
             raise InputError(f"{self._source}: its outputs are {kind}, but this merge needs a classifier")
+        if not torch.isfinite(logits).all():
+            raise InputError(
+                f"{self._source}: the answers of task '{self.task}' are not finite numbers; its weights, or "
+                "those that are merged, are not, or huge"
+            )
         return logits.float()
 
     def with_gradients(self) -> "TaskModule":

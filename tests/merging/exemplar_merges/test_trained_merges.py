@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.checkpoints import assert_same_state, message
@@ -118,9 +119,47 @@ def test_outputs_that_are_no_classes_are_refused() -> None:
     case.merged("regmean")
 
 
-def test_weights_that_are_not_finite_are_refused() -> None:
+LEARNED = ["adamerging", "adamerging-plus", "concrete-am", "concrete-ta", "df-merge", "fisher"]
+
+
+@pytest.mark.parametrize("method", [*LEARNED, "regmean"])
+@pytest.mark.parametrize("row", [0, 4], ids=["learned from", "held out"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_exemplars_that_are_not_finite_are_refused(method: str, row: int, value: float) -> None:
+    """And never taken for a reason to keep the base, or the start."""
     case = perceptrons(2)
-    case.states[0]["head.weight"] = case.states[0]["head.weight"] * float("inf")
-    assert "the entropy of the answers is nan in step 1" in message(
-        InputError, lambda: case.merged("adamerging")
+    case.inputs[1][row, 2] = value
+    assert message(InputError, lambda: case.merged(method, SETTINGS.get(method))) == (
+        "finetuned: exemplars of task 'b' hold NaN or infinite numbers"
     )
+
+
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_heads_that_are_not_finite_are_refused(method: str, value: float) -> None:
+    case = perceptrons(2)
+    case.states[1]["head.weight"][0, 0] = value
+    assert message(InputError, lambda: case.merged(method, SETTINGS.get(method))).startswith(
+        "finetuned: the answers of task 'b' are not finite numbers; its weights"
+    )
+
+
+@pytest.mark.parametrize("method", ["df-merge", "fisher"])
+def test_gradients_beyond_float32_are_refused(method: str) -> None:
+    case = perceptrons(2)
+    case.inputs[1][:] = 0
+    case.inputs[1][:, 0] = np.random.default_rng(0).normal(size=len(case.inputs[1])) * 1e-20
+    for state in (case.base, *case.states):
+        state["first.weight"][:, 0] = 3e19
+    case.states[1]["head.weight"] *= 1e20
+    found = message(InputError, lambda: case.merged(method, SETTINGS.get(method)))
+    assert found.startswith("tensor 'first.bias': the squared gradients of task 'b' are beyond float32;")
+
+
+@pytest.mark.parametrize("label", [7, -1])
+def test_labels_of_no_class_are_refused(label: int) -> None:
+    case = perceptrons(2)
+    case.labels[0][3] = label
+    found = message(InputError, lambda: case.merged("df-merge", SETTINGS["df-merge"]))
+    assert found.endswith("expected the number of one of the model's 2 classes, counted from 0"), found
+    assert f"{label}" in found
