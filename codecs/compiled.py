@@ -63,7 +63,7 @@ class _Compiled:
         with _LOADING:  # a compiled function calls others by the names of its file
             for name, value in list(names.items()):
                 if isinstance(value, _Compiled):
-                    names[name] = njit(cache=True, nogil=True)(value.py_func)
+                    names[name] = njit(cache=True, nogil=True, no_cfunc_wrapper=True)(value.py_func)
         found: Callable[..., Any] = names[self.py_func.__name__]
         return found
 

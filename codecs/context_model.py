@@ -51,7 +51,6 @@ _CLASS = _MAGNITUDE + _MAGNITUDES
 _CONTEXTS = _CLASS + (1 << _CLASS_BITS)
 
 
-@compiled
 def code_matrix(
     decoding: bool,
     symbols: Symbols,
@@ -64,23 +63,57 @@ def code_matrix(
     pattern_count: int,
 ) -> None:
     """Encodes or decodes a matrix. Decoding stops when the levels are full or the stream is used up."""
+    columns = marked.shape[1]
+    chances, seen = np.full(_CONTEXTS, 1 << (CHANCE_BITS - 1), np.int64), np.zeros(_CONTEXTS, np.int64)
+    middles = (((np.arange(_DENSITIES) + _LOWEST_DENSITY) << 21) + (1 << 20)).astype(np.uint32)
+    densities = np.minimum(middles.view(np.float32), np.float32(0.9)) * np.float32(1 << CHANCE_BITS)
+    chances[:_DENSITIES], seen[:_DENSITIES] = densities.astype(np.int64), _PRIOR_SEEN
+    _code_rows(
+        decoding, symbols, stream, coder, marked, levels, bits, patterns, pattern_count, chances, seen,
+        np.zeros(pattern_count, np.float32), np.zeros((pattern_count, columns), np.float32),
+        np.zeros(columns, np.float32), np.zeros((pattern_count, columns), np.int32),
+        np.zeros(columns, np.uint16), np.zeros(columns, np.uint8), np.zeros(columns, np.int64),
+        np.zeros(columns, np.int64), np.zeros(columns, np.int64), np.zeros(1, np.uint16),
+        np.zeros(1, np.uint8),
+    )  # fmt: skip
+
+
+@compiled
+def _code_rows(
+    decoding: bool,
+    symbols: Symbols,
+    stream: Bytes,
+    coder: Integers,
+    marked: Bytes,
+    levels: Bytes,
+    bits: int,
+    patterns: NDArray[np.int32],
+    pattern_count: int,
+    chances: Integers,
+    seen: Integers,
+    expected: FloatArray,
+    kept_alike: FloatArray,
+    kept_all: FloatArray,
+    votes: NDArray[np.int32],
+    contexts: Symbols,
+    run: Bytes,
+    places: Integers,
+    nodes: Integers,
+    magnitudes: Integers,
+    one: Symbols,
+    bit: Bytes,
+) -> None:
+    """Does the work of `code_matrix`, which makes the arrays: compiled, that would take seconds.
+
+    expected: (pattern,), the sum of the densities of a pattern's rows; kept_alike: (pattern, column), what
+    is kept among these; votes: (pattern, column), rows with a plus minus rows with a minus; the others are
+    scratch of a row, of which one and bit are for a run of one bit.
+    """
     rows, columns = marked.shape
     half, pattern_bits, level_index = 1 << max(bits - 1, 0), 0, 0
     while 1 << pattern_bits < pattern_count:
         pattern_bits += 1
-    chances, seen = np.full(_CONTEXTS, 1 << (CHANCE_BITS - 1), np.int64), np.zeros(_CONTEXTS, np.int64)
-    for density_class in range(_DENSITIES):
-        middle = _float(((density_class + _LOWEST_DENSITY) << 21) + (1 << 20))
-        chances[density_class] = np.int64(min(middle, np.float32(0.9)) * np.float32(1 << CHANCE_BITS))
-        seen[density_class] = _PRIOR_SEEN
-    expected = np.zeros(pattern_count, np.float32)  # sum of the densities of a pattern's rows
-    kept_alike = np.zeros((pattern_count, columns), np.float32)  # among these rows
-    expected_all, kept_all = np.float32(0), np.zeros(columns, np.float32)
-    votes = np.zeros((pattern_count, columns), np.int32)  # rows with a plus minus rows with a minus
-    contexts, run = np.zeros(columns, np.uint16), np.zeros(columns, np.uint8)
-    places, nodes = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
-    magnitudes = np.zeros(columns, np.int64)
-    one, bit = np.zeros(1, np.uint16), np.zeros(1, np.uint8)  # a run of one bit
+    expected_all = np.float32(0)
 
     for row in range(rows):
         count = 0
@@ -108,7 +141,8 @@ def code_matrix(
 
         density = _float(((row_class - 1) << 22) + _ONE + (1 << 21)) / np.float32(columns)
         _mask_contexts(density, kept_all, expected_all, kept_alike[pattern], expected[pattern], contexts)
-        run[:] = marked[row]
+        for column in range(columns):
+            run[column] = marked[row, column]
         _code_run(decoding, symbols, stream, coder, chances, seen, contexts, run)
         found, alike = 0, kept_alike[pattern]
         for column in range(columns):

@@ -22,19 +22,29 @@ def assign_rows(rows: int, columns: int, places: NDArray[np.uint32], signs: Sign
     chosen = np.zeros(rows, np.int32)
     if rows and columns:
         starts = np.searchsorted(places, np.arange(rows + 1, dtype=np.int64) * columns)  # (rows + 1,)
-        _assign(starts, (places % np.uint32(columns)).astype(np.int32), signs, columns, count, chosen)
+        columns_of = (places % np.uint32(columns)).astype(np.int32)
+        patterns, votes = np.ones((columns, count), np.int32), np.zeros((columns, count), np.int32)
+        overlap, explained = np.zeros(count, np.int32), np.zeros(rows, np.int32)
+        _assign(starts, columns_of, signs, chosen, patterns, votes, overlap, explained)
     return chosen
 
 
 @compiled
 def _assign(
-    starts: NDArray[np.int64], columns_of: Signs, signs: Signs, columns: int, count: int, chosen: Signs
+    starts: NDArray[np.int64],
+    columns_of: Signs,
+    signs: Signs,
+    chosen: Signs,
+    patterns: NDArray[np.int32],
+    votes: NDArray[np.int32],
+    overlap: NDArray[np.int32],
+    explained: NDArray[np.int32],
 ) -> None:
-    """Alternates between choosing each row's best pattern and each pattern's majority of signs."""
-    rows = chosen.size
-    patterns = np.ones((columns, count), np.int32)
-    overlap = np.zeros(count, np.int32)
-    explained = np.zeros(rows, np.int32)
+    """Alternates between choosing each row's best pattern and each pattern's majority of signs.
+
+    patterns: (column, pattern), all ones; votes: of its shape, overlap (pattern,), explained (row,): zeros.
+    """
+    rows, (columns, count) = chosen.size, patterns.shape
     for pattern in range(count):  # initialisation: the fullest row, then the row explained worst
         worst, most = 0, -1
         for row in range(rows):
@@ -48,11 +58,13 @@ def _assign(
             for index in range(starts[row], starts[row + 1]):
                 agreement += signs[index] * patterns[columns_of[index], pattern]
             explained[row] = max(explained[row], abs(agreement))
-    votes = np.zeros((columns, count), np.int32)
     for step in range(_ROUNDS + 1):
-        votes[:] = 0
+        for column in range(columns):
+            for pattern in range(count):
+                votes[column, pattern] = 0
         for row in range(rows):
-            overlap[:] = 0
+            for pattern in range(count):
+                overlap[pattern] = 0
             for index in range(starts[row], starts[row + 1]):
                 for pattern in range(count):
                     overlap[pattern] += signs[index] * patterns[columns_of[index], pattern]
