@@ -1,4 +1,4 @@
-# make demo, make test, make test-deep, make lint, make types, make docs, make bench; each installs what it needs.
+# make demo, make test, make test-deep, make lint, make types, make docs, make recording, make bench; each installs what it needs.
 #
 # Where no virtual environment is active, one is made in .venv. TORCH names the torch that pip installs:
 # on Linux the plain package brings several gigabytes of CUDA, which nothing here needs. To choose
@@ -18,7 +18,7 @@ PYTHON := $(VENV)/bin/python
 BIN := $(abspath $(VENV))/bin
 ROOMS := cli merging codecs recipes
 
-.PHONY: demo test test-deep lint types docs bench check-data clean
+.PHONY: demo recording test test-deep lint types docs bench check-data clean
 
 $(PYTHON):
 	python3 -m venv $(VENV)
@@ -45,6 +45,11 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev build/types
 	MYPYPATH=build/types $(BIN)/mypy -p flexswitch
+
+# The page docs/recording.md and the picture of a routed batch.
+recording: $(VENV)/installed-eval
+	$(PYTHON) examples/digits/train.py --out build/digits --threads $(THREADS)
+	PATH="$(BIN):$$PATH" $(PYTHON) docs/recording.py build/digits
 
 # The site, in build/docs. A broken link or an undocumented public name fails.
 docs: $(VENV)/installed-docs

@@ -1,10 +1,11 @@
-"""Draws the recipe of the demo as a graph: python docs/pictures.py
+"""Draws the recipe of the demo as a graph: python docs/pictures.py; docs/recording.py draws a routed batch.
 
 A box is a step, with its number of repetitions; an arrow leads to a step that reads what another wrote.
 """
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from flexswitch.recipes.graph import Graph
 from flexswitch.recipes.prepared import read_graph
@@ -58,6 +59,32 @@ def draw_recipe(recipe: Path, picture: Path) -> None:
             times = f" × {repeated[template]}" if repeated[template] > 1 else ""
             axes.annotate(commands[template] + times, place, ha="center", va="center", zorder=2, bbox={
                 "boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "0.3"})  # fmt: skip
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def draw_routed(routed: dict[str, Any], picture: Path) -> None:
+    """Writes an SVG of a routed batch: what `flexswitch route --json` says, `own` tasks and `pixels`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    tasks, samples = sorted(set(routed["own"])), routed["samples"]
+    weights = [[sample["weights"].get(task, 0.0) for sample in samples] for task in tasks]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexswitch"}):
+        figure = Figure(figsize=(0.42 * len(samples) + 1.2, 0.36 * len(tasks) + 0.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xlim(-0.5, len(samples) - 0.5)
+        axes.set_ylim(len(tasks) - 0.5, -2.1)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_xticks([])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        for number, (own, image) in enumerate(zip(routed["own"], routed["pixels"], strict=True)):
+            extent = (number - 0.42, number + 0.42, -0.7, -1.9)
+            axes.imshow(image[0], cmap="gray", extent=extent, aspect="auto")
+            place = (number - 0.5, tasks.index(own) - 0.5)
+            axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="0.2", linewidth=1.2))
         figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
 
 
