@@ -48,6 +48,7 @@ def search_identity(
     given = {
         "budget": budget.share,
         "method": budget.method,
+        "values": size_setting(budget.method).values,  # tries are stored by their numbers
         "task": task,
         "base": vector.identity().fingerprint,
         "finetuned": vector.hints.file_stamps(),
@@ -107,7 +108,7 @@ class _Search:
 
     def resume(self) -> None:
         """Restores the finished tries of an interrupted search, if there is one. Raises: InputError."""
-        stored = None if self.file is None else self.file.read(_check_names)
+        stored = None if self.file is None else self.file.read(self._check_arrays)
         if stored is None:
             return
         columns = (stored[name].tolist() for name in ("numbers", "bytes", "agreements"))
@@ -185,6 +186,16 @@ class _Search:
     def _shown(self, value: Any) -> str:
         return f"{self.setting.name}={value}"
 
+    def _check_arrays(self, stored: Arrays) -> None:
+        """Raises: ValueError if an array is missing, or is no list of finished tries."""
+        if missing := {"numbers", "bytes", "agreements", "best"} - set(stored):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        numbers = stored["numbers"]
+        if not numbers.shape == stored["bytes"].shape == stored["agreements"].shape == (len(numbers),):
+            raise ValueError("its tries have numbers, bytes and agreements of different counts")
+        if not set(numbers.tolist()) <= set(range(len(self.setting.values))):
+            raise ValueError(f"its tries are of other values than the {len(self.setting.values)} to try")
+
     def _arrays(self) -> Arrays:
         best = np.fromfile(self.best, np.uint8) if self.best.exists() else np.empty(0, np.uint8)
         tries = self.tries.values()
@@ -194,9 +205,3 @@ class _Search:
             "agreements": np.array([each.agreement for each in tries]),
             "best": best,
         }
-
-
-def _check_names(stored: Arrays) -> None:
-    """Raises: ValueError if an array is missing."""
-    if missing := {"numbers", "bytes", "agreements", "best"} - set(stored):
-        raise ValueError(f"it lacks {', '.join(sorted(missing))}")

@@ -76,8 +76,12 @@ def ultradelta(
     made = map_in_order(work, matrices, job.jobs, lambda name: _COUNTED_BYTES, DEFAULT_MEMORY)
     grids = {name: grid for name, grid in zip(matrices, made, strict=True) if grid.changed}
     enlarged = gamma / (1 - drop)
-    if (largest := max((grid.largest for grid in grids.values()), default=0.0) * enlarged) > _LARGEST:
-        raise UsageError(f"drop={drop}: a value of {largest / enlarged:g}, enlarged, is beyond float32")
+    for name, grid in grids.items():
+        if grid.largest * enlarged > _LARGEST:
+            raise UsageError(
+                f"{vector.source}: tensor '{name}': its change of {grid.largest:g}, enlarged by "
+                f"gamma={gamma:g} / (1 − drop={drop:g}), is beyond float32; lower drop or gamma"
+            )
     rates = drop_rates({name: (grid.deviation(), grid.changed) for name, grid in grids.items()}, drop, step)
 
     def compress(delta: Delta) -> Compressed:

@@ -204,6 +204,29 @@ def test_another_search_does_not_go_on_from_it(search: Search) -> None:
     assert search.left() == ["red.fsw.tries"]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ([0, 99], "its tries are of other values than the 41 to try"),
+        ([0], "different counts"),
+        ([[0, 1]], "counts"),
+    ],
+)
+def test_tries_of_values_that_there_are_not_are_refused(
+    search: Search, numbers: list[object], told: str
+) -> None:
+    search.most = 2
+    with pytest.raises(KeyboardInterrupt):
+        search(0.3, run="one")
+    path = search.output.with_name("red.fsw.tries")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **(arrays | {"numbers": np.array(numbers)}))
+    with pytest.raises(InputError, match=rf"red\.fsw\.tries: is damaged \(.*{told}\); delete it"):
+        search(0.3, run="one")
+
+
 def test_without_an_identity_nothing_is_kept(search: Search) -> None:
     search.most = 2
     with pytest.raises(KeyboardInterrupt):
