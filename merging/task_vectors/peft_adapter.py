@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -51,10 +52,12 @@ class Adapted:
     def __init__(self, base: Checkpoint, vector: TaskVector) -> None:
         self.settings = {**read_config(base), **vector.model.config}
         model = running_model(self.settings)
+        if model is None and find_spec("transformers") is None:
+            raise InputError("an adapter needs transformers; pip install 'flexswitch[eval]'")
         if model is None:
             raise InputError(
                 f"{base.source}: its layers are not known; an adapter needs the config.json of a model that "
-                "transformers knows, and flexswitch[eval]"
+                "transformers knows"
             )
         self._base = base
         self.layers = _layers(model, vector)

@@ -25,6 +25,14 @@ CASES = [
         MODELS,
     ),
     ("transformers", f"route indexed {' '.join(BASE)} --input samples.jsonl", MODELS),
+    *(
+        (
+            "transformers",
+            f"export zoo {' '.join(BASE)} --task sst2 --to {form} -o out",
+            f"an adapter needs transformers; {EVAL}",
+        )
+        for form in ("lora", "shira")
+    ),
     ("sklearn", f"eval zoo {' '.join(BASE)} --data data", f"measuring needs scikit-learn; {EVAL}"),
     (
         "matplotlib",

@@ -51,7 +51,7 @@ def test_what_is_found_keeps_the_share_that_it_says(
     assert budget.kept >= 0.7
     value = found.header.method.settings[budget.setting]
     assert outcome.out.splitlines()[-1] == (
-        f"smallest found for agreement=70%: {budget.setting}={value} keeps {budget.kept:.1%} of the answers to "
+        f"smallest found for agreement=70%: {budget.setting}={value} keeps {100 * budget.kept:.1f} % of the answers to "
         "20 held-out examples"
     )
     tries = {each.value: each for each in budget.tries}
@@ -88,7 +88,7 @@ def test_a_training_is_measured_on_the_exemplars_that_it_holds_out(
     assert len(budget.tries) <= 7
     target = str(found.header.method.settings["target_size"])
     shown = flexswitch("inspect", compress.output).out
-    assert f"smallest found for agreement=75%: target_size={target} keeps {budget.kept:.1%}" in shown
+    assert f"smallest found for agreement=75%: target_size={target} keeps {100 * budget.kept:.1f} %" in shown
     (taken,) = (line.split() for line in shown.splitlines() if line.endswith("taken"))
     assert taken[0] == target
     expected = without_budget(found)
@@ -102,7 +102,7 @@ def test_a_budget_out_of_reach_names_the_best_try(compress: Compress, text: Toy)
     assert outcome.status == 1
     assert re.fullmatch(
         rf"{compress.output}: nothing that was tried reaches agreement=100% on 20 held-out examples: the best is "
-        r"\d\d\.\d% at [\d,]+ bytes \(density=0\.25\); ask for less, or take another method",
+        r"\d\d\.\d % at [\d,]+ bytes \(density=0\.25\); ask for less, or take another method",
         outcome.error,
     )
     assert compress.left() == []
