@@ -69,7 +69,7 @@ def pcb(
 
     def combine(block: Block) -> Tensor:
         found = block.deltas.numpy()
-        shares = kept.normalised(scores(found))  # (task, entry)
+        shares = _shares(kept, scores(found))  # (task, entry)
         clipped = np.sign(found) * np.clip(np.abs(found), magnitudes.least, magnitudes.most)
         merged, total = np.zeros(found.shape[1]), np.zeros(found.shape[1])
         for share, delta, weight in zip(shares, clipped, deltas.weights, strict=True):
@@ -100,6 +100,16 @@ def _scores(magnitudes: _Range, form: Form, deltas: FloatArray) -> FloatArray:
     count = len(deltas)
     excess = max(0.0, count + math.log(count) - _MOST_POWER)
     return (np.exp(count * sizes**2 - excess) * agreement).astype(np.float32)
+
+
+def _shares(kept: _Range, scores: FloatArray) -> Doubles:
+    """Returns scores (task, entry) as shares of their range, 1 for the largest where it has no length.
+
+    So many entries may have the largest score, as those of deltas of one magnitude do, that none exceeds it.
+    """
+    alike = (kept.least == kept.most) & (kept.most > 0) & (scores >= kept.most)
+    found: Doubles = np.where(alike, 1.0, kept.normalised(scores))
+    return found
 
 
 def _magnitude_range(model: ModelDeltas, clip: float) -> _Range:

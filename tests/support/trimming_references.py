@@ -225,7 +225,9 @@ def pcb(case: Case) -> Weights:
     scores = np.exp(len(flat) * sizes**2) * agreement
     if len(flat) < 80:  # float32 holds them: equal scores stay equal, as in the released code
         scores = scores.astype(np.float32).astype(np.float64)
-    kept = between(scores, *sorted_at(scores, min(count - 1, int(count * (1 - density))), count - 1))
+    least, most = sorted_at(scores, min(count - 1, int(count * (1 - density))), count - 1)
+    kept = between(scores, least, most)
+    kept[(least == most) & (most > 0) & (scores >= most)] = 1.0
     clipped = np.sign(flat) * np.clip(np.abs(flat), *bounds)
     merged = (np.array(case.weights)[:, None] * kept * clipped).sum(axis=0)
     merged = case.get("lambda", 1.2) * merged / np.maximum(kept.sum(axis=0), 1e-12)

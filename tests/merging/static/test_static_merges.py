@@ -120,3 +120,11 @@ def test_a_task_vector_of_another_base_is_refused() -> None:
         assert message(InputError, lambda base=base: merged(base, {"a": vector}, "average")).startswith(
             "memory: is not the base of finetuned: its fingerprint is "
         )
+
+
+def test_pcb_keeps_entries_that_all_have_the_largest_score() -> None:
+    base = {"v": torch.zeros(4), "w": torch.zeros(12)}
+    task = {"v": torch.full((4,), 0.5), "w": torch.tensor([1.0, -1.0, 1.0, 1.0]).repeat(3)}
+    for count in (1, 2):
+        found = merged(base, vectors_of(base, [task] * count), "pcb", {"lambda": 1.0})
+        assert_same_state(found, {"v": torch.zeros(4), "w": task["w"]})
