@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.exemplar_merges.fisher_information import Expectation, fisher_information
 from flexswitch.merging.exemplar_merges.inputs import Learned, MergeInputs
@@ -26,12 +27,14 @@ def fisher(
     expectation: Annotated[
         Expectation,
         Field(
-            description="exact: the mean of each example's squared gradients; batch-sum: squares of sums "
-            "over 32 examples and all classes, as other code does."
+            description="exact: the mean of each example's squared gradients; sampled: those of an answer "
+            "that is drawn, for language models; batch-sum: squares of sums over 32 examples and all "
+            "classes, as other code does."
         ),
     ] = "exact",
     normalize: Annotated[bool, Field(description="Divide each task's information by its norm.")] = False,
     floor: Floor = 1e-6,
+    seed: Annotated[int, Field(ge=0, description="Seed of the answers that are drawn.")] = 0,
 ) -> Learned:
     """Returns Σ_k w_k F_k θ_k / Σ_k w_k F_k, entry by entry, F_k being the task's Fisher information."""
     average = WeightedAverage(inputs.model)
@@ -41,8 +44,13 @@ def fisher(
         for task, name in enumerate(inputs.model.tasks):
             examples = inputs.examples[name]
             module = TaskModule(inputs, task)
+            if module.gives_tokens and expectation != "sampled":
+                raise UsageError(
+                    f"setting expectation={expectation} of fisher: the answers of task '{name}' are tokens, "
+                    "too many for it; give --set expectation=sampled"
+                )
             report = bind(_report, on_step, done, name)
-            information = fisher_information(inputs, module, examples, expectation, report)
+            information = fisher_information(inputs, module, examples, expectation, report, seed)
             norm = math.sqrt(sum(square_sum(each.cpu().numpy().reshape(-1)) for each in information.values()))
             factor = 1.0 if not normalize else (1 / norm if norm > 0 else 0.0)
             average.add(task, information, floor, inputs.weights[task] * factor)

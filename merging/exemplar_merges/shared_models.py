@@ -97,10 +97,9 @@ class SharedModels:
 
 
 def _entropies(module: TaskModule, examples: Examples, rows: Sequence[int]) -> Tensor:
-    """Returns the entropy of the answer to each example in nats, (example,), short texts first."""
+    """Returns the entropy of the answers to each example in nats, (example,), short texts first."""
     parts = short_parts(module.batch(examples, rows), _PADDED_TOGETHER)
-    logarithms = torch.cat([module.logits(part) for _, part in parts]).log_softmax(-1)
-    return -(logarithms.exp() * logarithms).sum(-1)
+    return torch.cat([module.entropies(part) for _, part in parts])
 
 
 def _parts(examples: Examples) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from flexswitch.merging.models.adapters import kind_of
 from flexswitch.merging.models.examples import Batch, Examples
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.models.loading_names import names_inside
+from flexswitch.merging.models.scored_tokens import scored_tokens
+from flexswitch.merging.models.token_outputs import TokenOutputs, plain_outputs, token_outputs
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -73,6 +76,47 @@ class TaskModule:
         kind = kind_of(self._adapter, self._config, self._extras, logits)
         if kind != "classes":
             raise InputError(f"{self._source}: its outputs are {kind}, but this merge needs a classifier")
+        return self._checked(logits)
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether its answers are the next tokens of texts."""
+        return getattr(self._adapter, "kind", None) == "tokens"
+
+    def outputs(self, batch: Batch) -> tuple[TokenOutputs, Tensor]:
+        """Returns its answers, each with logits (answer, column), and each sample's number, (sample,).
+
+        Of a classifier they are one class for each sample, of a language model the scored next tokens.
+        Raises: InputError on answers of another kind.
+        """
+        if not self.gives_tokens:
+            logits = self.logits(batch)
+            return plain_outputs(logits), torch.ones(len(logits), dtype=torch.int64)
+        return token_outputs(self._adapter, self.module, batch), scored_tokens(batch).sum(1)
+
+    def entropies(self, batch: Batch) -> Tensor:
+        """Returns the mean entropy of the answers to each sample in nats, (sample,); 0 of no answers."""
+        outputs, counts = self.outputs(batch)
+        each = outputs.each(lambda logits, chosen: _entropy(self._checked(logits)))
+        owners = torch.arange(len(counts), device=each.device).repeat_interleave(counts.to(each.device))
+        sums = torch.zeros(len(counts), device=each.device).index_add(0, owners, each)
+        return sums / counts.to(each.device).clamp(min=1)
+
+    def log_chance(self, batch: Batch, draws: np.random.Generator) -> Tensor:
+        """Returns the sum of log p(y) of answers y that are drawn by their probabilities p, a scalar."""
+        outputs, counts = self.outputs(batch)
+        uniform = torch.from_numpy(draws.random((int(counts.sum()), 1)))
+
+        def chance(logits: Tensor, chosen: slice) -> Tensor:
+            logarithms = self._checked(logits).log_softmax(-1)
+            sums = logarithms.detach().to(torch.float64).exp().cumsum(-1)
+            drawn = torch.searchsorted(sums / sums[:, -1:], uniform[chosen].to(sums.device), right=True)
+            return logarithms.gather(-1, drawn.clamp(max=logits.shape[-1] - 1))[:, 0]
+
+        return outputs.each(chance).sum()
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Returns logits in float32. Raises: InputError unless they are finite."""
         if not torch.isfinite(logits).all():
             raise InputError(
                 f"{self._source}: the answers of task '{self.task}' are not finite numbers; its weights, or "
@@ -88,10 +132,17 @@ class TaskModule:
 
     def gradients(self, value: Tensor, keep_graph: bool = False) -> Gradients:
         """Returns the gradient of a scalar, without tensors that it does not depend on."""
+        if not value.requires_grad:  # of a text without tokens
+            return {}
         found = torch.autograd.grad(
             value, list(self.parameters.values()), retain_graph=keep_graph, allow_unused=True
         )
         return {name: each for name, each in zip(self.parameters, found, strict=True) if each is not None}
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logarithms = logits.log_softmax(-1)
+    return -(logarithms.exp() * logarithms).sum(-1)
 
 
 def _restored_state(base: Checkpoint, vector: TaskVector, lambda_: float) -> dict[str, Tensor]:

@@ -60,6 +60,11 @@ class TokenOutputs:
             return int(self.head(self.states[:1]).shape[-1])
 
 
+def plain_outputs(logits: Tensor) -> TokenOutputs:
+    """Returns the outputs of logits (answer, column) that are there already."""
+    return TokenOutputs(logits, _same)
+
+
 def token_outputs(adapter: Adapter, model: nn.Module, batch: Batch) -> TokenOutputs:
     """Returns a model's outputs for the tokens of a batch that are scored.
 
@@ -73,7 +78,7 @@ def token_outputs(adapter: Adapter, model: nn.Module, batch: Batch) -> TokenOutp
         first = adapter.logits(inner, batch)
         if torch.equal(first, head.logits):
             return TokenOutputs(head.states[chosen], head.module)
-    return TokenOutputs(adapter.logits(model, batch)[chosen], _same)
+    return plain_outputs(adapter.logits(model, batch)[chosen])
 
 
 def token_divergence(expected: TokenOutputs, found: TokenOutputs, batch: Batch) -> Tensor:
