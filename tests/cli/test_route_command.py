@@ -247,7 +247,7 @@ def test_wrong_options_are_refused_before_anything_is_read(route, options, error
 def test_a_choice_that_there_is_not_is_refused(route, option, value):
     outcome = route(option, value)
     assert outcome.status == 2
-    assert f"Invalid value for '{option}'" in outcome.err
+    assert f"invalid value for '{option}'" in outcome.err
 
 
 @pytest.mark.parametrize("option", ["--neighbours", "--limit"])

@@ -90,7 +90,7 @@ def test_pack_small_is_no_larger_than_fast_and_decodes_to_the_same(zoo: Path, fl
 def test_an_unknown_effort_is_refused(zoo: Path, flexswitch: Runner) -> None:
     found = flexswitch("pack", "red.fsw", "-o", "other", "--effort", "smal")
     assert found.status == 2
-    assert "Invalid value for '--effort'" in found.err
+    assert "invalid value for '--effort'" in found.err
     assert not (zoo / "other").exists()
 
 

@@ -28,7 +28,7 @@ def test_a_text_classifier_is_compressed_to_the_size_asked_for(compress: Compres
     assert first.startswith(f"{compress.output}: task 'birds' by flexswitch, kept ")
     numbers = re.fullmatch(
         r"learned from 12 exemplars: divergence from the fine-tuned model (\S+) → (\S+), the same answer to "
-        r"(\S+)%; of 8 held out: \S+, \S+%",
+        r"(\S+) %; of 8 held out: \S+, \S+ %",
         second,
     )
     assert numbers is not None
