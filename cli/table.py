@@ -91,7 +91,7 @@ class Table:
         if _total(widths) <= width:
             return [widths]
         limit, groups = width, _split(widths, width)
-        while len(balanced := _split(widths, limit - 1)) == len(groups):
+        while limit > 1 and len(balanced := _split(widths, limit - 1)) == len(groups):
             limit, groups = limit - 1, balanced
         longest = max((cell_len(row[0]) for row in self.rows), default=0)
         for group in groups:  # what they leave is the first column's

@@ -127,6 +127,13 @@ def test_a_table_wider_than_the_screen_repeats_its_first_column() -> None:
     ]
 
 
+def test_two_columns_that_no_group_can_fit_are_shown_whole() -> None:
+    made = Table("", [Column("task", True, False), Column("model", True, False)])
+    made.add_row("t" * 50, "m" * 50)
+    shown = [line.text for line in made.lines(40, folds=False)]
+    assert shown[-1].split() == ["t" * 50, "m" * 50]
+
+
 def test_no_line_of_a_log_is_longer_than_160(zoo: Path, flexswitch: Runner) -> None:
     flexswitch("pack", "-o", "many", *(f"t{number:03}=red.fsw" for number in range(200)))
     for command in (
