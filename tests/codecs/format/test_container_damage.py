@@ -39,9 +39,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    expected = "no such file; expected an artifact (.fsw) that `flexswitch compress` wrote"
-    assert message(tmp_path / "none.fsw", InputError) == expected
-    assert message(tmp_path, InputError) == expected
+    expected = "expected an artifact (.fsw) that `flexswitch compress` wrote"
+    assert message(tmp_path / "none.fsw", InputError) == f"no such file; {expected}"
+    assert message(tmp_path, InputError) == f"is a folder; {expected}"
 
 
 def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:

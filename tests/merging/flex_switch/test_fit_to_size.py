@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.checkpoints import State, memory_pair, message
 from support.sparse_tensors import LAWS
 
-from flexswitch.codecs.errors import InputError, UsageError
+from flexswitch.codecs.errors import TargetSizeError, UsageError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.compression.compress import compress
@@ -260,7 +260,7 @@ def test_a_size_that_the_tasks_own_tensors_take_is_refused(tmp_path: Path) -> No
     base, finetuned = random_pair(2)
     finetuned["head.weight"] = torch.randn(50, 50, generator=torch.Generator().manual_seed(3))
     found_message = message(
-        InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=8KB")
+        TargetSizeError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=8KB")
     )
     assert found_message.startswith(
         "finetuned: target size 8KB is 8,000 bytes, and the task's own tensors (its head) with"
@@ -305,7 +305,7 @@ def test_a_fine_tune_without_any_change_has_an_artifact_too(tmp_path: Path) -> N
 def test_a_size_just_above_the_least_is_not_exceeded(above: int, tmp_path: Path) -> None:
     base, finetuned = random_pair(4)
     found_message = message(
-        InputError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=300")
+        TargetSizeError, lambda: allocated(base, finetuned, tmp_path / "a.fsw", "target_size=300")
     )
     least = int(found_message.split("take ")[1].split(" of")[0].replace(",", ""))
     target = least + len(str(least)) + above
