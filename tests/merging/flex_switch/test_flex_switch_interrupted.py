@@ -71,14 +71,14 @@ def test_another_training_does_not_continue_from_it(compress: Compress) -> None:
 @pytest.mark.deep
 def test_a_signal_in_the_middle_of_the_steps_ends_it_with_status_130(text: Toy, tmp_path: Path) -> None:
     words = ["compress", text.finetuned["birds"], "--base", text.base, "-o", tmp_path / "birds.fsw", *TRAIN]
-    words += ["--exemplars", text.data, "--per-task", "12", "--set", "steps=1000000", "--jobs", "2"]
+    words += ["--exemplars", text.data, "--per-task", "12", "--set", "steps=1000", "--jobs", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "flexswitch.cli", *map(str, words)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert process.stderr is not None
-    while not process.stderr.readline().startswith("flexswitch: step 50 of 1000000: "):
+    while not process.stderr.readline().startswith("flexswitch: step 50 of 1000: "):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
