@@ -12,7 +12,7 @@ from support.checkpoints import file_pair, message
 from support.tiny_models import changed_state, texts, tiny_state, write_jsonl
 from support.training_cases import Reports, TrainingCase, measured, text_case
 
-from flexswitch.codecs.errors import FlexswitchError, InputError, UsageError
+from flexswitch.codecs.errors import FlexswitchError, InputError, TargetSizeError, UsageError
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.methods.settings import parse_settings
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(case: TrainingCase, tmp_pat
 def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
     above: int, case: TrainingCase, tmp_path: Path
 ) -> None:
-    found_message = refusal(InputError, case, tmp_path, "target_size=300")
+    found_message = refusal(TargetSizeError, case, tmp_path, "target_size=300")
     found = re.fullmatch(
         rf"{re.escape(str(case.finetuned))}: target size 300 is 300 bytes, and the task's own tensors \(its head\) "
         r"with the header take ([0-9,]+) of them; ask for more than that",
