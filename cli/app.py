@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -54,19 +55,13 @@ def options(
         raise typer.Exit(ExitStatus.USAGE)
 
 
-app.command("extract", cls=HelpfulCommand)(extract)
-app.command("compress", cls=HelpfulCommand)(compress)
-app.command("pack", cls=HelpfulCommand)(pack)
-app.command("index", cls=HelpfulCommand)(index)
-app.command("merge", cls=HelpfulCommand)(merge)
-app.command("route", cls=HelpfulCommand)(route)
-app.command("eval", cls=HelpfulCommand)(evaluate)
-app.command("inspect", cls=HelpfulCommand)(inspect)
-app.command("verify", cls=HelpfulCommand)(verify)
-app.command("export", cls=HelpfulCommand)(export)
-app.command("methods", cls=HelpfulCommand)(methods)
-app.command("run", cls=HelpfulCommand)(run)
-app.command("push", cls=HelpfulCommand)(push)
+_COMMANDS: dict[str, Callable[..., object]] = {
+    "extract": extract, "compress": compress, "pack": pack, "index": index, "merge": merge, "route": route,
+    "eval": evaluate, "inspect": inspect, "verify": verify, "export": export, "methods": methods, "run": run,
+    "push": push,
+}  # fmt: skip
+for _name, _function in _COMMANDS.items():
+    app.command(_name, cls=HelpfulCommand)(_function)
 
 
 def run_app() -> None:

@@ -23,13 +23,13 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import routing  # noqa: E402  # siblings and report.py, found by the line above
-import switching  # noqa: E402
-import torch  # noqa: E402
-import training  # noqa: E402
-import weights  # noqa: E402
-from report import machine, table, write_section  # noqa: E402
-from setting import Figures, Setting  # noqa: E402
+import routing
+import switching
+import torch
+import training
+import weights
+from report import machine, table, write_section
+from setting import Figures, Setting
 
 BUDGET = 450.0  # seconds in all, so that a JSON is written within eight minutes
 

@@ -18,8 +18,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-from measure import FLEXSWITCH, Setup, at_size, key_of, mean, read_setup, trained  # noqa: E402  # siblings
-from report import machine, table, write_section  # noqa: E402
+from measure import FLEXSWITCH, Setup, at_size, key_of, mean, read_setup, trained
+from report import machine, table, write_section
 
 SIZE, STEPS = 265, 100  # kB
 SEEDS = (0, 1)

@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-from curve import draw_curve  # noqa: E402  # siblings, found by the lines above
-from measure import (  # noqa: E402  # siblings, found by the lines above
+from curve import draw_curve
+from measure import (
     COMPARED,
     FIXED,
     Setup,
@@ -30,7 +30,7 @@ from measure import (  # noqa: E402  # siblings, found by the lines above
     searched,
     trained,
 )
-from report import machine, table, write_section  # noqa: E402
+from report import machine, table, write_section
 
 # kB of compressed tensors → training steps and seeds; with the heads, 19 kB on average, 265 are 0.10 and
 # 435 are 0.16 bits per parameter.

@@ -41,7 +41,7 @@ from flexswitch.merging.task_vectors.open_vector import open_finetuned
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 BITS = np.array([1, 2, 4, 8])
 BATCH, THRESHOLD, WIDTH = 16, 2.0, 0.15

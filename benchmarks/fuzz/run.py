@@ -24,13 +24,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import containers  # noqa: E402  # siblings, found by the line above
-import decoders  # noqa: E402
-from model_readers import MODEL_READERS  # noqa: E402
-from outcomes import LIMIT_BYTES, LIMIT_SECONDS, Tally, memory_limit  # noqa: E402
-from reader import Reader  # noqa: E402
-from report import machine, table, write_section  # noqa: E402
-from text_readers import TEXT_READERS  # noqa: E402
+import containers
+import decoders
+from model_readers import MODEL_READERS
+from outcomes import LIMIT_BYTES, LIMIT_SECONDS, Tally, memory_limit
+from reader import Reader
+from report import machine, table, write_section
+from text_readers import TEXT_READERS
 
 TARGETS = {
     "decoders": Reader(

@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from wheels import make_ani, make_chgnet  # noqa: E402  # a sibling, found by the line above
+from wheels import make_ani, make_chgnet
 
 ROOT = HERE.parents[1]
 SUITES = ("text8", "digits", "ani", "chgnet")

@@ -17,13 +17,13 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "flex_switch")]
 
-from cells import at_size, cell, keep, pair, place, searched  # noqa: E402  # siblings, found by the line above
-from measure import FIXED, SEARCHED, score  # noqa: E402
-from report import write_section  # noqa: E402
-from suites import KINDS, Suite  # noqa: E402
-from tables import OURS, section  # noqa: E402
+from cells import at_size, cell, keep, pair, place, searched
+from measure import FIXED, SEARCHED, score
+from report import write_section
+from suites import KINDS, Suite
+from tables import OURS, section
 
-from flexswitch.merging.methods.registry import method_names  # noqa: E402
+from flexswitch.merging.methods.registry import method_names
 
 SIZES = (0.05, 0.1, 0.2, 0.5, 1.0)  # bits per parameter, of whole files
 TRAINED_SIZES = {"text8": (0.05, 0.1)}  # FlexSwitch's, where a training takes minutes

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 TASKS = ("describe", "explain", "write")
 PERPLEXITY = "the perplexity of every task's answers"  # names of steps of the recipe

@@ -30,7 +30,7 @@ from flexswitch.merging.task_vectors.exact_tensors import number_bytes, stored_r
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 THREADS = 2

@@ -21,7 +21,7 @@ from flexswitch.merging.evaluation.task_models import TaskModels
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 _BATCH = 64
 

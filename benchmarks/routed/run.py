@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 SHARED = "subj"
 OURS = ("--features", "shape+layer:2", "--feature-dtype", "bfloat16")

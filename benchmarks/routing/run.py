@@ -25,10 +25,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-from classifiers import rights  # noqa: E402  # a sibling, found by the lines above
-from report import machine, table, write_section  # noqa: E402
-from scoring import Model, Recipe, States, leading, query_set_of, route  # noqa: E402
-from shared import shared_rows  # noqa: E402
+from classifiers import rights
+from report import machine, table, write_section
+from scoring import Model, Recipe, States, leading, query_set_of, route
+from shared import shared_rows
 
 SEEDS = (0, 1, 2)
 PLAIN = Recipe((0, 4), neighbours=30, vote="kernel")

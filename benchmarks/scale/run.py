@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 WIDTH = 4096
 VOCABULARY = 32_000

@@ -41,8 +41,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-import published  # noqa: E402  # siblings, found by the lines above
-from report import machine, table, write_section  # noqa: E402
+import published
+from report import machine, table, write_section
 
 WIDTH = 4096
 DROP = 0.9

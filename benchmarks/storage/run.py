@@ -28,7 +28,7 @@ from flexswitch.codecs.storage import EFFORTS, store
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # a sibling, found by the line above
+from report import machine, table, write_section
 
 DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001)
 DROPS = (0.6, 0.9, 0.97)

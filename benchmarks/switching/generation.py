@@ -18,9 +18,9 @@ from flexswitch.merging.switching.switched_model import SwitchedModel
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "cuda")]
 
-from batches import medians, weights  # noqa: E402  # found by the line above, as are the two below
-from models import VOCABULARY, artifacts, token_ids  # noqa: E402
-from report import machine, table, write_section  # noqa: E402
+from batches import medians, weights
+from models import VOCABULARY, artifacts, token_ids
+from report import machine, table, write_section
 
 BATCHES, TASKS, PROMPT = (1, 16), 8, 16
 METHODS = {"t-switch, drop 0.6": {"drop": 0.6}, "t-switch, drop 0.97": {"drop": 0.97}}

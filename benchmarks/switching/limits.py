@@ -23,9 +23,9 @@ from flexswitch.merging.switching.mixtures import Factors
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from batches import FULL, weights  # noqa: E402  # siblings, found by the line above
-from fit import MODEL_WEIGHTS, SHAPES  # noqa: E402
-from report import table, write_section  # noqa: E402
+from batches import FULL, weights
+from fit import MODEL_WEIGHTS, SHAPES
+from report import table, write_section
 
 TASKS = (8, 64)
 BATCHES = (1, 16, 64, 256)

@@ -32,8 +32,8 @@ from flexswitch.merging.task_vectors.task_vector import delta_tensor
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from batches import FULL, LENGTH, Batch, medians, numbered, samples, weights  # noqa: E402  # siblings,
-from report import machine, table, write_section  # noqa: E402  # found by the line above
+from batches import FULL, LENGTH, Batch, medians, numbered, samples, weights
+from report import machine, table, write_section
 
 SHAPES = ((1, False), (16, False), (64, False), (64, True), (256, False))  # samples; whether without padding
 FACTORS = {64: 2, 256: 0.5}  # samples → by what the rounds are multiplied

@@ -20,8 +20,8 @@ from flexswitch.merging.switching.switched_model import SwitchedModel
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from batches import medians, weights  # noqa: E402  # siblings, found by the line above
-from report import machine, table, write_section  # noqa: E402
+from batches import medians, weights
+from report import machine, table, write_section
 
 BATCHES = (1, 16, 64, 256)
 ENGINES = {"switched": "auto", "fused": "fused", "merged": "merged", "grouped": "grouped"}

@@ -21,8 +21,8 @@ from flexswitch.merging.switching.switched_model import SwitchedModel
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from batches import FULL, Batch, medians, numbered, samples, zipf_weights  # noqa: E402  # siblings, found by the
-from report import machine, table, write_section  # noqa: E402  # line above
+from batches import FULL, Batch, medians, numbered, samples, zipf_weights
+from report import machine, table, write_section
 
 BATCHES = (1, 64)
 SETTLED = 320  # samples that are answered before

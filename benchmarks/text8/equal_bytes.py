@@ -21,14 +21,14 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import DOCUMENT, draw_by_size, machine, table, write_section  # noqa: E402  # in the folder added to the path above
-from run import flexswitch  # noqa: E402
+from report import DOCUMENT, draw_by_size, machine, table, write_section
+from run import flexswitch
 
-from flexswitch.codecs.format.zoo import Zoo, open_zoo  # noqa: E402
-from flexswitch.merging.evaluation.fixed_weights import score_fixed  # noqa: E402
-from flexswitch.merging.evaluation.methods import Evaluation, score, weights_of  # noqa: E402
-from flexswitch.merging.evaluation.setup import Request, open_evaluation  # noqa: E402
-from flexswitch.merging.task_vectors.shared_vector import artifact_vector  # noqa: E402
+from flexswitch.codecs.format.zoo import Zoo, open_zoo
+from flexswitch.merging.evaluation.fixed_weights import score_fixed
+from flexswitch.merging.evaluation.methods import Evaluation, score, weights_of
+from flexswitch.merging.evaluation.setup import Request, open_evaluation
+from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 
 STATIC = (
     "average,task-arithmetic,ties,dare-linear,dare-ties,della,della-linear,breadcrumbs,breadcrumbs-ties,"

@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from report import machine, table, write_section  # noqa: E402  # in the folder added to the path above
+from report import machine, table, write_section
 
 DROPS = (0.6, 0.9, 0.97)
 FEATURES = ("pooled", "layer:3")

@@ -15,12 +15,12 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from commands import flexswitch, steps_done  # noqa: E402  # siblings, found by the line above
-from growth import adding, answers, growth  # noqa: E402
-from models import write_models  # noqa: E402
-from overhead import overhead, planning  # noqa: E402
-from report import machine, table, write_section  # noqa: E402
-from ways import ways  # noqa: E402
+from commands import flexswitch, steps_done
+from growth import adding, answers, growth
+from models import write_models
+from overhead import overhead, planning
+from report import machine, table, write_section
+from ways import ways
 
 _LOOPED = 5  # tasks that the shell loop compresses
 _WAYS = 40  # tasks of the recipe that is run in several ways
