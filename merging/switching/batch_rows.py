@@ -35,6 +35,20 @@ def take_rows(value: Any, rows: Tensor | slice, length: int) -> Any:
     return value
 
 
+def consists_of_rows(value: Any, length: int) -> bool:
+    """Returns whether all tensors of a batch have `length` rows, so that they can be put in another order.
+
+    What belongs to rows but does not have them first, such as the patches of all images or a cache of keys
+    and values, stays where it is, and would then be read by other rows.
+    """
+    if isinstance(value, Tensor):
+        return value.dim() > 0 and len(value) == length
+    if isinstance(value, tuple | list | Mapping):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return all(consists_of_rows(part, length) for part in parts)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def join_rows(outputs: Sequence[Any], order: Tensor | None = None) -> Any:
     """Returns several outputs as one with rows in an order; tuples and mappings are joined by parts.
 

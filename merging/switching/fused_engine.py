@@ -15,7 +15,12 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import reordered, run, take_rows
+from flexswitch.merging.switching.batch_rows import (
+    consists_of_rows,
+    reordered,
+    run,
+    take_rows,
+)
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
     is_embedding,
@@ -97,10 +102,11 @@ class FusedEngine:
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head.
 
-        Rows of one mixture are brought together and put back, where the output is known to consist of rows.
+        Rows of one mixture are brought together and put back, where batch and output consist of rows.
         """
         found = self._row_check(batch)
-        order = plan.order() if found is not None and found.output_follows else None
+        can_move = found is not None and found.output_follows and consists_of_rows(batch, plan.count)
+        order = plan.order() if can_move else None
         if order is None:
             return self.call(batch, plan, lambda module: run(module, batch))
         given = take_rows(batch, torch.from_numpy(order), plan.count)
@@ -125,7 +131,8 @@ class FusedEngine:
 
         Prompts of one mixture are brought together as in `answer`, unless the options may count rows.
         """
-        order = plan.order() if _is_greedy(self._source, options) else None
+        can_move = _is_greedy(self._source, options) and consists_of_rows(batch, plan.count)
+        order = plan.order() if can_move else None
         if order is None:
             return self.call(batch, plan, lambda module: module.generate(**batch, **options))
         given = take_rows(batch, torch.from_numpy(order), plan.count)

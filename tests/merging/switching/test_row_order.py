@@ -81,6 +81,47 @@ def test_a_language_models_cache_is_moved_with_the_rows(tmp_path):
         torch.testing.assert_close(found.layers[0].keys[row], alone.layers[0].keys[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.past_key_values. is deprecated:FutureWarning"
+)  # older ones know no other
+def test_rows_stay_where_a_cache_of_an_earlier_call_has_them(tmp_path):
+    model = language_model("llama").from_pretrained(save_language_base(tmp_path / "base", "llama")).eval()
+    base = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    vectors = {f"task{number}": memory_pair(base, changed_state(base, number, 0.5)) for number in range(2)}
+    switched = SwitchedModel(model, vectors, engine="merged")
+    ids = torch.randint(5, 20, (7, 5), generator=torch.Generator().manual_seed(0))
+    switched({"input_ids": ids}, weights=WEIGHTS)  # shows that rows can be moved
+    cache = switched({"input_ids": ids[:, :4]}, weights=WEIGHTS).past_key_values
+    found = switched({"input_ids": ids[:, 4:], "past_key_values": cache}, weights=WEIGHTS).logits[:, -1]
+    for row in range(len(ids)):
+        alone = switched({"input_ids": ids[row : row + 1]}, weights=WEIGHTS[row : row + 1]).logits[0, -1]
+        torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-4)
+
+
+class WithPatches(nn.Module):
+    """Adds to each row the sum of its patches, which all stand in one tensor, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, rows, patches=None):
+        added = 0 if patches is None else patches.view(len(rows), -1, 4).sum(1)
+        return self.linear(rows + added)
+
+
+def test_rows_stay_beside_patches_that_belong_to_them():
+    torch.manual_seed(0)
+    module, rows, patches = WithPatches(), torch.randn(7, 4), torch.randn(14, 4)
+    base = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    vectors = {f"task{number}": memory_pair(base, changed_state(base, number, 0.5)) for number in range(2)}
+    switched = SwitchedModel(module, vectors, engine="fused")
+    switched({"rows": rows}, weights=WEIGHTS)  # shows that rows can be moved
+    found = switched({"rows": rows, "patches": patches}, weights=WEIGHTS)
+    expected = switched({"rows": rows + patches.view(7, 2, 4).sum(1)}, weights=WEIGHTS)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"num_return_sequences": 2, "num_beams": 2}, {"do_sample": True}])
 def test_generated_sequences_stand_where_their_prompts_do(tmp_path, options):
     model = language_model("llama").from_pretrained(save_language_base(tmp_path / "base", "llama")).eval()
