@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexswitch.codecs.errors import InputError
+
 
 def row_count(batch: Any) -> int:
     """Returns the number of rows of a batch: a tensor, or a mapping of tensors."""
@@ -47,6 +49,18 @@ def consists_of_rows(value: Any, length: int) -> bool:
         parts = value.values() if isinstance(value, Mapping) else value
         return all(consists_of_rows(part, length) for part in parts)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def check_rows_apart(batch: Any, length: int) -> None:
+    """Raises: InputError naming a part of a batch that is neither of its rows nor one for all of them."""
+    for name, value in batch.items() if isinstance(batch, Mapping) else ():
+        is_shared = isinstance(value, Tensor) and (value.dim() == 0 or len(value) == 1)
+        if not is_shared and not consists_of_rows(value, length):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"the rows of this batch have different tasks and are answered apart, but '{name}' ({shape}) "
+                f"does not have its {length} rows first; answer rows of one mixture in a batch of their own"
+            )
 
 
 def join_rows(outputs: Sequence[Any], order: Tensor | None = None) -> Any:

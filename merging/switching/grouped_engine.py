@@ -17,7 +17,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import join_rows, run, take_rows
+from flexswitch.merging.switching.batch_rows import check_rows_apart, join_rows, run, take_rows
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.held_weights import HeldWeights
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
@@ -71,8 +71,13 @@ class GroupedEngine:
     def _by_mixture(
         self, batch: Any, plan: BatchPlan, call: Callable[[Any, Any], Any]
     ) -> tuple[list[Any], Tensor]:
-        """Returns the results of `call` for the rows of each mixture, and the order that sorts all rows."""
+        """Returns the results of `call` for the rows of each mixture, and the order that sorts all rows.
+
+        Raises: InputError where there are several mixtures, and rows cannot be taken apart.
+        """
         outputs, rows = [], []
+        if len(plan.factors) > 1:
+            check_rows_apart(batch, plan.count)
         for number, factors in enumerate(plan.factors):
             own = np.flatnonzero(plan.mixture_of == number)
             heads = None if plan.heads is None else plan.heads[own]

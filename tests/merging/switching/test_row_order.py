@@ -10,6 +10,7 @@ from support.tiny_language_models import language_model, save_language_base
 from support.tiny_models import changed_state
 from torch import nn
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 Pair = namedtuple("Pair", ["first", "second"])
@@ -120,6 +121,22 @@ def test_rows_stay_beside_patches_that_belong_to_them():
     found = switched({"rows": rows, "patches": patches}, weights=WEIGHTS)
     expected = switched({"rows": rows + patches.view(7, 2, 4).sum(1)}, weights=WEIGHTS)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_cannot_be_taken_apart_are_refused_and_one_mixture_is_answered():
+    module, rows, patches = WithPatches(), torch.randn(7, 4), torch.randn(14, 4)
+    base = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    vectors = {f"task{number}": memory_pair(base, changed_state(base, number, 0.5)) for number in range(2)}
+    switched, batch = SwitchedModel(module, vectors, engine="grouped"), {"rows": rows, "patches": patches}
+    with pytest.raises(InputError) as caught:
+        switched(batch, weights=WEIGHTS)
+    assert str(caught.value) == (
+        "the rows of this batch have different tasks and are answered apart, but 'patches' ([14, 4]) does not "
+        "have its 7 rows first; answer rows of one mixture in a batch of their own"
+    )
+    own = torch.tensor([[0.0, 1.0]]).expand(7, 2)
+    expected = switched({"rows": rows + patches.view(7, 2, 4).sum(1)}, weights=own)
+    torch.testing.assert_close(switched(batch, weights=own), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_return_sequences": 2, "num_beams": 2}, {"do_sample": True}])
