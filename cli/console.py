@@ -156,6 +156,8 @@ def duration(seconds: float) -> str:
     >>> duration(80), duration(7.4), duration(2 * 3600 + 59)
     ('1 min 20 s', '7 s', '2 h 0 min')
     """
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

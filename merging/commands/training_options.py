@@ -64,7 +64,7 @@ class TrainingOptions:
         if self.exemplars is None:
             raise ValueError("`check` refuses to go on without exemplars")
         check_device(self.device)
-        task_file(Path(self.exemplars), task, "train")
+        task_file(Path(self.exemplars), task, "train", "; --name gives the task another name")
         get_adapter(base, vector.model.adapter, self.adapter, self.max_length)
         folder = Path(self.exemplars)
         return TrainingInputs(base, folder, self.per_task, self.adapter, self.device, self.max_length)

@@ -117,13 +117,13 @@ def tasks_with(folder: Path, split: str) -> dict[str, Path]:
     return found
 
 
-def task_file(folder: Path, task: str, split: str) -> Path:
-    """Returns a task's file of this split. Raises: InputError if it is missing."""
+def task_file(folder: Path, task: str, split: str, advice: str = "") -> Path:
+    """Returns a task's file of this split. Raises: InputError, with the advice, if it is missing."""
     files = tasks_with(folder, split)
     if task not in files:
         raise InputError(
             f"{folder}: has no {split} file of the task '{task}'; expected {task}.{split} with one of "
-            f"{', '.join(SUFFIXES)} (it has: {', '.join(files) or 'none'})"
+            f"{', '.join(SUFFIXES)} (it has: {', '.join(files) or 'none'}){advice}"
         )
     return files[task]
 

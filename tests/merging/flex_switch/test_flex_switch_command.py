@@ -79,7 +79,7 @@ def test_the_exemplars_are_those_of_the_task_s_name(compress: Compress, text: To
     assert (outcome.status, outcome.error) == (
         1,
         f"{text.data}: has no train file of the task 'rivers'; expected rivers.train with one of .jsonl.gz, "
-        ".jsonl, .csv, .parquet, .npz (it has: birds, cities, tools)",
+        ".jsonl, .csv, .parquet, .npz (it has: birds, cities, tools); --name gives the task another name",
     )
 
 
