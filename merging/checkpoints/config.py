@@ -18,6 +18,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 # How the weights on disk were quantised, at any depth. What is read here and written again are not those.
 _QUANTISATION = ("quantization_config", "compression_config")
 _MOST_LEVELS = 100
+# What config.json calls the number of layers, Llama's name first; GPT-2's, MPT's and ChatGLM's.
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def without_keys(value: Any, pattern: str = CODE_KEYS) -> Any:
@@ -39,6 +41,11 @@ def read_quantisation(checkpoint: Checkpoint) -> list[Any]:
     """Returns the settings of a checkpoint's quantisation, none if it names none. Raises: InputError."""
     config = _read(checkpoint)
     return [settings for key in _QUANTISATION for settings in entries_named(config, key)]
+
+
+def layers_key(config: Mapping[str, Any]) -> str:
+    """Returns the name by which a config.json tells the number of layers, the usual one if it does not."""
+    return next((key for key in _LAYER_KEYS if key in config), _LAYER_KEYS[0])
 
 
 def entries_named(document: object, key: str) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
-from flexswitch.merging.checkpoints.config import read_config, without_keys
+from flexswitch.merging.checkpoints.config import layers_key, read_config, without_keys
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import open_checkpoint
@@ -25,7 +25,6 @@ from flexswitch.merging.commands.peer_tokenizer import read_tokenizer
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, output_dtype
 from flexswitch.merging.task_vectors.rounding import rounded
 
-_LAYERS = "num_hidden_layers"
 _LAYER = re.compile(
     r"(.*?(?:^|\.))(\d{1,9})(\..*)"
 )  # what is before the first whole number of a name, it, the rest
@@ -65,7 +64,7 @@ class Stack:
     def config_changes(self) -> dict[str, Any]:
         """Returns the number of layers, and lists that have an entry for each of them."""
         changes = {} if self.vocabulary is None else self.vocabulary.config_changes()
-        changes[_LAYERS] = sum(each.stop - each.start for each in self.slices)
+        changes[layers_key(read_config(self.first))] = sum(each.stop - each.start for each in self.slices)
         for key, value in read_config(self.first).items():
             if _has_layers(key, value, self.first):
                 parts = [read_config(each.model)[key][each.start : each.stop] for each in self.slices]
@@ -106,11 +105,13 @@ class Stack:
 def layer_count(model: Checkpoint) -> int:
     """Returns the number of a model's layers. Raises: InputError where its names and config do not tell."""
     matches = [match for name in model.tensors if (match := _LAYER.fullmatch(name))]
-    stacks, count = {match[1] for match in matches}, read_config(model).get(_LAYERS)
+    config = read_config(model)
+    stacks, key = {match[1] for match in matches}, layers_key(config)
+    count = config.get(key)
     found = max((int(match[2]) + 1 for match in matches), default=0)
     if len(stacks) != 1 or found != count:
         raise InputError(
-            f"{model.source}: expected one stack of {count} layers, as {_LAYERS} of its config.json says, "
+            f"{model.source}: expected one stack of {count} layers, as {key} of its config.json says, "
             f"found {len(stacks)} of at most {found}"
         )
     return found
@@ -196,7 +197,11 @@ def _check_alike(path: Path, models: Sequence[Checkpoint], free: str) -> None:
 
 
 def _is_free(key: str, value: Any, model: Checkpoint) -> bool:
-    return key == _LAYERS or _has_layers(key, value, model) or _FREE.fullmatch(key) is not None
+    return (
+        key == layers_key(read_config(model))
+        or _has_layers(key, value, model)
+        or _FREE.fullmatch(key) is not None
+    )
 
 
 def _has_layers(key: str, value: Any, model: Checkpoint) -> bool:

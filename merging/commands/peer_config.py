@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from flexswitch.codecs.errors import InputError, UsageError, not_found, unknown_name
-from flexswitch.merging.checkpoints.config import read_json_object
+from flexswitch.merging.checkpoints.config import layers_key, read_json_object
 from flexswitch.merging.checkpoints.opening import locate
 from flexswitch.merging.commands.arguments import OutputDtype
 from flexswitch.merging.commands.peer_methods import PEER_METHODS, PeerMethod
@@ -156,7 +156,8 @@ def _one_slice(path: Path, slices: Any) -> list[dict[str, Any]]:
     for source in slices[0]["sources"]:
         if not isinstance(source, dict) or not isinstance(source.get("model"), str):
             raise InputError(f"{path}: slices: {source!r:.80}: expected model and layer_range")
-        layers = read_json_object(locate(source["model"]).path / "config.json").get("num_hidden_layers")
+        config = read_json_object(locate(source["model"]).path / "config.json")
+        layers = config.get(layers_key(config))
         if source.get("layer_range") != [0, layers]:
             raise InputError(
                 f"{path}: slices: layer_range {source.get('layer_range')} of {source['model']} is not "

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import message
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.commands.merge_config import merge_config
@@ -64,6 +66,21 @@ def test_layers_are_taken_in_order_with_the_first_embeddings_and_the_last_head(
     assert (config["num_hidden_layers"], config["layer_types"]) == (4, ["x", "y", "y", "z"])
     assert config["eos_token_id"] == [1, 2, 3]
     assert "slices: a, layers 0 to 1; b, layers 1 to 2" in Path("out/README.md").read_text()
+
+
+def test_the_number_of_layers_is_told_by_the_name_that_the_models_have(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    saved = tmp_path / "gpt2"
+    GPT2LMHeadModel(config).save_pretrained(saved)
+    (tmp_path / "merge.yaml").write_text(
+        f"slices:\n- sources: [{{model: {saved}, layer_range: [0, 2]}}]\n"
+        f"- sources: [{{model: {saved}, layer_range: [1, 2]}}]\nmerge_method: passthrough\n"
+    )
+    merge_config(str(tmp_path / "merge.yaml"), str(tmp_path / "out"))
+    whole, found = (GPT2LMHeadModel.from_pretrained(path).transformer for path in (saved, tmp_path / "out"))
+    for own, layer in zip(found.h, [0, 1, 1], strict=True):
+        expected = whole.h[layer].state_dict()
+        assert all(torch.equal(weights, expected[name]) for name, weights in own.state_dict().items())
 
 
 def test_scales_are_those_of_the_source_before_the_slice_and_of_all(
