@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from flexswitch.codecs.errors import UsageError
 from flexswitch.merging.methods.settings import ByTask
 from flexswitch.merging.static.election import merge_agreeing
 from flexswitch.merging.static.majority import majority
@@ -64,7 +65,13 @@ def _agreed(
     mask_lambdas: Sequence[float],
     lambda_: float,
 ) -> Combination:
-    """Returns the merge without the entries that matter to fewer than k tasks."""
+    """Returns the merge without the entries that matter to fewer than k tasks.
+
+    Raises: UsageError where there are fewer than k tasks, and so nothing to keep.
+    """
+    if k > (count := len(deltas.weights)):
+        method = deltas.model.method
+        raise UsageError(f"k={k}: {method} keeps what matters to so many tasks, expected at most {count}")
 
     def combine(block: Block) -> Tensor:
         merged = merge(block)

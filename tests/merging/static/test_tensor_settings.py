@@ -100,6 +100,8 @@ def test_unnormalized_weights_scale_the_models_themselves() -> None:
         ("model-stock", 1, {}, "model-stock merges at least 2 tasks, found 1"),
         ("nearswap", 2, {}, "nearswap merges exactly 1 task, found 2"),
         ("sce", 2, {"weights": {"a": 2}}, "--weight: sce takes no weights of tasks"),
+        ("consensus-ta", 1, {}, "k=2: consensus-ta keeps what matters to so many tasks, expected at most 1"),
+        ("consensus-ties", 2, {"settings": {"k": 3}}, "k=3: consensus-ties keeps"),
         ("della", 2, {"settings": {"density": 0.95}}, "density=0.95 with epsilon=0.07: expected probabilities between"),
     ],
 )  # fmt: skip
