@@ -42,12 +42,12 @@ SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "compeft": ("density", ()),
     "dare": ("drop", ("bits=16",)),
     "ultradelta": ("drop", ()),
-    "delta-come": ("budget", ()),
+    "delta-come": ("entry_bits", ()),
     "svd": ("rank", ()),
 }
 # Methods whose size can hardly be chosen, and their settings.
 FIXED: dict[str, tuple[tuple[str, ...], ...]] = {"bitdelta": ((),), "tvq": (("bits=2",), ("bits=3",))}
-MOST = {"budget": 8.0, "rank": 4.0}  # of the share that a setting stands for; of the others 0.95
+MOST = {"entry_bits": 8.0, "rank": 4.0}  # of the share that a setting stands for; of the others 0.95
 COMPARED = 200  # test texts a task that answers are compared on
 PROBE = "cola"  # the task on which the settings of other methods are searched
 
