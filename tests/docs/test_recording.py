@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from support.doc_blocks import ROOT, blocks, parsed
@@ -9,6 +10,7 @@ from support.doc_blocks import ROOT, blocks, parsed
 from flexswitch.recipes.prepared import read_graph
 
 PAGE = "docs/recording.md"
+RECIPE_PICTURE = ROOT / "docs" / "recipe.svg"
 
 
 @pytest.fixture
@@ -39,3 +41,12 @@ def test_the_page_shows_every_step_of_the_recipe() -> None:
 def test_the_picture_of_the_routed_batch_is_small_and_shown() -> None:
     assert "](routed.svg)" in (ROOT / PAGE).read_text(encoding="utf-8")
     assert (ROOT / "docs" / "routed.svg").stat().st_size < 40_000
+
+
+def test_the_picture_of_the_recipe_is_of_the_recipe_as_it_is(recording: object, tmp_path: Path) -> None:
+    import pictures
+
+    pictures.draw_recipe(ROOT / "recipes" / "digits.yaml", tmp_path / "recipe.svg")
+    drawn, shown = (path.read_text(encoding="utf-8") for path in (tmp_path / "recipe.svg", RECIPE_PICTURE))
+    for part in (r">([^<>]+)</text>", r'<g id="patch_\d+">'):  # boxes' labels; boxes and arrows
+        assert re.findall(part, drawn) == re.findall(part, shown), "draw it anew: python docs/pictures.py"
