@@ -90,7 +90,9 @@ def full_rows(sparse: SparseTensor, grid: Grid) -> Flags | None:
 
 def _flags(mask: Mask, grid: Grid) -> Flags:
     flags = np.zeros(grid.rows, np.bool_)
-    if few(grid.rows * grid.columns):
+    if _are_bytes(grid.columns):
+        _whole(mask, grid.columns).any(axis=1, out=flags)
+    elif few(grid.rows * grid.columns):
         _bits(mask, grid.rows, grid.columns).any(axis=1, out=flags)
     else:
         _flag_rows(mask, grid.columns, flags)
@@ -102,8 +104,20 @@ def _bits(mask: Mask, rows: int, columns: int) -> Mask:
     return np.unpackbits(mask, count=rows * columns, bitorder="little").reshape(rows, columns)
 
 
+def _are_bytes(columns: int) -> bool:
+    """Returns whether every row of a mask takes whole bytes."""
+    return columns > 0 and columns % 8 == 0
+
+
+def _whole(mask: Mask, columns: int) -> Mask:
+    """Returns the bytes of each row of a mask whose rows start with a byte, (row, byte)."""
+    return mask.reshape(-1, columns // 8)
+
+
 def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
     """Returns the mask of the flagged rows only."""
+    if _are_bytes(columns):
+        return _whole(mask, columns)[flags].reshape(-1)
     if few(len(flags) * columns):
         return np.packbits(_bits(mask, len(flags), columns)[flags], bitorder="little")
     taken = np.zeros(-(-int(np.count_nonzero(flags)) * columns // 8), np.uint8)
@@ -113,6 +127,10 @@ def take_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
 
 def put_rows(mask: Mask, columns: int, flags: Flags) -> Mask:
     """Returns the mask of all rows; the inverse of `take_rows`. Rows that are not flagged are empty."""
+    if _are_bytes(columns):
+        whole = np.zeros((len(flags), columns // 8), np.uint8)
+        whole[flags] = _whole(mask, columns)
+        return whole.reshape(-1)
     if few(len(flags) * columns):
         marked = np.zeros((len(flags), columns), np.uint8)
         marked[flags] = _bits(mask, int(np.count_nonzero(flags)), columns)

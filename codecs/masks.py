@@ -30,7 +30,8 @@ def mask_positions(mask: Mask, kept: int) -> Positions:
     if few(8 * len(mask)):
         return np.flatnonzero(np.unpackbits(mask, bitorder="little")).astype(np.uint32)
     found = np.empty(kept + 8, np.uint32)
-    _fill_positions(mask, found)
+    words = mask[: len(mask) // 8 * 8].view(np.uint64)
+    _fill_positions(mask, words if words.flags.aligned else words.copy(), found)
     return found[:kept]
 
 
@@ -76,8 +77,9 @@ def positions_after_steps(steps: Mask, kept: int, entries: int) -> Positions | N
 
 
 @compiled
-def _fill_positions(mask: Mask, found: Positions) -> None:
-    used, words = 0, mask[: mask.size // 8 * 8].view(np.uint64)
+def _fill_positions(mask: Mask, words: NDArray[np.uint64], found: Positions) -> None:
+    """Writes the positions of the set bits. words: the whole words of the mask."""
+    used = 0
     for word in range(words.size + 1):
         if word < words.size and words[word] == 0:
             continue

@@ -37,7 +37,8 @@ RAW_SPARE, WORD_SPARE = 24, LANES
 @compiled
 def mean_level(base: Numbers, found: Numbers, width: int, mantissa: int) -> int:
     """Returns the mean level of the numbers that differ from the base's, 0 if none does."""
-    size, total, count = _largest(width), int64(0), int64(0)
+    size = int64((np.uint64(1) << np.uint64(width - 1)) - np.uint64(1))  # all bits but the sign
+    total, count = int64(0), int64(0)
     for index in range(base.size):
         if base[index] != found[index]:
             before, after = int64(base[index]), int64(found[index])
@@ -48,21 +49,44 @@ def mean_level(base: Numbers, found: Numbers, width: int, mantissa: int) -> int:
     return total // count if count else 0
 
 
-@compiled
 def model_block(
     base: Numbers, found: Numbers, columns: int, width: int, mantissa: int, halves: bool, start: int,
     contexts: Words, symbols: Bytes, raw: Raw,
-) -> Any:  # fmt: skip
+) -> int:  # fmt: skip
     """Writes the context, the symbol and the raw bits of each number; returns the number of raw bits.
 
     width: bits of a number. mantissa: of a floating one, or 0. halves: two buckets per octave instead of one.
     start: the initial level.
     """
-    levels, row, column, position = np.full(columns, start, np.int64), int64(start), 0, int64(0)
-    size = _largest(width)
-    top = _top(base, size, mantissa)
-    moves = 2 * _buckets(width, mantissa, halves) + 1
-    expected = np.zeros(LANES, np.int64)
+    position: int = _model(
+        base, found, columns, width, mantissa, halves, start, contexts, symbols, raw,
+        *_block_setting(base, columns, width, mantissa, halves, start),
+    )  # fmt: skip
+    return position
+
+
+def _block_setting(
+    base: Numbers, columns: int, width: int, mantissa: int, halves: bool, start: int
+) -> tuple[int, int, int, Integers, Integers]:
+    """Returns what the compiled passes would take half a second to compile.
+
+    The pattern of all bits but the sign, the largest exponent of the base, the number of symbols of near
+    numbers, the level of each column, and scratch of `LANES` numbers.
+    """
+    size, octaves = (1 << (width - 1)) - 1, mantissa or width
+    top = int((base & base.dtype.type(size)).max(initial=0)) >> mantissa if mantissa else 0
+    moves = 2 * (2 * octaves - 1 if halves else octaves) + 1
+    return size, top, moves, np.full(columns, start, np.int64), np.zeros(LANES, np.int64)
+
+
+@compiled
+def _model(
+    base: Numbers, found: Numbers, columns: int, width: int, mantissa: int, halves: bool, start: int,
+    contexts: Words, symbols: Bytes, raw: Raw,
+    size: int, top: int, moves: int, levels: Integers, expected: Integers,
+) -> Any:  # fmt: skip
+    """Does the work of `model_block`."""
+    row, column, position = int64(start), 0, int64(0)
     for first in range(0, base.size, LANES):
         last, place, change = min(first + LANES, base.size), column, int64(0)
         for index in range(first, last):
@@ -103,7 +127,6 @@ def model_block(
     return position
 
 
-@compiled
 def decode_block(
     base: Numbers, found: Numbers, columns: int, width: int, mantissa: int, halves: bool, start: int,
     table: Integers, slots: Bytes, shares: Raw, spares: Integers, offsets: Integers, heights: Integers,
@@ -116,11 +139,24 @@ def decode_block(
     heights: (symbol,) number of raw bits, smallest distance and level. words ends in `WORD_SPARE` spare words
     and raw in `RAW_SPARE`.
     """
-    levels, row, column, position = np.full(columns, start, np.int64), int64(start), 0, int64(0)
-    size, used, last_word = _largest(width), int64(0), words.size - WORD_SPARE
-    top = _top(base, size, mantissa)
-    moves = 2 * _buckets(width, mantissa, halves) + 1
-    expected, symbols = np.zeros(LANES, np.int64), np.zeros(LANES, np.uint8)
+    read: int = _decode(
+        base, found, columns, width, mantissa, start, table, slots, shares, spares, offsets, heights,
+        states, words, raw, raw_bits, *_block_setting(base, columns, width, mantissa, halves, start),
+        np.zeros(LANES, np.uint8),
+    )  # fmt: skip
+    return read
+
+
+@compiled
+def _decode(
+    base: Numbers, found: Numbers, columns: int, width: int, mantissa: int, start: int,
+    table: Integers, slots: Bytes, shares: Raw, spares: Integers, offsets: Integers, heights: Integers,
+    states: Integers, words: Words, raw: Raw, raw_bits: int,
+    size: int, top: int, moves: int, levels: Integers, expected: Integers, symbols: Bytes,
+) -> int:  # fmt: skip
+    """Does the work of `decode_block`; symbols: scratch."""
+    row, column, position = int64(start), 0, int64(0)
+    used, last_word = int64(0), words.size - WORD_SPARE
     for first in range(0, base.size, LANES):
         count, place, invalid = min(LANES, base.size - first), column, int64(0)
         for lane in range(count):
@@ -192,29 +228,6 @@ def count_symbols(contexts: Words, symbols: Bytes, counts: Integers) -> None:
     """Adds to counts (context, symbol)."""
     for index in range(symbols.size):
         counts[contexts[index], symbols[index]] += 1
-
-
-@compiled
-def _largest(width: int) -> Any:
-    """Returns the pattern without a sign bit whose other bits are set."""
-    return int64((np.uint64(1) << np.uint64(width - 1)) - np.uint64(1))
-
-
-@compiled
-def _buckets(width: int, mantissa: int, halves: bool) -> Any:
-    """Returns the number of buckets of a distance."""
-    octaves = mantissa or width
-    return 2 * octaves - 1 if halves else octaves
-
-
-@compiled
-def _top(base: Numbers, size: int, mantissa: int) -> Any:
-    """Returns the largest exponent of a block of the base, 0 for integers."""
-    top = int64(0)
-    if mantissa:
-        for index in range(base.size):
-            top = max(top, int64(base[index]) & size)
-    return top >> mantissa
 
 
 @compiled
