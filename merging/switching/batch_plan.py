@@ -114,12 +114,18 @@ class BatchPlan:
         """The weights that all rows share, None where they are not held or there are several."""
         return self.held[0] if len(self.mixtures) == 1 and self.held else None
 
+    @cached_property
+    def _is_held(self) -> NDArray[np.bool_]:
+        """Whether the mixture of each row is held, (row,)."""
+        held = np.array([number in self.held for number in range(len(self.mixtures))], np.bool_)
+        return held[self.mixture_of]
+
     def order(self) -> Ids | None:
         """Returns the rows in an order that has those of one mixture together, None where they are so.
 
         Mixtures that are not held come first, as they share the product with the base.
         """
-        keys = self.mixture_of + len(self.mixtures) * np.isin(self.mixture_of, list(self.held))
+        keys = self.mixture_of + len(self.mixtures) * self._is_held
         return np.argsort(keys, kind="stable") if (keys[1:] < keys[:-1]).any() else None
 
     def in_order(self, order: Ids) -> "BatchPlan":
@@ -143,7 +149,7 @@ class BatchPlan:
     @cached_property
     def others(self) -> Sequence[TaskRows]:
         """The tasks' shares in the rows whose mixture is not held."""
-        return self._shares(~np.isin(self.mixture_of, list(self.held))) if self.held else self.tasks
+        return self._shares(~self._is_held) if self.held else self.tasks
 
     def _shares(self, chosen: NDArray[np.bool_]) -> Sequence[TaskRows]:
         found = []
@@ -157,7 +163,7 @@ class BatchPlan:
     def runs(self, per_row: int) -> list[Run]:
         """Returns the runs of tokens in the result of `unpad`, a row of which has `per_row` tokens."""
         if per_row not in self._runs:
-            group = np.where(np.isin(self.mixture_of, list(self.held)), self.mixture_of, -1)  # (row,)
+            group = np.where(self._is_held, self.mixture_of, -1)  # (row,)
             is_padded = self.padding is not None and self.padding.covers(per_row)
             of_token = group[self.padding.rows] if self.padding and is_padded else group.repeat(per_row)
             self._runs[per_row] = _runs(of_token) or [Run(-1, 0, 0)]  # padding only

@@ -26,9 +26,10 @@ class Costs:
     For each token: csr_entry, int8_entry, float32_entry: an entry of a delta matrix in that form; csr_side:
     a row or column of a CSR matrix; held_entry: an entry of a mixture's own weights.
     For each weight of the model, whatever the tokens: task: a task with rows in the batch; held_mixture: a
-    mixture's own weights, which are read from memory; new_mixture: making them. Whatever the model's size:
-    task_calls. The defaults, but for csr_side, held_entry and held_mixture, are what
-    benchmarks/switching/fit.py measured on an AMD EPYC (Zen 4).
+    mixture's own weights, which are read from memory; new_mixture: making them; new_small_mixture: making
+    those of a small model, in one piece. Whatever the model's size: task_calls. The defaults, but for
+    csr_side, held_entry, held_mixture and new_small_mixture, are what benchmarks/switching/fit.py measured on
+    an AMD EPYC (Zen 4).
     """
 
     csr_entry: float = 4.7
@@ -39,6 +40,7 @@ class Costs:
     task: float = 3.0
     held_mixture: float = 12.0
     new_mixture: float = 250.0
+    new_small_mixture: float = 30.0
     task_calls: float = 1e8
 
 

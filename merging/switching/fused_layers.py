@@ -89,6 +89,9 @@ def _linear(switch: SwitchedLayer) -> Forward:
             return functional.linear(inputs, *layer.under(plan.alone))
         plan.per_row(len(inputs), switch.name)
         per_row = inputs.shape[:-1].numel() // plan.count
+        if plan.padding is None and not plan.others:
+            found = held_products(plan, layer, inputs.reshape(-1, inputs.shape[-1]), per_row)
+            return found.view(*inputs.shape[:-1], found.shape[-1])
         given = plan.layer_input(inputs, per_row)
         out = held_products(plan, layer, given.tokens, per_row) if plan.held else original(given.tokens)
         if plan.others:
@@ -172,8 +175,10 @@ def _other(switch: SwitchedLayer) -> Forward:
                                 for name, own in switched.items()
                             }
                         )
-                        rows = slice(run.start * per_row, run.stop * per_row)
-                        given, named = take_rows((inputs, options), rows, length)
+                        given, named = inputs, options
+                        if len(plan.row_runs) > 1:
+                            rows = slice(run.start * per_row, run.stop * per_row)
+                            given, named = take_rows((inputs, options), rows, length)
                         outputs.append(original(*given, **named))
             finally:
                 swap.put({})

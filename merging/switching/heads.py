@@ -83,6 +83,7 @@ def _head_forward(
     original: Callable[..., Tensor], tasks: Sequence[Head], plans: ActivePlan, name: str
 ) -> Any:
     width = max(len(head.weight) for head in tasks)
+    equal = [_widened(head, width) for head in tasks]
 
     def forward(inputs: Tensor) -> Tensor:
         plan = plans.current
@@ -90,21 +91,31 @@ def _head_forward(
             return original(inputs)
         plan.per_row(len(inputs), name)
         numbers = set(plan.heads.tolist())
-        if len(numbers) == 1 and len(tasks[max(*numbers, 0)].weight) == width:
-            head = tasks[max(*numbers, 0)]
+        if len(numbers) == 1:
+            head = equal[max(*numbers, 0)]  # a row of no task has some head too
             return functional.linear(inputs, head.weight, head.bias)
+        order = np.argsort(plan.heads, kind="stable")
+        counts = np.bincount(plan.heads + 1)  # (task + 1,), of no task first
         rows = inputs.reshape(plan.count, -1, inputs.shape[-1])  # (row, token, in)
-        found, order = [], []
-        for task in sorted(numbers):
-            own = torch.from_numpy(np.flatnonzero(plan.heads == task)).to(rows.device)
-            head = tasks[max(task, 0)]  # a row of no task has some head too
-            out = functional.linear(rows[own], head.weight, head.bias)
-            found.append(functional.pad(out, (0, width - len(head.weight)), value=-torch.inf))
-            order.append(own)
-        joined = torch.cat(found)[torch.argsort(torch.cat(order))]
+        parts = rows[torch.from_numpy(order).to(rows.device)].split_with_sizes(counts[counts > 0].tolist())
+        found = []
+        for task, part in zip(sorted(numbers), parts, strict=True):
+            head = equal[max(task, 0)]
+            found.append(functional.linear(part, head.weight, head.bias))
+        joined = torch.cat(found)[torch.from_numpy(np.argsort(order)).to(rows.device)]
         return joined.view(*inputs.shape[:-1], width)
 
     return forward
+
+
+def _widened(head: Head, width: int) -> Head:
+    """Returns a head with as many classes as another, of which those that it lacks get -inf."""
+    missing = width - len(head.weight)
+    if not missing:
+        return head
+    bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+    weight = functional.pad(head.weight, (0, 0, 0, missing))
+    return Head(weight, functional.pad(bias, (0, missing), value=-torch.inf))
 
 
 def task_of_rows(heads: Sequence[str] | None, tasks: Sequence[str], shares: FloatArray) -> Ids:

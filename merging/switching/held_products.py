@@ -28,8 +28,7 @@ class LinearLayer:
     def under(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
         """Returns the weight, (out, in), and the bias under a mixture; of the base for no weights."""
         (weight, bias), (weight_name, bias_name) = self.base, self.names
-        weight = weights.get(weight_name, weight) if weight_name else weight
-        bias = weights.get(bias_name, bias) if bias_name else bias
+        weight, bias = weights.get(weight_name or "", weight), weights.get(bias_name or "", bias)
         return weight.t() if self.is_transposed else weight, bias
 
 
@@ -39,9 +38,16 @@ def held_products(plan: BatchPlan, layer: LinearLayer, tokens: Tensor, per_row: 
     tokens: (token, in); per_row: the tokens of a row.
     """
     runs = plan.runs(per_row)
-    parts = torch.split(tokens, [run.stop - run.start for run in runs])
-    products = [
-        functional.linear(part, *layer.under(plan.held.get(run.mixture, {})))
-        for run, part in zip(runs, parts, strict=True)
-    ]
-    return products[0] if len(products) == 1 else torch.cat(products)
+    products = [layer.under(plan.held.get(run.mixture, {})) for run in runs]
+    sizes = [run.stop - run.start for run in runs]
+    parts = tokens.split_with_sizes(sizes)
+    if len(runs) == 1 or torch.is_autocast_enabled(tokens.device.type):
+        found = [functional.linear(part, *own) for part, own in zip(parts, products, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+    out = tokens.new_empty(len(tokens), len(products[0][0]))
+    for target, part, (weight, bias) in zip(out.split_with_sizes(sizes), parts, products, strict=True):
+        if bias is None:
+            torch.mm(part, weight.t(), out=target)
+        else:
+            torch.addmm(bias, part, weight.t(), out=target)
+    return out

@@ -39,7 +39,7 @@ from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
-from flexswitch.merging.switching.held_weights import HeldWeights
+from flexswitch.merging.switching.held_weights import HeldWeights, is_small
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
 from flexswitch.merging.switching.padding import token_mask
@@ -225,7 +225,11 @@ class SwitchedModel(nn.Module):
         device = _device_of(self.module)
         deltas = TaskDeltas(vectors, base_rms, fused.transposed, self._cache_bytes, device)
         grouped = GroupedEngine(self.module, names, heads, buffers, deltas, self._cache_bytes)
-        held = HeldWeights(fused.own, deltas, self._cache_bytes, self._costs.new_mixture)
+        cost = self._costs.new_mixture
+        if is_small(fused.own):
+            cost = min(cost, self._costs.new_small_mixture)
+        by_columns = set(fused.matrices) - fused.transposed
+        held = HeldWeights(fused.own, deltas, self._cache_bytes, cost, by_columns)
         cost_model = CostModel(fused.matrices, self._costs)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:

@@ -43,6 +43,25 @@ def test_a_matrix_is_the_base_and_the_deltas_rounded_once(base, dtype, transpose
     assert torch.equal(own, base["weight"].to(dtype))
 
 
+def test_a_small_model_s_weights_are_made_in_one_piece_and_are_those_made_tensor_by_tensor(monkeypatch):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Linear(5, 6), nn.LayerNorm(6))
+    state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    changed = changed_state(state, 0, 0.3)
+    vectors = [memory_pair(state, changed), memory_pair(state, {**state, "1.weight": changed["1.weight"]})]
+    mixture = (0, 0.5), (1, -0.25)
+    assert held_weights.is_small(state)
+    store = HeldWeights(state, deltas_of(vectors, {"1.weight"}), 1 << 20, 0.0, {"1.weight"})
+    found = store.made(mixture)
+    assert found["1.weight"].t().is_contiguous()
+    assert store.nbytes == 2 * sum(tensor.nbytes for tensor in state.values())  # the deltas of two tasks
+    monkeypatch.setattr(held_weights, "_SMALL_BYTES", 0)
+    expected = HeldWeights(state, deltas_of(vectors, {"1.weight"}), 1 << 20, 0.0).made(mixture)
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
 def test_a_mixture_is_held_once_batches_would_have_saved_its_cost_and_as_many_are_kept_as_fit(base):
     store = HeldWeights(base, deltas_of(tasks_of(base, 4)), 2 * ENTRIES * 4 + 1, cost=10.0)
     zero, one, two, _ = ALONE
@@ -125,7 +144,7 @@ def test_auto_holds_mixtures_that_pay_and_answers_as_the_other_engines():
     net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(float32_entry=2.0, csr_entry=2.0, held_mixture=10.0, new_mixture=15.0, task_calls=0.0)
+    costs = Costs(float32_entry=2.0, csr_entry=2.0, held_mixture=10.0, new_small_mixture=15.0, task_calls=0.0)
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])
