@@ -23,7 +23,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 Found = TypeVar("Found")
 
-_LEAST_ENTRIES, _MOST_ENTRIES = 1 << 12, 1 << 16  # of a block: below, calls cost more than their work
+_LEAST_ENTRIES, _MOST_ENTRIES = 1 << 12, 1 << 18  # of a block: below, calls cost more than their work
 _LARGEST_SUM = 2.0**62  # of the largest entries of all tasks; its square, 2^124, is far from infinity
 _COPIES = 5  # a block's deltas as they are read, side by side, and what a method makes of them
 
