@@ -87,7 +87,7 @@ def collect(cache: Path, data: Path, tasks: list[str]) -> dict[str, Any]:
 
 def report(rows: dict[str, Any], tasks: list[str]) -> str:
     """Returns the section for docs/benchmarks.md."""
-    header = ["method", *tasks, "average", "kB per task", "of float32", "routing", "time"]
+    header = ["method", *tasks, "average", "kB per task", "of float32", "routing"]
     individual = rows["individual"]
     body = []
     for method, row in rows.items():
@@ -100,7 +100,6 @@ def report(rows: dict[str, Any], tasks: list[str]) -> str:
                 f"{row['bytes_per_task'] / 1e3:,.0f}",
                 f"1/{individual['bytes_per_task'] / row['bytes_per_task']:.0f}",
                 "–" if routing is None else f"{routing:.1f}",
-                f"{row['time_over_base']:.2f}×",
             ]
         )
     return f"""## Eight text tasks, MiniLM-L6 (22.7 M parameters)
@@ -110,7 +109,7 @@ def report(rows: dict[str, Any], tasks: list[str]) -> str:
 Accuracy in %, whole test files, one seed. Bytes per task include heads, but not the base. Routed rows
 score one mixed stream of all tasks with 100 exemplars per task, 10 neighbours, T-Switch vectors at drop
 {DROPS[0]} and the head of each sample's own task; routing is the share of samples whose own task leads.
-Time is per sample, relative to one forward pass of the base. Measured on {machine()}.
+What routing and switching cost is in the tables of equal bytes and of switching. Measured on {machine()}.
 
 {table(header, body)}
 
