@@ -25,6 +25,7 @@ from flexswitch.cli.options import (
 from flexswitch.merging.methods.registry import method_names
 
 _SHOWN = 8  # tasks
+_PER_TASK = 256
 
 
 @command
@@ -85,7 +86,7 @@ def merge(
     ] = None,
     per_task: Annotated[
         int, typer.Option(min=1, help="Number of examples of each task to learn from, or to tune on.")
-    ] = 256,
+    ] = _PER_TASK,
     adapter: Adapter = None,
     device: Device = "cpu",
     max_length: MaxLength = None,
@@ -152,13 +153,13 @@ def merge(
     if config is not None:
         check_alone(
             SOURCE=sources, __base=base, __task=task, __method=method, __set=set_, __weight=weight,
-            __set_for=set_for, __include=include, __exclude=exclude, __exemplars=exemplars, __tune=tune,
-            __key=key, __data=data, __adapter=adapter, __max_length=max_length,
-            __checkpoint_every=checkpoint_every, __dtype=dtype,
+            __set_for=set_for, __exemplars=exemplars, __tune=tune, __key=key, __data=data, __adapter=adapter,
+            __max_length=max_length, __checkpoint_every=checkpoint_every, __dtype=dtype,
+            __per_task=per_task != _PER_TASK, __device=device != "cpu",
         )  # fmt: skip
         made = merge_config(
-            config, output, max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite,
-            reporter=console,
+            config, output, include=include or (), exclude=exclude or (), on_resize=on_resize,
+            max_shard_size=shard_size, jobs=jobs, memory=memory_size, overwrite=overwrite, reporter=console,
         )  # fmt: skip
     elif not sources or base is None:
         raise UsageError("give SOURCE... and --base BASE, or --config FILE alone")

@@ -1,16 +1,18 @@
 """Merges models as a configuration file of mergekit says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flexswitch.codecs.errors import UsageError
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
-from flexswitch.merging.checkpoints.pairing import EVERYTHING
+from flexswitch.merging.checkpoints.opening import open_checkpoint
+from flexswitch.merging.checkpoints.pairing import EVERYTHING, Resize
 from flexswitch.merging.commands.arguments import Bytes, Input, Output, Positive, check_inputs_stay, checked
 from flexswitch.merging.commands.common_vocabulary import CommonVocabulary, common_vocabulary
 from flexswitch.merging.commands.merge import SHARD_BYTES, Merged, merge
@@ -32,6 +34,9 @@ def merge_config(
     config: Input,
     output: Output,
     *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_resize: Resize = "refuse",
     max_shard_size: Bytes = SHARD_BYTES,
     jobs: Positive | None = None,
     memory: Bytes = DEFAULT_MEMORY,
@@ -40,15 +45,20 @@ def merge_config(
 ) -> Merged:
     """Writes the merge that a configuration describes; paths in it are relative to the working directory.
 
+    include, exclude, on_resize: as for `merge`, and not where rows of tokens are matched or layers stacked.
     Raises: FlexswitchError, by name on all that is not handled.
     """
     document = read_document(Path(config))
+    selects = bool(include or exclude or on_resize != "refuse")
     if document.get("merge_method") == "passthrough":
+        _refuse_selection(config, "merge_method: passthrough", selects)
         return _stacked(Path(config), document, Path(output), max_shard_size, overwrite, reporter)
     asked = read_peer_config(Path(config), document)
+    asked.drop_unmatched(open_checkpoint(asked.base).tensors)
     for note in dict.fromkeys(asked.notes):
         reporter.note(note)
     if asked.tokenizer is not None:
+        _refuse_selection(config, "tokenizer or tokenizer_source", selects)
         base = asked.base if document.get("base_model") is not None else None
         vocabulary = common_vocabulary(Path(config), asked.tokenizer, list(asked.paths.values()), base)
         return _with_vocabulary(
@@ -56,9 +66,18 @@ def merge_config(
         )
     return merge(
         asked.sources, output, base=asked.base, method=asked.method, settings=asked.settings,
-        weights=asked.weights, set_for=asked.set_for, dtype=asked.dtype, max_shard_size=max_shard_size,
+        weights=asked.weights, set_for=asked.set_for, include=include, exclude=exclude, on_resize=on_resize,
+        dtype=asked.dtype, max_shard_size=max_shard_size,
         jobs=jobs, memory=memory, overwrite=overwrite, reporter=reporter,
     )  # fmt: skip
+
+
+def _refuse_selection(config: str | Path, what: str, selects: bool) -> None:
+    """Raises: UsageError where tensors are selected in a merge that takes all of them."""
+    if selects:
+        raise UsageError(
+            f"{config}: a merge with {what} takes all tensors; leave out --include, --exclude, --on-resize"
+        )
 
 
 def _with_vocabulary(

@@ -20,7 +20,7 @@ from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.commands.common_vocabulary import CommonVocabulary, common_vocabulary
-from flexswitch.merging.commands.peer_config import DTYPES, conditions
+from flexswitch.merging.commands.peer_config import conditions, stored_dtype
 from flexswitch.merging.commands.peer_tokenizer import read_tokenizer
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, output_dtype
 from flexswitch.merging.task_vectors.rounding import rounded
@@ -32,7 +32,8 @@ _LAYER = re.compile(
 _FREE = re.compile(
     r"_name_or_path|transformers_version|_commit_hash|.*dtype|.*token_id|use_cache|pretraining_tp"
 )
-_AT_THE_START = re.compile(r"embed|\bwte\b|\bwpe\b")  # tensors before the layers, by their names
+# Tensors before the layers, by their names; the head of GPT-NeoX is embed_out.
+_AT_THE_START = re.compile(r"embed(?!_out)|project_in|\bwte\b|\bwpe\b")
 _KEYS = ("merge_method", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
 
 Scale = tuple[str, float]  # names of tensors, and the factor
@@ -122,9 +123,7 @@ def read_stack(path: Path, document: Mapping[str, Any]) -> Stack:
     for key in document:
         if key not in _KEYS:
             raise InputError(f"{path}: {key} is not handled for passthrough; handled are {', '.join(_KEYS)}")
-    dtype = document.get("out_dtype") or document.get("dtype")
-    if dtype is not None and str(dtype) not in DTYPES:
-        raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(DTYPES)}")
+    dtype = stored_dtype(path, document)
     entries = document.get("slices")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: passthrough needs slices, each of one model and its layer_range")

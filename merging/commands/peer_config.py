@@ -4,8 +4,12 @@ What is not understood is refused by name. Source: mergekit 0.1.5, docs/merge_me
 """
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from flexswitch.merging.commands.peer_tokenizer import TokenizerChoice, read_tok
 from flexswitch.merging.commands.yaml_values import check_values
 from flexswitch.merging.task_vectors.task_name import task_name
 
-_MOST_BYTES = 1_000_000
+_MOST_BYTES, _LONGEST_NAME = 1_000_000, 100
+_ODD_LETTERS = re.compile(r"[^A-Za-z0-9._-]+")  # those that no task's name may have
 _IGNORED = {"int8_mask": "signs are elected exactly"}
 _KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -51,6 +56,17 @@ class PeerMerge:
         """The models as `TASK=PATH`."""
         return [f"{task}={path}" for task, path in self.paths.items()]
 
+    def drop_unmatched(self, names: Collection[str]) -> None:
+        """Leaves out settings for tensors that are none of these names, as mergekit does, with a note."""
+        kept = []
+        for pattern, values in self.set_for:
+            of_names = pattern.rpartition(":")[2]
+            if any(fnmatchcase(name, of_names) for name in names):
+                kept.append((pattern, values))
+            else:
+                self.notes.append(f"no tensor's name matches {of_names}: {', '.join(values)} left out")
+        self.set_for = kept
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -69,7 +85,7 @@ def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
             "merge_method", str(document.get("merge_method")), [*PEER_METHODS, "passthrough"]
         )
         raise InputError(f"{path}: {named}")
-    models = _models(path, document)
+    models = _models(path, document, {"base"} if method.base_first else set())
     base = document.get("base_model")
     if base is None and method.base == "required":
         raise InputError(f"{path}: {document['merge_method']} needs a base_model")
@@ -79,19 +95,28 @@ def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
         models = [model for model in models if model.path != base]
     if method.base_first:
         models = [_Model(str(base), "base", {}), *models]
-    dtype = document.get("out_dtype") or document.get("dtype")
-    if dtype is not None and str(dtype) not in DTYPES:
-        raise InputError(f"{path}: dtype {dtype}, expected one of {', '.join(DTYPES)}")
+    if not models:
+        raise InputError(f"{path}: models: expected a model beside the base_model")
+    dtype = stored_dtype(path, document)
     found = PeerMerge(
         {model.task: model.path for model in models},
         str(base or models[0].path), method.name, method.fixed(base is not None),
-        None if dtype is None else DTYPES[dtype], tokenizer=read_tokenizer(path, document),
+        dtype, tokenizer=read_tokenizer(path, document),
     )  # fmt: skip
     found.notes += [f"{path}: the merge is computed in float32, and stored in {dtype}"] * (
         dtype not in (None, "float32")
     )
     _set_parameters(path, found, method, document.get("parameters") or {}, models)
     return found
+
+
+def stored_dtype(path: Path, document: Mapping[str, Any]) -> OutputDtype | None:
+    """Returns the dtype of the weights that are written, None for that of the base. Raises: InputError."""
+    for key in ("dtype", "out_dtype"):
+        if document.get(key) is not None and str(document[key]) not in DTYPES:
+            raise InputError(f"{path}: {key} {document[key]}, expected one of {', '.join(DTYPES)}")
+    chosen = document.get("out_dtype") or document.get("dtype")
+    return None if chosen is None else DTYPES[chosen]
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -122,13 +147,14 @@ def _parsed(path: Path) -> Any:
     return loader.construct_document(node)
 
 
-def _models(path: Path, document: Mapping[str, Any]) -> list[_Model]:
-    """Returns the models of `models`, or of one slice of all their layers. Raises: InputError."""
+def _models(path: Path, document: Mapping[str, Any], taken: Set[str]) -> list[_Model]:
+    """Returns the models of `models`, or of one slice of all their layers.
+
+    taken: names that no task may have. Raises: InputError.
+    """
     if ("models" in document) == ("slices" in document):
         raise InputError(f"{path}: expected one of models and slices")
-    entries = document.get("models")
-    if entries is None:
-        entries = _one_slice(path, document["slices"])
+    entries = document["models"] if "models" in document else _one_slice(path, document["slices"])
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: models: expected a list of models")
     found: list[_Model] = []
@@ -138,11 +164,16 @@ def _models(path: Path, document: Mapping[str, Any]) -> list[_Model]:
         odd = sorted(map(str, entry.keys() - {"model", "parameters"}))
         if odd:
             raise InputError(f"{path}: {odd[0]} of model {entry['model']} is not handled")
-        name = task_name(entry["model"].rstrip("/"))
-        taken = {model.task for model in found}
-        task = name if name not in taken else f"{name}-{len(found) + 1}"
+        task = _free_name(entry["model"], {*taken, *(model.task for model in found)})
         found.append(_Model(entry["model"], task, entry.get("parameters") or {}))
     return found
+
+
+def _free_name(model: str, taken: Set[str]) -> str:
+    """Returns a task's name after a model's path, of letters that `TASK=PATH` takes, and not taken yet."""
+    name = _ODD_LETTERS.sub("-", task_name(model.rstrip("/"))).lstrip("._-")[:_LONGEST_NAME] or "model"
+    numbered = (f"{name}-{number}" for number in itertools.count(len(taken) + 1))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 def _one_slice(path: Path, slices: Any) -> list[dict[str, Any]]:
@@ -204,9 +235,14 @@ def conditions(path: Path, key: str, setting: Any) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path}: {key}: {condition!r:.80}: expected value, and filter or nothing else")
         named, value = condition.get("filter"), condition["value"]
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, (int, float, str)) for part in parts):
+        if not parts or not all(map(_is_value, parts)):
             raise InputError(f"{path}: {key}: {value!r:.80}: expected a number or a list of numbers")
         yield "*" if named in (None, "*") else f"*{glob.escape(str(named))}*", value
+
+
+def _is_value(part: Any) -> bool:
+    """Returns whether a part of a setting may be a number: texts are checked with the setting."""
+    return math.isfinite(part) if isinstance(part, float) else isinstance(part, (int, str))
 
 
 def check_alone(**given: Any) -> None:

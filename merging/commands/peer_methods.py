@@ -44,7 +44,8 @@ class PeerMethod:
             raise InputError(f"{path}: {unknown_name(f'parameter handled for {self.name}', key, known)}")
         if isinstance(value, list) or value not in self.chosen[key]:
             choices = ", ".join(str(choice).lower() for choice in self.chosen[key])
-            raise InputError(f"{path}: {key}: {str(value).lower()} is not handled, only {choices}")
+            found = f"{value!r:.80}" if isinstance(value, str) else str(value).lower()
+            raise InputError(f"{path}: {key}: {found} is not handled, only {choices}")
         return dict(self.chosen[key][value])
 
 

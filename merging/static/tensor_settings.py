@@ -128,11 +128,13 @@ def _checked(method: Method, values: tuple[tuple[str, Any], ...]) -> dict[str, A
 def layer_places(names: Sequence[str]) -> dict[str, float]:
     """Returns where each tensor is along the layers, from 0 to 1.
 
-    The layer is the first whole number in a tensor's name. Tensors outside the layers are at 0.
+    The layer is the first whole number in a tensor's name. A single layer is at 1, tensors outside the layers
+    are at 0.
     """
     layers = {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
     last = max(layers.values(), default=0)
-    return {name: layers.get(name, 0) / max(1, last) for name in names}
+    places = {name: layer / last if last else 1.0 for name, layer in layers.items()}
+    return {name: places.get(name, 0.0) for name in names}
 
 
 def _along(value: Any, place: float) -> Any:

@@ -103,6 +103,55 @@ def test_models_without_a_base_are_merged_themselves(folder: Path) -> None:
         np.testing.assert_allclose(weights, expected[name], atol=1e-6)
 
 
+NAMES = ("x/checkpoint-3", "y/checkpoint", "z/checkpoint", "z/model (1)", "z/.hid", "z/a=b", "z/base")
+
+
+def test_every_model_counts_whatever_the_names_of_their_folders(folder: Path) -> None:
+    base = load_file("base/model.safetensors")
+    for number, name in enumerate(NAMES, start=1):
+        Path(name).mkdir(parents=True)
+        state = {tensor: weights + np.float32(number) for tensor, weights in base.items()}
+        save_file(state, f"{name}/model.safetensors")
+    models = "".join(f"- {{model: {name}, parameters: {{weight: 1}}}}\n" for name in NAMES)
+    found = by_config(f"models:\n{models}merge_method: linear\n")
+    for tensor, weights in found.items():
+        np.testing.assert_allclose(weights, base[tensor] + 4, atol=1e-5)
+    found = by_config(
+        "models: [{model: z/base}]\nbase_model: base\nmerge_method: slerp\nparameters: {t: 1}\n"
+    )
+    for tensor, weights in found.items():
+        np.testing.assert_allclose(weights, base[tensor] + 7, atol=1e-5)
+
+
+def test_a_filter_that_matches_nothing_changes_nothing(folder: Path, flexswitch: Any) -> None:
+    text = f"{HEAD}merge_method: task_arithmetic\nparameters: {{lambda: [{{filter: lm_head, value: 3}}, {{value: 1}}]}}\n"
+    found, expected = (
+        by_config(text),
+        by_options("a", "b", method="task-arithmetic", settings={"lambda": 1}, weights={"b": 0.5}),
+    )
+    assert all(np.array_equal(found[name], weights) for name, weights in expected.items())
+    noted = flexswitch("merge", "--config", "merge.yaml", "-o", "noted").err
+    assert "no tensor's name matches *lm_head*: lambda left out" in noted
+
+
+def test_tensors_of_another_shape_are_selected_by_options(folder: Path, flexswitch: Any) -> None:
+    own = dict(load_file("a/model.safetensors"))
+    save_file(own | {"embed": np.zeros((8, 4), np.float32)}, "a/model.safetensors")
+    Path("merge.yaml").write_text(f"{HEAD}merge_method: task_arithmetic\n")
+    command = ("merge", "--config", "merge.yaml", "--overwrite", "-o", "found")
+    assert "with --on-resize rows, or keep the base's with --exclude 'embed'" in flexswitch(*command).error
+    for options in (("--on-resize", "rows"), ("--exclude", "embed")):
+        assert flexswitch(*command, *options).status == 0
+        expected = by_options(
+            "a", "b", method="task-arithmetic", settings={"lambda": 1}, weights={"b": 0.5},
+            **{options[0][2:].replace("-", "_"): "rows" if options[1] == "rows" else ["embed"]},
+        )  # fmt: skip
+        found = load_file("found/model.safetensors")
+        assert all(np.array_equal(found[name], weights) for name, weights in expected.items())
+    Path("merge.yaml").write_text(f"{HEAD}merge_method: task_arithmetic\ntokenizer_source: union\n")
+    assert flexswitch(*command, "--exclude", "embed").status == 2
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -122,6 +171,11 @@ def test_models_without_a_base_are_merged_themselves(folder: Path) -> None:
         ("slices: [{sources: [{model: [a]}]}]\nmerge_method: sce\n", "merge.yaml: slices: {'model': ['a']}: expected model"),
         ("slices: [1, 2]\nmerge_method: linear\n", "merge.yaml: slices: only one slice of all layers is handled"),
         ("merge_method: sce\nbase_model: base\n", "merge.yaml: expected one of models and slices"),
+        ("models:\nmerge_method: linear\n", "merge.yaml: models: expected a list of models"),
+        ("models: [{model: base}]\nmerge_method: ties\nbase_model: base\n", "merge.yaml: models: expected a model beside the base_model"),
+        (f"{HEAD}merge_method: ties\nparameters: {{normalize: 'true'}}\n", "merge.yaml: normalize: 'true' is not handled, only true, false"),
+        (f"{HEAD}merge_method: ties\nparameters: {{density: .nan}}\n", "merge.yaml: density: nan: expected a number"),
+        (f"{HEAD}merge_method: ties\ndtype: float77\nout_dtype: float32\n", "merge.yaml: dtype float77, expected one of"),
         ("- a\n", "merge.yaml: expected keys and values"),
         ("a: [", "merge.yaml: is not YAML"),
         (f"{HEAD}merge_method: ties\ndtype: [float32]\n", "merge.yaml: dtype ['float32'], expected one of float32"),
@@ -150,7 +204,10 @@ def test_a_configuration_stands_alone_on_the_command_line(folder: Path, flexswit
     made = flexswitch("merge", "--config", "merge.yaml", "-o", "found")
     assert made.status == 0
     assert "the merge is computed in float32, and stored in bfloat16" in made.err
-    for options, named in ((("a",), "SOURCE"), (("--method", "ties"), "--method")):
+    for options, named in (
+        (("a",), "SOURCE"), (("--method", "ties"), "--method"), (("--per-task", "9"), "--per-task"),
+        (("--device", "cuda"), "--device"),
+    ):  # fmt: skip
         wrong = flexswitch("merge", *options, "--config", "merge.yaml", "-o", "other")
         assert (wrong.status, wrong.error) == (
             2,

@@ -68,6 +68,24 @@ def test_layers_are_taken_in_order_with_the_first_embeddings_and_the_last_head(
     assert "slices: a, layers 0 to 1; b, layers 1 to 2" in Path("out/README.md").read_text()
 
 
+def test_the_head_of_gpt_neox_is_the_last_models_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "gpt_neox.embed_in.weight",
+        "embed_out.weight",
+        *(f"gpt_neox.layers.{layer}.w" for layer in range(3)),
+    ]
+    for number, model in enumerate("ab"):
+        Path(model).mkdir()
+        state = {name: np.full((2, 2), number + place / 8, np.float32) for place, name in enumerate(names)}
+        save_file(state, f"{model}/model.safetensors")
+        Path(f"{model}/config.json").write_text(json.dumps({"num_hidden_layers": 3}))
+    found = stacked(TWO)
+    assert [float(found[name].max()) for name in names[:2]] == [0, 1 + 1 / 8]
+
+
 def test_the_number_of_layers_is_told_by_the_name_that_the_models_have(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2)
     saved = tmp_path / "gpt2"

@@ -53,7 +53,7 @@ def test_places_along_the_layers_go_from_0_to_1() -> None:
         "norm",
     ]
     assert list(layer_places(names).values()) == [0.0, 0.0, 0.5, 1.0, 0.0]
-    assert layer_places(["layers.0.w"]) == {"layers.0.w": 0.0}
+    assert layer_places(["layers.0.w"]) == {"layers.0.w": 1.0}
     endless = f"layers.{'9' * 5000}.w"  # too long a number for int()
     assert layer_places([endless, "layers.2.w"]) == {endless: 0.0, "layers.2.w": 1.0}
 
