@@ -1,6 +1,7 @@
 """The models of all tasks on one set of merged weights, and the entropy of their answers."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ _PADDED_TOGETHER = 4  # examples of a batch that are padded to the longest of th
 class SharedModels:
     """One model for each task, with its own head. weights: tensor → the merged weights, changed in place.
 
-    Every fifth example is held out, and measured instead of learned from.
+    Where entropies are learned from, every fifth example is held out, and measured instead.
     """
 
     def __init__(self, inputs: MergeInputs) -> None:
@@ -29,28 +30,32 @@ class SharedModels:
             name: base.read(name).to(torch.float32).reshape(base.tensors[name].shape).to(inputs.device)
             for name in inputs.model.names
         }
-        split = [held_out(inputs.examples[task]) for task in inputs.model.tasks]
-        self._learned, self._held_out = [each[0] for each in split], [each[1] for each in split]
-        self._modules = [TaskModule(inputs, task, 0.0) for task in range(len(split))]
+        self._modules = [TaskModule(inputs, task, 0.0) for task in range(len(inputs.model.tasks))]
         for module in self._modules:
             module.share(self.weights)
+
+    @cached_property
+    def _split(self) -> list[tuple[Examples, Examples]]:
+        """Each task's examples that are learned from, and those that are held out. Raises: InputError."""
+        return [held_out(self._inputs.examples[task]) for task in self._inputs.model.tasks]
 
     @property
     def held_out(self) -> Mapping[str, int]:
         """The number of examples of each task that are held out."""
         tasks = self._inputs.model.tasks
-        return {task: len(each) for task, each in zip(tasks, self._held_out, strict=True)}
+        return {task: len(each) for task, (_, each) in zip(tasks, self._split, strict=True)}
 
     def entropy(self) -> float:
         """Returns the mean entropy of the answers to held-out examples, in nats, the mean over the tasks."""
+        measured = [each for _, each in self._split]
 
         def work(task: int) -> float:
-            module, examples = self._modules[task], self._held_out[task]
+            module, examples = self._modules[task], measured[task]
             with torch.inference_mode():
                 return sum(_entropies(module, examples, rows).sum().item() for rows in _parts(examples))
 
         totals = self._inputs.in_order(work, len(self._modules), 0)
-        return float(np.mean([total / len(each) for total, each in zip(totals, self._held_out, strict=True)]))
+        return float(np.mean([total / len(each) for total, each in zip(totals, measured, strict=True)]))
 
     def accuracy(self) -> float:
         """Returns the accuracy on all examples in %, the mean over the tasks.
@@ -76,9 +81,10 @@ class SharedModels:
 
         Raises: InputError if it is not finite.
         """
+        learned = [each for each, _ in self._split]
 
         def work(task: int) -> tuple[float, Gradients]:
-            module, examples = self._modules[task].with_gradients(), self._learned[task]
+            module, examples = self._modules[task].with_gradients(), learned[task]
             loss = _entropies(module, examples, batch_rows(step, batch, len(examples), seed)).mean()
             gradients = module.gradients(loss)
             if not all(torch.isfinite(each).all() for each in (loss, *gradients.values())):

@@ -109,6 +109,12 @@ def test_too_few_exemplars_are_refused() -> None:
     )
 
 
+def test_df_merge_holds_out_no_example() -> None:
+    one = perceptrons(2, count=1)
+    _, report = one.merged("df-merge", {"points": 2, "steps": 0, "fisher_exemplars": 1})
+    assert report["exemplars"] == {"a": 1, "b": 2}
+
+
 def test_outputs_that_are_no_classes_are_refused() -> None:
     case = perceptrons(1)
     case.states[0]["head.weight"] = case.states[0]["head.weight"][:1]
