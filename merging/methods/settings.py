@@ -107,15 +107,30 @@ def parse_settings(
     return found
 
 
+def parse_weights(texts: Sequence[str]) -> dict[str, str]:
+    """Returns weights from `TASK=W` texts; a task's name may hold `=`. Raises: UsageError.
+
+    >>> parse_weights(["sst2=0.5", "a=b=2"])
+    {'sst2': '0.5', 'a=b': '2'}
+    """
+    found = {}
+    for text in texts:
+        task, equals, weight = text.rpartition("=")
+        if not equals:
+            raise UsageError(f"--weight {text}: expected TASK=W")
+        found[task] = weight
+    return found
+
+
 def parse_overrides(texts: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Returns (pattern, settings) of `PATTERN:KEY=VALUE` texts. Raises: UsageError.
+    """Returns (pattern, settings) of `PATTERN:KEY=VALUE` texts; a pattern may hold `=`. Raises: UsageError.
 
     >>> parse_overrides(["sst2:*.mlp.*:density=0.3"])
     [('sst2:*.mlp.*', {'density': '0.3'})]
     """
     found = []
     for text in texts:
-        left, _, value = text.partition("=")
+        left, _, value = text.rpartition("=")
         pattern, colon, key = left.rpartition(":")
         if not colon or "=" not in text:
             raise UsageError(f"--set-for {text}: expected GLOB:KEY=VALUE or TASK:GLOB:KEY=VALUE")
