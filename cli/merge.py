@@ -103,8 +103,8 @@ def merge(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUES",
-            help="Choose a setting by the accuracy on --data: of values (0.1,0.5), or of ten from one to "
-            "another (0.1:1.0); repeatable, all combinations are tried.",
+            help="Choose a setting by the accuracy on --data: of values (0.1,0.5), or of up to ten "
+            "from one to another (0.1:1.0; 1:3 for whole numbers); repeatable, all combinations are tried.",
         ),
     ] = None,
     data: Annotated[

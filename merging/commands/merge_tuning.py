@@ -13,6 +13,7 @@ from flexswitch.merging.commands.merge_exemplars import Merger
 from flexswitch.merging.evaluation.fixed_weights import compare_with, score_fixed
 from flexswitch.merging.evaluation.scores import Score
 from flexswitch.merging.evaluation.task_models import TaskModels
+from flexswitch.merging.methods.settings import takes_whole_numbers
 from flexswitch.merging.models.adapters import get_adapter
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import read_exemplars
@@ -47,7 +48,10 @@ class Grid:
 
     def points(self, given: MergeSettings) -> Iterator[MergeSettings]:
         """Yields the settings of each point, the last setting varying first. Raises: UsageError."""
-        tried = [_values(name, value) for name, value in self.values.items()]
+        tried = [
+            _values(name, value, takes_whole_numbers(given.method, name))
+            for name, value in self.values.items()
+        ]
         for values in itertools.product(*tried):
             yield replace(given, values={**given.values, **dict(zip(self.values, values, strict=True))})
 
@@ -113,11 +117,15 @@ def _scored(merger: Merger, task_models: TaskModels, point: MergeSettings) -> Sc
     return score_fixed(task_models, point.method.name, lambda task: task_models.set_merged(task, merged), 0.0)
 
 
-def _values(name: str, given: Any) -> Sequence[Any]:
+def _values(name: str, given: Any, is_whole: bool = False) -> Sequence[Any]:
     """Returns the values to try: those of a list, or ten from one number to another. Raises: UsageError.
+
+    is_whole: of a range only whole numbers, at most ten.
 
     >>> _values("lambda", "0.1:1.0")[:3], _values("lambda", "0.1,0.5")
     ([0.1, 0.2, 0.3], ['0.1', '0.5'])
+    >>> _values("k", "1:3", is_whole=True)
+    [1, 2, 3]
     """
     if not isinstance(given, str):
         return list(given) if isinstance(given, list | tuple) else [given]
@@ -130,4 +138,9 @@ def _values(name: str, given: Any) -> Sequence[Any]:
         ends = (np.nan, np.nan)
     if not np.isfinite(ends).all():
         raise UsageError(f"--tune {name}={given}: expected FROM:TO, or values joined by commas")
-    return [float(f"{value:.10g}") for value in np.linspace(*ends, _STEPS).tolist()]
+    values: list[float] = np.linspace(*ends, _STEPS).tolist()
+    if not is_whole:
+        return [float(f"{value:.10g}") for value in values]
+    if not all(end.is_integer() for end in ends):
+        raise UsageError(f"--tune {name}={given}: expected whole numbers FROM:TO, or some joined by commas")
+    return list(dict.fromkeys(round(value) for value in values))

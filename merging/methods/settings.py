@@ -147,6 +147,12 @@ def describe_settings(method: Method) -> list[Setting]:
     ]
 
 
+def takes_whole_numbers(method: Method, setting: str) -> bool:
+    """Returns whether a setting takes whole numbers only; False where the method has no such setting."""
+    field = _fields(settings_model(method)).get(setting)
+    return field is not None and field.annotation is int
+
+
 def compressions_with(setting: str) -> list[str]:
     """Returns the names of the compression methods that have a setting."""
     names = method_names("compression")

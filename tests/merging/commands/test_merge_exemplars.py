@@ -86,6 +86,11 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
     assert chosen.report == {}
 
 
+def test_a_range_of_a_whole_number_is_its_whole_numbers(case: Perceptrons) -> None:
+    made = merge(case, method="consensus-ta", tune={"k": "1:3"}, data="exemplars")
+    assert [row["settings"]["k"] for row in made.report["tuned"]["scores"]] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "expected"),
     [
@@ -101,6 +106,7 @@ def test_tuned_settings_are_those_of_best_accuracy(case: Perceptrons) -> None:
         ({"method": "average", "data": "exemplars"}, UnusedOptionError, "--data: it is for --tune; give the settings to tune, or leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:x"}, "data": "exemplars"}, UsageError, "--tune lambda=1:x: expected FROM:TO, or values joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1:inf"}, "data": "exemplars"}, UsageError, "--tune lambda=1:inf: expected FROM:TO, or values joined by commas"),
+        ({"method": "consensus-ta", "tune": {"k": "1:2.5"}, "data": "exemplars"}, UsageError, "--tune k=1:2.5: expected whole numbers FROM:TO, or some joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1,x"}, "data": "exemplars"}, UsageError, "setting lambda=x of ties: expected a number"),
         ({"method": "ties", "tune": {"lambda": "1:2"}, "settings": {"lambda": 1}, "data": "exemplars"}, UsageError, "--tune lambda: it is given by --set too; keep one of them"),
     ],
