@@ -16,7 +16,6 @@ from flexswitch.cli.options import (
     Key,
     MaxLength,
     Memory,
-    OnResize,
     Output,
     Overwrite,
     Set,
@@ -74,7 +73,13 @@ def merge(
     ] = None,
     include: Include = None,
     exclude: Exclude = None,
-    on_resize: OnResize = "refuse",
+    on_resize: Annotated[
+        Literal["refuse", "extra", "rows"],
+        typer.Option(
+            help="For a tensor of another shape: refuse, take it whole (extra, with --task alone), or take "
+            "the overlapping rows."
+        ),
+    ] = "refuse",
     key: Key = None,
     exemplars: Annotated[
         Path | None,

@@ -81,6 +81,8 @@ def refuse_resized(
                 ways = "make the task vector again with --on-resize rows"
                 if isinstance(vector, (CheckpointPair, LoraVector)):
                     ways = "take the overlapping rows with --on-resize rows"
+                if selection.on_resize == "extra":
+                    ways = f"a merge has no place for it whole, as --on-resize extra has it; {ways}"
                 raise InputError(
                     f"{vector.source}: tensor '{name}' has the shape {list(info.shape)}, expected the base's "
                     f"{list(base.tensors[name].shape)}; "
