@@ -129,7 +129,7 @@ def layer_places(names: Sequence[str]) -> dict[str, float]:
     """Returns where each tensor is along the layers, from 0 to 1.
 
     The layer is the first whole number in a tensor's name. A single layer is at 1, tensors outside the layers
-    are at 0.
+    are at 0. Of several stacks, the last layer of the longest is at 1.
     """
     layers = {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
     last = max(layers.values(), default=0)

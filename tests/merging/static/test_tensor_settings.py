@@ -54,6 +54,8 @@ def test_places_along_the_layers_go_from_0_to_1() -> None:
     ]
     assert list(layer_places(names).values()) == [0.0, 0.0, 0.5, 1.0, 0.0]
     assert layer_places(["layers.0.w"]) == {"layers.0.w": 1.0}
+    stacks = [f"vision.layers.{i}.w" for i in range(5)] + [f"text.layers.{i}.w" for i in range(3)]
+    assert list(layer_places(stacks).values()) == [0.0, 0.25, 0.5, 0.75, 1.0, 0.0, 0.25, 0.5]
     endless = f"layers.{'9' * 5000}.w"  # too long a number for int()
     assert layer_places([endless, "layers.2.w"]) == {endless: 0.0, "layers.2.w": 1.0}
 
