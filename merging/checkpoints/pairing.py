@@ -84,27 +84,27 @@ class Pairing:
 def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
     """Returns the pairing of two checkpoints.
 
-    Raises: InputError if they share no name, the fine-tuned one lacks a tensor of the base or holds integers
-    for its weights, or a shape differs and `on_resize` is "refuse".
+    Raises: InputError if they share few names or none, the fine-tuned one lacks a tensor of the base or holds
+    integers for its weights, or a shape differs and `on_resize` is "refuse".
     """
     base_prefix, prefix = unambiguous_prefix(
         list(base.tensors), [*finetuned.tensors, *finetuned.aliases], finetuned.source
     )
     notes = _prefix_notes(base_prefix, prefix)
+    partners = {name: partner(name, base, finetuned, base_prefix, prefix) for name in base.tensors}
+    used = {other for other in partners.values() if other is not None}
     tensors: dict[str, str] = {}
     buffers: dict[str, str] = {}
     resized: list[str] = []
-    missing: list[str] = []
-    used: set[str] = set()
+    missing = [
+        name
+        for name, other in partners.items()
+        if other is None and selection.takes(name) and is_floating(base.tensors[name].dtype)
+    ]
+    _check_names(base, finetuned, used, missing)
     for name, info in base.tensors.items():
-        other = partner(name, base, finetuned, base_prefix, prefix)
-        if other is not None:
-            used.add(other)
-        if not selection.takes(name):
-            continue
-        if other is None:
-            if is_floating(info.dtype):
-                missing.append(name)
+        other = partners[name]
+        if other is None or not selection.takes(name):
             continue  # an integer buffer that the checkpoint does not store is the base's
         target = finetuned.tensors[other]
         if _is_buffer(name, info):
@@ -118,7 +118,6 @@ def pair(base: Headers, finetuned: Headers, selection: Selection) -> Pairing:
             tensors[name] = other
         else:
             resized.append(other)
-    _check_names(base, finetuned, used, missing)
     added = [name for name in finetuned.tensors if name not in used and not selection.excludes(name)]
     if not tensors and not buffers and not resized:
         raise InputError(f"{finetuned.source}: no tensor of the base {base.source} is selected")
@@ -131,18 +130,23 @@ def _is_buffer(name: str, info: TensorInfo) -> bool:
 
 
 def _check_names(base: Headers, finetuned: Headers, used: set[str], missing: list[str]) -> None:
-    """Raises: InputError if no fine-tuned name is used, or if a base name is missing."""
+    """Raises: InputError if few fine-tuned names are used or none, or if a base name is missing."""
     if not used:
         raise InputError(
             f"{finetuned.source}: shares no tensor name with the base {base.source}; "
             "give the base it was fine-tuned from"
+        )
+    similar = None if finetuned.names_are_known else _similar(base, finetuned, used, missing)
+    if similar is None and 2 * len(used) < min(len(base.tensors), len(finetuned.tensors)):
+        raise InputError(
+            f"{finetuned.source}: shares only {len(used)} of its {len(finetuned.tensors)} tensors' names "
+            f"with the base {base.source}, which has {len(base.tensors)}; give the base that it was made from"
         )
     if not missing:
         return
     found = (
         f"{finetuned.source}: lacks {len(missing)} tensors of the base {base.source}, such as '{missing[0]}'"
     )
-    similar = None if finetuned.names_are_known else _similar(base, finetuned, used, missing)
     if similar is not None:
         raise InputError(
             f"{found}, and has '{similar}', which may be the same by another name; {_other_names_hint()}"

@@ -138,6 +138,26 @@ def test_checkpoints_without_a_common_name_are_refused() -> None:
     )
 
 
+def test_a_model_of_another_architecture_is_refused_whatever_is_left_out() -> None:
+    base = {
+        "lm_head.weight": torch.ones(4, 2),
+        "model.a.weight": torch.ones(3),
+        "model.b.weight": torch.ones(5),
+    }
+    other = {
+        "lm_head.weight": torch.ones(4, 2),
+        "wpe.weight": torch.ones(6, 2),
+        "wte.weight": torch.ones(7, 2),
+    }
+    for exclude in ((), ("model.*",)):
+        assert refused(base, other, exclude=exclude, on_resize="extra") == (
+            "finetuned: shares only 1 of its 3 tensors' names with the base base, which has 3; give the base that "
+            "it was made from"
+        )
+    part = {"lm_head.weight": torch.zeros(4, 2)}
+    assert list(memory_pair(base, part, exclude=("model.*",)).tensors) == ["lm_head.weight"]
+
+
 def test_a_selection_of_nothing_is_refused() -> None:
     assert refused(BASE, tuned(), exclude=("*",)) == "finetuned: no tensor of the base base is selected"
     assert refused(BASE, tuned(), include=("x*",)) == "finetuned: no tensor of the base base is selected"
