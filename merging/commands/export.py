@@ -17,9 +17,8 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.dtypes import DTYPE_NAMES
 from flexswitch.merging.checkpoints.hashing import open_base
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
-from flexswitch.merging.checkpoints.pairing import EVERYTHING
 from flexswitch.merging.commands.arguments import Input, Output, check_inputs_stay, checked
-from flexswitch.merging.commands.merge_sources import check_bases, open_sources
+from flexswitch.merging.commands.merge_sources import check_bases, open_whole
 from flexswitch.merging.commands.reporter import SILENT, Reporter
 from flexswitch.merging.task_vectors.lora_export import Rank, to_lora
 from flexswitch.merging.task_vectors.model_directory import model_card
@@ -71,7 +70,7 @@ def export(
     check_inputs_stay(output, (base, *sources))
     check_output(output, overwrite)
     checkpoint = open_base(base)
-    vectors = open_sources([str(source) for source in sources], checkpoint, EVERYTHING, task)
+    vectors = open_whole([str(source) for source in sources], checkpoint, task)
     vector = vectors[task]
     if to == "vllm-patch":
         with _directory(output, task, to, {}, overwrite) as partial:

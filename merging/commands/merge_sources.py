@@ -1,5 +1,6 @@
 """The task vectors that `merge` takes, from any mixture of sources, and which tensors it leaves out."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flexswitch.codecs.errors import InputError, UsageError, unknown_name
@@ -17,6 +18,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _SHOWN = 4
 _HALF = ("BF16", "F16")
+_SELECTING = re.compile("--(?:exclude|key|on-resize) ")  # how messages say that a checkpoint can be opened
 
 
 def open_sources(
@@ -43,6 +45,20 @@ def open_sources(
     if only is not None and only not in openers:
         raise InputError(f"{', '.join(sources)}: {unknown_name('task', only, openers)}")
     return {task: opener() for task, opener in openers.items() if only in (task, None)}
+
+
+def open_whole(sources: Sequence[str], base: Checkpoint, only: str | None = None) -> dict[str, TaskVector]:
+    """Returns what `open_sources` does, for a command by whose options no tensors can be selected.
+
+    Raises: InputError, UsageError.
+    """
+    try:
+        return open_sources(sources, base, EVERYTHING, only)
+    except InputError as reason:
+        if not _SELECTING.search(str(reason)):
+            raise
+        way = "that is an option of `extract`: give the task vector that it makes"
+        raise InputError(f"{reason}; {way}") from reason
 
 
 def check_stored(vectors: Mapping[str, TaskVector], base: HashingCheckpoint, selection: Selection) -> None:

@@ -135,12 +135,12 @@ def _share(
     """Writes a zoo of tasks that share a vector, or adds tasks to one and removes others."""
     from flexswitch.merging.checkpoints.hashing import open_base
     from flexswitch.merging.checkpoints.pairing import EVERYTHING
-    from flexswitch.merging.commands.merge_sources import check_stored, open_sources
+    from flexswitch.merging.commands.merge_sources import check_stored, open_whole
     from flexswitch.merging.zoos.share import add_shared, create_shared_zoo
 
     check_inputs_stay(output, (base, *([] if add else sources)))
     checkpoint = open_base(base)
-    vectors = open_sources(sources, checkpoint, EVERYTHING)
+    vectors = open_whole(sources, checkpoint)
     check_stored(vectors, checkpoint, EVERYTHING)
     sharing.check(list(vectors))
     for note in checkpoint.notes:

@@ -15,7 +15,9 @@ from support.zoo_files import without_hashes
 from flexswitch.codecs.errors import ArtifactError, InputError, UnusedOptionError, UsageError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import ZOO_FILE, open_zoo
+from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.commands.compress import compress
+from flexswitch.merging.commands.extract import extract
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.pack import pack
 from flexswitch.merging.commands.push import push
@@ -268,6 +270,21 @@ def test_a_wrong_base_is_refused_and_nothing_is_left(folders: Path, tmp_path: Pa
     )
     assert "is not the base of" in found
     assert contents(zoo) == before
+
+
+def test_a_resized_checkpoint_is_refused_with_a_way_to_pack_it(tmp_path: Path) -> None:
+    base, tasks = states(2)
+    tasks[1]["layers.0.w"] = torch.ones(19, 23)
+    place, sources = save_states(tmp_path / "models", base, tasks)
+    found = message(InputError, lambda: pack(sources, tmp_path / "zoo", share="emr", base=place))
+    assert found.endswith(
+        "take the overlapping rows with --on-resize rows; that is an option of `extract`: give the task vector "
+        "that it makes"
+    )
+    vector = extract(place, sources[1][2:], tmp_path / "b.tv.safetensors", on_resize="extra")
+    zoo = pack([sources[0], f"b={vector.path}"], tmp_path / "zoo", share="emr", base=place)
+    whole = artifact_vector(zoo["b"], open_checkpoint(str(place))).extra("layers.0.w")
+    assert whole.shape == (19, 23)
 
 
 # --- trusting it ------------------------------------------------------------------------------------------
