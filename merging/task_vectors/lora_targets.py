@@ -9,11 +9,14 @@ from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.config import entries_named, read_config
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import ADAPTER_CONFIG
+from flexswitch.merging.checkpoints.running_names import running_model
 from flexswitch.merging.checkpoints.tied_names import unties
 from flexswitch.merging.task_vectors.lora_adapter import Adapter
 from flexswitch.merging.task_vectors.lora_config import MERGE_HINT
 
 _LANGUAGE_MODEL = re.compile(r"'\w+(?:ForCausalLM|ForConditionalGeneration|ForMaskedLM|LMHeadModel)'")
+
+_UNTIE = "untie the base before it is merged with peft"
 
 
 class Target(NamedTuple):
@@ -40,6 +43,11 @@ def find_targets(base: Checkpoint, adapter: Adapter) -> dict[str, Target]:
             raise InputError(f"{source}: its target '{name}' has {found}; save the adapter again")
         info = base.tensors.get(names.get(name, ""), TensorInfo("none", ()))
         if not is_floating(info.dtype) or not 2 <= len(info.shape) <= (2 if kind else 5):
+            if name not in names and (first := _tied_to(base, name)) is not None:
+                raise InputError(
+                    f"{source}: changes '{name}', which the base {base.source} does not hold, as it ties it "
+                    f"to '{first}'; leave it out with --exclude '{name}', or {_UNTIE}"
+                )
             found = f"is {info.dtype} {list(info.shape)}" if name in names else "is missing"
             raise InputError(f"{source}: its target '{name}' {found} in {base.source}; give its own base")
         shape, a, b, weight = info.shape, parts[f"{kind}A"], parts[f"{kind}B"], parts.get("weight")
@@ -80,6 +88,11 @@ def refuse_half_tied(base: Checkpoint, adapter: Adapter, infos: Mapping[str, Ten
         if tied and not complete:
             raise InputError(
                 f"{adapter.source}: changes '{name}' alone, which the base {base.source} ties to "
-                f"{', '.join(tied)}; leave it out with --exclude '{base_name}', or untie the base before it "
-                "is merged with peft"
+                f"{', '.join(tied)}; leave it out with --exclude '{base_name}', or {_UNTIE}"
             )
+
+
+def _tied_to(base: Checkpoint, name: str) -> str | None:
+    """Returns the base's tensor that its model uses under a further name, None where that is not known."""
+    model = running_model(read_config(base))
+    return None if model is None else model.tied_names([name], base.tensors).get(name)

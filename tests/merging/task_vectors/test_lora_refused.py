@@ -238,6 +238,24 @@ def test_an_embedding_that_the_head_of_a_language_model_shares_is_refused(tmp_pa
     )
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning:peft")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning:peft")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning:peft")
+def test_a_head_that_the_base_ties_to_its_embedding_is_refused(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 9}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model.save_pretrained(tmp_path / "base")
+    adapt(model, tmp_path / "adapter", r=2, target_modules=["c_fc", "lm_head"], fan_in_fan_out=True)
+    assert refusal(tmp_path / "base", tmp_path / "adapter") == (
+        "ADAPTER: changes 'lm_head.weight', which the base BASE does not hold, as it ties it to "
+        "'transformer.wte.weight'; leave it out with --exclude 'lm_head.weight', or untie the base before it is "
+        "merged with peft"
+    )
+    base, place = open_checkpoint(str(tmp_path / "base")), locate(str(tmp_path / "adapter"))
+    vector = LoraVector(base, place, Selection(exclude=("lm_head.weight",)))
+    assert list(vector.tensors) == ["transformer.h.0.mlp.c_fc.weight"]
+
+
 def test_a_resized_head_is_refused_or_stored_whole(toy: Toy, base: Path, tmp_path: Path) -> None:
     wider = copy.deepcopy(toy)
     wider.head = nn.Linear(8, 5)
