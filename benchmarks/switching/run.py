@@ -103,6 +103,10 @@ def measure(
         weights(count, tasks)[:, torch.randperm(tasks, generator=torch.Generator().manual_seed(turn))]
         for turn in range(rounds + 1 + settled)
     ]
+    every = {name: tensor[:1].expand(tasks, -1) for name, tensor in batch.items()}
+    for way, model in models.items():
+        if way not in ("naive", "routed"):  # all tasks are decoded before
+            model(every, weights=torch.eye(tasks))
     calls: dict[str, Callable[[int], Any]] = {"base": lambda turn: module(**batch)}
     for way, model in models.items():
         if way == "routed":
@@ -159,7 +163,8 @@ rows of 0 % are of one text, or of texts cut at {FULL} tokens. *Switched*: the w
 in every round; seven samples in ten have one task, the others two. *Routed too*: features
 ({", ".join(sorted(indexes))}), search and answer, 40 neighbours. *Fused*, *merged*: the weights given, these
 engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples in 3 to 12
-batches. *Naive* rebuilds the weights of each weight vector from dense deltas.
+batches. All tasks have been decoded before. *Naive* rebuilds the weights of each weight vector from dense
+deltas.
 {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(["task vectors", "tasks", "batch", "padding", "base", *NAMES.values()], body)}"""
