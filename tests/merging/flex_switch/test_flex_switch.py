@@ -161,7 +161,8 @@ def test_a_small_size_is_met_with_the_record_in_the_file(
     settings = (f"target_size={target}", f"granularity={granularity}")
     found = case.train(tmp_path / "birds.fsw", *settings, reports=reports)
     assert 0.97 * target <= found.path.stat().st_size <= target
-    assert reports.notes == []
+    # Whether the steps help at once depends on how a processor rounds.
+    assert all("training starts again with steps 0.1 times as long" in note for note in reports.notes)
     record = found.header.training
     assert record.after.divergence == pytest.approx(measured(case, found).divergence, rel=2e-3)
 
