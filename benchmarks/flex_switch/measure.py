@@ -152,7 +152,8 @@ def search(
 
 
 def setting_text(name: str, share: float) -> str:
-    """Returns the text of the setting that keeps a share; a rank is one of 256."""
+    """Returns the text of the setting that keeps a share, a millionth at least; a rank is one of 256."""
+    share = max(share, 1e-6)
     if name == "rank":
         return f"rank={max(1, round(256 * share))}"
     return f"{name}={1 - share if name == 'drop' else share:.6f}"
