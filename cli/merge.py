@@ -152,7 +152,7 @@ def merge(
     from flexswitch.merging.commands.merge_report import report_lines
     from flexswitch.merging.commands.peer_config import check_alone
     from flexswitch.merging.commands.results import merged
-    from flexswitch.merging.methods.settings import parse_overrides, parse_settings, parse_weights
+    from flexswitch.merging.methods.settings import parse_overrides, parse_settings
 
     shard_size, memory_size = parse_size(max_shard_size), parse_size(memory)
     if config is not None:
@@ -171,7 +171,7 @@ def merge(
     else:
         made = merge(
             sources, output, base=base, task=task, method=method, settings=parse_settings(set_ or []),
-            weights=parse_weights(weight or []),
+            weights=parse_settings(weight or [], "--weight", "TASK=W", at_last=True),
             set_for=parse_overrides(set_for or []), include=include or (), exclude=exclude or (),
             on_resize=on_resize, key=key, exemplars=exemplars, per_task=per_task, adapter=adapter,
             device=device, max_length=max_length, checkpoint_every=checkpoint_every,

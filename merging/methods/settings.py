@@ -91,34 +91,21 @@ def recorded(settings: BaseModel) -> dict[str, Any]:
 
 
 def parse_settings(
-    texts: Sequence[str], option: str = "--set", expected: str = "KEY=VALUE"
+    texts: Sequence[str], option: str = "--set", expected: str = "KEY=VALUE", *, at_last: bool = False
 ) -> dict[str, str]:
     """Returns settings from `KEY=VALUE` texts; the last of two values of one key counts. Raises: UsageError.
+
+    at_last: split at the last `=`, for keys that may hold one, such as a task's name.
 
     >>> parse_settings(["drop=0.7", "seed=3"])
     {'drop': '0.7', 'seed': '3'}
     """
     found = {}
     for text in texts:
-        key, equals, value = text.partition("=")
+        key, equals, value = text.rpartition("=") if at_last else text.partition("=")
         if not equals:
             raise UsageError(f"{option} {text}: expected {expected}")
         found[key] = value
-    return found
-
-
-def parse_weights(texts: Sequence[str]) -> dict[str, str]:
-    """Returns weights from `TASK=W` texts; a task's name may hold `=`. Raises: UsageError.
-
-    >>> parse_weights(["sst2=0.5", "a=b=2"])
-    {'sst2': '0.5', 'a=b': '2'}
-    """
-    found = {}
-    for text in texts:
-        task, equals, weight = text.rpartition("=")
-        if not equals:
-            raise UsageError(f"--weight {text}: expected TASK=W")
-        found[task] = weight
     return found
 
 

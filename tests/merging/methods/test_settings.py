@@ -15,7 +15,6 @@ from flexswitch.merging.methods.settings import (
     describe_settings,
     parse_overrides,
     parse_settings,
-    parse_weights,
     recorded,
 )
 
@@ -73,11 +72,14 @@ def test_the_last_of_two_texts_counts() -> None:
 
 def test_a_text_without_a_value_is_refused() -> None:
     assert message(UsageError, lambda: parse_settings(["steps"])) == "--set steps: expected KEY=VALUE"
-    assert message(UsageError, lambda: parse_weights(["sst2"])) == "--weight sst2: expected TASK=W"
+    assert (
+        message(UsageError, lambda: parse_settings(["sst2"], "--weight", "TASK=W"))
+        == "--weight sst2: expected TASK=W"
+    )
 
 
 def test_a_task_whose_name_holds_an_equals_sign_takes_weights_and_settings() -> None:
-    assert parse_weights(["x=y=-0.5", "cola=2"]) == {"x=y": "-0.5", "cola": "2"}
+    assert parse_settings(["x=y=-0.5", "cola=2"], at_last=True) == {"x=y": "-0.5", "cola": "2"}
     assert parse_overrides(["x=y:*:weight=0.5"]) == [("x=y:*", {"weight": "0.5"})]
 
 
