@@ -33,8 +33,8 @@ from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.training_data import DataSettings, open_training_data
 from flexswitch.merging.models.examples import task_file
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
-from flexswitch.merging.task_vectors.exact_tensors import stored_ranges
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
+from flexswitch.merging.task_vectors.relative_change import change_against
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 WAYS: list[tuple[str, dict[str, Any]]] = [
@@ -82,7 +82,7 @@ def measured(
         inputs = TrainingInputs(base, folder, limit)
         opened = open_training_data(vector, DataSettings(task, inputs, "kl", 0, 1, 0, "float32"), in_parallel)
         pair = {"suite": suite, "task": task, "examples": len(opened.exemplars)}
-        pair["relative_change"] = relative_change(base, vector)
+        pair["relative_change"] = change_against(base, vector)
         for method, settings in WAYS:
             if few and called(method, settings) not in FEW:
                 continue
@@ -97,16 +97,6 @@ def measured(
             error = artifact.header.error.relative if artifact.header.error else 0.0
             way = {"way": called(method, settings), "bytes": path.stat().st_size}
             yield {**pair, **way, "relative_error": error, "kept": round(kept, 4)}
-
-
-def relative_change(base: Checkpoint, vector: TaskVector) -> float:
-    """Returns ‖τ‖ / ‖θ‖ over the compared tensors, to four digits."""
-    change, weights = 0.0, 0.0
-    for name in vector.tensors:
-        change += sum(float(np.sum(block.astype(np.float64) ** 2)) for block in vector.blocks(name))
-        for start, stop in stored_ranges(base.tensors[name].shape):
-            weights += float(base.read(name, start, stop).double().square().sum())
-    return float(f"{(change / weights) ** 0.5:.4g}")
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from flexswitch.merging.compression.relative_error import EXACT
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
 from flexswitch.merging.flex_switch.delta_rows import Quantisation, row_squares, sparse_tensor
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
+from flexswitch.merging.flex_switch.norm_compensation import default_power
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
@@ -36,8 +37,6 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32
-# Without data: an exponent near the best on every text task of benchmarks/flex_switch, from 50 to 435 kB.
-_NORM_COMPENSATION = 0.7
 
 
 def flexswitch(
@@ -82,7 +81,7 @@ def flexswitch(
             ge=0,
             le=1,
             description="Without data: exponent of Σ|τ| over the kept Σ|τ| by which scales are enlarged; "
-            "0.7 for uniform densities and 0 for allocated ones by default.",
+            "by default 0.7 · exp(−(‖τ‖ / 0.3 ‖θ‖)²) for uniform densities and 0 for allocated ones.",
         ),
     ] = None,
     batch: Annotated[int, Field(ge=1, description="Training examples per step.")] = 16,
@@ -125,7 +124,9 @@ def flexswitch(
         task = read_compression_task(vector, header, widths, effort, in_parallel, extras)
         if data_settings is None:
             same_share = densities != "allocated"
-            power = _NORM_COMPENSATION * same_share if norm_compensation is None else norm_compensation
+            power = norm_compensation
+            if power is None:
+                power = default_power(vector) if same_share else 0.0
             kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
             return Plan(_compressor(task, kept), effort, extras=extras)
         data = open_training_data(vector, data_settings, in_parallel, extras)

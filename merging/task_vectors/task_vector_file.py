@@ -5,6 +5,7 @@ under `exact/<name>/positions` and `exact/<name>/values` the few weights that fl
 base + delta miss, so that the fine-tuned weights come back bit for bit in float32.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.errors import ArtifactError, InputError, not_found
 from flexswitch.codecs.format.atomic import atomic_file, check_space
 from flexswitch.codecs.format.documents import parse_document
-from flexswitch.codecs.format.fields import Count, Crc32, TaskName
+from flexswitch.codecs.format.fields import Count, Crc32, RelativeError, TaskName
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
     METADATA_KEY,
@@ -34,25 +35,31 @@ from flexswitch.codecs.format.safetensors_file import (
 from flexswitch.codecs.format.strict import Strict
 from flexswitch.codecs.format.tensor_names import check_stored_names, is_side_file
 from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.checkpoints.safetensors_checkpoint import SafetensorsCheckpoint
+from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.raw_tensors import raw_tensor
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
+from flexswitch.merging.task_vectors.relative_change import relative_change
 from flexswitch.merging.task_vectors.side_files import read_files, stored_extras
 from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 EXTRA_PREFIX, EXACT_PREFIX = "extra/", "exact/"
 DeltaDtype = Literal["float32", "bfloat16"]
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-# These reserve space in the header for a count and for an identity that are not known yet.
+# These reserve space in the header for numbers and an identity that are not known yet.
 _WIDEST_COUNT = 10**15
+_WIDEST_CHANGE = 1.234e-123
 _WIDEST_BASE = BaseIdentity(fingerprint="0" * 64, id=f"{'0' * 96}/{'0' * 96}@{'0' * 62}")
 
 
 class TaskVectorHeader(Strict):
     """The JSON document of a task vector file.
 
-    dtypes are the fine-tuned checkpoint's, by base name; crc32 has one entry a stored tensor.
+    relative_change: ‖τ‖ / ‖θ‖ over the tensors that changed. dtypes are the fine-tuned checkpoint's, by base
+    name; crc32 has one entry a stored tensor.
     """
 
     format: Literal["flexswitch-task-vector"] = "flexswitch-task-vector"
@@ -61,6 +68,7 @@ class TaskVectorHeader(Strict):
     base: BaseIdentity
     model: ModelRecord
     parameters: Count
+    relative_change: RelativeError
     dtypes: dict[str, str]
     crc32: dict[str, Crc32]
 
@@ -149,7 +157,7 @@ class TaskVectorFile:
 
 
 def write_task_vector(
-    vector: TaskVector,
+    vector: CheckpointPair | LoraVector,
     path: Path,
     name: str,
     dtype: DeltaDtype,
@@ -171,33 +179,40 @@ def write_task_vector(
             base=_WIDEST_BASE,
             model=vector.model,
             parameters=vector.parameters,
+            relative_change=_WIDEST_CHANGE,
             dtypes={tensor: info.dtype for tensor, info in vector.tensors.items()},
             crc32={},
         )
         reserved = _reserve(vector, stored, header)
         with SafetensorsWriter(partial, {}, reserved, has_checksums=True) as writer:
-            _add_tensors(writer, vector, dtype, on_tensor)
+            change = relative_change(vector.base, _add_tensors(writer, vector, dtype, on_tensor))
             # Last, because reading the tensors has hashed most of the base.
-            header = header.model_copy(update={"base": vector.identity(), "crc32": writer.checksums})
+            found = {"base": vector.identity(), "relative_change": change, "crc32": writer.checksums}
+            header = header.model_copy(update=found)
             writer.metadata = _metadata(header)
     return header
 
 
 def _add_tensors(
     writer: SafetensorsWriter, vector: TaskVector, dtype: DeltaDtype, on_tensor: Callable[[str], None]
-) -> None:
+) -> dict[str, float]:
+    """Returns Σ τ² of each tensor."""
+    squares = {}
     for extra_name, extra in stored_extras(vector):
         writer.add(EXTRA_PREFIX + extra_name, extra.dtype, extra.shape, [extra.data])
     for tensor, info in vector.tensors.items():
         on_tensor(tensor)
-        chunks = (_to_bytes(block, dtype) for block in vector.blocks(tensor))
+        terms: list[float] = []
+        chunks = (_to_bytes(block, dtype, terms) for block in vector.blocks(tensor))
         writer.add(tensor, _STORED_DTYPES[dtype], info.shape, chunks)
+        squares[tensor] = math.fsum(terms)
     for tensor in vector.tensors if dtype == "float32" else ():
         positions, values = vector.exact(tensor)
         if len(positions):
             position_name, value_name = _exact_names(tensor)
             writer.add(position_name, "I64", positions.shape, [positions.tobytes()])
             writer.add(value_name, "F32", values.shape, [values.tobytes()])
+    return squares
 
 
 def _metadata(header: TaskVectorHeader) -> dict[str, str]:
@@ -224,7 +239,9 @@ def _exact_names(tensor: str) -> tuple[str, str]:
     return f"{EXACT_PREFIX}{tensor}/positions", f"{EXACT_PREFIX}{tensor}/values"
 
 
-def _to_bytes(block: FloatArray, dtype: DeltaDtype) -> bytes:
+def _to_bytes(block: FloatArray, dtype: DeltaDtype, squares: list[float]) -> bytes:
+    """Returns a block as it is stored, and adds its Σ τ² to `squares`."""
+    squares.append(square_sum(block))
     if dtype == "float32":
         return block.tobytes()
     return torch.from_numpy(block).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()

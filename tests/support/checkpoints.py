@@ -22,6 +22,7 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Job
 from flexswitch.merging.task_vectors import task_vector
 from flexswitch.merging.task_vectors.checkpoint_pair import CheckpointPair
+from flexswitch.merging.task_vectors.lora import LoraVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.task_vectors.task_vector_file import TaskVectorFile, write_task_vector
 
@@ -102,7 +103,7 @@ def memory_pair(base: State, finetuned: State, **selection: Any) -> CheckpointPa
     return CheckpointPair(*opened, Selection(**selection))
 
 
-def extracted(vector: TaskVector, path: Path, dtype: Any = "float32") -> TaskVectorFile:
+def extracted(vector: CheckpointPair | LoraVector, path: Path, dtype: Any = "float32") -> TaskVectorFile:
     """Returns a task vector's file, which it writes."""
     write_task_vector(vector, path, "task", dtype, overwrite=True)
     return TaskVectorFile(path)
