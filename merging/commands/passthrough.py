@@ -20,7 +20,7 @@ from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.commands.common_vocabulary import CommonVocabulary, common_vocabulary
-from flexswitch.merging.commands.peer_config import conditions, stored_dtype
+from flexswitch.merging.commands.peer_config import conditions, parameters_of, stored_dtype
 from flexswitch.merging.commands.peer_tokenizer import read_tokenizer
 from flexswitch.merging.task_vectors.restore import OutputTensor, base_blocks, output_dtype
 from flexswitch.merging.task_vectors.rounding import rounded
@@ -127,7 +127,7 @@ def read_stack(path: Path, document: Mapping[str, Any]) -> Stack:
     entries = document.get("slices")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: passthrough needs slices, each of one model and its layer_range")
-    shared = list(_scales(path, document.get("parameters")))
+    shared = list(_scales(path, document))
     opened: dict[str, Checkpoint] = {}
     slices = [_slice(path, entry, shared, opened) for entry in entries]
     choice = read_tokenizer(path, document)
@@ -161,14 +161,12 @@ def _slice(path: Path, entry: Any, shared: Sequence[Scale], opened: dict[str, Ch
         raise InputError(
             f"{path}: slices: layer_range {ends} of {named}, expected [FROM, TO] within [0, {count}]"
         )
-    scales = [*shared, *_scales(path, entry.get("parameters")), *_scales(path, source.get("parameters"))]
+    scales = [*shared, *_scales(path, entry), *_scales(path, source)]
     return Slice(model, ends[0], ends[1], scales)
 
 
-def _scales(path: Path, parameters: Any) -> Iterator[Scale]:
-    if parameters is not None and not isinstance(parameters, dict):
-        raise InputError(f"{path}: parameters: expected names and values")
-    for key, value in (parameters or {}).items():
+def _scales(path: Path, given: Mapping[str, Any]) -> Iterator[Scale]:
+    for key, value in parameters_of(path, given).items():
         if key != "scale":
             raise InputError(f"{path}: {key} is not handled for passthrough, only scale")
         for pattern, factor in conditions(path, key, value):

@@ -106,7 +106,7 @@ def read_peer_config(path: Path, document: Mapping[str, Any]) -> PeerMerge:
     found.notes += [f"{path}: the merge is computed in float32, and stored in {dtype}"] * (
         dtype not in (None, "float32")
     )
-    _set_parameters(path, found, method, document.get("parameters") or {}, models)
+    _set_parameters(path, found, method, parameters_of(path, document), models)
     return found
 
 
@@ -165,7 +165,7 @@ def _models(path: Path, document: Mapping[str, Any], taken: Set[str]) -> list[_M
         if odd:
             raise InputError(f"{path}: {odd[0]} of model {entry['model']} is not handled")
         task = _free_name(entry["model"], {*taken, *(model.task for model in found)})
-        found.append(_Model(entry["model"], task, entry.get("parameters") or {}))
+        found.append(_Model(entry["model"], task, parameters_of(path, entry)))
     return found
 
 
@@ -198,13 +198,19 @@ def _one_slice(path: Path, slices: Any) -> list[dict[str, Any]]:
     return sources
 
 
+def parameters_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a configuration or a model, none where there are none. Raises: InputError."""
+    found = given.get("parameters")
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"{path}: parameters: expected names and values")
+    return found or {}
+
+
 def _set_parameters(
     path: Path, found: PeerMerge, method: PeerMethod, shared: Mapping[str, Any], models: Sequence[_Model]
 ) -> None:
     """Adds the parameters of all models, then those of single ones. Raises: InputError, UsageError."""
     for task, parameters in [("", shared), *((model.task, model.parameters) for model in models)]:
-        if not isinstance(parameters, dict):
-            raise InputError(f"{path}: parameters: expected names and values")
         for key, setting in parameters.items():
             if key in _IGNORED:
                 found.notes.append(f"{path}: {key} has no effect: {_IGNORED[key]}")

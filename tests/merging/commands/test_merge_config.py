@@ -174,6 +174,7 @@ def test_tensors_of_another_shape_are_selected_by_options(folder: Path, flexswit
         ("models:\nmerge_method: linear\n", "merge.yaml: models: expected a list of models"),
         ("models: [{model: base}]\nmerge_method: ties\nbase_model: base\n", "merge.yaml: models: expected a model beside the base_model"),
         (f"{HEAD}merge_method: ties\nparameters: {{normalize: 'true'}}\n", "merge.yaml: normalize: 'true' is not handled, only true, false"),
+        (f"{HEAD}merge_method: ties\nparameters: []\n", "merge.yaml: parameters: expected names and values"),
         (f"{HEAD}merge_method: ties\nparameters: {{density: .nan}}\n", "merge.yaml: density: nan: expected a number"),
         (f"{HEAD}merge_method: ties\ndtype: float77\nout_dtype: float32\n", "merge.yaml: dtype float77, expected one of"),
         ("- a\n", "merge.yaml: expected keys and values"),
