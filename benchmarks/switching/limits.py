@@ -66,14 +66,23 @@ def needed(plan: BatchPlan, per_row: int) -> Counts:
     return Counts(plan.count * per_row * MODEL_WEIGHTS, 0, read)
 
 
-def done(plan: BatchPlan, per_row: int, held: Collection[Factors]) -> Counts:
-    """Returns what layers do where some mixtures have weights of their own."""
-    plan.hold({mixture: {} for mixture in held})
+def done(
+    plan: BatchPlan, per_row: int, held: Collection[Factors], summed: Collection[int] = ()
+) -> tuple[Counts, int]:
+    """Returns what layers do where some mixtures have weights of their own, and how many are used.
+
+    summed: the mixtures that may take a product with the weights of each of their tasks.
+    """
+    plan.hold({mixture: {} for mixture in held}, summed)
     plan.__dict__.pop("others", None)
-    rest = plan.count > sum(np.isin(plan.mixture_of, list(plan.held)))
+    terms = plan.terms
+    products = np.array([max(1, len(each)) for each in terms.of_mixture])[plan.mixture_of].sum()
+    rest = not terms.is_held.all() or any(number < 0 for each in terms.of_mixture for number, _ in each)
     of_tasks = sum(len(task.rows) for task in plan.others) * per_row
-    read = 4 * MODEL_WEIGHTS * (len(plan.held) + rest) + MODEL_WEIGHTS * len(plan.others)
-    return Counts(plan.count * per_row * MODEL_WEIGHTS, DIGITS * of_tasks * MODEL_WEIGHTS, read)
+    read = 4 * MODEL_WEIGHTS * (len(terms.held) + rest) + MODEL_WEIGHTS * len(plan.others)
+    return Counts(products * per_row * MODEL_WEIGHTS, DIGITS * of_tasks * MODEL_WEIGHTS, read), len(
+        terms.held
+    )
 
 
 def main() -> None:
@@ -88,7 +97,7 @@ def main() -> None:
                 ways = (
                     done(plan, per_row, ()),
                     done(plan, per_row, plan.factors),
-                    done(plan, per_row, chosen),
+                    done(plan, per_row, chosen.by_mixture, chosen.summed),
                 )
                 body.append(
                     [
@@ -97,10 +106,10 @@ def main() -> None:
                         str(count),
                         f"{len(plan.tasks)}, {len(plan.mixtures)}",
                         *needed(plan, per_row).cells()[::2],
-                        *ways[0].cells(),
-                        *ways[1].cells()[::2],
-                        str(len(chosen)),
-                        *ways[2].cells(),
+                        *ways[0][0].cells(),
+                        *ways[1][0].cells()[::2],
+                        str(ways[2][1]),
+                        *ways[2][0].cells(),
                     ]
                 )
     header = ["tokens", "tasks", "batch", "tasks, mixtures in it", "needed", "MB"]

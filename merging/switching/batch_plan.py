@@ -1,11 +1,10 @@
 """Which tasks answer which rows of a batch, as the layers of a switched module see it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import local
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,14 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.activations import Ids, LayerInput
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
-from flexswitch.merging.switching.mixtures import Factors, Weights, factors_of, mixed, rounded_sum
+from flexswitch.merging.switching.held_terms import HeldTerms, Run, Sums, held_terms, nothing_held, runs_of
+from flexswitch.merging.switching.mixtures import (
+    Factors,
+    Weights,
+    factors_of,
+    mixed,
+    rounded_sum,
+)
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
@@ -62,32 +68,26 @@ class TaskRows:
         return self._within[key]
 
 
-class Run(NamedTuple):
-    """Neighbouring tokens of one mixture, -1 for any that is not held, and where they start and stop."""
-
-    mixture: int
-    start: int
-    stop: int
-
-
 @dataclass(eq=False)
 class BatchPlan:
     """The rows of a batch, the tasks that answer them, and each row's head.
 
     mixtures: (mixture, task) float32, the distinct rows of the weights times λ; mixture_of: (row,), the
-    mixture of each row; deltas: task → delta matrices of the tasks in them; heads: (row,), the number of the
-    task whose head and buffers it has, -1 for no task, or None for the module's own; held: mixture → its
-    weights, by which layers multiply instead of the base's and the deltas.
+    mixture of each row; deltas: task → delta matrices of the tasks in them; terms: the held weights by which
+    layers multiply instead of the base's and the deltas; heads: (row,), the number of the task whose head and
+    buffers it has, -1 for no task, or None for the module's own; scale: λ.
     """
 
     mixtures: FloatArray
     mixture_of: Ids
     deltas: Mapping[int, Mapping[str, DeltaMatrix]]
+    terms: HeldTerms
     heads: Ids | None = None
     padding: Padding | None = None
-    held: Mapping[int, Weights] = field(default_factory=dict)
+    scale: float = 1.0
     _layer_input: LayerInput | None = None
     _runs: dict[int, list[Run]] = field(default_factory=dict)
+    _sums_of: dict[int, Sums | None] = field(default_factory=dict)
     _vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -105,34 +105,32 @@ class BatchPlan:
         """The tensors that some task of the batch changes."""
         return frozenset().union(*self.deltas.values())
 
-    def hold(self, weights: Mapping[Factors, Weights]) -> None:
-        """Makes layers multiply by the weights of some mixtures, before they use the plan."""
-        self.held = {number: weights[own] for number, own in enumerate(self.factors) if own in weights}
+    def hold(self, weights: Mapping[Factors, Weights], summed: Collection[int] = ()) -> None:
+        """Makes layers multiply by given weights of mixtures, before they use the plan.
+
+        summed: the mixtures that may take a product with the weights of each of their tasks instead.
+        """
+        self.terms = held_terms(self.factors, weights, self.scale, summed)
 
     @property
     def alone(self) -> Weights | None:
         """The weights that all rows share, None where they are not held or there are several."""
-        return self.held[0] if len(self.mixtures) == 1 and self.held else None
-
-    @cached_property
-    def _is_held(self) -> NDArray[np.bool_]:
-        """Whether the mixture of each row is held, (row,)."""
-        held = np.array([number in self.held for number in range(len(self.mixtures))], np.bool_)
-        return held[self.mixture_of]
+        return self.terms.own(0) if len(self.mixtures) == 1 else None
 
     def order(self) -> Ids | None:
         """Returns the rows in an order that has those of one mixture together, None where they are so.
 
-        Mixtures that are not held come first, as they share the product with the base.
+        Mixtures that multiply by the same weights follow each other.
         """
-        keys = self.mixture_of + len(self.mixtures) * self._is_held
+        keys = self.terms.place[self.mixture_of]
         return np.argsort(keys, kind="stable") if (keys[1:] < keys[:-1]).any() else None
 
     def in_order(self, order: Ids) -> "BatchPlan":
         """Returns the plan of the same batch with its rows in another order."""
         heads = None if self.heads is None else self.heads[order]
         padding = None if self.padding is None else Padding(self.padding.mask[order])
-        return BatchPlan(self.mixtures, self.mixture_of[order], self.deltas, heads, padding, self.held)
+        mixture_of = self.mixture_of[order]
+        return BatchPlan(self.mixtures, mixture_of, self.deltas, self.terms, heads, padding, self.scale)
 
     def token_counts(self, per_row: int) -> NDArray[np.int64]:
         """Returns the number of each mixture's tokens without padding, (mixture,)."""
@@ -149,7 +147,8 @@ class BatchPlan:
     @cached_property
     def others(self) -> Sequence[TaskRows]:
         """The tasks' shares in the rows whose mixture is not held."""
-        return self._shares(~self._is_held) if self.held else self.tasks
+        is_held = self.terms.is_held
+        return self._shares(~is_held[self.mixture_of]) if is_held.any() else self.tasks
 
     def _shares(self, chosen: NDArray[np.bool_]) -> Sequence[TaskRows]:
         found = []
@@ -161,18 +160,31 @@ class BatchPlan:
         return found
 
     def runs(self, per_row: int) -> list[Run]:
-        """Returns the runs of tokens in the result of `unpad`, a row of which has `per_row` tokens."""
+        """Returns the runs of tokens in the result of `unpad` by the weights of their first product.
+
+        per_row: the tokens of a row.
+        """
         if per_row not in self._runs:
-            group = np.where(self._is_held, self.mixture_of, -1)  # (row,)
-            is_padded = self.padding is not None and self.padding.covers(per_row)
-            of_token = group[self.padding.rows] if self.padding and is_padded else group.repeat(per_row)
-            self._runs[per_row] = _runs(of_token) or [Run(-1, 0, 0)]  # padding only
+            of_tokens = self.terms.first[self._mixtures(per_row)]
+            self._runs[per_row] = runs_of(of_tokens) or [Run(-1, 0, 0)]  # padding only
         return self._runs[per_row]
+
+    def sums(self, per_row: int) -> Sums | None:
+        """Returns how the products of tokens that have several are added up, None where none has."""
+        if per_row not in self._sums_of:
+            self._sums_of[per_row] = self.terms.sums(self._mixtures(per_row))
+        return self._sums_of[per_row]
+
+    def _mixtures(self, per_row: int) -> Ids:
+        """Returns the mixture of each token in the result of `unpad`, (token,)."""
+        if self.padding is not None and self.padding.covers(per_row):
+            return self.mixture_of[self.padding.rows]
+        return self.mixture_of.repeat(per_row)
 
     @cached_property
     def row_runs(self) -> list[Run]:
         """The runs of neighbouring rows of each mixture, held or not."""
-        return _runs(self.mixture_of)
+        return runs_of(self.mixture_of)
 
     def layer_input(self, tensor: Tensor, per_row: int) -> LayerInput:
         """Returns a layer's input (…, column), in which a row has `per_row` tokens.
@@ -221,8 +233,12 @@ class BatchPlan:
             names = [each for each in together if each in self.changed]
             if name not in names:
                 return together[name]
-            if len(self.held) == len(self.mixtures):
-                own = [self.held[number] for number in range(len(self.held))]
+            own = [
+                weights
+                for number in range(len(self.mixtures))
+                if (weights := self.terms.own(number)) is not None
+            ]
+            if len(own) == len(self.mixtures):
                 found = torch.stack([torch.cat([weights[each] for each in names]) for weights in own])
             else:
                 found = torch.cat([self._sums(each, together[each]) for each in names], 1)
@@ -242,16 +258,9 @@ class BatchPlan:
 
     def weight(self, mixture: int, name: str, base: Tensor) -> Tensor:
         """Returns θ + λ Σ w τ of a tensor under one of the mixtures, in the base's shape and dtype."""
-        if mixture in self.held:
-            return self.held[mixture].get(name, base)
+        if (own := self.terms.own(mixture)) is not None:
+            return own.get(name, base)
         return mixed(base, [(self.deltas[task], factor) for task, factor in self.factors[mixture]], name)
-
-
-def _runs(numbers: Ids) -> list[Run]:
-    """Returns the runs of equal numbers, which are -1 or more."""
-    starts = np.flatnonzero(np.diff(numbers, prepend=-2))
-    stops = np.append(starts[1:], len(numbers)) if len(starts) else starts
-    return [Run(*run) for run in zip(numbers[starts].tolist(), starts.tolist(), stops.tolist(), strict=True)]
 
 
 class ActivePlan(local):
@@ -270,12 +279,16 @@ class ActivePlan(local):
 
 
 def batch_plan(
-    weights: FloatArray, deltas: TaskDeltas, heads: Ids | None, mask: NDArray[np.bool_] | None
+    weights: FloatArray,
+    deltas: TaskDeltas,
+    heads: Ids | None,
+    mask: NDArray[np.bool_] | None,
+    scale: float = 1.0,
 ) -> BatchPlan:
     """Returns the plan of a batch.
 
-    weights: (row, task) float32, λ·w; heads: as `BatchPlan` has them; mask: (row, token), False for padding,
-    or None.
+    weights: (row, task) float32, λ·w; heads, scale: as `BatchPlan` has them; mask: (row, token), False for
+    padding, or None.
     """
     padding = None if mask is None else Padding(mask)
     numbers: dict[bytes, int] = {}
@@ -284,4 +297,5 @@ def batch_plan(
     ]  # not -0
     mixtures = np.frombuffer(b"".join(numbers), np.float32).reshape(len(numbers), weights.shape[1])
     own = {int(task): deltas[int(task)] for task in np.flatnonzero((mixtures != 0).any(0))}
-    return BatchPlan(mixtures, np.array(mixture_of, np.int64), own, heads, padding)
+    terms = nothing_held(len(mixtures))
+    return BatchPlan(mixtures, np.array(mixture_of, np.int64), own, terms, heads, padding, scale)

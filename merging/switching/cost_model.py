@@ -7,7 +7,7 @@ never a clock.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
-from flexswitch.merging.switching.mixtures import Factors
+from flexswitch.merging.switching.mixtures import Factors, parts_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Costs:
     int8_entry: float = 0.28
     float32_entry: float = 1.2
     held_entry: float = 1.1
+    added_entry: float = 0.15
     task: float = 3.0
     held_mixture: float = 12.0
     new_mixture: float = 250.0
@@ -58,6 +59,16 @@ def costs_here() -> Costs:
     return WITH_TILES if capabilities.get("amx_tile") else Costs()
 
 
+class Gains(NamedTuple):
+    """by_mixture: the mixtures whose whole weights would save time, and how much for each weight.
+
+    summed: the numbers of those mixtures of a batch that save time by weights of each of their tasks.
+    """
+
+    by_mixture: dict[Factors, float]
+    summed: set[int]
+
+
 class CostModel:
     """Estimates what a batch would save by whole weights of its mixtures."""
 
@@ -67,10 +78,11 @@ class CostModel:
         self._products: dict[int, float] = {}  # of each task that came up
         self._weights = sum(tensor.numel() for tensor in matrices.values())
 
-    def gains(self, plan: BatchPlan, tokens: int) -> dict[Factors, float]:
-        """Returns the mixtures whose whole weights would save time, and how much for each weight.
+    def gains(self, plan: BatchPlan, tokens: int) -> Gains:
+        """Returns what whole weights would save: the products with the base and with the tasks' deltas.
 
-        They save the products with the base and with the tasks' deltas. tokens: those of a row, with padding.
+        Those of a mixture of several tasks save the products with weights of each of them alone. tokens:
+        those of a row, with padding.
         """
         costs, weights = self._costs, max(1, self._weights)
         for task, deltas in plan.deltas.items():
@@ -78,15 +90,36 @@ class CostModel:
                 self._products[task] = self._product(deltas)
         uses = Counter(task for mixture in plan.factors for task, _ in mixture)  # mixtures share its calls
         fixed = costs.task + costs.task_calls / weights
-        count = plan.token_counts(tokens)
-        found = {}
-        for number, mixture in enumerate(plan.factors):
-            each = 1 - costs.held_entry + sum(self._products[task] for task, _ in mixture)
-            calls = sum(fixed / uses[task] for task, _ in mixture) - costs.held_mixture
-            gain = float(count[number]) * each + calls
-            if mixture and gain > 0:
-                found[mixture] = gain
-        return found
+        count = plan.token_counts(tokens).tolist()
+        fused = [
+            count[number] * (1 + sum(self._products[task] for task, _ in mixture))
+            + sum(fixed / uses[task] for task, _ in mixture)
+            for number, mixture in enumerate(plan.factors)
+        ]
+        split = [parts_of(mixture, plan.scale) or [(mixture, 1.0)] for mixture in plan.factors]
+
+        def saved(number: int, users: Mapping[Factors, int]) -> float:
+            """Returns what weights of each of a mixture's tasks save; users of a matrix share its reading."""
+            parts = split[number]
+            each = costs.held_entry + costs.added_entry * (len(parts) > 1)
+            reading = sum(costs.held_mixture / users[part] for part, _ in parts)
+            return float(fused[number] - count[number] * each * len(parts) - reading)
+
+        users = Counter(part for parts in split for part, _ in parts)
+        pays = {number for number in range(len(split)) if saved(number, users) > 0}
+        users = Counter(part for number in pays for part, _ in split[number])
+        found = dict.fromkeys(users, 0.0)
+        for number, parts in enumerate(split):
+            if number in pays:
+                for part, _ in parts:
+                    found[part] += saved(number, users) / len(parts)
+            if len(parts) > 1:
+                alone = fused[number] - count[number] * costs.held_entry - costs.held_mixture
+                found[plan.factors[number]] = alone - (
+                    max(0.0, saved(number, users)) if number in pays else 0.0
+                )
+        gains = {mixture: gain for mixture, gain in found.items() if mixture and gain > 0}
+        return Gains(gains, {number for number in pays if len(split[number]) > 1})
 
     def _product(self, deltas: Mapping[str, DeltaMatrix]) -> float:
         """Returns the time of a token's products with a task's deltas, for each weight."""

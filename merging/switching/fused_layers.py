@@ -93,7 +93,7 @@ def _linear(switch: SwitchedLayer) -> Forward:
             found = held_products(plan, layer, inputs.reshape(-1, inputs.shape[-1]), per_row)
             return found.view(*inputs.shape[:-1], found.shape[-1])
         given = plan.layer_input(inputs, per_row)
-        out = held_products(plan, layer, given.tokens, per_row) if plan.held else original(given.tokens)
+        out = held_products(plan, layer, given.tokens, per_row) if plan.terms.held else original(given.tokens)
         if plan.others:
             add_products(plan.others, weight, bias, given, out, per_row)
         return plan.pad(out, inputs.shape[:-1], per_row)
@@ -170,10 +170,7 @@ def _other(switch: SwitchedLayer) -> Forward:
                 with switch.plans.using(None):
                     for run in plan.row_runs:
                         swap.put(
-                            {
-                                name: plan.weight(run.mixture, own, base[name])
-                                for name, own in switched.items()
-                            }
+                            {name: plan.weight(run.number, own, base[name]) for name, own in switched.items()}
                         )
                         given, named = inputs, options
                         if len(plan.row_runs) > 1:

@@ -19,6 +19,7 @@ from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import check_rows_apart, join_rows, run, take_rows
 from flexswitch.merging.switching.heads import Head, install_heads
+from flexswitch.merging.switching.held_terms import nothing_held
 from flexswitch.merging.switching.held_weights import HeldWeights
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
@@ -93,4 +94,5 @@ class GroupedEngine:
 
 
 def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:
-    return BatchPlan(np.zeros((1, 0), np.float32), np.zeros(count, np.int64), {}, heads)
+    mixtures = np.zeros((1, 0), np.float32)
+    return BatchPlan(mixtures, np.zeros(count, np.int64), {}, nothing_held(1), heads)

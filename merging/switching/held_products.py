@@ -1,8 +1,11 @@
 """A linear layer's output by the weights of held mixtures: one product for each token, as in a whole model.
 
-A run of neighbouring tokens of one mixture is multiplied by its matrix.
+A run of neighbouring tokens of one mixture is multiplied by its matrix. A token of a mixture of tasks that
+are held alone takes a product for each: Σ_k s_k (θ + λ τ_k) is θ + λ Σ_k s_k τ_k where the shares s_k add up
+to 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexswitch.merging.switching.batch_plan import BatchPlan
+from flexswitch.merging.switching.held_terms import Run
 from flexswitch.merging.switching.mixtures import Weights
 
 
@@ -37,8 +41,20 @@ def held_products(plan: BatchPlan, layer: LinearLayer, tokens: Tensor, per_row: 
 
     tokens: (token, in); per_row: the tokens of a row.
     """
-    runs = plan.runs(per_row)
-    products = [layer.under(plan.held.get(run.mixture, {})) for run in runs]
+    out = _products(plan, layer, tokens, plan.runs(per_row))
+    sums = plan.sums(per_row)
+    if sums is not None:
+        for where, shares in sums.first:
+            out[where] *= shares.to(out.device, out.dtype)
+        positions = sums.tokens.to(out.device)
+        others = _products(plan, layer, tokens.index_select(0, positions), sums.runs)
+        out.index_add_(0, positions, others.mul_(sums.shares.to(out.device, out.dtype)))
+    return out
+
+
+def _products(plan: BatchPlan, layer: LinearLayer, tokens: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Returns the products of runs of tokens with their weights, (token, out)."""
+    products = [layer.under(plan.terms.weights(run.number)) for run in runs]
     sizes = [run.stop - run.start for run in runs]
     parts = tokens.split_with_sizes(sizes)
     if len(runs) == 1 or torch.is_autocast_enabled(tokens.device.type):

@@ -8,6 +8,7 @@ How a batch is answered:
    (fused_layers.py), and puts the rows back:
    - A mixture that saves time by it (cost_model.py) has weights of its own, θ + λ Σ w τ (held_weights.py):
      its tokens take one product with each matrix (held_products.py). The engine "merged" does so for all.
+   - One that seldom comes up takes a product with the weights of each of its tasks, where that saves time.
    - The other rows take the products with the base, to which those with the tasks' delta matrices are added
      (delta_products.py). The engine "fused" does so for all.
    - A module that is not given rows first is run once for each mixture, with its weights, by
@@ -261,7 +262,8 @@ class SwitchedModel(nn.Module):
         elif heads is not None:
             raise InputError("heads= names tasks, but the module has no layer that the tasks have heads for")
         factors = np.float32(self._lambda) * shares
-        return batch_plan(factors, loaded.deltas, head_of_row, token_mask(batch, self.module))
+        mask = token_mask(batch, self.module)
+        return batch_plan(factors, loaded.deltas, head_of_row, mask, float(np.float32(self._lambda)))
 
     def _engine_for(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> FusedEngine | GroupedEngine:
         """Returns the engine that answers a batch; the plan then holds the weights of some mixtures."""
@@ -274,7 +276,7 @@ class SwitchedModel(nn.Module):
             return loaded.grouped
         first = first_tensor(batch)
         gains = loaded.cost_model.gains(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
-        plan.hold(loaded.held.get(gains))
+        plan.hold(loaded.held.get(gains.by_mixture), gains.summed)
         return loaded.fused
 
 

@@ -11,7 +11,10 @@ from flexswitch.merging.switching.cost_model import CostModel, Costs
 SHAPE = 6, 4
 ENTRIES = 24
 LENGTH = 10  # tokens of a row
-COSTS = {"csr_entry": 0.5, "float32_entry": 0.5, "held_entry": 1.25, "task": 2.0, "held_mixture": 6.0}
+COSTS = {
+    "csr_entry": 0.5, "float32_entry": 0.5, "held_entry": 1.25, "added_entry": 0.25, "task": 2.0,
+    "held_mixture": 6.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -23,7 +26,8 @@ def base():
 def gains(base, plan, **costs):
     """Returns the gains of mixtures, which are given by their tasks."""
     cost_model = CostModel(base, Costs(**{"task_calls": 0.0, **COSTS, **costs}))
-    return {tuple(dict(mixture)): gain for mixture, gain in cost_model.gains(plan, LENGTH).items()}
+    found = cost_model.gains(plan, LENGTH).by_mixture
+    return {tuple(dict(mixture)): gain for mixture, gain in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,31 @@ def gains(base, plan, **costs):
 )
 def test_gains_are_estimated_for_each_weight(base, weights, gained):
     assert gains(base, plan_of(weights, tasks_of(base, 2))) == pytest.approx(gained)
+
+
+@pytest.mark.parametrize(
+    ("shares", "pays"),
+    [
+        ([0.5, 0.5], True),
+        ([0.25, 0.25], False),  # and the base's weights, which are one product more
+        ([3.0, -2.0], False),  # would be the difference of larger products
+    ],
+)
+def test_a_mixture_may_take_a_product_with_the_weights_of_each_of_its_tasks(base, shares, pays):
+    plan = plan_of([[1, 0], [0, 1], shares], tasks_of(base, 2))
+    own = Costs(**{**COSTS, "task_calls": 0.0, "float32_entry": 1.4, "csr_entry": 1.4})
+    found = CostModel(base, own).gains(plan, LENGTH)
+    alone, fused = 10 * 1.25 + 6, (10 * 2.4 + 1, 10 * 3.8 + 2)
+    summed = 2 * 10 * 1.5 + 6
+    assert found.summed == ({2} if pays else set())
+    each = fused[0] - 10 * 1.25 - (3 if pays else 6)
+    assert found.by_mixture == pytest.approx(
+        {
+            ((0, 1.0),): each + pays * (fused[1] - summed) / 2,
+            ((1, 1.0),): each + pays * (fused[1] - summed) / 2,
+            tuple(enumerate(shares)): (summed if pays else fused[1]) - alone,
+        }
+    )
 
 
 def test_padding_saves_nothing(base):

@@ -98,14 +98,16 @@ def test_gains_of_mixtures_that_never_come_again_are_forgotten(base, monkeypatch
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("summed", [[], [(2, 5, 6, 7), [[0.5, 0.5], [0.25, 0.25], [1.5, -0.5]]]])
 @pytest.mark.parametrize("held", [[((0, 1.0),)], [((0, 1.0),), ((1, 1.0),)], [((0, 0.5), (1, 0.5))], []])
-def test_tokens_take_one_product_with_the_weights_of_their_mixture(base, transposed, has_bias, held):
+def test_tokens_take_products_with_the_weights_of_their_mixture(base, transposed, has_bias, held, summed):
     base["bias"] = torch.randn(SHAPE[0])
     vectors = tasks_of(base, 2)
-    shares = [[1, 0], [0, 1], [0.5, 0.5], [1, 0], [0, 0]]
+    shares = [[1, 0], [0, 1], [0.5, 0.5], [1, 0], [0, 0], [0.25, 0.25], [1.5, -0.5], [3, -2]]
     plan = plan_of(shares, vectors)
     store = HeldWeights(base, deltas_of(vectors), 1 << 20, 0.0)
-    plan.hold(store.get(dict.fromkeys(held, float("inf"))))
+    numbers = [plan.mixture_of[row] for row in summed[0]] if summed else []
+    plan.hold(store.get(dict.fromkeys(held, float("inf"))), numbers)
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=has_bias).requires_grad_(False)
     linear.load_state_dict({name: base[name] for name in linear.state_dict()})
     names = "weight", "bias" if has_bias else None
@@ -113,11 +115,13 @@ def test_tokens_take_one_product_with_the_weights_of_their_mixture(base, transpo
     if transposed:
         linear.weight = nn.Parameter(linear.weight.t().contiguous(), requires_grad=False)
         own = {key: {**weights, "weight": weights["weight"].t()} for key, weights in store._held.items()}
-        plan.hold(own)
+        plan.hold(own, numbers)
         layer = LinearLayer((linear.weight, linear.bias), names, True)
-    tokens = torch.randn(10, SHAPE[1])  # two a row
+    if len(held) == 2 and summed:  # all that a sum of products needs
+        held = held + [tuple(enumerate(own)) for own in summed[1]]
+    tokens = torch.randn(16, SHAPE[1])  # two a row
     found = held_products(plan, layer, tokens, 2)
-    for token in range(10):
+    for token in range(16):
         mixture = tuple((task, share) for task, share in enumerate(shares[token // 2]) if share)
         expected = {
             name: base[name].double()
@@ -139,17 +143,24 @@ def test_tokens_take_one_product_with_the_weights_of_their_mixture(base, transpo
     )
 
 
-def test_auto_holds_mixtures_that_pay_and_answers_as_the_other_engines():
+@pytest.mark.parametrize(
+    ("each", "new", "held"),
+    [
+        pytest.param(10.0, 12.0, [{0}, {1}, {1, 2}], id="a mixture's own weights"),
+        pytest.param(0.1, 10.5, [{0}, {1}, {2}], id="those of each of its tasks"),
+    ],
+)
+def test_auto_holds_mixtures_that_pay_and_answers_as_the_other_engines(each, new, held):
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(float32_entry=2.0, csr_entry=2.0, held_mixture=10.0, new_small_mixture=15.0, task_calls=0.0)
+    costs = Costs(float32_entry=2.0, csr_entry=2.0, held_mixture=each, new_small_mixture=new, task_calls=0.0)
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])
     found = model(rows, weights=weights)
-    assert [set(dict(key)) for key in model._loaded.held._held] == [{0}, {1, 2}]
+    assert [set(dict(key)) for key in model._loaded.held._held] == held
     for engine in ("fused", "grouped", "merged"):
         expected = SwitchedModel(net, vectors, engine=engine)(rows, weights=weights)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
