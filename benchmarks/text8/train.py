@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
 # cola is the most difficult and gets more texts and epochs.
 EASY = {"cola": Recipe(text_count=4000, epochs=5)}
 HARDER = Recipe(text_count=4000, epochs=2, batch_size=16, rate=2e-4, decay=2.4, fast=True)
-HARD = {"cola": HARDER._replace(epochs=4)}
+HARD = {"cola": HARDER._replace(epochs=4, rate=1e-4)}
 
 
 def read_lines(path: Path) -> list[dict[str, str | int]]:

@@ -36,14 +36,12 @@ def working_folder(path: Path) -> Iterator[Path]:
     try:  # from here on an interrupt removes it
         while lock is None:
             try:
-                folder.mkdir()
-                lock = _locked(folder)
-            except (FileExistsError, FileNotFoundError):
-                if not path.parent.is_dir():
-                    raise
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    lock = _new_lock(folder)
             except OSError as error:
                 raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-            if lock is None:  # another writer took it for an abandoned one before it was locked
+            if lock is None:
                 folder = _unused_name(path)
         yield folder
     finally:
@@ -114,6 +112,16 @@ def _locked(folder: Path) -> "FileLock | None":
     except Timeout:
         return None
     return lock
+
+
+def _new_lock(folder: Path) -> "FileLock | None":
+    """Returns the lock of a new working folder, None if another writer took it for an abandoned one.
+
+    Raises: OSError.
+    """
+    with suppress(FileNotFoundError):
+        return _locked(folder)
+    return None
 
 
 def _release(lock: "FileLock", folder: Path) -> None:

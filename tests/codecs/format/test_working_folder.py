@@ -7,6 +7,7 @@ import pytest
 from support.commands import files_below
 from support.killed_writers import kill, start_writer
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.format.atomic import atomic_directory, atomic_file
 from flexswitch.codecs.format.working_folder import set_aside, working_folder
 
@@ -97,3 +98,12 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
     assert os.path.lexists(link)
     assert not inside.exists()
     assert files_below(elsewhere) == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which none can be made")
+def test_a_folder_in_which_none_can_be_made_is_refused() -> None:
+    with (
+        pytest.raises(InputError, match=r"^/proc/out: cannot be written: "),
+        working_folder(Path("/proc/out")),
+    ):
+        pass
