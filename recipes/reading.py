@@ -25,7 +25,7 @@ _CORE = {
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses tags, repeated keys and keys that are no texts."""
+    """A safe loader that refuses tags and keys that are no texts."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -36,14 +36,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
         for key, _ in node.value:
             if key.tag != f"{_TAG}str":
                 named = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
                 raise refused(f"the key, {named}, is no text; put it in quotes", key)
-            if key.value in seen:
-                raise refused(f"key '{key.value}' is repeated", key)
-            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:

@@ -1,13 +1,14 @@
 """Merges models as a configuration file of mergekit says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.errors import InputError, UsageError
 from flexswitch.codecs.format.atomic import check_output
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY
 from flexswitch.merging.checkpoints.fingerprint import fingerprint
@@ -61,15 +62,31 @@ def merge_config(
         _refuse_selection(config, "tokenizer or tokenizer_source", selects)
         base = asked.base if document.get("base_model") is not None else None
         vocabulary = common_vocabulary(Path(config), asked.tokenizer, list(asked.paths.values()), base)
-        return _with_vocabulary(
-            asked, vocabulary, Path(output), max_shard_size, jobs, memory, overwrite, reporter
-        )
-    return merge(
-        asked.sources, output, base=asked.base, method=asked.method, settings=asked.settings,
-        weights=asked.weights, set_for=asked.set_for, include=include, exclude=exclude, on_resize=on_resize,
-        dtype=asked.dtype, max_shard_size=max_shard_size,
-        jobs=jobs, memory=memory, overwrite=overwrite, reporter=reporter,
-    )  # fmt: skip
+        with _named(Path(config)):
+            return _with_vocabulary(
+                asked, vocabulary, Path(output), max_shard_size, jobs, memory, overwrite, reporter
+            )
+    with _named(Path(config)):
+        return merge(
+            asked.sources, output, base=asked.base, method=asked.method, settings=asked.settings,
+            weights=asked.weights, set_for=asked.set_for, include=include, exclude=exclude,
+            on_resize=on_resize, dtype=asked.dtype, max_shard_size=max_shard_size,
+            jobs=jobs, memory=memory, overwrite=overwrite, reporter=reporter,
+        )  # fmt: skip
+
+
+_OPTIONS = ("--include", "--exclude", "--on-resize")  # of the command, beside the file
+
+
+@contextmanager
+def _named(config: Path) -> Iterator[None]:
+    """Names the file where a setting that it gives is refused. Raises: InputError."""
+    try:
+        yield
+    except UsageError as reason:
+        if str(reason).startswith(_OPTIONS):
+            raise
+        raise InputError(f"{config}: {reason}") from reason
 
 
 def _refuse_selection(config: str | Path, what: str, selects: bool) -> None:

@@ -38,8 +38,10 @@ class Grid:
                     ["data"], "it is for --tune; give the settings to tune, or leave it out"
                 )
             return
-        if not merges or self.data is None:
-            raise UsageError("--tune: needs --method NAME, and --data DIR with labelled <task>.train files")
+        lacking = [] if merges else ["--method NAME"]
+        lacking += ["--data DIR, a folder of labelled <task>.train files"] if self.data is None else []
+        if lacking:
+            raise UsageError(f"--tune: needs {' and '.join(lacking)}")
         for name in self.values:
             if name in given.values:
                 raise UsageError(f"--tune {name}: it is given by --set too; keep one of them")

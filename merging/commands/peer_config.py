@@ -22,6 +22,8 @@ from flexswitch.merging.commands.arguments import OutputDtype
 from flexswitch.merging.commands.peer_methods import PEER_METHODS, PeerMethod
 from flexswitch.merging.commands.peer_tokenizer import TokenizerChoice, read_tokenizer
 from flexswitch.merging.commands.yaml_values import check_values
+from flexswitch.merging.methods.registry import get_method
+from flexswitch.merging.methods.settings import by_task_settings
 from flexswitch.merging.task_vectors.task_name import task_name
 
 _MOST_BYTES, _LONGEST_NAME = 1_000_000, 100
@@ -64,7 +66,9 @@ class PeerMerge:
             if any(fnmatchcase(name, of_names) for name in names):
                 kept.append((pattern, values))
             else:
-                self.notes.append(f"no tensor's name matches {of_names}: {', '.join(values)} left out")
+                self.notes.append(
+                    f"no tensor's name matches {of_names}: its value of {', '.join(values)} has no effect"
+                )
         self.set_for = kept
 
 
@@ -216,16 +220,30 @@ def _set_parameters(
                 found.notes.append(f"{path}: {key} has no effect: {_IGNORED[key]}")
                 continue
             prefix = f"{task}:" if task else ""
-            found.set_for += [
-                (f"{prefix}{pattern}", method.translated(path, key, value))
-                for pattern, value in conditions(path, key, setting)
-            ]
-    needed = [model for model in models if "weight" in method.required]
-    for model in needed:
-        if "weight" not in model.parameters and "weight" not in shared:
-            raise InputError(f"{path}: model {model.path} needs a weight")
-    if "t" in method.required and not any("t" in each for each in (shared, *(m.parameters for m in models))):
-        raise InputError(f"{path}: parameters: t is missing")
+            for pattern, value in conditions(path, key, setting):
+                values = method.translated(path, key, value)
+                if task and values.keys() - by_task_settings(get_method(method.name, "merge")) - {"weight"}:
+                    raise InputError(
+                        f"{path}: {key} is the same for all models; move it from model {task} to the "
+                        "parameters of the merge"
+                    )
+                found.set_for.append((f"{prefix}{pattern}", values))
+    for model in models if "weight" in method.required else ():
+        _check_given(path, f"model {model.path}", "weight", (model.parameters, shared))
+    if "t" in method.required:
+        _check_given(path, "parameters", "t", (shared, *(model.parameters for model in models)))
+
+
+def _check_given(path: Path, place: str, key: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Raises: InputError where some tensor has no value of a parameter that needs one."""
+    given = [pattern for each in parameters if key in each for pattern, _ in conditions(path, key, each[key])]
+    if not given:
+        raise InputError(f"{path}: {place}: {key} is missing")
+    if "*" not in given:
+        raise InputError(
+            f"{path}: {place}: {key} has no value for tensors that no filter matches; end its list with "
+            "- value: NUMBER"
+        )
 
 
 def conditions(path: Path, key: str, setting: Any) -> Iterator[tuple[str, Any]]:

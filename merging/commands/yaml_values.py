@@ -1,4 +1,4 @@
-"""Bounds of what a YAML file means: a few aliases in it may stand for far more than it holds."""
+"""What is checked in a YAML file: a few aliases may stand for far more than it holds, and a key for two."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ MOST_LETTERS = 10_000_000
 def check_values(path: Path, root: yaml.Node) -> None:
     """Checks that a document has few values and letters, each alias counted as what it stands for.
 
-    Raises: InputError; yaml.MarkedYAMLError where a text holds what no text has.
+    Raises: InputError; yaml.MarkedYAMLError where a text holds what no text has, or a key stands twice.
     """
     pending, count, letters = [root], 0, 0
     while pending:
@@ -25,6 +25,11 @@ def check_values(path: Path, root: yaml.Node) -> None:
                 raise refused("a text holds a NUL or half a surrogate pair, which no text has", node)
         elif isinstance(node, yaml.MappingNode):
             pending += [part for pair in node.value for part in pair]
+            seen = set()
+            for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+                if key.value in seen:
+                    raise refused(f"key {key.value!r:.80} is repeated", key)
+                seen.add(key.value)
         elif isinstance(node, yaml.SequenceNode):
             pending += node.value
         if count > MOST_VALUES or letters > MOST_LETTERS:

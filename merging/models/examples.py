@@ -181,9 +181,13 @@ def _read_arrays(path: Path, labelled: bool | None, choose: Choose | None) -> Ex
     inputs, labels = read_arrays(path)
     rows = np.arange(len(inputs)) if choose is None else choose(len(inputs))
     origin = Origin(path, len(inputs), rows, [f"row {row}" for row in rows])
+    chosen = inputs[rows]
+    is_finite = np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))
+    if not is_finite.all():
+        raise InputError(f"{path}: row {rows[~is_finite][0]} of 'x' holds NaN or infinite numbers")
     if labels is None or labelled is False:
-        return Examples(inputs[rows], None, origin)
-    return Examples(inputs[rows], labels[rows].tolist(), origin)
+        return Examples(chosen, None, origin)
+    return Examples(chosen, labels[rows].tolist(), origin)
 
 
 def _read_texts(path: Path, labelled: bool | None, choose: Choose | None) -> Examples:

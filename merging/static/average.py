@@ -31,7 +31,10 @@ def linear(
     if not normalize:
         return Combination(bind(_weighted_models, weights=deltas.weights))
     if abs(total) < 1e-8:
-        raise UsageError(f"the weights of tensor '{deltas.name}' sum to {total:g}, expected another sum")
+        raise UsageError(
+            f"the weights of tensor '{deltas.name}' sum to {total:g}, expected another sum; linear with "
+            "normalize=false does not divide by it"
+        )
     return Combination(lambda block: weighted_sum(block.deltas, deltas.weights) / total)
 
 

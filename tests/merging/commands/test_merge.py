@@ -12,6 +12,7 @@ from support.checkpoints import message
 
 import flexswitch
 from flexswitch.codecs.errors import ArtifactError, InputError, UsageError
+from flexswitch.codecs.format.named_path import split_named_path
 
 
 def merge(*sources: str, **options: Any) -> dict[str, np.ndarray]:
@@ -164,3 +165,10 @@ def test_rounded_models_are_noted_where_singular_values_are_merged(
     found = flexswitch(*command, "--method", method)
     note = f"{method} takes the rounding of red to 16 bits for changes in all directions"
     assert (found.status, note in found.err) == (0, noted)
+
+
+def test_a_name_before_a_path_that_is_no_tasks_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tuned").mkdir()
+    found = message(UsageError, lambda: split_named_path(f"a b={tmp_path / 'tuned'}"))
+    assert found.startswith(f"a b={tmp_path / 'tuned'}: the task's name 'a b': expected letters, digits")
+    assert split_named_path("a b=c") == (None, "a b=c")  # no path either

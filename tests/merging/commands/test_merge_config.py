@@ -131,7 +131,7 @@ def test_a_filter_that_matches_nothing_changes_nothing(folder: Path, flexswitch:
     )
     assert all(np.array_equal(found[name], weights) for name, weights in expected.items())
     noted = flexswitch("merge", "--config", "merge.yaml", "-o", "noted").err
-    assert "no tensor's name matches *lm_head*: lambda left out" in noted
+    assert "no tensor's name matches *lm_head*: its value of lambda has no effect" in noted
 
 
 def test_tensors_of_another_shape_are_selected_by_options(folder: Path, flexswitch: Any) -> None:
@@ -161,7 +161,14 @@ def test_tensors_of_another_shape_are_selected_by_options(folder: Path, flexswit
         (f"{HEAD}merge_method: ties\nparameters: {{rescale: true}}\n", "merge.yaml: rescale: true is not handled, only false"),
         (f"{HEAD}merge_method: ties\nparameters: {{densty: 0.5}}\n", "merge.yaml: no parameter handled for ties is named 'densty'"),
         (f"{HEAD}merge_method: ties\nparameters: {{density: [x: 1]}}\n", "merge.yaml: density: {'x': 1}: expected value"),
-        (f"{BARE}merge_method: ties\n", "merge.yaml: model a needs a weight"),
+        (f"{BARE}merge_method: ties\n", "merge.yaml: model a: weight is missing"),
+        ("models: [{model: a, parameters: {weight: [{filter: mlp, value: 2}]}}]\nbase_model: base\nmerge_method: ties\n",
+         "merge.yaml: model a: weight has no value for tensors that no filter matches; end its list with - value: NUMBER"),
+        (f"{BARE}merge_method: slerp\nparameters: {{t: [{{filter: mlp, value: 1}}]}}\n", "merge.yaml: parameters: t has no value for tensors"),
+        (f"{HEAD}merge_method: ties\nmerge_method: sce\n", "merge.yaml: is not YAML (key 'merge_method' is repeated"),
+        (f"{HEAD}merge_method: ties\nparameters: {{density: 1.5}}\n", "merge.yaml: setting density=1.5 of ties: expected"),
+        ("models: [{model: a, parameters: {weight: 1, lambda: 0.5}}]\nbase_model: base\nmerge_method: task_arithmetic\n",
+         "merge.yaml: lambda is the same for all models; move it from model a to the parameters of the merge"),
         (f"{BARE}merge_method: slerp\n", "merge.yaml: parameters: t is missing"),
         ("models: [{model: a}]\nmerge_method: sce\n", "merge.yaml: sce needs a base_model"),
         ("models: [{model: a, revision: 1}]\nmerge_method: sce\nbase_model: base\n", "merge.yaml: revision of model a is not handled"),

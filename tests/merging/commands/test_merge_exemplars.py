@@ -102,7 +102,7 @@ def test_a_range_of_a_whole_number_is_its_whole_numbers(case: Perceptrons) -> No
         ({"method": "fisher", "exemplars": "nowhere"}, InputError, "nowhere: no such folder; expected a folder of <task>.train.jsonl.gz files"),
         ({"method": "fisher", "exemplars": "exemplars", "checkpoint_every": 5}, UsageError, "--checkpoint-every: fisher has no training steps; leave it out"),
         ({"method": "adamerging", "exemplars": "exemplars", "data": "exemplars", "tune": {"start": "0.1,0.2"}, "checkpoint_every": 5}, UsageError, "--checkpoint-every: --tune trains each point anew; leave it out"),
-        ({"method": "ties", "tune": {"lambda": "1:2"}}, UsageError, "--tune: needs --method NAME, and --data DIR with labelled <task>.train files"),
+        ({"method": "ties", "tune": {"lambda": "1:2"}}, UsageError, "--tune: needs --data DIR, a folder of labelled <task>.train files"),
         ({"method": "average", "data": "exemplars"}, UnusedOptionError, "--data: it is for --tune; give the settings to tune, or leave it out"),
         ({"method": "ties", "tune": {"lambda": "1:x"}, "data": "exemplars"}, UsageError, "--tune lambda=1:x: expected FROM:TO, or values joined by commas"),
         ({"method": "ties", "tune": {"lambda": "1:inf"}, "data": "exemplars"}, UsageError, "--tune lambda=1:inf: expected FROM:TO, or values joined by commas"),

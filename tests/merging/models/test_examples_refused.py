@@ -5,6 +5,7 @@ import gzip
 import io
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -333,3 +334,13 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = write(tmp_path, "birds.test.parquet", parquet(RECORDS))
     assert refused(path) == "reading .parquet needs pyarrow; pip install 'flexswitch[eval]'"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused_with_their_row(tmp_path: Path, value: float) -> None:
+    inputs = np.ones((4, 2, 3), np.float32)
+    inputs[2, 1, 0] = value
+    path = write(tmp_path, "birds.test.npz", npz(x=inputs, y=np.arange(4)))
+    with pytest.raises(InputError, match=r"row 2 of 'x' holds NaN or infinite numbers$"):
+        read_examples(path, labelled=True)
+    assert len(read_examples(path, labelled=True, choose=lambda count: np.arange(2))) == 2

@@ -81,7 +81,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(given: dict[str, Any
 def test_weights_that_sum_to_zero_have_no_mean() -> None:
     found = merged(BASE, vectors_of(BASE, [ONE, TWO]), "average", weights={"b": -1})
     assert message(UsageError, lambda: dict(found)) == (
-        "the weights of tensor 'embed' sum to 0, expected another sum"
+        "the weights of tensor 'embed' sum to 0, expected another sum; linear with normalize=false does not "
+        "divide by it"
     )
 
 
