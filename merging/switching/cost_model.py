@@ -28,7 +28,7 @@ class Costs:
     For each weight of the model, whatever the tokens: task: a task with rows in the batch; held_mixture: a
     mixture's own weights, which are read from memory; new_mixture: making them; new_small_mixture: making
     those of a small model, in one piece. Whatever the model's size: task_calls. The defaults, but for
-    csr_side, held_entry, held_mixture and new_small_mixture, are what benchmarks/switching/fit.py measured on
+    csr_side, held_entry, added_entry, held_mixture and new_small_mixture, are what benchmarks/switching/fit.py measured on
     an AMD EPYC (Zen 4).
     """
 
