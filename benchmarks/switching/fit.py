@@ -102,6 +102,21 @@ def held_seconds(tokens: int, tasks: int = 1) -> float:
     return total
 
 
+def added_seconds(tokens: int) -> float:
+    """Returns the time that adding up two products of each token takes, for each of them."""
+    positions, shares, total = torch.randperm(tokens), torch.rand(tokens, 1), 0.0
+    for shape in SHAPES:
+        x, out, product = torch.randn(tokens, shape[1]), *torch.randn(2, tokens, shape[0])
+
+        def add(x: Tensor = x, out: Tensor = out, product: Tensor = product) -> None:
+            x.index_select(0, positions)
+            out.mul_(shares)
+            out.index_add_(0, positions, product.mul_(shares))
+
+        total += seconds(add) / 2
+    return total
+
+
 def call_seconds(models: Path, zoo: Path) -> dict[str, float]:
     """Returns the time of another task in a pass for one token, and of making a task's own weights."""
     base = models / "base"
@@ -136,6 +151,7 @@ def main() -> None:
     for kind, name in (("code", "int8_entry"), ("value", "float32_entry")):
         print(f"{name}: {product_seconds(kind, TOKENS) / (one * weights * TOKENS):.2f}")
     print(f"held_entry: {held_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
+    print(f"added_entry: {added_seconds(TOKENS) / (one * weights * TOKENS):.2f}")
     slope = (product_seconds("code", TOKENS) - product_seconds("code", FEW)) / (TOKENS - FEW)
     print(f"task: {max(0.0, product_seconds('code', FEW) - slope * FEW) / (one * weights):.1f}")
     slope = (held_seconds(TOKENS) - held_seconds(FEW)) / (TOKENS - FEW)

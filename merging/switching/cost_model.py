@@ -24,12 +24,12 @@ class Costs:
     """Times as multiples of one weight's product with one more token of a large batch.
 
     For each token: csr_entry, int8_entry, float32_entry: an entry of a delta matrix in that form; csr_side:
-    a row or column of a CSR matrix; held_entry: an entry of a mixture's own weights.
-    For each weight of the model, whatever the tokens: task: a task with rows in the batch; held_mixture: a
-    mixture's own weights, which are read from memory; new_mixture: making them; new_small_mixture: making
-    those of a small model, in one piece. Whatever the model's size: task_calls. The defaults, but for
-    csr_side, held_entry, added_entry, held_mixture and new_small_mixture, are what benchmarks/switching/fit.py measured on
-    an AMD EPYC (Zen 4).
+    a row or column of a CSR matrix; held_entry: an entry of a mixture's own weights; added_entry: adding the
+    product with such an entry to others. For each weight of the model, whatever the tokens: task: a task with
+    rows in the batch; held_mixture: a mixture's own weights, which are read from memory; new_mixture: making
+    them; new_small_mixture: making those of a small model, in one piece. Whatever the model's size:
+    task_calls. The defaults, but for csr_side, held_entry, added_entry, held_mixture and new_small_mixture,
+    are what benchmarks/switching/fit.py measured on an AMD EPYC (Zen 4).
     """
 
     csr_entry: float = 4.7
