@@ -37,7 +37,7 @@ class Costs:
     int8_entry: float = 0.28
     float32_entry: float = 1.2
     held_entry: float = 1.1
-    added_entry: float = 0.15
+    added_entry: float = 0.1
     task: float = 3.0
     held_mixture: float = 12.0
     new_mixture: float = 250.0
