@@ -72,9 +72,12 @@ class Gains(NamedTuple):
 class CostModel:
     """Estimates what a batch would save by whole weights of its mixtures."""
 
-    def __init__(self, matrices: Mapping[str, Tensor], costs: Costs) -> None:
-        """matrices: the weights of linear layers."""
-        self._names, self._costs = set(matrices), costs
+    def __init__(self, matrices: Mapping[str, Tensor], costs: Costs, sums: bool = True) -> None:
+        """matrices: the weights of linear layers; sums: whether a mixture may take a product for each task.
+
+        In a small model that takes more calls than making the mixture's own weights.
+        """
+        self._names, self._costs, self._sums = set(matrices), costs, sums
         self._products: dict[int, float] = {}  # of each task that came up
         self._weights = sum(tensor.numel() for tensor in matrices.values())
 
@@ -96,7 +99,10 @@ class CostModel:
             + sum(fixed / uses[task] for task, _ in mixture)
             for number, mixture in enumerate(plan.factors)
         ]
-        split = [parts_of(mixture, plan.scale) or [(mixture, 1.0)] for mixture in plan.factors]
+        split = [
+            (parts_of(mixture, plan.scale) if self._sums else []) or [(mixture, 1.0)]
+            for mixture in plan.factors
+        ]
 
         def saved(number: int, users: Mapping[Factors, int]) -> float:
             """Returns what weights of each of a mixture's tasks save; users of a matrix share its reading."""

@@ -226,12 +226,12 @@ class SwitchedModel(nn.Module):
         device = _device_of(self.module)
         deltas = TaskDeltas(vectors, base_rms, fused.transposed, self._cache_bytes, device)
         grouped = GroupedEngine(self.module, names, heads, buffers, deltas, self._cache_bytes)
-        cost = self._costs.new_mixture
-        if is_small(fused.own):
+        cost, small = self._costs.new_mixture, is_small(fused.own)
+        if small:
             cost = min(cost, self._costs.new_small_mixture)
         by_columns = set(fused.matrices) - fused.transposed
         held = HeldWeights(fused.own, deltas, self._cache_bytes, cost, by_columns)
-        cost_model = CostModel(fused.matrices, self._costs)
+        cost_model = CostModel(fused.matrices, self._costs, sums=not small)
         router = self._router
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             from flexswitch.merging.switching.zoo_router import ZooRouter

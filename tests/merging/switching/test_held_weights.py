@@ -144,18 +144,23 @@ def test_tokens_take_products_with_the_weights_of_their_mixture(base, transposed
 
 
 @pytest.mark.parametrize(
-    ("each", "new", "held"),
+    ("small", "each", "new", "held"),
     [
-        pytest.param(10.0, 12.0, [{0}, {1}, {1, 2}], id="a mixture's own weights"),
-        pytest.param(0.1, 10.5, [{0}, {1}, {2}], id="those of each of its tasks"),
+        pytest.param(True, 10.0, 15.0, [{0}, {1, 2}], id="in a small model a mixture's own weights"),
+        pytest.param(False, 10.0, 12.0, [{0}, {1}, {1, 2}], id="a mixture's own weights"),
+        pytest.param(False, 0.1, 10.5, [{0}, {1}, {2}], id="those of each of its tasks"),
     ],
 )
-def test_auto_holds_mixtures_that_pay_and_answers_as_the_other_engines(each, new, held):
+def test_auto_holds_mixtures_that_pay_and_answers_as_the_other_engines(small, each, new, held, monkeypatch):
+    monkeypatch.setattr(held_weights, "_SMALL_BYTES", 1 << 20 if small else 0)
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).eval()
     state = net.state_dict()
     vectors = {f"task{number}": memory_pair(state, changed_state(state, number, 0.3)) for number in range(3)}
-    costs = Costs(float32_entry=2.0, csr_entry=2.0, held_mixture=each, new_small_mixture=new, task_calls=0.0)
+    costs = Costs(
+        csr_entry=2.0, float32_entry=2.0, added_entry=0.0, held_mixture=each, task_calls=0.0,
+        new_mixture=new, new_small_mixture=new,
+    )  # fmt: skip
     model = SwitchedModel(net, vectors, costs=costs)
     rows = torch.randn(5, 7, 4)
     weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.4], [0, 0, 0], [1, 0, 0]])
