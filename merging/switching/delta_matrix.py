@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flexswitch.codecs.compiled import compiled, few
+from flexswitch.codecs.format.records import TensorRecord
 from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
 from flexswitch.merging.switching.activations import Activations, Ids
 from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
@@ -64,17 +66,10 @@ class CpuDeltaMatrix(DeltaMatrix, Protocol):
 
 
 class _Entries(NamedTuple):
-    """A matrix's kept entries.
-
-    positions: (kept,), rising, in the flattened matrix; values: (kept,); codes: (kept,) int8, or None where
-    the values are no small multiples of a scale; table: (256,), the value of code c at c + 128.
-    """
+    """A matrix's kept entries: positions, rising, in the flattened matrix, and values, both (kept,)."""
 
     positions: Ids
     values: FloatArray
-    codes: Codes | None = None
-    table: FloatArray | None = None
-    scale: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,23 +139,22 @@ def cpu_matrix(
     base's weights, which sets the precision of the products. Raises: DecodeError.
     """
     shape = _matrix_shape(vector, name)
-    entries = _coded(vector, name) if _is_sparse(vector, name) else _plain(vector, name)
+    if _is_sparse(vector, name):
+        codes = _codes(vector.artifact.header.tensors[name], shape)
+        if codes is not None:
+            coded = _int8(vector, name, shape, codes, transposed, base_rms)
+            return TransposedMatrix(coded) if transposed else coded
+    entries = _kept(vector, name) if _is_sparse(vector, name) else _plain(vector, name)
     if len(vector.tensors[name].shape) < 2:
         return Float32Matrix(_scatter(entries.positions, entries.values, shape, False))
-    made = _cheapest(entries, shape, transposed, base_rms)
+    made = _cheapest(entries, shape, transposed)
     return TransposedMatrix(made) if transposed else made
 
 
-def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool, base_rms: float) -> CpuDeltaMatrix:
-    density = len(entries.positions) / max(1, shape[0] * shape[1])
-    if density <= (_CSR_OR_FLOAT32 if entries.codes is None else _CSR_OR_INT8):
+def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CpuDeltaMatrix:
+    if len(entries.positions) <= _CSR_OR_FLOAT32 * shape[0] * shape[1]:
         return _csr(entries, shape, transposed)
-    is_narrow = 1 in shape  # torch's int8 product is wrong over a single column (seen in 2.13)
-    if entries.codes is None or entries.table is None or is_narrow:
-        return Float32Matrix(_scatter(entries.positions, entries.values, shape, transposed))
-    codes = _scatter(entries.positions, entries.codes, shape, transposed)
-    rms = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum() / codes.size))
-    return Int8Matrix(codes, entries.table, entries.scale, digits_for(rms, base_rms))
+    return Float32Matrix(_scatter(entries.positions, entries.values, shape, transposed))
 
 
 def _is_sparse(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
@@ -187,27 +181,59 @@ def _levels_of(vector: ArtifactVector, name: str) -> tuple[Ids, Levels]:
     return np.concatenate([np.empty(0, np.int64), *positions]), levels
 
 
-def _coded(vector: ArtifactVector, name: str) -> _Entries:
+def _kept(vector: ArtifactVector, name: str) -> _Entries:
     record = vector.artifact.header.tensors[name]
     positions, levels = _levels_of(vector, name)
-    values = level_values(levels, record.bits, record.scale, record.zero)
-    codes = _codes_of_levels(record.bits, record.zero)
-    if codes is None:
-        return _Entries(positions, values)
-    table = np.zeros(256, np.float32)
-    table[codes.astype(np.int64) + 128] = level_table(record.bits, record.scale, record.zero)
-    table[128] = 0
-    scale = record.scale if record.zero is not None else record.scale / max(1, (1 << record.bits) - 1)
-    return _Entries(positions, values, codes[levels], table, scale)
+    return _Entries(positions, level_values(levels, record.bits, record.scale, record.zero))
 
 
-def _codes_of_levels(bits: int, zero: int | None) -> Codes | None:
-    """Returns each level's value over the scale, an integer, (2^bits,); None where one exceeds a byte."""
-    if bits > 8:
+def _codes(record: TensorRecord, shape: tuple[int, int]) -> Codes | None:
+    """Returns each level's value over the scale, an integer, (2^bits,), for a matrix kept as int8.
+
+    None for a sparse or narrow matrix, and where a value exceeds a byte.
+    """
+    is_narrow = 1 in shape  # torch's int8 product is wrong over a single column (seen in 2.13)
+    if record.bits > 8 or is_narrow or record.kept <= _CSR_OR_INT8 * shape[0] * shape[1]:
         return None
-    steps = (1 << bits) - 1
-    codes = 2 * np.arange(steps + 1) - steps if zero is None else np.arange(steps + 1) - zero
+    steps = (1 << record.bits) - 1
+    codes = 2 * np.arange(steps + 1) - steps if record.zero is None else np.arange(steps + 1) - record.zero
     return codes.astype(np.int8) if np.abs(codes).max() <= LARGEST_CODE else None
+
+
+def _int8(
+    vector: ArtifactVector,
+    name: str,
+    shape: tuple[int, int],
+    codes: Codes,
+    transposed: bool,
+    base_rms: float,
+) -> Int8Matrix:
+    """Returns the matrix of a tensor's codes, which are written where they belong block by block."""
+    record = vector.artifact.header.tensors[name]
+    whole, counts = np.zeros(shape[0] * shape[1], np.int8), np.zeros(len(codes), np.int64)
+    for start, positions, levels in vector.artifact.entries(name):
+        if few(len(positions)):
+            whole[start:][positions] = codes[levels]
+            counts += np.bincount(levels, minlength=len(codes))
+        else:
+            _write_codes(whole[start:], positions, levels, codes, counts)
+    values = level_table(record.bits, record.scale, record.zero)
+    table = np.zeros(256, np.float32)
+    table[codes.astype(np.int64) + 128] = values
+    table[128] = 0
+    squares = np.square(values[counts > 0], dtype=np.float64) @ counts[counts > 0]
+    digits = digits_for(float(np.sqrt(squares / len(whole))), base_rms)
+    scale = record.scale if record.zero is not None else record.scale / max(1, (1 << record.bits) - 1)
+    matrix = whole.reshape(shape)
+    return Int8Matrix(np.ascontiguousarray(matrix.T) if transposed else matrix, table, scale, digits)
+
+
+@compiled
+def _write_codes(whole: Codes, positions: NDArray[Any], levels: Levels, codes: Codes, counts: Ids) -> None:
+    for index in range(len(positions)):
+        level = levels[index]
+        whole[positions[index]] = codes[level]
+        counts[level] += 1
 
 
 def _csr(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CsrMatrix:

@@ -69,6 +69,7 @@ def made(folder, case, transposed=False, base_rms=0.0):
     return cpu_matrix(vector, "w", transposed, base_rms), dense
 
 
+@pytest.mark.usefixtures("passes")
 @laws.settings(60, deadline=None)
 @given(case=KINDS, transposed=st.booleans())
 def test_every_form_gives_back_the_delta_to_the_last_bit(folder, case, transposed):
