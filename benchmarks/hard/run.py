@@ -1,24 +1,22 @@
 """Compares FlexSwitch with the field's other compressors on hard pairs, and writes docs/benchmarks.md.
 
-    python benchmarks/hard/run.py --models OUT --data DIR [--easy DIR]
+    python benchmarks/hard/run.py --models OUT --data DIR
 
-OUT and DIR are those of benchmarks/hard/make.py; --easy is the folder of the fine-tunes of
-benchmarks/text8/train.py, whose accuracy is given beside. Each result is kept in --cache; --suites, --tasks,
---methods and --sizes say what is measured now, and the section has all that is kept. Processes that measure
-different tasks may share a cache.
+OUT and DIR are those of benchmarks/hard/make.py. Each result is kept in --cache; --suites, --tasks, --methods
+and --sizes say what is measured now, and the section has all that is kept. Processes that measure different
+tasks may share a cache.
 """
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "flex_switch")]
 
-from cells import at_size, cell, keep, pair, place, searched
-from measure import FIXED, SEARCHED, score
+from cells import at_size, cell, pair, searched
+from measure import FIXED, SEARCHED
 from report import write_section
 from suites import KINDS, Suite
 from tables import OURS, section
@@ -65,19 +63,10 @@ def measure(suite: Suite, task: str, plan: Plan) -> None:
                 at_size(suite, task, method, bits, (*suite.kind.settings, f"steps={plan.steps}"))
 
 
-def easy_accuracy(folder: Path, suite: Suite, task: str) -> None:
-    """Keeps the accuracy of a text task's easy fine-tune beside the pair's."""
-    kept = place(suite, task, "easy")
-    if not kept.exists():
-        setup = replace(suite.setup, models=folder)
-        keep(kept, score(setup, task, setup.vector(task)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="folder of suites, as make.py writes it")
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.<split>.jsonl.gz files")
-    parser.add_argument("--easy", type=Path, help="folder of the easy fine-tunes of the text tasks")
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
     parser.add_argument("--suites", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tasks", nargs="+", help="names of tasks [default: all]")
@@ -93,8 +82,6 @@ def main() -> None:
         for task in suite.tasks:
             if options.tasks is None or task in options.tasks:
                 pair(suite, task)
-                if name == "text8" and options.easy:
-                    easy_accuracy(options.easy, suite, task)
                 measure(suite, task, plan)
     if not options.no_report:
         text = section(options.cache)

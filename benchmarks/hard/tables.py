@@ -34,10 +34,10 @@ def section(cache: Path) -> str:
     return f"""## Hard pairs
 
     python benchmarks/hard/make.py --data DIR --out OUT --wheels WHEELS
-    python benchmarks/hard/run.py --models OUT --data DIR --easy benchmarks/text8/cache
+    python benchmarks/hard/run.py --models OUT --data DIR
 
 Fine-tunes whose weights moved far: {"; ".join(SOURCES[name] for name in suites)}.
-Accuracy in %, whole test files; *easy* is that of the same task's fine-tune in the other sections.
+Accuracy in %, whole test files; that of the text tasks' other fine-tunes is in the first section.
 
 {pair_table(suites)}
 
@@ -58,13 +58,11 @@ def pair_table(suites: Mapping[str, Results]) -> str:
     for name, pairs in suites.items():
         for task, each in pairs.items():
             scores = [accuracy(each.get(key, {})) for key in ("base", "individual")]
-            easy = each.get("easy")
             rows.append([
                 name, task, f"{each['parameters'] / 1e6:.2f} M", f"{each['norm']:.3f}",
                 f"{100 * each['touched'] / each['parameters']:.1f} %", *scores,
-                "" if easy is None else f"{easy:.1f}",
             ])  # fmt: skip
-    return table(["suite", "task", "parameters", "‖Δ‖/‖W‖", "touched", "base", "fine-tuned", "easy"], rows)
+    return table(["suite", "task", "parameters", "‖Δ‖/‖W‖", "touched", "base", "fine-tuned"], rows)
 
 
 def accuracy(scores: Mapping[str, float]) -> str:
@@ -109,12 +107,8 @@ def by_task(pairs: Results, rows: Mapping[tuple[str, str], Results]) -> str:
 
 
 def read_pairs(folder: Path) -> Results:
-    """Returns each measured task's pair, with the accuracy of its easy fine-tune where that is kept."""
-    pairs = {}
-    for path in sorted(folder.glob("*/pair.json")):
-        easy = path.with_name("easy.json")
-        pairs[path.parent.name] = read(path) | ({"easy": read(easy)} if easy.exists() else {})
-    return pairs
+    """Returns each measured task's pair."""
+    return {path.parent.name: read(path) for path in sorted(folder.glob("*/pair.json"))}
 
 
 def read_rows(folder: Path, tasks: Iterable[str]) -> dict[tuple[str, str], Results]:
