@@ -16,13 +16,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.activations import Ids, LayerInput
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
 from flexswitch.merging.switching.held_terms import HeldTerms, Run, Sums, held_terms, nothing_held, runs_of
-from flexswitch.merging.switching.mixtures import (
-    Factors,
-    Weights,
-    factors_of,
-    mixed,
-    rounded_sum,
-)
+from flexswitch.merging.switching.mixtures import Factors, Weights, factors_of, mixed, rounded_sum
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
@@ -233,12 +227,9 @@ class BatchPlan:
             names = [each for each in together if each in self.changed]
             if name not in names:
                 return together[name]
-            own = [
-                weights
-                for number in range(len(self.mixtures))
-                if (weights := self.terms.own(number)) is not None
-            ]
-            if len(own) == len(self.mixtures):
+            held = [self.terms.own(number) for number in range(len(self.mixtures))]
+            own = [weights for weights in held if weights is not None]
+            if len(own) == len(held):
                 found = torch.stack([torch.cat([weights[each] for each in names]) for weights in own])
             else:
                 found = torch.cat([self._sums(each, together[each]) for each in names], 1)
