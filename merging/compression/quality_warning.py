@@ -6,7 +6,7 @@ Source: docs/methods.md §1, benchmarks/forecast/run.py.
 from flexswitch.codecs.format.records import ArtifactHeader
 
 # Of the compressions of benchmarks/forecast that keep at least 95 % of the answers nearly all below this
-# relative error do, and a third of those beyond it.
+# relative error do, and a quarter of those beyond it.
 LARGEST_SAFE = 0.5
 ENOUGH = 0.95
 
