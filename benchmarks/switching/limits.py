@@ -80,9 +80,8 @@ def done(
     rest = not terms.is_held.all() or any(number < 0 for each in terms.of_mixture for number, _ in each)
     of_tasks = sum(len(task.rows) for task in plan.others) * per_row
     read = 4 * MODEL_WEIGHTS * (len(terms.held) + rest) + MODEL_WEIGHTS * len(plan.others)
-    return Counts(products * per_row * MODEL_WEIGHTS, DIGITS * of_tasks * MODEL_WEIGHTS, read), len(
-        terms.held
-    )
+    counts = Counts(products * per_row * MODEL_WEIGHTS, DIGITS * of_tasks * MODEL_WEIGHTS, read)
+    return counts, len(terms.held)
 
 
 def main() -> None:

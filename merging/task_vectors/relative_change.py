@@ -25,9 +25,9 @@ def relative_change(base: Checkpoint, squares: Mapping[str, float]) -> float:
     Weights that are not finite, which no fine-tuning changes, do not count.
     """
     moved = {name: found for name, found in squares.items() if found > 0}
-    whole = math.fsum(_base_squares(base, name) for name in moved)
     if not moved:
         return 0.0
+    whole = math.fsum(_base_squares(base, name) for name in moved)
     change = math.sqrt(math.fsum(moved.values()))
     return four_digits(min(change / math.sqrt(whole), _LARGEST) if whole else _LARGEST)
 

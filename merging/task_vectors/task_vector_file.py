@@ -203,7 +203,7 @@ def _add_tensors(
     for tensor, info in vector.tensors.items():
         on_tensor(tensor)
         terms: list[float] = []
-        chunks = (_to_bytes(block, dtype, terms) for block in vector.blocks(tensor))
+        chunks = (_to_bytes(block, dtype) for block in _tallied(vector.blocks(tensor), terms))
         writer.add(tensor, _STORED_DTYPES[dtype], info.shape, chunks)
         squares[tensor] = math.fsum(terms)
     for tensor in vector.tensors if dtype == "float32" else ():
@@ -239,9 +239,14 @@ def _exact_names(tensor: str) -> tuple[str, str]:
     return f"{EXACT_PREFIX}{tensor}/positions", f"{EXACT_PREFIX}{tensor}/values"
 
 
-def _to_bytes(block: FloatArray, dtype: DeltaDtype, squares: list[float]) -> bytes:
-    """Returns a block as it is stored, and adds its Σ τ² to `squares`."""
-    squares.append(square_sum(block))
+def _tallied(blocks: Iterator[FloatArray], squares: list[float]) -> Iterator[FloatArray]:
+    """Yields blocks as they are, and appends the Σ τ² of each to `squares`."""
+    for block in blocks:
+        squares.append(square_sum(block))
+        yield block
+
+
+def _to_bytes(block: FloatArray, dtype: DeltaDtype) -> bytes:
     if dtype == "float32":
         return block.tobytes()
     return torch.from_numpy(block).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()

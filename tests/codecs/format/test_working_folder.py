@@ -1,6 +1,8 @@
 """Working folders of killed processes are removed by the next writer of the same output, and no others."""
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -100,10 +102,18 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
     assert files_below(elsewhere) == ["file"]
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which none can be made")
-def test_a_folder_in_which_none_can_be_made_is_refused() -> None:
-    with (
-        pytest.raises(InputError, match=r"^/proc/out: cannot be written: "),
-        working_folder(Path("/proc/out")),
-    ):
+def test_a_folder_in_which_none_can_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in /proc, which says that the new folder does not exist. It was tried for ever."""
+    tries: list[Path] = []
+
+    def mkdir(path: Path) -> None:
+        tries.append(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) if len(tries) < 9 else AssertionError
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=f"^{re.escape(str(out))}: cannot be written: "), working_folder(out):
         pass
+    assert len(tries) == 1
