@@ -11,69 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 from support.commands import write_finetuned
 from support.killed_writers import kill, start_writer
+from support.small_recipe import ALL, MORE, RECIPE, contents
 
 from flexswitch.recipes.lock import StepFile, step_file, write_step_file
 from flexswitch.recipes.plan import make_plan
-
-RECIPE = """
-version: 1
-defaults: {base: base.safetensors}
-steps:
-  - name: compress {task}
-    command: compress
-    foreach: {task: [red, blue]}
-    inputs: ["{task}.safetensors"]
-    options: {output: "{task}.fsw", set: {drop: 0.6}}
-  - name: pack
-    command: pack
-    inputs: ["*.fsw"]
-    options: {output: zoo}
-    expect: {tasks/red/bits_per_parameter: {at_most: 16}}
-  - name: verify
-    command: verify
-    inputs: [zoo]
-"""
-MORE = """
-  - name: compress green
-    command: compress
-    inputs: [green.safetensors]
-    options: {output: more/green.fsw}
-  - name: add
-    command: pack
-    inputs: [more/green.fsw]
-    options: {output: zoo, add: true}
-"""
-ALL = ["compress red", "compress blue", "pack", "verify"]
-
-
-@pytest.fixture
-def recipe(models, monkeypatch):
-    monkeypatch.setenv("FLEXSWITCH_CACHE", str(models / "cache"))
-    path = models / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def run(flexswitch, recipe):
-    """Runs the recipe and returns the names of the steps that ran."""
-
-    def ran(*words: object) -> list[str]:
-        outcome = flexswitch("run", "recipe.yaml", "--json", *words)
-        assert outcome.status == 0, outcome.err
-        return [step["name"] for step in json.loads(outcome.out)["steps"] if step["status"] == "done"]
-
-    return ran
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Returns the outputs and the lock."""
-    files = [*folder.glob("*.fsw"), folder / "recipe.lock", *(folder / "zoo").rglob("*")]
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in files
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def test_a_second_run_does_nothing_and_leaves_the_lock_as_it_is(run, models):
@@ -166,46 +107,6 @@ def test_frozen_refuses_other_inputs_and_accepts_missing_outputs(flexswitch, run
     assert (models / "recipe.lock").read_bytes() == lock
 
 
-def test_an_output_that_no_step_wrote_is_not_replaced(flexswitch, recipe, models):
-    (models / "red.fsw").write_bytes(b"mine")
-    outcome = flexswitch("run", "recipe.yaml")
-    assert outcome.status == 1
-    assert "red.fsw: exists already, and no step of this recipe wrote it" in outcome.error
-    assert (models / "red.fsw").read_bytes() == b"mine"
-    assert not (models / "blue.fsw").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "other", "mine"),
-    [
-        ('"{task}.fsw", set', '"more/{task}.fsw", set', "more/red.fsw"),  # a step that wrote elsewhere before
-        ("{output: zoo}", "{output: mine}", "mine"),
-    ],
-)
-def test_a_step_with_a_record_replaces_nothing_at_another_output(run, flexswitch, models, text, other, mine):
-    run()
-    (models / "more").mkdir()
-    shutil.copytree(models / "zoo", models / "mine")
-    (models / "more/red.fsw").write_bytes(b"mine")
-    before = contents(models / "more"), contents(models / "mine"), (models / "mine/zoo.json").read_bytes()
-    recipe = models / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace(text, other).replace('["*.fsw"]', '["red.fsw"]'))
-    outcome = flexswitch("run", "recipe.yaml")
-    assert outcome.status == 1
-    assert f"{mine}: exists already, and no step of this recipe wrote it" in outcome.error
-    assert before == (
-        contents(models / "more"), contents(models / "mine"), (models / "mine/zoo.json").read_bytes(),
-    )  # fmt: skip
-
-
-def test_a_zoo_that_no_step_wrote_is_not_replaced_where_another_step_changes_it(flexswitch, recipe, models):
-    recipe.write_text(RECIPE + MORE)
-    (models / "zoo").mkdir()
-    (models / "zoo/file").write_text("mine")
-    outcome = flexswitch("run", "recipe.yaml")
-    assert "zoo: exists already, and no step of this recipe wrote it" in outcome.error
-
-
 def test_a_step_with_another_name_is_done_and_the_lock_takes_the_name(flexswitch, run, recipe):
     run()
     before = json.loads(recipe.with_suffix(".lock").read_text())["steps"]
@@ -215,29 +116,6 @@ def test_a_step_with_another_name_is_done_and_the_lock_takes_the_name(flexswitch
     after = json.loads(recipe.with_suffix(".lock").read_text())["steps"]
     assert after == {"gather" if name == "pack" else name: record for name, record in before.items()}
     assert flexswitch("run", "recipe.yaml", "--check").status == 0
-
-
-def test_nothing_is_written_through_links_beside_a_recipe(flexswitch, recipe, run, models):
-    mine = models / "mine"
-    mine.mkdir()
-    (mine / "file").write_text("mine")
-    (models / "recipe.logs").symlink_to(mine)
-    assert flexswitch("run", "recipe.yaml").error.startswith("recipe.logs: is a link or no folder, ")
-    (models / "recipe.logs").unlink()
-    (models / "recipe.lock").symlink_to(mine / "none")
-    assert flexswitch("run", "recipe.yaml").error.startswith("recipe.lock: is no file, ")
-    (models / "recipe.lock").unlink()
-    files = [
-        models / "recipe.logs" / f"{number:04}-{name.replace(' ', '-')}.log"
-        for number, name in enumerate(ALL, 1)
-    ]
-    for step in make_plan(Path("recipe.yaml")).steps:
-        place = step_file(step, Path("recipe.lock"))
-        files += [place, place.with_name(f".{place.name}.partial")]
-    for file in files:
-        file.symlink_to(mine / "file")
-    assert run() == ALL
-    assert [(file.name, file.read_text()) for file in mine.iterdir()] == [("file", "mine")]
 
 
 def test_a_step_that_was_killed_in_the_middle_runs_again(run, models):

@@ -321,36 +321,3 @@ def test_a_tiny_cache_gives_the_same_answers(engine):
     assert len(tight._loaded.deltas._kept) == 1
     assert tight.cached_bytes == tight._loaded.deltas.nbytes > 0
     assert_row_contract(net, states, expected, weights, tokens=tokens)
-
-
-# --- what modules return ----------------------------------------------------------------------------------
-
-
-class Wrapped(nn.Module):
-    """Returns a net's output in another form."""
-
-    def __init__(self, net, form) -> None:
-        super().__init__()
-        self.net = net
-        self.form = form
-
-    def forward(self, tokens):
-        return self.form(self.net(tokens))
-
-
-@pytest.mark.parametrize(
-    ("form", "pick"),
-    [
-        (lambda out: (out, out + 1), lambda found: found[0]),
-        (lambda out: {"logits": out, "nothing": None}, lambda found: found["logits"]),
-        (lambda out: {"layers": (out * 2, (out,))}, lambda found: found["layers"][1][0]),
-    ],
-    ids=["tuple", "dict with None", "nested"],
-)
-def test_outputs_of_any_form_are_joined_by_their_parts(form, pick):
-    net = make_net(0)
-    states, vectors = make_tasks(net, 2)
-    weights, tokens = torch.tensor([[1, 0], [0, 1], [1, 0], [0.5, 0.5]]), tokens_for(0, 4)
-    found = SwitchedModel(Wrapped(net, form), vectors)(tokens, weights=weights)
-    assert type(found) is type(form(torch.zeros(1)))
-    assert_row_contract(net, states, pick(found), weights, tokens=tokens)
