@@ -11,17 +11,14 @@ def split_named_path(given: str | Path) -> tuple[str | None, str]:
     """Returns the task and the path of `TASK=PATH`.
 
     Of any other text, and of one that is itself a path that exists, it returns None and the text. Raises:
-    UsageError where what stands before a path that exists is no task's name.
+    UsageError where the name is none that a task may have.
     """
     text = str(given)
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    is_named = re.fullmatch(TASK_NAME, name) or (path and Path(path).exists())
+    if not equals or not is_named or Path(text).exists():
         return None, text
-    if re.fullmatch(TASK_NAME, name):
-        return name, path
-    if path and Path(path).exists():
-        try:
-            check_task_name(name)
-        except ValueError as reason:
-            raise UsageError(f"{text}: the task's name '{name}': {reason}") from reason
-    return None, text
+    try:
+        return check_task_name(name), path
+    except ValueError as reason:
+        raise UsageError(f"{text}: the task's name '{name}': {reason}") from reason

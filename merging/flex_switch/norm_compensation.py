@@ -17,9 +17,9 @@ def default_power(vector: TaskVector) -> float:
 
 
 def _moved(vector: TaskVector) -> float:
-    """Returns ‖τ‖ / ‖θ‖, 0 for a vector that comes without its base."""
+    """Returns ‖τ‖ / ‖θ‖. Raises: TypeError for a vector that does not tell it."""
     if isinstance(vector, TaskVectorFile):
         return vector.header.relative_change
     if isinstance(vector, CheckpointPair | LoraVector):
         return change_against(vector.base, vector)
-    return 0.0
+    raise TypeError(f"{vector.source}: {type(vector).__name__} is compressed already")

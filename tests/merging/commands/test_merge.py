@@ -167,8 +167,21 @@ def test_rounded_models_are_noted_where_singular_values_are_merged(
     assert (found.status, note in found.err) == (0, noted)
 
 
-def test_a_name_before_a_path_that_is_no_tasks_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a b", "expected letters, digits"), ("../x", "expected letters"), ("con", "is reserved"), ("x" * 140, "has 140")],
+)  # fmt: skip
+def test_a_name_before_a_path_that_is_no_tasks_name_is_refused(
+    tmp_path: Path, name: str, reason: str
+) -> None:
     (tmp_path / "tuned").mkdir()
-    found = message(UsageError, lambda: split_named_path(f"a b={tmp_path / 'tuned'}"))
-    assert found.startswith(f"a b={tmp_path / 'tuned'}: the task's name 'a b': expected letters, digits")
+    given = f"{name}={tmp_path / 'tuned'}"
+    found = message(UsageError, lambda: split_named_path(given))
+    assert found.startswith(f"{given}: the task's name '{name}': {reason}")
+
+
+def test_a_text_with_an_equals_sign_may_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    assert split_named_path(tmp_path / "a=b") == (None, str(tmp_path / "a=b"))
     assert split_named_path("a b=c") == (None, "a b=c")  # no path either
+    assert split_named_path("a=c") == ("a", "c")
