@@ -31,6 +31,7 @@ from flexswitch.codecs.residual_model import (
     mean_level,
     model_block,
 )
+from flexswitch.codecs.scaled_numbers import LARGEST_FACTOR, MOST_MANTISSA, decay_factor, scaled
 from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
 
 _CONTEXTS = EXPONENTS * ACTIVITIES
@@ -83,7 +84,7 @@ NUMBER_KINDS = {
 class Residual:
     """exponents, activities: whether contexts tell the base's exponents, and the neighbours' changes, apart.
 
-    level: the initial level.
+    level: the initial level. factor: the base's numbers are taken times 1 + factor / 2^24.
     """
 
     name: ClassVar[str] = "residual"
@@ -91,21 +92,33 @@ class Residual:
     exponents: int = 1
     activities: int = 1
     level: int = 0
+    factor: int = 0
 
     def __post_init__(self) -> None:
         if self.exponents not in (0, 1) or self.activities not in (0, 1) or not 0 <= self.level < 1 << 20:
             raise ValueError(f"{self}, expected flags of 0 or 1 and a level of 0 to {(1 << 20) - 1}")
+        if abs(self.factor) >= LARGEST_FACTOR:
+            raise ValueError(f"{self}, expected a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}")
 
     @classmethod
     def encoded(cls, base: Numbers, found: Numbers, columns: int, kind: NumberKind) -> tuple[Self, bytes]:
         """Returns the settings that suit a block, and its bytes. base, found: (entry,), bit patterns."""
+        factors = {0, decay_factor(base, found, kind.width, kind.mantissa)}
+        made = [cls._encoded(base, found, columns, kind, factor) for factor in sorted(factors, key=abs)]
+        return min(made, key=lambda each: len(each[1]))
+
+    @classmethod
+    def _encoded(
+        cls, base: Numbers, found: Numbers, columns: int, kind: NumberKind, factor: int
+    ) -> tuple[Self, bytes]:
+        base = scaled(base, factor, kind.width, kind.mantissa)
         level = int(mean_level(base, found, kind.width, kind.mantissa))
         contexts, symbols = np.zeros(base.size, np.uint16), np.zeros(base.size, np.uint8)
         raw: Raw = np.zeros(base.size * (kind.width + 16) // 32 + RAW_SPARE, np.uint32)
         raw_bits = model_block(base, found, columns, *kind, kind.halves, level, contexts, symbols, raw)
         counts = np.zeros((_CONTEXTS, kind.symbols), np.int64)
         count_symbols(contexts, symbols, counts)
-        choices = [cls(exponents, activities, level) for exponents in (0, 1) for activities in (0, 1)]
+        choices = [cls(exponents, activities, level, factor) for exponents in (0, 1) for activities in (0, 1)]
         chosen = min(choices, key=lambda choice: _cost(choice._merged(counts)))
         shares = _shares(chosen._merged(counts))
         out, states = np.empty(base.size + LANES, np.uint16), np.full(LANES, LOWEST_STATE, np.int64)
@@ -118,6 +131,9 @@ class Residual:
 
     def decode(self, data: bytes, base: Numbers, columns: int, kind: NumberKind) -> Numbers:
         """Returns the bit patterns of a block, (entry,). Raises: DecodeError."""
+        if self.factor and not 0 < kind.mantissa <= MOST_MANTISSA:
+            raise DecodeError(f"a factor for numbers of {kind.width} bits, which are not multiplied")
+        base = scaled(base, self.factor, kind.width, kind.mantissa)
         reader = PayloadReader(data)
         frame_bytes, word_bytes = np.frombuffer(reader.take(2 * _LENGTH.itemsize), _LENGTH).tolist()
         shares = self._stored_shares(reader.take(frame_bytes), kind)

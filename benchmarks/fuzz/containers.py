@@ -20,8 +20,9 @@ from decoders import BITS, check_again, check_tensor, scattered
 from outcomes import FindingError
 
 from flexswitch.codecs.errors import FlexswitchError
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.format.exact_forms import EXACT_FORMS, PackedExact, block_shapes, packed_exact
 from flexswitch.codecs.format.extra_forms import EXTRA_FORMS, packed_extra
 from flexswitch.codecs.format.records import (
     CHECKSUM_KEY,
@@ -37,15 +38,20 @@ from flexswitch.codecs.format.records import (
     crc32,
 )
 from flexswitch.codecs.registry import CODECS, stored_codec
+from flexswitch.codecs.residual import NUMBER_KINDS
 from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
+from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 
 Change = Callable[[bytes], bytes]
 Payload = tuple[str, list[int], bytes]  # dtype, shape, bytes
 
 NUMBERS = (0, 1, 2, 7, 9, 255, 1 << 17, (1 << 20) + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, -1)
-FIELDS = ("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank")
+FIELDS = (
+    "rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank", "weights", "more",
+    "level", "factor",
+)  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, True, 1.0, 1e39, "", "U8", "F64", "\ud800", "ab" * 32, [], {}, [1], [0, 5])
 _COMPARED_ENTRIES = 1 << 22
 
@@ -57,8 +63,13 @@ def target(data: bytes, path: Path) -> None:
     """
     path.write_bytes(data)
     artifact, decoded, refusals = open_artifact(path), 0, []
-    reads = [(read, name) for name in artifact.header.tensors for read in (_check_whole, _check_parts)]
-    for read, name in [*reads, *((Artifact.extra, name) for name in artifact.header.extras)]:
+    header = artifact.header
+    reads: list[tuple[Callable[[Artifact, str], object], str]] = [
+        *((read, name) for name in header.tensors for read in (_check_parts, _check_entries, _check_sum)),
+        *((_check_exact, name) for name in header.exact),
+        *((Artifact.extra, name) for name in header.extras),
+    ]
+    for read, name in reads:
         try:
             read(artifact, name)
             decoded += 1
@@ -68,25 +79,44 @@ def target(data: bytes, path: Path) -> None:
         raise refusals[0]
 
 
-def _check_whole(artifact: Artifact, name: str) -> None:
-    sparse, record = artifact.sparse(name), artifact.header.tensors[name]
-    check_tensor(sparse, record.layout)
-    if record.zero is not None and (sparse.levels == record.zero).any():
-        raise FindingError("a kept entry is at the zero point")
-    places = np.concatenate([np.empty(0, np.int64), *(at + found for at, found, _ in artifact.entries(name))])
-    if sparse.layout.entries <= _COMPARED_ENTRIES:
-        marked = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
-        if not np.array_equal(np.flatnonzero(marked), places):
-            raise FindingError("its entries are not those of the whole tensor")
-    for index, block in enumerate(record.blocks):
-        check_again(stored_codec(block.codec, block.settings), artifact.block(name, index))
-
-
 def _check_parts(artifact: Artifact, name: str) -> None:
+    for number, record in enumerate(artifact.header.tensors[name].parts):
+        sparse = artifact.sparse(name, number)
+        check_tensor(sparse, record.layout)
+        if record.zero is not None and (sparse.levels == record.zero).any():
+            raise FindingError("a kept entry is at the zero point")
+        found = [at + places for at, places, _ in artifact.entries(name, number)]
+        if sparse.layout.entries <= _COMPARED_ENTRIES:
+            marked = np.unpackbits(sparse.mask, count=sparse.layout.entries, bitorder="little")
+            if not np.array_equal(np.flatnonzero(marked), np.concatenate([np.empty(0, np.int64), *found])):
+                raise FindingError("its entries are not those of the whole tensor")
+        for index, block in enumerate(record.blocks):
+            check_again(stored_codec(block.codec, block.settings), artifact.block(name, index, number))
+
+
+def _check_entries(artifact: Artifact, name: str) -> None:
     artifact.check(name)
-    artifact.row_flags(name)
-    for _ in artifact.entries(name):
-        pass
+    for number in range(len(artifact.header.tensors[name].parts)):
+        artifact.row_flags(name, number)
+        for _ in artifact.entries(name, number):
+            pass
+
+
+def _check_sum(artifact: Artifact, name: str) -> None:
+    """Adds a tensor's parts up, block by block, unless it is large."""
+    if math.prod(artifact.header.tensors[name].shape) <= _COMPARED_ENTRIES:
+        found = sum(len(block) for block in ArtifactVector(artifact).blocks(name))
+        if found != math.prod(artifact.header.tensors[name].shape):
+            raise FindingError(f"{found} entries instead of {artifact.header.tensors[name].shape}")
+
+
+def _check_exact(artifact: Artifact, name: str) -> None:
+    """Decodes a tensor that is stored exactly, by a base of ones' bytes."""
+    record = artifact.header.exact[name]
+    for index, (rows, columns) in enumerate(block_shapes(tuple(record.shape))):
+        base = b"\1" * (rows * columns * NUMBER_KINDS[record.dtype].width // 8)
+        if len(artifact.exact_block(name, index, base)) != len(base):
+            raise FindingError("a block of another size than the base's")
 
 
 # Taking apart and putting together
@@ -138,8 +168,10 @@ def put_together(pieces: Pieces) -> bytes:
 def _records(pieces: Pieces) -> list[dict[str, Any]]:
     """Returns the records of all extras and blocks, in the order of their bytes."""
     tensors = pieces.table["tensors"].values()
-    blocks = [block for each in tensors for block in [each.get("rows"), *each["blocks"]] if block]
-    return [*pieces.table.get("extras", {}).values(), *blocks]
+    parts = [part for each in tensors for part in [each, *each.get("more", [])]]
+    blocks = [block for part in parts for block in [part.get("rows"), *part["blocks"]] if block]
+    exact = [block for each in pieces.table.get("exact", {}).values() for block in each["blocks"]]
+    return [*pieces.table.get("extras", {}).values(), *blocks, *exact]
 
 
 def _json(document: Any) -> bytes:
@@ -185,11 +217,9 @@ def _change_json(pieces: Pieces, which: str, draw: random.Random) -> None:
     elif isinstance(value, list):
         holder[key] = value[:-1] if action < 5 else [*value, *copy.deepcopy(value[-1:] or [1])]
     elif isinstance(value, dict):
-        value[
-            draw.choice(("rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank"))
-        ] = 1
+        value[draw.choice(FIELDS)] = draw.choice((1, copy.deepcopy(value)))
     elif isinstance(value, str):
-        holder[key] = draw.choice((*CODECS, *EXTRA_FORMS, "BF16", "I64", value + "x"))
+        holder[key] = draw.choice((*CODECS, *EXTRA_FORMS, *EXACT_FORMS, "BF16", "I64", value + "x"))
     elif isinstance(value, int) and action < 6:
         holder[key] = draw.choice(
             (value - 1, value + 1, 2 * value, value // 2, value ^ 1 << draw.randrange(20))
@@ -266,10 +296,25 @@ def seeds(folder: Path) -> Iterator[bytes]:
     mask = _scattered((400, 4, 5), 0, 0)
     yield _artifact_of(path, packed_tensor(mask, store(mask), 1.5, "F32"), "product")
     factors = scattered((24 + 16, 3), 32, 1.0, 0)
-    yield _artifact_of(path, packed_tensor(factors, store(factors), 1.0, "F32", shape=(24, 16)), "sum")
+    product = packed_tensor(factors, store(factors), 1.0, "F32", shape=(24, 16))
+    yield _artifact_of(path, product, "sum")
+    weighted = packed_tensor(
+        factors, store(factors), 1.0, "F32", None, (24, 16), np.array([1.0, -0.5, 0.0], np.float32)
+    )
+    sparse = _scattered((24, 16), 4, 0)
+    yield _artifact_of(
+        path, packed_sum([weighted, packed_tensor(sparse, store(sparse), 0.5, "F32"), product])
+    )
+    for dtype, kind in NUMBER_KINDS.items():
+        base = np.ones(7 * 9 * kind.width // 8, np.uint8).view(kind.dtype)
+        found = base + (np.arange(63) % 5 // 3).astype(kind.dtype)
+        for after in (base, found, found[::-1] ^ np.arange(63).astype(kind.dtype) * kind.dtype.type(77)):
+            yield _artifact_of(path, packed_exact((7, 9), dtype, [(base.tobytes(), after.tobytes())]))
 
 
-def _artifact_of(path: Path, tensor: PackedTensor, rule: Literal["sum", "product"] | None = None) -> bytes:
+def _artifact_of(
+    path: Path, tensor: PackedTensor | PackedExact, rule: Literal["sum", "product"] | None = None
+) -> bytes:
     """Returns an artifact of one tensor. rule: by which it meets a shared vector, if it does."""
     shared = SharedRecord(sha256="cd" * 32, rule=rule) if rule else None
     with ArtifactWriter(path) as writer:

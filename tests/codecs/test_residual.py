@@ -1,5 +1,9 @@
 """`residual`: numbers come back bit for bit, as FORMAT.md describes, and damage is noticed or harmless."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,12 @@ from support.laws import settings
 
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.residual import NUMBER_KINDS, NumberKind, Residual
+from flexswitch.codecs.scaled_numbers import scaled
 from flexswitch.codecs.zstd import zstd_decompress
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "residual.bin"
 Numbers = NDArray[np.unsignedinteger]
+Pair = Callable[[str], tuple[Numbers, Numbers]]
 
 
 def block(dtype: str, count: int = 300, seed: int = 0) -> tuple[Numbers, Numbers]:
@@ -31,9 +37,37 @@ def block(dtype: str, count: int = 300, seed: int = 0) -> tuple[Numbers, Numbers
     return base, found
 
 
+def decayed(dtype: str, count: int = 300) -> tuple[Numbers, Numbers]:
+    """Returns a base and numbers of which most are the base's times 7/8."""
+    kind, (base, found) = NUMBER_KINDS[dtype], block(dtype, count)
+    most = np.random.default_rng(2).random(count) < 0.8
+    if not kind.mantissa:
+        return base, np.where(most, base, found)
+    times = [plain_times(int(number), -(1 << 21), kind) for number in base]
+    return base, np.where(most, np.array(times, np.uint64).astype(kind.dtype), found)
+
+
+def plain_times(number: int, factor: int, kind: NumberKind) -> int:
+    """Returns a number times 1 + factor / 2^24, by fractions and as FORMAT.md says it."""
+    m, sign = kind.mantissa, number >> kind.width - 1
+    top = (1 << kind.width - 1 - m) - 1
+    exponent, mantissa = number >> m & top, number & (1 << m) - 1
+    if exponent in (0, top):
+        return number
+    value = Fraction(mantissa + (1 << m)) * (1 + Fraction(factor, 1 << 24))  # in units of 2^(exponent − m)
+    moved = int(value >= 1 << m + 1) - int(value < 1 << m)
+    digits = floor(value / Fraction(2) ** moved + Fraction(1, 2))
+    carried = digits >> m + 1
+    if exponent + moved + carried in (0, top):
+        return number
+    return sign << kind.width - 1 | exponent + moved + carried << m | (digits >> carried) - (1 << m)
+
+
 def plain_decode(codec: Residual, data: bytes, base: Numbers, columns: int, kind: NumberKind) -> list[int]:
     """Returns the numbers of a stream, in Python's integers and as FORMAT.md says it."""
     width, m = kind.width, kind.mantissa
+    if codec.factor:
+        base = np.array([plain_times(int(x), codec.factor, kind) for x in base], np.uint64).astype(kind.dtype)
     frame, words_size = np.frombuffer(data[:8], "<u4").tolist()
     rows = (16 if codec.exponents else 1) * (64 if codec.activities else 1)
     octaves, wide = m or width, width == 64
@@ -94,13 +128,44 @@ def plain_decode(codec: Residual, data: bytes, base: Numbers, columns: int, kind
 
 
 @pytest.mark.parametrize("columns", [1, 7, 40])
+@pytest.mark.parametrize("pair", [block, decayed])
 @pytest.mark.parametrize("dtype", NUMBER_KINDS)
 @pytest.mark.deep
-def test_the_format_page_decodes_what_is_encoded(dtype: str, columns: int) -> None:
-    kind, (base, found) = NUMBER_KINDS[dtype], block(dtype)
+def test_the_format_page_decodes_what_is_encoded(dtype: str, pair: Pair, columns: int) -> None:
+    kind, (base, found) = NUMBER_KINDS[dtype], pair(dtype)
     codec, data = Residual.encoded(base, found, columns, kind)
     assert plain_decode(codec, data, base, columns, kind) == found.tolist()
     assert codec.decode(data, base, columns, kind).tolist() == found.tolist()
+
+
+FLOATS = [dtype for dtype, kind in NUMBER_KINDS.items() if 0 < kind.mantissa <= 23]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weights_that_only_decayed_take_next_to_nothing(dtype: str) -> None:
+    kind, (base, found) = NUMBER_KINDS[dtype], decayed(dtype, 20_000)
+    codec, data = Residual.encoded(base, found, 100, kind)
+    assert codec.factor / (1 << 24) == pytest.approx(-1 / 8, abs=0.5**kind.mantissa / 8)
+    without, more = Residual._encoded(base, found, 100, kind, 0)
+    assert (without.factor, len(data) < len(more)) == (0, True)
+    assert codec.decode(data, base, 100, kind).tolist() == found.tolist()
+
+
+@settings(60)
+@given(st.sampled_from(FLOATS), st.integers(-(1 << 23) + 1, (1 << 23) - 1), st.data())
+def test_numbers_are_multiplied_as_the_format_page_says(dtype: str, factor: int, data: st.DataObject) -> None:
+    kind = NUMBER_KINDS[dtype]
+    numbers = data.draw(st.lists(st.integers(0, (1 << kind.width) - 1), min_size=1, max_size=40))
+    expected = [plain_times(number, factor, kind) for number in numbers]
+    found = scaled(np.array(numbers, np.uint64).astype(kind.dtype), factor, kind.width, kind.mantissa)
+    assert found.tolist() == (expected if factor else numbers)
+
+
+def test_a_factor_where_none_can_be_is_refused() -> None:
+    kind, (base, found) = NUMBER_KINDS["I32"], block("I32")
+    codec, data = Residual.encoded(base, found, 7, kind)
+    with pytest.raises(DecodeError, match="a factor for numbers"):
+        replace(codec, factor=5).decode(data, base, 7, kind)
 
 
 @settings(60)
@@ -144,17 +209,20 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"exponents": 2}, {"activities": -1}, {"level": -1}, {"level": 1 << 20}):
         with pytest.raises(ValueError, match="expected flags of 0 or 1"):
             Residual(**wrong)
+    for factor in (1 << 23, -(1 << 23)):
+        with pytest.raises(ValueError, match="expected a factor between"):
+            Residual(factor=factor)
 
 
 @pytest.mark.deep
 def test_the_golden_bytes_decode() -> None:
     stored = GOLDEN.read_bytes()
     for dtype, kind in NUMBER_KINDS.items():
-        settings, size = np.frombuffer(stored[:12], "<u4"), int.from_bytes(stored[12:16], "little")
+        settings, size = np.frombuffer(stored[:16], "<i4"), int.from_bytes(stored[16:20], "little")
         base, found = (
-            np.frombuffer(stored[16 + part * 40 * kind.width // 8 :], kind.dtype, 40) for part in (0, 1)
+            np.frombuffer(stored[20 + part * 40 * kind.width // 8 :], kind.dtype, 40) for part in (0, 1)
         )
-        start = 16 + 2 * 40 * kind.width // 8
+        start = 20 + 2 * 40 * kind.width // 8
         codec = Residual(*settings.tolist())
         decoded = codec.decode(stored[start : start + size], base, 8, kind)
         assert decoded.tolist() == found.tolist(), dtype
@@ -166,8 +234,8 @@ def golden_bytes() -> bytes:
     """Returns for each dtype the settings, the size of the stream, the base, the numbers and the stream."""
     parts = []
     for dtype, kind in NUMBER_KINDS.items():
-        base, found = block(dtype, 40)
+        base, found = decayed(dtype, 40) if dtype in FLOATS else block(dtype, 40)
         codec, data = Residual.encoded(base, found, 8, kind)
-        numbers = [codec.exponents, codec.activities, codec.level, len(data)]
-        parts += [np.array(numbers, "<u4").tobytes(), base.tobytes(), found.tobytes(), data]
+        numbers = [codec.exponents, codec.activities, codec.level, codec.factor, len(data)]
+        parts += [np.array(numbers, "<i4").tobytes(), base.tobytes(), found.tobytes(), data]
     return b"".join(parts)
