@@ -7,12 +7,14 @@ if TYPE_CHECKING:
 
 
 def changed_experts(artifact: "Artifact", name: str) -> dict[str, int]:
-    """Returns the kept entries of each expert that keeps any, none for a tensor that does not hold experts.
+    """Returns the kept entries of each expert that keeps any.
 
+    None for a tensor that does not hold experts, and for one of which all change by a multiple of the base's.
     The experts of a fused tensor are its first dimension.
     """
-    shape = artifact.header.tensors[name].shape
-    if len(shape) < 3 or "experts" not in name.split("."):
+    record = artifact.header.tensors[name]
+    shape = record.shape
+    if len(shape) < 3 or record.base_factor or "experts" not in name.split("."):
         return {}
     import numpy as np
 

@@ -194,7 +194,7 @@ def scored(setup: Setup, method: str, texts: Sequence[str], by_task: dict[str, s
         files.append(path)
     create_zoo(zoo, files, Form(effort="small", jobs=setup.jobs), None, True, lambda task: None)
     for task, artifact in open_zoo(zoo).items():
-        result["accuracy"][task] = score(setup, task, ArtifactVector(artifact))
+        result["accuracy"][task] = score(setup, task, ArtifactVector(artifact, setup.base))
         result["payload"][task] = artifact.path.stat().st_size - artifact.extra_bytes()
         result["file"] = {**result.get("file", {}), task: artifact.path.stat().st_size}
         record = artifact.header.training
@@ -221,7 +221,7 @@ def squeeze(
         if method == "flexswitch":
             print(task, note, flush=True)
 
-    training = Training(inputs, on_note=tell)
+    training = Training(inputs, on_note=tell, base=setup.base)
     vector, jobs = setup.vector(task), setup.jobs
     compress(vector, path, task, method, settings, True, jobs=jobs, training=training, extras_as=extras)
     return open_artifact(path)
@@ -247,7 +247,7 @@ def likeness(setup: Setup, row: dict[str, Any]) -> dict[str, float]:
                 np.arange(COMPARED)
             )
             right = answers(setup, task, setup.vector(task), examples)
-            found = answers(setup, task, ArtifactVector(artifact), examples)
+            found = answers(setup, task, ArtifactVector(artifact, setup.base), examples)
             divergences[task] = float((np.exp(right) * (right - found)).sum(1).mean())
             agreements[task] = 100 * float((right.argmax(1) == found.argmax(1)).mean())
         kept.write_text(json.dumps({"divergence": mean(divergences), "agreement": mean(agreements)}))

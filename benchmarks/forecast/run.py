@@ -92,7 +92,7 @@ def measured(
             except InputError:
                 continue  # the head alone takes more than this size
             artifact = open_artifact(path)
-            opened.load(base, ArtifactVector(artifact))
+            opened.load(base, ArtifactVector(artifact, base))
             kept = opened.divergence(opened.exemplars, in_parallel)[1]
             error = artifact.header.error.relative if artifact.header.error else 0.0
             way = {"way": called(method, settings), "bytes": path.stat().st_size}

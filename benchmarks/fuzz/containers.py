@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from decoders import BITS, check_again, check_tensor, scattered
 from outcomes import FindingError
 
@@ -43,6 +44,7 @@ from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.zstd import zstd_compress, zstd_decompress
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.live_weights import LiveWeights
 
 Change = Callable[[bytes], bytes]
 Payload = tuple[str, list[int], bytes]  # dtype, shape, bytes
@@ -50,7 +52,7 @@ Payload = tuple[str, list[int], bytes]  # dtype, shape, bytes
 NUMBERS = (0, 1, 2, 7, 9, 255, 1 << 17, (1 << 20) + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, -1)
 FIELDS = (
     "rows", "blocks", "group", "remainder", "patterns", "form", "dtype", "zero", "rank", "weights", "more",
-    "level", "factor",
+    "level", "factor", "base_factor",
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, True, 1.0, 1e39, "", "U8", "F64", "\ud800", "ab" * 32, [], {}, [1], [0, 5])
 _COMPARED_ENTRIES = 1 << 22
@@ -105,7 +107,8 @@ def _check_entries(artifact: Artifact, name: str) -> None:
 def _check_sum(artifact: Artifact, name: str) -> None:
     """Adds a tensor's parts up, block by block, unless it is large."""
     if math.prod(artifact.header.tensors[name].shape) <= _COMPARED_ENTRIES:
-        found = sum(len(block) for block in ArtifactVector(artifact).blocks(name))
+        base = LiveWeights({name: torch.zeros(artifact.header.tensors[name].shape)})
+        found = sum(len(block) for block in ArtifactVector(artifact, base).blocks(name))
         if found != math.prod(artifact.header.tensors[name].shape):
             raise FindingError(f"{found} entries instead of {artifact.header.tensors[name].shape}")
 
@@ -302,9 +305,8 @@ def seeds(folder: Path) -> Iterator[bytes]:
         factors, store(factors), 1.0, "F32", None, (24, 16), np.array([1.0, -0.5, 0.0], np.float32)
     )
     sparse = _scattered((24, 16), 4, 0)
-    yield _artifact_of(
-        path, packed_sum([weighted, packed_tensor(sparse, store(sparse), 0.5, "F32"), product])
-    )
+    parts = [weighted, packed_tensor(sparse, store(sparse), 0.5, "F32"), product]
+    yield _artifact_of(path, packed_sum(parts, -0.25))
     for dtype, kind in NUMBER_KINDS.items():
         base = np.ones(7 * 9 * kind.width // 8, np.uint8).view(kind.dtype)
         found = base + (np.arange(63) % 5 // 3).astype(kind.dtype)

@@ -117,7 +117,7 @@ def cell(
     error = artifact.header.error
     result |= {"file": artifact.path.stat().st_size, "extras": artifact.extra_bytes(), "seconds": seconds}
     result |= {"error": None if error is None else error.relative}
-    keep(kept, result | scores(suite, task, ArtifactVector(artifact)))
+    keep(kept, result | scores(suite, task, ArtifactVector(artifact, suite.setup.base)))
     print(f"{suite.name}/{task} {kept.stem}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -74,12 +74,16 @@ def packed_tensor(
     return PackedTensor(record, b"".join(data))
 
 
-def packed_sum(parts: Sequence[PackedTensor]) -> PackedTensor:
-    """Returns the tensor that is the sum of one or more parts, all of one shape and dtype."""
-    if len(parts) == 1:
+def packed_sum(parts: Sequence[PackedTensor], base_factor: float = 0.0) -> PackedTensor:
+    """Returns the tensor that is the sum of one or more parts, all of one shape and dtype.
+
+    base_factor: times which the base's tensor is added too, a float32.
+    """
+    if len(parts) == 1 and not base_factor:
         return parts[0]
     first, *more = (_fields(part.record) for part in parts)
-    record = TensorRecord(**first, more=[PartRecord(**fields) for fields in more])
+    further = [PartRecord(**fields) for fields in more]
+    record = TensorRecord(**first, more=further, base_factor=base_factor)
     return PackedTensor(record, b"".join(part.data for part in parts))
 
 

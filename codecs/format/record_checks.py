@@ -51,6 +51,11 @@ def check_record(path: Path, name: str, record: TensorRecord, shared: SharedReco
             f"{path}: tensor '{name}' has {len(record.parts)} parts that cannot be added; its header is "
             "damaged"
         )
+    if record.base_factor and (rule is not None or len(record.shape) < 2):
+        raise ArtifactError(
+            f"{path}: tensor '{name}' of shape {record.shape} has a multiple of the base's, which matrices "
+            "alone have, and without a shared vector; its header is damaged"
+        )
 
 
 def _check_part(path: Path, name: str, record: PartRecord, rule: str | None) -> None:

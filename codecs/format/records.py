@@ -123,8 +123,12 @@ class PartRecord(Strict):
 
 
 class TensorRecord(PartRecord):
-    """One compressed tensor: its first part, and further ones of the same shape and dtype."""
+    """One compressed tensor: its first part, and further ones of the same shape and dtype.
 
+    base_factor: the base's tensor times this, in float32, is added to the parts.
+    """
+
+    base_factor: Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)] = 0.0
     more: Annotated[list[PartRecord], Field(max_length=MOST_PARTS - 1)] = []
 
     @property

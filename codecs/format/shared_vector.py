@@ -13,11 +13,12 @@ def check_shared(artifact: Artifact, fingerprint: str) -> None:
     Raises: ArtifactError.
     """
     header = artifact.header
-    if header.shared is not None or header.extras or header.exact or header.base.fingerprint != fingerprint:
+    by_base = [name for name, record in header.tensors.items() if record.base_factor] + list(header.exact)
+    if header.shared is not None or header.extras or by_base or header.base.fingerprint != fingerprint:
         raise ArtifactError(
             f"{artifact.path}: belongs to the base {header.base.fingerprint[:12]} and holds "
-            f"{len(header.extras)} extras and {len(header.exact)} exact tensors; expected a shared vector of "
-            f"the base {fingerprint[:12]}, which holds none; pack the zoo again"
+            f"{len(header.extras)} extras and {len(by_base)} tensors that need the base; expected a shared "
+            f"vector of the base {fingerprint[:12]}, which holds none; pack the zoo again"
         )
 
 

@@ -138,7 +138,7 @@ def compress(
             reporter.steps(f"training {task}", chosen.get("steps", 0)) as on_step,
         ):
             on_progress = _step_reporter(on_step, vector.parameters)
-            training = Training(inputs if trains else None, file, on_progress, on_note)
+            training = Training(inputs if trains else None, file, on_progress, on_note, checkpoint)
             compress_vector(
                 vector, path, task, method, given, overwrite, on_tensor, threads, memory, resume, training,
                 own,

@@ -108,8 +108,10 @@ def _compressed(vector: TaskVector, chosen: Plan, job: Job, tensor: str) -> Fini
     compressed = chosen.compress(delta)
     squares = squares_of(delta, compressed) if job.shared is None else EXACT
     dtype = vector.tensors[tensor].dtype
-    packed = [_packed(part, chosen.effort, dtype) for part in compressed.parts if len(part.sparse.levels)]
-    return Finished(packed_sum(packed) if packed else None, squares)
+    factor = compressed.base_factor
+    kept = [part for part in compressed.parts if len(part.sparse.levels)] or ([compressed] if factor else [])
+    packed = [_packed(part, chosen.effort, dtype) for part in kept]
+    return Finished(packed_sum(packed, factor) if packed else None, squares)
 
 
 def _packed(part: Compressed, effort: str, dtype: str) -> PackedTensor:

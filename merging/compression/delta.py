@@ -38,7 +38,8 @@ class Compressed:
 
     shape: of the matrix whose two factors are kept, one above the other; None for the tensor itself.
     weights: of the factors' columns, float32, (rank,); None for 1. more: further parts, which are added.
-    squares: how far it is from the delta, where the method finds that on its way; else None.
+    base_factor: times which the base's tensor is added, a float32. squares: how far it is from the delta,
+    where the method finds that on its way; else None.
     """
 
     sparse: SparseTensor
@@ -47,6 +48,7 @@ class Compressed:
     shape: tuple[int, ...] | None = None
     weights: tuple[float, ...] | None = None
     more: tuple["Compressed", ...] = ()
+    base_factor: float = 0.0
     squares: Squares | None = None
 
     @property

@@ -51,13 +51,15 @@ class TrainingInputs:
 class Training:
     """What a learned method is given beside the task vector.
 
-    on_step and on_note are called after each step, and with what the user should know.
+    base: that of the task vector, where it is at hand. on_step and on_note are called after each step, and
+    with what the user should know.
     """
 
     inputs: TrainingInputs | None = None
     checkpoint: CheckpointFile | None = None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_note: Callable[[str], None] = lambda note: None
+    base: Checkpoint | None = None
 
 
 NO_TRAINING = Training()

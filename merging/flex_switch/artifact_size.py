@@ -7,20 +7,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
+from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.storage import store
 from flexswitch.codecs.sums import square_sum
 from flexswitch.codecs.threads import ParallelMap
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.compression.delta import Squares
-from flexswitch.merging.compression.relative_error import error_record
-from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, row_squares, sparse_tensor
+from flexswitch.merging.compression.relative_error import EXACT, error_record
+from flexswitch.merging.flex_switch.delta_rows import (
+    DeltaRows,
+    Quantisation,
+    nothing_kept,
+    row_squares,
+    sparse_tensor,
+)
 from flexswitch.merging.flex_switch.rate import fitted_factor
+from flexswitch.merging.flex_switch.weight_decay import Multiples
 
 
 class ArtifactSizer:
-    """Measures artifacts of one task vector. extras, header: those that they are written with."""
+    """Measures artifacts of one task vector.
+
+    extras, header: those that they are written with. only: tensors that are a multiple of the base's alone.
+    """
 
     def __init__(
         self,
@@ -29,12 +41,19 @@ class ArtifactSizer:
         tensors: Sequence[DeltaRows],
         effort: str,
         parallel_map: ParallelMap,
+        multiples: Multiples,
+        only: Mapping[str, TensorInfo],
     ) -> None:
         self._extras = extras
         self._header = header
         self._tensors = tensors
         self._effort = effort
         self._parallel_map = parallel_map
+        self._multiples = multiples
+        self._only = {
+            name: self._pack_kept(name, nothing_kept(info.shape), 0.0, info.dtype)
+            for name, info in only.items()
+        }
 
     def size(self, quantised: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact with these quantised tensors, extras and header included."""
@@ -47,7 +66,11 @@ class ArtifactSizer:
     def empty_size(self) -> int:
         """Returns the bytes of the artifact that keeps no entries."""
         dropped = [Squares(total, total) for total in (square_sum(tensor.delta) for tensor in self._tensors)]
-        return self._file_bytes([None] * len(self._tensors), dropped)
+        nothing = [
+            self._pack_kept(tensor.name, nothing_kept(tensor.shape), 0.0, tensor.dtype)
+            for tensor in self._tensors
+        ]
+        return self._file_bytes(nothing, dropped)
 
     def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the real bits of each tensor over those estimated (rate.py), (tensor,)."""
@@ -67,22 +90,28 @@ class ArtifactSizer:
 
     def _pack(self, tensor: DeltaRows, quantised: Quantisation) -> PackedTensor | None:
         sparse = sparse_tensor(tensor, quantised)
-        if not len(sparse.levels):
+        return self._pack_kept(tensor.name, sparse, quantised.scale, tensor.dtype)
+
+    def _pack_kept(self, name: str, sparse: SparseTensor, scale: float, dtype: str) -> PackedTensor | None:
+        factor = self._multiples.factor(name)
+        if not len(sparse.levels) and not factor:
             return None
         form = store(sparse, effort=self._effort)
-        return packed_tensor(sparse, form, quantised.scale, tensor.dtype)
+        return packed_sum([packed_tensor(sparse, form, scale, dtype)], factor)
 
     def _file_bytes(self, packed: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
         names = [tensor.name for tensor in self._tensors]
-        error = error_record(dict(zip(names, squares, strict=True)))
+        whole = dict.fromkeys(self._only, EXACT) | dict(zip(names, squares, strict=True))
+        error = error_record({name: self._multiples.whole(name, found) for name, found in whole.items()})
+        stored = self._only | dict(zip(names, packed, strict=True))
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"
             with ArtifactWriter(path) as writer:
                 for name, extra in self._extras.items():
                     writer.add_extra(name, extra)
-                for tensor, stored in zip(self._tensors, packed, strict=True):
-                    if stored is not None:
-                        writer.add_tensor(tensor.name, stored)
+                for name, tensor in sorted(stored.items()):
+                    if tensor is not None:
+                        writer.add_tensor(name, tensor)
                 writer.finish(self._header.model_copy(update={"error": error}))
             return path.stat().st_size
 

@@ -10,6 +10,7 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import ParallelMap
+from flexswitch.merging.checkpoints.checkpoint import TensorInfo
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, read_delta_rows
@@ -17,6 +18,7 @@ from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 from flexswitch.merging.flex_switch.size_estimate import size_estimate
+from flexswitch.merging.flex_switch.weight_decay import NO_MULTIPLES, Multiples
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -24,7 +26,8 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 class CompressionTask:
     """A task vector to be compressed.
 
-    bits: candidate bit-widths, (candidate,). effort: see `store`. extras: the task's own tensors, as stored.
+    vector: what is left of it without multiples of the base's weights. bits: candidate bit-widths,
+    (candidate,). effort: see `store`. extras: the task's own tensors, as stored.
     """
 
     vector: TaskVector
@@ -35,11 +38,19 @@ class CompressionTask:
     effort: str
     parallel_map: ParallelMap
     extras: Mapping[str, PackedExtra]
+    multiples: Multiples
 
     def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns the sizer of artifacts that carry this record."""
         header = self.header.model_copy(update={"training": record})
-        return ArtifactSizer(self.extras, header, self.tensors, self.effort, self.parallel_map)
+        return ArtifactSizer(
+            self.extras, header, self.tensors, self.effort, self.parallel_map, self.multiples, self._only()
+        )
+
+    def _only(self) -> dict[str, TensorInfo]:
+        """Returns the tensors that are a multiple of the base's, and nothing else."""
+        names = set(self.multiples.factors) - {tensor.name for tensor in self.tensors}
+        return {name: self.vector.tensors[name] for name in names}
 
     def payload_bits(self, target: int) -> float:
         """Returns the bits that are left for the tensors in an artifact of `target` bytes."""
@@ -80,17 +91,19 @@ def read_compression_task(
     effort: str,
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None = None,
+    multiples: Multiples = NO_MULTIPLES,
 ) -> CompressionTask:
     """Returns the compression task of a task vector, with its deltas and rate–distortion tables.
 
-    extras: the task's own tensors as they are stored, None for exactly.
+    extras: the task's own tensors as they are stored, None for exactly. multiples: those of the base's
+    weights that were taken from the vector.
     """
     stored = pack_extras(vector, vector.extras, "exact") if extras is None else extras
     tensors = [
         tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
     ]
     tables = parallel_map(lambda number: rate_distortion_table(tensors[number].delta, bits), len(tensors))
-    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored)
+    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored, multiples)
 
 
 def widened(table: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:

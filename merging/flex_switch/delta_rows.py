@@ -1,5 +1,6 @@
 """The rows of a tensor's delta that changed, and their quantisation."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,12 @@ def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
     marked[tensor.rows] = kept
     mask = np.packbits(marked.reshape(-1), bitorder="little")
     return SparseTensor(tensor.shape, mask, levels_of(by_row[kept], quantised), quantised.bits)
+
+
+def nothing_kept(shape: tuple[int, ...]) -> SparseTensor:
+    """Returns a tensor of which no entry is kept."""
+    mask = np.zeros(-(-math.prod(shape) // 8), np.uint8)
+    return SparseTensor(shape, mask, np.empty(0, LEVEL_DTYPES[1]), 1)
 
 
 def row_squares(tensor: DeltaRows, quantised: Quantisation) -> Squares:

@@ -3,7 +3,6 @@
 Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; docs/methods.md §4.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -16,12 +15,17 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.format.training_file import run_identity
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import Job, Plan, Training
 from flexswitch.merging.compression.relative_error import EXACT
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
-from flexswitch.merging.flex_switch.delta_rows import Quantisation, row_squares, sparse_tensor
+from flexswitch.merging.flex_switch.delta_rows import (
+    Quantisation,
+    nothing_kept,
+    row_squares,
+    sparse_tensor,
+)
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.norm_compensation import default_power
 from flexswitch.merging.flex_switch.size_target import target_bytes
@@ -33,6 +37,7 @@ from flexswitch.merging.flex_switch.training_data import (
     open_training_data,
     read_training_examples,
 )
+from flexswitch.merging.flex_switch.weight_decay import NO_MULTIPLES, RestVector, fitted_multiples
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
@@ -81,7 +86,7 @@ def flexswitch(
             ge=0,
             le=1,
             description="Without data: exponent of Σ|τ| over the kept Σ|τ| by which scales are enlarged; "
-            "by default 0.7 · exp(−(‖τ‖ / 0.3 ‖θ‖)²) for uniform densities and 0 for allocated ones.",
+            "by default 0.7 for small changes and less for larger ones, and 0 for allocated densities.",
         ),
     ] = None,
     batch: Annotated[int, Field(ge=1, description="Training examples per step.")] = 16,
@@ -99,6 +104,13 @@ def flexswitch(
     effort: Annotated[
         Literal["fast", "small"], Field(description="Store blocks quickly, or in the fewest bytes.")
     ] = "small",
+    weight_decay: Annotated[
+        bool,
+        Field(
+            description="Store one factor for each matrix that weight decay has shrunk, and compress what is "
+            "left; of two checkpoints, not of a task vector file without a base."
+        ),
+    ] = True,
     seed: Annotated[int, Field(ge=0, description="Seed of the exemplars' choice and order.")] = 0,
 ) -> Plan:
     """Returns the plan that compresses every tensor, trained to keep the fine-tuned model's answers.
@@ -120,16 +132,18 @@ def flexswitch(
         read_training_examples(data_settings)  # refuse too few before long work
     header, wanted = job.header(vector), target_bytes(target_size or _DEFAULT_TARGET, vector.parameters)
     extras = pack_extras(vector, vector.extras, job.extras, None if lambda_ is not None else wanted)
+    multiples = fitted_multiples(training.base, vector) if weight_decay else NO_MULTIPLES
+    rest = RestVector(training.base, vector, multiples.factors) if training.base is not None else vector
     with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(vector, header, widths, effort, in_parallel, extras)
+        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, multiples)
         if data_settings is None:
             same_share = densities != "allocated"
             power = norm_compensation
             if power is None:
-                power = default_power(vector) if same_share else 0.0
+                power = default_power(rest if multiples.factors else vector) if same_share else 0.0
             kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
             return Plan(_compressor(task, kept), effort, extras=extras)
-        data = open_training_data(vector, data_settings, in_parallel, extras)
+        data = open_training_data(vector, data_settings, in_parallel, extras, multiples.factors)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),
             multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
@@ -225,10 +239,11 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
     by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(task.tensors, quantised, strict=True)}
 
     def compress(delta: Delta) -> Compressed:
-        if delta.name not in by_name:
-            empty = np.zeros(-(-math.prod(delta.shape) // 8), np.uint8)
-            return Compressed(assemble(delta.shape, [empty], [], bits=1), 0.0, squares=EXACT)
-        tensor, kept = by_name[delta.name]
-        return Compressed(sparse_tensor(tensor, kept), kept.scale, squares=row_squares(tensor, kept))
+        sparse, scale, squares = nothing_kept(delta.shape), 0.0, EXACT
+        if delta.name in by_name:
+            tensor, kept = by_name[delta.name]
+            sparse, scale, squares = sparse_tensor(tensor, kept), kept.scale, row_squares(tensor, kept)
+        factor, squares = task.multiples.factor(delta.name), task.multiples.whole(delta.name, squares)
+        return Compressed(sparse, scale, base_factor=factor, squares=squares)
 
     return compress

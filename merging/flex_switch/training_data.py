@@ -27,6 +27,7 @@ from flexswitch.merging.flex_switch.objective import (
     answers_of,
     joined,
 )
+from flexswitch.merging.flex_switch.weight_decay import MultipleVector
 from flexswitch.merging.models.adapters import get_adapter, kind_of
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_exemplars, task_file
@@ -59,7 +60,10 @@ class DataSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """model: holds the base's weights. places: tensor → its place in the model. held_out: not trained on."""
+    """model: holds the base's weights and their multiples. places: tensor → its place in the model.
+
+    held_out: not trained on.
+    """
 
     objective: Objective
     model: nn.Module
@@ -164,10 +168,12 @@ def open_training_data(
     settings: DataSettings,
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None = None,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainingData:
     """Returns a task's training data, with the fine-tuned model's answers.
 
-    extras: the task's own tensors as they are stored, which the trained model has.
+    extras: the task's own tensors as they are stored, which the trained model has. factors: tensor → the
+    multiple of the base's weights that it has beside them.
 
     Raises: InputError if there are fewer exemplars than `min_exemplars` or a file is missing; UsageError.
     """
@@ -196,7 +202,7 @@ def open_training_data(
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
-    _load(objective, model, inputs.base, vector, 0.0, extras or {})
+    _load(objective, model, inputs.base, MultipleVector(inputs.base, vector, factors), 1.0, extras or {})
     return TrainingData(objective, model, places, targets, augmented, rest, exemplars.digest())
 
 

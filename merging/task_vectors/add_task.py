@@ -35,15 +35,19 @@ def add_task(
 
     weights: base name → tensor, as in a module's `state_dict()`, with the base's values. base: the base's
     path or hub id, to compare the weights with; needed where some of the base's are missing, or in another
-    dtype. check_base: whether they are checked to be the base's; not where they hold another task already.
+    dtype. check_base: whether they are checked to be the base's; not where they hold another task already,
+    when a task that contains multiples of the base's weights needs `base`.
 
     Raises: InputError if one is missing, has another shape or dtype, is not contiguous, or is not the base's;
     InputError if one would become infinite, when they have to be loaded again; DecodeError.
     """
     _check_arguments(weights, artifact, lambda_, base)
-    vector = artifact_vector(artifact)
-    _check_weights(weights, artifact, vector)
     opened = None if base is None else open_base(base)
+    live = opened or LiveWeights(weights)
+    vector = artifact_vector(artifact, live)
+    _check_weights(weights, artifact, vector)
+    if opened is None and not check_base:
+        _check_independent(artifact)
     if check_base:
         check_live_weights(weights, artifact.header.base, str(artifact.path), opened)
     with torch.no_grad():
@@ -60,9 +64,18 @@ def add_task(
             else:
                 values = ScaledLevels(record.bits, record.scale, lambda_, record.zero)
                 add_on_device(flat, artifact.sparse(name), values, name)
-        live = opened or LiveWeights(weights)
         for name in artifact.header.exact:
             _add_exact(weights[name].detach().view(-1), artifact, name, lambda_, live)
+
+
+def _check_independent(artifact: Artifact) -> None:
+    """Raises: InputError where a tensor contains a multiple of the base's."""
+    for name, record in artifact.header.tensors.items():
+        if record.base_factor:
+            raise InputError(
+                f"{artifact.path}: tensor '{name}' contains a multiple of the base's, which the model need "
+                "not hold with check_base=False: give base="
+            )
 
 
 def _check_weights(

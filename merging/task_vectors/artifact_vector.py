@@ -15,6 +15,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.floating import is_floating
 from flexswitch.merging.task_vectors.apply import Addend
+from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
 from flexswitch.merging.task_vectors.exact_tensors import exact_delta, exact_numbers, number_bytes
 from flexswitch.merging.task_vectors.factors import product_blocks
 from flexswitch.merging.task_vectors.reading_hints import ReadingHints
@@ -25,8 +26,8 @@ from flexswitch.merging.task_vectors.task_vector import block_ranges
 class ArtifactVector:
     """The task vector that an artifact decodes to.
 
-    weights: the base, by whose numbers tensors are decoded that are stored exactly. Those of integers count
-    as the task's own.
+    weights: the base, by whose numbers tensors are decoded that are stored exactly or contain a multiple of
+    the base's. Integers that are stored exactly count as the task's own.
     """
 
     def __init__(self, artifact: Artifact, weights: Checkpoint | None = None) -> None:
@@ -67,6 +68,9 @@ class ArtifactVector:
             yield from exact_delta(self.artifact, self._base(), name, size)
             return
         parts = [self._part(name, number, size) for number in range(len(self._parts(name)))]
+        factor = self.artifact.header.tensors[name].base_factor
+        if factor:
+            parts.append(multiple_blocks(self._base(), name, factor, size))
         for first, *others in zip(*parts, strict=True):
             total = first
             for other in others:
@@ -76,7 +80,7 @@ class ArtifactVector:
 
     def is_sparse(self, name: str) -> bool:
         """Returns whether a tensor's kept entries are those of its delta, and not of factors or of parts."""
-        if self.is_exact(name):
+        if self.is_exact(name) or self.artifact.header.tensors[name].base_factor:
             return False
         first, *others = self._parts(name)
         return first.rank is None and not others
@@ -124,5 +128,5 @@ class ArtifactVector:
 
     def _base(self) -> Checkpoint:
         if self._weights is None:
-            raise ValueError(f"{self.source}: stores tensors exactly, which only the base's weights decode")
+            raise ValueError(f"{self.source}: only the base's weights decode its tensors")
         return self._weights

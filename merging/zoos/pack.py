@@ -178,7 +178,7 @@ def _pack(artifact: Artifact, writer: ZooWriter, form: Form) -> TaskRecord:
             packed.append(
                 packed_tensor(sparse, stored, part.scale, part.dtype, part.zero, shape, part.weights)
             )
-        return packed_sum(packed)
+        return packed_sum(packed, artifact.header.tensors[name].base_factor)
 
     def cost(name: str) -> int:
         parts = artifact.header.tensors[name].parts

@@ -1,0 +1,147 @@
+"""Parts a delta into a multiple of the base's weights and a rest: τ = f θ + rest. Source: docs/methods.md §4.
+
+Weight decay shrinks all weights of a matrix alike (I. Loshchilov, F. Hutter 2019, "Decoupled Weight Decay
+Regularization", arXiv 1711.05101). One number tells it; a sparse delta would spend most of its bits on it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexswitch.codecs.format.records import BaseIdentity, RawTensor, float32_scale
+from flexswitch.codecs.sparse import FloatArray
+from flexswitch.codecs.sums import square_sum
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
+from flexswitch.merging.compression.delta import Squares
+from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
+from flexswitch.merging.task_vectors.task_vector import TaskVector
+
+_LEAST_SHARE = 0.2  # of a tensor's Σ τ² that a multiple has to explain
+_SAMPLE = 1 << 18  # entries of a tensor that the factor is fitted to, about
+_ROUNDING = 2.0**-18  # of a weight that training has rounded in every step
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """The multiples of the base's weights in a task vector.
+
+    factors: tensor → f, float32 values. squares: tensor → Σ τ², in float64.
+    """
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    squares: Mapping[str, float] = field(default_factory=dict)
+
+    def factor(self, name: str) -> float:
+        """Returns a tensor's f, 0 if it has none."""
+        return self.factors.get(name, 0.0)
+
+    def whole(self, name: str, rest: Squares) -> Squares:
+        """Returns the sums of squares of a tensor, given those of its rest."""
+        return Squares(rest.error, self.squares.get(name, rest.total))
+
+
+NO_MULTIPLES = Multiples()
+
+
+class MultipleVector:
+    """The multiples of a base's weights as a task vector, with the extras of a given one.
+
+    factors: tensor → f, float32 values.
+    """
+
+    def __init__(self, base: Checkpoint, vector: TaskVector, factors: Mapping[str, float]) -> None:
+        self._base, self._vector, self._factors = base, vector, factors
+        self.source, self.parameters, self.hints = vector.source, vector.parameters, vector.hints
+        self.tensors = {name: vector.tensors[name] for name in factors}
+        self.model, self.extras, self.files = vector.model, vector.extras, vector.files
+
+    def identity(self) -> BaseIdentity:
+        """Returns which base it belongs to."""
+        return self._vector.identity()
+
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
+        """Yields f θ of a tensor."""
+        return multiple_blocks(self._base, name, self._factors[name], size)
+
+    def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
+        """Returns nothing."""
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+
+    def extra(self, name: str) -> RawTensor:
+        """Returns one of the given vector's extras."""
+        return self._vector.extra(name)
+
+
+class RestVector(MultipleVector):
+    """A task vector minus multiples of its base.
+
+    What is as small as the roundings of weights is 0, so that rows which decayed alone have not changed.
+    """
+
+    def __init__(self, base: Checkpoint, vector: TaskVector, factors: Mapping[str, float]) -> None:
+        super().__init__(base, vector, factors)
+        self.base, self.tensors = base, dict(vector.tensors)
+
+    def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
+        """Yields τ − f θ of a tensor, in float32."""
+        if name not in self._factors:
+            yield from self._vector.blocks(name, size)
+            return
+        rounding = max(_ROUNDING, torch.finfo(TORCH_DTYPES[self.tensors[name].dtype]).eps)
+        least = rounding / abs(self._factors[name])  # of |f θ|
+        for delta, multiple in zip(self._vector.blocks(name, size), super().blocks(name, size), strict=True):
+            rest = delta - multiple
+            rest[np.abs(rest) <= least * np.abs(multiple)] = 0
+            yield rest
+
+
+def fitted_multiples(base: Checkpoint | None, vector: TaskVector) -> Multiples:
+    """Returns the multiples of the base that explain much of a task vector, of matrices alone.
+
+    None without the base.
+    """
+    if base is None:
+        return NO_MULTIPLES
+    matrices = [name for name, info in vector.tensors.items() if len(info.shape) > 1]
+    fitted = {name: fitted_factor(base, vector, name) for name in matrices}
+    factors = {name: factor for name, factor in fitted.items() if factor}
+    squares = {name: math.fsum(map(square_sum, vector.blocks(name))) for name in factors}
+    return Multiples(factors, squares)
+
+
+def fitted_factor(base: Checkpoint, vector: TaskVector, name: str) -> float:
+    """Returns the f of least Σ |τ − f θ|, a float32; 0 where f θ explains too little of Σ τ².
+
+    It is a median, so that rows which decayed alone have no rest although others moved far. About 2^18
+    entries decide, evenly spaced. Tensors with weights that are not finite have none.
+    """
+    step = max(1, vector.tensors[name].entries // _SAMPLE)
+    weights, delta, start = [], [], 0
+    for block in vector.blocks(name):
+        stop = start + len(block)
+        chosen, numbers = slice(-start % step, None, step), base.read(name, start, stop).to(torch.float32)
+        if not bool(numbers.isfinite().all()):
+            return 0.0
+        delta.append(block[chosen].astype(np.float64))
+        weights.append(numbers.to(torch.float64).numpy()[chosen])
+        start = stop
+    before, moved = np.concatenate(weights), np.concatenate(delta)
+    factor = float32_scale(_weighted_median(before, moved))
+    rest = square_sum(moved - factor * before)
+    return factor if rest <= (1 - _LEAST_SHARE) * square_sum(moved) else 0.0
+
+
+def _weighted_median(weights: NDArray[np.float64], moved: NDArray[np.float64]) -> float:
+    """Returns the median of moved / weights, in which each counts as much as the size of its weight."""
+    usable = weights != 0
+    ratios, sizes = moved[usable] / weights[usable], np.abs(weights[usable])
+    if not len(ratios):
+        return 0.0
+    order = np.argsort(ratios, kind="stable")
+    below = np.cumsum(sizes[order])
+    return float(ratios[order][np.searchsorted(below, below[-1] / 2)])
