@@ -19,7 +19,7 @@ from cells import at_size, cell, pair, searched
 from measure import FIXED, SEARCHED
 from report import write_section
 from suites import KINDS, Suite
-from tables import OURS, section
+from tables import OURS, introduction, section
 
 from flexswitch.merging.methods.registry import method_names
 
@@ -84,9 +84,11 @@ def main() -> None:
                 pair(suite, task)
                 measure(suite, task, plan)
     if not options.no_report:
-        text = section(options.cache)
-        write_section("hard", text)
-        print(text)
+        write_section("hard", introduction())
+        for name in options.suites:
+            if text := section(options.cache, name):
+                write_section(f"hard-{name}", text)
+                print(text)
 
 
 if __name__ == "__main__":

@@ -21,48 +21,46 @@ Result = dict[str, Any]
 Results = dict[str, Result]  # task → its result
 
 
-def section(cache: Path) -> str:
-    """Returns the section."""
-    suites = {name: read_pairs(cache / name) for name in KINDS}
-    suites = {name: pairs for name, pairs in suites.items() if pairs}
-    parts = []
-    for name, pairs in suites.items():
-        rows = read_rows(cache / name, pairs)
-        parts += [f"**{KINDS[name].title}**", compared(name, pairs, rows)]
-        parts += [by_task(pairs, rows)] if KINDS[name].outputs == "classes" else []
-    body = "\n\n".join(parts)
+def introduction() -> str:
+    """Returns the section before those of the suites."""
     return f"""## Hard pairs
 
     python benchmarks/hard/make.py --data DIR --out OUT --wheels WHEELS
     python benchmarks/hard/run.py --models OUT --data DIR
 
-Fine-tunes whose weights moved far: {"; ".join(SOURCES[name] for name in suites)}.
+Fine-tunes whose weights moved far: {"; ".join(SOURCES.values())}.
 Accuracy in %, whole test files; that of the text tasks' other fine-tunes is in the first section.
-
-{pair_table(suites)}
 
 Bits are those of whole files, heads included, per parameter and per *touched* one, which the fine-tuning
 changed. FlexSwitch and *data-free*, which is FlexSwitch without exemplars, round the heads as their size
 asks; for the others they have 8 bits. A rival's setting is searched for each task, and *setting* is the
 first's; a method has no row at a size that it cannot meet. *Gap* is the share of the way from the base, with
 the task's head, to the fine-tuned model, *alike* the share of answers that are the fine-tuned model's,
-*error* is ‖τ−τ̂‖/‖τ‖. FlexSwitch is trained on 100 unlabelled examples a task. Seconds are of one
-compression. Measured on {machine()}.
-
-{body}"""
+*error* is that which the artifact records. FlexSwitch is trained on 100 unlabelled examples a task. Seconds
+are of one compression."""
 
 
-def pair_table(suites: Mapping[str, Results]) -> str:
-    """Returns the table of all pairs."""
+def section(cache: Path, suite: str) -> str | None:
+    """Returns the section of a suite, None where nothing of it was measured."""
+    pairs = read_pairs(cache / suite)
+    if not pairs:
+        return None
+    rows, kind = read_rows(cache / suite, pairs), KINDS[suite]
+    tables = [pair_table(pairs), compared(suite, pairs, rows)]
+    tables += [by_task(pairs, rows)] if kind.outputs == "classes" else []
+    return "\n\n".join([f"**Hard pairs: {kind.title}.** Measured on {machine()}.", *tables])
+
+
+def pair_table(pairs: Results) -> str:
+    """Returns the table of a suite's pairs."""
     rows = []
-    for name, pairs in suites.items():
-        for task, each in pairs.items():
-            scores = [accuracy(each.get(key, {})) for key in ("base", "individual")]
-            rows.append([
-                name, task, f"{each['parameters'] / 1e6:.2f} M", f"{each['norm']:.3f}",
-                f"{100 * each['touched'] / each['parameters']:.1f} %", *scores,
-            ])  # fmt: skip
-    return table(["suite", "task", "parameters", "‖Δ‖/‖W‖", "touched", "base", "fine-tuned"], rows)
+    for task, each in pairs.items():
+        scores = [accuracy(each.get(key, {})) for key in ("base", "individual")]
+        rows.append([
+            task, f"{each['parameters'] / 1e6:.2f} M", f"{each['norm']:.3f}",
+            f"{100 * each['touched'] / each['parameters']:.1f} %", *scores,
+        ])  # fmt: skip
+    return table(["task", "parameters", "‖Δ‖/‖W‖", "touched", "base", "fine-tuned"], rows)
 
 
 def accuracy(scores: Mapping[str, float]) -> str:

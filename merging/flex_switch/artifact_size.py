@@ -25,13 +25,13 @@ from flexswitch.merging.flex_switch.delta_rows import (
     sparse_tensor,
 )
 from flexswitch.merging.flex_switch.rate import fitted_factor
-from flexswitch.merging.flex_switch.weight_decay import Multiples
 
 
 class ArtifactSizer:
     """Measures artifacts of one task vector.
 
-    extras, header: those that they are written with. only: tensors that are a multiple of the base's alone.
+    extras, header: those that they are written with. factors: tensor → the multiple of the base's that it
+    contains. only: the tensors that are this alone.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ArtifactSizer:
         tensors: Sequence[DeltaRows],
         effort: str,
         parallel_map: ParallelMap,
-        multiples: Multiples,
+        factors: Mapping[str, float],
         only: Mapping[str, TensorInfo],
     ) -> None:
         self._extras = extras
@@ -49,7 +49,7 @@ class ArtifactSizer:
         self._tensors = tensors
         self._effort = effort
         self._parallel_map = parallel_map
-        self._multiples = multiples
+        self._factors = factors
         self._only = {
             name: self._pack_kept(name, nothing_kept(info.shape), 0.0, info.dtype)
             for name, info in only.items()
@@ -93,7 +93,7 @@ class ArtifactSizer:
         return self._pack_kept(tensor.name, sparse, quantised.scale, tensor.dtype)
 
     def _pack_kept(self, name: str, sparse: SparseTensor, scale: float, dtype: str) -> PackedTensor | None:
-        factor = self._multiples.factor(name)
+        factor = self._factors.get(name, 0.0)
         if not len(sparse.levels) and not factor:
             return None
         form = store(sparse, effort=self._effort)
@@ -102,7 +102,7 @@ class ArtifactSizer:
     def _file_bytes(self, packed: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
         names = [tensor.name for tensor in self._tensors]
         whole = dict.fromkeys(self._only, EXACT) | dict(zip(names, squares, strict=True))
-        error = error_record({name: self._multiples.whole(name, found) for name, found in whole.items()})
+        error = error_record(whole)
         stored = self._only | dict(zip(names, packed, strict=True))
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"

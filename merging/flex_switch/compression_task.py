@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
 from flexswitch.merging.flex_switch.size_estimate import size_estimate
-from flexswitch.merging.flex_switch.weight_decay import NO_MULTIPLES, Multiples
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 
@@ -27,7 +27,8 @@ class CompressionTask:
     """A task vector to be compressed.
 
     vector: what is left of it without multiples of the base's weights. bits: candidate bit-widths,
-    (candidate,). effort: see `store`. extras: the task's own tensors, as stored.
+    (candidate,). effort: see `store`. extras: the task's own tensors, as stored. factors: tensor → the
+    multiple that was taken from it.
     """
 
     vector: TaskVector
@@ -38,18 +39,18 @@ class CompressionTask:
     effort: str
     parallel_map: ParallelMap
     extras: Mapping[str, PackedExtra]
-    multiples: Multiples
+    factors: Mapping[str, float]
 
     def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns the sizer of artifacts that carry this record."""
         header = self.header.model_copy(update={"training": record})
         return ArtifactSizer(
-            self.extras, header, self.tensors, self.effort, self.parallel_map, self.multiples, self._only()
+            self.extras, header, self.tensors, self.effort, self.parallel_map, self.factors, self._only()
         )
 
     def _only(self) -> dict[str, TensorInfo]:
         """Returns the tensors that are a multiple of the base's, and nothing else."""
-        names = set(self.multiples.factors) - {tensor.name for tensor in self.tensors}
+        names = set(self.factors) - {tensor.name for tensor in self.tensors}
         return {name: self.vector.tensors[name] for name in names}
 
     def payload_bits(self, target: int) -> float:
@@ -91,19 +92,19 @@ def read_compression_task(
     effort: str,
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None = None,
-    multiples: Multiples = NO_MULTIPLES,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> CompressionTask:
     """Returns the compression task of a task vector, with its deltas and rate–distortion tables.
 
-    extras: the task's own tensors as they are stored, None for exactly. multiples: those of the base's
-    weights that were taken from the vector.
+    extras: the task's own tensors as they are stored, None for exactly. factors: tensor → the
+    multiple of the base's weights that was taken from the vector.
     """
     stored = pack_extras(vector, vector.extras, "exact") if extras is None else extras
     tensors = [
         tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
     ]
     tables = parallel_map(lambda number: rate_distortion_table(tensors[number].delta, bits), len(tensors))
-    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored, multiples)
+    return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored, factors)
 
 
 def widened(table: RateDistortionTable, kept: Quantisation, width: int) -> Quantisation:

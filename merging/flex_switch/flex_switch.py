@@ -37,7 +37,7 @@ from flexswitch.merging.flex_switch.training_data import (
     open_training_data,
     read_training_examples,
 )
-from flexswitch.merging.flex_switch.weight_decay import NO_MULTIPLES, RestVector, fitted_multiples
+from flexswitch.merging.flex_switch.weight_decay import RestVector, fitted_factors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
@@ -132,18 +132,18 @@ def flexswitch(
         read_training_examples(data_settings)  # refuse too few before long work
     header, wanted = job.header(vector), target_bytes(target_size or _DEFAULT_TARGET, vector.parameters)
     extras = pack_extras(vector, vector.extras, job.extras, None if lambda_ is not None else wanted)
-    multiples = fitted_multiples(training.base, vector) if weight_decay else NO_MULTIPLES
-    rest = RestVector(training.base, vector, multiples.factors) if training.base is not None else vector
+    factors = fitted_factors(training.base, vector) if weight_decay and training.base is not None else {}
+    rest = RestVector(training.base, vector, factors) if training.base is not None and factors else vector
     with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, multiples)
+        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors)
         if data_settings is None:
             same_share = densities != "allocated"
             power = norm_compensation
             if power is None:
-                power = default_power(rest if multiples.factors else vector) if same_share else 0.0
+                power = default_power(rest) if same_share else 0.0
             kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
             return Plan(_compressor(task, kept), effort, extras=extras)
-        data = open_training_data(vector, data_settings, in_parallel, extras, multiples.factors)
+        data = open_training_data(vector, data_settings, in_parallel, extras, factors)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),
             multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
@@ -243,7 +243,7 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
         if delta.name in by_name:
             tensor, kept = by_name[delta.name]
             sparse, scale, squares = sparse_tensor(tensor, kept), kept.scale, row_squares(tensor, kept)
-        factor, squares = task.multiples.factor(delta.name), task.multiples.whole(delta.name, squares)
+        factor = task.factors.get(delta.name, 0.0)
         return Compressed(sparse, scale, base_factor=factor, squares=squares)
 
     return compress

@@ -4,9 +4,7 @@ Weight decay shrinks all weights of a matrix alike (I. Loshchilov, F. Hutter 201
 Regularization", arXiv 1711.05101). One number tells it; a sparse delta would spend most of its bits on it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,35 +15,12 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.sums import square_sum
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
-from flexswitch.merging.compression.delta import Squares
 from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _LEAST_SHARE = 0.2  # of a tensor's Σ τ² that a multiple has to explain
 _SAMPLE = 1 << 18  # entries of a tensor that the factor is fitted to, about
 _ROUNDING = 2.0**-18  # of a weight that training has rounded in every step
-
-
-@dataclass(frozen=True)
-class Multiples:
-    """The multiples of the base's weights in a task vector.
-
-    factors: tensor → f, float32 values. squares: tensor → Σ τ², in float64.
-    """
-
-    factors: Mapping[str, float] = field(default_factory=dict)
-    squares: Mapping[str, float] = field(default_factory=dict)
-
-    def factor(self, name: str) -> float:
-        """Returns a tensor's f, 0 if it has none."""
-        return self.factors.get(name, 0.0)
-
-    def whole(self, name: str, rest: Squares) -> Squares:
-        """Returns the sums of squares of a tensor, given those of its rest."""
-        return Squares(rest.error, self.squares.get(name, rest.total))
-
-
-NO_MULTIPLES = Multiples()
 
 
 class MultipleVector:
@@ -100,18 +75,11 @@ class RestVector(MultipleVector):
             yield rest
 
 
-def fitted_multiples(base: Checkpoint | None, vector: TaskVector) -> Multiples:
-    """Returns the multiples of the base that explain much of a task vector, of matrices alone.
-
-    None without the base.
-    """
-    if base is None:
-        return NO_MULTIPLES
+def fitted_factors(base: Checkpoint, vector: TaskVector) -> dict[str, float]:
+    """Returns the factors of the matrices of which a multiple of the base's weights explains much."""
     matrices = [name for name, info in vector.tensors.items() if len(info.shape) > 1]
     fitted = {name: fitted_factor(base, vector, name) for name in matrices}
-    factors = {name: factor for name, factor in fitted.items() if factor}
-    squares = {name: math.fsum(map(square_sum, vector.blocks(name))) for name in factors}
-    return Multiples(factors, squares)
+    return {name: factor for name, factor in fitted.items() if factor}
 
 
 def fitted_factor(base: Checkpoint, vector: TaskVector, name: str) -> float:
@@ -130,7 +98,7 @@ def fitted_factor(base: Checkpoint, vector: TaskVector, name: str) -> float:
         delta.append(block[chosen].astype(np.float64))
         weights.append(numbers.to(torch.float64).numpy()[chosen])
         start = stop
-    before, moved = np.concatenate(weights), np.concatenate(delta)
+    before, moved = (np.concatenate([np.empty(0), *parts]) for parts in (weights, delta))
     factor = float32_scale(_weighted_median(before, moved))
     rest = square_sum(moved - factor * before)
     return factor if rest <= (1 - _LEAST_SHARE) * square_sum(moved) else 0.0
