@@ -43,7 +43,7 @@ def test_the_decoders_take_all_they_begin_with(decoder_seeds: list[bytes]) -> No
 def test_any_bytes_are_decoded_or_refused(decoder_seeds: list[bytes], tmp_path: Path) -> None:
     draw, tally = random.Random(0), Tally("decoders", tmp_path)
     with outcomes.memory_limit():
-        for _ in range(500):
+        for _ in range(800):
             data = draw.choice(decoder_seeds)
             for _ in range(draw.choice((1, 1, 2, 5))):
                 data = decoders.mutate(data, draw, lambda part: containers.changed_bytes(part, draw))
@@ -60,13 +60,17 @@ def test_an_artifact_is_read_as_it_is(container_seeds: list[bytes], tmp_path: Pa
         containers.target(again, tmp_path / "again.fsw")
         first, second = open_artifact(tmp_path / "seed.fsw"), open_artifact(tmp_path / "again.fsw")
         assert first.header == second.header
-        for name in first.header.tensors:
-            assert np.array_equal(first.sparse(name).mask, second.sparse(name).mask)
+        for name, record in first.header.tensors.items():
+            for number in range(len(record.parts)):
+                assert np.array_equal(first.sparse(name, number).mask, second.sparse(name, number).mask)
+        for name in first.header.exact:
+            assert first.packed_exact(name) == second.packed_exact(name)
         for name in first.header.extras:
             assert first.extra(name) == second.extra(name)
-    assert (
-        len(container_seeds) == len(CODECS) + 4
-    )  # two blocks, a zero point, and two that need a shared vector
+    others = 5 + 3 * len(
+        containers.EXACT_DTYPES
+    )  # two blocks, a zero point, two for a shared vector, parts; exact ones
+    assert len(container_seeds) == len(CODECS) + others
 
 
 def test_any_artifact_is_decoded_or_refused(container_seeds: list[bytes], tmp_path: Path) -> None:
