@@ -21,6 +21,7 @@ from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_pla
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
+from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -138,20 +139,32 @@ def cpu_matrix(
     transposed: whether the tensor's layer multiplies by the transpose; base_rms: the root mean square of the
     base's weights, which sets the precision of the products. Raises: DecodeError.
     """
-    shape = _matrix_shape(vector, name)
-    if _is_sparse(vector, name):
-        codes = _codes(vector.artifact.header.tensors[name], shape)
-        if codes is not None:
-            coded = _int8(vector, name, shape, codes, transposed, base_rms)
-            return TransposedMatrix(coded) if transposed else coded
-    entries = _kept(vector, name) if _is_sparse(vector, name) else _plain(vector, name)
     if len(vector.tensors[name].shape) < 2:
-        return Float32Matrix(_scatter(entries.positions, entries.values, shape, False))
-    made = _cheapest(entries, shape, transposed)
+        entries = _kept(vector, name) if _has_entries(vector, name) else _plain(vector, name)
+        return Float32Matrix(_scatter(entries.positions, entries.values, _matrix_shape(vector, name), False))
+    made: CsrMatrix | Int8Matrix | Float32Matrix | MultipleMatrix
+    if not _has_entries(vector, name):
+        made = _cheapest(_plain(vector, name), _matrix_shape(vector, name), transposed)
+    else:
+        made = _of_entries(vector, name, transposed, base_rms)
+        if factor := vector.base_factor(name):
+            base = vector.base_tensor(name).view(_matrix_shape(vector, name))
+            made = MultipleMatrix(made, base.t() if transposed else base, factor)
     return TransposedMatrix(made) if transposed else made
 
 
-def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CpuDeltaMatrix:
+def _of_entries(
+    vector: ArtifactVector, name: str, transposed: bool, base_rms: float
+) -> CsrMatrix | Int8Matrix | Float32Matrix:
+    """Returns the matrix of a tensor's kept entries, (out, in) if its layer multiplies by the transpose."""
+    shape = _matrix_shape(vector, name)
+    codes = _codes(vector.artifact.header.tensors[name], shape)
+    if codes is not None:
+        return _int8(vector, name, shape, codes, transposed, base_rms)
+    return _cheapest(_kept(vector, name), shape, transposed)
+
+
+def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CsrMatrix | Float32Matrix:
     if len(entries.positions) <= _CSR_OR_FLOAT32 * shape[0] * shape[1]:
         return _csr(entries, shape, transposed)
     return Float32Matrix(_scatter(entries.positions, entries.values, shape, transposed))
@@ -159,6 +172,10 @@ def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool) -> Cp
 
 def _is_sparse(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
     return isinstance(vector, ArtifactVector) and vector.is_sparse(name)
+
+
+def _has_entries(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
+    return isinstance(vector, ArtifactVector) and vector.has_entries(name)
 
 
 def _plain(vector: TaskVector, name: str) -> _Entries:

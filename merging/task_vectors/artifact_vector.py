@@ -68,8 +68,7 @@ class ArtifactVector:
             yield from exact_delta(self.artifact, self._base(), name, size)
             return
         parts = [self._part(name, number, size) for number in range(len(self._parts(name)))]
-        factor = self.artifact.header.tensors[name].base_factor
-        if factor:
+        if factor := self.base_factor(name):
             parts.append(multiple_blocks(self._base(), name, factor, size))
         for first, *others in zip(*parts, strict=True):
             total = first
@@ -80,10 +79,22 @@ class ArtifactVector:
 
     def is_sparse(self, name: str) -> bool:
         """Returns whether a tensor's kept entries are those of its delta, and not of factors or of parts."""
-        if self.is_exact(name) or self.artifact.header.tensors[name].base_factor:
+        return self.has_entries(name) and not self.base_factor(name)
+
+    def has_entries(self, name: str) -> bool:
+        """Returns whether a tensor's kept entries are those of its delta without a multiple of the base's."""
+        if self.is_exact(name):
             return False
         first, *others = self._parts(name)
         return first.rank is None and not others
+
+    def base_factor(self, name: str) -> float:
+        """Returns the factor of the base's tensor that a tensor contains, 0 if it contains none."""
+        return 0.0 if self.is_exact(name) else self.artifact.header.tensors[name].base_factor
+
+    def base_tensor(self, name: str) -> Tensor:
+        """Returns the base's tensor, flat; what a model in memory holds is not copied."""
+        return self._base().read(name)
 
     def addend(self, name: str, lambda_: float) -> Addend:
         """Returns λ times a sparse tensor's delta, to be added in place. Raises: DecodeError."""

@@ -22,9 +22,13 @@ from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
 from flexswitch.merging.flex_switch.delta_rows import nothing_kept
 from flexswitch.merging.flex_switch.weight_decay import RestVector, fitted_factor, fitted_factors
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
+from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
+from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.restore import restore
 from flexswitch.merging.task_vectors.task_vector import delta_tensor
 
@@ -190,6 +194,36 @@ def test_a_switched_model_adds_the_multiples(tmp_path: Path, engine: str) -> Non
                 for name, base in BASE.items()
             })  # fmt: skip
             torch.testing.assert_close(found[row : row + 1], net(ids[row : row + 1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["2KB", "9KB"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_its_matrix_holds_the_entries_alone(tmp_path: Path, transposed: bool, size: str) -> None:
+    artifact, ids = made(tmp_path, target_size=size), np.array([3, 50, 3, 399])
+    vector, places = ArtifactVector(artifact, LiveWeights(BASE)), np.array([0, 2, 3])
+    factors = np.array([1.0, -2.0, 0.5], np.float32)
+    for name in ("table.weight", "second.weight", "unused.weight"):
+        matrix = cpu_matrix(vector, name, transposed, 1.0)
+        assert matrix.nbytes < 2 * BASE[name].nbytes
+        whole = plain(artifact, name)
+        np.testing.assert_allclose(matrix.dense(), whole, rtol=0, atol=1e-6)
+        weights = np.ones(whole.shape, np.float32)
+        matrix.add_to(weights, 0.5)
+        np.testing.assert_allclose(weights, 1 + 0.5 * whole, rtol=0, atol=1e-6)
+        inner = untransposed(matrix)
+        assert isinstance(inner, MultipleMatrix)
+        assert inner.base.untyped_storage().data_ptr() == BASE[name].untyped_storage().data_ptr()
+        multiplied = whole.T if transposed else whole
+        inputs = normal(4, multiplied.shape[1]).numpy()
+        out, bias = np.zeros((4, multiplied.shape[0]), np.float32), np.ones(multiplied.shape[0], np.float32)
+        inner.add_product(Activations(inputs), places, factors, bias, out)
+        expected = np.zeros(out.shape)
+        expected[places] = factors[:, None] * (inputs[places].astype(np.float64) @ multiplied.T + 1)
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+        if name == "table.weight" and not transposed:
+            rows = np.zeros((4, 16), np.float32)
+            inner.add_rows(ids, places, factors, rows)
+            np.testing.assert_allclose(rows[places], factors[:, None] * whole[ids[places]], rtol=0, atol=1e-6)
 
 
 def test_without_the_base_nothing_is_added_by_guess(tmp_path: Path) -> None:
