@@ -21,7 +21,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "text8": Kind("MiniLM-L6 on eight text tasks", "hf-encoder", "classes", ("augmentations=5",)),
+    "text8": Kind("MiniLM-L6 on text tasks", "hf-encoder", "classes", ("augmentations=5",)),
     "digits": Kind("a vision transformer on six tasks over digits", "hf-image-classification", "classes"),
     "ani": Kind("ANI-1x to ANI-1ccx, eight members", "python:ani:Ani", "energies"),
     "chgnet": Kind("CHGNet 0.3.0 to r2SCAN", None, "none"),
