@@ -98,7 +98,7 @@ class Residual:
         if self.exponents not in (0, 1) or self.activities not in (0, 1) or not 0 <= self.level < 1 << 20:
             raise ValueError(f"{self}, expected flags of 0 or 1 and a level of 0 to {(1 << 20) - 1}")
         if abs(self.factor) >= LARGEST_FACTOR:
-            raise ValueError(f"{self}, expected a factor between -{LARGEST_FACTOR} and {LARGEST_FACTOR}")
+            raise ValueError(f"{self}, expected a factor above -{LARGEST_FACTOR} and below {LARGEST_FACTOR}")
 
     @classmethod
     def encoded(cls, base: Numbers, found: Numbers, columns: int, kind: NumberKind) -> tuple[Self, bytes]:

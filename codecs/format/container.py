@@ -17,7 +17,7 @@ from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, not
 from flexswitch.codecs.format.artifact_table import read_table
 from flexswitch.codecs.format.artifact_writer import PackedTensor
 from flexswitch.codecs.format.documents import parse_document
-from flexswitch.codecs.format.exact_forms import PackedExact, unpacked_block
+from flexswitch.codecs.format.exact_forms import PackedExact, exact_form, unpacked_block
 from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
 from flexswitch.codecs.format.record_checks import block_layouts, check_exact, check_extra, check_record
 from flexswitch.codecs.format.records import (
@@ -194,10 +194,14 @@ class Artifact:
     def packed_exact(self, name: str) -> PackedExact:
         """Returns a tensor that is stored exactly, as it is stored. Raises: DecodeError."""
         record, offsets = self.header.exact[name], self._exact_offsets[name]
-        data = [
-            self._checked(f"tensor '{name}', block {index},", offset, block.size, block.crc32)
-            for index, (block, offset) in enumerate(zip(record.blocks, offsets, strict=True))
-        ]
+        data = []
+        for index, (block, offset) in enumerate(zip(record.blocks, offsets, strict=True)):
+            called = f"tensor '{name}', block {index}"
+            data.append(self._checked(called + ",", offset, block.size, block.crc32))
+            try:
+                exact_form(block.form)
+            except DecodeError as error:
+                raise DecodeError(f"{self.path}: {called}: {error}") from error
         return PackedExact(record, b"".join(data))
 
     def extra_bytes(self) -> int:

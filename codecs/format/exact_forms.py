@@ -89,18 +89,24 @@ def unpacked_block(record: ExactRecord, index: int, data: bytes, base: bytes) ->
     Raises: DecodeError on an unknown form, on data that the form cannot have written, or another base.
     """
     block, kind = record.blocks[index], NUMBER_KINDS[record.dtype]
-    name, settings = block.form.name, block.form.settings
-    if name not in EXACT_FORMS:
-        raise DecodeError(unknown_name("form", name, EXACT_FORMS) + "; a newer flexswitch may know it")
-    try:
-        form = EXACT_FORMS[name](**settings)
-    except (TypeError, ValueError) as error:
-        raise DecodeError(f"the form {name} does not accept the settings {settings}: {error}") from error
+    form = exact_form(block.form)
     columns = block_shapes(tuple(record.shape))[index][1]
     found = form.decode(data, np.frombuffer(base, kind.dtype), columns, kind).tobytes()
     if crc32(found) != block.restored:
         raise DecodeError("does not give the fine-tuned numbers: the base has other weights there")
     return found
+
+
+def exact_form(record: FormRecord) -> ExactForm:
+    """Returns the form of a block by its record. Raises: DecodeError if it is not known."""
+    if record.name not in EXACT_FORMS:
+        raise DecodeError(unknown_name("form", record.name, EXACT_FORMS) + "; a newer flexswitch may know it")
+    try:
+        return EXACT_FORMS[record.name](**record.settings)
+    except (TypeError, ValueError) as error:
+        raise DecodeError(
+            f"the form {record.name} does not accept the settings {record.settings}: {error}"
+        ) from error
 
 
 def _smallest(base: bytes, found: bytes, columns: int, kind: NumberKind) -> tuple[ExactForm, bytes]:

@@ -45,6 +45,7 @@ class _Run(Strict):
     parameters: Count
     training: TrainingRecord | None
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    has_base: bool  # at hand, which a method may use
     inputs: list[tuple[int, int]]  # size and modification time of each file
 
 
@@ -78,6 +79,7 @@ class SideFile:
             parameters=vector.parameters,
             training=training,
             tensors=tensors,
+            has_base=job.training.base is not None,
             inputs=vector.hints.file_stamps(),
         )
         self._run = run.model_dump_json().encode() + b"\n"

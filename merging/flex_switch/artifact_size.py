@@ -22,7 +22,7 @@ from flexswitch.merging.flex_switch.delta_rows import (
     Quantisation,
     nothing_kept,
     row_squares,
-    sparse_tensor,
+    stored_form,
 )
 from flexswitch.merging.flex_switch.rate import fitted_factor
 
@@ -89,8 +89,7 @@ class ArtifactSizer:
         )
 
     def _pack(self, tensor: DeltaRows, quantised: Quantisation) -> PackedTensor | None:
-        sparse = sparse_tensor(tensor, quantised)
-        return self._pack_kept(tensor.name, sparse, quantised.scale, tensor.dtype)
+        return self._pack_kept(tensor.name, *stored_form(tensor, quantised), tensor.dtype)
 
     def _pack_kept(self, name: str, sparse: SparseTensor, scale: float, dtype: str) -> PackedTensor | None:
         factor = self._factors.get(name, 0.0)

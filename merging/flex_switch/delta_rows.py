@@ -80,6 +80,12 @@ def nothing_kept(shape: tuple[int, ...]) -> SparseTensor:
     return SparseTensor(shape, mask, np.empty(0, LEVEL_DTYPES[1]), 1)
 
 
+def stored_form(tensor: DeltaRows, quantised: Quantisation) -> tuple[SparseTensor, float]:
+    """Returns the entries that a quantisation keeps, and their scale, which is 0 where it keeps none."""
+    sparse = sparse_tensor(tensor, quantised)
+    return (sparse, quantised.scale) if len(sparse.levels) else (nothing_kept(tensor.shape), 0.0)
+
+
 def row_squares(tensor: DeltaRows, quantised: Quantisation) -> Squares:
     """Returns the sums of squares of a tensor and of what a quantisation leaves of it."""
     kept = np.abs(tensor.delta) > np.repeat(quantised.thresholds, tensor.columns)

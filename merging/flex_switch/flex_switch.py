@@ -24,7 +24,7 @@ from flexswitch.merging.flex_switch.delta_rows import (
     Quantisation,
     nothing_kept,
     row_squares,
-    sparse_tensor,
+    stored_form,
 )
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.norm_compensation import default_power
@@ -229,8 +229,8 @@ def _target(task: CompressionTask, target_size: str | None) -> int:
     target, empty = target_bytes(text, vector.parameters), task.sizer().empty_size()
     if target <= empty:
         raise TargetSizeError(
-            f"{vector.source}: target size {text} is {target:,} bytes, and the task's own tensors (its head) "
-            f"with the header take {empty:,} of them; ask for more than that"
+            f"{vector.source}: target size {text} is {target:,} bytes, and the header with the task's own "
+            f"tensors (such as a head) takes {empty:,} of them; ask for more than that"
         )
     return target
 
@@ -242,7 +242,7 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
         sparse, scale, squares = nothing_kept(delta.shape), 0.0, EXACT
         if delta.name in by_name:
             tensor, kept = by_name[delta.name]
-            sparse, scale, squares = sparse_tensor(tensor, kept), kept.scale, row_squares(tensor, kept)
+            (sparse, scale), squares = stored_form(tensor, kept), row_squares(tensor, kept)
         factor = task.factors.get(delta.name, 0.0)
         return Compressed(sparse, scale, base_factor=factor, squares=squares)
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor, float32_scale
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.sums import square_sum
+from flexswitch.codecs.sums import steady_sum
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
-_LEAST_SHARE = 0.2  # of a tensor's Σ τ² that a multiple has to explain
+_LEAST_SHARE = 0.2  # of a tensor's Σ |τ| that a multiple has to explain
 _SAMPLE = 1 << 18  # entries of a tensor that the factor is fitted to, about
 _ROUNDING = 2.0**-18  # of a weight that training has rounded in every step
 
@@ -83,7 +83,7 @@ def fitted_factors(base: Checkpoint, vector: TaskVector) -> dict[str, float]:
 
 
 def fitted_factor(base: Checkpoint, vector: TaskVector, name: str) -> float:
-    """Returns the f of least Σ |τ − f θ|, a float32; 0 where f θ explains too little of Σ τ².
+    """Returns the f of least Σ |τ − f θ|, a float32; 0 where f θ explains too little of it.
 
     It is a median, so that rows which decayed alone have no rest although others moved far. About 2^18
     entries decide, evenly spaced. Tensors with weights that are not finite have none.
@@ -100,8 +100,8 @@ def fitted_factor(base: Checkpoint, vector: TaskVector, name: str) -> float:
         start = stop
     before, moved = (np.concatenate([np.empty(0), *parts]) for parts in (weights, delta))
     factor = float32_scale(_weighted_median(before, moved))
-    rest = square_sum(moved - factor * before)
-    return factor if rest <= (1 - _LEAST_SHARE) * square_sum(moved) else 0.0
+    rest, whole = (steady_sum([np.abs(each)]) for each in (moved - factor * before, moved))
+    return factor if rest <= (1 - _LEAST_SHARE) * whole else 0.0
 
 
 def _weighted_median(weights: NDArray[np.float64], moved: NDArray[np.float64]) -> float:

@@ -210,7 +210,7 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(ValueError, match="expected flags of 0 or 1"):
             Residual(**wrong)
     for factor in (1 << 23, -(1 << 23)):
-        with pytest.raises(ValueError, match="expected a factor between"):
+        with pytest.raises(ValueError, match="expected a factor above"):
             Residual(factor=factor)
 
 

@@ -1,5 +1,6 @@
 """What weight decay did is stored as one factor a matrix, and everything that reads the artifact adds it."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.artifact_files import message
-from support.checkpoints import MemoryCheckpoint, State, file_pair, memory_pair
+from support.checkpoints import MemoryCheckpoint, State, extracted, file_pair, memory_pair
 from support.checkpoints import message as refusal
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import InputError, TargetSizeError
 from flexswitch.codecs.format.artifact_writer import ArtifactWriter, packed_sum, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.records import SharedRecord
@@ -133,6 +134,29 @@ def test_an_artifact_of_a_decayed_model_is_nearer_and_has_the_size(tmp_path: Pat
     assert error(decayed) < 0.1 * error(made(tmp_path, weight_decay=False))
     tables = [made(tmp_path, target_size=size).file_bytes() for size in ("1500", "2KB")]
     assert [1400 < tables[0] <= 1500, 1900 < tables[1] <= 2000] == [True, True]
+
+
+@pytest.mark.parametrize("over", [1, 20, 60, 150, 300])
+def test_the_least_size_is_met_and_a_smaller_one_refused(tmp_path: Path, over: int) -> None:
+    refused = refusal(TargetSizeError, lambda: made(tmp_path, target_size="200"))
+    least = int(refused.split("takes ")[1].split()[0].replace(",", ""))
+    assert made(tmp_path, target_size=f"{least + over}").file_bytes() <= least + over
+
+
+def test_a_run_with_the_base_does_not_go_on_from_one_without(tmp_path: Path) -> None:
+    pair, path = file_pair(tmp_path, BASE, tuned()), tmp_path / "t.fsw"
+    file = extracted(pair, tmp_path / "t.tv.safetensors")
+    given = {"objective": "none", "target_size": "3KB"}
+
+    def stop(tensor: str) -> None:
+        if tensor == "table.weight":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(file, path, "t", "flexswitch", given, overwrite=True, on_tensor=stop, resume=True)
+    with_base = Training(base=pair.base)
+    again = partial(compress, file, path, "t", "flexswitch", given, True, resume=True, training=with_base)
+    assert "other settings" in refusal(InputError, again)
 
 
 def test_everything_that_reads_it_adds_the_multiple(tmp_path: Path) -> None:
