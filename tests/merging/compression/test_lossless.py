@@ -1,9 +1,11 @@
 """`lossless`: the fine-tuned checkpoint comes back bit for bit, whatever its dtypes, and only with its base."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.artifact_files import damage_whole_table
 from support.checkpoints import (
     State,
     assert_same_state,
@@ -19,7 +21,7 @@ from support.checkpoints import (
 from support.deltas import normal
 from torch import Tensor
 
-from flexswitch.codecs.errors import DecodeError, InputError, UsageError
+from flexswitch.codecs.errors import ArtifactError, DecodeError, InputError, UsageError
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.codecs.format.zoo import open_zoo
 from flexswitch.merging.commands.compress import compress
@@ -167,9 +169,24 @@ def test_another_base_and_damage_are_refused(tmp_path: Path) -> None:
     other = memory_pair({"w": base["w"] + 1}, finetuned).base
     assert "is not the base" in message(InputError, lambda: restore(other, artifact))
     assert "block 0" in message(DecodeError, lambda: list(ArtifactVector(artifact, other).numbers("w")))
-    offset = artifact.path.read_bytes().index(artifact.packed_exact("w").data)
-    flip_bit(artifact.path, offset + 100)
+    data = artifact.packed_exact("w").data
+    flip_bit(artifact.path, artifact.path.read_bytes().index(data) + len(data) // 2)
     assert "damaged" in message(DecodeError, lambda: open_artifact(artifact.path).packed_exact("w"))
+
+
+@pytest.mark.parametrize("factor", [1 << 23, -(1 << 23), 10**30])
+def test_a_form_with_wrong_settings_is_found_without_the_base(tmp_path: Path, factor: int) -> None:
+    base, finetuned = {"w": weights(torch.float32)}, {"w": weights(torch.float32) * 1.01}
+    path = compressed(memory_pair(base, finetuned), tmp_path / "t.fsw", "lossless").path
+
+    def change(table: dict[str, Any]) -> None:
+        table["exact"]["w"]["blocks"][0]["form"]["settings"]["factor"] = factor
+
+    damage_whole_table(path, change)
+    assert "block 0: the form residual does not accept" in message(
+        DecodeError, lambda: open_artifact(path).packed_exact("w")
+    )
+    assert "does not accept" in message(ArtifactError, lambda: verify(path, None, lambda name: None))
 
 
 def test_what_it_cannot_store_exactly_is_refused(tmp_path: Path) -> None:
