@@ -229,8 +229,8 @@ def _target(task: CompressionTask, target_size: str | None) -> int:
     target, empty = target_bytes(text, vector.parameters), task.sizer().empty_size()
     if target <= empty:
         raise TargetSizeError(
-            f"{vector.source}: target size {text} is {target:,} bytes, and the header with the task's own "
-            f"tensors (such as a head) takes {empty:,} of them; ask for more than that"
+            f"{vector.source}: target size {text} is {target:,} bytes, and the task's own tensors (its head) "
+            f"with the header take {empty:,} of them; ask for more than that"
         )
     return target
 

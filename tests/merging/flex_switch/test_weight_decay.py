@@ -139,7 +139,7 @@ def test_an_artifact_of_a_decayed_model_is_nearer_and_has_the_size(tmp_path: Pat
 @pytest.mark.parametrize("over", [1, 20, 60, 150, 300])
 def test_the_least_size_is_met_and_a_smaller_one_refused(tmp_path: Path, over: int) -> None:
     refused = refusal(TargetSizeError, lambda: made(tmp_path, target_size="200"))
-    least = int(refused.split("takes ")[1].split()[0].replace(",", ""))
+    least = int(refused.split("take ")[1].split()[0].replace(",", ""))
     assert made(tmp_path, target_size=f"{least + over}").file_bytes() <= least + over
 
 
