@@ -43,7 +43,7 @@ def test_the_decoders_take_all_they_begin_with(decoder_seeds: list[bytes]) -> No
 def test_any_bytes_are_decoded_or_refused(decoder_seeds: list[bytes], tmp_path: Path) -> None:
     draw, tally = random.Random(0), Tally("decoders", tmp_path)
     with outcomes.memory_limit():
-        for _ in range(800):
+        for _ in range(500):
             data = draw.choice(decoder_seeds)
             for _ in range(draw.choice((1, 1, 2, 5))):
                 data = decoders.mutate(data, draw, lambda part: containers.changed_bytes(part, draw))

@@ -70,7 +70,7 @@ def tuned(steps: int = 300) -> State:
 def made(folder: Path, **settings: object) -> Artifact:
     """Returns the artifact of the pair by FlexSwitch without data, in 3 kB."""
     pair, path = file_pair(folder, BASE, tuned()), folder / "t.fsw"
-    given = {"objective": "none", "target_size": "3KB", **settings}
+    given = {"objective": "none", "target_size": "3KB", "effort": "fast", **settings}
     compress(pair, path, "t", "flexswitch", given, overwrite=True, training=Training(base=pair.base))
     return open_artifact(path)
 
@@ -136,7 +136,7 @@ def test_an_artifact_of_a_decayed_model_is_nearer_and_has_the_size(tmp_path: Pat
     assert [1400 < tables[0] <= 1500, 1900 < tables[1] <= 2000] == [True, True]
 
 
-@pytest.mark.parametrize("over", [1, 20, 60, 150, 300])
+@pytest.mark.parametrize("over", [1, 60, 300])
 def test_the_least_size_is_met_and_a_smaller_one_refused(tmp_path: Path, over: int) -> None:
     refused = refusal(TargetSizeError, lambda: made(tmp_path, target_size="200"))
     least = int(refused.split("take ")[1].split()[0].replace(",", ""))
