@@ -108,7 +108,7 @@ def _artifact(path: Path) -> tuple[dict[str, Any], str, Table, *tuple[Table | st
                          percent(part.kept / max(1, part.layout.entries), 2), f"{part.size:,}",
                          f"{8 * part.size / max(1, prod(part.shape)):.3f}")  # fmt: skip
         if record.base_factor:
-            rows.add_row(f"  + {record.base_factor:.4g} of the base's", "", "", "", "", "", "", "")
+            rows.add_row(f"  {record.base_factor:+.4g} × the base's", "", "", "", "", "", "", "")
         kept, entries = (
             sum(part.kept for part in record.parts),
             sum(part.layout.entries for part in record.parts),

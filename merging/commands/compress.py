@@ -127,6 +127,8 @@ def compress(
     check_inputs_stay(output, (source, base, exemplars))
     check_output(output, overwrite)
     vector, checkpoint = _opened(str(source), base, selection(include, exclude, on_resize, key), reporter)
+    if checkpoint is None and chosen.get("weight_decay"):
+        reporter.note("without --base BASE, what weight decay did is compressed like all else")
     runs = checkpoint is not None and (trains or share is not None)
     inputs = options.inputs(checkpoint, vector, task) if checkpoint and runs else None
     on_note = _each_once(reporter.note)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support.artifact_files import message
 from support.checkpoints import MemoryCheckpoint, State, extracted, file_pair, memory_pair
 from support.checkpoints import message as refusal
+from support.commands import Runner
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError, TargetSizeError
@@ -271,3 +272,13 @@ def test_a_multiple_where_none_can_be_is_refused(tmp_path: Path, shape: tuple[in
         writer.add_tensor("w", packed_sum([packed_tensor(sparse, store(sparse), 0.0, "F32")], -0.5))
         writer.finish(header.model_copy(update={"shared": shared}))
     assert "a multiple of the base's" in message(path)
+
+
+@pytest.mark.parametrize(("more", "is_said"), [((), True), (("--set", "weight_decay=false"), False)])
+def test_a_file_without_the_base_is_said_to_keep_what_decayed(
+    flexswitch: Runner, tmp_path: Path, more: tuple[str, ...], is_said: bool
+) -> None:
+    extracted(memory_pair(BASE, tuned()), tmp_path / "t.tv.safetensors")
+    command = ("compress", tmp_path / "t.tv.safetensors", "-o", tmp_path / "t.fsw", "--target-size", "3KB")
+    found = flexswitch(*command, "--set", "objective=none", *more)
+    assert (found.status, "what weight decay did is compressed" in found.err) == (0, is_said)
