@@ -1,6 +1,7 @@
 """Checks of FlexSwitch's training step on a device, and its speed and memory."""
 
 from collections.abc import Sequence
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -64,7 +65,8 @@ def _gated(model: nn.Module) -> tuple[GatedModel, list[Gates]]:
         rms = 0.1 * float(parameter.detach().float().square().mean().sqrt()) + 1e-4
         delta = rms * np.resize(numbers, parameter.numel())
         shape, own = tuple(parameter.shape), np.arange(rows)
-        tensors.append(DeltaRows(name, shape, "F32", own, columns, delta.astype(np.float32), rms))
+        read = partial(np.asarray, delta.astype(np.float32))
+        tensors.append(DeltaRows(name, shape, "F32", own, columns, read, rms))
         places[name] = Place(name, 0, parameter.numel())
     gates = [
         Gates(

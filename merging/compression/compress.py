@@ -52,7 +52,7 @@ def compress(
     Raises: InputError, UsageError.
     """
     made_by = recorded(check_settings(get_method(method, "compression"), settings))
-    job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training, extras_as)
+    job = Job(name, MethodRecord(name=method, settings=made_by), jobs, training, extras_as, memory=memory)
     chosen = plan(method, vector, job, settings)
     write_artifact(vector, path, job, chosen, overwrite, on_tensor, memory, resume)
 

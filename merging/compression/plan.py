@@ -11,7 +11,7 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.quality_records import ErrorRecord, TrainingRecord
 from flexswitch.codecs.format.records import ArtifactHeader, MethodRecord, SharedRecord
 from flexswitch.codecs.format.training_file import CheckpointFile
-from flexswitch.codecs.threads import WORKING_BYTES
+from flexswitch.codecs.threads import DEFAULT_MEMORY, WORKING_BYTES
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.extras import Extras
@@ -71,6 +71,7 @@ class Job:
 
     task: the task's name. method: the record of the method. jobs: number of threads; no result may depend
     on it. extras: how the task's own tensors are stored. shared: the vector that the tensors are computed by.
+    memory: bytes that tensors in progress may take.
     """
 
     task: str
@@ -79,6 +80,7 @@ class Job:
     training: Training = NO_TRAINING
     extras: Extras = "exact"
     shared: SharedRecord | None = None
+    memory: int = DEFAULT_MEMORY
 
     def header(
         self, vector: TaskVector, record: TrainingRecord | None = None, error: ErrorRecord | None = None

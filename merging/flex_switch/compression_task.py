@@ -93,16 +93,16 @@ def read_compression_task(
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
+    held: bool = True,
 ) -> CompressionTask:
     """Returns the compression task of a task vector, with its deltas and rate–distortion tables.
 
     extras: the task's own tensors as they are stored, None for exactly. factors: tensor → the
-    multiple of the base's weights that was taken from the vector.
+    multiple of the base's weights that was taken from the vector. held: whether deltas stay in memory.
     """
     stored = pack_extras(vector, vector.extras, "exact") if extras is None else extras
-    tensors = [
-        tensor for tensor in (read_delta_rows(vector, name) for name in vector.tensors) if tensor is not None
-    ]
+    read = [read_delta_rows(vector, name, held) for name in vector.tensors]
+    tensors = [tensor for tensor in read if tensor is not None]
     tables = parallel_map(lambda number: rate_distortion_table(tensors[number].delta, bits), len(tensors))
     return CompressionTask(vector, header, tensors, tables, bits, effort, parallel_map, stored, factors)
 

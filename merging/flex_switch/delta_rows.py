@@ -1,6 +1,7 @@
 """The rows of a tensor's delta that changed, and their quantisation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,9 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector, delta_tensor
 class DeltaRows:
     """The rows of one tensor that changed; the other rows are never kept.
 
-    rows: (row,) int64, their numbers in the tensor's matrix (codecs/blocks.py). delta: (row · columns,)
-    float32. rms: root mean square of delta, in whose multiples thresholds are trained. Unchanged rows are
-    left out of the mean, as their number says nothing about the size of the changes.
+    rows: (row,) int64, their numbers in the tensor's matrix (codecs/blocks.py). read: returns their delta,
+    (row · columns,) float32. rms: root mean square of it, in whose multiples thresholds are trained.
+    Unchanged rows are left out of the mean, as their number says nothing about the size of the changes.
     """
 
     name: str
@@ -29,13 +30,18 @@ class DeltaRows:
     dtype: str
     rows: NDArray[np.int64]
     columns: int
-    delta: FloatArray
+    read: Callable[[], FloatArray]
     rms: float
+
+    @property
+    def delta(self) -> FloatArray:
+        """The rows' delta, (row · columns,) float32. It may be read anew each time."""
+        return self.read()
 
     @property
     def entries(self) -> int:
         """The number of entries of these rows."""
-        return len(self.delta)
+        return len(self.rows) * self.columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +56,30 @@ class Quantisation:
     scale: float
 
 
-def read_delta_rows(vector: TaskVector, name: str) -> DeltaRows | None:
-    """Returns the changed rows of a task vector's tensor, or None if there are none."""
+def read_delta_rows(vector: TaskVector, name: str, held: bool = True) -> DeltaRows | None:
+    """Returns the changed rows of a task vector's tensor, or None if there are none.
+
+    held: whether their delta stays in memory, or is read each time that it is used.
+    """
     info = vector.tensors[name]
     grid = as_matrix(info.shape)
-    whole = delta_tensor(vector, name).numpy().reshape(grid.rows, grid.columns)
+
+    def matrix() -> FloatArray:
+        return delta_tensor(vector, name).numpy().reshape(grid.rows, grid.columns)
+
+    whole = matrix()
     rows = np.flatnonzero(whole.any(axis=1))
     if not len(rows):
         return None
-    delta = whole[rows].reshape(-1)
+    delta = _taken(whole, rows)
     rms = float(np.sqrt(square_sum(delta) / len(delta)))
-    return DeltaRows(name, info.shape, info.dtype, rows, grid.columns, delta, rms)
+    read = (lambda: delta) if held else (lambda: _taken(matrix(), rows))
+    return DeltaRows(name, info.shape, info.dtype, rows, grid.columns, read, rms)
+
+
+def _taken(matrix: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
+    """Returns rows of a matrix, flat; without a copy where they are all."""
+    return (matrix if len(rows) == len(matrix) else matrix[rows]).reshape(-1)
 
 
 def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
@@ -88,12 +107,12 @@ def stored_form(tensor: DeltaRows, quantised: Quantisation) -> tuple[SparseTenso
 
 def row_squares(tensor: DeltaRows, quantised: Quantisation) -> Squares:
     """Returns the sums of squares of a tensor and of what a quantisation leaves of it."""
-    kept = np.abs(tensor.delta) > np.repeat(quantised.thresholds, tensor.columns)
-    mask, levels = np.packbits(kept, bitorder="little"), levels_of(tensor.delta[kept], quantised)
-    sparse = SparseTensor(tensor.delta.shape, mask, levels, quantised.bits)
+    delta = tensor.delta
+    kept = np.abs(delta) > np.repeat(quantised.thresholds, tensor.columns)
+    mask, levels = np.packbits(kept, bitorder="little"), levels_of(delta[kept], quantised)
+    sparse = SparseTensor(delta.shape, mask, levels, quantised.bits)
     blocks = (
-        tensor.delta[start : start + MAX_BLOCK_ENTRIES]
-        for start in range(0, tensor.entries, MAX_BLOCK_ENTRIES)
+        delta[start : start + MAX_BLOCK_ENTRIES] for start in range(0, tensor.entries, MAX_BLOCK_ENTRIES)
     )
     return squares_between(blocks, sparse, float32_scale(quantised.scale))
 

@@ -3,7 +3,9 @@
 Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS; docs/methods.md §4.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,6 +44,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _DEFAULT_TARGET = "0.5%"
 _FLOAT_BITS = 32
+_HELD_BYTES = 12  # of a parameter: its delta, the base's weight and the trained one
 
 
 def flexswitch(
@@ -134,8 +137,10 @@ def flexswitch(
     extras = pack_extras(vector, vector.extras, job.extras, None if lambda_ is not None else wanted)
     factors = fitted_factors(training.base, vector) if weight_decay and training.base is not None else {}
     rest = RestVector(training.base, vector, factors) if training.base is not None and factors else vector
+    needed = vector.parameters * _HELD_BYTES
+    held = needed <= job.memory
     with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors)
+        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors, held)
         if data_settings is None:
             same_share = densities != "allocated"
             power = norm_compensation
@@ -143,6 +148,12 @@ def flexswitch(
                 power = default_power(rest) if same_share else 0.0
             kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
             return Plan(_compressor(task, kept), effort, extras=extras)
+        if not held:
+            training.on_note(
+                f"training holds {needed / 1e9:.1f} GB at once, more than --memory allows: weights are made "
+                f"anew for each use; --memory {math.ceil(needed / 1e8) / 10:g}GB gives the same file sooner"
+            )
+        data_settings = replace(data_settings, streamed=not held)
         data = open_training_data(vector, data_settings, in_parallel, extras, factors)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),

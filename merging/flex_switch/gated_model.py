@@ -2,21 +2,30 @@
 
 All replicas share the storage of the weights, which are written once per step. A replica reduces the gradient
 of a tensor to the few sums that training needs as soon as autograd has computed it. So each shard holds the
-gradient of one tensor at most, and the graph holds nothing per entry of the delta.
+gradient of one tensor at most, and the graph holds nothing per entry of the delta. The weights of streamed
+layers are written where they are used, and not held.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
-from flexswitch.merging.flex_switch.gated_tensor import GatedTensor, GateGradients, Gates, gated_weights
+from flexswitch.merging.flex_switch.gated_tensor import (
+    GatedTensor,
+    GateGradients,
+    Gates,
+    StreamedGatedTensor,
+    gated_weights,
+)
 from flexswitch.merging.models.fused_tensors import Place
 from flexswitch.merging.models.replica import replica
+from flexswitch.merging.models.streamed_linear import StreamedLinear, streamed_layers
 
 Loss = Callable[[nn.Module], Tensor]  # the loss of some examples, a scalar
 
@@ -33,18 +42,28 @@ class GatedModel:
         """Takes a model with the base's weights. places: tensor → its place, for those that the model has."""
         self.model = model.requires_grad_(False)
         state = model.state_dict(keep_vars=True)
-        found = [places.get(tensor.name) for tensor in tensors]
-        self.weights: list[GatedTensor | None] = [
-            None if place is None else gated_weights(tensor, _part(state[place.name].detach(), place))
-            for tensor, place in zip(tensors, found, strict=True)
-        ]
+        found, layers = [places.get(tensor.name) for tensor in tensors], streamed_layers(model)
         self.gates: list[Gates] = []
+        self.weights: list[GatedTensor | None] = []
         trained: dict[str, _Trained] = {}
-        for number, place in enumerate(found):
-            weight = None if place is None else state[place.name]
-            if place is not None and isinstance(weight, nn.Parameter):
+        for number, (tensor, place) in enumerate(zip(tensors, found, strict=True)):
+            if place is None:
+                self.weights.append(None)
+                continue
+            weight, layer = state[place.name], layers.get(place.name)
+            if layer is None:
+                self.weights.append(gated_weights(tensor, _part(weight.detach(), place)))
+            else:
+                self.weights.append(self._streamed(tensor, number, layer))
+            if isinstance(weight, nn.Parameter):
                 trained.setdefault(place.name, _Trained(weight, {})).places[number] = place
         self._replicas = [_Replica(self, model, trained) for _ in range(shards)]
+
+    def _streamed(self, tensor: DeltaRows, number: int, layer: StreamedLinear) -> StreamedGatedTensor:
+        """Returns the tensor of a streamed layer, whose weights are under the gates from now on."""
+        gated = StreamedGatedTensor(tensor, layer.source.read)
+        layer.source.read = lambda: gated.weights(self.gates[number])
+        return gated
 
     def backward_all(
         self, losses: Sequence[Loss], parallel_map: ParallelMap
@@ -72,13 +91,17 @@ class _Replica:
     def __init__(self, gated: GatedModel, model: nn.Module, trained: Mapping[str, _Trained]) -> None:
         self._gated = gated
         self._model = replica(model)
-        leaves = {id(each.parameter): nn.Parameter(each.parameter.data) for each in trained.values()}
+        layers = streamed_layers(self._model)
+        for name, layer in layers.items():
+            layer.on_gradient = self._reducer(trained[name].places) if name in trained else None
+        held = [each for name, each in trained.items() if name not in layers]
+        leaves = {id(each.parameter): nn.Parameter(each.parameter.data) for each in held}
         for module in list(self._model.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if id(parameter) in leaves:
                     setattr(module, name, leaves[id(parameter)])
-        for each in trained.values():
-            hook, leaf = self._reducer(each.places), leaves[id(each.parameter)]
+        for each in held:
+            hook, leaf = _taking(self._reducer(each.places)), leaves[id(each.parameter)]
             leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         _make_embeddings_sparse(self._model)
         self._slopes: list[GateGradients | None] = []
@@ -91,15 +114,33 @@ class _Replica:
         return float(found.detach()), self._slopes
 
     def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:
-        def reduce(leaf: Tensor) -> None:
-            gradient, leaf.grad = leaf.grad, None
-            for number, place in places.items() if gradient is not None else ():
+        """Returns the function that takes a parameter's gradient, or that of one use of a streamed layer."""
+
+        def reduce(gradient: Tensor) -> None:
+            for number, place in places.items():
                 weights = self._gated.weights[number]
-                if gradient is not None and weights is not None:
-                    part = _part(gradient, place)
-                    self._slopes[number] = weights.reduce(self._gated.gates[number], part)
+                if weights is not None:
+                    slopes = weights.reduce(self._gated.gates[number], _part(gradient, place))
+                    self._slopes[number] = summed([self._slopes[number], slopes])
 
         return reduce
+
+
+def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
+    """Returns the sum of those that are there, in order, or None."""
+    present = [slope for slope in slopes if slope is not None]
+    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
+
+
+def _taking(reduce: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Returns the hook of a leaf that hands its gradient on, and does not hold it."""
+
+    def take(leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        if gradient is not None:
+            reduce(gradient)
+
+    return take
 
 
 def _make_embeddings_sparse(model: nn.Module) -> None:

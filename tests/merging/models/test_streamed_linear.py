@@ -1,0 +1,146 @@
+"""Streamed linear layers: the numbers of held ones, bit for bit, without holding weights."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+from support.tiny_language_models import language_model
+from torch import Tensor, nn
+
+from flexswitch.merging.models.replica import replica
+from flexswitch.merging.models.streamed_linear import (
+    StreamedLinear,
+    stream_linear,
+    streamed_layers,
+    without_matrices,
+)
+
+
+class Perceptron(nn.Module):
+    """Two layers, the first of which is used twice; and a head that shares its weights with an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 5)
+        self.inner, self.outer = nn.Linear(5, 5), nn.Linear(5, 6, bias=False)
+        self.head = nn.Linear(5, 7, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.words(tokens)
+        return (
+            self.outer(self.inner(self.inner(hidden)).tanh()) @ torch.ones(6, 2) + self.head(hidden)[..., :2]
+        )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Makes sums the same in both modules."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def held() -> Perceptron:
+    torch.manual_seed(0)
+    return Perceptron()
+
+
+def streamed(like: Perceptron) -> Perceptron:
+    with without_matrices():
+        module = Perceptron()
+    stream_linear(module, set(module.state_dict()))
+    layers, state = streamed_layers(module), like.state_dict()
+    for name, tensor in module.state_dict().items():
+        if name not in layers:
+            tensor.copy_(state[name])
+    for name, layer in layers.items():
+        layer.source.read = state[name].clone
+    module.words.requires_grad_(True)
+    return module
+
+
+def test_layers_of_shared_weights_are_held() -> None:
+    module = streamed(held())
+    assert set(streamed_layers(module)) == {"inner.weight", "outer.weight"}
+    assert module.head.weight is module.words.weight
+    assert not module.words.weight.is_meta
+
+
+def test_a_language_models_head_is_held_and_layers_not_named_are_too() -> None:
+    with without_matrices():
+        model = language_model("llama")
+    names = {name for name in model.state_dict() if "up_proj" not in name}
+    stream_linear(model, names)
+    layers = streamed_layers(model)
+    assert any("down_proj" in name for name in layers)
+    assert not any("up_proj" in name or "lm_head" in name for name in layers)
+    assert [name for name, weight in model.named_parameters() if weight.is_meta] == sorted(
+        layers, key=list(model.state_dict()).index
+    )
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["float32", "bfloat16"])
+def test_outputs_and_gradients_are_those_of_held_layers(fast: bool) -> None:
+    tokens = torch.tensor([[1, 2, 3], [4, 0, 6]])
+    one, two = held(), streamed(held())
+    found: dict[str, Tensor] = {}
+    for name, layer in streamed_layers(two).items():
+        layer.on_gradient = lambda gradient, name=name: found.__setitem__(
+            name, found[name] + gradient if name in found else gradient
+        )
+    results = []
+    for module in (one, two):
+        with torch.autocast("cpu", torch.bfloat16) if fast else nullcontext():
+            results.append(module(tokens))
+        results[-1].float().square().sum().backward()
+    assert torch.equal(results[0], results[1])
+    assert one.words.weight.grad is not None
+    assert two.words.weight.grad is not None
+    assert torch.equal(one.words.weight.grad, two.words.weight.grad)
+    assert set(found) == {"inner.weight", "outer.weight"}
+    for name, gradient in found.items():
+        own = one.get_parameter(name).grad
+        assert own is not None
+        rounding = 0 if name == "outer.weight" else (1e-2 if fast else 1e-6)  # in the sum of the two uses
+        torch.testing.assert_close(gradient, own, rtol=0, atol=rounding * float(own.abs().max()))
+
+
+def test_a_graph_holds_no_weights_and_makes_them_for_the_backward_pass() -> None:
+    layer = StreamedLinear(nn.Linear(4, 3))
+    made: list[weakref.ref[Tensor]] = []
+    weights = torch.randn(3, 4)
+
+    def read() -> Tensor:
+        found = weights.clone()
+        made.append(weakref.ref(found))
+        return found
+
+    layer.source.read, layer.on_gradient = read, lambda gradient: None
+    states = torch.randn(2, 4, requires_grad=True)
+    result = layer(states)
+    gc.collect()
+    assert [each() for each in made] == [None]
+    result.sum().backward()
+    gc.collect()
+    assert [each() for each in made] == [None, None]
+    assert states.grad is not None
+    torch.testing.assert_close(states.grad, weights.sum(0).expand(2, 4))
+
+
+def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own() -> None:
+    module = streamed(held())
+    copy = replica(module)
+    mine, other = streamed_layers(module)["outer.weight"], streamed_layers(copy)["outer.weight"]
+    assert mine is not other
+    mine.source.read = lambda: torch.zeros(6, 5)
+    assert torch.equal(other.source.read(), torch.zeros(6, 5))
+    found: list[Tensor] = []
+    other.on_gradient = found.append
+    assert mine.on_gradient is None
+    copy(torch.tensor([[1]])).sum().backward()
+    assert [gradient.shape for gradient in found] == [(6, 5)]
