@@ -68,6 +68,8 @@ bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/run.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/ablation.py --data $(DATA)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/speed.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/files.py --data $(DATA)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/flex_switch/memory.py --work $(WORK)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/routing/run.py --data $(DATA) --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/storage/run.py --models benchmarks/text8/cache
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/search/run.py

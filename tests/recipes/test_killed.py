@@ -76,10 +76,10 @@ def remove(folder: Path) -> None:
 
 
 @pytest.mark.deep
-def test_a_run_that_is_killed_ten_times_does_each_step_once(folder: Path) -> None:
+def test_a_run_that_is_killed_five_times_does_each_step_once(folder: Path) -> None:
     expected, draw = whole_run(folder), random.Random(0)
     done: list[str] = []
-    for _ in range(10):
+    for _ in range(5):
         with start("--jobs", "2") as process:
             for name in finished(process):
                 done.append(name)

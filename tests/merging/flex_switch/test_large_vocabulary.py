@@ -26,7 +26,8 @@ from flexswitch.merging.commands.evaluate import evaluate
 folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[2] == "compress":
-    settings = {"steps": 2, "augmentations": 0, "scale_refit_steps": 0, "shards": 1, "min_exemplars": 16}
+    settings = {"steps": 1, "augmentations": 0, "scale_refit_steps": 0, "shards": 1, "min_exemplars": 16,
+                "densities": "uniform"}
     compress(
         folder / "birds", folder / "trained.fsw", base=folder / "base", exemplars=folder / "data", name="birds",
         method="flexswitch", target_size="200KB", settings=settings, jobs=1, per_task=16,

@@ -24,6 +24,6 @@ def test_a_few_killed_commands_and_races() -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(("kind", "tries"), [("kills", 260), ("races", 80), ("reads", 56)])
+@pytest.mark.parametrize(("kind", "tries"), [("kills", 120), ("races", 40), ("reads", 28)])
 def test_many_killed_commands_races_and_readers(kind: str, tries: int) -> None:
     attacked(kind, tries)
