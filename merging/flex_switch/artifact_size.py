@@ -20,6 +20,7 @@ from flexswitch.merging.compression.relative_error import EXACT, error_record
 from flexswitch.merging.flex_switch.delta_rows import (
     DeltaRows,
     Quantisation,
+    kept_entries,
     nothing_kept,
     row_squares,
     stored_form,
@@ -117,5 +118,5 @@ class ArtifactSizer:
 
 def kept_by_row(tensor: DeltaRows, quantised: Quantisation) -> NDArray[np.int64]:
     """Returns the number of kept entries of each row, (row,)."""
-    kept = np.abs(tensor.delta.reshape(-1, tensor.columns)) > quantised.thresholds[:, None]
+    kept = kept_entries(tensor.delta.reshape(-1, tensor.columns), quantised)
     return np.asarray(np.count_nonzero(kept, axis=1))

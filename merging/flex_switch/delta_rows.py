@@ -82,10 +82,18 @@ def _taken(matrix: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
     return (matrix if len(rows) == len(matrix) else matrix[rows]).reshape(-1)
 
 
+def kept_entries(by_row: FloatArray, quantised: Quantisation) -> NDArray[np.bool_]:
+    """Returns which entries of a tensor's changed rows are above their row's threshold, (row, column)."""
+    thresholds = quantised.thresholds[:, None]
+    kept: NDArray[np.bool_] = by_row > thresholds
+    kept |= by_row < -thresholds  # in place of magnitudes, which would take four times this memory
+    return kept
+
+
 def sparse_tensor(tensor: DeltaRows, quantised: Quantisation) -> SparseTensor:
     """Returns the entries that a quantisation keeps, each as its nearest level."""
     by_row = tensor.delta.reshape(-1, tensor.columns)  # (row, column)
-    kept = np.abs(by_row) > quantised.thresholds[:, None]
+    kept = kept_entries(by_row, quantised)
     grid = as_matrix(tensor.shape)
     marked = np.zeros((grid.rows, grid.columns), np.bool_)
     marked[tensor.rows] = kept
@@ -108,7 +116,7 @@ def stored_form(tensor: DeltaRows, quantised: Quantisation) -> tuple[SparseTenso
 def row_squares(tensor: DeltaRows, quantised: Quantisation) -> Squares:
     """Returns the sums of squares of a tensor and of what a quantisation leaves of it."""
     delta = tensor.delta
-    kept = np.abs(delta) > np.repeat(quantised.thresholds, tensor.columns)
+    kept = kept_entries(delta.reshape(-1, tensor.columns), quantised).reshape(-1)
     mask, levels = np.packbits(kept, bitorder="little"), levels_of(delta[kept], quantised)
     sparse = SparseTensor(delta.shape, mask, levels, quantised.bits)
     blocks = (

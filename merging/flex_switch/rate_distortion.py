@@ -48,7 +48,7 @@ def rate_distortion_table(delta: FloatArray, bits: NDArray[np.int64]) -> RateDis
     wanted = np.geomspace(1, kept[-1], _DENSITIES)
     cuts = np.unique(np.minimum(np.searchsorted(kept, wanted), len(kept) - 1))
     # The threshold that keeps nothing is the largest magnitude, so that a lower one keeps something.
-    rows = [(np.abs(delta).max(), 0, int(bits[0]), 0.0, total, 0.0)]
+    rows = [(max(delta.max(), -delta.min()), 0, int(bits[0]), 0.0, total, 0.0)]
     for width in bits.tolist():
         for cut in cuts.tolist():
             taken = slice(0, cut + 1)

@@ -72,5 +72,11 @@ def block_ranges(entries: int, size: int | None = None) -> Iterator[tuple[int, i
 
 def delta_tensor(vector: TaskVector, name: str) -> Tensor:
     """Returns a tensor's whole delta, float32 in its shape."""
-    blocks = [np.empty(0, np.float32), *vector.blocks(name)]
-    return torch.from_numpy(np.concatenate(blocks)).reshape(vector.tensors[name].shape)
+    info = vector.tensors[name]
+    whole, start = np.empty(info.entries, np.float32), 0
+    for block in vector.blocks(name):
+        whole[start : start + len(block)] = block
+        start += len(block)
+    if start < len(whole):
+        raise ValueError(f"{vector.source}: {start} of the {len(whole)} entries of tensor '{name}'")
+    return torch.from_numpy(whole).reshape(info.shape)
