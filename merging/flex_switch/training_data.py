@@ -46,6 +46,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 _ANSWERED_TOGETHER = 25
 _TOGETHER = 4  # examples of a step that are padded to the longest of them
 _MOST_HELD_OUT = 100
+_REPEATED = ("albert",)  # families whose layers are used more than once in a forward pass
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def _model(objective: Objective, vector: TaskVector, streamed: Checkpoint | None
     adapter = objective.adapter
     if objective.goal == "mse":
         return adapter.encoder()
-    if streamed is None or objective.device != "cpu" or not isinstance(adapter, HuggingFace):
+    able = objective.device == "cpu" and isinstance(adapter, HuggingFace)
+    if streamed is None or not able or read_config(streamed).get("model_type") in _REPEATED:
         return adapter.model(vector.model.config, vector.extras)
     with without_matrices():
         model = adapter.model(vector.model.config, vector.extras)
