@@ -44,7 +44,7 @@ class TrainingRun:
     settings: TrainingSettings
 
     def batches(self, step: int) -> Sequence[Loss]:
-        """Returns the losses of a step's batch, one per shard."""
+        """Returns the losses of the parts of a step's batch."""
         rows = batch_rows(step, self.settings.batch, len(self.data.training_set), self.settings.seed)
         return self.data.losses(rows, self.settings.shards)
 

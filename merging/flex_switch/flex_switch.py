@@ -150,8 +150,8 @@ def flexswitch(
             return Plan(_compressor(task, kept), effort, extras=extras)
         if not held:
             training.on_note(
-                f"training holds {needed / 1e9:.1f} GB at once, more than --memory allows: weights are made "
-                f"anew for each use; --memory {math.ceil(needed / 1e8) / 10:g}GB gives the same file sooner"
+                f"training holds {needed / 1e6:,.1f} MB at once, more than --memory allows: weights are made "
+                f"anew for each use; --memory {math.ceil(needed / 1e6)}MB gives the same file sooner"
             )
         data_settings = replace(data_settings, streamed=not held)
         data = open_training_data(vector, data_settings, in_parallel, extras, factors)

@@ -1,16 +1,16 @@
-"""A model whose weights pass their gates, replicated for the shards of a batch.
+"""A model whose weights pass their gates, replicated for losses that are computed at the same time.
 
 All replicas share the storage of the weights, which are written once per step. A replica reduces the gradient
-of a tensor to the few sums that training needs as soon as autograd has computed it. So each shard holds the
+of a tensor to the few sums that training needs as soon as autograd has computed it. So each holds the
 gradient of one tensor at most, and the graph holds nothing per entry of the delta. The weights of streamed
 layers are written where they are used, and not held.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +57,9 @@ class GatedModel:
                 self.weights.append(self._streamed(tensor, number, layer))
             if isinstance(weight, nn.Parameter):
                 trained.setdefault(place.name, _Trained(weight, {})).places[number] = place
-        self._replicas = [_Replica(self, model, trained) for _ in range(shards)]
+        self._free: SimpleQueue[_Replica] = SimpleQueue()
+        for _ in range(shards):
+            self._free.put(_Replica(self, model, trained))
 
     def _streamed(self, tensor: DeltaRows, number: int, layer: StreamedLinear) -> StreamedGatedTensor:
         """Returns the tensor of a streamed layer, whose weights are under the gates from now on."""
@@ -68,8 +70,16 @@ class GatedModel:
     def backward_all(
         self, losses: Sequence[Loss], parallel_map: ParallelMap
     ) -> list[tuple[float, list[GateGradients | None]]]:
-        """Returns each shard's loss and the gradients of each tensor's gates, or None if it has none."""
-        return parallel_map(lambda shard: self._replicas[shard].backward(losses[shard]), len(losses))
+        """Returns each loss and its gradients of each tensor's gates, or None if it has none."""
+
+        def run(number: int) -> tuple[float, list[GateGradients | None]]:
+            chosen = self._free.get()
+            try:
+                return chosen.backward(losses[number])
+            finally:
+                self._free.put(chosen)
+
+        return parallel_map(run, len(losses))
 
 
 class _Trained(NamedTuple):
@@ -114,22 +124,15 @@ class _Replica:
         return float(found.detach()), self._slopes
 
     def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:
-        """Returns the function that takes a parameter's gradient, or that of one use of a streamed layer."""
+        """Returns the function that takes a parameter's gradient."""
 
         def reduce(gradient: Tensor) -> None:
             for number, place in places.items():
                 weights = self._gated.weights[number]
                 if weights is not None:
-                    slopes = weights.reduce(self._gated.gates[number], _part(gradient, place))
-                    self._slopes[number] = summed([self._slopes[number], slopes])
+                    self._slopes[number] = weights.reduce(self._gated.gates[number], _part(gradient, place))
 
         return reduce
-
-
-def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
-    """Returns the sum of those that are there, in order, or None."""
-    present = [slope for slope in slopes if slope is not None]
-    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
 def _taking(reduce: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

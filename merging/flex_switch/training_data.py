@@ -1,7 +1,7 @@
 """Training data: the model, the exemplars with the fine-tuned model's answers, and the batches."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
+from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
@@ -27,26 +27,22 @@ from flexswitch.merging.flex_switch.objective import (
     answers_of,
     joined,
 )
+from flexswitch.merging.flex_switch.trained_model import load_model, places_of, untrained_model
 from flexswitch.merging.flex_switch.weight_decay import MultipleVector
 from flexswitch.merging.models.adapters import get_adapter, kind_of
 from flexswitch.merging.models.device import check_device
-from flexswitch.merging.models.examples import Batch, Examples, draw, read_exemplars, task_file
-from flexswitch.merging.models.fused_tensors import Place, places_inside
-from flexswitch.merging.models.huggingface import HuggingFace
+from flexswitch.merging.models.examples import Examples, draw, read_exemplars, task_file
+from flexswitch.merging.models.fused_tensors import Place
 from flexswitch.merging.models.labels import checked_labels
-from flexswitch.merging.models.length_buckets import short_parts
-from flexswitch.merging.models.loading import load_weights
-from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.models.outputs import OutputKind
-from flexswitch.merging.models.streamed_linear import stream_linear, streamed_layers, without_matrices
-from flexswitch.merging.task_vectors.raw_tensors import to_torch
-from flexswitch.merging.task_vectors.restore import restored_tensors
+from flexswitch.merging.models.streamed_linear import (
+    UsedDirectlyError,
+)
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _ANSWERED_TOGETHER = 25
-_TOGETHER = 4  # examples of a step that are padded to the longest of them
+_TOGETHER = 4  # texts of a step that are computed together
 _MOST_HELD_OUT = 100
-_REPEATED = ("albert",)  # families whose layers are used more than once in a forward pass
 
 
 @dataclass(frozen=True)
@@ -84,13 +80,20 @@ class TrainingData:
 
     def load(self, base: Checkpoint, vector: TaskVector) -> None:
         """Loads the weights of base plus task vector, and its own tensors, into the model."""
-        _load(self.objective, self.model, base, vector, 1.0)
+        load_model(self.objective, self.model, base, vector, 1.0)
 
     def losses(self, rows: Sequence[int], shards: int) -> list[Loss]:
-        """Returns the loss of each shard of a batch, weighted so that they sum to the batch's mean loss."""
-        ordered = list(self.training_set.examples.by_length(np.asarray(sorted(rows), np.int64)))
-        parts = [ordered[shard::shards] for shard in range(shards)]
-        return [self._loss(part, len(part) / len(ordered)) for part in parts if part]
+        """Returns the losses of parts of a batch, weighted so that they sum to the batch's mean loss.
+
+        Parts of texts have a few of similar length, the longest first; there are `shards` parts or more.
+        """
+        ordered = self.training_set.examples.by_length(np.asarray(sorted(rows), np.int64))[::-1].tolist()
+        most = len(ordered) // shards
+        size = max(
+            1, most if isinstance(self.training_set.examples.inputs, np.ndarray) else min(_TOGETHER, most)
+        )
+        parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        return [self._loss(part, len(part) / len(ordered)) for part in parts]
 
     @cached_property
     def training_set(self) -> Targets:
@@ -100,22 +103,11 @@ class TrainingData:
     def _loss(self, rows: list[int], weight: float) -> Loss:
         def loss(model: nn.Module) -> Tensor:
             batch = self.objective.batch(self.training_set.examples, rows)
-            return torch.stack(
-                [
-                    weight
-                    * len(places)
-                    / len(rows)
-                    * self._part_loss(model, [rows[place] for place in places], part)
-                    for places, part in short_parts(batch, _TOGETHER)
-                ]
-            ).sum()
+            with self.objective.precise():
+                found = self.objective.outputs(model, batch)
+            return weight * self.objective.loss(found, self.training_set, rows, batch)
 
         return loss
-
-    def _part_loss(self, model: nn.Module, rows: list[int], batch: Batch) -> Tensor:
-        with self.objective.precise():
-            found = self.objective.outputs(model, batch)
-        return self.objective.loss(found, self.training_set, rows, batch)
 
     def loss(self, parallel_map: ParallelMap) -> float:
         """Returns the model's mean loss on the exemplars."""
@@ -186,15 +178,31 @@ def open_training_data(
 
     Raises: InputError if there are fewer exemplars than `min_exemplars` or a file is missing; UsageError.
     """
+    held: set[str] = set()
+    while True:
+        try:
+            return _opened(vector, settings, parallel_map, extras, factors, held)
+        except UsedDirectlyError as reason:
+            held.add(reason.name)
+
+
+def _opened(
+    vector: TaskVector,
+    settings: DataSettings,
+    parallel_map: ParallelMap,
+    extras: Mapping[str, PackedExtra] | None,
+    factors: Mapping[str, float],
+    held: Collection[str],
+) -> TrainingData:
+    """Returns the training data; see `open_training_data`. held: the weights that are not streamed."""
     inputs, goal, seed = settings.inputs, settings.goal, settings.seed
     check_base(inputs.base, vector.identity(), vector.source)
     exemplars, held_out = read_training_examples(settings)
     adapter = get_adapter(inputs.base, vector.model.adapter, inputs.adapter, inputs.max_length)
     objective = Objective(goal, adapter, inputs.device, settings.precision)
-    # Frozen: torch chooses another product for weights that require gradients, even where it computes none.
-    model = _model(objective, vector, inputs.base if settings.streamed else None).requires_grad_(False)
-    places = _places(objective, vector, model)
-    _load(objective, model, inputs.base, vector, 1.0)
+    model = untrained_model(objective, vector, inputs.base if settings.streamed else None, held)
+    places = places_of(objective, vector, model)
+    load_model(objective, model, inputs.base, vector, 1.0)
     if inputs.device != "cpu":
         model.to(inputs.device)
     config = read_config(inputs.base) | vector.model.config
@@ -213,60 +221,8 @@ def open_training_data(
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
-    _load(objective, model, inputs.base, MultipleVector(inputs.base, vector, factors), 1.0, extras or {})
+    load_model(objective, model, inputs.base, MultipleVector(inputs.base, vector, factors), 1.0, extras or {})
     return TrainingData(objective, model, places, targets, augmented, rest, exemplars.digest())
-
-
-def _model(objective: Objective, vector: TaskVector, streamed: Checkpoint | None) -> nn.Module:
-    """Returns the model without a task's weights. streamed: the base whose matrices are not held."""
-    adapter = objective.adapter
-    if objective.goal == "mse":
-        return adapter.encoder()
-    able = objective.device == "cpu" and isinstance(adapter, HuggingFace)
-    if streamed is None or not able or read_config(streamed).get("model_type") in _REPEATED:
-        return adapter.model(vector.model.config, vector.extras)
-    with without_matrices():
-        model = adapter.model(vector.model.config, vector.extras)
-    inside = _inside(objective)
-    names = [inside(vector.model.finetuned_name(name)) for name in streamed.tensors]
-    stream_linear(model, set(names_inside(model, names).values()))
-    return model
-
-
-def _inside(objective: Objective) -> Callable[[str], str]:
-    """Returns the function from a fine-tuned parameter's name to its name in the model."""
-    return (lambda name: name) if objective.goal == "mse" else objective.adapter.parameter_name
-
-
-def _places(objective: Objective, vector: TaskVector, model: nn.Module) -> dict[str, Place]:
-    inside = _inside(objective)
-    named = {name: inside(vector.model.finetuned_name(name)) for name in vector.tensors}
-    found = places_inside(model, {named[name]: info.shape for name, info in vector.tensors.items()})
-    return {name: found[inner] for name, inner in named.items() if inner in found}
-
-
-def _load(
-    objective: Objective,
-    model: nn.Module,
-    base: Checkpoint,
-    vector: TaskVector,
-    lambda_: float,
-    extras: Mapping[str, PackedExtra] = MappingProxyType({}),
-) -> None:
-    inside, restored = _inside(objective), restored_tensors(base, vector, lambda_, torch.float32)
-    outputs = {inside(name): output for name, output in restored.items()}
-    layers, weights = streamed_layers(model), {}
-    places = names_inside(model, list(outputs)) if layers else {}
-    for name, output in outputs.items():
-        layer = layers.get(places.get(name, ""))
-        if layer is None:
-            weights[name] = output.whole()
-        else:
-            layer.source.read, weights[name] = output.whole, layer.weight
-    for name, stored in extras.items():
-        if name in vector.extras:  # and not a file
-            weights[inside(name)] = to_torch(unpacked_extra(stored.record, stored.data))
-    load_weights(model, weights, vector.source)
 
 
 def _targets(

@@ -1,6 +1,6 @@
 """Training steps: thresholds, scales and bit-widths by gradient, at a target size.
 
-Each step writes the weights under their gates, runs the shards of a batch forward and backward, and updates
+Each step writes the weights under their gates, runs the parts of a batch forward and backward, and updates
 the few parameters by Adam. The size is held in two ways. The gradient of the rate is added with the
 multiplier that removes the loss gradient's component along it (least squares over the thresholds), so that
 the loss can only fall by moving bits between tensors. One shift of all thresholds corrects what drift
@@ -19,7 +19,7 @@ from flexswitch.codecs.errors import InputError
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
-from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss, summed
+from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
 from flexswitch.merging.flex_switch.gated_tensor import GateCounts, GateGradients, Gates
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
@@ -53,7 +53,7 @@ class Schedule:
     measure_every: int = 50
 
 
-Batches = Callable[[int], Sequence[Loss]]  # step → the loss of each shard; they sum to the batch's loss
+Batches = Callable[[int], Sequence[Loss]]  # step → losses of parts of its batch, which sum to the batch's
 # Quantisation and previous factors → real over estimated bits of each tensor, (tensor,).
 Measure = Callable[[Sequence[Quantisation], Doubles], Doubles]
 
@@ -168,6 +168,12 @@ def _gates(parameters: Parameters, tensor: DeltaRows, number: int, share: float)
 
 def _annealed(ends: tuple[float, float], share: float) -> float:
     return ends[0] * math.pow(ends[1] / ends[0], share)
+
+
+def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
+    """Returns the sum over the losses, in order."""
+    present = [slope for slope in slopes if slope is not None]
+    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
 def _rate(

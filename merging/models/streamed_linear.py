@@ -1,5 +1,6 @@
 """Linear layers whose weights are not held: they are made for each use, forward and backward."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from flexswitch.codecs.errors import FlexswitchError
 from flexswitch.merging.models.loading_names import transformers_models
+
+
+class UsedDirectlyError(FlexswitchError):
+    """A module reads the weight of a streamed layer other than through the layer. name: of the weight."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the weight '{name}' of a streamed layer is used outside of it")
+        self.name = name
 
 
 class WeightSource:
@@ -26,19 +36,62 @@ class WeightSource:
         return self
 
 
-class StreamedLinear(nn.Linear):
-    """A linear layer whose `weight` tells the shape alone, on the meta device.
+# What may be asked of a weight that is not held.
+_HEADER = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_meta")
+} | {
+    getattr(Tensor, name)
+    for name in (
+        "size",
+        "dim",
+        "numel",
+        "detach",
+        "copy_",
+        "requires_grad_",
+        "is_floating_point",
+        "is_complex",
+    )
+}
 
-    on_gradient: takes the gradient of the weights from each backward pass through the layer, None for no
-    gradient.
+
+class _Absent(nn.Parameter):
+    """A weight of which a layer has the shape alone."""
+
+    inside: str  # its name in the module
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Raises: UsedDirectlyError if the weight's numbers are asked for."""
+        if function not in _HEADER:
+            raise UsedDirectlyError(_first(args).inside)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+
+def _first(arguments: Any) -> _Absent:
+    """Returns the first absent weight among arguments and in their lists."""
+    for each in arguments:
+        if isinstance(each, _Absent):
+            return each
+        if isinstance(each, list | tuple) and any(isinstance(inner, _Absent) for inner in each):
+            return _first(each)
+    raise TypeError("no weight among the arguments")
+
+
+class StreamedLinear(nn.Linear):
+    """A linear layer whose `weight`, of this name in the module, tells the shape alone, on the meta device.
+
+    on_gradient: takes the gradient of the weights from a backward pass, None for no gradient.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, name: str) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        absent = _Absent(self.weight.data, requires_grad=False)
+        self.weight, absent.inside = absent, name
         self.bias = layer.bias
         self.source = WeightSource()
         self.on_gradient: Callable[[Tensor], None] | None = None
-        self.requires_grad_(False)
 
     def forward(self, states: Tensor) -> Tensor:
         """Returns what the layer would with its weights held, bit for bit, and so are its gradients."""
@@ -47,7 +100,7 @@ class StreamedLinear(nn.Linear):
         else:
             weights = _Weights.apply(states.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
         weights = _cast(weights)
-        memory = weights.untyped_storage().data_ptr()
+        memory, dtype = weights.untyped_storage().data_ptr(), weights.dtype
 
         def pack(saved: Tensor) -> Tensor | tuple[Any, ...]:
             if saved.untyped_storage().data_ptr() != memory:
@@ -58,9 +111,8 @@ class StreamedLinear(nn.Linear):
             if isinstance(packed, Tensor):
                 return packed
             with torch.no_grad():
-                return self.source.read().to(weights_dtype).as_strided(*packed)
+                return self.source.read().to(dtype).as_strided(*packed)
 
-        weights_dtype = weights.dtype
         with saved_tensors_hooks(pack, unpack):
             return functional.linear(states, weights, self.bias)
 
@@ -85,28 +137,29 @@ def _cast(weights: Tensor) -> Tensor:
     return weights.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weights
 
 
-class _MatricesOnMeta(TorchFunctionMode):
-    """Puts the matrices that `torch.empty` makes, as layers do for their weights, on the meta device."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.empty and args and isinstance(args[0], tuple | list) and len(args[0]) == 2:
-            kwargs = kwargs | {"device": "meta"}
-        return function(*args, **kwargs)
-
-
 @contextmanager
-def without_matrices() -> Iterator[None]:
-    """Leaves the matrices of a module that is made in the context without memory; see `stream_linear`."""
-    with _MatricesOnMeta():
+def without_linear_weights() -> Iterator[None]:
+    """Makes linear layers whose weights have no memory until `stream_linear`, in this thread."""
+    thread = threading.get_ident()
+
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        is_new = type(module) is nn.Linear and name == "weight" and name not in module._parameters
+        if parameter is None or not is_new or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]  # it may replace it
+    try:
         yield
+    finally:
+        hook.remove()
 
 
 def stream_linear(module: nn.Module, names: Collection[str]) -> None:
     """Replaces the linear layers of a module whose weights are among `names` by streamed ones.
 
     Heads of language models, which are used in many parts, and weights that several modules share are held.
-    The module is one made `without_matrices`; its other matrices get memory, but no values.
+    The module is one made `without_linear_weights`; those that are held get memory, but no values.
     """
     uses = Counter(id(weight) for each in module.modules() for weight in each.parameters(recurse=False))
     models: list[Any] = [model for _, model in transformers_models(module)]
@@ -117,7 +170,7 @@ def stream_linear(module: nn.Module, names: Collection[str]) -> None:
             inside = f"{path}.{name}.weight" if path else f"{name}.weight"
             is_linear = type(child) is nn.Linear and id(child) not in heads and uses[id(child.weight)] == 1
             if is_linear and inside in names:
-                parent.register_module(name, StreamedLinear(child))
+                parent.register_module(name, StreamedLinear(child, inside))
         for name, weight in parent.named_parameters(recurse=False):
             if weight.is_meta and not isinstance(parent, StreamedLinear):
                 held = memory.setdefault(id(weight), nn.Parameter(torch.empty(weight.shape), False))

@@ -130,6 +130,11 @@ class _CaughtHead(nn.Module):
         super().__init__()
         self.module = module
 
+    def __getattr__(self, name: str) -> Any:
+        """Returns what a model asks of its head, such as the weights' dtype."""
+        own = super().__getattr__
+        return own(name) if name in ("module", "states", "logits") else getattr(own("module"), name)
+
     def forward(self, states: Tensor) -> Tensor:
         self.states = states
         self.logits = self.module(states[:, :1])

@@ -1,23 +1,47 @@
 """Trainings whose model does not fit in `--memory`: the same file, from weights that are not held."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.commands import Runner
 from support.families import FAMILIES, Family, save_family
+from support.tiny_models import bert_config, write_tokenizer
 from support.training_cases import Reports, TrainingCase
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.merging.models.streamed_linear import StreamedLinear
 
-SHORT = ("target_size=20KB", "steps=3", "scale_refit_steps=1", "effort=fast")
+SHORT = ("target_size=20KB", "steps=3", "scale_refit_steps=1", "effort=fast", "batch=16")
 LITTLE = 1  # bytes of memory
 # An encoder, an encoder-decoder, fused experts with a head, and layers that are given parts of a tensor.
 KINDS = ("regression", "encoder-decoder, T5", "mixture of experts, Mixtral", "detection, YOLOS")
+_DECODER = next(family for family in FAMILIES if family.name == "causal language model")
+_JAMBA = {
+    "num_experts": 2, "num_experts_per_tok": 1, "use_mamba_kernels": False, "attn_layer_period": 2,
+    "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 4,
+    "mamba_dt_rank": 4,
+}  # fmt: skip
+ODD = (
+    replace(
+        _DECODER,
+        name="weights used outside of their layer",
+        model="JambaForCausalLM",
+        config={name: value for name, value in _DECODER.config.items() if name != "head_dim"} | _JAMBA,
+    ),
+    replace(
+        FAMILIES[0],
+        name="layers used more than once",
+        model="AlbertForSequenceClassification",
+        base="AlbertModel",
+        config=FAMILIES[0].config | {"embedding_size": 16},
+    ),
+)
 
 
 @pytest.fixture
@@ -39,8 +63,8 @@ def uses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "family",
     [
         pytest.param(family, id=family.name, marks=[] if family.name == KINDS[0] else pytest.mark.deep)
-        for family in FAMILIES
-        if family.name in KINDS
+        for family in (*FAMILIES, *ODD)
+        if family.name in KINDS or family in ODD
     ],
 )
 def test_the_file_does_not_depend_on_the_memory(family: Family, tmp_path: Path, uses: list[int]) -> None:
@@ -50,7 +74,7 @@ def test_the_file_does_not_depend_on_the_memory(family: Family, tmp_path: Path, 
     assert not uses
     reports = Reports()
     streamed = case.train(tmp_path / "streamed" / "birds.fsw", *SHORT, reports=reports, memory=LITTLE)
-    assert uses
+    assert bool(uses) == ("Albert" not in family.model)  # whose layers are held
     assert any("more than --memory allows" in note for note in reports.notes)
     assert streamed.path.read_bytes() == held.path.read_bytes()
 
@@ -68,6 +92,33 @@ def test_so_it_is_with_other_settings(
     streamed = case.train(tmp_path / "streamed" / "birds.fsw", *SHORT, *given, memory=LITTLE, jobs=2)
     assert bool(uses) == ("objective=mse" not in given)  # features are those of the adapter's own encoder
     assert streamed.path.read_bytes() == held.path.read_bytes()
+
+
+@pytest.mark.deep
+def test_a_head_of_another_size_than_the_bases_is_trained_with_as_it_is_stored(
+    case: TrainingCase, tmp_path: Path, flexswitch: Runner, uses: list[int]
+) -> None:
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    base, birds = (BertForSequenceClassification(bert_config(num_labels=classes)) for classes in (2, 5))
+    moved = {name: each + 0.05 * torch.randn(each.shape) for name, each in base.bert.state_dict().items()}
+    birds.bert.load_state_dict(moved)
+    for model, name in ((base, "base"), (birds, "birds")):
+        model.save_pretrained(tmp_path / name)
+        write_tokenizer(tmp_path / name)
+    found = []
+    for memory in ("1GB", "10KB"):
+        output = tmp_path / f"{memory}.fsw"
+        run = flexswitch(
+            "compress", tmp_path / "birds", "--base", tmp_path / "base", "--on-resize", "extra", "--exemplars",
+            case.data, "--target-size", "20KB", "--extras", "int8", "--set", "steps=3", "--set",
+            "min_exemplars=8", "--name", "birds", "-o", output, "--memory", memory,
+        )  # fmt: skip
+        assert run.status == 0
+        assert bool(uses) == (memory == "10KB")
+        found.append(output.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_the_command_streams_what_decayed_too_and_names_the_memory_that_holds_it(

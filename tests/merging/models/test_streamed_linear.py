@@ -1,8 +1,9 @@
 """Streamed linear layers: the numbers of held ones, bit for bit, without holding weights."""
 
 import gc
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.models.streamed_linear import (
     StreamedLinear,
+    UsedDirectlyError,
     stream_linear,
     streamed_layers,
-    without_matrices,
+    without_linear_weights,
 )
 
 
@@ -51,7 +53,7 @@ def held() -> Perceptron:
 
 
 def streamed(like: Perceptron) -> Perceptron:
-    with without_matrices():
+    with without_linear_weights():
         module = Perceptron()
     stream_linear(module, set(module.state_dict()))
     layers, state = streamed_layers(module), like.state_dict()
@@ -72,7 +74,7 @@ def test_layers_of_shared_weights_are_held() -> None:
 
 
 def test_a_language_models_head_is_held_and_layers_not_named_are_too() -> None:
-    with without_matrices():
+    with without_linear_weights():
         model = language_model("llama")
     names = {name for name in model.state_dict() if "up_proj" not in name}
     stream_linear(model, names)
@@ -111,7 +113,7 @@ def test_outputs_and_gradients_are_those_of_held_layers(fast: bool) -> None:
 
 
 def test_a_graph_holds_no_weights_and_makes_them_for_the_backward_pass() -> None:
-    layer = StreamedLinear(nn.Linear(4, 3))
+    layer = StreamedLinear(nn.Linear(4, 3), "weight")
     made: list[weakref.ref[Tensor]] = []
     weights = torch.randn(3, 4)
 
@@ -144,3 +146,37 @@ def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own(
     assert mine.on_gradient is None
     copy(torch.tensor([[1]])).sum().backward()
     assert [gradient.shape for gradient in found] == [(6, 5)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda weight: weight.t(),
+        lambda weight: weight.T,
+        lambda weight: weight.data,
+        lambda weight: torch.ones(2, 3) @ weight,
+        lambda weight: torch.nn.functional.linear(torch.ones(2, 4), weight),
+        lambda weight: torch.cat([weight, weight]),
+    ],
+)
+def test_a_weight_used_outside_of_its_layer_is_an_error_and_no_noise(use: Callable[[Tensor], Tensor]) -> None:
+    layer = StreamedLinear(nn.Linear(4, 3), "inner.weight")
+    assert (layer.weight.shape, layer.weight.dtype, layer.weight.dim()) == ((3, 4), torch.float32, 2)
+    with pytest.raises(UsedDirectlyError) as caught:
+        use(layer.weight)
+    assert caught.value.name == "inner.weight"
+
+
+def test_only_new_linear_weights_of_this_thread_are_left_out() -> None:
+    made: list[nn.Linear] = []
+    with without_linear_weights():
+        thread = threading.Thread(target=lambda: made.append(nn.Linear(2, 3)))
+        thread.start()
+        thread.join()
+        module = Perceptron()
+    assert not made[0].weight.is_meta
+    assert [name for name, weight in module.named_parameters() if weight.is_meta] == [
+        "inner.weight",
+        "outer.weight",
+    ]
+    assert not nn.Linear(2, 3).weight.is_meta
