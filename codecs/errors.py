@@ -39,7 +39,7 @@ class InputError(FlexswitchError):
 
 
 class TargetSizeError(InputError):
-    """A target size is too small for the task's own tensors and the header."""
+    """A target size is too small for the task's own tensors, the header and some entries."""
 
 
 class UsageError(FlexswitchError):

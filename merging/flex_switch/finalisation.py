@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import TargetSizeError
 from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
 from flexswitch.merging.flex_switch.delta_rows import Quantisation
@@ -107,6 +107,6 @@ class TrainingRun:
             if aim <= sizer.empty_size():
                 break
             quantised = task.fit(quantised, sizer, aim)[0]
-        raise InputError(
+        raise TargetSizeError(
             f"{task.vector.source}: no thresholds bring the artifact to {target:,} bytes; ask for more"
         )

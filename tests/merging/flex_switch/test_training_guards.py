@@ -207,11 +207,11 @@ def test_a_size_just_above_the_least_ends_in_an_artifact_or_in_one_line(
     assert found is not None
     target = int(found[1].replace(",", "")) + 1 + above
     settings = (f"target_size={target}", "steps=5")
-    with suppress(InputError):
+    with suppress(TargetSizeError):
         case.train(tmp_path / "out" / "birds.fsw", *settings)
         assert (tmp_path / "out" / "birds.fsw").stat().st_size <= target
         return
-    found_message = refusal(InputError, case, tmp_path, *settings)
+    found_message = refusal(TargetSizeError, case, tmp_path, *settings)
     assert found_message == (
         f"{case.finetuned}: no thresholds bring the artifact to {target:,} bytes; ask for more"
     )
