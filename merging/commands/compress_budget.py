@@ -159,7 +159,7 @@ class _Search:
             except TargetSizeError:
                 if number == len(self.setting.values) - 1:
                     raise
-                self.reporter.note(f"{self._shown(value)}: too small for the head, the header and some entries")
+                self.reporter.note(f"{self._shown(value)}: too small for head, header and some entries")
                 return False
             self._add(number, open_artifact(self.partial))
         return self.tries[number].agreement >= self.budget.share
