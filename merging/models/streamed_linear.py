@@ -64,7 +64,7 @@ class _Absent(nn.Parameter):
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raises: UsedDirectlyError if the weight's numbers are asked for."""
         if function not in _HEADER:
-            raise UsedDirectlyError(_first(args).inside)
+            raise UsedDirectlyError(_first([*args, *(kwargs or {}).values()]).inside)
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
 

@@ -156,7 +156,9 @@ def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own(
         lambda weight: weight.data,
         lambda weight: torch.ones(2, 3) @ weight,
         lambda weight: torch.nn.functional.linear(torch.ones(2, 4), weight),
+        lambda weight: torch.nn.functional.linear(torch.ones(2, 4), weight=weight),
         lambda weight: torch.cat([weight, weight]),
+        lambda weight: torch.cat(tensors=(torch.ones(3, 4), weight)),
     ],
 )
 def test_a_weight_used_outside_of_its_layer_is_an_error_and_no_noise(use: Callable[[Tensor], Tensor]) -> None:
