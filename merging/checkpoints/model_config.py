@@ -119,6 +119,21 @@ def _defaults(kind: Any) -> dict[str, Any]:
     return {name: each.default for name, each in found.items() if each.default is not each.empty}
 
 
+def decoded_floats(value: Any) -> Any:
+    """Returns config.json's entries with the floats that JSON lacks, as transformers writes them.
+
+    >>> decoded_floats({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
+    {'time_step_limit': [0.0, inf]}
+    """
+    if isinstance(value, list):
+        return [decoded_floats(part) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    if list(value) == ["__float__"] and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: decoded_floats(part) for name, part in value.items()}
+
+
 def check_numbers(entries: Mapping[str, Any], source: str) -> None:
     """Raises: InputError where a config.json asks for more layers or classes than any model has."""
     for key, number in _numbers(entries):

@@ -120,7 +120,8 @@ class _Replica:
         self._slopes = [None] * len(self._gated.weights)
         with torch.enable_grad():
             found = loss(self._model)
-            found.backward()  # type: ignore[no-untyped-call]
+            if found.requires_grad:  # of texts that are cut before their answers, no token is scored
+                found.backward()  # type: ignore[no-untyped-call]
         return float(found.detach()), self._slopes
 
     def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:

@@ -8,18 +8,15 @@ from torch import nn
 
 from flexswitch.codecs.format.extra_forms import PackedExtra, unpacked_extra
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
-from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.flex_switch.objective import Objective
+from flexswitch.merging.models.adapters import is_built_in
 from flexswitch.merging.models.fused_tensors import Place, places_inside
-from flexswitch.merging.models.huggingface import HuggingFace
 from flexswitch.merging.models.loading import load_weights
 from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.models.streamed_linear import stream_linear, streamed_layers, without_linear_weights
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
-
-_REPEATED = ("albert",)  # families whose layers are used more than once in a forward pass
 
 
 def untrained_model(
@@ -33,8 +30,7 @@ def untrained_model(
     adapter = objective.adapter
     if objective.goal == "mse":
         return adapter.encoder().requires_grad_(False)
-    able = objective.device == "cpu" and isinstance(adapter, HuggingFace)
-    if streamed is None or not able or read_config(streamed).get("model_type") in _REPEATED:
+    if streamed is None or objective.device != "cpu" or not is_built_in(adapter):
         return adapter.model(vector.model.config, vector.extras).requires_grad_(False)
     with without_linear_weights():
         model = adapter.model(vector.model.config, vector.extras).requires_grad_(False)

@@ -35,9 +35,7 @@ from flexswitch.merging.models.examples import Examples, draw, read_exemplars, t
 from flexswitch.merging.models.fused_tensors import Place
 from flexswitch.merging.models.labels import checked_labels
 from flexswitch.merging.models.outputs import OutputKind
-from flexswitch.merging.models.streamed_linear import (
-    UsedDirectlyError,
-)
+from flexswitch.merging.models.streamed_linear import UsedDirectlyError, check_uses
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
 _ANSWERED_TOGETHER = 25
@@ -183,7 +181,7 @@ def open_training_data(
         try:
             return _opened(vector, settings, parallel_map, extras, factors, held)
         except UsedDirectlyError as reason:
-            held.add(reason.name)
+            held.update(reason.names)
 
 
 def _opened(
@@ -205,6 +203,8 @@ def _opened(
     load_model(objective, model, inputs.base, vector, 1.0)
     if inputs.device != "cpu":
         model.to(inputs.device)
+    longest = exemplars.by_length(np.arange(len(exemplars)))[-1:].tolist()
+    check_uses(model, lambda own: objective.outputs(own, objective.batch(exemplars, longest)))
     config = read_config(inputs.base) | vector.model.config
 
     def kind(logits: Tensor) -> OutputKind:

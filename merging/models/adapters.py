@@ -114,6 +114,11 @@ def _adapter(base: Checkpoint, recorded: str | None, given: str | None) -> Adapt
     return _CLASSES[name](base)
 
 
+def is_built_in(adapter: Adapter) -> bool:
+    """Returns whether an adapter is one of flexswitch's own, and none of a user's, which may do anything."""
+    return type(adapter) in _CLASSES.values()
+
+
 def kind_of(
     adapter: Adapter, config: Mapping[str, Any], extras: Collection[str], logits: Tensor
 ) -> OutputKind:

@@ -14,6 +14,7 @@ from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.model_config import (
     check_numbers,
     config_class,
+    decoded_floats,
     known_changes,
     model_entries,
 )
@@ -106,7 +107,7 @@ class HuggingFace:
         is far larger than what is stored.
         """
         source, stored = self.base.source, [*self.base.tensors.values(), *(extras or {}).values()]
-        entries = {**self.config, **known_changes(self.config_class, changes)}
+        entries = decoded_floats({**self.config, **known_changes(self.config_class, changes)})
         kind_of_config = config_class(self.transformers, entries, source)
         check_numbers(entries, source)
         auto = getattr(self.transformers, kind)

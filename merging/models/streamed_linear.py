@@ -17,11 +17,11 @@ from flexswitch.merging.models.loading_names import transformers_models
 
 
 class UsedDirectlyError(FlexswitchError):
-    """A module reads the weight of a streamed layer other than through the layer. name: of the weight."""
+    """Weights of streamed layers are read other than once in a forward pass, through the layer."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the weight '{name}' of a streamed layer is used outside of it")
-        self.name = name
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(f"weights of streamed layers are used in other ways: {', '.join(names)}")
+        self.names = names
 
 
 class WeightSource:
@@ -39,7 +39,7 @@ class WeightSource:
 # What may be asked of a weight that is not held.
 _HEADER = {
     getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_meta")
+    for name in ("shape", "dtype", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_meta")
 } | {
     getattr(Tensor, name)
     for name in (
@@ -55,6 +55,9 @@ _HEADER = {
 }
 
 
+_DEVICE = Tensor.device.__get__
+
+
 class _Absent(nn.Parameter):
     """A weight of which a layer has the shape alone."""
 
@@ -63,10 +66,20 @@ class _Absent(nn.Parameter):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raises: UsedDirectlyError if the weight's numbers are asked for."""
+        own = _first([*args, *(kwargs or {}).values()])
+        if function == _DEVICE:
+            return torch.device("cpu")  # where the layer makes it
         if function not in _HEADER:
-            raise UsedDirectlyError(_first([*args, *(kwargs or {}).values()]).inside)
+            raise UsedDirectlyError([own.inside])
         with torch._C.DisableTorchFunctionSubclass():
-            return function(*args, **(kwargs or {}))
+            found = function(*args, **(kwargs or {}))
+            return _absent(found, own.inside) if function is Tensor.detach else found
+
+
+def _absent(weight: Tensor, inside: str) -> _Absent:
+    made = _Absent(weight, requires_grad=False)
+    made.inside = inside
+    return made
 
 
 def _first(arguments: Any) -> _Absent:
@@ -82,23 +95,25 @@ def _first(arguments: Any) -> _Absent:
 class StreamedLinear(nn.Linear):
     """A linear layer whose `weight`, of this name in the module, tells the shape alone, on the meta device.
 
-    on_gradient: takes the gradient of the weights from a backward pass, None for no gradient.
+    on_gradient: takes the gradient of the weights from a backward pass, None for no gradient. uses: the
+    number of forward passes.
     """
 
     def __init__(self, layer: nn.Linear, name: str) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        absent = _Absent(self.weight.data, requires_grad=False)
-        self.weight, absent.inside = absent, name
+        self.weight = layer.weight = _absent(self.weight.data, name)
         self.bias = layer.bias
         self.source = WeightSource()
         self.on_gradient: Callable[[Tensor], None] | None = None
+        self.uses = 0
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that nn.Linear has for it
         """Returns what the layer would with its weights held, bit for bit, and so are its gradients."""
+        self.uses += 1
         if self.on_gradient is None or not torch.is_grad_enabled():
             weights = self.source.read()
         else:
-            weights = _Weights.apply(states.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
+            weights = _Weights.apply(input.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
         weights = _cast(weights)
         memory, dtype = weights.untyped_storage().data_ptr(), weights.dtype
 
@@ -114,7 +129,7 @@ class StreamedLinear(nn.Linear):
                 return self.source.read().to(dtype).as_strided(*packed)
 
         with saved_tensors_hooks(pack, unpack):
-            return functional.linear(states, weights, self.bias)
+            return functional.linear(input, weights, self.bias)
 
 
 class _Weights(torch.autograd.Function):
@@ -158,23 +173,37 @@ def without_linear_weights() -> Iterator[None]:
 def stream_linear(module: nn.Module, names: Collection[str]) -> None:
     """Replaces the linear layers of a module whose weights are among `names` by streamed ones.
 
-    Heads of language models, which are used in many parts, and weights that several modules share are held.
+    Heads of language models, which are used in many parts, and what several modules share are held.
     The module is one made `without_linear_weights`; those that are held get memory, but no values.
     """
     uses = Counter(id(weight) for each in module.modules() for weight in each.parameters(recurse=False))
+    uses += Counter(id(child) for each in module.modules() for child in each._modules.values())
     models: list[Any] = [model for _, model in transformers_models(module)]
     heads = {id(model.get_output_embeddings()) for model in models}
     memory: dict[int, nn.Parameter] = {}
     for path, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
             inside = f"{path}.{name}.weight" if path else f"{name}.weight"
-            is_linear = type(child) is nn.Linear and id(child) not in heads and uses[id(child.weight)] == 1
-            if is_linear and inside in names:
+            is_linear = type(child) is nn.Linear and id(child) not in heads
+            if is_linear and inside in names and uses[id(child.weight)] == uses[id(child)] == 1:
                 parent.register_module(name, StreamedLinear(child, inside))
         for name, weight in parent.named_parameters(recurse=False):
             if weight.is_meta and not isinstance(parent, StreamedLinear):
                 held = memory.setdefault(id(weight), nn.Parameter(torch.empty(weight.shape), False))
                 parent.register_parameter(name, held)
+
+
+def check_uses(module: nn.Module, run: Callable[[nn.Module], object]) -> None:
+    """Raises: UsedDirectlyError if a forward pass uses a streamed layer more than once.
+
+    A layer's gradients would then be added in another order. run: a forward pass, with gradients.
+    """
+    layers = streamed_layers(module)
+    before = {name: layer.uses for name, layer in layers.items()}
+    with torch.enable_grad():
+        run(module)
+    if repeated := [name for name, layer in layers.items() if layer.uses > before[name] + 1]:
+        raise UsedDirectlyError(repeated)
 
 
 def streamed_layers(module: nn.Module) -> dict[str, StreamedLinear]:

@@ -154,6 +154,7 @@ def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own(
         lambda weight: weight.t(),
         lambda weight: weight.T,
         lambda weight: weight.data,
+        lambda weight: weight.detach() * 2,
         lambda weight: torch.ones(2, 3) @ weight,
         lambda weight: torch.nn.functional.linear(torch.ones(2, 4), weight),
         lambda weight: torch.nn.functional.linear(torch.ones(2, 4), weight=weight),
@@ -164,9 +165,10 @@ def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own(
 def test_a_weight_used_outside_of_its_layer_is_an_error_and_no_noise(use: Callable[[Tensor], Tensor]) -> None:
     layer = StreamedLinear(nn.Linear(4, 3), "inner.weight")
     assert (layer.weight.shape, layer.weight.dtype, layer.weight.dim()) == ((3, 4), torch.float32, 2)
+    assert layer.weight.device == torch.device("cpu")
     with pytest.raises(UsedDirectlyError) as caught:
         use(layer.weight)
-    assert caught.value.name == "inner.weight"
+    assert caught.value.names == ["inner.weight"]
 
 
 def test_only_new_linear_weights_of_this_thread_are_left_out() -> None:
