@@ -107,13 +107,13 @@ class StreamedLinear(nn.Linear):
         self.on_gradient: Callable[[Tensor], None] | None = None
         self.uses = 0
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that nn.Linear has for it
+    def forward(self, states: Tensor) -> Tensor:
         """Returns what the layer would with its weights held, bit for bit, and so are its gradients."""
         self.uses += 1
         if self.on_gradient is None or not torch.is_grad_enabled():
             weights = self.source.read()
         else:
-            weights = _Weights.apply(input.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
+            weights = _Weights.apply(states.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
         weights = _cast(weights)
         memory, dtype = weights.untyped_storage().data_ptr(), weights.dtype
 
@@ -129,7 +129,7 @@ class StreamedLinear(nn.Linear):
                 return self.source.read().to(dtype).as_strided(*packed)
 
         with saved_tensors_hooks(pack, unpack):
-            return functional.linear(input, weights, self.bias)
+            return functional.linear(states, weights, self.bias)
 
 
 class _Weights(torch.autograd.Function):
