@@ -124,7 +124,9 @@ def interrupt(command, folder):
     first = process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
-    return process.returncode, first, rest
+    # Python ends by the signal itself, as which a shell sees 130 too, where it came while a text was executed.
+    status = 130 if process.returncode == -signal.SIGINT else process.returncode
+    return status, first, rest
 
 
 @pytest.mark.deep
