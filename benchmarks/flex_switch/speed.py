@@ -205,7 +205,7 @@ class _Losses(nn.Module):
         self._data = data
 
     def forward(self, rows: list[int]) -> Tensor:
-        return self._data.losses(rows, 1)[0](self.model)
+        return torch.stack([loss(self.model) for loss in self._data.losses(rows, 1)]).sum()
 
 
 def _gated(ratio: Tensor, threshold: Tensor, scales: Tensor, logits: Tensor) -> Tensor:
