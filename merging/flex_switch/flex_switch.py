@@ -93,7 +93,9 @@ def flexswitch(
         ),
     ] = None,
     batch: Annotated[int, Field(ge=1, description="Training examples per step.")] = 16,
-    shards: Annotated[int, Field(ge=1, description="Parts of a batch, each run on a thread of its own.")] = 2,
+    shards: Annotated[
+        int, Field(ge=1, description="Parts of a batch that are computed at the same time.")
+    ] = 2,
     scale_refit_steps: Annotated[
         int, Field(ge=0, description="Steps that train the scales alone once the thresholds are fixed.")
     ] = 20,

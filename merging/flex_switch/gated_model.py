@@ -121,7 +121,7 @@ class _Replica:
         with torch.enable_grad():
             found = loss(self._model)
             if found.requires_grad:  # of texts that are cut before their answers, no token is scored
-                found.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(found)
         return float(found.detach()), self._slopes
 
     def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:

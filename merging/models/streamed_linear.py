@@ -59,7 +59,10 @@ _DEVICE = Tensor.device.__get__
 
 
 class _Absent(nn.Parameter):
-    """A weight of which a layer has the shape alone."""
+    """A weight of which a layer has the shape alone.
+
+    It is no plain one on the meta device, since torch computes noise with these and says nothing.
+    """
 
     inside: str  # its name in the module
 
@@ -113,7 +116,8 @@ class StreamedLinear(nn.Linear):
         if self.on_gradient is None or not torch.is_grad_enabled():
             weights = self.source.read()
         else:
-            weights = _Weights.apply(states.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch has no types for it
+            # An input that requires gradients, so that the weights do.
+            weights = _Weights.apply(states.new_empty(0, requires_grad=True), self)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         weights = _cast(weights)
         memory, dtype = weights.untyped_storage().data_ptr(), weights.dtype
 
@@ -163,7 +167,7 @@ def without_linear_weights() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]  # it may replace it
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]  # torch's type lacks that a hook may return another parameter
     try:
         yield
     finally:
