@@ -22,6 +22,7 @@ from flexswitch.merging.flex_switch.gated_tensor import (
     Gates,
     StreamedGatedTensor,
     gated_weights,
+    summed,
 )
 from flexswitch.merging.models.fused_tensors import Place
 from flexswitch.merging.models.replica import replica
@@ -125,13 +126,14 @@ class _Replica:
         return float(found.detach()), self._slopes
 
     def _reducer(self, places: Mapping[int, Place]) -> Callable[[Tensor], None]:
-        """Returns the function that takes a parameter's gradient."""
+        """Returns the function that takes a parameter's gradient, or that of one use of a streamed layer."""
 
         def reduce(gradient: Tensor) -> None:
             for number, place in places.items():
                 weights = self._gated.weights[number]
                 if weights is not None:
-                    self._slopes[number] = weights.reduce(self._gated.gates[number], _part(gradient, place))
+                    slopes = weights.reduce(self._gated.gates[number], _part(gradient, place))
+                    self._slopes[number] = summed([self._slopes[number], slopes])
 
         return reduce
 

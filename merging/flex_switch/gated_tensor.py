@@ -3,7 +3,7 @@
 On the CPU the passes are compiled; on other devices they are torch operations on a few rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,6 +46,12 @@ class GateGradients(NamedTuple):
     by_threshold: Doubles
     by_scale: Doubles
     by_share: Doubles
+
+
+def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
+    """Returns the sum of those that are there, in order, or None."""
+    present = [slope for slope in slopes if slope is not None]
+    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
 class GatedTensor(Protocol):

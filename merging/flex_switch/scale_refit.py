@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
+from flexswitch.merging.flex_switch.gated_tensor import summed
 from flexswitch.merging.flex_switch.parameters import Adam
-from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates, summed
+from flexswitch.merging.flex_switch.training_step import hard_gates, set_gates
 
 # Tried in turn: a large rate moves away from scales that are nearly right.
 RATES = (0.01, 0.001, 0.0001)

@@ -20,7 +20,7 @@ from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.plan import Progress
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation
 from flexswitch.merging.flex_switch.gated_model import GatedModel, Loss
-from flexswitch.merging.flex_switch.gated_tensor import GateCounts, GateGradients, Gates
+from flexswitch.merging.flex_switch.gated_tensor import GateCounts, GateGradients, Gates, summed
 from flexswitch.merging.flex_switch.parameters import Adam, Parameters, clip_free
 from flexswitch.merging.flex_switch.rate import Rate, rate_of
 
@@ -168,12 +168,6 @@ def _gates(parameters: Parameters, tensor: DeltaRows, number: int, share: float)
 
 def _annealed(ends: tuple[float, float], share: float) -> float:
     return ends[0] * math.pow(ends[1] / ends[0], share)
-
-
-def summed(slopes: Sequence[GateGradients | None]) -> GateGradients | None:
-    """Returns the sum over the losses, in order."""
-    present = [slope for slope in slopes if slope is not None]
-    return GateGradients(*(np.sum(part, axis=0) for part in zip(*present, strict=True))) if present else None
 
 
 def _rate(

@@ -17,8 +17,14 @@ from torch.func import functional_call
 from flexswitch.codecs.threads import ParallelMap, parallel_map
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, read_delta_rows
 from flexswitch.merging.flex_switch.gated_model import GatedModel
-from flexswitch.merging.flex_switch.gated_tensor import GateCounts, GatedTensor, GateGradients, Gates
-from flexswitch.merging.flex_switch.training_step import set_gates, summed
+from flexswitch.merging.flex_switch.gated_tensor import (
+    GateCounts,
+    GatedTensor,
+    GateGradients,
+    Gates,
+    summed,
+)
+from flexswitch.merging.flex_switch.training_step import set_gates
 
 BITS = np.array([1, 2, 4])
 Run = Callable[[nn.Module, Tensor], Tensor]
