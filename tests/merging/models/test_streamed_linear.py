@@ -6,11 +6,20 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from support.checkpoints import memory_pair
+from support.places import whole
 from support.tiny_language_models import language_model
+from support.tiny_models import changed_state
 from torch import Tensor, nn
 
+from flexswitch.codecs.threads import parallel_map
+from flexswitch.merging.flex_switch.delta_rows import read_delta_rows
+from flexswitch.merging.flex_switch.gated_model import GatedModel
+from flexswitch.merging.flex_switch.gated_tensor import Gates
+from flexswitch.merging.flex_switch.training_step import set_gates
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.models.streamed_linear import (
     StreamedLinear,
@@ -132,6 +141,32 @@ def test_a_graph_holds_no_weights_and_makes_them_for_the_backward_pass() -> None
     assert [each() for each in made] == [None, None]
     assert states.grad is not None
     torch.testing.assert_close(states.grad, weights.sum(0).expand(2, 4))
+
+
+def test_the_gates_of_a_layer_used_twice_get_the_gradients_of_both_uses() -> None:
+    one, base = held(), {name: weight.clone() for name, weight in held().state_dict().items()}
+    two = streamed(held())
+    vector = memory_pair(base, changed_state(base, seed=1, size=0.2))
+    found = [read_delta_rows(vector, name) for name in ("inner.weight", "outer.weight")]
+    tensors = [tensor for tensor in found if tensor is not None]
+    places = whole(held(), {tensor.name: tensor.name for tensor in tensors})
+    gates = [
+        Gates(np.full(len(each.rows), each.rms, np.float32), each.rms, np.array([1]),
+              np.array([each.rms], np.float32), np.ones(1, np.float32))
+        for each in tensors
+    ]  # fmt: skip
+    results = []
+    for module in (one, two):
+        with parallel_map(1) as run:
+            gated = GatedModel(module, tensors, places, 1)
+            set_gates(gated, gates, run)
+            results += gated.backward_all([lambda own: own(torch.tensor([[1, 2, 3]])).square().sum()], run)
+    assert results[0][0] == results[1][0]
+    for expected, made in zip(results[0][1], results[1][1], strict=True):
+        assert expected is not None
+        assert made is not None
+        for each, other in zip(expected, made, strict=True):
+            np.testing.assert_allclose(other, each, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_read_from_the_same_source_and_hand_their_gradients_to_their_own() -> None:
