@@ -3,6 +3,8 @@
 A mask has one bit per entry, the lowest bit of a byte first.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,12 +12,13 @@ from flexswitch.codecs.compiled import compiled, few
 
 Mask = NDArray[np.uint8]
 Positions = NDArray[np.uint32]
+Words = NDArray[np.uint64]
+Floats = NDArray[np.float32]
 
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # (byte, 8)
-COUNTS = _BITS.sum(axis=1, dtype=np.uint8)
-# The positions of a byte's set bits, then values that are overwritten below.
-PLACES = np.argsort(1 - _BITS, axis=1, kind="stable").astype(np.uint8)  # (byte, 8)
 ESCAPE = 255
+# A product with 2^k shifts the sequence by k places; its top 6 bits differ for each k.
+_SEQUENCE, _TOP, _ONE = np.uint64(0x03F7_9D71_B4CB_0A89), np.uint64(58), np.uint64(1)
+_PLACE_OF = np.argsort((_SEQUENCE << np.arange(64, dtype=np.uint64)) >> _TOP).astype(np.uint32)
 
 
 def count_bits(mask: Mask) -> int:
@@ -29,10 +32,25 @@ def mask_positions(mask: Mask, kept: int) -> Positions:
     """Returns the rising flat positions of the `kept` set bits of a mask of fewer than 2^32 entries."""
     if few(8 * len(mask)):
         return np.flatnonzero(np.unpackbits(mask, bitorder="little")).astype(np.uint32)
-    found = np.empty(kept + 8, np.uint32)
-    words = mask[: len(mask) // 8 * 8].view(np.uint64)
-    _fill_positions(mask, words if words.flags.aligned else words.copy(), found)
-    return found[:kept]
+    found = np.empty(kept, np.uint32)
+    _fill_positions(mask_words(mask), found)
+    return found
+
+
+def mask_words(mask: Mask) -> Words:
+    """Returns a mask's bits in words of 64, the lowest bit first, unset ones at the end."""
+    if len(mask) % 8 or not mask.flags.aligned or mask.ctypes.data % 8:
+        mask = np.concatenate([mask, np.zeros(-len(mask) % 8, np.uint8)])
+    return mask.view("<u8").astype(np.uint64, copy=False)
+
+
+def marked_entries(entries: Floats, mask: Mask, kept: int) -> Floats:
+    """Returns the entries at the `kept` set bits of a mask."""
+    if few(len(entries)):
+        return entries[np.unpackbits(mask, count=len(entries), bitorder="little").view(np.bool_)]
+    found = np.empty(kept, np.float32)
+    _gather(entries, mask_words(mask), found)
+    return found
 
 
 def mask_gaps(mask: Mask, kept: int) -> Positions:
@@ -77,18 +95,33 @@ def positions_after_steps(steps: Mask, kept: int, entries: int) -> Positions | N
 
 
 @compiled
-def _fill_positions(mask: Mask, words: NDArray[np.uint64], found: Positions) -> None:
-    """Writes the positions of the set bits. words: the whole words of the mask."""
+def _lowest_bit(word: Any) -> Any:
+    """Returns the place of the lowest set bit of a word that is not 0 (de Bruijn's sequence)."""
+    return _PLACE_OF[((word & (~word + _ONE)) * _SEQUENCE) >> _TOP]
+
+
+@compiled
+def _fill_positions(words: Words, found: Positions) -> None:
+    """Writes the positions of the set bits."""
     used = 0
-    for word in range(words.size + 1):
-        if word < words.size and words[word] == 0:
-            continue
-        for index in range(8 * word, min(8 * word + 8, mask.size)):
-            byte = mask[index]
-            # Branchless: all eight positions are written, and the next byte overwrites the unused ones.
-            for place in range(8):
-                found[used + place] = np.uint32(8 * index) + PLACES[byte, place]
-            used += COUNTS[byte]
+    for index in range(words.size):
+        word, start = words[index], np.uint32(64 * index)
+        while word:
+            found[used] = start + _lowest_bit(word)
+            used += 1
+            word &= word - _ONE
+
+
+@compiled
+def _gather(entries: Floats, words: Words, found: Floats) -> None:
+    """Writes the entries at the set bits."""
+    used = 0
+    for index in range(words.size):
+        word = words[index]
+        while word:
+            found[used] = entries[64 * index + _lowest_bit(word)]
+            used += 1
+            word &= word - _ONE
 
 
 @compiled

@@ -59,9 +59,12 @@ def upper_histogram(blocks: Iterable[FloatArray]) -> Integers:
     for block in blocks:
         patterns = block.view(np.uint32)
         if few(len(patterns)):
-            counts += np.bincount(patterns[block != 0] >> np.uint32(16), minlength=_BINS)
+            counts += np.bincount(patterns >> np.uint32(16), minlength=_BINS)
         else:
             count_upper(patterns, counts)
+        for zero in (0, 1 << 31):  # of either sign
+            if counts[zero >> 16]:
+                counts[zero >> 16] -= np.count_nonzero(patterns == np.uint32(zero))
     return counts.reshape(2, -1)
 
 
@@ -86,15 +89,9 @@ def add_lower(block: FloatArray, bins: Sequence[int], counts: Integers) -> None:
 
 @compiled
 def count_upper(patterns: NDArray[np.uint32], counts: Integers) -> None:
-    """Counts float32 bit patterns by their upper half, zeros of either sign left out."""
+    """Counts float32 bit patterns by their upper half."""
     for pattern in patterns:
         counts[pattern >> np.uint32(16)] += 1
-    zeros, negative_zeros = 0, 0
-    for pattern in patterns:  # a pass of its own, since the processor takes it many entries at a time
-        zeros += pattern == np.uint32(0)
-        negative_zeros += pattern == np.uint32(0x8000_0000)
-    counts[0] -= zeros
-    counts[1 << 15] -= negative_zeros
 
 
 @compiled

@@ -99,5 +99,4 @@ class Rice:
 
     def _gap_bits(self, stats: SparseStats) -> int:
         """Returns the number of bits of all gaps."""
-        quotients = int((stats.sparse.gaps >> np.uint32(self.remainder)).sum(dtype=np.int64))
-        return quotients + stats.layout.kept * (1 + self.remainder)
+        return stats.quotients(self.remainder) + stats.layout.kept * (1 + self.remainder)

@@ -107,6 +107,15 @@ class SparseStats:
     def __init__(self, sparse: SparseTensor) -> None:
         self.sparse = sparse
         self.layout = sparse.layout
+        self._quotients: dict[int, int] = {}
+
+    def quotients(self, width: int) -> int:
+        """Returns Σ ⌊gap / 2^width⌋ over all gaps."""
+        if width not in self._quotients:
+            # No sum of gaps reaches 2^32, since they lie in a mask of fewer entries.
+            total = (self.sparse.gaps >> np.uint32(width)).sum(dtype=np.uint32)
+            self._quotients[width] = int(total)
+        return self._quotients[width]
 
     @cached_property
     def occupied(self) -> dict[int, int]:

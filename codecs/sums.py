@@ -9,7 +9,9 @@ from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.sparse import FloatArray
 
 Doubles = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
+_PART = 1 << 10  # terms at once, which stay in the processor's first cache
 _LANES = 8  # sums that run side by side: one alone would wait for each addition
 
 
@@ -25,6 +27,16 @@ def square_sum(values: FloatArray | Doubles) -> float:
     """Returns Σ values² in float64."""
     sums = np.zeros(_LANES, np.float64)
     _add(values, sums, True)
+    return _total(sums)
+
+
+def unmarked_square_sum(values: FloatArray, marked: Flags) -> float:
+    """Returns Σ values² of those that are not marked, in float64."""
+    sums = np.zeros(_LANES, np.float64)
+    if few(len(values)):
+        _add(values * ~marked, sums, True)
+    else:
+        _add_unmarked(values, marked, sums)
     return _total(sums)
 
 
@@ -57,11 +69,40 @@ def _total(sums: Doubles) -> float:
 
 @compiled
 def _add_up(values: FloatArray | Doubles, sums: Doubles, squared: bool) -> None:
-    whole = values.size // _LANES * _LANES
-    for start in range(0, whole, _LANES):
-        for lane in range(_LANES):
-            value = np.float64(values[start + lane])
-            sums[lane] += value * value if squared else value
-    for index in range(whole, values.size):
-        value = np.float64(values[index])
-        sums[index - whole] += value * value if squared else value
+    terms = np.empty(_PART, np.float64)
+    for start in range(0, values.size, _PART):
+        part = values[start : start + _PART]
+        for index in range(part.size):
+            value = np.float64(part[index])
+            terms[index] = value * value if squared else value
+        _add_terms(terms[: part.size], sums)
+
+
+@compiled
+def _add_unmarked(values: FloatArray, marked: Flags, sums: Doubles) -> None:
+    terms = np.empty(_PART, np.float64)
+    for start in range(0, values.size, _PART):
+        part, without = values[start : start + _PART], marked[start : start + _PART]
+        for index in range(part.size):
+            value = np.float64(part[index])
+            terms[index] = 0.0 if without[index] else value * value
+        _add_terms(terms[: part.size], sums)
+
+
+@compiled
+def _add_terms(terms: Doubles, sums: Doubles) -> None:
+    # Variables of their own, since the compiler does not keep entries of an array in registers.
+    s0, s1, s2, s3, s4, s5, s6, s7 = sums
+    whole = terms.size // 8 * 8
+    for index in range(0, whole, 8):
+        s0 += terms[index]
+        s1 += terms[index + 1]
+        s2 += terms[index + 2]
+        s3 += terms[index + 3]
+        s4 += terms[index + 4]
+        s5 += terms[index + 5]
+        s6 += terms[index + 6]
+        s7 += terms[index + 7]
+    sums[:] = (s0, s1, s2, s3, s4, s5, s6, s7)
+    for index in range(whole, terms.size):
+        sums[index - whole] += terms[index]

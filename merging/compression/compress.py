@@ -160,5 +160,6 @@ def _delta(vector: TaskVector, tensor: str, task: str) -> Delta:
     read: Callable[[], Iterable[FloatArray]] = bind(vector.blocks, tensor)
     if info.entries <= (CACHED_ENTRIES if vector.hints.recomputing_is_cheap else HELD_ENTRIES):
         blocks = list(read())
-        read = bind(list, blocks)
-    return Delta(tensor, info.shape, read, task)
+        return Delta(tensor, info.shape, bind(list, blocks), task)
+    sample = vector.hints.sample
+    return Delta(tensor, info.shape, read, task, sample and bind(sample, tensor))

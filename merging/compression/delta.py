@@ -16,13 +16,15 @@ class Delta:
     """The change of one tensor. `read` returns its flat float32 blocks in order and can be called again.
 
     Every block but the last has a multiple of 8 entries. Random draws depend on a seed, the task and the
-    tensor's name only.
+    tensor's name only. sample: returns pieces from all over the tensor, (pieces, entries), where that is much
+    quicker than `read`; else None.
     """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Iterable[FloatArray]]
     task: str = ""
+    sample: Callable[[], FloatArray] | None = None
 
 
 class Squares(NamedTuple):

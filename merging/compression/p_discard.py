@@ -20,7 +20,7 @@ def p_discard(
 ) -> Compressed:
     """Returns the largest entries of both signs as float32."""
     masks, patterns, total, lost = [], [], 0.0, 0.0
-    for mask, values, dropped in kept_blocks(delta.read, drop):
+    for mask, values, dropped in kept_blocks(delta.read, drop, delta.sample):
         masks.append(mask)
         patterns.append(values.view(np.uint32))
         total += square_sum(values)

@@ -25,7 +25,7 @@ def t_switch(
 
     The scale is ‖kept‖₂ / √(number kept), so the binarised tensor has the kept values' norm.
     """
-    return binarised(delta.shape, kept_blocks(delta.read, drop))
+    return binarised(delta.shape, kept_blocks(delta.read, drop, delta.sample))
 
 
 def binarised(shape: tuple[int, ...], blocks: Iterable[KeptBlock]) -> Compressed:

@@ -44,7 +44,7 @@ class CheckpointPair:
         self._cut = cut_rows(base_headers, headers, pairing)
         self.finetuned, self._pairing = finetuned, pairing
         self._weights = StoredWeights(base, finetuned, self.counterparts, self.source)
-        self.hints = pair_hints(base, finetuned, self._weights.read_ahead, recomputing_is_cheap=True)
+        self.hints = pair_hints(base, finetuned, self._weights.read_ahead, self._weights.sample)
 
     @property
     def counterparts(self) -> Mapping[str, str]:

@@ -78,7 +78,7 @@ class LoraVector:
             if name not in self._targets
         }
         self._whole = StoredWeights(base, adapter.checkpoint, whole, self.source)
-        self.hints = pair_hints(base, adapter.checkpoint, self._read_ahead, recomputing_is_cheap=False)
+        self.hints = pair_hints(base, adapter.checkpoint, self._read_ahead)
 
     @cached_property
     def extras(self) -> Mapping[str, TensorInfo]:

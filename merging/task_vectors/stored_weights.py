@@ -1,5 +1,6 @@
 """The weights of tensors that two checkpoints both store, read side by side, and their difference."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -12,6 +13,9 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.task_vectors.difference import add_delta, difference
 from flexswitch.merging.task_vectors.task_vector import block_ranges
+
+_PIECE = 1 << 10  # entries
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill an interval evenly
 
 
 class StoredWeights:
@@ -37,6 +41,16 @@ class StoredWeights:
                 )
             yield delta
 
+    def sample(self, name: str) -> FloatArray:
+        """Returns a piece of the delta from each whole block of a large tensor, (pieces, entries)."""
+        pieces = []
+        for index, (start, stop) in enumerate(block_ranges(self._base.tensors[name].entries)):
+            room = stop - start - _PIECE
+            if room >= 0:  # at places that share no column
+                at = start + int((index + 1) * _GOLDEN % 1 * room)
+                pieces.append(difference(*self._read(name, at, at + _PIECE))[0])
+        return np.array(pieces, np.float32).reshape(-1, _PIECE)
+
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns positions and float32 values of the fine-tuned weights that base + delta misses."""
         positions, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
@@ -57,14 +71,17 @@ class StoredWeights:
 
     def _weights(self, name: str, size: int | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (start, base, fine-tuned) blocks in their own dtypes."""
+        for start, stop in block_ranges(self._base.tensors[name].entries, size):
+            yield start, *self._read(name, start, stop)
+
+    def _read(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         other = self._names[name]
         available = self._finetuned.tensors[other].entries
-        for start, stop in block_ranges(self._base.tensors[name].entries, size):
-            base = self._base.read(name, start, stop)
-            finetuned = self._finetuned.read(other, start, min(stop, available))
-            if len(finetuned) < len(base):
-                finetuned = torch.cat([finetuned, base[len(finetuned) :]])
-            yield start, base, finetuned
+        base = self._base.read(name, start, stop)
+        finetuned = self._finetuned.read(other, min(start, available), min(stop, available))
+        if len(finetuned) < len(base):
+            finetuned = torch.cat([finetuned, base[len(finetuned) :]])
+        return base, finetuned
 
 
 def changed_tensors(base: Checkpoint, finetuned: Checkpoint, names: Mapping[str, str]) -> list[str]:

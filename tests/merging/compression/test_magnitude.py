@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from support import laws
 from support.sparse_tensors import LAWS
 
-from flexswitch.codecs import order_statistics
+from flexswitch.codecs import masks, order_statistics
+from flexswitch.codecs.masks import mask_words
 from flexswitch.codecs.order_statistics import kept_count
 from flexswitch.merging.compression import magnitude
 from flexswitch.merging.compression.magnitude import kept_blocks
@@ -55,10 +56,12 @@ def kept(values: Floats, least_positive: np.float32, least_negative: np.float32)
 def test_entries_are_counted_by_their_upper_half_without_zeros(values: Floats) -> None:
     halves = patterns(values[values != 0]) >> 16
     expected = np.bincount(halves, minlength=1 << 16)
+    zeros = np.bincount(patterns(values[values == 0]) >> 16, minlength=1 << 16)
+    assert np.array_equal(order_statistics.upper_histogram([values]).reshape(-1), expected)
     for count in both("count_upper", order_statistics):
         counts = np.zeros(1 << 16, np.int64)
         count(patterns(values), counts)
-        assert np.array_equal(counts, expected)
+        assert np.array_equal(counts, expected + zeros)
 
 
 @MANY
@@ -80,36 +83,50 @@ def test_entries_of_two_bins_are_counted_by_their_lower_half(values: Floats, dat
 
 @MANY
 @given(values=FLOATS, least_positive=LEAST, least_negative=LEAST)
-def test_entries_that_reach_a_threshold_are_marked(
+def test_entries_that_reach_a_threshold_are_marked_and_gathered(
     values: Floats, least_positive: np.float32, least_negative: np.float32
 ) -> None:
-    expected = np.packbits(kept(values, least_positive, least_negative), bitorder="little")
-    for pack in both("_pack"):
-        mask = np.full(-(-len(values) // 8), 0xAA, np.uint8)
-        pack(values, least_positive, least_negative, mask)
-        assert np.array_equal(mask, expected)
+    marked = kept(values, least_positive, least_negative)
+    mask, found = magnitude.reaching(values, float(least_positive), float(least_negative))
+    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
+    assert patterns(found).tolist() == patterns(values[marked]).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # words wrap round in plain Python
 @MANY
 @given(values=FLOATS, data=st.data())
 def test_marked_entries_are_gathered(values: Floats, data: st.DataObject) -> None:
     marked = data.draw(arrays(np.bool_, len(values)))
-    mask = np.packbits(marked, bitorder="little")
-    for gather in both("_gather"):
-        found = np.full(int(marked.sum()) + 8, 7, np.float32)
-        assert gather(values, mask, found) == marked.sum()
-        assert patterns(found[: int(marked.sum())]).tolist() == patterns(values[marked]).tolist()
+    words = mask_words(np.packbits(marked, bitorder="little"))
+    for gather in both("_gather", masks):
+        found = np.full(int(marked.sum()), 7, np.float32)
+        gather(values, words, found)
+        assert patterns(found).tolist() == patterns(values[marked]).tolist()
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1000, 4099])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@MANY
+@given(values=FLOATS, data=st.data())
+def test_values_that_are_not_left_are_removed_with_their_bits(values: Floats, data: st.DataObject) -> None:
+    marked = data.draw(arrays(np.bool_, len(values)))
+    content = values[marked]
+    left = data.draw(arrays(np.bool_, len(content)))
+    expected = marked.copy()
+    expected[np.flatnonzero(marked)[~left]] = False
+    for select in both("_select"):
+        words, found = mask_words(np.packbits(marked, bitorder="little")).copy(), content.copy()
+        assert select(words, found, left) == left.sum()
+        assert patterns(found[: int(left.sum())]).tolist() == patterns(content[left]).tolist()
+        assert np.array_equal(words, mask_words(np.packbits(expected, bitorder="little")))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 4099])
 def test_every_kernel_accepts_any_length(length: int) -> None:
     values = np.random.default_rng(length).normal(size=length).astype(np.float32)
     marked = kept(values, np.float32(0.5), np.float32(1))
-    mask, found = np.empty(-(-length // 8), np.uint8), np.empty(int(marked.sum()) + 8, np.float32)
-    magnitude._pack(values, np.float32(0.5), np.float32(1), mask)
+    mask, found = magnitude.reaching(values, 0.5, 1)
     assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
-    assert magnitude._gather(values, mask, found) == marked.sum()
-    assert np.array_equal(found[: int(marked.sum())], values[marked])
+    assert np.array_equal(found, values[marked])
     counts = np.zeros(1 << 16, np.int64)
     order_statistics.count_upper(patterns(values), counts)
     assert np.array_equal(counts, np.bincount(patterns(values) >> 16, minlength=1 << 16))
@@ -175,17 +192,64 @@ def test_a_side_that_keeps_nothing_is_left_out_and_ties_are_kept(
     assert content.tolist() == expected
 
 
-@LAWS
-@given(data=st.data(), length=st.integers(0, 300))
-def test_marked_entries_are_removed_by_their_ranks(data: st.DataObject, length: int) -> None:
-    marked = np.random.default_rng(length).random(length) < 0.4
-    count = int(marked.sum())
-    ranks = np.array(sorted(data.draw(st.sets(st.integers(0, max(0, count - 1)), max_size=count))), np.int64)
-    values, mask = np.arange(count, dtype=np.float32), np.packbits(marked, bitorder="little")
-    magnitude._clear(mask, ranks)
-    magnitude._close_up(values, ranks)
-    left = np.delete(np.flatnonzero(marked), ranks)
-    marked[:] = False
-    marked[left] = True
-    assert np.array_equal(mask, np.packbits(marked, bitorder="little"))
-    assert values[: count - len(ranks)].tolist() == np.delete(np.arange(count), ranks).tolist()
+# --- guesses by a sample ----------------------------------------------------------------------------------
+
+ENTRIES, PIECE = 1 << 16, 1 << 7
+
+
+def pieces(values: Floats) -> Floats:
+    """Returns a piece of each 2^11 entries, (32, 128)."""
+    return values.reshape(-1, ENTRIES // 32)[:, :PIECE]
+
+
+def normal(seed: int) -> Floats:
+    return np.random.default_rng(seed).normal(size=ENTRIES).astype(np.float32)
+
+
+def loud_rows() -> Floats:
+    return (normal(1).reshape(64, -1) * np.geomspace(1e-3, 1, 64)[::-1, None]).reshape(-1).astype(np.float32)
+
+
+def loud_at(columns: slice) -> Floats:
+    """The pieces of the sample are columns 0 to 127 of 2,048."""
+    values = normal(2).reshape(32, -1)
+    values[:, columns] *= 30
+    return values.reshape(-1)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize(
+    ("values", "missed"),
+    [
+        (normal(0), False),
+        (np.abs(normal(0)), False),
+        (normal(0) * (normal(3) > 1.5), False),
+        (np.zeros(ENTRIES, np.float32), False),
+        (np.repeat(np.float32(0.5), ENTRIES), False),
+        (loud_rows(), False),
+        (loud_at(slice(PIECE, None)), False),
+        (loud_at(slice(PIECE)), True),
+    ],
+)
+def test_a_sample_changes_only_how_often_the_delta_is_read(values: Floats, missed: bool, drop: float) -> None:
+    readings = 0
+
+    def read() -> list[Floats]:
+        nonlocal readings
+        readings += 1
+        return [values[start : start + (1 << 12)].copy() for start in range(0, ENTRIES, 1 << 12)]
+
+    without = list(kept_blocks(read, drop))
+    readings = 0
+    found = list(kept_blocks(read, drop, lambda: pieces(values)))
+    assert readings == (3 if missed and drop else 1)
+    for (mask, content, dropped), expected in zip(found, without, strict=True):
+        assert np.array_equal(mask, expected.mask)
+        assert np.array_equal(content, expected.values)
+        assert dropped == pytest.approx(expected.dropped, rel=1e-12)
+
+
+def test_hardly_more_entries_than_are_kept_reach_a_likely_edge() -> None:
+    values = normal(5)
+    edge = magnitude.likely_edge(pieces(values), 0.9)
+    assert 0.1 < np.count_nonzero(values >= edge) / np.count_nonzero(values > 0) < 0.2
