@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from flexswitch.codecs.sums import unmarked_square_sum
 from flexswitch.merging.compression.delta import Compressed, Delta
-from flexswitch.merging.compression.magnitude import KeptBlock, dropped_square
+from flexswitch.merging.compression.magnitude import KeptBlock
 from flexswitch.merging.compression.random_mask import drawn_blocks
 from flexswitch.merging.compression.t_switch import binarised, t_switch
 
@@ -39,4 +40,4 @@ def _drawn(delta: Delta, drop: float, seed: int) -> Iterator[KeptBlock]:
     for block, drawn in drawn_blocks(delta, drop, seed):
         kept = drawn & (block != 0)
         mask = np.packbits(kept, bitorder="little")
-        yield KeptBlock(mask, block[kept], dropped_square(block, mask))
+        yield KeptBlock(mask, block[kept], unmarked_square_sum(block, kept))

@@ -42,9 +42,7 @@ class KeptBlock(NamedTuple):
 
 def reaching(block: FloatArray, positive: float, negative: float) -> tuple[Bytes, FloatArray]:
     """Returns the packed mask of the entries that reach the threshold of their sign, and their values."""
-    marked = _reach(block, np.float32(positive), np.float32(negative))
-    mask = np.packbits(marked, bitorder="little")
-    return mask, marked_entries(block, mask, int(np.count_nonzero(marked)))
+    return _packed(block, _marks(block, (positive, negative))[0])
 
 
 def kept_blocks(
@@ -87,7 +85,7 @@ def _by_histogram(
     sides = upper_histogram(read())
     places = [locate(side, kept_count(drop, int(side.sum()))) for side in sides]
     edges = [_smallest_of(place.bin) if place else math.inf for place in places]
-    return [_taken(block, edges) for block in read()], places
+    return [_taken(block, edges)[0] for block in read()], places
 
 
 def _by_sample(
@@ -95,13 +93,11 @@ def _by_sample(
 ) -> tuple[list[KeptBlock], list[Place | None]] | None:
     """Returns what `_by_histogram` does, with entries of lower bins; None if some are missing."""
     edges = [likely_edge(sample, drop), likely_edge(-sample, drop)]
-    taken, counts = [], [0, 0]
-    for block in read():
-        counts[0] += int(np.count_nonzero(block > 0))
-        counts[1] += int(np.count_nonzero(block < 0))
-        taken.append(_taken(block, edges))
+    found = [_taken(block, edges) for block in read()]
+    taken = [kept for kept, _ in found]
+    counts = np.array([signs for _, signs in found], np.int64).reshape(-1, 2).sum(axis=0)
     sides = upper_histogram(block.values for block in taken)
-    wanted = [kept_count(drop, count) for count in counts]
+    wanted = [kept_count(drop, int(count)) for count in counts]
     if any(side.sum() < count for side, count in zip(sides, wanted, strict=True)):
         return None
     return taken, [locate(side, count) for side, count in zip(sides, wanted, strict=True)]
@@ -123,15 +119,26 @@ def likely_edge(sample: FloatArray, drop: float) -> float:
     return float(ordered[-most]) if most <= len(ordered) else _smallest_of(0)
 
 
-def _taken(block: FloatArray, edges: Sequence[float]) -> KeptBlock:
-    mask, values = reaching(block, edges[0], edges[1])
-    return KeptBlock(mask, values, dropped_square(block, mask))
+def _taken(block: FloatArray, edges: Sequence[float]) -> tuple[KeptBlock, tuple[int, int]]:
+    """Returns the entries that reach the edge of their sign, and the numbers above and below 0 in all."""
+    marked, signs = _marks(block, edges)
+    return KeptBlock(*_packed(block, marked), unmarked_square_sum(block, marked)), signs
 
 
-def dropped_square(block: FloatArray, mask: Bytes) -> float:
-    """Returns Σ τ² of the entries of a block that a packed mask does not mark, in float64."""
-    marked = np.unpackbits(mask, count=len(block), bitorder="little").view(np.bool_)
-    return unmarked_square_sum(block, marked)
+def _packed(block: FloatArray, marked: Flags) -> tuple[Bytes, FloatArray]:
+    mask = np.packbits(marked, bitorder="little")
+    return mask, marked_entries(block, mask, int(np.count_nonzero(marked)))
+
+
+def _marks(block: FloatArray, edges: Sequence[float]) -> tuple[Flags, tuple[int, int]]:
+    positive, negative = np.float32(edges[0]), np.float32(edges[1])
+    if few(len(block)):
+        return _reach(block, positive, negative), (
+            int(np.count_nonzero(block > 0)),
+            int(np.count_nonzero(block < 0)),
+        )
+    marked = np.empty(len(block), np.bool_)
+    return marked, _mark(block, positive, negative, marked)
 
 
 def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> NDArray[np.bool_]:
@@ -142,6 +149,18 @@ def _reach(values: FloatArray, positive: np.float32, negative: np.float32) -> ND
 def _smallest_of(upper: int) -> float:
     """Returns the least positive float32 whose pattern's upper half is `upper`; zero has no entry."""
     return float(np.uint32(max(upper << 16, 1)).view(np.float32))
+
+
+@compiled
+def _mark(block: FloatArray, positive: np.float32, negative: np.float32, marked: Flags) -> tuple[int, int]:
+    """Marks the entries that reach the threshold of their sign; returns how many are above and below 0."""
+    above, below = np.int32(0), np.int32(0)  # of 32 bits, of which the processor adds many at a time
+    for index in range(block.size):
+        value = block[index]
+        marked[index] = (value >= positive) | (value <= -negative)
+        above += np.int32(value > 0)
+        below += np.int32(value < 0)
+    return int(above), int(below)
 
 
 @compiled
