@@ -6,15 +6,15 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter
 from flexswitch.codecs.format.atomic import atomic_file
 from flexswitch.codecs.format.records import MethodRecord
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.codecs.storage import store
 from flexswitch.codecs.threads import DEFAULT_JOBS, DEFAULT_MEMORY, map_in_order, one_torch_thread
 from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.compression.delta import Compressed, Delta, Squares
+from flexswitch.merging.compression.delta import Delta, Squares
 from flexswitch.merging.compression.extras import Extras, describe_extras, pack_extras
+from flexswitch.merging.compression.packed import packed
 from flexswitch.merging.compression.plan import NO_TRAINING, ExactPlan, Job, Plan, Training, plan
 from flexswitch.merging.compression.relative_error import EXACT, error_record, squares_of
 from flexswitch.merging.compression.resume import Finished, SideFile
@@ -108,15 +108,7 @@ def _compressed(vector: TaskVector, chosen: Plan, job: Job, tensor: str) -> Fini
     compressed = chosen.compress(delta)
     squares = squares_of(delta, compressed) if job.shared is None else EXACT
     dtype = vector.tensors[tensor].dtype
-    factor = compressed.base_factor
-    kept = [part for part in compressed.parts if len(part.sparse.levels)] or ([compressed] if factor else [])
-    packed = [_packed(part, chosen.effort, dtype) for part in kept]
-    return Finished(packed_sum(packed, factor) if packed else None, squares)
-
-
-def _packed(part: Compressed, effort: str, dtype: str) -> PackedTensor:
-    form = store(part.sparse, effort=effort)
-    return packed_tensor(part.sparse, form, part.scale, dtype, part.zero, part.shape, part.weights)
+    return Finished(packed(compressed, chosen.effort, dtype), squares)
 
 
 def _finished(

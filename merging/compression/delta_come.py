@@ -6,23 +6,16 @@ Models" (arXiv 2406.08903), section 4; docs/methods.md §6.25.
 """
 
 import math
-from dataclasses import replace
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from flexswitch.merging.compression.delta import Compressed, Delta, assemble
+from flexswitch.merging.compression.delta import Compressed, Delta
 from flexswitch.merging.compression.low_rank import Others, delta_triples, kept_or_left_out, left_out
+from flexswitch.merging.compression.singular_bands import WEIGHT_BITS, band, quantised, sum_of_bands
 
-Doubles = NDArray[np.float64]
-
-_WEIGHT_BITS = 32  # of a singular value times its vectors' scales
 _OTHER_BITS = 16
 _WIDTHS = (8, 3, 2)
-_SCALES = np.arange(20, 3, -1) / 20  # of a vector, over its largest magnitude
-_DIGITS = 4
 
 
 def delta_come(
@@ -53,10 +46,11 @@ def delta_come(
     left, right = triples.left.numpy(), triples.right.numpy().T
     parts, start = [], 0
     for width, rank in zip(_WIDTHS, ranks, strict=True):
-        band, start = slice(start, start + rank), start + rank
-        if len(values := triples.values[band].numpy()):
-            parts.append(_band(delta.shape, left[:, band], values, right[:, band], width))
-    return replace(parts[0], more=tuple(parts[1:])) if parts else left_out(delta)
+        taken, start = slice(start, start + rank), start + rank
+        if len(values := triples.values[taken].numpy()):
+            above, below = (quantised(vectors[:, taken], width) for vectors in (left, right))
+            parts.append(band(delta.shape, above, below, values, width))
+    return sum_of_bands(parts) if parts else left_out(delta)
 
 
 def band_ranks(shape: tuple[int, ...], entry_bits: float, most: tuple[int, int]) -> tuple[int, int, int]:
@@ -64,38 +58,7 @@ def band_ranks(shape: tuple[int, ...], entry_bits: float, most: tuple[int, int])
     rows, columns = shape
     left, free, ranks = math.floor(entry_bits * rows * columns), min(rows, columns), []
     for width, limit in zip(_WIDTHS, (*most, free), strict=True):
-        cost = (rows + columns) * width + _WEIGHT_BITS
+        cost = (rows + columns) * width + WEIGHT_BITS
         ranks.append(min(limit, free, left // cost))
         left, free = left - ranks[-1] * cost, free - ranks[-1]
     return ranks[0], ranks[1], ranks[2]
-
-
-def _band(shape: tuple[int, ...], left: Doubles, values: Doubles, right: Doubles, bits: int) -> Compressed:
-    """Returns left, (row, k), and right, (column, k), quantised one above the other."""
-    (above, above_scales), (below, below_scales) = (quantised(vectors, bits) for vectors in (left, right))
-    weights = [float(f"{weight:.{_DIGITS}g}") for weight in values * above_scales * below_scales]
-    levels, kept = np.concatenate([above, below]), np.concatenate([left, right]) != 0
-    mask = np.packbits(kept, bitorder="little")
-    return Compressed(
-        assemble(levels.shape, [mask], [levels[kept]], bits), 1.0, shape=shape, weights=tuple(weights)
-    )
-
-
-def quantised(vectors: Doubles, bits: int) -> tuple[NDArray[np.uint8], Doubles]:
-    """Returns the levels of columns, (n, k), and their scales, (k,): of those tried the one of least error.
-
-    The scales tried are the largest magnitude times 1, 0.95, ..., 0.2; entries that are 0 do not count.
-    """
-    steps, largest = (1 << bits) - 1, np.abs(vectors).max(axis=0)
-    levels, scales = np.zeros(vectors.shape, np.uint8), np.zeros(len(largest))
-    least = np.full(len(largest), np.inf)
-    for factor in _SCALES:
-        tried = factor * largest
-        found = np.clip(np.floor((vectors / tried * steps + steps) / 2 + 0.5), 0, steps)
-        off = np.where(vectors != 0, vectors - tried * (2 * found - steps) / steps, 0)
-        errors = np.square(off).sum(axis=0)
-        better = errors < least
-        least = np.where(better, errors, least)
-        scales = np.where(better, tried, scales)
-        levels[:, better] = found[:, better].astype(np.uint8)
-    return levels, scales

@@ -3,20 +3,20 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.sparse import SparseTensor
-from flexswitch.codecs.storage import store
 from flexswitch.codecs.sums import square_sum
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
-from flexswitch.merging.compression.delta import Squares
-from flexswitch.merging.compression.relative_error import EXACT, error_record
+from flexswitch.merging.compression.delta import Compressed, Squares
+from flexswitch.merging.compression.packed import packed
+from flexswitch.merging.compression.relative_error import error_record
 from flexswitch.merging.flex_switch.delta_rows import (
     DeltaRows,
     Quantisation,
@@ -28,11 +28,18 @@ from flexswitch.merging.flex_switch.delta_rows import (
 from flexswitch.merging.flex_switch.rate import fitted_factor
 
 
+class Stored(NamedTuple):
+    """A tensor as it is stored, None where nothing is, and how far that is from its delta."""
+
+    packed: PackedTensor | None
+    squares: Squares
+
+
 class ArtifactSizer:
     """Measures artifacts of one task vector.
 
     extras, header: those that they are written with. factors: tensor → the multiple of the base's that it
-    contains. only: the tensors that are this alone.
+    contains. given: further tensors.
     """
 
     def __init__(
@@ -43,7 +50,7 @@ class ArtifactSizer:
         effort: str,
         parallel_map: ParallelMap,
         factors: Mapping[str, float],
-        only: Mapping[str, TensorInfo],
+        given: Mapping[str, Stored],
     ) -> None:
         self._extras = extras
         self._header = header
@@ -51,18 +58,15 @@ class ArtifactSizer:
         self._effort = effort
         self._parallel_map = parallel_map
         self._factors = factors
-        self._only = {
-            name: self._pack_kept(name, nothing_kept(info.shape), 0.0, info.dtype)
-            for name, info in only.items()
-        }
+        self._given = given
 
     def size(self, quantised: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact with these quantised tensors, extras and header included."""
-        packed = self._packed(quantised)
+        stored = self._packed(quantised)
         squares = self._parallel_map(
             lambda number: row_squares(self._tensors[number], quantised[number]), len(self._tensors)
         )
-        return self._file_bytes(packed, squares)
+        return self._file_bytes(stored, squares)
 
     def empty_size(self) -> int:
         """Returns the bytes of the artifact that keeps no entries."""
@@ -76,11 +80,11 @@ class ArtifactSizer:
     def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the real bits of each tensor over those estimated (rate.py), (tensor,)."""
         found = before.copy()
-        for number, (tensor, packed) in enumerate(zip(self._tensors, self._packed(quantised), strict=True)):
-            if packed is not None:
+        for number, (tensor, stored) in enumerate(zip(self._tensors, self._packed(quantised), strict=True)):
+            if stored is not None:
                 kept = kept_by_row(tensor, quantised[number])
                 found[number] = fitted_factor(
-                    packed.record.size, kept, tensor.columns, quantised[number].bits, before[number]
+                    stored.record.size, kept, tensor.columns, quantised[number].bits, before[number]
                 )
         return found
 
@@ -93,17 +97,17 @@ class ArtifactSizer:
         return self._pack_kept(tensor.name, *stored_form(tensor, quantised), tensor.dtype)
 
     def _pack_kept(self, name: str, sparse: SparseTensor, scale: float, dtype: str) -> PackedTensor | None:
-        factor = self._factors.get(name, 0.0)
-        if not len(sparse.levels) and not factor:
-            return None
-        form = store(sparse, effort=self._effort)
-        return packed_sum([packed_tensor(sparse, form, scale, dtype)], factor)
+        return packed(
+            Compressed(sparse, scale, base_factor=self._factors.get(name, 0.0)), self._effort, dtype
+        )
 
-    def _file_bytes(self, packed: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
+    def _file_bytes(self, tensors: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
         names = [tensor.name for tensor in self._tensors]
-        whole = dict.fromkeys(self._only, EXACT) | dict(zip(names, squares, strict=True))
-        error = error_record(whole)
-        stored = self._only | dict(zip(names, packed, strict=True))
+        given = self._given
+        error = error_record(
+            {name: each.squares for name, each in given.items()} | dict(zip(names, squares, strict=True))
+        )
+        stored = {name: each.packed for name, each in given.items()} | dict(zip(names, tensors, strict=True))
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"
             with ArtifactWriter(path) as writer:

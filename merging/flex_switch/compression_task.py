@@ -1,7 +1,7 @@
 """A task vector to be compressed to a size: its deltas, their rate–distortion tables, and their sizes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -11,10 +11,12 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.checkpoints.checkpoint import TensorInfo
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.extras import pack_extras
-from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer
-from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, read_delta_rows
+from flexswitch.merging.compression.packed import packed
+from flexswitch.merging.compression.relative_error import EXACT
+from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer, Stored
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, nothing_kept, read_delta_rows
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
@@ -28,7 +30,8 @@ class CompressionTask:
 
     vector: what is left of it without multiples of the base's weights. bits: candidate bit-widths,
     (candidate,). effort: see `store`. extras: the task's own tensors, as stored. factors: tensor → the
-    multiple that was taken from it.
+    multiple that was taken from it. given, stored: further tensors, which are compressed
+    already.
     """
 
     vector: TaskVector
@@ -40,18 +43,50 @@ class CompressionTask:
     parallel_map: ParallelMap
     extras: Mapping[str, PackedExtra]
     factors: Mapping[str, float]
+    given: Mapping[str, Compressed] = field(default_factory=dict)
+    stored: Mapping[str, Stored] = field(default_factory=dict)
 
     def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns the sizer of artifacts that carry this record."""
         header = self.header.model_copy(update={"training": record})
         return ArtifactSizer(
-            self.extras, header, self.tensors, self.effort, self.parallel_map, self.factors, self._only()
+            self.extras,
+            header,
+            self.tensors,
+            self.effort,
+            self.parallel_map,
+            self.factors,
+            {**self.stored, **self._multiples()},
         )
 
-    def _only(self) -> dict[str, TensorInfo]:
-        """Returns the tensors that are a multiple of the base's, and nothing else."""
-        names = set(self.factors) - {tensor.name for tensor in self.tensors}
-        return {name: self.vector.tensors[name] for name in names}
+    def _multiples(self) -> dict[str, Stored]:
+        """Returns the tensors that are a multiple of the base's and nothing else."""
+        names = set(self.factors) - {tensor.name for tensor in self.tensors} - set(self.given)
+        return {
+            name: self._stored(name, Compressed(nothing_kept(self.vector.tensors[name].shape), 0.0))
+            for name in names
+        }
+
+    def _stored(self, name: str, compressed: Compressed) -> Stored:
+        whole = replace(compressed, base_factor=self.factors.get(name, 0.0))
+        return Stored(
+            packed(whole, self.effort, self.vector.tensors[name].dtype), compressed.squares or EXACT
+        )
+
+    def with_given(self, given: Mapping[str, Compressed]) -> "CompressionTask":
+        """Returns the task in which these tensors are compressed already."""
+        left = [number for number, tensor in enumerate(self.tensors) if tensor.name not in given]
+        names = list(given)
+        stored = self.parallel_map(
+            lambda number: self._stored(names[number], given[names[number]]), len(names)
+        )
+        return replace(
+            self,
+            tensors=[self.tensors[number] for number in left],
+            tables=[self.tables[number] for number in left],
+            given=given,
+            stored=dict(zip(names, stored, strict=True)),
+        )
 
     def payload_bits(self, target: int) -> float:
         """Returns the bits that are left for the tensors in an artifact of `target` bytes."""

@@ -29,6 +29,7 @@ from flexswitch.merging.flex_switch.delta_rows import (
     stored_form,
 )
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
+from flexswitch.merging.flex_switch.form_choice import with_low_rank
 from flexswitch.merging.flex_switch.norm_compensation import default_power
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
@@ -83,6 +84,13 @@ def flexswitch(
             "every tensor (the default without data); allocated, of least squared error (only without data)."
         ),
     ] = None,
+    form: Annotated[
+        Literal["auto", "sparse"] | None,
+        Field(
+            description="Without data: store matrices by their singular vectors where these come nearer than "
+            "the largest entries (auto, the default for uniform densities), or never (sparse)."
+        ),
+    ] = None,
     norm_compensation: Annotated[
         float | None,
         Field(
@@ -123,7 +131,7 @@ def flexswitch(
     Raises: UsageError if settings conflict; InputError if the size can't be met, exemplars are too few, or
     the loss is not finite.
     """
-    _check_conflicts(objective, target_size, lambda_, densities, norm_compensation)
+    _check_conflicts(objective, target_size, lambda_, densities, form, norm_compensation)
     widths, training, data_settings = _bit_widths(bits), job.training, None
     if objective != "none":
         if training.inputs is None:
@@ -145,10 +153,12 @@ def flexswitch(
         task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors, held)
         if data_settings is None:
             same_share = densities != "allocated"
-            power = norm_compensation
+            target, power = _target(task, target_size), norm_compensation
+            if form == "auto" or (form is None and same_share and power is None):
+                task = with_low_rank(task, target)
             if power is None:
-                power = default_power(rest) if same_share else 0.0
-            kept = data_free(task, _target(task, target_size), same_share, power, training.on_note)
+                power = default_power(rest) if same_share and not task.given else 0.0
+            kept = data_free(task, target, same_share, power, training.on_note)
             return Plan(_compressor(task, kept), effort, extras=extras)
         if not held:
             training.on_note(
@@ -178,6 +188,7 @@ def _check_conflicts(
     target_size: str | None,
     lambda_: float | None,
     densities: str | None,
+    form: str | None,
     norm_compensation: float | None,
 ) -> None:
     """Raises: UsageError if settings exclude each other."""
@@ -187,6 +198,8 @@ def _check_conflicts(
         raise UsageError(
             f"norm_compensation={norm_compensation}: needs objective=none; training fits the scales"
         )
+    if form is not None and objective != "none":
+        raise UsageError(f"form={form}: needs objective=none; training keeps the largest entries")
     if densities == ("learned" if objective == "none" else "allocated"):
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
         raise UsageError(f"densities={densities}: expected {known} with objective={objective}")
@@ -252,11 +265,13 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
     by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(task.tensors, quantised, strict=True)}
 
     def compress(delta: Delta) -> Compressed:
+        factor = task.factors.get(delta.name, 0.0)
+        if delta.name in task.given:
+            return replace(task.given[delta.name], base_factor=factor)
         sparse, scale, squares = nothing_kept(delta.shape), 0.0, EXACT
         if delta.name in by_name:
             tensor, kept = by_name[delta.name]
             (sparse, scale), squares = stored_form(tensor, kept), row_squares(tensor, kept)
-        factor = task.factors.get(delta.name, 0.0)
         return Compressed(sparse, scale, base_factor=factor, squares=squares)
 
     return compress

@@ -1,0 +1,89 @@
+"""Without data: which matrices are stored by their singular vectors. Source: docs/methods.md §4."""
+
+import math
+
+import numpy as np
+
+from flexswitch.merging.compression.delta import Compressed, Squares
+from flexswitch.merging.flex_switch.allocation import option_bits
+from flexswitch.merging.flex_switch.compression_task import CompressionTask
+from flexswitch.merging.flex_switch.delta_rows import DeltaRows
+from flexswitch.merging.flex_switch.low_rank_form import Matrix, low_rank_form, matrix_of
+from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
+
+_LEAST_SIDE = 16  # rows and columns of a matrix
+_LEAST_SHARE = 0.6  # of the norm of the chosen matrices: where less is left, large entries serve better
+_MORE = 1.1  # times the bits, for which triples are computed
+_TRIES, _NEAR = 6, 0.985
+
+
+def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
+    """Returns the task with those matrices given whose singular vectors come nearer than their large entries.
+
+    All tensors are compared at the same number of bits for an entry of a changed row. The task is returned as
+    it is where the vectors keep too little of the matrices' norm.
+    """
+    rate = task.payload_bits(target) / max(1, sum(tensor.entries for tensor in task.tensors))
+    chosen = _chosen(task, rate)
+    if not chosen:
+        return task
+    others = sum(tensor.entries for tensor in task.tensors if tensor.name not in chosen)
+    empty = task.sizer().empty_size()
+    goal = target - rate * others / 8
+    found, tried = task, rate
+    for _ in range(_TRIES):
+        given = _compressed(task, chosen, tried)
+        found = task.with_given(given)
+        size = found.sizer().empty_size()
+        if _NEAR * goal <= size <= goal:
+            break
+        tried = min(tried * (_NEAR + 1) / 2 * (goal - empty) / max(1, size - empty), _MORE * rate)
+    return found if size <= goal else task
+
+
+def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Matrix]]:
+    """Returns the matrices to be stored by singular vectors at so many bits an entry."""
+
+    def compared(number: int) -> tuple[Matrix, Squares] | None:
+        """Returns a matrix, with the squares of its low-rank form, where that comes nearer to it."""
+        tensor, table = task.tensors[number], task.tables[number]
+        if len(tensor.shape) != 2 or min(len(tensor.rows), tensor.columns) < _LEAST_SIDE:
+            return None
+        bits = rate * tensor.entries
+        matrix = matrix_of(tensor.delta.reshape(-1, tensor.columns), _MORE * bits)
+        made = low_rank_form(matrix, tensor.shape, tensor.rows, bits)
+        if made is None or made.squares is None or made.squares.error >= _least_error(tensor, table, bits):
+            return None
+        return matrix, made.squares
+
+    found = task.parallel_map(compared, len(task.tensors))
+    better = {
+        tensor.name: (tensor, *each)
+        for tensor, each in zip(task.tensors, found, strict=True)
+        if each is not None
+    }
+    error = math.fsum(squares.error for _, _, squares in better.values())
+    total = math.fsum(squares.total for _, _, squares in better.values())
+    if not better or total - error < _LEAST_SHARE**2 * total:
+        return {}
+    return {name: (tensor, matrix) for name, (tensor, matrix, _) in better.items()}
+
+
+def _least_error(tensor: DeltaRows, table: RateDistortionTable, bits: float) -> float:
+    """Returns the squared error of the tensor's largest entries in so many bits."""
+    usable = option_bits(table, tensor.entries, 1.0) <= bits
+    return float(np.min(table.errors[usable]))
+
+
+def _compressed(
+    task: CompressionTask, chosen: dict[str, tuple[DeltaRows, Matrix]], rate: float
+) -> dict[str, Compressed]:
+    """Returns the low-rank forms at so many bits an entry; none of matrices too small for a pair of vectors."""
+    names = list(chosen)
+
+    def made(number: int) -> Compressed | None:
+        tensor, matrix = chosen[names[number]]
+        return low_rank_form(matrix, tensor.shape, tensor.rows, rate * tensor.entries)
+
+    found = task.parallel_map(made, len(names))
+    return {name: each for name, each in zip(names, found, strict=True) if each is not None}
