@@ -10,13 +10,24 @@ def packed(compressed: Compressed, effort: str, dtype: str) -> PackedTensor | No
 
     effort: see `store`. dtype: of the fine-tuned checkpoint, by its safetensors name.
     """
-    factor = compressed.base_factor
-    kept = [part for part in compressed.parts if len(part.sparse.levels)] or ([compressed] if factor else [])
-    if not kept:
-        return None
-    return packed_sum([_packed_part(part, effort, dtype) for part in kept], factor)
+    parts = packed_parts(compressed, effort, dtype)
+    return packed_sum(parts, compressed.base_factor) if parts else None
 
 
-def _packed_part(part: Compressed, effort: str, dtype: str) -> PackedTensor:
-    form = store(part.sparse, effort=effort)
-    return packed_tensor(part.sparse, form, part.scale, dtype, part.zero, part.shape, part.weights)
+def packed_parts(compressed: Compressed, effort: str, dtype: str) -> list[PackedTensor]:
+    """Returns the stored forms of the parts that keep something; one that keeps nothing of a multiple alone."""
+    kept = [part for part in compressed.parts if len(part.sparse.levels)]
+    if not kept and compressed.base_factor:
+        kept = [compressed]
+    return [
+        packed_tensor(
+            part.sparse,
+            store(part.sparse, effort=effort),
+            part.scale,
+            dtype,
+            part.zero,
+            part.shape,
+            part.weights,
+        )
+        for part in kept
+    ]

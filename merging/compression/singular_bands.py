@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.merging.compression.delta import Compressed, Squares, assemble
+from flexswitch.merging.compression.delta import Compressed, assemble
 
 Doubles = NDArray[np.float64]
 
@@ -64,8 +64,8 @@ def quantised(vectors: Doubles, bits: int) -> Columns:
 def band(shape: tuple[int, ...], above: Columns, below: Columns, values: Doubles, bits: int) -> Compressed:
     """Returns a band as it is stored: left vectors above right ones, and a weight for each pair.
 
-    shape: of the matrix. above: left vectors, (row, k). below: right ones, (column, k). values: their singular
-    values; those and the scales make one weight of four digits.
+    shape: of the matrix. above: left vectors, (row, k). below: right ones, (column, k). values: their
+    singular values; those and the scales make one weight of four digits.
     """
     weights = [float(f"{weight:.{_DIGITS}g}") for weight in values * above.scales * below.scales]
     levels, kept = np.concatenate([above.levels, below.levels]), np.concatenate([above.kept, below.kept])
@@ -75,6 +75,6 @@ def band(shape: tuple[int, ...], above: Columns, below: Columns, values: Doubles
     )
 
 
-def sum_of_bands(bands: Sequence[Compressed], squares: Squares | None = None) -> Compressed:
-    """Returns the sum of one or more bands. squares: how far it is from the matrix, if that is known."""
-    return replace(bands[0], more=tuple(bands[1:]), squares=squares)
+def sum_of_bands(bands: Sequence[Compressed]) -> Compressed:
+    """Returns the sum of one or more bands."""
+    return replace(bands[0], more=tuple(bands[1:]))

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum
 from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
-from flexswitch.codecs.sparse import SparseTensor
 from flexswitch.codecs.sums import square_sum
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.delta import Compressed, Squares
-from flexswitch.merging.compression.packed import packed
+from flexswitch.merging.compression.packed import packed_parts
 from flexswitch.merging.compression.relative_error import error_record
 from flexswitch.merging.flex_switch.delta_rows import (
     DeltaRows,
@@ -28,10 +27,10 @@ from flexswitch.merging.flex_switch.delta_rows import (
 from flexswitch.merging.flex_switch.rate import fitted_factor
 
 
-class Stored(NamedTuple):
-    """A tensor as it is stored, None where nothing is, and how far that is from its delta."""
+class Given(NamedTuple):
+    """Parts of a tensor that are settled, as they are stored, and how far they are from its delta."""
 
-    packed: PackedTensor | None
+    parts: list[PackedTensor]
     squares: Squares
 
 
@@ -39,7 +38,7 @@ class ArtifactSizer:
     """Measures artifacts of one task vector.
 
     extras, header: those that they are written with. factors: tensor → the multiple of the base's that it
-    contains. given: further tensors.
+    contains. given: parts of these and of further tensors that are settled.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class ArtifactSizer:
         effort: str,
         parallel_map: ParallelMap,
         factors: Mapping[str, float],
-        given: Mapping[str, Stored],
+        given: Mapping[str, Given],
     ) -> None:
         self._extras = extras
         self._header = header
@@ -62,62 +61,62 @@ class ArtifactSizer:
 
     def size(self, quantised: Sequence[Quantisation]) -> int:
         """Returns the bytes of the artifact with these quantised tensors, extras and header included."""
-        stored = self._packed(quantised)
         squares = self._parallel_map(
             lambda number: row_squares(self._tensors[number], quantised[number]), len(self._tensors)
         )
-        return self._file_bytes(stored, squares)
+        return self._file_bytes(self._sparse(quantised), squares)
 
     def empty_size(self) -> int:
         """Returns the bytes of the artifact that keeps no entries."""
         dropped = [Squares(total, total) for total in (square_sum(tensor.delta) for tensor in self._tensors)]
-        nothing = [
-            self._pack_kept(tensor.name, nothing_kept(tensor.shape), 0.0, tensor.dtype)
-            for tensor in self._tensors
-        ]
-        return self._file_bytes(nothing, dropped)
+        return self._file_bytes([[] for _ in self._tensors], dropped)
 
     def factors(self, quantised: Sequence[Quantisation], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the real bits of each tensor over those estimated (rate.py), (tensor,)."""
         found = before.copy()
-        for number, (tensor, stored) in enumerate(zip(self._tensors, self._packed(quantised), strict=True)):
-            if stored is not None:
+        for number, (tensor, parts) in enumerate(zip(self._tensors, self._sparse(quantised), strict=True)):
+            for part in parts:
                 kept = kept_by_row(tensor, quantised[number])
                 found[number] = fitted_factor(
-                    stored.record.size, kept, tensor.columns, quantised[number].bits, before[number]
+                    part.record.size, kept, tensor.columns, quantised[number].bits, before[number]
                 )
         return found
 
-    def _packed(self, quantised: Sequence[Quantisation]) -> list[PackedTensor | None]:
-        return self._parallel_map(
-            lambda number: self._pack(self._tensors[number], quantised[number]), len(self._tensors)
-        )
+    def _sparse(self, quantised: Sequence[Quantisation]) -> list[list[PackedTensor]]:
+        """Returns each tensor's kept entries as they are stored, an empty list where there are none."""
 
-    def _pack(self, tensor: DeltaRows, quantised: Quantisation) -> PackedTensor | None:
-        return self._pack_kept(tensor.name, *stored_form(tensor, quantised), tensor.dtype)
+        def stored(number: int) -> list[PackedTensor]:
+            tensor = self._tensors[number]
+            kept = Compressed(*stored_form(tensor, quantised[number]))
+            return packed_parts(kept, self._effort, tensor.dtype)
 
-    def _pack_kept(self, name: str, sparse: SparseTensor, scale: float, dtype: str) -> PackedTensor | None:
-        return packed(
-            Compressed(sparse, scale, base_factor=self._factors.get(name, 0.0)), self._effort, dtype
-        )
+        return self._parallel_map(stored, len(self._tensors))
 
-    def _file_bytes(self, tensors: Sequence[PackedTensor | None], squares: Sequence[Squares]) -> int:
-        names = [tensor.name for tensor in self._tensors]
-        given = self._given
-        error = error_record(
-            {name: each.squares for name, each in given.items()} | dict(zip(names, squares, strict=True))
-        )
-        stored = {name: each.packed for name, each in given.items()} | dict(zip(names, tensors, strict=True))
+    def _file_bytes(self, sparse: Sequence[list[PackedTensor]], squares: Sequence[Squares]) -> int:
+        parts = {name: each.parts for name, each in self._given.items()}
+        error = {name: each.squares for name, each in self._given.items()}
+        for tensor, stored, found in zip(self._tensors, sparse, squares, strict=True):
+            name = tensor.name
+            total = error[name].total if name in error else found.total
+            parts[name] = stored + parts.get(name, []) or self._nothing(tensor)
+            error[name] = Squares(found.error, total)
         with tempfile.TemporaryDirectory(prefix="flexswitch.") as folder:
             path = Path(folder) / "artifact"
             with ArtifactWriter(path) as writer:
                 for name, extra in self._extras.items():
                     writer.add_extra(name, extra)
-                for name, tensor in sorted(stored.items()):
-                    if tensor is not None:
-                        writer.add_tensor(name, tensor)
-                writer.finish(self._header.model_copy(update={"error": error}))
+                for name, each in sorted(parts.items()):
+                    if each:
+                        writer.add_tensor(name, packed_sum(each, self._factors.get(name, 0.0)))
+                writer.finish(self._header.model_copy(update={"error": error_record(error)}))
             return path.stat().st_size
+
+    def _nothing(self, tensor: DeltaRows) -> list[PackedTensor]:
+        """Returns how a tensor is stored of which no entry is kept."""
+        factor = self._factors.get(tensor.name, 0.0)
+        return packed_parts(
+            Compressed(nothing_kept(tensor.shape), 0.0, base_factor=factor), self._effort, tensor.dtype
+        )
 
 
 def kept_by_row(tensor: DeltaRows, quantised: Quantisation) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """A task vector to be compressed to a size: its deltas, their rate–distortion tables, and their sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -13,9 +13,9 @@ from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.extras import pack_extras
-from flexswitch.merging.compression.packed import packed
+from flexswitch.merging.compression.packed import packed_parts
 from flexswitch.merging.compression.relative_error import EXACT
-from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer, Stored
+from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer, Given
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, nothing_kept, read_delta_rows
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
@@ -30,8 +30,8 @@ class CompressionTask:
 
     vector: what is left of it without multiples of the base's weights. bits: candidate bit-widths,
     (candidate,). effort: see `store`. extras: the task's own tensors, as stored. factors: tensor → the
-    multiple that was taken from it. given, stored: further tensors, which are compressed
-    already.
+    multiple that was taken from it. given, stored: parts of these and of further
+    tensors that are settled.
     """
 
     vector: TaskVector
@@ -44,7 +44,7 @@ class CompressionTask:
     extras: Mapping[str, PackedExtra]
     factors: Mapping[str, float]
     given: Mapping[str, Compressed] = field(default_factory=dict)
-    stored: Mapping[str, Stored] = field(default_factory=dict)
+    stored: Mapping[str, Given] = field(default_factory=dict)
 
     def sizer(self, record: TrainingRecord | None = None) -> ArtifactSizer:
         """Returns the sizer of artifacts that carry this record."""
@@ -59,33 +59,34 @@ class CompressionTask:
             {**self.stored, **self._multiples()},
         )
 
-    def _multiples(self) -> dict[str, Stored]:
+    def _multiples(self) -> dict[str, Given]:
         """Returns the tensors that are a multiple of the base's and nothing else."""
         names = set(self.factors) - {tensor.name for tensor in self.tensors} - set(self.given)
+        nothing = {name: nothing_kept(self.vector.tensors[name].shape) for name in names}
         return {
-            name: self._stored(name, Compressed(nothing_kept(self.vector.tensors[name].shape), 0.0))
-            for name in names
+            name: self._stored(name, Compressed(each, 0.0, base_factor=self.factors[name]))
+            for name, each in nothing.items()
         }
 
-    def _stored(self, name: str, compressed: Compressed) -> Stored:
-        whole = replace(compressed, base_factor=self.factors.get(name, 0.0))
-        return Stored(
-            packed(whole, self.effort, self.vector.tensors[name].dtype), compressed.squares or EXACT
-        )
+    def _stored(self, name: str, compressed: Compressed) -> Given:
+        parts = packed_parts(compressed, self.effort, self.vector.tensors[name].dtype)
+        return Given(parts, compressed.squares or EXACT)
 
     def with_given(self, given: Mapping[str, Compressed]) -> "CompressionTask":
-        """Returns the task in which these tensors are compressed already."""
-        left = [number for number, tensor in enumerate(self.tensors) if tensor.name not in given]
+        """Returns the task in which these parts are settled."""
         names = list(given)
         stored = self.parallel_map(
             lambda number: self._stored(names[number], given[names[number]]), len(names)
         )
+        return replace(self, given=given, stored=dict(zip(names, stored, strict=True)))
+
+    def without(self, names: Collection[str]) -> "CompressionTask":
+        """Returns the task without the entries of these tensors."""
+        left = [number for number, tensor in enumerate(self.tensors) if tensor.name not in names]
         return replace(
             self,
             tensors=[self.tensors[number] for number in left],
             tables=[self.tables[number] for number in left],
-            given=given,
-            stored=dict(zip(names, stored, strict=True)),
         )
 
     def payload_bits(self, target: int) -> float:

@@ -17,7 +17,7 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.format.training_file import run_identity
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.compression.delta import Compressed, Delta
+from flexswitch.merging.compression.delta import Compressed, Delta, Squares
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import Job, Plan, Training
 from flexswitch.merging.compression.relative_error import EXACT
@@ -29,7 +29,7 @@ from flexswitch.merging.flex_switch.delta_rows import (
     stored_form,
 )
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
-from flexswitch.merging.flex_switch.form_choice import with_low_rank
+from flexswitch.merging.flex_switch.form_choice import forms_beside_entries, with_low_rank
 from flexswitch.merging.flex_switch.norm_compensation import default_power
 from flexswitch.merging.flex_switch.size_target import target_bytes
 from flexswitch.merging.flex_switch.training import data_free, train
@@ -87,8 +87,9 @@ def flexswitch(
     form: Annotated[
         Literal["auto", "sparse"] | None,
         Field(
-            description="Without data: store matrices by their singular vectors where these come nearer than "
-            "the largest entries (auto, the default for uniform densities), or never (sparse)."
+            description="Store matrices by their singular vectors where these come nearer than the largest "
+            "entries, with data beside trained entries (auto), or never (sparse); by default auto where "
+            "neither lambda, densities nor norm_compensation are given."
         ),
     ] = None,
     norm_compensation: Annotated[
@@ -147,6 +148,7 @@ def flexswitch(
     extras = pack_extras(vector, vector.extras, job.extras, None if lambda_ is not None else wanted)
     factors = fitted_factors(training.base, vector) if weight_decay and training.base is not None else {}
     rest = RestVector(training.base, vector, factors) if training.base is not None and factors else vector
+    by_vectors = form == "auto" or (form, lambda_, densities, norm_compensation) == (None,) * 4
     needed = vector.parameters * _HELD_BYTES
     held = needed <= job.memory
     with parallel_map(job.jobs) as in_parallel:
@@ -154,7 +156,7 @@ def flexswitch(
         if data_settings is None:
             same_share = densities != "allocated"
             target, power = _target(task, target_size), norm_compensation
-            if form == "auto" or (form is None and same_share and power is None):
+            if by_vectors:
                 task = with_low_rank(task, target)
             if power is None:
                 power = default_power(rest) if same_share and not task.given else 0.0
@@ -165,8 +167,13 @@ def flexswitch(
                 f"training holds {needed / 1e6:,.1f} MB at once, more than --memory allows: weights are made "
                 f"anew for each use; --memory {math.ceil(needed / 1e6)}MB gives the same file sooner"
             )
+        if by_vectors and training.base is not None:
+            given = forms_beside_entries(task, _target(task, target_size))
+            rest = RestVector(training.base, vector, factors, given)
+            task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors, held)
+            task = task.with_given(given)
         data_settings = replace(data_settings, streamed=not held)
-        data = open_training_data(vector, data_settings, in_parallel, extras, factors)
+        data = open_training_data(vector, data_settings, in_parallel, extras, factors, task.given)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),
             multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
@@ -198,8 +205,8 @@ def _check_conflicts(
         raise UsageError(
             f"norm_compensation={norm_compensation}: needs objective=none; training fits the scales"
         )
-    if form is not None and objective != "none":
-        raise UsageError(f"form={form}: needs objective=none; training keeps the largest entries")
+    if form == "auto" and (lambda_ is not None or densities == "allocated"):
+        raise UsageError("form=auto: needs a target size, and not densities=allocated")
     if densities == ("learned" if objective == "none" else "allocated"):
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
         raise UsageError(f"densities={densities}: expected {known} with objective={objective}")
@@ -265,13 +272,17 @@ def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Cal
     by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(task.tensors, quantised, strict=True)}
 
     def compress(delta: Delta) -> Compressed:
-        factor = task.factors.get(delta.name, 0.0)
+        factor, parts, squares = task.factors.get(delta.name, 0.0), [], EXACT
         if delta.name in task.given:
-            return replace(task.given[delta.name], base_factor=factor)
-        sparse, scale, squares = nothing_kept(delta.shape), 0.0, EXACT
+            given = task.given[delta.name]
+            parts, squares = list(given.parts), given.squares or EXACT
         if delta.name in by_name:
             tensor, kept = by_name[delta.name]
-            (sparse, scale), squares = stored_form(tensor, kept), row_squares(tensor, kept)
-        return Compressed(sparse, scale, base_factor=factor, squares=squares)
+            found = row_squares(tensor, kept)
+            squares = Squares(found.error, squares.total if parts else found.total)
+            sparse, scale = stored_form(tensor, kept)
+            parts = [Compressed(sparse, scale), *parts] if len(sparse.levels) else parts
+        first, *more = parts or [Compressed(nothing_kept(delta.shape), 0.0)]
+        return replace(first, more=tuple(more), base_factor=factor, squares=squares)
 
     return compress

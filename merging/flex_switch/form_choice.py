@@ -1,4 +1,4 @@
-"""Without data: which matrices are stored by their singular vectors. Source: docs/methods.md §4."""
+"""Which matrices are stored by their singular vectors. Source: docs/methods.md §4."""
 
 import math
 
@@ -15,6 +15,7 @@ _LEAST_SIDE = 16  # rows and columns of a matrix
 _LEAST_SHARE = 0.6  # of the norm of the chosen matrices: where less is left, large entries serve better
 _MORE = 1.1  # times the bits, for which triples are computed
 _TRIES, _NEAR = 6, 0.985
+_SHARE = 0.6  # of the bits, beside entries
 
 
 def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
@@ -23,22 +24,35 @@ def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
     All tensors are compared at the same number of bits for an entry of a changed row. The task is returned as
     it is where the vectors keep too little of the matrices' norm.
     """
-    rate = task.payload_bits(target) / max(1, sum(tensor.entries for tensor in task.tensors))
+    rate = _rate(task, target)
     chosen = _chosen(task, rate)
     if not chosen:
         return task
     others = sum(tensor.entries for tensor in task.tensors if tensor.name not in chosen)
     empty = task.sizer().empty_size()
     goal = target - rate * others / 8
-    found, tried = task, rate
+    best, tried = (task, empty), rate
     for _ in range(_TRIES):
-        given = _compressed(task, chosen, tried)
-        found = task.with_given(given)
+        given = low_rank_forms(task, chosen, tried)
+        found = task.with_given(given).without(given)
         size = found.sizer().empty_size()
+        if best[1] < size <= goal:
+            best = found, size
         if _NEAR * goal <= size <= goal:
             break
         tried = min(tried * (_NEAR + 1) / 2 * (goal - empty) / max(1, size - empty), _MORE * rate)
-    return found if size <= goal else task
+    return best[0]
+
+
+def forms_beside_entries(task: CompressionTask, target: int) -> dict[str, Compressed]:
+    """Returns low-rank forms of such matrices, in a share of the bits; trained entries are added to them."""
+    rate = _SHARE * _rate(task, target)
+    return low_rank_forms(task, _chosen(task, rate), rate)
+
+
+def _rate(task: CompressionTask, target: int) -> float:
+    """Returns the bits that a target leaves for each entry of a changed row."""
+    return task.payload_bits(target) / max(1, sum(tensor.entries for tensor in task.tensors))
 
 
 def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Matrix]]:
@@ -75,10 +89,10 @@ def _least_error(tensor: DeltaRows, table: RateDistortionTable, bits: float) -> 
     return float(np.min(table.errors[usable]))
 
 
-def _compressed(
+def low_rank_forms(
     task: CompressionTask, chosen: dict[str, tuple[DeltaRows, Matrix]], rate: float
 ) -> dict[str, Compressed]:
-    """Returns the low-rank forms at so many bits an entry; none of matrices too small for a pair of vectors."""
+    """Returns the low-rank forms at so many bits an entry, of those matrices that have one."""
     names = list(chosen)
 
     def made(number: int) -> Compressed | None:

@@ -1,8 +1,10 @@
 """The low-rank form of a matrix: singular vectors in as many bits as their values are worth.
 
-Source: docs/methods.md §4, "Singular vectors"; mixed bit-widths come from Ping et al. 2024 (arXiv 2406.08903).
+Source: docs/methods.md §4, "Singular vectors"; mixed bit-widths come from Ping et al. 2024
+(arXiv 2406.08903).
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +54,8 @@ def matrix_of(values: FloatArray, bits: float) -> Matrix:
 def widths(values: Doubles, side: int, bits: float) -> Integers:
     """Returns the bit-width of each pair of vectors, 0 for those left out, (k,).
 
-    Σ σ² · gain is the most for so many bits, but for those that a share of a pair would take. values: singular values, (k,). side: entries of a pair of vectors.
+    Σ σ² · gain is the most for so many bits, but for those that a share of a pair would take. values:
+    singular values, (k,). side: entries of a pair of vectors.
     """
     costs = np.where(_WIDTHS > 0, side * _WIDTHS + WEIGHT_BITS, 0)
 
@@ -73,24 +76,24 @@ def low_rank_form(matrix: Matrix, shape: tuple[int, ...], rows: Integers, bits: 
     tensor. rows: (row,), the tensor's rows that the matrix consists of; the others are 0.
     """
     kept = widths(matrix.triples.values.numpy(), matrix.side, bits)
-    found = np.flatnonzero(kept)
-    if not len(found):
+    pairs = np.flatnonzero(kept)
+    if not len(pairs):
         return None
-    right = np.zeros((matrix.values.shape[1], len(found)))
-    groups = [(int(width), np.flatnonzero(kept[found] == width)) for width in np.unique(kept[found])[::-1]]
+    right = np.zeros((matrix.values.shape[1], len(pairs)))
+    groups = [(int(width), np.flatnonzero(kept[pairs] == width)) for width in np.unique(kept[pairs])[::-1]]
     columns = {}
     for width, places in groups:
-        columns[width] = quantised(matrix.triples.right.T.numpy()[:, found[places]], width)
+        columns[width] = quantised(matrix.triples.right.T.numpy()[:, pairs[places]], width)
         right[:, places] = columns[width].values(width)
     left = _refitted(matrix.values, right)
-    bands, decoded = [], np.zeros_like(left)
+    bands = []
     for width, places in groups:
-        above = quantised(left[:, places], width)
-        decoded[:, places] = above.values(width)
-        bands.append(band(shape, above.spread(rows, shape[0]), columns[width], np.ones(len(places)), width))
-    off = matrix.values - (torch.from_numpy(decoded) @ torch.from_numpy(right).T).numpy()
+        above = quantised(left[:, places], width).spread(rows, shape[0])
+        bands.append(band(shape, above, columns[width], np.ones(len(places)), width))
+    found = sum_of_bands(bands)
+    off = matrix.values - found.values().reshape(shape)[rows]
     squares = Squares(square_sum(off.reshape(-1)), square_sum(matrix.values.reshape(-1)))
-    return sum_of_bands(bands, squares)
+    return replace(found, squares=squares)
 
 
 def _refitted(values: FloatArray, right: Doubles) -> Doubles:

@@ -16,6 +16,7 @@ from flexswitch.codecs.threads import ParallelMap
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.config import read_config
 from flexswitch.merging.checkpoints.fingerprint import check_base
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.plan import TrainingInputs
 from flexswitch.merging.flex_switch.augmentation import augment
 from flexswitch.merging.flex_switch.gated_model import Loss
@@ -168,18 +169,19 @@ def open_training_data(
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
+    given: Mapping[str, Compressed] = MappingProxyType({}),
 ) -> TrainingData:
     """Returns a task's training data, with the fine-tuned model's answers.
 
     extras: the task's own tensors as they are stored, which the trained model has. factors: tensor → the
-    multiple of the base's weights that it has beside them.
+    multiple of the base's weights that it has beside them. given: tensor → the part of it that is settled.
 
     Raises: InputError if there are fewer exemplars than `min_exemplars` or a file is missing; UsageError.
     """
     held: set[str] = set()
     while True:
         try:
-            return _opened(vector, settings, parallel_map, extras, factors, held)
+            return _opened(vector, settings, parallel_map, extras, factors, given, held)
         except UsedDirectlyError as reason:
             held.update(reason.names)
 
@@ -190,6 +192,7 @@ def _opened(
     parallel_map: ParallelMap,
     extras: Mapping[str, PackedExtra] | None,
     factors: Mapping[str, float],
+    given: Mapping[str, Compressed],
     held: Collection[str],
 ) -> TrainingData:
     """Returns the training data; see `open_training_data`. held: the weights that are not streamed."""
@@ -221,7 +224,8 @@ def _opened(
         count = settings.augmentations * len(exemplars)
         augmented = answered(Examples(augment(exemplars.inputs, count, seed), None))
     rest = answered(held_out) if len(held_out) else None
-    load_model(objective, model, inputs.base, MultipleVector(inputs.base, vector, factors), 1.0, extras or {})
+    settled = MultipleVector(inputs.base, vector, factors, given)
+    load_model(objective, model, inputs.base, settled, 1.0, extras or {})
     return TrainingData(objective, model, places, targets, augmented, rest, exemplars.digest())
 
 

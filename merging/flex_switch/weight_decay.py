@@ -5,6 +5,7 @@ Regularization", arXiv 1711.05101). One number tells it; a sparse delta would sp
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.sums import steady_sum
 from flexswitch.merging.checkpoints.checkpoint import Checkpoint
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
-from flexswitch.merging.task_vectors.task_vector import TaskVector
+from flexswitch.merging.task_vectors.task_vector import TaskVector, block_ranges
 
 _LEAST_SHARE = 0.2  # of a tensor's Σ |τ| that a multiple has to explain
 _SAMPLE = 1 << 18  # entries of a tensor that the factor is fitted to, about
@@ -24,15 +26,21 @@ _ROUNDING = 2.0**-18  # of a weight that training has rounded in every step
 
 
 class MultipleVector:
-    """The multiples of a base's weights as a task vector, with the extras of a given one.
+    """Multiples of a base's weights, and parts of a task vector that are settled, as a task vector.
 
-    factors: tensor → f, float32 values.
+    factors: tensor → f, float32 values. given: tensor → its part. The extras are the task vector's.
     """
 
-    def __init__(self, base: Checkpoint, vector: TaskVector, factors: Mapping[str, float]) -> None:
-        self._base, self._vector, self._factors = base, vector, factors
+    def __init__(
+        self,
+        base: Checkpoint,
+        vector: TaskVector,
+        factors: Mapping[str, float],
+        given: Mapping[str, Compressed] = MappingProxyType({}),
+    ) -> None:
+        self._base, self._vector, self._factors, self._given = base, vector, factors, given
         self.source, self.parameters, self.hints = vector.source, vector.parameters, vector.hints
-        self.tensors = {name: vector.tensors[name] for name in factors}
+        self.tensors = {name: vector.tensors[name] for name in vector.tensors if name in {*factors, *given}}
         self.model, self.extras, self.files = vector.model, vector.extras, vector.files
 
     def identity(self) -> BaseIdentity:
@@ -40,8 +48,15 @@ class MultipleVector:
         return self._vector.identity()
 
     def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
-        """Yields f θ of a tensor."""
-        return multiple_blocks(self._base, name, self._factors[name], size)
+        """Yields f θ of a tensor, and its part."""
+        multiple = multiple_blocks(self._base, name, self._factors.get(name, 0.0), size)
+        if name not in self._given:
+            return multiple
+        return map(np.add, multiple, self._part(name, size))
+
+    def _part(self, name: str, size: int | None) -> Iterator[FloatArray]:
+        values = self._given[name].values()
+        return (values[start:stop] for start, stop in block_ranges(len(values), size))
 
     def exact(self, name: str) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns nothing."""
@@ -53,23 +68,34 @@ class MultipleVector:
 
 
 class RestVector(MultipleVector):
-    """A task vector minus multiples of its base.
+    """A task vector minus multiples of its base and settled parts.
 
     What is as small as the roundings of weights is 0, so that rows which decayed alone have not changed.
     """
 
-    def __init__(self, base: Checkpoint, vector: TaskVector, factors: Mapping[str, float]) -> None:
-        super().__init__(base, vector, factors)
+    def __init__(
+        self,
+        base: Checkpoint,
+        vector: TaskVector,
+        factors: Mapping[str, float],
+        given: Mapping[str, Compressed] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(base, vector, factors, given)
         self.base, self.tensors = base, dict(vector.tensors)
 
     def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
-        """Yields τ − f θ of a tensor, in float32."""
+        """Yields τ − f θ of a tensor, in float32, without its part."""
+        rest = self._rest(name, size)
+        return map(np.subtract, rest, self._part(name, size)) if name in self._given else rest
+
+    def _rest(self, name: str, size: int | None) -> Iterator[FloatArray]:
         if name not in self._factors:
             yield from self._vector.blocks(name, size)
             return
         rounding = max(_ROUNDING, torch.finfo(TORCH_DTYPES[self.tensors[name].dtype]).eps)
         least = rounding / abs(self._factors[name])  # of |f θ|
-        for delta, multiple in zip(self._vector.blocks(name, size), super().blocks(name, size), strict=True):
+        multiples = multiple_blocks(self._base, name, self._factors[name], size)
+        for delta, multiple in zip(self._vector.blocks(name, size), multiples, strict=True):
             rest = delta - multiple
             rest[np.abs(rest) <= least * np.abs(multiple)] = 0
             yield rest
