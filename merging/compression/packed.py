@@ -15,7 +15,7 @@ def packed(compressed: Compressed, effort: str, dtype: str) -> PackedTensor | No
 
 
 def packed_parts(compressed: Compressed, effort: str, dtype: str) -> list[PackedTensor]:
-    """Returns the stored forms of the parts that keep something; one that keeps nothing of a multiple alone."""
+    """Returns the stored forms of the parts that keep something; of a multiple alone, one that keeps none."""
     kept = [part for part in compressed.parts if len(part.sparse.levels)]
     if not kept and compressed.base_factor:
         kept = [compressed]
