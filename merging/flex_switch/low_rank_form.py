@@ -26,7 +26,7 @@ _ERRORS = {2: 0.1188, 3: 0.03744, 4: 0.01154, 5: 0.003495}
 _WIDTHS = np.array([0, *_ERRORS])
 _GAINS = np.array([0.0, *((1 - error) ** 2 for error in _ERRORS.values())])  # of σ², both vectors rounded
 _HALVINGS = 60
-_EXACT_SIDE = 1024  # up to which all singular values are computed
+_EXACT_SIDE = 512  # up to which all singular values are computed
 _FEW = 4  # of a larger matrix's, up to one in so many are found by iteration
 
 

@@ -63,11 +63,15 @@ class TrainingCase:
         return TrainingInputs(open_checkpoint(str(self.base)), self.data, self.per_task, self.adapter)
 
     def train(self, path: Path, *given: str, reports: Reports | None = None, **more: Any) -> Artifact:
-        """Compresses into `path`, the task being its stem. more: checkpoint, jobs, on_step, memory."""
+        """Compresses into `path`, the task being its stem. more: checkpoint, jobs, on_step, memory, and base,
+        whether multiples of it and singular vectors are stored.
+        """
         reports = reports or Reports()
         checkpoint: TrainingCheckpoint | None = more.get("checkpoint")
         on_step: Callable[[Progress], None] = more.get("on_step", reports.steps.append)
-        training = Training(self.inputs(), checkpoint, on_step, reports.notes.append)
+        inputs = self.inputs()
+        base = inputs.base if more.get("base") else None
+        training = Training(inputs, checkpoint, on_step, reports.notes.append, base)
         settings = {text.split("=")[0]: text for text in (*FEW, *given)}
         if "lambda" in settings:
             del settings["target_size"]

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from support.commands import Runner
 from support.families import FAMILIES, Family, save_family
 from support.tiny_models import bert_config, write_tokenizer
-from support.training_cases import Reports, TrainingCase
+from support.training_cases import Reports, TrainingCase, text_case
 
 from flexswitch.codecs.format.container import open_artifact
 from flexswitch.merging.models.streamed_linear import StreamedLinear
 
 SHORT = ("target_size=20KB", "steps=3", "scale_refit_steps=1", "effort=fast", "batch=16")
+BRIEF = SHORT[1:]
 LITTLE = 1  # bytes of memory
 # An encoder, an encoder-decoder, fused experts with a head, and layers that are given parts of a tensor.
 KINDS = ("regression", "encoder-decoder, T5", "mixture of experts, Mixtral", "detection, YOLOS")
@@ -85,6 +86,42 @@ def test_the_file_does_not_depend_on_the_memory(family: Family, tmp_path: Path, 
     assert uses
     assert any("more than --memory allows" in note for note in reports.notes)
     assert streamed.path.read_bytes() == held.path.read_bytes()
+
+
+@pytest.mark.deep
+def test_entries_are_trained_beside_singular_vectors_whatever_the_memory(
+    tmp_path: Path, uses: list[int]
+) -> None:
+    case = text_case(tmp_path)
+    move_along_one_direction(case.base, case.finetuned)
+    held = case.train(tmp_path / "held" / "birds.fsw", *BRIEF, jobs=2, base=True)
+    streamed = case.train(tmp_path / "streamed" / "birds.fsw", *BRIEF, memory=LITTLE, base=True)
+    assert uses
+    assert streamed.path.read_bytes() == held.path.read_bytes()
+    assert held.path.stat().st_size <= 7_000
+    found = held.header.tensors.values()
+    both = [record for record in found if record.rank is None and any(part.rank for part in record.more)]
+    assert both
+    sparse = case.train(tmp_path / "sparse" / "birds.fsw", *BRIEF, "form=sparse", base=True)
+    assert not any(part.rank for record in sparse.header.tensors.values() for part in (record, *record.more))
+    assert held.header.training is not None
+    assert sparse.header.training is not None
+    assert held.header.training.after.divergence < 0.5 * sparse.header.training.after.divergence
+
+
+def move_along_one_direction(base: Path, finetuned: Path) -> None:
+    """Makes the change of each matrix one of rank 1 with a little noise."""
+    before, generator = load_file(base / "model.safetensors"), torch.Generator().manual_seed(5)
+    after, moved = load_file(finetuned / "model.safetensors"), 0
+    for name, weights in before.items():
+        own = next((each for each in after if each.endswith(name)), None)
+        if own is not None and weights.dim() == 2 and after[own].shape == weights.shape:
+            left, right = (torch.randn(side, generator=generator) for side in weights.shape)
+            noise = torch.randn(weights.shape, generator=generator)
+            after[own] = weights + 0.05 * torch.outer(left, right) + 0.005 * noise
+            moved += 1
+    assert moved > 8
+    save_file(after, finetuned / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_a_switched_model_adds_the_multiples(tmp_path: Path, engine: str) -> Non
 @pytest.mark.parametrize("size", ["2KB", "9KB"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_its_matrix_holds_the_entries_alone(tmp_path: Path, transposed: bool, size: str) -> None:
-    artifact, ids = made(tmp_path, target_size=size), np.array([3, 50, 3, 399])
+    artifact, ids = made(tmp_path, target_size=size, form="sparse"), np.array([3, 50, 3, 399])
     vector, places = ArtifactVector(artifact, LiveWeights(BASE)), np.array([0, 2, 3])
     factors = np.array([1.0, -2.0, 0.5], np.float32)
     for name in ("table.weight", "second.weight", "unused.weight"):
