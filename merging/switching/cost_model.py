@@ -16,7 +16,10 @@ from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
+from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.mixtures import Factors, parts_of
+from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,19 @@ class CostModel:
 
     def _product(self, deltas: Mapping[str, DeltaMatrix]) -> float:
         """Returns the time of a token's products with a task's deltas, for each weight."""
-        total = 0.0
-        for name in self._names & deltas.keys():
-            matrix = untransposed(deltas[name])
-            rows, columns = matrix.shape
-            if isinstance(matrix, CsrMatrix):
-                total += self._costs.csr_entry * len(matrix.values) + self._costs.csr_side * (rows + columns)
-            elif isinstance(matrix, Int8Matrix):
-                total += self._costs.int8_entry * rows * columns
-            else:
-                total += self._costs.float32_entry * rows * columns
-        return total / max(1, self._weights)
+        found = [self._matrix(untransposed(deltas[name])) for name in sorted(self._names & deltas.keys())]
+        return sum(found) / max(1, self._weights)
+
+    def _matrix(self, matrix: DeltaMatrix) -> float:
+        """Returns the time of a token's product with a matrix."""
+        rows, columns = matrix.shape
+        if isinstance(matrix, CsrMatrix):
+            return self._costs.csr_entry * len(matrix.values) + self._costs.csr_side * (rows + columns)
+        if isinstance(matrix, Int8Matrix):
+            return self._costs.int8_entry * rows * columns
+        if isinstance(matrix, LowRankMatrix):
+            return self._costs.float32_entry * (matrix.left.size + matrix.right.size)
+        if isinstance(matrix, SumMatrix):
+            return self._matrix(matrix.entries) + self._matrix(matrix.low_rank)
+        inner = self._matrix(matrix.inner) if isinstance(matrix, MultipleMatrix) else 0.0
+        return inner + self._costs.float32_entry * rows * columns

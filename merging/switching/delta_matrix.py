@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flexswitch.codecs.compiled import compiled, few
-from flexswitch.codecs.format.records import TensorRecord
+from flexswitch.codecs.format.records import PartRecord
 from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
 from flexswitch.merging.switching.activations import Activations, Ids
 from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
+from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix, stacked
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -142,26 +144,37 @@ def cpu_matrix(
     if len(vector.tensors[name].shape) < 2:
         entries = _kept(vector, name) if _has_entries(vector, name) else _plain(vector, name)
         return Float32Matrix(_scatter(entries.positions, entries.values, _matrix_shape(vector, name), False))
-    made: CsrMatrix | Int8Matrix | Float32Matrix | MultipleMatrix
-    if not _has_entries(vector, name):
+    made: CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix | MultipleMatrix
+    if not _has_entries(vector, name) and not _has_thin_factors(vector, name):
         made = _cheapest(_plain(vector, name), _matrix_shape(vector, name), transposed)
     else:
-        made = _of_entries(vector, name, transposed, base_rms)
+        made = _sum(vector, name, transposed, base_rms)
         if factor := vector.base_factor(name):
             base = vector.base_tensor(name).view(_matrix_shape(vector, name))
             made = MultipleMatrix(made, base.t() if transposed else base, factor)
     return TransposedMatrix(made) if transposed else made
 
 
-def _of_entries(
+def _sum(
     vector: ArtifactVector, name: str, transposed: bool, base_rms: float
+) -> CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix:
+    """Returns the sum of a tensor's parts, (out, in) if its layer multiplies by the transpose."""
+    kept = _entry_parts(vector, name)
+    if not vector.is_low_rank(name):
+        return _of_entries(vector, name, kept[0], transposed, base_rms)
+    low_rank = stacked(vector.thin_factors(name), transposed)
+    return SumMatrix(_of_entries(vector, name, kept[0], transposed, base_rms), low_rank) if kept else low_rank
+
+
+def _of_entries(
+    vector: ArtifactVector, name: str, part: int, transposed: bool, base_rms: float
 ) -> CsrMatrix | Int8Matrix | Float32Matrix:
-    """Returns the matrix of a tensor's kept entries, (out, in) if its layer multiplies by the transpose."""
+    """Returns the matrix of the kept entries of a part."""
     shape = _matrix_shape(vector, name)
-    codes = _codes(vector.artifact.header.tensors[name], shape)
+    codes = _codes(vector.artifact.header.tensors[name].parts[part], shape)
     if codes is not None:
-        return _int8(vector, name, shape, codes, transposed, base_rms)
-    return _cheapest(_kept(vector, name), shape, transposed)
+        return _int8(vector, name, part, shape, codes, transposed, base_rms)
+    return _cheapest(_kept(vector, name, part), shape, transposed)
 
 
 def _cheapest(entries: _Entries, shape: tuple[int, int], transposed: bool) -> CsrMatrix | Float32Matrix:
@@ -178,6 +191,20 @@ def _has_entries(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
     return isinstance(vector, ArtifactVector) and vector.has_entries(name)
 
 
+def _has_thin_factors(vector: TaskVector, name: str) -> TypeGuard[ArtifactVector]:
+    """Returns whether a tensor's parts are thin factors, smaller than it, beside at most one of entries."""
+    if not isinstance(vector, ArtifactVector) or not vector.is_low_rank(name):
+        return False
+    rows, columns = _matrix_shape(vector, name)
+    rank = sum(part.rank or 0 for part in vector.artifact.header.tensors[name].parts)
+    return rank * (rows + columns) < rows * columns and len(_entry_parts(vector, name)) < 2
+
+
+def _entry_parts(vector: ArtifactVector, name: str) -> list[int]:
+    parts = vector.artifact.header.tensors[name].parts
+    return [number for number, part in enumerate(parts) if part.rank is None]
+
+
 def _plain(vector: TaskVector, name: str) -> _Entries:
     whole = np.concatenate([np.empty(0, np.float32), *vector.blocks(name)])
     positions = np.flatnonzero(whole)
@@ -190,21 +217,21 @@ def _matrix_shape(vector: TaskVector, name: str) -> tuple[int, int]:
     return rows, vector.tensors[name].entries // max(1, rows)
 
 
-def _levels_of(vector: ArtifactVector, name: str) -> tuple[Ids, Levels]:
-    """Returns the positions of a tensor's kept entries, rising, and their levels, (kept,)."""
-    blocks = list(vector.artifact.entries(name))
+def _levels_of(vector: ArtifactVector, name: str, part: int = 0) -> tuple[Ids, Levels]:
+    """Returns the positions of a part's kept entries, rising, and their levels, (kept,)."""
+    blocks = list(vector.artifact.entries(name, part))
     positions = [start + block.astype(np.int64) for start, block, _ in blocks]
     levels = np.concatenate([block for _, _, block in blocks]) if blocks else np.empty(0, np.uint8)
     return np.concatenate([np.empty(0, np.int64), *positions]), levels
 
 
-def _kept(vector: ArtifactVector, name: str) -> _Entries:
-    record = vector.artifact.header.tensors[name]
-    positions, levels = _levels_of(vector, name)
+def _kept(vector: ArtifactVector, name: str, part: int = 0) -> _Entries:
+    record = vector.artifact.header.tensors[name].parts[part]
+    positions, levels = _levels_of(vector, name, part)
     return _Entries(positions, level_values(levels, record.bits, record.scale, record.zero))
 
 
-def _codes(record: TensorRecord, shape: tuple[int, int]) -> Codes | None:
+def _codes(record: PartRecord, shape: tuple[int, int]) -> Codes | None:
     """Returns each level's value over the scale, an integer, (2^bits,), for a matrix kept as int8.
 
     None for a sparse or narrow matrix, and where a value exceeds a byte.
@@ -220,15 +247,16 @@ def _codes(record: TensorRecord, shape: tuple[int, int]) -> Codes | None:
 def _int8(
     vector: ArtifactVector,
     name: str,
+    part: int,
     shape: tuple[int, int],
     codes: Codes,
     transposed: bool,
     base_rms: float,
 ) -> Int8Matrix:
     """Returns the matrix of a tensor's codes, which are written where they belong block by block."""
-    record = vector.artifact.header.tensors[name]
+    record = vector.artifact.header.tensors[name].parts[part]
     whole, counts = np.zeros(shape[0] * shape[1], np.int8), np.zeros(len(codes), np.int64)
-    for start, positions, levels in vector.artifact.entries(name):
+    for start, positions, levels in vector.artifact.entries(name, part):
         if few(len(positions)):
             whole[start:][positions] = codes[levels]
             counts += np.bincount(levels, minlength=len(codes))

@@ -20,9 +20,11 @@ from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import Int8Matrix, Int8Term
 from flexswitch.merging.switching.int8 import add_products as add_int8_products
+from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 
-_CPU_FORMS = (CsrMatrix, Int8Matrix, Float32Matrix, MultipleMatrix)
+_CPU_FORMS = (CsrMatrix, Int8Matrix, Float32Matrix, LowRankMatrix, SumMatrix, MultipleMatrix)
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

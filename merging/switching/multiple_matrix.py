@@ -11,13 +11,15 @@ from flexswitch.merging.switching.activations import Activations, Ids
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import Int8Matrix
+from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 
 
 @dataclass(frozen=True, eq=False)
 class MultipleMatrix:
     """The sum of a delta matrix and factor · base. base: (row, column), which shares the model's memory."""
 
-    inner: CsrMatrix | Int8Matrix | Float32Matrix
+    inner: CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix
     base: Tensor
     factor: float
 

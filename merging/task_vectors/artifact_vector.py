@@ -88,6 +88,23 @@ class ArtifactVector:
         first, *others = self._parts(name)
         return first.rank is None and not others
 
+    def is_low_rank(self, name: str) -> bool:
+        """Returns whether a part of a tensor is the product of two thin matrices."""
+        return not self.is_exact(name) and any(part.rank is not None for part in self._parts(name))
+
+    def thin_factors(self, name: str) -> list[tuple[FloatArray, FloatArray]]:
+        """Returns A·diag(weights), (row, rank), and B, (column, rank), of each such part.
+
+        Raises: DecodeError.
+        """
+        found = []
+        for number, record in enumerate(self._parts(name)):
+            if record.rank is not None:
+                factors, rows = self._factors(name, number), record.shape[0]
+                weights = np.array(record.weights or [1.0] * record.rank, np.float32)
+                found.append((factors[:rows] * weights, factors[rows:]))
+        return found
+
     def base_factor(self, name: str) -> float:
         """Returns the factor of the base's tensor that a tensor contains, 0 if it contains none."""
         return 0.0 if self.is_exact(name) else self.artifact.header.tensors[name].base_factor
@@ -107,15 +124,19 @@ class ArtifactVector:
         """Yields the values of one of a tensor's parts, flat. Raises: DecodeError."""
         record, addend = self._parts(name)[number], Addend(self.artifact, name, 1.0, number)
         if record.rank is not None:
-            factors = torch.zeros(record.layout.entries)
-            addend.add_to(factors)
-            matrix = factors.numpy().reshape(record.stored_shape)
-            yield from product_blocks(matrix, record.shape[0], record.weights, size)
+            yield from product_blocks(self._factors(name, number), record.shape[0], record.weights, size)
             return
         for start, stop in block_ranges(self.tensors[name].entries, size):
             block = torch.zeros(stop - start)
             addend.add_to(block)
             yield block.numpy()
+
+    def _factors(self, name: str, number: int) -> FloatArray:
+        """Returns the two factors of a low-rank part, one above the other. Raises: DecodeError."""
+        record = self._parts(name)[number]
+        factors = torch.zeros(record.layout.entries)
+        Addend(self.artifact, name, 1.0, number).add_to(factors)
+        return factors.numpy().reshape(record.stored_shape)
 
     def is_exact(self, name: str) -> bool:
         """Returns whether a tensor is stored exactly."""

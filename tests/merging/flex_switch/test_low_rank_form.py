@@ -1,6 +1,7 @@
 """Matrices that are stored by their singular vectors without data, against plain numpy in float64."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from support.checkpoints import MemoryCheckpoint, State, file_pair
 from support.deltas import normal
 
 from flexswitch.codecs.errors import UsageError
+from flexswitch.codecs.format.artifact_writer import ArtifactWriter, PackedTensor, packed_sum, packed_tensor
 from flexswitch.codecs.format.container import Artifact, open_artifact
+from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
 from flexswitch.merging.flex_switch.low_rank_form import low_rank_form, matrix_of, widths
-from flexswitch.merging.switching.delta_matrix import cpu_matrix
+from flexswitch.merging.switching.activations import Activations
+from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.restore import LazyState, restored_tensors
@@ -163,14 +167,57 @@ def test_vectors_that_keep_little_of_a_matrix_are_not_used(tmp_path: Path) -> No
     assert found.header.tensors["low.weight"].rank is None
 
 
-def test_an_engine_adds_the_vectors_and_the_multiple_of_the_base(tmp_path: Path) -> None:
-    artifact = made(tmp_path, tuned(0.8))
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("decay", [1.0, 0.8])
+def test_an_engine_multiplies_by_the_thin_factors(
+    tmp_path: Path, decay: float, beside: bool, transposed: bool
+) -> None:
+    artifact = made(tmp_path, tuned(decay))
+    record = artifact.header.tensors["low.weight"]
+    assert bool(record.base_factor) == (decay < 1)
+    if beside:
+        artifact = with_entries(artifact, tmp_path / "both.fsw")
     vector = ArtifactVector(artifact, LiveWeights(BASE))
-    assert artifact.header.tensors["low.weight"].base_factor
-    for transposed in (False, True):
-        matrix = cpu_matrix(vector, "low.weight", transposed, 1.0)
-        expected = delta_tensor(vector, "low.weight").numpy()
-        np.testing.assert_allclose(matrix.dense(), expected, rtol=0, atol=1e-6)
+    matrix = cpu_matrix(vector, "low.weight", transposed, 1.0)
+    assert matrix.nbytes < BASE["low.weight"].nbytes / 2
+    expected = delta_tensor(vector, "low.weight").numpy()
+    np.testing.assert_allclose(matrix.dense(), expected, rtol=0, atol=1e-6)
+    weights = np.ones_like(expected)
+    matrix.add_to(weights, 0.5)
+    np.testing.assert_allclose(weights, 1 + 0.5 * expected, rtol=0, atol=1e-6)
+    inner, whole = untransposed(matrix), expected.T if transposed else expected
+    inputs, places, shares = normal((4, whole.shape[1]), 7), np.array([0, 2, 3]), np.float32([1, -2, 0.5])
+    out, bias = np.zeros((4, whole.shape[0]), np.float32), normal((whole.shape[0],), 8)
+    inner.add_product(Activations(inputs), places, shares, bias, out)  # type: ignore[attr-defined]  # CPU's
+    products = np.zeros(out.shape)
+    products[places] = shares[:, None] * (inputs[places].astype(np.float64) @ whole.T + bias)
+    np.testing.assert_allclose(out, products, rtol=1e-4, atol=1e-4)
+    ids, rows = np.array([3, 50, 3, 70]), np.zeros((4, whole.shape[1]), np.float32)
+    inner.add_rows(ids, places, shares, rows)  # type: ignore[attr-defined]  # CPU's
+    taken = np.zeros(rows.shape)
+    taken[places] = shares[:, None] * whole[ids[places]]
+    np.testing.assert_allclose(rows, taken, rtol=0, atol=1e-6)
+
+
+def with_entries(artifact: Artifact, path: Path) -> Artifact:
+    """Returns the artifact with the entries of its sparse matrix added to the other, as training does."""
+    records, header = artifact.header.tensors, artifact.header
+    with ArtifactWriter(path) as writer:
+        for name, record in records.items():
+            parts = list(artifact_parts(artifact, name))
+            if name == "low.weight":
+                parts = [*artifact_parts(artifact, "sparse.weight"), *parts]
+            writer.add_tensor(name, packed_sum(parts, record.base_factor))
+        writer.finish(header.model_copy(update={"tensors": {}, "error": None}))
+    return open_artifact(path)
+
+
+def artifact_parts(artifact: Artifact, name: str) -> Iterator[PackedTensor]:
+    for number, part in enumerate(artifact.header.tensors[name].parts):
+        sparse = artifact.sparse(name, number)
+        shape = None if part.rank is None else tuple(part.shape)
+        yield packed_tensor(sparse, store(sparse), part.scale, part.dtype, shape=shape, weights=part.weights)
 
 
 @pytest.mark.parametrize(
