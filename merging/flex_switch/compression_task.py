@@ -1,6 +1,6 @@
 """A task vector to be compressed to a size: its deltas, their rate–distortion tables, and their sizes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -11,12 +11,19 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.quality_records import TrainingRecord
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.threads import ParallelMap
-from flexswitch.merging.compression.delta import Compressed
+from flexswitch.merging.compression.delta import Compressed, Delta, Squares
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.packed import packed_parts
 from flexswitch.merging.compression.relative_error import EXACT
 from flexswitch.merging.flex_switch.artifact_size import ArtifactSizer, Given
-from flexswitch.merging.flex_switch.delta_rows import DeltaRows, Quantisation, nothing_kept, read_delta_rows
+from flexswitch.merging.flex_switch.delta_rows import (
+    DeltaRows,
+    Quantisation,
+    nothing_kept,
+    read_delta_rows,
+    row_squares,
+    stored_form,
+)
 from flexswitch.merging.flex_switch.fit_to_size import fit_to_size, meets_target
 from flexswitch.merging.flex_switch.initialisation import scale_at
 from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable, rate_distortion_table
@@ -119,6 +126,27 @@ class CompressionTask:
             ]
             fitted, found = self.fit(quantised, sizer, target)
         return fitted, found
+
+    def compressor(self, quantised: Sequence[Quantisation]) -> Callable[[Delta], Compressed]:
+        """Returns the function that compresses each tensor: its kept entries, settled parts and multiple."""
+        by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(self.tensors, quantised, strict=True)}
+
+        def compress(delta: Delta) -> Compressed:
+            parts, squares = list[Compressed](), EXACT
+            if delta.name in self.given:
+                given = self.given[delta.name]
+                parts, squares = list(given.parts), given.squares or EXACT
+            if delta.name in by_name:
+                tensor, kept = by_name[delta.name]
+                found = row_squares(tensor, kept)
+                squares = Squares(found.error, squares.total if parts else found.total)
+                sparse, scale = stored_form(tensor, kept)
+                parts = [Compressed(sparse, scale), *parts] if len(sparse.levels) else parts
+            first, *more = parts or [Compressed(nothing_kept(delta.shape), 0.0)]
+            factor = self.factors.get(delta.name, 0.0)
+            return replace(first, more=tuple(more), base_factor=factor, squares=squares)
+
+        return compress
 
 
 def read_compression_task(

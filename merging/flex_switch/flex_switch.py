@@ -4,8 +4,9 @@ Source: Gao et al. 2026, "Auto-FlexSwitch" (arXiv 2604.28109), LGS, BAS and SASS
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial as bind
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,22 +18,15 @@ from flexswitch.codecs.format.extra_forms import PackedExtra
 from flexswitch.codecs.format.records import ArtifactHeader
 from flexswitch.codecs.format.training_file import run_identity
 from flexswitch.codecs.threads import parallel_map
-from flexswitch.merging.compression.delta import Compressed, Delta, Squares
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.compression.extras import pack_extras
 from flexswitch.merging.compression.plan import Job, Plan, Training
-from flexswitch.merging.compression.relative_error import EXACT
 from flexswitch.merging.flex_switch.compression_task import CompressionTask, read_compression_task
-from flexswitch.merging.flex_switch.delta_rows import (
-    Quantisation,
-    nothing_kept,
-    row_squares,
-    stored_form,
-)
 from flexswitch.merging.flex_switch.finalisation import TrainingSettings
 from flexswitch.merging.flex_switch.form_choice import forms_beside_entries, with_low_rank
 from flexswitch.merging.flex_switch.norm_compensation import default_power
 from flexswitch.merging.flex_switch.size_target import target_bytes
-from flexswitch.merging.flex_switch.training import data_free, train
+from flexswitch.merging.flex_switch.training import Start, data_free, started, train
 from flexswitch.merging.flex_switch.training_checkpoint import TrainingCheckpoint
 from flexswitch.merging.flex_switch.training_data import (
     DataSettings,
@@ -152,7 +146,11 @@ def flexswitch(
     needed = vector.parameters * _HELD_BYTES
     held = needed <= job.memory
     with parallel_map(job.jobs) as in_parallel:
-        task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors, held)
+
+        def read_task(left: TaskVector) -> CompressionTask:
+            return read_compression_task(left, header, widths, effort, in_parallel, extras, factors, held)
+
+        task = read_task(rest)
         if data_settings is None:
             same_share = densities != "allocated"
             target, power = _target(task, target_size), norm_compensation
@@ -161,19 +159,12 @@ def flexswitch(
             if power is None:
                 power = default_power(rest) if same_share and not task.given else 0.0
             kept = data_free(task, target, same_share, power, training.on_note)
-            return Plan(_compressor(task, kept), effort, extras=extras)
+            return Plan(task.compressor(kept), effort, extras=extras)
         if not held:
             training.on_note(
                 f"training holds {needed / 1e6:,.1f} MB at once, more than --memory allows: weights are made "
                 f"anew for each use; --memory {math.ceil(needed / 1e6)}MB gives the same file sooner"
             )
-        if by_vectors and training.base is not None:
-            given = forms_beside_entries(task, _target(task, target_size))
-            rest = RestVector(training.base, vector, factors, given)
-            task = read_compression_task(rest, header, widths, effort, in_parallel, extras, factors, held)
-            task = task.with_given(given)
-        data_settings = replace(data_settings, streamed=not held)
-        data = open_training_data(vector, data_settings, in_parallel, extras, factors, task.given)
         settings = TrainingSettings(
             target=None if lambda_ is not None else _target(task, target_size),
             multiplier=0.0 if lambda_ is None else lambda_ / (_FLOAT_BITS * max(1, vector.parameters)),
@@ -185,9 +176,32 @@ def flexswitch(
             refit_steps=scale_refit_steps,
             seed=seed,
         )
-        checkpoint = _checkpoint(training, vector, header, data, extras)
-        kept, record = train(task, data, settings, checkpoint, training.on_step, training.on_note)
-        return Plan(_compressor(task, kept), effort, record, extras)
+        data_settings = replace(data_settings, streamed=not held)
+        open_data = bind(open_training_data, vector, data_settings, in_parallel, extras, factors)
+
+        def start(parts: Mapping[str, Compressed]) -> Start:
+            """Returns the training beside settled parts."""
+            whole = task
+            if parts and training.base is not None:
+                left = RestVector(training.base, vector, factors, parts)
+                whole = read_compression_task(
+                    left, header, widths, effort, in_parallel, extras, factors, held
+                )
+            return started(whole.with_given(parts), open_data(parts), settings)
+
+        by_vectors &= training.base is not None
+        given = forms_beside_entries(task, _target(task, target_size)) if by_vectors else {}
+        best = _best_start(start, given)
+        checkpoint = _checkpoint(training, vector, header, best.run.data, extras)
+        kept, record = train(best, checkpoint, training.on_step, training.on_note)
+        return Plan(best.run.task.compressor(kept), effort, record, extras)
+
+
+def _best_start(start: Callable[[Mapping[str, Compressed]], Start], given: Mapping[str, Compressed]) -> Start:
+    """Returns the start beside the given parts if its loss is less than that of entries alone."""
+    alone = start({}).loss if given else math.inf  # one at a time, since each holds a model
+    found = start(given)
+    return found if found.loss < alone else start({})
 
 
 def _check_conflicts(
@@ -266,23 +280,3 @@ def _target(task: CompressionTask, target_size: str | None) -> int:
             f"with the header take {empty:,} of them; ask for more than that"
         )
     return target
-
-
-def _compressor(task: CompressionTask, quantised: Sequence[Quantisation]) -> Callable[[Delta], Compressed]:
-    by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(task.tensors, quantised, strict=True)}
-
-    def compress(delta: Delta) -> Compressed:
-        factor, parts, squares = task.factors.get(delta.name, 0.0), [], EXACT
-        if delta.name in task.given:
-            given = task.given[delta.name]
-            parts, squares = list(given.parts), given.squares or EXACT
-        if delta.name in by_name:
-            tensor, kept = by_name[delta.name]
-            found = row_squares(tensor, kept)
-            squares = Squares(found.error, squares.total if parts else found.total)
-            sparse, scale = stored_form(tensor, kept)
-            parts = [Compressed(sparse, scale), *parts] if len(sparse.levels) else parts
-        first, *more = parts or [Compressed(nothing_kept(delta.shape), 0.0)]
-        return replace(first, more=tuple(more), base_factor=factor, squares=squares)
-
-    return compress

@@ -1,10 +1,11 @@
 """Which matrices are stored by their singular vectors. Source: docs/methods.md §4."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from flexswitch.merging.compression.delta import Compressed, Squares
+from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.flex_switch.allocation import option_bits
 from flexswitch.merging.flex_switch.compression_task import CompressionTask
 from flexswitch.merging.flex_switch.delta_rows import DeltaRows
@@ -13,9 +14,20 @@ from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
 _LEAST_SIDE = 16  # rows and columns of a matrix
 _LEAST_SHARE = 0.6  # of the norm of the chosen matrices: where less is left, large entries serve better
+_LEAST_RATIO = 1.6  # of their squared norm kept, to that kept by their largest entries
 _MORE = 1.1  # times the bits, for which triples are computed
 _TRIES, _NEAR = 6, 0.985
 _SHARE = 0.6  # of the bits, beside entries
+
+
+class _Better(NamedTuple):
+    """A matrix, the squares that its low-rank form and its largest entries keep, and all of them."""
+
+    tensor: DeltaRows
+    matrix: Matrix
+    kept: float
+    by_entries: float
+    total: float
 
 
 def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
@@ -58,29 +70,27 @@ def _rate(task: CompressionTask, target: int) -> float:
 def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Matrix]]:
     """Returns the matrices to be stored by singular vectors at so many bits an entry."""
 
-    def compared(number: int) -> tuple[Matrix, Squares] | None:
-        """Returns a matrix, with the squares of its low-rank form, where that comes nearer to it."""
+    def compared(number: int) -> _Better | None:
+        """Returns a matrix whose low-rank form comes nearer to it than its largest entries."""
         tensor, table = task.tensors[number], task.tables[number]
         if len(tensor.shape) != 2 or min(len(tensor.rows), tensor.columns) < _LEAST_SIDE:
             return None
         bits = rate * tensor.entries
         matrix = matrix_of(tensor.delta.reshape(-1, tensor.columns), _MORE * bits)
         made = low_rank_form(matrix, tensor.shape, tensor.rows, bits)
-        if made is None or made.squares is None or made.squares.error >= _least_error(tensor, table, bits):
+        if made is None or made.squares is None:
             return None
-        return matrix, made.squares
+        error, total = made.squares
+        by_entries = _least_error(tensor, table, bits)
+        better = _Better(tensor, matrix, total - error, total - by_entries, total)
+        return better if error < by_entries else None
 
-    found = task.parallel_map(compared, len(task.tensors))
-    better = {
-        tensor.name: (tensor, *each)
-        for tensor, each in zip(task.tensors, found, strict=True)
-        if each is not None
-    }
-    error = math.fsum(squares.error for _, _, squares in better.values())
-    total = math.fsum(squares.total for _, _, squares in better.values())
-    if not better or total - error < _LEAST_SHARE**2 * total:
+    found = [each for each in task.parallel_map(compared, len(task.tensors)) if each is not None]
+    kept, total = math.fsum(each.kept for each in found), math.fsum(each.total for each in found)
+    by_entries = math.fsum(each.by_entries for each in found)
+    if not found or kept < max(_LEAST_SHARE**2 * total, _LEAST_RATIO * by_entries):
         return {}
-    return {name: (tensor, matrix) for name, (tensor, matrix, _) in better.items()}
+    return {each.tensor.name: (each.tensor, each.matrix) for each in found}
 
 
 def _least_error(tensor: DeltaRows, table: RateDistortionTable, bits: float) -> float:

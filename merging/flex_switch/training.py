@@ -1,6 +1,7 @@
 """Compression to a size, with and without training: initialisation, training steps, finalisation."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,10 +52,34 @@ def data_free(
     return fitted
 
 
+class Start(NamedTuple):
+    """A training before its first step.
+
+    size: the bytes of the artifact. factors: the tensors' rate factors, (tensor,). loss: on the exemplars.
+    """
+
+    run: TrainingRun
+    size: int
+    initial: list[Quantisation]
+    factors: Doubles
+    loss: float
+
+
+def started(task: CompressionTask, data: TrainingData, settings: TrainingSettings) -> Start:
+    """Returns a training with the best initialisation. Raises: InputError if its loss is not finite."""
+    run = TrainingRun(
+        task, data, GatedModel(data.model, task.tensors, data.places, settings.shards), settings
+    )
+    sizer = task.sizer()
+    size = settings.target or round(_UNTARGETED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
+    initial, factors = _best_initialisation(run, size)
+    check_finite(run.loss(initial), "before the first step")
+    initial = task.fill(initial, task.sizer(likely_record(run)), size - RECORD_SPARE)[0]
+    return Start(run, size, initial, factors, run.loss(initial))
+
+
 def train(
-    task: CompressionTask,
-    data: TrainingData,
-    settings: TrainingSettings,
+    start: Start,
     checkpoint: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
@@ -65,17 +90,10 @@ def train(
 
     Raises: InputError if the loss is not finite.
     """
-    run = TrainingRun(
-        task, data, GatedModel(data.model, task.tensors, data.places, settings.shards), settings
-    )
-    sizer = task.sizer()
-    size = settings.target or round(_UNTARGETED_SHARE * 4 * task.vector.parameters) + sizer.empty_size()
-    initial, factors = _best_initialisation(run, size)
-    check_finite(run.loss(initial), "before the first step")
-    initial = task.fill(initial, task.sizer(likely_record(run)), size - RECORD_SPARE)[0]
-    found, record = _train_from(run, initial, factors, size, checkpoint, on_step, on_note)
-    if settings.target is not None:
-        _note_missed(task.sizer(record).size(found), settings.target, on_note)
+    found, record = _train_from(start, checkpoint, on_step, on_note)
+    target = start.run.settings.target
+    if target is not None:
+        _note_missed(start.run.task.sizer(record).size(found), target, on_note)
     return found, record
 
 
@@ -89,10 +107,7 @@ def likely_record(run: TrainingRun) -> TrainingRecord:
 
 
 def _train_from(
-    run: TrainingRun,
-    initial: list[Quantisation],
-    factors: Doubles,
-    size: int,
+    start: Start,
     checkpoint: TrainingCheckpoint | None,
     on_step: Callable[[Progress], None],
     on_note: Callable[[str], None],
@@ -101,7 +116,8 @@ def _train_from(
 
     If the loss does not fall, training is repeated with shorter steps; at last only scales are trained.
     """
-    loss_before, before = run.loss(initial), quality(run.data, run.task.parallel_map)
+    run, size, initial, factors, loss_before = start
+    before = quality(run.data, run.task.parallel_map)
     state = _initial_state(run, initial, factors, _STEP_SIZES[0])
     if checkpoint is not None:
         checkpoint.restore(state)
