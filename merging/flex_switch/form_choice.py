@@ -14,19 +14,18 @@ from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
 _LEAST_SIDE = 16  # rows and columns of a matrix
 _LEAST_SHARE = 0.6  # of the norm of the chosen matrices: where less is left, large entries serve better
-_LEAST_RATIO = 1.6  # of their squared norm kept, to that kept by their largest entries
+_MOST_RATE = 0.93  # bits an entry; from about there on the signs of most entries fit, and serve better
 _MORE = 1.1  # times the bits, for which triples are computed
 _TRIES, _NEAR = 6, 0.985
 _SHARE = 0.6  # of the bits, beside entries
 
 
 class _Better(NamedTuple):
-    """A matrix, the squares that its low-rank form and its largest entries keep, and all of them."""
+    """A matrix, the squares that its low-rank form keeps, and all of them."""
 
     tensor: DeltaRows
     matrix: Matrix
     kept: float
-    by_entries: float
     total: float
 
 
@@ -34,10 +33,10 @@ def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
     """Returns the task with those matrices given whose singular vectors come nearer than their large entries.
 
     All tensors are compared at the same number of bits for an entry of a changed row. The task is returned as
-    it is where the vectors keep too little of the matrices' norm.
+    it is where the vectors keep too little of the matrices' norm, or bits suffice for most entries' signs.
     """
     rate = _rate(task, target)
-    chosen = _chosen(task, rate)
+    chosen = _chosen(task, rate) if rate < _MOST_RATE else {}
     if not chosen:
         return task
     others = sum(tensor.entries for tensor in task.tensors if tensor.name not in chosen)
@@ -82,13 +81,11 @@ def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Ma
             return None
         error, total = made.squares
         by_entries = _least_error(tensor, table, bits)
-        better = _Better(tensor, matrix, total - error, total - by_entries, total)
-        return better if error < by_entries else None
+        return _Better(tensor, matrix, total - error, total) if error < by_entries else None
 
     found = [each for each in task.parallel_map(compared, len(task.tensors)) if each is not None]
     kept, total = math.fsum(each.kept for each in found), math.fsum(each.total for each in found)
-    by_entries = math.fsum(each.by_entries for each in found)
-    if not found or kept < max(_LEAST_SHARE**2 * total, _LEAST_RATIO * by_entries):
+    if not found or kept < _LEAST_SHARE**2 * total:
         return {}
     return {each.tensor.name: (each.tensor, each.matrix) for each in found}
 

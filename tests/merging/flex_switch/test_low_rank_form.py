@@ -161,6 +161,11 @@ def test_sparse_deltas_keep_their_largest_entries(tmp_path: Path) -> None:
     assert all(record.rank is None for record in made(tmp_path, state).header.tensors.values())
 
 
+def test_where_the_signs_of_most_entries_fit_they_are_kept(tmp_path: Path) -> None:
+    found = made(tmp_path, tuned(), target_size="3500")
+    assert all(record.rank is None for record in found.header.tensors.values())
+
+
 def test_vectors_that_keep_little_of_a_matrix_are_not_used(tmp_path: Path) -> None:
     state = {**BASE, "low.weight": BASE["low.weight"] + 0.1 * torch.from_numpy(normal((120, 80), 6))}
     found = made(tmp_path, state, target_size="2500")
