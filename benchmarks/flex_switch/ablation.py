@@ -42,9 +42,9 @@ def main() -> None:
 
     python benchmarks/flex_switch/ablation.py --data DIR --models benchmarks/text8/cache
 
-All eight tasks at {SIZE} kB, {STEPS} steps, mean of seeds {", ".join(map(str, SEEDS))}; the divergence is
-that from the fine-tuned model on exemplars held out, and *trained* that on the exemplars themselves. An
-average has a standard error of about 0.4. Measured on {machine()}.
+All eight tasks at {SIZE} kB, {STEPS} steps, `form=sparse`, mean of seeds {", ".join(map(str, SEEDS))}; the
+divergence is that from the fine-tuned model on exemplars held out, and *trained* that on the exemplars
+themselves. An average has a standard error of about 0.4. Measured on {machine()}.
 
 {table(["FlexSwitch", "kB", "average", "by seed", "divergence", "trained"], rows)}"""
     write_section("flexswitch-ablation", section)

@@ -35,7 +35,7 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 from flexswitch.merging.zoos.pack import Form, create_zoo
 
 HERE = Path(__file__).resolve().parent
-FLEXSWITCH = ("precision=bfloat16", "augmentations=5")
+FLEXSWITCH = ("precision=bfloat16", "augmentations=5", "form=sparse")
 # Method → the setting that its size follows from, and its others.
 SEARCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "t-switch": ("drop", ()),
@@ -104,7 +104,7 @@ def trained(setup: Setup, size: int, steps: int, seed: int, settings: Sequence[s
 
 def data_free(setup: Setup, size: int, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the scores at a size in kB without exemplars."""
-    return scored(setup, "flexswitch", ("objective=none", *settings), at_size(setup, size))
+    return scored(setup, "flexswitch", ("objective=none", "form=sparse", *settings), at_size(setup, size))
 
 
 def at_size(setup: Setup, size: int) -> dict[str, str]:
