@@ -14,18 +14,20 @@ from flexswitch.merging.flex_switch.rate_distortion import RateDistortionTable
 
 _LEAST_SIDE = 16  # rows and columns of a matrix
 _LEAST_SHARE = 0.6  # of the norm of the chosen matrices: where less is left, large entries serve better
-_MOST_RATE = 0.93  # bits an entry; from about there on the signs of most entries fit, and serve better
+# Bits an entry from about which the signs of most entries fit, and serve better, unless vectors leave a small
+# part of the squared error that entries do.
+_MOST_RATE, _FAR_NEARER = 0.93, 1 / 25
 _MORE = 1.1  # times the bits, for which triples are computed
-_TRIES, _NEAR = 6, 0.985
+_TRIES, _NEAR = 8, 0.985
 _SHARE = 0.6  # of the bits, beside entries
 
 
 class _Better(NamedTuple):
-    """A matrix, the squares that its low-rank form keeps, and all of them."""
+    """A matrix, the squared error of its low-rank form, and all squares."""
 
     tensor: DeltaRows
     matrix: Matrix
-    kept: float
+    error: float
     total: float
 
 
@@ -36,29 +38,34 @@ def with_low_rank(task: CompressionTask, target: int) -> CompressionTask:
     it is where the vectors keep too little of the matrices' norm, or bits suffice for most entries' signs.
     """
     rate = _rate(task, target)
-    chosen = _chosen(task, rate) if rate < _MOST_RATE else {}
+    chosen = _chosen(task, rate, 1.0 if rate < _MOST_RATE else _FAR_NEARER)
     if not chosen:
         return task
     others = sum(tensor.entries for tensor in task.tensors if tensor.name not in chosen)
     empty = task.sizer().empty_size()
     goal = target - rate * others / 8
-    best, tried = (task, empty), rate
+    best, fits, exceeds, tried, last = task, 0.0, _MORE * rate, rate, 0
     for _ in range(_TRIES):
         given = low_rank_forms(task, chosen, tried)
         found = task.with_given(given).without(given)
         size = found.sizer().empty_size()
-        if best[1] < size <= goal:
-            best = found, size
+        if size > goal:
+            exceeds = tried
+        elif tried > fits:
+            best, fits = found, tried
         if _NEAR * goal <= size <= goal:
             break
-        tried = min(tried * (_NEAR + 1) / 2 * (goal - empty) / max(1, size - empty), _MORE * rate)
-    return best[0]
+        likely = tried * (_NEAR + 1) / 2 * (goal - empty) / max(1, size - empty)
+        # The size goes up in steps: where a proportion stays on one, half of what is left is tried.
+        tried = likely if fits < likely < exceeds and size != last else (fits + exceeds) / 2
+        last = size
+    return best
 
 
 def forms_beside_entries(task: CompressionTask, target: int) -> dict[str, Compressed]:
     """Returns low-rank forms of such matrices, in a share of the bits; trained entries are added to them."""
     rate = _SHARE * _rate(task, target)
-    return low_rank_forms(task, _chosen(task, rate), rate)
+    return low_rank_forms(task, _chosen(task, rate, 1.0), rate)
 
 
 def _rate(task: CompressionTask, target: int) -> float:
@@ -66,8 +73,11 @@ def _rate(task: CompressionTask, target: int) -> float:
     return task.payload_bits(target) / max(1, sum(tensor.entries for tensor in task.tensors))
 
 
-def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Matrix]]:
-    """Returns the matrices to be stored by singular vectors at so many bits an entry."""
+def _chosen(task: CompressionTask, rate: float, nearer: float) -> dict[str, tuple[DeltaRows, Matrix]]:
+    """Returns the matrices to be stored by singular vectors at so many bits an entry.
+
+    nearer: the share of the squared error of large entries that the vectors may leave.
+    """
 
     def compared(number: int) -> _Better | None:
         """Returns a matrix whose low-rank form comes nearer to it than its largest entries."""
@@ -81,11 +91,11 @@ def _chosen(task: CompressionTask, rate: float) -> dict[str, tuple[DeltaRows, Ma
             return None
         error, total = made.squares
         by_entries = _least_error(tensor, table, bits)
-        return _Better(tensor, matrix, total - error, total) if error < by_entries else None
+        return _Better(tensor, matrix, error, total) if error < nearer * by_entries else None
 
     found = [each for each in task.parallel_map(compared, len(task.tensors)) if each is not None]
-    kept, total = math.fsum(each.kept for each in found), math.fsum(each.total for each in found)
-    if not found or kept < _LEAST_SHARE**2 * total:
+    error, total = math.fsum(each.error for each in found), math.fsum(each.total for each in found)
+    if not found or total - error < _LEAST_SHARE**2 * total:
         return {}
     return {each.tensor.name: (each.tensor, each.matrix) for each in found}
 

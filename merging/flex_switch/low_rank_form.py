@@ -22,10 +22,11 @@ Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 # Bit-width → relative squared error of a normal variable in so many even levels (Max 1960, table II).
-_ERRORS = {2: 0.1188, 3: 0.03744, 4: 0.01154, 5: 0.003495}
+_ERRORS = {2: 0.1188, 3: 0.03744, 4: 0.01154, 5: 0.003495, 6: 0.001041, 7: 3.035e-4, 8: 8.714e-5}
 _WIDTHS = np.array([0, *_ERRORS])
 _GAINS = np.array([0.0, *((1 - error) ** 2 for error in _ERRORS.values())])  # of σ², both vectors rounded
 _HALVINGS = 60
+_LEAST_VALUE = 1e-4  # of the norm: below is what rounding left, of the weights or of the leading pairs
 _EXACT_SIDE = 512  # up to which all singular values are computed
 _FEW = 4  # of a larger matrix's, up to one in so many are found by iteration
 
@@ -58,11 +59,13 @@ def widths(values: Doubles, side: int, bits: float) -> Integers:
     singular values, (k,). side: entries of a pair of vectors.
     """
     costs = np.where(_WIDTHS > 0, side * _WIDTHS + WEIGHT_BITS, 0)
+    worth = np.square(values)
+    worth[worth <= _LEAST_VALUE**2 * worth.sum()] = 0
 
     def chosen(price: float) -> Integers:  # of a bit
-        return np.asarray(np.argmax(np.square(values)[:, None] * _GAINS - price * costs, axis=1))
+        return np.asarray(np.argmax(worth[:, None] * _GAINS - price * costs, axis=1))
 
-    low, high = 0.0, float(np.square(values).max(initial=0.0))  # at this price nothing is kept
+    low, high = 0.0, float(worth.max(initial=0.0))  # at this price nothing is kept
     for _ in range(_HALVINGS):
         price = (low + high) / 2
         low, high = (price, high) if costs[chosen(price)].sum() > bits else (low, price)

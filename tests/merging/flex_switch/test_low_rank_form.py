@@ -29,7 +29,7 @@ from flexswitch.merging.task_vectors.task_vector import delta_tensor
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-ERRORS = {2: 0.1188, 3: 0.03744, 4: 0.01154, 5: 0.003495}
+ERRORS = {2: 0.1188, 3: 0.03744, 4: 0.01154, 5: 0.003495, 6: 0.001041, 7: 3.035e-4, 8: 8.714e-5}
 
 
 def of_rank(rank: int, rows: int, columns: int, fall: float = 0.8, seed: int = 0) -> Floats:
@@ -132,8 +132,9 @@ def tuned(decay: float = 1.0) -> State:
     return {name: each - (1 - decay) * BASE[name] if each.dim() > 1 else each for name, each in found.items()}
 
 
-def made(folder: Path, finetuned: State, **settings: object) -> Artifact:
-    pair, path = file_pair(folder, BASE, finetuned), folder / "t.fsw"
+def made(folder: Path, finetuned: State, base: State = BASE, **settings: object) -> Artifact:
+    folder.mkdir(exist_ok=True)
+    pair, path = file_pair(folder, base, finetuned), folder / "t.fsw"
     given = {"objective": "none", "target_size": "1900", "effort": "fast", **settings}
     compress(pair, path, "t", "flexswitch", given, overwrite=True, training=Training(base=pair.base))
     return open_artifact(path)
@@ -141,7 +142,6 @@ def made(folder: Path, finetuned: State, **settings: object) -> Artifact:
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
 def test_each_matrix_takes_the_form_that_is_nearer(tmp_path: Path, decay: float) -> None:
-    (tmp_path / "sparse").mkdir()
     found, sparse = made(tmp_path, tuned(decay)), made(tmp_path / "sparse", tuned(decay), form="sparse")
     assert found.header.tensors["low.weight"].rank is not None
     assert found.header.tensors["sparse.weight"].rank is None
@@ -161,9 +161,36 @@ def test_sparse_deltas_keep_their_largest_entries(tmp_path: Path) -> None:
     assert all(record.rank is None for record in made(tmp_path, state).header.tensors.values())
 
 
-def test_where_the_signs_of_most_entries_fit_they_are_kept(tmp_path: Path) -> None:
-    found = made(tmp_path, tuned(), target_size="3500")
-    assert all(record.rank is None for record in found.header.tensors.values())
+def test_where_the_signs_of_most_entries_fit_they_are_kept_unless_vectors_are_far_nearer(
+    tmp_path: Path,
+) -> None:
+    near, far = tuned(), tuned()
+    near["low.weight"] += 0.005 * torch.from_numpy(normal((120, 80), 9))
+    assert made(tmp_path / "near", near, target_size="4200").header.tensors["low.weight"].rank is None
+    assert made(tmp_path / "far", far, target_size="4200").header.tensors["low.weight"].rank is not None
+
+
+@pytest.mark.parametrize("target", range(1100, 2000, 53))
+def test_a_form_that_fits_is_found_at_every_size(tmp_path: Path, target: int) -> None:
+    base: State = {
+        "w": torch.from_numpy(normal((200, 200), 0)),
+        "x.bias": torch.from_numpy(normal((200,), 1)),
+    }
+    moved = {
+        "w": base["w"] + torch.from_numpy(of_rank(1, 200, 200)),
+        "x.bias": base["x.bias"] + 0.01 * torch.from_numpy(normal((200,), 2)),
+    }
+    found = made(tmp_path, moved, base, target_size=str(target))
+    assert found.header.error is not None
+    assert found.header.error.relative < 0.4
+
+
+def test_what_rounding_left_is_no_pair_of_vectors(tmp_path: Path) -> None:
+    base: State = {"w": torch.from_numpy(normal((200, 200), 0))}
+    found = made(
+        tmp_path, {"w": base["w"] + torch.from_numpy(of_rank(1, 200, 200))}, base, target_size="4000"
+    )
+    assert sum(part.rank or 0 for part in found.header.tensors["w"].parts) == 1
 
 
 def test_vectors_that_keep_little_of_a_matrix_are_not_used(tmp_path: Path) -> None:
