@@ -103,4 +103,5 @@ def _refitted(values: FloatArray, right: Doubles) -> Doubles:
     """Returns the left vectors of least ‖values − left rightᵀ‖, (row, k)."""
     vectors: Tensor = torch.from_numpy(right)
     products = torch.from_numpy(values).to(torch.float64) @ vectors
-    return np.asarray(torch.linalg.solve(vectors.T @ vectors, products.T).T.contiguous().numpy())
+    # Rounded vectors may depend on each other.
+    return np.asarray((products @ torch.linalg.pinv(vectors.T @ vectors, hermitian=True)).numpy())

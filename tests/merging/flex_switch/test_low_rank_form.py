@@ -17,6 +17,7 @@ from flexswitch.codecs.format.container import Artifact, open_artifact
 from flexswitch.codecs.storage import store
 from flexswitch.merging.compression.compress import compress
 from flexswitch.merging.compression.plan import Training
+from flexswitch.merging.flex_switch import low_rank_form as low_rank_module
 from flexswitch.merging.flex_switch.low_rank_form import low_rank_form, matrix_of, widths
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
@@ -86,6 +87,13 @@ def test_left_vectors_make_up_for_the_rounding_of_right_ones() -> None:
     assert found.squares is not None
     rounded_alone = 1 - (1 - ERRORS[2]) ** 2  # of a flat spectrum, both vectors by themselves
     assert found.squares.error < 0.9 * rounded_alone * found.squares.total
+
+
+def test_rounded_vectors_that_depend_on_each_other_are_refitted_together() -> None:
+    values, right = of_rank(3, 20, 4), np.array([[1.0, 1.0, 3.0], [1, 1, -1], [-1, -1, 1], [1, 1, 3]])
+    left = low_rank_module._refitted(values, right)
+    expected = values.astype(np.float64) @ np.linalg.pinv(right).T
+    np.testing.assert_allclose(left, expected, rtol=0, atol=1e-6)
 
 
 def test_rows_that_have_not_changed_stay_zero() -> None:
