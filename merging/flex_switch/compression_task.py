@@ -132,17 +132,15 @@ class CompressionTask:
         by_name = {tensor.name: (tensor, kept) for tensor, kept in zip(self.tensors, quantised, strict=True)}
 
         def compress(delta: Delta) -> Compressed:
-            parts, squares = list[Compressed](), EXACT
-            if delta.name in self.given:
-                given = self.given[delta.name]
-                parts, squares = list(given.parts), given.squares or EXACT
+            given = self.given.get(delta.name)
+            parts, squares = ((), EXACT) if given is None else (given.parts, given.squares or EXACT)
             if delta.name in by_name:
                 tensor, kept = by_name[delta.name]
                 found = row_squares(tensor, kept)
                 squares = Squares(found.error, squares.total if parts else found.total)
                 sparse, scale = stored_form(tensor, kept)
-                parts = [Compressed(sparse, scale), *parts] if len(sparse.levels) else parts
-            first, *more = parts or [Compressed(nothing_kept(delta.shape), 0.0)]
+                parts = (Compressed(sparse, scale), *parts) if len(sparse.levels) else parts
+            first, *more = parts or (Compressed(nothing_kept(delta.shape), 0.0),)
             factor = self.factors.get(delta.name, 0.0)
             return replace(first, more=tuple(more), base_factor=factor, squares=squares)
 

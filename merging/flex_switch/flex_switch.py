@@ -183,11 +183,8 @@ def flexswitch(
             """Returns the training beside settled parts."""
             whole = task
             if parts and training.base is not None:
-                left = RestVector(training.base, vector, factors, parts)
-                whole = read_compression_task(
-                    left, header, widths, effort, in_parallel, extras, factors, held
-                )
-            return started(whole.with_given(parts), open_data(parts), settings)
+                whole = read_task(RestVector(training.base, vector, factors, parts)).with_given(parts)
+            return started(whole, open_data(parts), settings)
 
         by_vectors &= training.base is not None
         given = forms_beside_entries(task, _target(task, target_size)) if by_vectors else {}

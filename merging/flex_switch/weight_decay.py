@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flexswitch.codecs.format.records import BaseIdentity, RawTensor, float32_scale
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.sums import steady_sum
-from flexswitch.merging.checkpoints.checkpoint import Checkpoint
+from flexswitch.merging.checkpoints.checkpoint import Checkpoint, TensorInfo
 from flexswitch.merging.checkpoints.dtypes import TORCH_DTYPES
 from flexswitch.merging.compression.delta import Compressed
 from flexswitch.merging.task_vectors.base_multiple import multiple_blocks
@@ -38,10 +38,15 @@ class MultipleVector:
         factors: Mapping[str, float],
         given: Mapping[str, Compressed] = MappingProxyType({}),
     ) -> None:
-        self._base, self._vector, self._factors, self._given = base, vector, factors, given
+        self.base, self._vector, self._factors, self._given = base, vector, factors, given
         self.source, self.parameters, self.hints = vector.source, vector.parameters, vector.hints
-        self.tensors = {name: vector.tensors[name] for name in vector.tensors if name in {*factors, *given}}
         self.model, self.extras, self.files = vector.model, vector.extras, vector.files
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors with a multiple or a part, by name."""
+        names = {*self._factors, *self._given}
+        return {name: info for name, info in self._vector.tensors.items() if name in names}
 
     def identity(self) -> BaseIdentity:
         """Returns which base it belongs to."""
@@ -49,10 +54,10 @@ class MultipleVector:
 
     def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields f θ of a tensor, and its part."""
-        multiple = multiple_blocks(self._base, name, self._factors.get(name, 0.0), size)
-        if name not in self._given:
-            return multiple
-        return map(np.add, multiple, self._part(name, size))
+        if name not in self._factors:
+            return self._part(name, size)
+        multiple = multiple_blocks(self.base, name, self._factors[name], size)
+        return map(np.add, multiple, self._part(name, size)) if name in self._given else multiple
 
     def _part(self, name: str, size: int | None) -> Iterator[FloatArray]:
         values = self._given[name].values()
@@ -73,15 +78,10 @@ class RestVector(MultipleVector):
     What is as small as the roundings of weights is 0, so that rows which decayed alone have not changed.
     """
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        vector: TaskVector,
-        factors: Mapping[str, float],
-        given: Mapping[str, Compressed] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(base, vector, factors, given)
-        self.base, self.tensors = base, dict(vector.tensors)
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors of the task vector."""
+        return self._vector.tensors
 
     def blocks(self, name: str, size: int | None = None) -> Iterator[FloatArray]:
         """Yields τ − f θ of a tensor, in float32, without its part."""
@@ -94,7 +94,7 @@ class RestVector(MultipleVector):
             return
         rounding = max(_ROUNDING, torch.finfo(TORCH_DTYPES[self.tensors[name].dtype]).eps)
         least = rounding / abs(self._factors[name])  # of |f θ|
-        multiples = multiple_blocks(self._base, name, self._factors[name], size)
+        multiples = multiple_blocks(self.base, name, self._factors[name], size)
         for delta, multiple in zip(self._vector.blocks(name, size), multiples, strict=True):
             rest = delta - multiple
             rest[np.abs(rest) <= least * np.abs(multiple)] = 0

@@ -18,7 +18,6 @@ from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.mixtures import Factors, parts_of
-from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 from flexswitch.merging.switching.sum_matrix import SumMatrix
 
 
@@ -145,6 +144,5 @@ class CostModel:
         if isinstance(matrix, LowRankMatrix):
             return self._costs.float32_entry * (matrix.left.size + matrix.right.size)
         if isinstance(matrix, SumMatrix):
-            return self._matrix(matrix.entries) + self._matrix(matrix.low_rank)
-        inner = self._matrix(matrix.inner) if isinstance(matrix, MultipleMatrix) else 0.0
-        return inner + self._costs.float32_entry * rows * columns
+            return sum(self._matrix(part) for part in matrix.parts)
+        return self._costs.float32_entry * rows * columns

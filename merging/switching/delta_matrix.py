@@ -21,9 +21,9 @@ from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_pla
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
 from flexswitch.merging.switching.int8 import LARGEST_CODE, Codes, Int8Matrix, digits_for
-from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix, stacked
+from flexswitch.merging.switching.low_rank_matrix import stacked
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
-from flexswitch.merging.switching.sum_matrix import SumMatrix
+from flexswitch.merging.switching.sum_matrix import Part, SumMatrix
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -144,26 +144,28 @@ def cpu_matrix(
     if len(vector.tensors[name].shape) < 2:
         entries = _kept(vector, name) if _has_entries(vector, name) else _plain(vector, name)
         return Float32Matrix(_scatter(entries.positions, entries.values, _matrix_shape(vector, name), False))
-    made: CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix | MultipleMatrix
-    if not _has_entries(vector, name) and not _has_thin_factors(vector, name):
-        made = _cheapest(_plain(vector, name), _matrix_shape(vector, name), transposed)
+    if _has_entries(vector, name) or _has_thin_factors(vector, name):
+        made = _sum(_parts_of(vector, name, transposed, base_rms))
     else:
-        made = _sum(vector, name, transposed, base_rms)
-        if factor := vector.base_factor(name):
-            base = vector.base_tensor(name).view(_matrix_shape(vector, name))
-            made = MultipleMatrix(made, base.t() if transposed else base, factor)
+        made = _cheapest(_plain(vector, name), _matrix_shape(vector, name), transposed)
     return TransposedMatrix(made) if transposed else made
 
 
-def _sum(
-    vector: ArtifactVector, name: str, transposed: bool, base_rms: float
-) -> CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix:
-    """Returns the sum of a tensor's parts, (out, in) if its layer multiplies by the transpose."""
-    kept = _entry_parts(vector, name)
-    if not vector.is_low_rank(name):
-        return _of_entries(vector, name, kept[0], transposed, base_rms)
-    low_rank = stacked(vector.thin_factors(name), transposed)
-    return SumMatrix(_of_entries(vector, name, kept[0], transposed, base_rms), low_rank) if kept else low_rank
+def _parts_of(vector: ArtifactVector, name: str, transposed: bool, base_rms: float) -> list[Part]:
+    """Returns the parts of a tensor, (out, in) if its layer multiplies by the transpose."""
+    parts: list[Part] = [
+        _of_entries(vector, name, part, transposed, base_rms) for part in _entry_parts(vector, name)
+    ]
+    if vector.is_low_rank(name):
+        parts.append(stacked(vector.thin_factors(name), transposed))
+    if factor := vector.base_factor(name):
+        base = vector.base_tensor(name).view(_matrix_shape(vector, name))
+        parts.append(MultipleMatrix(base.t() if transposed else base, factor))
+    return parts
+
+
+def _sum(parts: list[Part]) -> Part | SumMatrix:
+    return parts[0] if len(parts) == 1 else SumMatrix(tuple(parts))
 
 
 def _of_entries(

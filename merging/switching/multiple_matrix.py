@@ -1,4 +1,4 @@
-"""A delta matrix beside a multiple of the base's weights, as weight decay leaves it."""
+"""A multiple of the base's weights as a delta matrix, as weight decay leaves it."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,33 @@ from torch.nn import functional
 
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.activations import Activations, Ids
-from flexswitch.merging.switching.csr import CsrMatrix
-from flexswitch.merging.switching.float32 import Float32Matrix
-from flexswitch.merging.switching.int8 import Int8Matrix
-from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
-from flexswitch.merging.switching.sum_matrix import SumMatrix
 
 
 @dataclass(frozen=True, eq=False)
 class MultipleMatrix:
-    """The sum of a delta matrix and factor · base. base: (row, column), which shares the model's memory."""
+    """factor · base. base: (row, column), which shares the model's memory."""
 
-    inner: CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | SumMatrix
     base: Tensor
     factor: float
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.inner.shape
+        rows, columns = self.base.shape
+        return rows, columns
 
     @property
     def nbytes(self) -> int:
         """The size in memory, without the base."""
-        return self.inner.nbytes
+        return 0
 
     def dense(self) -> Tensor:
         """Returns the delta, (row, column) float32."""
-        return self.inner.dense() + self.factor * self.base.to(torch.float32)
+        return self.factor * self.base.to(torch.float32)
 
     def add_to(self, weights: FloatArray, factor: float) -> None:
         """Adds factor · τ to (row, column) weights in place."""
         torch.from_numpy(weights).add_(self.base.to(torch.float32), alpha=factor * self.factor)
-        self.inner.add_to(weights, factor)
 
     def add_rows(self, ids: Ids, positions: Ids, factors: FloatArray, out: FloatArray) -> None:
         """Adds factors[i] · τ[ids[positions[i]]] to out[positions[i]].
@@ -49,7 +43,6 @@ class MultipleMatrix:
         """
         rows = self.base[torch.from_numpy(ids[positions])].to(torch.float32).numpy()
         out[positions] += (factors * self.factor)[:, None] * rows
-        self.inner.add_rows(ids, positions, factors, out)
 
     def add_product(
         self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
@@ -60,5 +53,4 @@ class MultipleMatrix:
         """
         taken = torch.from_numpy(inputs.values)[torch.from_numpy(positions)]
         product = functional.linear(taken, self.base.to(torch.float32)).numpy()
-        out[positions] += (factors * self.factor)[:, None] * product
-        self.inner.add_product(inputs, positions, factors, bias, out)
+        out[positions] += factors[:, None] * (self.factor * product + bias)

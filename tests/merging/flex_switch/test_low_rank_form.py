@@ -21,6 +21,8 @@ from flexswitch.merging.flex_switch import low_rank_form as low_rank_module
 from flexswitch.merging.flex_switch.low_rank_form import low_rank_form, matrix_of, widths
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
+from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.restore import LazyState, restored_tensors
@@ -229,12 +231,13 @@ def test_an_engine_multiplies_by_the_thin_factors(
     inner, whole = untransposed(matrix), expected.T if transposed else expected
     inputs, places, shares = normal((4, whole.shape[1]), 7), np.array([0, 2, 3]), np.float32([1, -2, 0.5])
     out, bias = np.zeros((4, whole.shape[0]), np.float32), normal((whole.shape[0],), 8)
-    inner.add_product(Activations(inputs), places, shares, bias, out)  # type: ignore[attr-defined]  # CPU's
+    assert isinstance(inner, LowRankMatrix | SumMatrix)
+    inner.add_product(Activations(inputs), places, shares, bias, out)
     products = np.zeros(out.shape)
     products[places] = shares[:, None] * (inputs[places].astype(np.float64) @ whole.T + bias)
     np.testing.assert_allclose(out, products, rtol=1e-4, atol=1e-4)
     ids, rows = np.array([3, 50, 3, 70]), np.zeros((4, whole.shape[1]), np.float32)
-    inner.add_rows(ids, places, shares, rows)  # type: ignore[attr-defined]  # CPU's
+    inner.add_rows(ids, places, shares, rows)
     taken = np.zeros(rows.shape)
     taken[places] = shares[:, None] * whole[ids[places]]
     np.testing.assert_allclose(rows, taken, rtol=0, atol=1e-6)

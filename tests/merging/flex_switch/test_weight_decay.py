@@ -27,6 +27,7 @@ from flexswitch.merging.flex_switch.weight_decay import RestVector, fitted_facto
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix
 from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
@@ -236,8 +237,10 @@ def test_its_matrix_holds_the_entries_alone(tmp_path: Path, transposed: bool, si
         matrix.add_to(weights, 0.5)
         np.testing.assert_allclose(weights, 1 + 0.5 * whole, rtol=0, atol=1e-6)
         inner = untransposed(matrix)
-        assert isinstance(inner, MultipleMatrix)
-        assert inner.base.untyped_storage().data_ptr() == BASE[name].untyped_storage().data_ptr()
+        assert isinstance(inner, SumMatrix)
+        multiple = inner.parts[-1]
+        assert isinstance(multiple, MultipleMatrix)
+        assert multiple.base.untyped_storage().data_ptr() == BASE[name].untyped_storage().data_ptr()
         multiplied = whole.T if transposed else whole
         inputs = normal(4, multiplied.shape[1]).numpy()
         out, bias = np.zeros((4, multiplied.shape[0]), np.float32), np.ones(multiplied.shape[0], np.float32)
