@@ -216,8 +216,10 @@ def _check_conflicts(
         raise UsageError(
             f"norm_compensation={norm_compensation}: needs objective=none; training fits the scales"
         )
-    if form == "auto" and (lambda_ is not None or densities == "allocated"):
-        raise UsageError("form=auto: needs a target size, and not densities=allocated")
+    if form == "auto" and lambda_ is not None:
+        raise UsageError(f"form=auto: give a target size in place of lambda={lambda_}")
+    if form == "auto" and densities == "allocated":
+        raise UsageError("form=auto: densities=allocated keeps entries alone; leave one of the two out")
     if densities == ("learned" if objective == "none" else "allocated"):
         known = "uniform or allocated" if objective == "none" else "learned or uniform"
         raise UsageError(f"densities={densities}: expected {known} with objective={objective}")
