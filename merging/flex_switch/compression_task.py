@@ -100,6 +100,10 @@ class CompressionTask:
         """Returns the bits that are left for the tensors in an artifact of `target` bytes."""
         return 8.0 * (target - self.sizer().empty_size())
 
+    def settled_bits(self) -> float:
+        """Returns the bits of the settled parts."""
+        return 8.0 * sum(part.record.size for given in self.stored.values() for part in given.parts)
+
     def fit(
         self, quantised: Sequence[Quantisation], sizer: ArtifactSizer, target: int
     ) -> tuple[list[Quantisation], int]:

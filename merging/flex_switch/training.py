@@ -157,7 +157,13 @@ def _run_all_steps(
     """Runs the remaining steps, and saves the state after each step if its time has come."""
     task, settings = run.task, run.settings
     target = None if settings.target is None else task.payload_bits(size)
-    schedule = Schedule(settings.steps, target, settings.multiplier, gates_move=not settings.uniform)
+    schedule = Schedule(
+        settings.steps,
+        target,
+        settings.multiplier,
+        gates_move=not settings.uniform,
+        settled_bits=task.settled_bits(),
+    )
 
     def on_each(progress: Progress) -> None:
         on_step(progress)

@@ -43,7 +43,8 @@ class Schedule:
     """steps: in total. target: bits that the rate is held at, or None to weigh it by `multiplier`.
 
     multiplier: loss per bit. gates_move: whether thresholds are trained. measure_every: number of steps
-    between measurements of the real size.
+    between measurements of the real size. settled_bits: those of parts that are not trained, which progress
+    counts too.
     """
 
     steps: int
@@ -51,6 +52,7 @@ class Schedule:
     multiplier: float
     gates_move: bool = True
     measure_every: int = 50
+    settled_bits: float = 0.0
 
 
 Batches = Callable[[int], Sequence[Loss]]  # step → losses of parts of its batch, which sum to the batch's
@@ -149,7 +151,7 @@ def _step(
         for number, tensor in enumerate(tensors)
     ]
     _move(state, tensors, gates, slopes, rates, schedule)
-    bits = sum(rate.bits for rate in rates if rate is not None)
+    bits = schedule.settled_bits + sum(rate.bits for rate in rates if rate is not None)
     progress = Progress(state.step, loss, bits)
     state.history.append(progress)
     return progress
