@@ -2,7 +2,7 @@
 
     python benchmarks/flex_switch/files.py --data DIR --models benchmarks/text8/cache
 
-The folders are those of run.py. Each result is kept in --cache.
+The folders are those of run.py. Each result and its artifact are kept in --cache.
 """
 
 import json
@@ -23,10 +23,11 @@ SIZE, STEPS, SEEDS = "0.1%", 100, (0, 1)
 
 def measured(setup: Setup, task: str, seed: int) -> dict[str, Any]:
     """Returns the accuracy in percent and the bytes of a task's file."""
-    kept = setup.cache / f"file-{task}-{SIZE}-{seed}.json"
+    kept = setup.cache / f"file-{SIZE}-{seed}" / f"{task}.json"
     if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
         settings = [f"target_size={SIZE}", f"steps={STEPS}", f"seed={seed}"]
-        artifact = squeeze(setup, task, "flexswitch", settings, setup.cache / "file.fsw", "auto")
+        artifact = squeeze(setup, task, "flexswitch", settings, kept.with_suffix(".fsw"), "auto")
         accuracy = score(setup, task, ArtifactVector(artifact, setup.base))
         kept.write_text(json.dumps({"accuracy": accuracy, "bytes": artifact.path.stat().st_size}))
     return load(kept)
