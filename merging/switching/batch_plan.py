@@ -133,6 +133,10 @@ class BatchPlan:
             of_row = self.padding.mask.sum(1)
         return np.bincount(self.mixture_of, of_row, len(self.mixtures)).astype(np.int64)
 
+    def row_counts(self) -> NDArray[np.int64]:
+        """Returns the number of each mixture's rows, (mixture,)."""
+        return np.bincount(self.mixture_of, minlength=len(self.mixtures))
+
     @cached_property
     def tasks(self) -> Sequence[TaskRows]:
         """The tasks' shares in the rows."""

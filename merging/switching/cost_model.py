@@ -83,19 +83,20 @@ class CostModel:
         self._products: dict[int, float] = {}  # of each task that came up
         self._weights = sum(tensor.numel() for tensor in matrices.values())
 
-    def gains(self, plan: BatchPlan, tokens: int) -> Gains:
+    def gains(self, plan: BatchPlan, tokens: int, steps: int = 0) -> Gains:
         """Returns what whole weights would save: the products with the base and with the tasks' deltas.
 
         Those of a mixture of several tasks save the products with weights of each of them alone. tokens:
-        those of a row, with padding.
+        those of a row, with padding; steps: the passes that follow, each of one more token of every row.
         """
         costs, weights = self._costs, max(1, self._weights)
         for task, deltas in plan.deltas.items():
             if task not in self._products:
                 self._products[task] = self._product(deltas)
         uses = Counter(task for mixture in plan.factors for task, _ in mixture)  # mixtures share its calls
-        fixed = costs.task + costs.task_calls / weights
-        count = plan.token_counts(tokens).tolist()
+        fixed = (1 + steps) * (costs.task + costs.task_calls / weights)
+        held = (1 + steps) * costs.held_mixture
+        count = (plan.token_counts(tokens) + steps * plan.row_counts()).tolist()
         fused = [
             count[number] * (1 + sum(self._products[task] for task, _ in mixture))
             + sum(fixed / uses[task] for task, _ in mixture)
@@ -110,7 +111,7 @@ class CostModel:
             """Returns what weights of each of a mixture's tasks save; users of a matrix share its reading."""
             parts = split[number]
             each = costs.held_entry + costs.added_entry * (len(parts) > 1)
-            reading = sum(costs.held_mixture / users[part] for part, _ in parts)
+            reading = sum(held / users[part] for part, _ in parts)
             return float(fused[number] - count[number] * each * len(parts) - reading)
 
         users = Counter(part for parts in split for part, _ in parts)
@@ -122,7 +123,7 @@ class CostModel:
                 for part, _ in parts:
                     found[part] += saved(number, users) / len(parts)
             if len(parts) > 1:
-                alone = fused[number] - count[number] * costs.held_entry - costs.held_mixture
+                alone = fused[number] - count[number] * costs.held_entry - held
                 found[plan.factors[number]] = alone - (
                     max(0.0, saved(number, users)) if number in pays else 0.0
                 )

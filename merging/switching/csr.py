@@ -1,7 +1,8 @@
 """A delta matrix in compressed sparse rows (CSR): for low densities and for embedding tables.
 
 A product multiplies 64 tokens at a time, one in each lane of the processor, by every kept entry. So it costs
-the kept entries times the tokens, plus a small constant for each row and each column.
+the kept entries times the tokens, plus a small constant for each row and each column. A token's sum has
+the same order whatever the others.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from flexswitch.merging.switching.activations import Activations, Ids
 
 Columns = NDArray[np.unsignedinteger[Any]]
 
+_FEW = 4  # tokens, up to which most lanes would be idle: they are multiplied one after the other
 _LANES = 64  # tokens in a block
 _TILE = 16  # indices transposed together; more would evict each other from the first-level cache
 _SUMS = 64  # rows whose sums are transposed back together
@@ -72,9 +74,10 @@ class CsrMatrix:
         """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
 
         inputs: (token, column), bias: (row,), out: (token, row). Runs on one thread: the caller divides the
-        tokens among several. Each token's sum runs in the order of the columns.
+        tokens among several.
         """
-        _add_product(self.indptr, self.indices, self.values, inputs.values, positions, factors, bias, out)
+        product = _add_product_of_few if len(positions) <= _FEW else _add_product
+        product(self.indptr, self.indices, self.values, inputs.values, positions, factors, bias, out)
 
 
 @compiled
@@ -108,6 +111,37 @@ def _add_rows(
         row, target = ids[positions[token]], out[positions[token]]
         for index in range(indptr[row], indptr[row + 1]):
             target[indices[index]] += factors[token] * values[index]
+
+
+@compiled
+def _add_product_of_few(
+    indptr: Ids,
+    indices: Columns,
+    values: FloatArray,
+    inputs: FloatArray,
+    positions: Ids,
+    factors: FloatArray,
+    bias: FloatArray,
+    out: FloatArray,
+) -> None:
+    """Multiplies one token after the other by all rows, in the order of `_add_product`."""
+    for token in range(positions.size):
+        line, target, factor = inputs[positions[token]], out[positions[token]], factors[token]
+        for row in range(bias.size):
+            total = np.float32(0)
+            index, end = indptr[row], indptr[row + 1]
+            while index + 4 <= end:
+                total += (
+                    values[index] * line[indices[index]]
+                    + values[index + 1] * line[indices[index + 1]]
+                    + values[index + 2] * line[indices[index + 2]]
+                    + values[index + 3] * line[indices[index + 3]]
+                )
+                index += 4
+            while index < end:
+                total += values[index] * line[indices[index]]
+                index += 1
+            target[row] += factor * (total + bias[row])
 
 
 @compiled

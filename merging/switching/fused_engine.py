@@ -17,15 +17,16 @@ from flexswitch.merging.switching.batch_first import RowCheck, check_rows, disti
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import (
     consists_of_rows,
+    first_tensor,
     reordered,
     run,
     take_rows,
 )
 from flexswitch.merging.switching.fused_layers import (
     SwitchedLayer,
+    has_vectors,
     is_embedding,
     is_linear,
-    is_norm,
     is_transposed,
     switched_forward,
 )
@@ -33,6 +34,8 @@ from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.padding import config_of
 from flexswitch.merging.switching.unpadded_tensor import padded
+
+_DEFAULT_LENGTH = 20  # of transformers' `generate`, the prompt with it
 
 
 class FusedEngine:
@@ -74,7 +77,7 @@ class FusedEngine:
         self.transposed = {switch.tensors["weight"] for switch in linear if is_transposed(switch.module)}
         by_dtype: dict[torch.dtype, dict[str, Tensor]] = {}
         for switch in switches:
-            for name, tensor in switch.tensors.items() if is_norm(switch.module) else ():
+            for name, tensor in switch.tensors.items() if has_vectors(switch.module) else ():
                 own = getattr(switch.module, name).detach()
                 by_dtype.setdefault(own.dtype, {})[tensor] = own
         norms = {name: group for group in by_dtype.values() for name in group}
@@ -139,6 +142,20 @@ class FusedEngine:
         found = self.call(given, plan.in_order(order), lambda module: module.generate(**given, **options))
         back = torch.from_numpy(np.argsort(order)).to(found.device)
         return found.view(plan.count, -1, found.shape[-1])[back].flatten(0, 1)
+
+
+def new_tokens(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> int:
+    """Returns how many tokens `generate` adds to the prompts of a batch at most."""
+    settings = options.get("generation_config") or getattr(module, "generation_config", None)
+    count, length = (
+        options.get(name, getattr(settings, name, None)) for name in ("max_new_tokens", "max_length")
+    )
+    if count is None:
+        prompt = (
+            0 if getattr(config_of(module), "is_encoder_decoder", False) else first_tensor(batch).shape[1]
+        )
+        count = (length or _DEFAULT_LENGTH) - prompt
+    return max(0, int(count) - 1)  # the first is the prompt's pass
 
 
 def _is_greedy(module: Any, options: Mapping[str, Any]) -> bool:

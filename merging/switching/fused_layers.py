@@ -52,6 +52,8 @@ def switched_forward(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Ten
         return _embedding(switch)
     if is_norm(switch.module):
         return _norm(switch, norms)
+    if is_scale(switch.module):
+        return _scale(switch, norms)
     return _other(switch)
 
 
@@ -65,9 +67,28 @@ def is_embedding(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None
 
 
+def has_vectors(module: nn.Module) -> bool:
+    """Returns whether a module's tensors are vectors of which each row may have its own."""
+    return is_norm(module) or is_scale(module)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Returns whether a module normalises the last dimension and multiplies by a vector."""
     return type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine
+
+
+def is_scale(module: nn.Module) -> bool:
+    """Returns whether a module divides by the root mean square and multiplies by its only vector.
+
+    Those of transformers differ in what they compute beside that, such as a weight of one more, and are run
+    as they are.
+    """
+    if type(module) is nn.RMSNorm:
+        return len(module.normalized_shape) == 1 and module.elementwise_affine
+    name, home = type(module).__name__, type(module).__module__
+    if not (name.endswith(("RMSNorm", "T5LayerNorm")) and home.startswith("transformers.")):
+        return False
+    return [(own, tensor.dim()) for own, tensor in module.state_dict().items()] == [("weight", 1)]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -146,6 +167,39 @@ def _norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> F
         return found if found.shape == shape else found.view(shape)
 
     return forward
+
+
+def _scale(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
+    module, weight = switch.module, switch.tensors["weight"]
+    original: Callable[..., Tensor] = module.forward
+
+    def forward(inputs: Tensor) -> Tensor:
+        plan = switch.plan()
+        if plan is None:
+            return original(inputs)
+        plan.per_row(len(inputs), switch.name)
+        gain = plan.vectors(weight, norms[weight])
+        if gain.dim() == 1:  # the same for all rows
+            return _with_weight(module, gain, inputs)
+        shape = inputs.shape
+        if len(inputs) != plan.count:
+            inputs = inputs.reshape(plan.count, -1, *shape[1:])
+        gain = gain.view(plan.count, *[1] * (inputs.dim() - 2), -1)
+        found = _with_weight(module, gain, inputs)
+        return found if found.shape == shape else found.view(shape)
+
+    return forward
+
+
+def _with_weight(module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
+    """Returns the output of a scaling layer under another weight, in whose place it may have one a row."""
+    if isinstance(module, nn.RMSNorm):
+        out = functional.rms_norm(inputs, module.normalized_shape, None, module.eps)
+        return (out * weight).to(out.dtype)
+    own = object.__new__(type(module))
+    own.__dict__ = {**module.__dict__, "_parameters": {"weight": weight}}
+    found: Tensor = type(module).forward(own, inputs)
+    return found
 
 
 def _other(switch: SwitchedLayer) -> Forward:

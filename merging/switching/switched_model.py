@@ -37,7 +37,7 @@ from flexswitch.merging.switching.averaged_module import AveragedModule
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import first_tensor, row_count
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
-from flexswitch.merging.switching.fused_engine import FusedEngine
+from flexswitch.merging.switching.fused_engine import FusedEngine, new_tokens
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
 from flexswitch.merging.switching.held_weights import HeldWeights, is_small
@@ -204,7 +204,8 @@ class SwitchedModel(nn.Module):
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, None, texts)
-        return self._engine_for(loaded, batch, plan).generate(batch, plan, **options)
+        steps = new_tokens(self.module, batch, options)
+        return self._engine_for(loaded, batch, plan, steps).generate(batch, plan, **options)
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
         tasks = list(zoo)
@@ -265,8 +266,13 @@ class SwitchedModel(nn.Module):
         mask = token_mask(batch, self.module)
         return batch_plan(factors, loaded.deltas, head_of_row, mask, float(np.float32(self._lambda)))
 
-    def _engine_for(self, loaded: _Loaded, batch: Any, plan: BatchPlan) -> FusedEngine | GroupedEngine:
-        """Returns the engine that answers a batch; the plan then holds the weights of some mixtures."""
+    def _engine_for(
+        self, loaded: _Loaded, batch: Any, plan: BatchPlan, steps: int = 0
+    ) -> FusedEngine | GroupedEngine:
+        """Returns the engine that answers a batch; the plan then holds the weights of some mixtures.
+
+        steps: the passes that follow the batch's, each of one more token of every row.
+        """
         if not plan.count or self._engine == "fused":
             return loaded.fused
         if self._engine == "merged":
@@ -275,7 +281,7 @@ class SwitchedModel(nn.Module):
         if self._engine == "grouped" or loaded.fused.layer_not_batch_first(batch) is not None:
             return loaded.grouped
         first = first_tensor(batch)
-        gains = loaded.cost_model.gains(plan, tokens=first.shape[1] if first.dim() > 1 else 1)
+        gains = loaded.cost_model.gains(plan, first.shape[1] if first.dim() > 1 else 1, steps)
         plan.hold(loaded.held.get(gains.by_mixture), gains.summed)
         return loaded.fused
 

@@ -69,6 +69,16 @@ def test_a_mixture_may_take_a_product_with_the_weights_of_each_of_its_tasks(base
     )
 
 
+def test_what_is_generated_counts_too(base):
+    plan = plan_of([[1, 0], [1, 0], [0, 1]], tasks_of(base, 2))
+    costs = Costs(**{**COSTS, "task_calls": 0.0, "held_mixture": 1.0})
+    found = CostModel(base, costs).gains(plan, LENGTH, steps=7).by_mixture
+    reading = 8 * (2 - 1)  # of the deltas and of the weights, in each of eight passes
+    assert found == pytest.approx(
+        {((0, 1.0),): (20 + 7 * 2) * 0.25 + reading, ((1, 1.0),): (10 + 7) * 0.25 + reading}
+    )
+
+
 def test_padding_saves_nothing(base):
     deltas = deltas_of(tasks_of(base, 1))
     mask = np.arange(LENGTH)[None] < np.array([[LENGTH], [7]])

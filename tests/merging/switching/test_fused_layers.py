@@ -1,5 +1,7 @@
 """Layers of every kind inside a switched module against the module that holds the mixed weights."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from support.checkpoints import message
@@ -61,6 +63,13 @@ def transformers_conv1d():
     return nn.Sequential(Conv1D(7, 4), nn.GELU(), Conv1D(3, 7))
 
 
+def norm_of(family, name):
+    torch.manual_seed(0)
+    norm = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), name)(4)
+    nn.init.normal_(norm.weight)
+    return norm
+
+
 MODULES = {
     "linear": (lambda: nn.Linear(4, 3), torch.randn(ROWS, 4)),
     "linear without bias, tokens": (lambda: nn.Linear(4, 3, bias=False), torch.randn(ROWS, 6, 4)),
@@ -71,6 +80,18 @@ MODULES = {
     "embedding that rescales itself": (lambda: nn.Embedding(6, 4, max_norm=1.0), torch.randint(6, (ROWS, 3))),
     "positions": (Positions, torch.randint(6, (ROWS, 3))),
     "root mean square norm": (lambda: nn.RMSNorm(4), torch.randn(ROWS, 3, 4)),
+    "root mean square norm of rows": (lambda: nn.RMSNorm(4), torch.randn(ROWS, 4)),
+    "root mean square norm over two dimensions": (lambda: nn.RMSNorm([3, 4]), torch.randn(ROWS, 3, 4)),
+    "Llama's norm": (lambda: norm_of("llama", "LlamaRMSNorm"), torch.randn(ROWS, 3, 4)),
+    "Llama's norm of heads": (lambda: norm_of("llama", "LlamaRMSNorm"), torch.randn(ROWS, 3, 2, 4)),
+    "Gemma's norm, of a weight of one more": (
+        lambda: norm_of("gemma", "GemmaRMSNorm"),
+        torch.randn(ROWS, 3, 4),
+    ),
+    "T5's norm, flattened": (
+        lambda: nn.Sequential(nn.Flatten(0, 1), norm_of("t5", "T5LayerNorm"), nn.Unflatten(0, (-1, 3))),
+        torch.randn(ROWS, 3, 4),
+    ),
     "batch norm with its buffers": (lambda: nn.BatchNorm1d(4), torch.randn(ROWS, 4)),
     "convolution": (lambda: nn.Conv2d(3, 2, 2), torch.randn(ROWS, 3, 4, 4)),
     "parameter of its own": (OwnParameter, torch.randn(ROWS, 3, 4)),

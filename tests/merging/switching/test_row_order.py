@@ -9,8 +9,10 @@ from support.checkpoints import memory_pair
 from support.tiny_language_models import language_model, save_language_base
 from support.tiny_models import changed_state
 from torch import nn
+from transformers import GenerationConfig
 
 from flexswitch.codecs.errors import InputError
+from flexswitch.merging.switching.fused_engine import new_tokens
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 Pair = namedtuple("Pair", ["first", "second"])
@@ -157,3 +159,22 @@ def test_generated_sequences_stand_where_their_prompts_do(tmp_path, options):
         own = {name: tensor[row : row + 1] for name, tensor in batch.items()}
         alone = switched.generate(own, WEIGHTS[row : row + 1], max_new_tokens=3, **options)
         assert torch.equal(found[row * copies : (row + 1) * copies, : alone.shape[1]], alone)
+
+
+@pytest.mark.parametrize(
+    ("encodes", "options", "passes"),
+    [
+        (False, {"max_new_tokens": 5}, 4),  # after the prompt's pass, which gives the first
+        (False, {"max_length": 12}, 1),
+        (False, {"max_length": 8}, 0),
+        (False, {"generation_config": GenerationConfig(max_new_tokens=3)}, 2),
+        (False, {}, 9),
+        (True, {"max_length": 12}, 11),  # the answer alone
+        (True, {}, 19),
+    ],
+)
+def test_the_passes_of_a_generation_are_counted(encodes, options, passes):
+    module = nn.Module()
+    module.config = SimpleNamespace(is_encoder_decoder=encodes)
+    module.generation_config = GenerationConfig()
+    assert new_tokens(module, {"input_ids": torch.ones(2, 10, dtype=torch.long)}, options) == passes
