@@ -18,6 +18,7 @@ from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
 from flexswitch.merging.switching.int8 import Int8Matrix
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.mixtures import Factors, parts_of
+from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 from flexswitch.merging.switching.sum_matrix import SumMatrix
 
 
@@ -144,6 +145,8 @@ class CostModel:
             return self._costs.int8_entry * rows * columns
         if isinstance(matrix, LowRankMatrix):
             return self._costs.float32_entry * (matrix.left.size + matrix.right.size)
+        if isinstance(matrix, MultipleMatrix):  # of the product with the base
+            return 0.0
         if isinstance(matrix, SumMatrix):
             return sum(self._matrix(part) for part in matrix.parts)
         return self._costs.float32_entry * rows * columns

@@ -16,7 +16,7 @@ from torch import Tensor
 from flexswitch.codecs.compiled import compiled, few
 from flexswitch.codecs.format.records import PartRecord
 from flexswitch.codecs.sparse import FloatArray, Levels, level_table, level_values
-from flexswitch.merging.switching.activations import Activations, Ids
+from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.bit_planes import BitPlaneMatrix, pack_bit_planes
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.float32 import Float32Matrix
@@ -50,24 +50,6 @@ class DeltaMatrix(Protocol):
         """Adds factor · τ to (row, column) weights in place."""
 
 
-class CpuDeltaMatrix(DeltaMatrix, Protocol):
-    """A delta matrix with compiled products on the CPU."""
-
-    def add_rows(self, ids: Ids, positions: Ids, factors: FloatArray, out: FloatArray) -> None:
-        """Adds factors[i] · τ[ids[positions[i]]] to out[positions[i]]; ids: (token,), out: (token, column).
-
-        positions: (entry,), distinct; factors: (entry,) float32.
-        """
-
-    def add_product(
-        self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
-    ) -> None:
-        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
-
-        inputs: (token, column), bias: (row,), out: (token, row).
-        """
-
-
 class _Entries(NamedTuple):
     """A matrix's kept entries: positions, rising, in the flattened matrix, and values, both (kept,)."""
 
@@ -79,7 +61,7 @@ class _Entries(NamedTuple):
 class TransposedMatrix:
     """The matrix of a layer that multiplies by its transpose, (in, out), kept as (out, in)."""
 
-    inner: CpuDeltaMatrix | BitPlaneMatrix
+    inner: Part | SumMatrix | BitPlaneMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,7 +117,7 @@ def read_delta_matrix(
 
 def cpu_matrix(
     vector: TaskVector, name: str, transposed: bool = False, base_rms: float = 0.0
-) -> CpuDeltaMatrix | TransposedMatrix:
+) -> Part | SumMatrix | TransposedMatrix:
     """Returns a tensor's delta matrix in the cheapest of the CPU's forms; a vector is kept as float32.
 
     transposed: whether the tensor's layer multiplies by the transpose; base_rms: the root mean square of the

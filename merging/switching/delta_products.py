@@ -7,6 +7,7 @@ product, which is the module's, or that of torch.autocast.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,10 @@ from flexswitch.merging.switching.int8 import Int8Matrix, Int8Term
 from flexswitch.merging.switching.int8 import add_products as add_int8_products
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
-from flexswitch.merging.switching.sum_matrix import SumMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix, base_factor
 
-_CPU_FORMS = (CsrMatrix, Int8Matrix, Float32Matrix, LowRankMatrix, SumMatrix, MultipleMatrix)
+_PRODUCTS = (CsrMatrix, Int8Matrix, Float32Matrix, LowRankMatrix, SumMatrix)
+_TABLES = (*_PRODUCTS, MultipleMatrix)
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,22 +37,24 @@ def add_products(
     given: LayerInput,
     out: Tensor,
     per_row: int,
+    base_bias: Tensor | None,
 ) -> None:
-    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place, first float32, then int8, then CSR.
+    """Adds Σ_k w_k (τ_k·x + τ_k') to a linear layer's output in place: first multiples, int8 and CSR last.
 
-    weight, bias: the names of its tensors, None where no task changes them; out: (token, out), contiguous;
-    per_row: the tokens of a row.
+    weight, bias: the names of its tensors, None where no task changes them; out: (token, out), contiguous,
+    the base's output; per_row: the tokens of a row; base_bias: in `out`, None without one.
     """
     csr: list[tuple[TaskRows, CsrMatrix, Tensor]] = []
     int8: list[Int8Term] = []
     with _summed(out) as total:
+        _add_multiples(tasks, weight, total, per_row, base_bias)
         for task in tasks:
             matrix, vector = (task.deltas.get(name or "") for name in (weight, bias))
-            if matrix is None and vector is None:
+            inner = None if matrix is None else _without_multiple(untransposed(matrix))
+            if inner is None and vector is None:
                 continue
             shift = torch.zeros(out.shape[1]) if vector is None else vector.dense().view(-1)
-            inner = None if matrix is None else untransposed(matrix)
-            if not isinstance(inner, _CPU_FORMS) or not _is_compiled(out):
+            if not isinstance(inner, _PRODUCTS) or not _is_compiled(out):
                 _add_by_torch(task, inner, shift, given.tokens, total, per_row)
             elif isinstance(inner, CsrMatrix):
                 csr.append((task, inner, shift))
@@ -63,6 +67,29 @@ def add_products(
             add_int8_products(int8, given.activations, total.numpy())
         if csr:
             _add_csr(csr, given.activations, total.numpy(), per_row)
+
+
+def _add_multiples(
+    tasks: Sequence[TaskRows], weight: str | None, total: Tensor, per_row: int, base_bias: Tensor | None
+) -> None:
+    """Adds Σ_k w_k f_k θ·x, of the multiples f_k of the base's weights that are in τ_k."""
+    shares = np.zeros(len(total), np.float32)
+    for task in tasks:
+        matrix = task.deltas.get(weight or "")
+        factor = 0.0 if matrix is None else base_factor(untransposed(matrix))
+        if factor:
+            positions, factors = task.tokens(per_row)
+            shares[positions] += factor * factors
+    if shares.any():
+        product = total if base_bias is None else total - base_bias
+        total.addcmul_(product, torch.from_numpy(shares).to(total)[:, None])
+
+
+def _without_multiple(matrix: DeltaMatrix) -> DeltaMatrix | None:
+    """Returns what is left of a delta matrix beside a multiple of the base's, None if that is nothing."""
+    if isinstance(matrix, MultipleMatrix):
+        return None
+    return matrix.rest if isinstance(matrix, SumMatrix) else matrix
 
 
 def _add_by_torch(
@@ -105,7 +132,7 @@ def add_embeddings(plan: BatchPlan, name: str, ids: Tensor, out: Tensor, per_row
                 continue
             positions, factors = task.tokens(per_row)
             table = task.deltas[name]
-            if _is_compiled(out) and isinstance(table, _CPU_FORMS):
+            if _is_compiled(out) and isinstance(table, _TABLES):
                 table.add_rows(ids.numpy(), positions, factors, total.numpy())
                 continue
             where, weights = (torch.from_numpy(part).to(out.device) for part in (positions, factors))

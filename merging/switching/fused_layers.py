@@ -116,7 +116,7 @@ def _linear(switch: SwitchedLayer) -> Forward:
         given = plan.layer_input(inputs, per_row)
         out = held_products(plan, layer, given.tokens, per_row) if plan.terms.held else original(given.tokens)
         if plan.others:
-            add_products(plan.others, weight, bias, given, out, per_row)
+            add_products(plan.others, weight, bias, given, out, per_row, base[1])
         return plan.pad(out, inputs.shape[:-1], per_row)
 
     return forward

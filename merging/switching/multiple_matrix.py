@@ -1,13 +1,15 @@
-"""A multiple of the base's weights as a delta matrix, as weight decay leaves it."""
+"""A multiple of the base's weights as a delta matrix, as weight decay leaves it.
+
+It has no product of its own: that with the base is multiplied (delta_products.py).
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flexswitch.codecs.sparse import FloatArray
-from flexswitch.merging.switching.activations import Activations, Ids
+from flexswitch.merging.switching.activations import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +45,3 @@ class MultipleMatrix:
         """
         rows = self.base[torch.from_numpy(ids[positions])].to(torch.float32).numpy()
         out[positions] += (factors * self.factor)[:, None] * rows
-
-    def add_product(
-        self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
-    ) -> None:
-        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
-
-        inputs: (token, column), bias: (row,), out: (token, row).
-        """
-        taken = torch.from_numpy(inputs.values)[torch.from_numpy(positions)]
-        product = functional.linear(taken, self.base.to(torch.float32)).numpy()
-        out[positions] += factors[:, None] * (self.factor * product + bias)

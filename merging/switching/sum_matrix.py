@@ -1,7 +1,7 @@
 """A delta matrix that is the sum of kept entries, a product of thin matrices and a multiple of the base's."""
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from flexswitch.merging.switching.int8 import Int8Matrix
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 
-Part = CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix | MultipleMatrix
+Factor = CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix  # with a product of its own
+Part = Factor | MultipleMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +52,29 @@ class SumMatrix:
         for part in self.parts:
             part.add_rows(ids, positions, factors, out)
 
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The parts that inputs are multiplied by."""
+        return tuple(part for part in self.parts if not isinstance(part, MultipleMatrix))
+
+    @cached_property
+    def rest(self) -> "Factor | SumMatrix":
+        """The sum without the multiple of the base's."""
+        return self.factors[0] if len(self.factors) == 1 else SumMatrix(self.factors)
+
     def add_product(
         self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
     ) -> None:
-        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]].
+        """Adds factors[i] · (τ·x + bias) to out[positions[i]] for x = inputs[positions[i]], less multiples.
 
         inputs: (token, column), bias: (row,), out: (token, row).
         """
-        for part in self.parts:
+        for part in self.factors:
             part.add_product(inputs, positions, factors, bias, out)
             bias = np.zeros_like(bias)
+
+
+def base_factor(matrix: object) -> float:
+    """Returns the factor of the base's matrix that a delta matrix contains."""
+    parts = matrix.parts if isinstance(matrix, SumMatrix) else (matrix,)
+    return sum(part.factor for part in parts if isinstance(part, MultipleMatrix))

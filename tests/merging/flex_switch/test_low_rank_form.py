@@ -22,7 +22,7 @@ from flexswitch.merging.flex_switch.low_rank_form import low_rank_form, matrix_o
 from flexswitch.merging.switching.activations import Activations
 from flexswitch.merging.switching.delta_matrix import cpu_matrix, untransposed
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
-from flexswitch.merging.switching.sum_matrix import SumMatrix
+from flexswitch.merging.switching.sum_matrix import SumMatrix, base_factor
 from flexswitch.merging.task_vectors.artifact_vector import ArtifactVector
 from flexswitch.merging.task_vectors.live_weights import LiveWeights
 from flexswitch.merging.task_vectors.restore import LazyState, restored_tensors
@@ -233,8 +233,10 @@ def test_an_engine_multiplies_by_the_thin_factors(
     out, bias = np.zeros((4, whole.shape[0]), np.float32), normal((whole.shape[0],), 8)
     assert isinstance(inner, LowRankMatrix | SumMatrix)
     inner.add_product(Activations(inputs), places, shares, bias, out)
+    base = BASE["low.weight"].numpy()
+    rest = whole - base_factor(inner) * (base.T if transposed else base)  # it is in the base's own product
     products = np.zeros(out.shape)
-    products[places] = shares[:, None] * (inputs[places].astype(np.float64) @ whole.T + bias)
+    products[places] = shares[:, None] * (inputs[places].astype(np.float64) @ rest.T + bias)
     np.testing.assert_allclose(out, products, rtol=1e-4, atol=1e-4)
     ids, rows = np.array([3, 50, 3, 70]), np.zeros((4, whole.shape[1]), np.float32)
     inner.add_rows(ids, places, shares, rows)
