@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,7 +24,11 @@ from models import VOCABULARY, artifacts, token_ids
 from report import machine, table, write_section
 
 BATCHES, TASKS, PROMPT = (1, 16), 8, 16
-METHODS = {"t-switch, drop 0.6": {"drop": 0.6}, "t-switch, drop 0.97": {"drop": 0.97}}
+METHODS: dict[str, dict[str, Any]] = {
+    "t-switch, drop 0.6": {"drop": 0.6},
+    "t-switch, drop 0.97": {"drop": 0.97},
+    "flexswitch, 0.1 %": {"method": "flexswitch", "objective": "none", "target_size": "0.1%"},
+}
 SETTLED = 4  # batches that are answered before
 
 
