@@ -37,9 +37,9 @@ def samples(
     return chosen, {name: tensor[:, :longest] for name, tensor in batch.items()}
 
 
-def weights(count: int, tasks: int) -> Tensor:
+def weights(count: int, tasks: int, seed: int = 0) -> Tensor:
     """Returns each sample's weights: of seven in ten one task's, of the others two tasks'."""
-    generator = np.random.default_rng(count * 1000 + tasks)
+    generator = np.random.default_rng((count * 1000 + tasks, seed))
     found = np.zeros((count, tasks), np.float32)
     for row in found:
         first, second = generator.choice(tasks, 2, replace=False)

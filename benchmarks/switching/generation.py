@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "t-switch, drop 0.97": {"drop": 0.97},
     "flexswitch, 0.1 %": {"method": "flexswitch", "objective": "none", "target_size": "0.1%"},
 }
-SETTLED = 4  # batches that are answered before
+SETTLED = 8  # batches that are answered before
 
 
 def language_model(width: int, layers: int) -> LlamaForCausalLM:
@@ -60,10 +60,7 @@ def main() -> None:
             for count in BATCHES:
                 ids = token_ids(count, PROMPT, "cpu")
                 batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                asked = [
-                    weights(count, TASKS)[:, torch.randperm(TASKS)]
-                    for _ in range(SETTLED + options.rounds + 1)
-                ]
+                asked = [weights(count, TASKS, turn) for turn in range(SETTLED + options.rounds + 1)]
                 for turn in range(SETTLED):
                     model.generate(batch, asked[options.rounds + 1 + turn], **fixed)
                 seconds = medians(

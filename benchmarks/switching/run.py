@@ -40,7 +40,7 @@ FACTORS = {64: 2, 256: 0.5}  # samples → by what the rounds are multiplied
 TASKS = (8, 64)
 CACHE_BYTES = 6 << 30
 REBUILT = 64  # samples, up to which the naive way is measured too
-SETTLED = 768  # samples that are answered before, in 3 to 12 batches, so that what pays for itself is made
+SETTLED = 768  # samples that are answered before, so that what pays for itself is made
 NAMES = {
     "switched": "switched",
     "routed": "routed too",
@@ -98,11 +98,8 @@ def measure(
 ) -> dict[str, float]:
     """Returns the seconds of the ways to answer a batch and of the base; every round has other weights."""
     count = len(texts)
-    settled = min(12, max(3, SETTLED // count))
-    asked = [
-        weights(count, tasks)[:, torch.randperm(tasks, generator=torch.Generator().manual_seed(turn))]
-        for turn in range(rounds + 1 + settled)
-    ]
+    settled = SETTLED // count
+    asked = [weights(count, tasks, turn) for turn in range(rounds + 1 + settled)]
     every = {name: tensor[:1].expand(tasks, -1) for name, tensor in batch.items()}
     for way, model in models.items():
         if way not in ("naive", "routed"):  # all tasks are decoded before
@@ -162,8 +159,7 @@ median of {options.rounds} rounds, of twice as many for 64 samples and half for 
 rows of 0 % are of one text, or of texts cut at {FULL} tokens. *Switched*: the weights are given, other ones
 in every round; seven samples in ten have one task, the others two. *Routed too*: features
 ({", ".join(sorted(indexes))}), search and answer, 40 neighbours. *Fused*, *merged*: the weights given, these
-engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples in 3 to 12
-batches. All tasks have been decoded before. *Naive* rebuilds the weights of each weight vector from dense
+engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples. All tasks have been decoded before. *Naive* rebuilds the weights of each weight vector from dense
 deltas.
 {torch.get_num_threads()} threads. Measured on {machine()}.
 

@@ -51,10 +51,7 @@ def main() -> None:
         for mixed in (False, True):
             for count in BATCHES:
                 batch = {"pixel_values": torch.randn(count, 1, 8, 8)}
-                asked = [
-                    weights(count, len(tasks))[:, torch.randperm(len(tasks))]
-                    for _ in range(SETTLED + options.rounds + 1)
-                ]
+                asked = [weights(count, len(tasks), turn) for turn in range(SETTLED + options.rounds + 1)]
                 if not mixed:
                     asked = [torch.eye(len(tasks))[each.argmax(1)] for each in asked]
                 calls = {"base": lambda turn, batch=batch: module(**batch)}

@@ -52,8 +52,8 @@ def switched_forward(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Ten
         return _embedding(switch)
     if is_norm(switch.module):
         return _norm(switch, norms)
-    if is_scale(switch.module):
-        return _scale(switch, norms)
+    if is_rms_norm(switch.module):
+        return _rms_norm(switch, norms)
     return _other(switch)
 
 
@@ -69,7 +69,7 @@ def is_embedding(module: nn.Module) -> bool:
 
 def has_vectors(module: nn.Module) -> bool:
     """Returns whether a module's tensors are vectors of which each row may have its own."""
-    return is_norm(module) or is_scale(module)
+    return is_norm(module) or is_rms_norm(module)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -77,12 +77,8 @@ def is_norm(module: nn.Module) -> bool:
     return type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine
 
 
-def is_scale(module: nn.Module) -> bool:
-    """Returns whether a module divides by the root mean square and multiplies by its only vector.
-
-    Those of transformers differ in what they compute beside that, such as a weight of one more, and are run
-    as they are.
-    """
+def is_rms_norm(module: nn.Module) -> bool:
+    """Returns whether a module divides by the root mean square and multiplies by its only vector."""
     if type(module) is nn.RMSNorm:
         return len(module.normalized_shape) == 1 and module.elementwise_affine
     name, home = type(module).__name__, type(module).__module__
@@ -169,9 +165,11 @@ def _norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> F
     return forward
 
 
-def _scale(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
+def _rms_norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
     module, weight = switch.module, switch.tensors["weight"]
     original: Callable[..., Tensor] = module.forward
+    if not _takes_weights_of_rows(module):
+        return _other(switch)
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()
@@ -191,8 +189,24 @@ def _scale(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> 
     return forward
 
 
+def _takes_weights_of_rows(module: nn.Module) -> bool:
+    """Returns whether a norm can be given a weight for each row, as it multiplies entry by entry."""
+    weight: Tensor = module.weight.detach()  # type: ignore[assignment]  # torch types it as a module too
+    rows = torch.arange(6 * len(weight), dtype=torch.float32).sin().view(2, 3, -1).to(weight)
+    weights = torch.stack([weight, weight.flip(0) + 1])
+    try:
+        together = _with_weight(module, weights[:, None], rows)
+        alone = [_with_weight(module, own, row[None]) for own, row in zip(weights, rows, strict=True)]
+    except (RuntimeError, TypeError, IndexError):
+        return False
+    return together.shape == rows.shape and torch.allclose(together, torch.cat(alone), rtol=1e-2)
+
+
 def _with_weight(module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
-    """Returns the output of a scaling layer under another weight, in whose place it may have one a row."""
+    """Returns the output of a norm by the root mean square under another weight, or one for each row.
+
+    Those of transformers differ in what else they compute, such as a weight of one more, and run as they are.
+    """
     if isinstance(module, nn.RMSNorm):
         out = functional.rms_norm(inputs, module.normalized_shape, None, module.eps)
         return (out * weight).to(out.dtype)

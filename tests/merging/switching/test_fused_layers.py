@@ -63,6 +63,20 @@ def transformers_conv1d():
     return nn.Sequential(Conv1D(7, 4), nn.GELU(), Conv1D(3, 7))
 
 
+class ChannelRMSNorm(nn.Module):
+    """Has the name of transformers' norms, and another dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    def forward(self, rows):
+        return self.weight[:, None] * rows * rows.square().mean(1, keepdim=True).rsqrt()
+
+
+ChannelRMSNorm.__module__ = "transformers.models"
+
+
 def norm_of(family, name):
     torch.manual_seed(0)
     norm = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), name)(4)
@@ -88,6 +102,7 @@ MODULES = {
         lambda: norm_of("gemma", "GemmaRMSNorm"),
         torch.randn(ROWS, 3, 4),
     ),
+    "a norm of channels": (ChannelRMSNorm, torch.randn(ROWS, 4, 5)),
     "T5's norm, flattened": (
         lambda: nn.Sequential(nn.Flatten(0, 1), norm_of("t5", "T5LayerNorm"), nn.Unflatten(0, (-1, 3))),
         torch.randn(ROWS, 3, 4),
