@@ -159,8 +159,8 @@ median of {options.rounds} rounds, of twice as many for 64 samples and half for 
 rows of 0 % are of one text, or of texts cut at {FULL} tokens. *Switched*: the weights are given, other ones
 in every round; seven samples in ten have one task, the others two. *Routed too*: features
 ({", ".join(sorted(indexes))}), search and answer, 40 neighbours. *Fused*, *merged*: the weights given, these
-engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples. All tasks have been decoded before. *Naive* rebuilds the weights of each weight vector from dense
-deltas.
+engines asked for by name; *switched* and *routed too* choose, after {SETTLED} other samples.
+All tasks have been decoded before. *Naive* rebuilds the weights of each weight vector from dense deltas.
 {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(["task vectors", "tasks", "batch", "padding", "base", *NAMES.values()], body)}"""
