@@ -24,8 +24,8 @@ sys.path.insert(0, str(HERE.parent))
 from batches import FULL, Batch, medians, numbered, samples, zipf_weights
 from report import machine, table, write_section
 
-BATCHES = (1, 64)
-SETTLED = 320  # samples that are answered before
+BATCHES = (64, 1)
+SETTLED = 100  # batches of 64 that are answered before
 
 
 def measure(
@@ -33,8 +33,6 @@ def measure(
 ) -> dict[str, float]:
     """Returns the seconds of the base and of the switched model, other tasks in every round."""
     count = len(batch["input_ids"])
-    for seed in range(SETTLED // count):
-        model(batch, weights=zipf_weights(count, tasks, seed))
     asked = [zipf_weights(count, tasks, SETTLED + turn) for turn in range(rounds + 1)]
     return medians(
         {"base": lambda _: module(**batch), "switched": lambda turn: model(batch, weights=asked[turn])},
@@ -63,6 +61,8 @@ def main() -> None:
                 model = SwitchedModel(module, tasks, base=base, cache_bytes=cache_bytes)
                 for count in BATCHES:
                     _, batch = samples(options.data, adapter, list(zoo), count, full=True)
+                    for seed in range(SETTLED if count == BATCHES[0] else 0):
+                        model(batch, weights=zipf_weights(count, len(tasks), seed))
                     found = measure(
                         module, model, batch, len(tasks), options.rounds * (4 if count == 1 else 1)
                     )
@@ -77,7 +77,7 @@ def main() -> None:
 
 MiniLM-L6, texts of {FULL} tokens, float32. Each sample has one task, and of {options.tasks:,} the k-th comes
 up with a probability like 1 / k; the median of {options.rounds} batches of 64 and {4 * options.rounds} of one
-sample, other tasks in each, after {SETTLED} other samples. *Cache* is `cache_bytes`, for delta matrices and
+sample, other tasks in each, after {SETTLED} other batches of {BATCHES[0]}. *Cache* is `cache_bytes`, for delta matrices and
 for weights of their own each: as much as all tasks' *files*, or 4 GB. The tasks are the eight of the zoo
 again and again, decoded and kept apart; it is packed by `--effort fast`.
 {torch.get_num_threads()} threads. Measured on {machine()}.
