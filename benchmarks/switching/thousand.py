@@ -77,9 +77,9 @@ def main() -> None:
 
 MiniLM-L6, texts of {FULL} tokens, float32. Each sample has one task, and of {options.tasks:,} the k-th comes
 up with a probability like 1 / k; the median of {options.rounds} batches of 64 and {4 * options.rounds} of one
-sample, other tasks in each, after {SETTLED} other batches of {BATCHES[0]}. *Cache* is `cache_bytes`, for delta matrices and
-for weights of their own each: as much as all tasks' *files*, or 4 GB. The tasks are the eight of the zoo
-again and again, decoded and kept apart; it is packed by `--effort fast`.
+sample, other tasks in each, after {SETTLED} other batches of {BATCHES[0]}. *Cache* is `cache_bytes`, for
+delta matrices and for weights of their own each: as much as all tasks' *files*, or 4 GB. The tasks are the
+eight of the zoo again and again, decoded and kept apart; it is packed by `--effort fast`.
 {torch.get_num_threads()} threads. Measured on {machine()}.
 
 {table(header, body)}"""
