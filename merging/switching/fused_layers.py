@@ -189,9 +189,9 @@ def _rms_norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) 
     return forward
 
 
-def _takes_weights_of_rows(module: nn.Module) -> bool:
+def _takes_weights_of_rows(module: Any) -> bool:
     """Returns whether a norm can be given a weight for each row, as it multiplies entry by entry."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment]  # torch types it as a module too
+    weight: Tensor = module.weight.detach()
     rows = torch.arange(6 * len(weight), dtype=torch.float32).sin().view(2, 3, -1).to(weight)
     weights = torch.stack([weight, weight.flip(0) + 1])
     try:
