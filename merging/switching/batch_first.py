@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_rows import reordered, row_count, run, take_rows
+from flexswitch.merging.switching.batch_rows import has_state, reordered, row_count, run, take_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative to the largest magnitude
 _HALF_TOLERANCE = 3e-2
@@ -99,7 +99,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 class _Pass(NamedTuple):
-    """What a module answered, and the inputs of its layers in their order; None for a call without any."""
+    """What a module answered, and the inputs of its layers in their order; None for a call that has none."""
 
     output: Any
     inputs: list[tuple[str, Tensor | None]]
@@ -108,6 +108,7 @@ class _Pass(NamedTuple):
 def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called: set[str]) -> _Pass:
     """Returns a pass of a batch, with the longest inputs of each call of the layers.
 
+    A call that is given a cache counts as one without inputs, as rows cannot be answered apart by it.
     called: gets the names of the layers that are called.
     """
     own, found = replica(module).eval(), list[tuple[str, Tensor | None]]()
@@ -121,7 +122,7 @@ def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called:
                 value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim()
             ]
             called.add(name)
-            if not tensors:
+            if not tensors or has_state([*inputs, *options.values()]):
                 found.append((name, None))
             longest = max((len(tensor) for tensor in tensors), default=1)
             found.extend((name, tensor.clone()) for tensor in tensors if len(tensor) == longest > 1)

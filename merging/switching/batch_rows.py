@@ -51,6 +51,17 @@ def consists_of_rows(value: Any, length: int) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def has_state(value: Any) -> bool:
+    """Returns whether an argument is an object that a call may change, such as a cache of keys and values.
+
+    A call for some of the rows would leave it as no other call expects it.
+    """
+    if isinstance(value, tuple | list | Mapping):
+        return any(has_state(part) for part in (value.values() if isinstance(value, Mapping) else value))
+    plain = Tensor | bool | int | float | str | torch.dtype | torch.device
+    return value is not None and not isinstance(value, plain)
+
+
 def check_rows_apart(batch: Any, length: int) -> None:
     """Raises: InputError naming a part of a batch that is neither of its rows nor one for all of them."""
     for name, value in batch.items() if isinstance(batch, Mapping) else ():

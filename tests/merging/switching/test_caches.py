@@ -1,0 +1,90 @@
+"""Layers that are given a cache: rows of several mixtures cannot share it, and are answered apart."""
+
+import pytest
+import torch
+from support.checkpoints import memory_pair, message
+from support.mixed_answers import mixed_answer, weights_of
+from support.tiny_models import changed_state
+from torch import nn
+
+from flexswitch.codecs.errors import InputError
+from flexswitch.merging.switching.batch_rows import has_state
+from flexswitch.merging.switching.switched_model import SwitchedModel
+
+IDS = torch.randint(3, 30, (5, 6), generator=torch.Generator().manual_seed(0))
+BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+
+
+def mamba():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(
+        MambaConfig(
+            vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def gpt_oss():
+    """Returns a model whose attention has parameters of its own, and is given the cache."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    return GptOssForCausalLM(
+        GptOssConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, sliding_window=8,
+        )
+    )  # fmt: skip
+
+
+def made(make, engine):
+    torch.manual_seed(0)
+    module = make().eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    base = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    states = [changed_state(base, 10 + number, 0.3) for number in range(3)]
+    vectors = {f"task{number}": memory_pair(base, state) for number, state in enumerate(states)}
+    return SwitchedModel(module, vectors, engine=engine), module, base, states
+
+
+@pytest.mark.parametrize("make", [mamba, gpt_oss])
+def test_each_row_has_its_own_state(make):
+    model, module, base, states = made(make, "auto")
+    found = model(BATCH, weights=weights_of()).logits
+    for row, weights in enumerate(weights_of()):
+        own = {name: tensor[row : row + 1] for name, tensor in BATCH.items()}
+        expected = mixed_answer(module, base, states, weights, lambda one, own=own: one(**own).logits)
+        torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_fused_engine_refuses_it():
+    model, *_ = made(mamba, "fused")
+    assert message(InputError, lambda: model(BATCH, weights=weights_of())) == (
+        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first: use engine='grouped'"
+    )
+
+
+def test_it_is_refused_where_equal_rows_have_not_shown_it():
+    model, *_ = made(mamba, "fused")
+    alike = {name: tensor[:1].expand(5, -1) for name, tensor in BATCH.items()}
+    assert message(InputError, lambda: model(alike, weights=weights_of())) == (
+        "the layer 'backbone.layers.0.mixer' is given a cache, which rows of different mixtures cannot share: "
+        "use engine='grouped'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, False),
+        ((IDS, [True, 3, 0.5, "text", torch.float32]), False),
+        ({"mask": IDS, "device": torch.device("cpu")}, False),
+        (object(), True),
+        ({"mask": IDS, "more": [None, object()]}, True),
+    ],
+)
+def test_what_may_change_is_told_from_what_may_not(value, expected):
+    assert has_state(value) is expected
