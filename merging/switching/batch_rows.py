@@ -19,6 +19,12 @@ def first_tensor(batch: Any) -> Tensor:
     return batch if isinstance(batch, Tensor) else next(iter(batch.values()))
 
 
+def row_length(batch: Any) -> int:
+    """Returns the tokens of a row of a batch, with padding; 1 where its first tensor has one entry a row."""
+    first = first_tensor(batch)
+    return first.shape[1] if first.dim() > 1 else 1
+
+
 def run(module: nn.Module, batch: Any) -> Any:
     """Returns a module's output for a batch; the tensors of a mapping are keyword arguments."""
     return module(batch) if isinstance(batch, Tensor) else module(**batch)

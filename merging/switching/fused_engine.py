@@ -17,8 +17,8 @@ from flexswitch.merging.switching.batch_first import RowCheck, check_rows, disti
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import (
     consists_of_rows,
-    first_tensor,
     reordered,
+    row_length,
     run,
     take_rows,
 )
@@ -151,9 +151,7 @@ def new_tokens(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, A
         options.get(name, getattr(settings, name, None)) for name in ("max_new_tokens", "max_length")
     )
     if count is None:
-        prompt = (
-            0 if getattr(config_of(module), "is_encoder_decoder", False) else first_tensor(batch).shape[1]
-        )
+        prompt = 0 if getattr(config_of(module), "is_encoder_decoder", False) else row_length(batch)
         count = (length or _DEFAULT_LENGTH) - prompt
     return max(0, int(count) - 1)  # the first is the prompt's pass
 

@@ -48,14 +48,23 @@ def switched_forward(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Ten
     norms: a norm's tensor → the base's tensors of all norms that have its dtype.
     """
     if is_linear(switch.module):
-        return _linear(switch)
+        return _by_any_name(_linear(switch))
     if is_embedding(switch.module):
-        return _embedding(switch)
+        return _by_any_name(_embedding(switch))
     if is_norm(switch.module):
-        return _norm(switch, norms)
-    if is_rms_norm(switch.module):
-        return _rms_norm(switch, norms)
+        return _by_any_name(_norm(switch, norms))
+    if is_rms_norm(switch.module) and _takes_weights_of_rows(switch.module):
+        return _by_any_name(_rms_norm(switch, norms))
     return _other(switch)
+
+
+def _by_any_name(forward: Callable[[Tensor], Tensor]) -> Forward:
+    """Returns a layer's forward pass that takes its only input by any name, as layers call it differently."""
+
+    def named(*inputs: Tensor, **options: Tensor) -> Tensor:
+        return forward(*inputs, *options.values())
+
+    return named
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -169,8 +178,6 @@ def _norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> F
 def _rms_norm(switch: SwitchedLayer, norms: Mapping[str, Mapping[str, Tensor]]) -> Forward:
     module, weight = switch.module, switch.tensors["weight"]
     original: Callable[..., Tensor] = module.forward
-    if not _takes_weights_of_rows(module):
-        return _other(switch)
 
     def forward(inputs: Tensor) -> Tensor:
         plan = switch.plan()

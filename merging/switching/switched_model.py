@@ -35,7 +35,7 @@ from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.averaged_module import AveragedModule
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
-from flexswitch.merging.switching.batch_rows import first_tensor, row_count
+from flexswitch.merging.switching.batch_rows import row_count, row_length
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
 from flexswitch.merging.switching.fused_engine import FusedEngine, new_tokens
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
@@ -280,8 +280,7 @@ class SwitchedModel(nn.Module):
             return loaded.fused
         if self._engine == "grouped" or loaded.fused.layer_not_batch_first(batch) is not None:
             return loaded.grouped
-        first = first_tensor(batch)
-        gains = loaded.cost_model.gains(plan, first.shape[1] if first.dim() > 1 else 1, steps)
+        gains = loaded.cost_model.gains(plan, row_length(batch), steps)
         plan.hold(loaded.held.get(gains.by_mixture), gains.summed)
         return loaded.fused
 

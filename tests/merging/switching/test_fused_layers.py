@@ -84,7 +84,26 @@ def norm_of(family, name):
     return norm
 
 
+class ByName(nn.Module):
+    """Gives a layer its input by the name that the layer has for it."""
+
+    def __init__(self, layer, name):
+        super().__init__()
+        self.layer, self.name = layer, name
+
+    def forward(self, rows):
+        return self.layer(**{self.name: rows})
+
+
 MODULES = {
+    "linear, by name": (lambda: ByName(nn.Linear(4, 3), "input"), torch.randn(ROWS, 4)),
+    "embedding, by name": (lambda: ByName(nn.Embedding(6, 4), "input"), torch.randint(6, (ROWS, 3))),
+    "norm, by name": (lambda: ByName(nn.LayerNorm(4), "input"), torch.randn(ROWS, 3, 4)),
+    "root mean square norm, by name": (lambda: ByName(nn.RMSNorm(4), "x"), torch.randn(ROWS, 3, 4)),
+    "Llama's norm, by name": (
+        lambda: ByName(norm_of("llama", "LlamaRMSNorm"), "hidden_states"),
+        torch.randn(ROWS, 3, 4),
+    ),
     "linear": (lambda: nn.Linear(4, 3), torch.randn(ROWS, 4)),
     "linear without bias, tokens": (lambda: nn.Linear(4, 3, bias=False), torch.randn(ROWS, 6, 4)),
     "norm": (lambda: nn.LayerNorm(4), torch.randn(ROWS, 3, 4)),

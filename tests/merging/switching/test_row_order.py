@@ -178,3 +178,9 @@ def test_the_passes_of_a_generation_are_counted(encodes, options, passes):
     module.config = SimpleNamespace(is_encoder_decoder=encodes)
     module.generation_config = GenerationConfig()
     assert new_tokens(module, {"input_ids": torch.ones(2, 10, dtype=torch.long)}, options) == passes
+
+
+def test_a_generation_is_counted_where_the_first_tensor_has_one_entry_a_row():
+    batch = {"speaker": torch.arange(2), "input_ids": torch.ones(2, 10, dtype=torch.long)}
+    assert new_tokens(nn.Module(), batch, {"max_length": 12}) == 10
+    assert new_tokens(nn.Module(), batch, {"max_new_tokens": 5}) == 4
