@@ -122,7 +122,7 @@ def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called:
                 value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim()
             ]
             called.add(name)
-            if not tensors or has_state([*inputs, *options.values()]):
+            if not tensors or has_state((*inputs, *options.values())):
                 found.append((name, None))
             longest = max((len(tensor) for tensor in tensors), default=1)
             found.extend((name, tensor.clone()) for tensor in tensors if len(tensor) == longest > 1)

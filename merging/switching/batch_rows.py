@@ -60,8 +60,11 @@ def consists_of_rows(value: Any, length: int) -> bool:
 def has_state(value: Any) -> bool:
     """Returns whether an argument is an object that a call may change, such as a cache of keys and values.
 
-    A call for some of the rows would leave it as no other call expects it.
+    A call for some of the rows would leave it as no other call expects it. So is a list of tensors, as which
+    RWKV's layers are given their state.
     """
+    if isinstance(value, list) and any(isinstance(part, Tensor) for part in value):
+        return True
     if isinstance(value, tuple | list | Mapping):
         return any(has_state(part) for part in (value.values() if isinstance(value, Mapping) else value))
     plain = Tensor | bool | int | float | str | torch.dtype | torch.device

@@ -124,7 +124,8 @@ class FusedEngine:
         layer = self.layer_not_batch_first(batch)
         if layer is not None:
             raise InputError(
-                f"the module '{layer}' is not given the rows of a batch first: use engine='grouped'"
+                f"the module '{layer}' is not given the rows of a batch first, or is given a cache: "
+                "use engine='grouped'"
             )
         with self._plans.using(plan if plan.count else None):
             return padded(call(self.module))
@@ -166,12 +167,15 @@ def _is_greedy(module: Any, options: Mapping[str, Any]) -> bool:
 
 
 def _with_targets(batch: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """Returns the prompts of an encoder-decoder with a first token of their answers; others unchanged."""
+    """Returns the prompts of an encoder-decoder with two tokens of their answers; others unchanged.
+
+    Two, as one position is the same in any order of the rows.
+    """
     is_prompt = "input_ids" in batch and "decoder_input_ids" not in batch
     if not is_prompt or not getattr(config_of(module), "is_encoder_decoder", False):
         return batch
     ids = batch["input_ids"]
-    return {**batch, "decoder_input_ids": torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)}
+    return {**batch, "decoder_input_ids": torch.zeros(len(ids), 2, dtype=torch.long, device=ids.device)}
 
 
 def _tensor_names(owner: nn.Module, name_of: Mapping[int, str]) -> dict[str, str]:

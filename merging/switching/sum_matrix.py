@@ -15,8 +15,8 @@ from flexswitch.merging.switching.int8 import Int8Matrix
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 
-Factor = CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix  # with a product of its own
-Part = Factor | MultipleMatrix
+Multiplied = CsrMatrix | Int8Matrix | Float32Matrix | LowRankMatrix  # with a product of its own
+Part = Multiplied | MultipleMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,14 @@ class SumMatrix:
             part.add_rows(ids, positions, factors, out)
 
     @cached_property
-    def factors(self) -> tuple[Factor, ...]:
+    def multiplied(self) -> tuple[Multiplied, ...]:
         """The parts that inputs are multiplied by."""
         return tuple(part for part in self.parts if not isinstance(part, MultipleMatrix))
 
     @cached_property
-    def rest(self) -> "Factor | SumMatrix":
+    def rest(self) -> "Multiplied | SumMatrix":
         """The sum without the multiple of the base's."""
-        return self.factors[0] if len(self.factors) == 1 else SumMatrix(self.factors)
+        return self.multiplied[0] if len(self.multiplied) == 1 else SumMatrix(self.multiplied)
 
     def add_product(
         self, inputs: Activations, positions: Ids, factors: FloatArray, bias: FloatArray, out: FloatArray
@@ -69,7 +69,7 @@ class SumMatrix:
 
         inputs: (token, column), bias: (row,), out: (token, row).
         """
-        for part in self.factors:
+        for part in self.multiplied:
             part.add_product(inputs, positions, factors, bias, out)
             bias = np.zeros_like(bias)
 

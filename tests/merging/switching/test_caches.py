@@ -1,4 +1,4 @@
-"""Layers that are given a cache: rows of several mixtures cannot share it, and are answered apart."""
+"""Layers that are given a cache, or no rows: those of several mixtures are answered apart."""
 
 import pytest
 import torch
@@ -39,6 +39,31 @@ def gpt_oss():
     )  # fmt: skip
 
 
+def rwkv():
+    """Returns a model whose layers change their state, a list of tensors, in place."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    return RwkvForCausalLM(
+        RwkvConfig(
+            vocab_size=32, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16, bos_token_id=1,
+            eos_token_id=2,
+        )
+    )  # fmt: skip
+
+
+def bart():
+    """Returns a model whose decoder is given the positions of tokens, the same for all rows, without rows."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, decoder_start_token_id=2, max_position_embeddings=20, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
 def made(make, engine):
     torch.manual_seed(0)
     module = make().eval()
@@ -50,8 +75,8 @@ def made(make, engine):
     return SwitchedModel(module, vectors, engine=engine), module, base, states
 
 
-@pytest.mark.parametrize("make", [mamba, gpt_oss])
-def test_each_row_has_its_own_state(make):
+@pytest.mark.parametrize("make", [mamba, gpt_oss, rwkv, bart])
+def test_each_row_is_answered_alone(make):
     model, module, base, states = made(make, "auto")
     found = model(BATCH, weights=weights_of()).logits
     for row, weights in enumerate(weights_of()):
@@ -63,7 +88,7 @@ def test_each_row_has_its_own_state(make):
 def test_the_fused_engine_refuses_it():
     model, *_ = made(mamba, "fused")
     assert message(InputError, lambda: model(BATCH, weights=weights_of())) == (
-        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first: use engine='grouped'"
+        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
     )
 
 
@@ -80,6 +105,7 @@ def test_it_is_refused_where_equal_rows_have_not_shown_it():
     ("value", "expected"),
     [
         (None, False),
+        ([IDS], True),
         ((IDS, [True, 3, 0.5, "text", torch.float32]), False),
         ({"mask": IDS, "device": torch.device("cpu")}, False),
         (object(), True),

@@ -182,7 +182,7 @@ def test_a_layer_that_is_not_given_rows_first_is_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)
     assert message(InputError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
-        "the module '1' is not given the rows of a batch first: use engine='grouped'"
+        "the module '1' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
     )
     same = torch.randn(1, 3, 4).expand(2, 3, 4)  # equal rows show no order: only their count is checked
     assert message(InputError, lambda: switched(module)[0](same, weights=weights_of(2))) == (

@@ -76,7 +76,7 @@ def test_weights_that_are_used_without_the_rows_of_a_batch_are_switched(
         torch.testing.assert_close(found[row], alone(inputs[row : row + 1]).detach()[0], rtol=1e-4, atol=1e-5)
     fused = SwitchedModel(module, vectors, engine="fused")
     assert message(InputError, lambda: fused(inputs, weights=weights)) == (
-        f"the module '{layer}' is not given the rows of a batch first: use engine='grouped'"
+        f"the module '{layer}' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
     )
 
 
