@@ -2,7 +2,8 @@
 
 FlexswitchError
 ├── InputError            1  the input is wrong
-│   └── TargetSizeError   1  a target size is too small for any artifact
+│   ├── TargetSizeError   1  a target size is too small for any artifact
+│   └── NotByRowsError    1  a layer cannot answer each row of a batch under its own mixture
 ├── UsageError            2  the command was used wrongly
 │   └── UnusedOptionError 2  an option would do nothing
 ├── ArtifactError         3  an artifact is corrupt or fails verification
@@ -40,6 +41,10 @@ class InputError(FlexswitchError):
 
 class TargetSizeError(InputError):
     """A target size is too small for the task's own tensors, the header and some entries."""
+
+
+class NotByRowsError(InputError):
+    """A layer cannot answer each row of a batch under its own mixture of tasks."""
 
 
 class UsageError(FlexswitchError):

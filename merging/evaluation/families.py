@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.models.adapters import Adapter
 from flexswitch.merging.models.examples import Batch
-from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
+from flexswitch.merging.switching.loaded_zoo import Engine
+from flexswitch.merging.switching.switched_model import SwitchedModel
 
 # Entries of config.json that only describe the classes.
 _LABELS = {"num_labels", "id2label", "label2id", "problem_type"}

@@ -17,7 +17,7 @@ from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.methods.registry import EVALUATED, ROUTED, STATIC_MERGES, STORED, get_method
 from flexswitch.merging.static.merge import merged_tensors
 from flexswitch.merging.static.tensor_settings import MergeSettings
-from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.switching.loaded_zoo import Engine
 from flexswitch.merging.task_vectors.restore import restored_tensors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 

@@ -27,7 +27,7 @@ from flexswitch.merging.evaluation.task_models import TaskModels
 from flexswitch.merging.models.examples import Batch, Inputs
 from flexswitch.merging.models.language_adapters import LanguageModel
 from flexswitch.merging.routing.confusion import accuracy, confusion, entropy
-from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.switching.loaded_zoo import Engine
 
 MODES = ("per-sample", "batch-mean", "oracle")
 

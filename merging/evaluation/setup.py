@@ -22,7 +22,7 @@ from flexswitch.merging.models.runner import Runner
 from flexswitch.merging.models.text_pairs import apart
 from flexswitch.merging.routing.router import open_router
 from flexswitch.merging.routing.voting_options import VotingOptions
-from flexswitch.merging.switching.switched_model import Engine
+from flexswitch.merging.switching.loaded_zoo import Engine
 from flexswitch.merging.task_vectors.open_vector import open_finetuned
 from flexswitch.merging.task_vectors.shared_vector import artifact_vector
 from flexswitch.merging.task_vectors.task_vector import TaskVector

@@ -108,16 +108,18 @@ class _Pass(NamedTuple):
 def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called: set[str]) -> _Pass:
     """Returns a pass of a batch, with the longest inputs of each call of the layers.
 
-    A call that is given a cache counts as one without inputs, as rows cannot be answered apart by it.
+    A call that is given a cache, or changes what the layer itself holds, counts as one without inputs, as
+    rows cannot be answered apart by it.
     called: gets the names of the layers that are called.
     """
     own, found = replica(module).eval(), list[tuple[str, Tensor | None]]()
+    held = dict[str, list[Tensor]]()
     for part in own.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.max_norm = None  # otherwise it would change its weights, which the replica shares
 
     def hook(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        def note(layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
             tensors = [
                 value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim()
             ]
@@ -126,12 +128,33 @@ def _layer_inputs(module: nn.Module, names: Collection[str], batch: Any, called:
                 found.append((name, None))
             longest = max((len(tensor) for tensor in tensors), default=1)
             found.extend((name, tensor.clone()) for tensor in tensors if len(tensor) == longest > 1)
+            held[name] = [tensor.clone() for tensor in _held(layer)]
+
+        return note
+
+    def compare(name: str) -> Callable[..., None]:
+        def note(layer: nn.Module, _: object, __: object) -> None:
+            if not _are_equal(held[name], list(_held(layer))):
+                found.append((name, None))
 
         return note
 
     for name in names:
-        own.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        layer = own.get_submodule(name)
+        layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+        layer.register_forward_hook(compare(name))
     return _Pass(run(own, batch), found)
+
+
+def _held(layer: nn.Module) -> Iterator[Tensor]:
+    """Yields the tensors that a layer and its parts hold beside parameters, such as a recurrence's state."""
+    for part in layer.modules():
+        held = (*vars(part).values(), *part.buffers(recurse=False))
+        yield from (value for value in held if isinstance(value, Tensor))
+
+
+def _are_equal(ones: list[Tensor], others: list[Tensor]) -> bool:
+    return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
 
 def _is_swapped(one: Tensor, other: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.switching.activations import Ids, LayerInput
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix
@@ -214,9 +214,9 @@ class BatchPlan:
         return padding.pad(tokens).view(*shape, *tokens.shape[1:])
 
     def per_row(self, length: int, name: str) -> int:
-        """Returns a first dimension's length for each row. Raises: InputError on a remainder."""
+        """Returns a first dimension's length for each row. Raises: NotByRowsError on a remainder."""
         if length % self.count:
-            raise InputError(
+            raise NotByRowsError(
                 f"the module '{name}' is given a first dimension of {length}, expected a multiple of the "
                 f"batch's {self.count} rows: use engine='grouped'"
             )

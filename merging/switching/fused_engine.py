@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import (
     consists_of_rows,
     reordered,
-    row_length,
     run,
     take_rows,
 )
@@ -30,12 +29,10 @@ from flexswitch.merging.switching.fused_layers import (
     is_transposed,
     switched_forward,
 )
+from flexswitch.merging.switching.generation import first_pass, is_greedy
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
-from flexswitch.merging.switching.padding import config_of
 from flexswitch.merging.switching.unpadded_tensor import padded
-
-_DEFAULT_LENGTH = 20  # of transformers' `generate`, the prompt with it
 
 
 class FusedEngine:
@@ -86,17 +83,15 @@ class FusedEngine:
         install_heads(self.module, heads, self._plans)
         install_buffers(self.module, buffers, self._plans)
 
-    def layer_not_batch_first(self, batch: Any) -> str | None:
-        """Returns the name of a layer that is not given the rows of a batch first, or None.
+    def answers(self, batch: Any, plan: BatchPlan) -> bool:
+        """Returns whether all layers are known to be given the rows of a batch first, or all are alike.
 
-        The first batch with two distinct rows decides; earlier batches return None.
+        The first batch with two distinct rows decides.
         """
         found = self._row_check(batch)
-        return None if found is None else found.bad_layer
+        return len(plan.factors) < 2 if found is None else found.bad_layer is None
 
     def _row_check(self, batch: Any) -> RowCheck | None:
-        if isinstance(batch, Mapping):
-            batch = _with_targets(batch, self._source)
         with self._lock:
             if self._checked is None and (rows := distinct_rows(batch)) is not None:
                 self._checked = check_rows(self._source, self._layers, batch, rows)
@@ -119,13 +114,13 @@ class FusedEngine:
     def call(self, batch: Any, plan: BatchPlan, call: Callable[[Any], Any]) -> Any:
         """Returns the result of a call of the module for a batch, each row under its own mixture.
 
-        Raises: InputError where a layer is not given the rows of a batch first.
+        Raises: NotByRowsError where a layer is not given the rows of a batch first, or is given a cache.
         """
-        layer = self.layer_not_batch_first(batch)
-        if layer is not None:
-            raise InputError(
-                f"the module '{layer}' is not given the rows of a batch first, or is given a cache: "
-                "use engine='grouped'"
+        found = self._row_check(batch)
+        if found is not None and found.bad_layer is not None:
+            raise NotByRowsError(
+                f"the module '{found.bad_layer}' is not given the rows of a batch first, or has a state or "
+                "cache: use engine='grouped'"
             )
         with self._plans.using(plan if plan.count else None):
             return padded(call(self.module))
@@ -135,47 +130,14 @@ class FusedEngine:
 
         Prompts of one mixture are brought together as in `answer`, unless the options may count rows.
         """
-        can_move = _is_greedy(self._source, options) and consists_of_rows(batch, plan.count)
-        order = plan.order() if can_move else None
+        can_move = is_greedy(self._source, options) and consists_of_rows(batch, plan.count)
+        order, first = plan.order() if can_move else None, first_pass(self._source, batch)
         if order is None:
-            return self.call(batch, plan, lambda module: module.generate(**batch, **options))
+            return self.call(first, plan, lambda module: module.generate(**batch, **options))
         given = take_rows(batch, torch.from_numpy(order), plan.count)
-        found = self.call(given, plan.in_order(order), lambda module: module.generate(**given, **options))
+        found = self.call(first, plan.in_order(order), lambda module: module.generate(**given, **options))
         back = torch.from_numpy(np.argsort(order)).to(found.device)
         return found.view(plan.count, -1, found.shape[-1])[back].flatten(0, 1)
-
-
-def new_tokens(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> int:
-    """Returns how many tokens `generate` adds to the prompts of a batch at most."""
-    settings = options.get("generation_config") or getattr(module, "generation_config", None)
-    count, length = (
-        options.get(name, getattr(settings, name, None)) for name in ("max_new_tokens", "max_length")
-    )
-    if count is None:
-        prompt = 0 if getattr(config_of(module), "is_encoder_decoder", False) else row_length(batch)
-        count = (length or _DEFAULT_LENGTH) - prompt
-    return max(0, int(count) - 1)  # the first is the prompt's pass
-
-
-def _is_greedy(module: Any, options: Mapping[str, Any]) -> bool:
-    """Returns whether `generate` gives tokens alone, those of a prompt whatever its place in the batch."""
-    settings = getattr(module, "generation_config", None)
-    depends = any(
-        options.get(name, getattr(settings, name, False)) for name in ("do_sample", "return_dict_in_generate")
-    )
-    return not depends and all(isinstance(each, int | float | str | None) for each in options.values())
-
-
-def _with_targets(batch: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """Returns the prompts of an encoder-decoder with two tokens of their answers; others unchanged.
-
-    Two, as one position is the same in any order of the rows.
-    """
-    is_prompt = "input_ids" in batch and "decoder_input_ids" not in batch
-    if not is_prompt or not getattr(config_of(module), "is_encoder_decoder", False):
-        return batch
-    ids = batch["input_ids"]
-    return {**batch, "decoder_input_ids": torch.zeros(len(ids), 2, dtype=torch.long, device=ids.device)}
 
 
 def _tensor_names(owner: nn.Module, name_of: Mapping[int, str]) -> dict[str, str]:

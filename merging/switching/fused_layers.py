@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import has_state, join_rows, take_rows
 from flexswitch.merging.switching.delta_products import add_embeddings, add_products
@@ -242,7 +242,7 @@ def _other(switch: SwitchedLayer) -> Forward:
             length = max((len(part) for part in tensors), default=0)
             per_row = plan.per_row(length, switch.name)
             if len(plan.row_runs) > 1 and has_state((inputs, options)):
-                raise InputError(
+                raise NotByRowsError(
                     f"the layer '{switch.name}' is given a cache, which rows of different mixtures "
                     "cannot share: use engine='grouped'"
                 )

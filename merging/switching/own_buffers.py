@@ -68,6 +68,8 @@ def _forward(owner: Any, tasks: Sequence[Buffers], plans: ActivePlan, name: str)
                     whole = original(*inputs, **options)  # all rows, as the plan's tasks count them
                 finally:
                     _put(owner, base)
+                if (plan.heads == task).all():
+                    return whole
                 length = max(len(part) for part in _tensors(whole))
                 per_row = plan.per_row(length, name)
                 own = np.flatnonzero(plan.heads == task)

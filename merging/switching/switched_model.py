@@ -11,8 +11,8 @@ How a batch is answered:
    - One that seldom comes up takes a product with the weights of each of its tasks, where that saves time.
    - The other rows take the products with the base, to which those with the tasks' delta matrices are added
      (delta_products.py). The engine "fused" does so for all.
-   - A module that is not given rows first, or has a layer of an unknown kind with a cache, is run once for
-     each mixture, with its weights, by grouped_engine.py.
+   - A module that is not given rows first, or has a layer of an unknown kind with a state or cache, is run
+     once for each mixture, with its weights, by grouped_engine.py; loaded_zoo.py chooses.
 4. heads.py ends each row with the head of its task, and own_buffers.py gives layers its buffers.
 
 A delta matrix is decoded once (task_deltas.py), in the form that multiplies fastest (delta_matrix.py).
@@ -22,7 +22,7 @@ Source: docs/methods.md §3; Qi et al. 2025 (arXiv 2412.00054), Auto-Switch.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,12 +35,14 @@ from flexswitch.merging.models.head_files import Heads, read_head_files
 from flexswitch.merging.switching.argument_check import check_arguments
 from flexswitch.merging.switching.averaged_module import AveragedModule
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
-from flexswitch.merging.switching.batch_rows import row_count, row_length
+from flexswitch.merging.switching.batch_rows import row_count
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
-from flexswitch.merging.switching.fused_engine import FusedEngine, new_tokens
+from flexswitch.merging.switching.fused_engine import FusedEngine
+from flexswitch.merging.switching.generation import first_pass, new_tokens, prompts_by_name
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
 from flexswitch.merging.switching.held_weights import HeldWeights, is_small
+from flexswitch.merging.switching.loaded_zoo import Engine, LoadedZoo, Router
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
 from flexswitch.merging.switching.padding import token_mask
@@ -51,25 +53,8 @@ from flexswitch.merging.task_vectors.task_vector import TaskVector
 if TYPE_CHECKING:
     from flexswitch.merging.routing.voting_options import VotingOptions
 
-Router = Callable[..., Tensor]  # a batch, and its texts where the caller gives them → (row, task)
-Engine = Literal["auto", "fused", "merged", "grouped"]
-
 ENGINES = ("auto", "fused", "merged", "grouped")
 _CACHE_BYTES = 4 << 30
-
-
-class _Loaded(NamedTuple):
-    """A zoo as it was read; it is replaced as a whole, so that no batch sees parts of two."""
-
-    zoo: Mapping[str, Artifact | TaskVector]
-    tasks: list[str]
-    deltas: TaskDeltas
-    fused: FusedEngine
-    held: HeldWeights
-    grouped: GroupedEngine
-    cost_model: CostModel
-    has_heads: bool
-    router: Router | None
 
 
 class SwitchedModel(nn.Module):
@@ -82,8 +67,9 @@ class SwitchedModel(nn.Module):
     that task's too; rows of no task have the base's. The output for padding, by a batch's "attention_mask"
     (row, token), is undefined: the fused engine skips much of it. That engine requires every layer's
     first dimension to be over the rows of the batch, or over their tokens row by row. The first batch
-    shows whether this holds; otherwise "auto" uses the grouped engine, and "fused" is refused. Move the
-    module to its device and dtype before wrapping it.
+    with two distinct rows shows whether this holds; otherwise "auto" uses the grouped engine, as it does for
+    several mixtures before, and "fused" is refused. Move the module to its device and dtype before wrapping
+    it.
     """
 
     def __init__(
@@ -155,7 +141,7 @@ class SwitchedModel(nn.Module):
 
         Raises: InputError.
         """
-        return _route(self._loaded, batch, texts)
+        return self._loaded.weights(batch, texts)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -175,7 +161,7 @@ class SwitchedModel(nn.Module):
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads, texts)
-        return self._engine_for(loaded, batch, plan).answer(batch, plan)
+        return loaded.answered(self._engine, batch, plan, lambda engine: engine.answer(batch, plan))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -202,12 +188,16 @@ class SwitchedModel(nn.Module):
         batch: the prompts, as keyword arguments of `generate`; texts: as for `forward`; options: the other
         arguments.
         """
-        loaded = self._loaded
+        loaded, batch = self._loaded, prompts_by_name(self.module, batch)
         plan = self._plan(loaded, batch, weights, None, texts)
-        steps = new_tokens(self.module, batch, options)
-        return self._engine_for(loaded, batch, plan, steps).generate(batch, plan, **options)
+        first, steps = first_pass(self.module, batch), new_tokens(self.module, batch, options)
 
-    def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> _Loaded:
+        def call(engine: FusedEngine | GroupedEngine) -> Any:
+            return engine.generate(batch, plan, **options)
+
+        return loaded.answered(self._engine, first, plan, call, steps)
+
+    def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> LoadedZoo:
         tasks = list(zoo)
         vectors, names = open_vectors(self.module, zoo, self._rename, self._strict)
         if self._check_base and vectors:
@@ -239,17 +229,17 @@ class SwitchedModel(nn.Module):
 
             average = AveragedModule(tasks, deltas, fused)
             router = ZooRouter(self.module, zoo, self._routing, average)
-        return _Loaded(zoo, tasks, deltas, fused, held, grouped, cost_model, bool(heads or buffers), router)
+        return LoadedZoo(zoo, tasks, deltas, fused, held, grouped, cost_model, bool(heads or buffers), router)
 
     def _plan(
         self,
-        loaded: _Loaded,
+        loaded: LoadedZoo,
         batch: Any,
         weights: Tensor | None,
         heads: Any,
         texts: Sequence[str] | None = None,
     ) -> BatchPlan:
-        weights = _route(loaded, batch, texts) if weights is None else weights
+        weights = loaded.weights(batch, texts) if weights is None else weights
         count = row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(
@@ -265,33 +255,6 @@ class SwitchedModel(nn.Module):
         factors = np.float32(self._lambda) * shares
         mask = token_mask(batch, self.module)
         return batch_plan(factors, loaded.deltas, head_of_row, mask, float(np.float32(self._lambda)))
-
-    def _engine_for(
-        self, loaded: _Loaded, batch: Any, plan: BatchPlan, steps: int = 0
-    ) -> FusedEngine | GroupedEngine:
-        """Returns the engine that answers a batch; the plan then holds the weights of some mixtures.
-
-        steps: the passes that follow the batch's, each of one more token of every row.
-        """
-        if not plan.count or self._engine == "fused":
-            return loaded.fused
-        if self._engine == "merged":
-            plan.hold(loaded.held.get(dict.fromkeys(plan.factors, float("inf"))))
-            return loaded.fused
-        if self._engine == "grouped" or loaded.fused.layer_not_batch_first(batch) is not None:
-            return loaded.grouped
-        gains = loaded.cost_model.gains(plan, row_length(batch), steps)
-        plan.hold(loaded.held.get(gains.by_mixture), gains.summed)
-        return loaded.fused
-
-
-def _route(loaded: _Loaded, batch: Any, texts: Sequence[str] | None) -> Tensor:
-    if loaded.router is None:
-        raise InputError(
-            "there are no weights: give weights= or a router, or wrap the module with a zoo that has an "
-            "index (`flexswitch index`)"
-        )
-    return loaded.router(batch) if texts is None else loaded.router(batch, texts)
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -1,4 +1,4 @@
-"""Layers that are given a cache, or no rows: those of several mixtures are answered apart."""
+"""Layers with a cache or state, or that are given no rows: those of several mixtures are answered apart."""
 
 import pytest
 import torch
@@ -7,12 +7,13 @@ from support.mixed_answers import mixed_answer, weights_of
 from support.tiny_models import changed_state
 from torch import nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.switching.batch_rows import has_state
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 IDS = torch.randint(3, 30, (5, 6), generator=torch.Generator().manual_seed(0))
 BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+ALIKE = {name: tensor[:1].expand(5, -1) for name, tensor in BATCH.items()}
 
 
 def mamba():
@@ -51,6 +52,19 @@ def rwkv():
     )  # fmt: skip
 
 
+def recurrent_gemma():
+    """Returns a model whose layers hold the state of their recurrence themselves."""
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+    return RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+            lru_width=16, attention_window_size=8, conv1d_width=2, pad_token_id=0, head_dim=8,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
 def bart():
     """Returns a model whose decoder is given the positions of tokens, the same for all rows, without rows."""
     from transformers import BartConfig, BartForConditionalGeneration
@@ -75,27 +89,41 @@ def made(make, engine):
     return SwitchedModel(module, vectors, engine=engine), module, base, states
 
 
-@pytest.mark.parametrize("make", [mamba, gpt_oss, rwkv, bart])
-def test_each_row_is_answered_alone(make):
+@pytest.mark.parametrize("batch", [BATCH, ALIKE], ids=["distinct", "alike"])
+@pytest.mark.parametrize("make", [mamba, gpt_oss, rwkv, recurrent_gemma, bart])
+def test_each_row_is_answered_alone(make, batch):
     model, module, base, states = made(make, "auto")
-    found = model(BATCH, weights=weights_of()).logits
+    found = model(batch, weights=weights_of()).logits
     for row, weights in enumerate(weights_of()):
-        own = {name: tensor[row : row + 1] for name, tensor in BATCH.items()}
+        own = {name: tensor[row : row + 1] for name, tensor in batch.items()}
         expected = mixed_answer(module, base, states, weights, lambda one, own=own: one(**own).logits)
         torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [mamba, recurrent_gemma])
+def test_a_cache_comes_with_the_first_generation_after_passes_without_one(make):
+    model, module, base, states = made(make, "auto")
+    model({**BATCH, "use_cache": False}, weights=weights_of())
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    found = model.generate(BATCH, weights=weights_of(), **options)
+    for row, weights in enumerate(weights_of()):
+        own = {name: tensor[row : row + 1] for name, tensor in BATCH.items()}
+        expected = mixed_answer(
+            module, base, states, weights, lambda one, own=own: one.generate(**own, **options)
+        )
+        assert torch.equal(found[row : row + 1], expected)
+
+
 def test_the_fused_engine_refuses_it():
     model, *_ = made(mamba, "fused")
-    assert message(InputError, lambda: model(BATCH, weights=weights_of())) == (
-        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
+    assert message(NotByRowsError, lambda: model(BATCH, weights=weights_of())) == (
+        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first, or has a state or cache: use engine='grouped'"
     )
 
 
 def test_it_is_refused_where_equal_rows_have_not_shown_it():
     model, *_ = made(mamba, "fused")
-    alike = {name: tensor[:1].expand(5, -1) for name, tensor in BATCH.items()}
-    assert message(InputError, lambda: model(alike, weights=weights_of())) == (
+    assert message(NotByRowsError, lambda: model(ALIKE, weights=weights_of())) == (
         "the layer 'backbone.layers.0.mixer' is given a cache, which rows of different mixtures cannot share: "
         "use engine='grouped'"
     )

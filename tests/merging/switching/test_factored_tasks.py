@@ -13,7 +13,8 @@ from flexswitch.codecs.format.container import open_artifact
 from flexswitch.merging.commands.merge import merge
 from flexswitch.merging.commands.pack import pack
 from flexswitch.merging.commands.verify import verify
-from flexswitch.merging.switching.switched_model import Engine, SwitchedModel
+from flexswitch.merging.switching.loaded_zoo import Engine
+from flexswitch.merging.switching.switched_model import SwitchedModel
 from flexswitch.merging.task_vectors.add_task import add_task
 from flexswitch.merging.task_vectors.restore import restore
 

@@ -8,7 +8,7 @@ from support.checkpoints import message
 from support.mixed_answers import ROWS, mixed_answer, switched, weights_of
 from torch import nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 
 
@@ -181,11 +181,11 @@ def test_norms_may_differ_in_their_dtypes(engine):
 def test_a_layer_that_is_not_given_rows_first_is_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)
-    assert message(InputError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
-        "the module '1' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
+    assert message(NotByRowsError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
+        "the module '1' is not given the rows of a batch first, or has a state or cache: use engine='grouped'"
     )
     same = torch.randn(1, 3, 4).expand(2, 3, 4)  # equal rows show no order: only their count is checked
-    assert message(InputError, lambda: switched(module)[0](same, weights=weights_of(2))) == (
+    assert message(NotByRowsError, lambda: switched(module)[0](same, weights=weights_of(2))) == (
         "the module '1' is given a first dimension of 3, expected a multiple of the batch's 2 rows: use "
         "engine='grouped'"
     )
@@ -196,7 +196,7 @@ def test_a_module_that_puts_tokens_first_is_found_where_the_counts_fit_and_auto_
     inputs = torch.randn(2, 4, 4)
     model, _, _ = switched(module)
     assert "the module '2' is not given the rows of a batch first" in message(
-        InputError, lambda: model(inputs, weights=weights_of(2))
+        NotByRowsError, lambda: model(inputs, weights=weights_of(2))
     )
     assert_rows(module, inputs, "grouped")
     assert_rows(module, inputs, "auto")

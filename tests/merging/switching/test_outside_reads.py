@@ -8,7 +8,7 @@ from support.checkpoints import memory_pair, message
 from support.tiny_models import changed_state
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import InputError
+from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 
@@ -75,8 +75,8 @@ def test_weights_that_are_used_without_the_rows_of_a_batch_are_switched(
         alone.load_state_dict(states[f"task{row % 2}"])
         torch.testing.assert_close(found[row], alone(inputs[row : row + 1]).detach()[0], rtol=1e-4, atol=1e-5)
     fused = SwitchedModel(module, vectors, engine="fused")
-    assert message(InputError, lambda: fused(inputs, weights=weights)) == (
-        f"the module '{layer}' is not given the rows of a batch first, or is given a cache: use engine='grouped'"
+    assert message(NotByRowsError, lambda: fused(inputs, weights=weights)) == (
+        f"the module '{layer}' is not given the rows of a batch first, or has a state or cache: use engine='grouped'"
     )
 
 

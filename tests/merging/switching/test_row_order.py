@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from flexswitch.codecs.errors import InputError
-from flexswitch.merging.switching.fused_engine import new_tokens
+from flexswitch.merging.switching.generation import new_tokens
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 Pair = namedtuple("Pair", ["first", "second"])
