@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from numpy.typing import NDArray
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -42,6 +44,13 @@ def few(entries: int) -> bool:
 def compiled(function: Function) -> Function:
     """Returns a function that numba compiles on its first call; `py_func` is the original."""
     return cast(Function, _Compiled(function))
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Returns a view that cannot be written to, as numba compiles anew for arrays that can."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class _Compiled:

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from flexswitch.codecs.codec import PayloadReader
+from flexswitch.codecs.compiled import read_only
 from flexswitch.codecs.errors import DecodeError
 from flexswitch.codecs.residual_model import (
     ACTIVITIES,
@@ -103,6 +104,7 @@ class Residual:
     @classmethod
     def encoded(cls, base: Numbers, found: Numbers, columns: int, kind: NumberKind) -> tuple[Self, bytes]:
         """Returns the settings that suit a block, and its bytes. base, found: (entry,), bit patterns."""
+        found = read_only(found)
         factors = {0, decay_factor(base, found, kind.width, kind.mantissa)}
         made = [cls._encoded(base, found, columns, kind, factor) for factor in sorted(factors, key=abs)]
         return min(made, key=lambda each: len(each[1]))

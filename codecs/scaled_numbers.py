@@ -6,7 +6,7 @@ AdamW multiplies every weight by the same factor in each step, also those that n
 
 import numpy as np
 
-from flexswitch.codecs.compiled import compiled
+from flexswitch.codecs.compiled import compiled, read_only
 from flexswitch.codecs.residual_model import Numbers, int64
 
 FACTOR_BITS = 24
@@ -22,10 +22,10 @@ def scaled(base: Numbers, factor: int, width: int, mantissa: int) -> Numbers:
     has none, stay as they are.
     """
     if not factor:
-        return base
+        return read_only(base)
     out = np.empty_like(base)
-    _scale(base, out, width, mantissa, (1 << FACTOR_BITS) + factor)
-    return out
+    _scale(read_only(base), out, width, mantissa, (1 << FACTOR_BITS) + factor)
+    return read_only(out)
 
 
 def decay_factor(base: Numbers, found: Numbers, width: int, mantissa: int) -> int:

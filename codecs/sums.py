@@ -92,7 +92,9 @@ def _add_unmarked(values: FloatArray, marked: Flags, sums: Doubles) -> None:
 @compiled
 def _add_terms(terms: Doubles, sums: Doubles) -> None:
     # Variables of their own, since the compiler does not keep entries of an array in registers.
-    s0, s1, s2, s3, s4, s5, s6, s7 = sums
+    # Entry by entry, since taking an array apart compiles for two seconds.
+    s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
+    s4, s5, s6, s7 = sums[4], sums[5], sums[6], sums[7]
     whole = terms.size // 8 * 8
     for index in range(0, whole, 8):
         s0 += terms[index]
@@ -103,6 +105,7 @@ def _add_terms(terms: Doubles, sums: Doubles) -> None:
         s5 += terms[index + 5]
         s6 += terms[index + 6]
         s7 += terms[index + 7]
-    sums[:] = (s0, s1, s2, s3, s4, s5, s6, s7)
+    sums[0], sums[1], sums[2], sums[3] = s0, s1, s2, s3
+    sums[4], sums[5], sums[6], sums[7] = s4, s5, s6, s7
     for index in range(whole, terms.size):
         sums[index - whole] += terms[index]
