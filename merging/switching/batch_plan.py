@@ -19,47 +19,8 @@ from flexswitch.merging.switching.held_terms import HeldTerms, Run, Sums, held_t
 from flexswitch.merging.switching.mixtures import Factors, Weights, factors_of, mixed, rounded_sum
 from flexswitch.merging.switching.padding import Padding
 from flexswitch.merging.switching.task_deltas import TaskDeltas
+from flexswitch.merging.switching.task_rows import TaskRows
 from flexswitch.merging.switching.unpadded_tensor import UnpaddedTensor, padded, real_tokens
-
-
-@dataclass(eq=False)
-class TaskRows:
-    """One task's share in a batch.
-
-    number: its column in the weights; deltas: tensor → delta matrix; rows: the rows with a weight other than
-    0, rising; factors: λ·w of each such row, float32.
-    """
-
-    number: int
-    deltas: Mapping[str, DeltaMatrix]
-    rows: Ids
-    factors: FloatArray
-    padding: Padding | None = None
-    _tokens: tuple[int, Ids, FloatArray] | None = None
-    _within: dict[tuple[int, int, int], tuple[Ids, FloatArray]] = field(default_factory=dict)
-
-    def tokens(self, per_row: int) -> tuple[Ids, FloatArray]:
-        """Returns the positions of these rows' tokens, without padding, and each token's factor.
-
-        Positions are those in the result of `BatchPlan.unpad`.
-        """
-        if self._tokens is None or self._tokens[0] != per_row:
-            if self.padding is not None and self.padding.covers(per_row):
-                found = self.padding.positions(self.rows, self.factors)
-            else:
-                positions = (self.rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
-                found = positions, np.repeat(self.factors, per_row)
-            self._tokens = per_row, *found
-        return self._tokens[1:]
-
-    def tokens_within(self, per_row: int, start: int, stop: int) -> tuple[Ids, FloatArray]:
-        """Returns those of `tokens` with positions from `start` to before `stop`; cached for all layers."""
-        key = per_row, start, stop
-        if key not in self._within:
-            positions, factors = self.tokens(per_row)
-            own = slice(*np.searchsorted(positions, (start, stop)))
-            self._within[key] = positions[own], factors[own]
-        return self._within[key]
 
 
 @dataclass(eq=False)
@@ -69,7 +30,8 @@ class BatchPlan:
     mixtures: (mixture, task) float32, the distinct rows of the weights times λ; mixture_of: (row,), the
     mixture of each row; deltas: task → delta matrices of the tasks in them; terms: the held weights by which
     layers multiply instead of the base's and the deltas; heads: (row,), the number of the task whose head and
-    buffers it has, -1 for no task, or None for the module's own; scale: λ.
+    buffers it has, -1 for no task, or None for the module's own; scale: λ; other_lengths: the entries a row
+    that layers were given, other than the tokens that the padding is of.
     """
 
     mixtures: FloatArray
@@ -79,6 +41,7 @@ class BatchPlan:
     heads: Ids | None = None
     padding: Padding | None = None
     scale: float = 1.0
+    other_lengths: set[int] = field(default_factory=set)
     _layer_input: LayerInput | None = None
     _runs: dict[int, list[Run]] = field(default_factory=dict)
     _sums_of: dict[int, Sums | None] = field(default_factory=dict)
@@ -123,8 +86,22 @@ class BatchPlan:
         """Returns the plan of the same batch with its rows in another order."""
         heads = None if self.heads is None else self.heads[order]
         padding = None if self.padding is None else Padding(self.padding.mask[order])
-        mixture_of = self.mixture_of[order]
-        return BatchPlan(self.mixtures, mixture_of, self.deltas, self.terms, heads, padding, self.scale)
+        own = self.mixture_of[order], self.deltas, self.terms
+        return BatchPlan(self.mixtures, *own, heads, padding, self.scale, self.other_lengths)
+
+    def of_rows(self, rows: Ids) -> "BatchPlan":
+        """Returns the plan of a batch of some of the rows, of which no mixture is held."""
+        numbers, mixture_of = np.unique(self.mixture_of[rows], return_inverse=True)
+        heads = None if self.heads is None else self.heads[rows]
+        padding = None if self.padding is None else Padding(self.padding.mask[rows])
+        terms = nothing_held(len(numbers))
+        return BatchPlan(self.mixtures[numbers], mixture_of, self.deltas, terms, heads, padding, self.scale)
+
+    def without_padding(self) -> "BatchPlan":
+        """Returns the plan of the same batch of which all tokens are computed."""
+        return BatchPlan(
+            self.mixtures, self.mixture_of, self.deltas, self.terms, self.heads, None, self.scale
+        )
 
     def token_counts(self, per_row: int) -> NDArray[np.int64]:
         """Returns the number of each mixture's tokens without padding, (mixture,)."""
@@ -220,7 +197,10 @@ class BatchPlan:
                 f"the module '{name}' is given a first dimension of {length}, expected a multiple of the "
                 f"batch's {self.count} rows: use engine='grouped'"
             )
-        return length // self.count
+        found = length // self.count
+        if self.padding is not None and not self.padding.covers(found):
+            self.other_lengths.add(found)
+        return found
 
     def vectors(self, name: str, together: Mapping[str, Tensor]) -> Tensor:
         """Returns θ + λ Σ w τ of a vector, (entry,) where all rows share a mixture, else (row, 1, entry).

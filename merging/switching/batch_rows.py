@@ -1,6 +1,8 @@
 """The rows of what modules take and return, whatever tuples and mappings their tensors are in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,8 +17,25 @@ def row_count(batch: Any) -> int:
 
 
 def first_tensor(batch: Any) -> Tensor:
-    """Returns a batch that is a tensor, or the first tensor of a mapping."""
-    return batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+    """Returns a batch that is a tensor, or the first tensor of a mapping that has rows of its own.
+
+    A dimension of 1 may stand for all rows. Raises: InputError where there is none.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    found = [value for value in _parts(batch) if isinstance(value, Tensor) and value.dim()]
+    if not found:
+        raise InputError("a batch is a tensor, or a mapping with a tensor of rows")
+    return next((tensor for tensor in found if len(tensor) != 1), found[0])
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yields what a mapping holds, and what mappings in it hold."""
+    for part in value.values():
+        if isinstance(part, Mapping):
+            yield from _parts(part)
+        else:
+            yield part
 
 
 def row_length(batch: Any) -> int:
@@ -37,10 +56,27 @@ def take_rows(value: Any, rows: Tensor | slice, length: int) -> Any:
             return value
         return value[rows] if isinstance(rows, slice) else value.index_select(0, rows.to(value.device))
     if isinstance(value, tuple | list):
-        return type(value)(take_rows(part, rows, length) for part in value)
+        return _as_sequence(value, [take_rows(part, rows, length) for part in value])
     if isinstance(value, Mapping):
-        return {name: take_rows(part, rows, length) for name, part in value.items()}
+        return like(value, {name: take_rows(part, rows, length) for name, part in value.items()})
     return value
+
+
+def like(value: Mapping[str, Any], parts: dict[str, Any]) -> Any:
+    """Returns parts in a mapping of the type of another one."""
+    if type(value) is dict:
+        return parts
+    if is_dataclass(value):
+        return type(value)(**parts)
+    try:
+        return type(value)(parts)  # type: ignore[call-arg] # as dict's subclasses and transformers' do
+    except TypeError:
+        return parts
+
+
+def _as_sequence(value: Any, parts: Sequence[Any]) -> Any:
+    """Returns parts in a list or tuple of the type of another one."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def consists_of_rows(value: Any, length: int) -> bool:
@@ -57,20 +93,6 @@ def consists_of_rows(value: Any, length: int) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def has_state(value: Any) -> bool:
-    """Returns whether an argument is an object that a call may change, such as a cache of keys and values.
-
-    A call for some of the rows would leave it as no other call expects it. So is a list of tensors, as which
-    RWKV's layers are given their state.
-    """
-    if isinstance(value, list) and any(isinstance(part, Tensor) for part in value):
-        return True
-    if isinstance(value, tuple | list | Mapping):
-        return any(has_state(part) for part in (value.values() if isinstance(value, Mapping) else value))
-    plain = Tensor | bool | int | float | str | torch.dtype | torch.device
-    return value is not None and not isinstance(value, plain)
-
-
 def check_rows_apart(batch: Any, length: int) -> None:
     """Raises: InputError naming a part of a batch that is neither of its rows nor one for all of them."""
     for name, value in batch.items() if isinstance(batch, Mapping) else ():
@@ -83,25 +105,61 @@ def check_rows_apart(batch: Any, length: int) -> None:
             )
 
 
-def join_rows(outputs: Sequence[Any], order: Tensor | None = None) -> Any:
-    """Returns several outputs as one with rows in an order; tuples and mappings are joined by parts.
+def join_rows(outputs: Sequence[Any], counts: Sequence[int], order: Tensor | None = None) -> Any:
+    """Returns several outputs as one with rows in an order; tuples, lists and mappings are joined by parts.
 
-    Parts of a mapping without rows are dropped: a cache of keys and values belongs to one output's weights.
+    counts: the rows of each output. Parts of a mapping that have no rows are dropped: a cache belongs to one
+    output's weights, and so does a loss. Raises: InputError on others that are not the same for all outputs.
     """
     first = outputs[0]
-    if first is None:
-        return None
     if isinstance(first, Tensor):
-        together = torch.cat(list(outputs))
-        return together if order is None else together[order.to(first.device)]
-    if isinstance(first, tuple):
-        return tuple(join_rows(list(parts), order) for parts in zip(*outputs, strict=True))
-    joined = {
-        name: join_rows([output[name] for output in outputs], order)
-        for name, part in first.items()
-        if part is None or isinstance(part, Tensor | tuple | Mapping)
-    }
-    return type(first)(**joined)
+        return _joined(outputs, counts, order)
+    if isinstance(first, list) and all(
+        len(output) == count for output, count in zip(outputs, counts, strict=True)
+    ):
+        items = [item for output in outputs for item in output]
+        return items if order is None else [items[place] for place in order.tolist()]
+    if isinstance(first, tuple | list):
+        return _as_sequence(first, [join_rows(parts, counts, order) for parts in zip(*outputs, strict=True)])
+    if isinstance(first, Mapping):
+        joined = {}
+        for name in first:
+            with suppress(InputError):
+                joined[name] = join_rows([output[name] for output in outputs], counts, order)
+        if joined:
+            return like(first, joined)
+    elif is_dataclass(first) and not isinstance(first, type):
+        parts = [[getattr(output, field.name) for output in outputs] for field in fields(first)]
+        return type(first)(*(join_rows(part, counts, order) for part in parts))
+    elif all(type(output) is type(first) and output == first for output in outputs):
+        return first
+    raise _without_rows(type(first).__name__)
+
+
+def _joined(outputs: Sequence[Tensor], counts: Sequence[int], order: Tensor | None) -> Tensor:
+    pairs = list(zip(outputs, counts, strict=True))
+    shapes = {output.shape[1:] for output in outputs}
+    per_row = {len(output) / count if output.dim() else 0 for output, count in pairs}
+    if (
+        len(shapes) > 1
+        or len(per_row) > 1
+        or not all(each.is_integer() and each for each in map(float, per_row))
+    ):
+        if all(torch.equal(output, outputs[0]) for output in outputs[1:]):
+            return outputs[0]
+        raise _without_rows(f"Tensor {list(outputs[0].shape)}")
+    together = torch.cat(list(outputs))
+    if order is None:
+        return together
+    each = together.view(len(order), -1, *together.shape[1:])[order.to(together.device)]
+    return each.flatten(0, 1)
+
+
+def _without_rows(found: str) -> InputError:
+    return InputError(
+        f"the module's output has a part without rows ({found}), which rows of different mixtures cannot "
+        "share; answer rows of one mixture in a batch of their own"
+    )
 
 
 def reordered(output: Any, order: Tensor) -> Any:
@@ -114,9 +172,9 @@ def reordered(output: Any, order: Tensor) -> Any:
         return output.index_select(0, order.to(output.device)) if has_rows else output
     if isinstance(output, tuple | list):
         parts = [reordered(part, order) for part in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+        return _as_sequence(output, parts)
     if isinstance(output, Mapping):
-        return type(output)(**{name: reordered(part, order) for name, part in output.items()})
+        return like(output, {name: reordered(part, order) for name, part in output.items()})
     if hasattr(output, "reorder_cache"):
         output.reorder_cache(order)
     elif output is not None:

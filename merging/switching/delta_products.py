@@ -14,7 +14,7 @@ from torch import Tensor
 from flexswitch.codecs.sparse import FloatArray
 from flexswitch.codecs.threads import run_in_parts
 from flexswitch.merging.switching.activations import Activations, LayerInput
-from flexswitch.merging.switching.batch_plan import BatchPlan, TaskRows
+from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.bit_planes import BitPlaneMatrix
 from flexswitch.merging.switching.csr import CsrMatrix
 from flexswitch.merging.switching.delta_matrix import DeltaMatrix, untransposed
@@ -24,6 +24,7 @@ from flexswitch.merging.switching.int8 import add_products as add_int8_products
 from flexswitch.merging.switching.low_rank_matrix import LowRankMatrix
 from flexswitch.merging.switching.multiple_matrix import MultipleMatrix
 from flexswitch.merging.switching.sum_matrix import SumMatrix, base_factor
+from flexswitch.merging.switching.task_rows import TaskRows
 
 _PRODUCTS = (CsrMatrix, Int8Matrix, Float32Matrix, LowRankMatrix, SumMatrix)
 _TABLES = (*_PRODUCTS, MultipleMatrix)

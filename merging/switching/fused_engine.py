@@ -4,16 +4,13 @@ Its cost is one forward pass of the base, plus each task's delta products over t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.models.replica import replica
-from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import (
     consists_of_rows,
@@ -29,7 +26,7 @@ from flexswitch.merging.switching.fused_layers import (
     is_transposed,
     switched_forward,
 )
-from flexswitch.merging.switching.generation import first_pass, is_greedy
+from flexswitch.merging.switching.generation import is_greedy
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.unpadded_tensor import padded
@@ -51,9 +48,7 @@ class FusedEngine:
         buffers: Mapping[str, Sequence[Buffers]],
     ) -> None:
         """names: tensor → the module's name for it; heads, buffers: a layer's name → those of each task."""
-        self._plans, self._source = ActivePlan(), module
-        self._lock = Lock()
-        self._checked: RowCheck | None = None
+        self._plans, self._other_lengths = ActivePlan(), set[int]()
         self.module = replica(module)
         state = self.module.state_dict(keep_vars=True)
         name_of = {id(state[inside]): name for name, inside in names.items()}  # tied tensors have one id
@@ -62,7 +57,6 @@ class FusedEngine:
             for name, owner in self.module.named_modules()
             if any(id(tensor) in name_of for tensor in _tensors(owner, recurse=False).values())
         ]
-        self._layers = [switch.name for switch in switches]
         linear = [switch for switch in switches if is_linear(switch.module) and "weight" in switch.tensors]
         self.matrices = {switch.tensors["weight"]: switch.module.weight for switch in linear}
         self.own = {
@@ -83,59 +77,42 @@ class FusedEngine:
         install_heads(self.module, heads, self._plans)
         install_buffers(self.module, buffers, self._plans)
 
-    def answers(self, batch: Any, plan: BatchPlan) -> bool:
-        """Returns whether all layers are known to be given the rows of a batch first, or all are alike.
-
-        The first batch with two distinct rows decides.
-        """
-        found = self._row_check(batch)
-        return len(plan.factors) < 2 if found is None else found.bad_layer is None
-
-    def _row_check(self, batch: Any) -> RowCheck | None:
-        with self._lock:
-            if self._checked is None and (rows := distinct_rows(batch)) is not None:
-                self._checked = check_rows(self._source, self._layers, batch, rows)
-            return self._checked
-
-    def answer(self, batch: Any, plan: BatchPlan) -> Any:
+    def answer(self, batch: Any, plan: BatchPlan, moves: bool) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head.
 
-        Rows of one mixture are brought together and put back, where batch and output consist of rows.
+        moves: whether rows of one mixture may be brought together and put back, where all parts of the batch
+        have rows.
         """
-        found = self._row_check(batch)
-        can_move = found is not None and found.output_follows and consists_of_rows(batch, plan.count)
-        order = plan.order() if can_move else None
+        order = plan.order() if moves and consists_of_rows(batch, plan.count) else None
         if order is None:
-            return self.call(batch, plan, lambda module: run(module, batch))
+            return self.call(plan, lambda module: run(module, batch))
         given = take_rows(batch, torch.from_numpy(order), plan.count)
-        output = self.call(given, plan.in_order(order), lambda module: run(module, given))
+        output = self.call(plan.in_order(order), lambda module: run(module, given))
         return reordered(output, torch.from_numpy(np.argsort(order)))
 
-    def call(self, batch: Any, plan: BatchPlan, call: Callable[[Any], Any]) -> Any:
+    def call(self, plan: BatchPlan, call: Callable[[Any], Any]) -> Any:
         """Returns the result of a call of the module for a batch, each row under its own mixture.
 
-        Raises: NotByRowsError where a layer is not given the rows of a batch first, or is given a cache.
+        Raises: NotByRowsError where a layer is given another number of rows.
         """
-        found = self._row_check(batch)
-        if found is not None and found.bad_layer is not None:
-            raise NotByRowsError(
-                f"the module '{found.bad_layer}' is not given the rows of a batch first, or has a state or "
-                "cache: use engine='grouped'"
-            )
+        if plan.padding is not None and plan.padding.mask.shape[1] in self._other_lengths:
+            plan = plan.without_padding()  # layers may be given as many entries that are no tokens
         with self._plans.using(plan if plan.count else None):
-            return padded(call(self.module))
+            found = padded(call(self.module))
+        self._other_lengths |= plan.other_lengths
+        return found
 
-    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
+    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, moves: bool, **options: Any) -> Any:
         """Returns the result of the module's `generate`, each sequence under its prompt's mixture.
 
         Prompts of one mixture are brought together as in `answer`, unless the options may count rows.
         """
-        can_move = is_greedy(self._source, options) and consists_of_rows(batch, plan.count)
-        order, first = plan.order() if can_move else None, first_pass(self._source, batch)
+        can_move = moves and is_greedy(self.module, options) and consists_of_rows(batch, plan.count)
+        order = plan.order() if can_move else None
         if order is None:
-            return self.call(first, plan, lambda module: module.generate(**batch, **options))
+            return self.call(plan, lambda module: module.generate(**batch, **options))
         given = take_rows(batch, torch.from_numpy(order), plan.count)
-        found = self.call(first, plan.in_order(order), lambda module: module.generate(**given, **options))
+        found = self.call(plan.in_order(order), lambda module: module.generate(**given, **options))
         back = torch.from_numpy(np.argsort(order)).to(found.device)
         return found.view(plan.count, -1, found.shape[-1])[back].flatten(0, 1)
 

@@ -6,6 +6,7 @@ to it. A layer of an unknown kind runs once for each mixture of the batch, on th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from threading import RLock
 from typing import Any
 
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexswitch.codecs.errors import NotByRowsError
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
-from flexswitch.merging.switching.batch_rows import has_state, join_rows, take_rows
+from flexswitch.merging.switching.batch_rows import join_rows, take_rows
 from flexswitch.merging.switching.delta_products import add_embeddings, add_products
 from flexswitch.merging.switching.held_products import LinearLayer, held_products
 from flexswitch.merging.switching.tensor_swap import TensorSwap
@@ -231,6 +231,7 @@ def _other(switch: SwitchedLayer) -> Forward:
     switched = {name: tensor for name, tensor in switch.tensors.items() if name in base}
     swap = TensorSwap(module, {name: base[name] for name in switched})
 
+    @wraps(original)
     def forward(*inputs: Any, **options: Any) -> Any:
         plan = switch.plan()
         with lock:
@@ -241,11 +242,6 @@ def _other(switch: SwitchedLayer) -> Forward:
             ]
             length = max((len(part) for part in tensors), default=0)
             per_row = plan.per_row(length, switch.name)
-            if len(plan.row_runs) > 1 and has_state((inputs, options)):
-                raise NotByRowsError(
-                    f"the layer '{switch.name}' is given a cache, which rows of different mixtures "
-                    "cannot share: use engine='grouped'"
-                )
             outputs = []
             try:
                 with switch.plans.using(None):
@@ -260,6 +256,7 @@ def _other(switch: SwitchedLayer) -> Forward:
                         outputs.append(original(*given, **named))
             finally:
                 swap.put({})
-        return join_rows(outputs) if len(outputs) > 1 else outputs[0]
+        counts = [run.stop - run.start for run in plan.row_runs]
+        return join_rows(outputs, counts) if len(outputs) > 1 else outputs[0]
 
     return forward

@@ -1,33 +1,72 @@
-"""What transformers' `generate` does with prompts: their names, the first pass, how many follow."""
+"""What transformers' `generate` does with prompts: their names, its passes and settings."""
 
 from collections.abc import Mapping
+from threading import get_ident
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flexswitch.merging.switching.batch_rows import first_tensor, row_length
+from flexswitch.merging.switching.batch_rows import row_length
 from flexswitch.merging.switching.padding import config_of
 
 _DEFAULT_LENGTH = 20  # the prompt with it
+_OF_LATER_TOKENS = {
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "streamer",
+    "stopping_criteria", "logits_processor", "prefix_allowed_tokens_fn", "assistant_model",
+}  # fmt: skip
 
 
-def prompts_by_name(module: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Returns prompts with `inputs`, as `generate` calls any model's first argument, by its own name."""
+def prompts_by_name(module: Any, batch: Any) -> Mapping[str, Tensor]:
+    """Returns prompts with `inputs`, as `generate` calls any model's first argument, by its own name.
+
+    batch: a tensor is that argument.
+    """
     name = getattr(module, "main_input_name", "input_ids")
+    if isinstance(batch, Tensor):
+        return {name: batch}
     return {name if key == "inputs" else key: value for key, value in batch.items()}
 
 
-def first_pass(module: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Returns the arguments of a forward pass of prompts; of an encoder-decoder with two tokens of answers.
+def forward_passes(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> list[Any]:
+    """Returns the outputs of the module's forward passes in a `generate` of two tokens, which are given."""
+    thread, outputs = get_ident(), []
 
-    Two, as one position is the same in any order of the rows.
-    """
-    encodes = getattr(config_of(module), "is_encoder_decoder", False)
-    if not encodes or any(name.startswith("decoder_input") for name in batch):
-        return batch
-    first = first_tensor(batch)
-    return {**batch, "decoder_input_ids": torch.zeros(len(first), 2, dtype=torch.long, device=first.device)}
+    def note(_: object, __: object, output: Any) -> None:
+        if get_ident() == thread:
+            outputs.append(output)
+
+    own = {name: value for name, value in options.items() if name not in _OF_LATER_TOKENS}
+    if sequences(module, options) == 1:
+        end = _setting(module, options, "eos_token_id")
+        ends = end if isinstance(end, list) else [end]
+        token = next(token for token in range(len(ends) + 1) if token not in ends)
+        own["prefix_allowed_tokens_fn"] = lambda _, __: [token]
+    handle = module.register_forward_hook(note)
+    try:
+        module.generate(**batch, **own, max_new_tokens=2)
+    finally:
+        handle.remove()
+    return outputs
+
+
+def sequences(module: Any, options: Mapping[str, Any]) -> int:
+    """Returns how many rows `generate` makes of each prompt."""
+    counts = (_setting(module, options, name) for name in ("num_beams", "num_return_sequences"))
+    return max(count or 1 for count in counts)
+
+
+def padding_token(module: Any, options: Mapping[str, Any]) -> int:
+    """Returns the token that `generate` puts after the end of a sequence."""
+    own = _setting(module, options, "pad_token_id")
+    end = _setting(module, options, "eos_token_id") if own is None else own
+    return int(end[0] if isinstance(end, list) else end or 0)
+
+
+def _setting(module: Any, options: Mapping[str, Any], name: str) -> Any:
+    """Returns a setting of `generate`, from its options, its configuration or the module's."""
+    places = options.get("generation_config"), getattr(module, "generation_config", None)
+    found = (getattr(place, name, None) for place in places)
+    return options.get(name, next((value for value in found if value is not None), None))
 
 
 def new_tokens(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ many are kept as fit into a cache. It is for modules that are not given the rows
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import check_rows_apart, join_rows, run, take_rows
+from flexswitch.merging.switching.generation import padding_token
 from flexswitch.merging.switching.heads import Head, install_heads
 from flexswitch.merging.switching.held_terms import nothing_held
 from flexswitch.merging.switching.held_weights import HeldWeights
+from flexswitch.merging.switching.mixtures import Factors
 from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_swap import TensorSwap
@@ -50,47 +52,80 @@ class GroupedEngine:
         install_buffers(self._module, buffers, self._plans)
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
-        """Returns the module's output for a batch, each row under its own mixture and head."""
-        outputs, order = self._by_mixture(batch, plan, run)
-        return join_rows(outputs, order)
+        """Returns the module's output for a batch, each row under its own mixture and head.
 
-    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Tensor:
-        """Returns the tokens that the module's `generate` gives, each sequence under its prompt's mixture.
-
-        Raises: InputError where it gives something else.
+        Raises: InputError where there are several mixtures, and a part of the output has no rows.
         """
-        outputs, order = self._by_mixture(batch, plan, lambda module, own: module.generate(**own, **options))
-        if not all(isinstance(found, Tensor) for found in outputs):
+        if len(plan.factors) == 1:
+            return self.under(plan.heads, plan.count, plan.factors[0], lambda module: run(module, batch))
+        groups = self._by_mixture(batch, plan, lambda module, own, _: run(module, own))
+        return join_rows(groups.outputs, groups.counts, groups.order)
+
+    def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
+        """Returns the result of the module's `generate`, each sequence under its prompt's mixture.
+
+        Raises: InputError where there are several mixtures, and it gives something else than tokens.
+        """
+
+        def generated(module: Any, own: Mapping[str, Tensor], rows: Ids) -> Any:
+            return module.generate(**own, **_options_of_rows(options, rows))
+
+        if len(plan.factors) == 1:
+            rows = np.arange(plan.count)
+            return self.under(
+                plan.heads, plan.count, plan.factors[0], lambda module: generated(module, batch, rows)
+            )
+        groups = self._by_mixture(batch, plan, generated)
+        if not all(isinstance(found, Tensor) for found in groups.outputs):
             raise InputError("engine='grouped' generates tokens only; leave out return_dict_in_generate")
-        settings = getattr(self._module, "generation_config", None)
-        end = options.get("pad_token_id", getattr(settings, "pad_token_id", None)) or 0
-        longest = max(found.shape[1] for found in outputs)
-        equal = [functional.pad(found, (0, longest - found.shape[1]), value=end) for found in outputs]
-        together = torch.cat(equal)  # each prompt has as many rows as sequences are wanted of it
-        return together.view(plan.count, -1, longest)[order.to(together.device)].flatten(0, 1)
+        longest = max(found.shape[1] for found in groups.outputs)
+        end = padding_token(self._module, options)
+        equal = [functional.pad(found, (0, longest - found.shape[1]), value=end) for found in groups.outputs]
+        return join_rows(equal, groups.counts, groups.order)
 
-    def _by_mixture(
-        self, batch: Any, plan: BatchPlan, call: Callable[[Any, Any], Any]
-    ) -> tuple[list[Any], Tensor]:
-        """Returns the results of `call` for the rows of each mixture, and the order that sorts all rows.
+    def under(self, heads: Ids | None, count: int, factors: Factors, call: Callable[[Any], Any]) -> Any:
+        """Returns the result of a call of the module with the weights of one mixture.
 
-        Raises: InputError where there are several mixtures, and rows cannot be taken apart.
+        heads: (row,), as `BatchPlan` has them; count: of rows.
         """
-        outputs, rows = [], []
-        if len(plan.factors) > 1:
-            check_rows_apart(batch, plan.count)
-        for number, factors in enumerate(plan.factors):
-            own = np.flatnonzero(plan.mixture_of == number)
+        with self._lock, self._plans.using(_plan_of_heads(count, heads)):
+            try:
+                self._swap.put(self.held.of(factors))
+                return call(self._module)
+            finally:
+                self._swap.put({})
+
+    def _by_mixture(self, batch: Any, plan: BatchPlan, call: Callable[[Any, Any, Ids], Any]) -> "_Groups":
+        """Returns the results of `call` for the rows of each mixture.
+
+        Raises: InputError where rows cannot be taken apart.
+        """
+        check_rows_apart(batch, plan.count)
+        outputs, rows = [], [np.flatnonzero(plan.mixture_of == number) for number in range(len(plan.factors))]
+        for own, factors in zip(rows, plan.factors, strict=True):
             heads = None if plan.heads is None else plan.heads[own]
             given = take_rows(batch, torch.from_numpy(own), plan.count)
-            with self._lock, self._plans.using(_plan_of_heads(len(own), heads)):
-                try:
-                    self._swap.put(self.held.of(factors))
-                    outputs.append(call(self._module, given))
-                finally:
-                    self._swap.put({})
-            rows.append(torch.from_numpy(own))
-        return outputs, torch.argsort(torch.cat(rows))
+            outputs.append(
+                self.under(heads, len(own), factors, lambda module: call(module, given, own))  # noqa: B023 — called at once
+            )
+        order = torch.from_numpy(np.argsort(np.concatenate(rows)))
+        return _Groups(outputs, [len(own) for own in rows], order)
+
+
+class _Groups(NamedTuple):
+    """The outputs of each mixture, how many rows each is of, and the order that sorts all rows."""
+
+    outputs: list[Any]
+    counts: list[int]
+    order: Tensor
+
+
+def _options_of_rows(options: Mapping[str, Any], rows: Ids) -> dict[str, Any]:
+    """Returns the options of `generate` for some rows of a batch; a function is told their numbers in it."""
+    allowed = options.get("prefix_allowed_tokens_fn")
+    if allowed is None:
+        return dict(options)
+    return {**options, "prefix_allowed_tokens_fn": lambda number, ids: allowed(int(rows[number]), ids)}
 
 
 def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:

@@ -14,7 +14,7 @@ from flexswitch.codecs.sparse import FloatArray
 from flexswitch.merging.models.loading_names import names_inside
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import ActivePlan
-from flexswitch.merging.switching.own_buffers import is_buffer
+from flexswitch.merging.switching.own_buffers import is_own
 from flexswitch.merging.task_vectors.raw_tensors import to_torch
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -37,8 +37,9 @@ def read_heads(
 ) -> dict[str, list[Head]]:
     """Returns the tasks' own heads by the module's name of the layer, one for each task.
 
-    given: tensors of each task that take the place of its own. Tensors that the module lacks, and buffers,
-    are ignored. Raises: InputError where a layer is not linear, or a task lacks a head that another has.
+    given: tensors of each task that take the place of its own. Tensors that the module lacks, buffers and
+    single numbers are ignored. Raises: InputError where a layer is not linear, or a task lacks a head that
+    another has.
     """
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, vector in enumerate(vectors):
@@ -47,7 +48,7 @@ def read_heads(
             name = named[other]
             layer, _, parameter = inside.rpartition(".")
             owner = module.get_submodule(layer)
-            if is_buffer(module, inside):
+            if is_own(module, inside):
                 continue
             if type(owner) is not nn.Linear:
                 raise InputError(

@@ -10,9 +10,11 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.batch_rows import row_length
 from flexswitch.merging.switching.cost_model import CostModel
+from flexswitch.merging.switching.engine_check import FAILURES, EngineCheck
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.held_weights import HeldWeights
+from flexswitch.merging.switching.request import Request
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -32,6 +34,7 @@ class LoadedZoo(NamedTuple):
     cost_model: CostModel
     has_heads: bool
     router: Router | None
+    check: EngineCheck
 
     def weights(self, batch: Any, texts: Sequence[str] | None) -> Tensor:
         """Returns the router's weights for a batch, (row, task). Raises: InputError where there is none."""
@@ -45,31 +48,37 @@ class LoadedZoo(NamedTuple):
     def answered(
         self,
         engine: Engine,
-        batch: Any,
+        request: Request,
         plan: BatchPlan,
-        call: Callable[[FusedEngine | GroupedEngine], Any],
+        grouped: Callable[[], Any],
         steps: int = 0,
     ) -> Any:
-        """Returns the result of a call of the engine that answers a batch.
+        """Returns the answer of an engine to a request.
 
-        steps: the passes that follow the batch's, each of one more token of every row.
+        grouped: answers by the grouped engine; steps: the passes that follow the batch's, each of one more
+        token of every row. Raises: NotByRowsError where an engine is asked for that does not suit the module.
         """
-        try:
-            return call(self._chosen(engine, batch, plan, steps))
-        except NotByRowsError:  # such as the first generation after passes without a cache
-            if engine != "auto":
-                raise
-            return call(self.grouped)
-
-    def _chosen(self, engine: Engine, batch: Any, plan: BatchPlan, steps: int) -> FusedEngine | GroupedEngine:
-        """Returns the engine for a batch; the plan then holds the weights of some mixtures."""
-        if not plan.count or engine == "fused":
-            return self.fused
+        if engine == "grouped" and plan.count:
+            return grouped()
+        manner = self.check.manner(request, plan)
+        if manner is None:
+            if engine == "auto":
+                return grouped()
+            raise NotByRowsError(
+                "layers that answer each row under its own mixture do not give what this module gives with "
+                "the weights of each: use engine='grouped'"
+            )
+        plan = plan if manner.skips else plan.without_padding()
         if engine == "merged":
             plan.hold(self.held.get(dict.fromkeys(plan.factors, float("inf"))))
-            return self.fused
-        if engine == "grouped" or not self.fused.answers(batch, plan):
-            return self.grouped
-        gains = self.cost_model.gains(plan, row_length(batch), steps)
-        plan.hold(self.held.get(gains.by_mixture), gains.summed)
-        return self.fused
+        elif engine == "auto":
+            gains = self.cost_model.gains(plan, row_length(request.batch), steps)
+            plan.hold(self.held.get(gains.by_mixture), gains.summed)
+        try:
+            return request.fused(self.fused, request.batch, plan, manner.moves)
+        except FAILURES:
+            if engine != "auto":
+                raise
+            found = grouped()
+            self.check.refuse(request, plan)
+            return found

@@ -16,7 +16,7 @@ from flexswitch.merging.checkpoints.hub import cached_checkpoint
 from flexswitch.merging.checkpoints.pairing import common_prefix
 from flexswitch.merging.models.fused_tensors import places_inside
 from flexswitch.merging.models.loading_names import names_inside, transformers_models
-from flexswitch.merging.switching.own_buffers import is_buffer
+from flexswitch.merging.switching.own_buffers import is_own
 from flexswitch.merging.task_vectors.live_weights import check_live_weights
 from flexswitch.merging.task_vectors.task_vector import TaskVector
 
@@ -52,7 +52,7 @@ def check_module(
     if opened is None:
         own = {rename(name) for vector in vectors for name in vector.extras}
         own_inside = names_inside(module, sorted(own)).values()
-        heads = {name for name in own_inside if not is_buffer(module, name)}  # a buffer replaces the base's
+        heads = {name for name in own_inside if not is_own(module, name)}  # a buffer replaces the base's
         weights = _by_base_name({name: state[name] for name in state if name not in heads}, names)
     else:
         named = {

@@ -1,9 +1,10 @@
-"""Buffers that differ from row to row, such as running statistics, which the tasks store exactly.
+"""Tensors that differ from row to row and are not mixed: buffers, and numbers that the tasks store exactly.
 
-They are not mixed: a variance between two tasks', or beyond one's, is no variance of any model.
+A variance between two tasks', or beyond one's, is no variance of any model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from threading import RLock
 from typing import Any
 
@@ -21,10 +22,14 @@ Buffers = Mapping[str, Tensor]  # one task's buffers of a layer; it has the base
 Call = Callable[..., Any]
 
 
-def is_buffer(module: nn.Module, name: str) -> bool:
-    """Returns whether a tensor of a module's state is a buffer."""
+def is_own(module: nn.Module, name: str) -> bool:
+    """Returns whether a tensor of a module's state is a buffer or one number, such as a temperature."""
     layer, _, tensor = name.rpartition(".")
-    return tensor in dict(module.get_submodule(layer).named_buffers(recurse=False))
+    owner = module.get_submodule(layer)
+    parameter = dict(owner.named_parameters(recurse=False)).get(tensor)
+    return tensor in dict(owner.named_buffers(recurse=False)) or (
+        parameter is not None and not parameter.dim()
+    )
 
 
 def read_buffers(
@@ -35,9 +40,9 @@ def read_buffers(
     for number, vector in enumerate(vectors):
         named = {rename(name): name for name in vector.extras}
         for other, inside in names_inside(module, list(named)).items():
-            if is_buffer(module, inside):
+            if is_own(module, inside):
                 layer, _, name = inside.rpartition(".")
-                before = module.get_buffer(inside)
+                before = getattr(module.get_submodule(layer), name)
                 own = found.setdefault(layer, [{} for _ in vectors])
                 own[number][name] = to_torch(vector.extra(named[other])).to(before.device, before.dtype)
     return {layer: list(own) for layer, own in found.items()}
@@ -56,6 +61,7 @@ def _forward(owner: Any, tasks: Sequence[Buffers], plans: ActivePlan, name: str)
     lock = RLock()
     base = {each: getattr(owner, each) for own in tasks for each in own}
 
+    @wraps(original)
     def forward(*inputs: Any, **options: Any) -> Any:
         plan = plans.current
         with lock:
@@ -75,14 +81,15 @@ def _forward(owner: Any, tasks: Sequence[Buffers], plans: ActivePlan, name: str)
                 own = np.flatnonzero(plan.heads == task)
                 rows.append(torch.from_numpy((own[:, None] * per_row + np.arange(per_row)).reshape(-1)))
                 outputs.append(take_rows(whole, rows[-1], length))
-        return join_rows(outputs, torch.argsort(torch.cat(rows)))
+        return join_rows(outputs, [len(own) for own in rows], torch.argsort(torch.cat(rows)))
 
     return forward
 
 
 def _put(owner: nn.Module, buffers: Buffers) -> None:
     for name, tensor in buffers.items():
-        setattr(owner, name, tensor)
+        held: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
+        held[name] = tensor
 
 
 def _tensors(output: Any) -> list[Tensor]:

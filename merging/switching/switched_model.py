@@ -37,8 +37,9 @@ from flexswitch.merging.switching.averaged_module import AveragedModule
 from flexswitch.merging.switching.batch_plan import BatchPlan, batch_plan
 from flexswitch.merging.switching.batch_rows import row_count
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
+from flexswitch.merging.switching.engine_check import EngineCheck
 from flexswitch.merging.switching.fused_engine import FusedEngine
-from flexswitch.merging.switching.generation import first_pass, new_tokens, prompts_by_name
+from flexswitch.merging.switching.generation import new_tokens, prompts_by_name, sequences
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
 from flexswitch.merging.switching.held_weights import HeldWeights, is_small
@@ -46,6 +47,7 @@ from flexswitch.merging.switching.loaded_zoo import Engine, LoadedZoo, Router
 from flexswitch.merging.switching.module_check import check_module
 from flexswitch.merging.switching.own_buffers import read_buffers
 from flexswitch.merging.switching.padding import token_mask
+from flexswitch.merging.switching.request import forward_request, generate_request
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_names import open_vectors
 from flexswitch.merging.task_vectors.task_vector import TaskVector
@@ -65,11 +67,12 @@ class SwitchedModel(nn.Module):
     module, row i is answered with the head of the caller's task, or of its largest weight; rows of a head
     with fewer classes than another's end in -inf. Buffers that tasks change, such as running statistics, are
     that task's too; rows of no task have the base's. The output for padding, by a batch's "attention_mask"
-    (row, token), is undefined: the fused engine skips much of it. That engine requires every layer's
-    first dimension to be over the rows of the batch, or over their tokens row by row. The first batch
-    with two distinct rows shows whether this holds; otherwise "auto" uses the grouped engine, as it does for
-    several mixtures before, and "fused" is refused. Move the module to its device and dtype before wrapping
-    it.
+    (row, token), is undefined: the fused engine skips much of it. That engine is for modules whose layers are
+    given the rows of a batch first, or their tokens row by row: some rows of the first batch of each kind
+    (its arguments, one token a row or more, padding, one mixture or several) are answered by it and by the
+    module with each mixture's weights. Where the outputs differ, "auto" uses the grouped engine, and "fused"
+    and "merged" are refused. A module that remembers earlier batches is not for it. Move the module to its
+    device and dtype before wrapping it.
     """
 
     def __init__(
@@ -161,7 +164,8 @@ class SwitchedModel(nn.Module):
         """
         loaded = self._loaded
         plan = self._plan(loaded, batch, weights, heads, texts)
-        return loaded.answered(self._engine, batch, plan, lambda engine: engine.answer(batch, plan))
+        request = forward_request(batch)
+        return loaded.answered(self._engine, request, plan, lambda: loaded.grouped.answer(batch, plan))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -170,8 +174,8 @@ class SwitchedModel(nn.Module):
         loaded = self._loaded
         shares = torch.full((row_count(batch), len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
         plan = self._plan(loaded, batch, shares, None)
-        for engine in (loaded.fused, loaded.grouped) if self._engine == "auto" else ():
-            engine.answer(batch, plan)
+        if self._engine == "auto" and loaded.check.manner(forward_request(batch), plan) is not None:
+            loaded.fused.answer(batch, plan, moves=False)
         self(batch, weights=shares)
 
     @torch.inference_mode(False)
@@ -190,12 +194,17 @@ class SwitchedModel(nn.Module):
         """
         loaded, batch = self._loaded, prompts_by_name(self.module, batch)
         plan = self._plan(loaded, batch, weights, None, texts)
-        first, steps = first_pass(self.module, batch), new_tokens(self.module, batch, options)
+        if sequences(self.module, options) > 1:
+            plan = plan.without_padding()  # a prompt has as many sequences as another may have tokens
+        request, steps = (
+            generate_request(self.module, batch, options),
+            new_tokens(self.module, batch, options),
+        )
 
-        def call(engine: FusedEngine | GroupedEngine) -> Any:
-            return engine.generate(batch, plan, **options)
+        def grouped() -> Any:
+            return loaded.grouped.generate(batch, plan, **options)
 
-        return loaded.answered(self._engine, first, plan, call, steps)
+        return loaded.answered(self._engine, request, plan, grouped, steps)
 
     def _load(self, zoo: Mapping[str, Artifact | TaskVector]) -> LoadedZoo:
         tasks = list(zoo)
@@ -223,13 +232,14 @@ class SwitchedModel(nn.Module):
         by_columns = set(fused.matrices) - fused.transposed
         held = HeldWeights(fused.own, deltas, self._cache_bytes, cost, by_columns)
         cost_model = CostModel(fused.matrices, self._costs, sums=not small)
-        router = self._router
+        router, check = self._router, EngineCheck(fused, grouped)
         if router is None and isinstance(zoo, Zoo) and zoo.record.index is not None:
             from flexswitch.merging.switching.zoo_router import ZooRouter
 
-            average = AveragedModule(tasks, deltas, fused)
+            average = AveragedModule(tasks, deltas, fused, grouped, check)
             router = ZooRouter(self.module, zoo, self._routing, average)
-        return LoadedZoo(zoo, tasks, deltas, fused, held, grouped, cost_model, bool(heads or buffers), router)
+        has_heads = bool(heads or buffers)
+        return LoadedZoo(zoo, tasks, deltas, fused, held, grouped, cost_model, has_heads, router, check)
 
     def _plan(
         self,
@@ -239,7 +249,7 @@ class SwitchedModel(nn.Module):
         heads: Any,
         texts: Sequence[str] | None = None,
     ) -> BatchPlan:
-        weights = loaded.weights(batch, texts) if weights is None else weights
+        weights = torch.as_tensor(loaded.weights(batch, texts) if weights is None else weights)
         count = row_count(batch)
         if weights.shape != (count, len(loaded.tasks)):
             raise InputError(

@@ -8,7 +8,6 @@ from support.tiny_models import changed_state
 from torch import nn
 
 from flexswitch.codecs.errors import NotByRowsError
-from flexswitch.merging.switching.batch_rows import has_state
 from flexswitch.merging.switching.switched_model import SwitchedModel
 
 IDS = torch.randint(3, 30, (5, 6), generator=torch.Generator().manual_seed(0))
@@ -114,31 +113,10 @@ def test_a_cache_comes_with_the_first_generation_after_passes_without_one(make):
         assert torch.equal(found[row : row + 1], expected)
 
 
-def test_the_fused_engine_refuses_it():
+@pytest.mark.parametrize("batch", [BATCH, ALIKE], ids=["distinct", "alike"])
+def test_the_fused_engine_refuses_it(batch):
     model, *_ = made(mamba, "fused")
-    assert message(NotByRowsError, lambda: model(BATCH, weights=weights_of())) == (
-        "the module 'backbone.layers.0.mixer' is not given the rows of a batch first, or has a state or cache: use engine='grouped'"
+    assert message(NotByRowsError, lambda: model(batch, weights=weights_of())) == (
+        "layers that answer each row under its own mixture do not give what this module gives with the weights "
+        "of each: use engine='grouped'"
     )
-
-
-def test_it_is_refused_where_equal_rows_have_not_shown_it():
-    model, *_ = made(mamba, "fused")
-    assert message(NotByRowsError, lambda: model(ALIKE, weights=weights_of())) == (
-        "the layer 'backbone.layers.0.mixer' is given a cache, which rows of different mixtures cannot share: "
-        "use engine='grouped'"
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, False),
-        ([IDS], True),
-        ((IDS, [True, 3, 0.5, "text", torch.float32]), False),
-        ({"mask": IDS, "device": torch.device("cpu")}, False),
-        (object(), True),
-        ({"mask": IDS, "more": [None, object()]}, True),
-    ],
-)
-def test_what_may_change_is_told_from_what_may_not(value, expected):
-    assert has_state(value) is expected

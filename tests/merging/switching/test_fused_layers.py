@@ -9,7 +9,6 @@ from support.mixed_answers import ROWS, mixed_answer, switched, weights_of
 from torch import nn
 
 from flexswitch.codecs.errors import NotByRowsError
-from flexswitch.merging.switching.batch_first import RowCheck, check_rows, distinct_rows
 
 
 def assert_rows(module, inputs, engine="fused", pick=lambda out: out):
@@ -181,36 +180,20 @@ def test_norms_may_differ_in_their_dtypes(engine):
 def test_a_layer_that_is_not_given_rows_first_is_refused_with_the_way_out():
     module = nn.Sequential(OrderedTokens(), nn.Linear(4, 4))
     model, _, _ = switched(module)
-    assert message(NotByRowsError, lambda: model(torch.randn(2, 3, 4), weights=weights_of(2))) == (
-        "the module '1' is not given the rows of a batch first, or has a state or cache: use engine='grouped'"
-    )
-    same = torch.randn(1, 3, 4).expand(2, 3, 4)  # equal rows show no order: only their count is checked
-    assert message(NotByRowsError, lambda: switched(module)[0](same, weights=weights_of(2))) == (
-        "the module '1' is given a first dimension of 3, expected a multiple of the batch's 2 rows: use "
-        "engine='grouped'"
-    )
+    for rows in (torch.randn(2, 3, 4), torch.randn(1, 3, 4).expand(2, 3, 4)):
+        assert message(NotByRowsError, lambda rows=rows: model(rows, weights=weights_of(2))) == (
+            "layers that answer each row under its own mixture do not give what this module gives with the "
+            "weights of each: use engine='grouped'"
+        )
 
 
 def test_a_module_that_puts_tokens_first_is_found_where_the_counts_fit_and_auto_answers_it_in_groups():
     module = nn.Sequential(nn.Linear(4, 4), OrderedTokens(), nn.Linear(4, 4), OrderedTokens())
     inputs = torch.randn(2, 4, 4)
     model, _, _ = switched(module)
-    assert "the module '2' is not given the rows of a batch first" in message(
-        NotByRowsError, lambda: model(inputs, weights=weights_of(2))
-    )
+    assert "use engine='grouped'" in message(NotByRowsError, lambda: model(inputs, weights=weights_of(2)))
     assert_rows(module, inputs, "grouped")
     assert_rows(module, inputs, "auto")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rows_first_are_recognised_whatever_the_numbers_are(dtype):
-    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)).to(dtype)
-    rows = 1e3 * torch.randn(ROWS, 2, 4, dtype=dtype)
-    rows[1] = torch.nan
-    assert check_rows(module, ["0", "1", "2"], rows, (0, 1)) == RowCheck(None, True)
-    assert check_rows(module, ["0", "1", "2"], rows, (0, 2)) == RowCheck(None, True)
-    assert distinct_rows(rows[2:3].expand(ROWS, 2, 4)) is None
-    assert distinct_rows({"rows": torch.tensor([4, 4, 5])}) == (0, 2)
 
 
 class OrderedTokens(nn.Module):
