@@ -185,6 +185,7 @@ class BatchPlan:
         """
         padding = self.padding
         if padding is None or not padding.covers(per_row):
+            self.other_lengths.add(per_row)
             return tokens.view(*shape, *tokens.shape[1:])
         if padding.removed and shape == padding.mask.shape and tokens.device.type == "cpu":
             return UnpaddedTensor(tokens, padding)
@@ -197,10 +198,7 @@ class BatchPlan:
                 f"the module '{name}' is given a first dimension of {length}, expected a multiple of the "
                 f"batch's {self.count} rows: use engine='grouped'"
             )
-        found = length // self.count
-        if self.padding is not None and not self.padding.covers(found):
-            self.other_lengths.add(found)
-        return found
+        return length // self.count
 
     def vectors(self, name: str, together: Mapping[str, Tensor]) -> Tensor:
         """Returns θ + λ Σ w τ of a vector, (entry,) where all rows share a mixture, else (row, 1, entry).

@@ -1,7 +1,6 @@
 """The rows of what modules take and return, whatever tuples and mappings their tensors are in."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -9,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
+
+_STATES = {"mems", "state"}  # of XLNet and RWKV, which are lists of tensors
 
 
 def row_count(batch: Any) -> int:
@@ -93,6 +94,21 @@ def consists_of_rows(value: Any, length: int) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def can_move(value: Any, length: int) -> bool:
+    """Returns whether the rows of a batch may be put in another order.
+
+    Images or sounds beside tokens may be several of one row and none of another, and stay where they are.
+    """
+    tensors = (
+        [part for part in value.values() if isinstance(part, Tensor)] if isinstance(value, Mapping) else []
+    )
+    tokens = {part.shape[:2] for part in tensors if not part.is_floating_point()}
+    beside = (part for part in tensors if part.is_floating_point() and part.dim() > 2)
+    if tokens and any(part.shape[:2] not in tokens for part in beside):
+        return False
+    return consists_of_rows(value, length)
+
+
 def check_rows_apart(batch: Any, length: int) -> None:
     """Raises: InputError naming a part of a batch that is neither of its rows nor one for all of them."""
     for name, value in batch.items() if isinstance(batch, Mapping) else ():
@@ -108,8 +124,9 @@ def check_rows_apart(batch: Any, length: int) -> None:
 def join_rows(outputs: Sequence[Any], counts: Sequence[int], order: Tensor | None = None) -> Any:
     """Returns several outputs as one with rows in an order; tuples, lists and mappings are joined by parts.
 
-    counts: the rows of each output. Parts of a mapping that have no rows are dropped: a cache belongs to one
-    output's weights, and so does a loss. Raises: InputError on others that are not the same for all outputs.
+    counts: the rows of each output. A loss and a cache of keys and values are left out of mappings, as they
+    belong to one output's weights. Raises: InputError on other parts that have no rows, unless they are the
+    same for all outputs.
     """
     first = outputs[0]
     if isinstance(first, Tensor):
@@ -122,18 +139,24 @@ def join_rows(outputs: Sequence[Any], counts: Sequence[int], order: Tensor | Non
     if isinstance(first, tuple | list):
         return _as_sequence(first, [join_rows(parts, counts, order) for parts in zip(*outputs, strict=True)])
     if isinstance(first, Mapping):
-        joined = {}
-        for name in first:
-            with suppress(InputError):
-                joined[name] = join_rows([output[name] for output in outputs], counts, order)
-        if joined:
-            return like(first, joined)
-    elif is_dataclass(first) and not isinstance(first, type):
+        own = [name for name, part in first.items() if name not in _STATES and not _is_of_one_batch(part)]
+        parts_of = {name: [output[name] for output in outputs] for name in own}
+        joined = {name: join_rows(parts, counts, order) for name, parts in parts_of.items()}
+        return like(first, joined)
+    if is_dataclass(first) and not isinstance(first, type):
         parts = [[getattr(output, field.name) for output in outputs] for field in fields(first)]
         return type(first)(*(join_rows(part, counts, order) for part in parts))
-    elif all(type(output) is type(first) and output == first for output in outputs):
+    if all(type(output) is type(first) and output == first for output in outputs):
         return first
     raise _without_rows(type(first).__name__)
+
+
+def _is_of_one_batch(part: Any) -> bool:
+    """Returns whether a part of an output is a loss, or an object such as a cache."""
+    if isinstance(part, Tensor):
+        return not part.dim()
+    plain: Any = Mapping | tuple | list | bool | int | float | str | None
+    return not isinstance(part, plain) and not is_dataclass(part)
 
 
 def _joined(outputs: Sequence[Tensor], counts: Sequence[int], order: Tensor | None) -> Tensor:

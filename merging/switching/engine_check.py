@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexswitch.codecs.errors import FlexswitchError, InputError
+from flexswitch.codecs.errors import FlexswitchError, InputError, NotByRowsError
 from flexswitch.merging.switching.activations import Ids
 from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.batch_rows import consists_of_rows, like, take_rows
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
+from flexswitch.merging.switching.padding import config_of
 from flexswitch.merging.switching.request import Request
 
 FAILURES = (InputError, RuntimeError, ValueError, IndexError, TypeError)  # where shapes do not fit
@@ -31,6 +32,8 @@ _ROWS = 8  # of a batch that is compared as a whole
 # A relative error: the largest of all numbers, or of a shorter dtype the mean, as these round each layer.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _MEAN_TOLERANCE = 5e-2
+
+_MEDIA = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
 
 
 class Manner(NamedTuple):
@@ -64,13 +67,15 @@ class EngineCheck:
 
     def __init__(self, fused: FusedEngine, grouped: GroupedEngine) -> None:
         self._fused, self._grouped, self._lock = fused, grouped, RLock()
+        config = config_of(fused.module)
+        self._media = [token for name in _MEDIA if isinstance(token := getattr(config, name, None), int)]
         self._checked: dict[tuple[Any, ...], list[_Checked]] = {}
 
     def manner(self, request: Request, plan: BatchPlan) -> Manner | None:
         """Returns how the fused engine answers a batch, None where it does not."""
         if not plan.changed and plan.heads is None:  # the base answers
             return Manner(skips=True, moves=False)
-        kind = (*request.kind, _kind_of(request.batch))
+        kind = self._kind(request)
         asked = _Checked(
             None, len(plan.factors), plan.padding is not None, plan.heads is not None, plan.changed
         )
@@ -87,10 +92,12 @@ class EngineCheck:
 
     def refuse(self, request: Request, plan: BatchPlan) -> None:
         """Remembers that the fused engine failed for a batch that the module answers."""
-        kind = (*request.kind, _kind_of(request.batch))
         with self._lock:
             failed = _Checked(None, 2, True, True, plan.changed)
-            self._checked.setdefault(kind, []).insert(0, failed)
+            self._checked.setdefault(self._kind(request), []).insert(0, failed)
+
+    def _kind(self, request: Request) -> tuple[Any, ...]:
+        return *request.kind, _kind_of(request.batch), _is_even(request.batch, self._media)
 
     def _verified(self, request: Request, plan: BatchPlan) -> Manner | None:
         """Returns the first manner whose outputs are those of the module with each mixture's weights."""
@@ -103,9 +110,13 @@ class EngineCheck:
         for number, factors in enumerate(own.factors[:_MIXTURES]):
             try:
                 expected[number] = self._grouped.under(
-                    own.heads, len(rows), factors, lambda module: request.alone(module, copied(batch))
+                    own.heads, len(rows), factors, lambda own: request.alone(own, copied(batch)), once=True
                 )
-            except Exception:
+            except NotByRowsError:
+                return None
+            except FlexswitchError:
+                raise
+            except Exception:  # what the module does not take of some rows, or at all: the whole batch shows
                 return None
         for manner in (Manner(True, True), Manner(False, True), Manner(False, False)):
             if manner.skips and own.padding is None:
@@ -146,12 +157,19 @@ def _agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan, has_moved: 
         if axis is None:  # such as a loss, or an item of one row
             if tensor.dim() and has_moved and not all(_is_close(tensor, other) for other in others.values()):
                 return False
-            continue
-        for number, other in others.items():
-            own = torch.from_numpy(np.flatnonzero(plan.mixture_of == number))
-            pair = (_rows_of(each, axis, plan.count, own, mask) for each in (tensor, other))
-            if not _is_close(*pair):
-                return False
+        elif not _rows_agree(tensor, others, axis, plan, mask):
+            return False
+    return True
+
+
+def _rows_agree(
+    tensor: Tensor, others: Mapping[int, Tensor], axis: int, plan: BatchPlan, mask: Tensor | None
+) -> bool:
+    """Returns whether the rows of each mixture are those of its own output."""
+    for number, other in others.items():
+        own = torch.from_numpy(np.flatnonzero(plan.mixture_of == number))
+        if not _is_close(*(_rows_of(each, axis, plan.count, own, mask) for each in (tensor, other))):
+            return False
     return True
 
 
@@ -159,8 +177,7 @@ def _row_axis(tensor: Tensor, count: int) -> int | None:
     """Returns the dimension of a tensor over the rows; the first may be over several entries of each row."""
     if tensor.dim() and len(tensor) and len(tensor) % count == 0:
         return 0
-    found = [axis for axis, size in enumerate(tensor.shape) if size == count]
-    return found[0] if len(found) == 1 else None
+    return next((axis for axis, size in enumerate(tensor.shape) if size == count), None)
 
 
 def _rows_of(tensor: Tensor, axis: int, count: int, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -213,6 +230,13 @@ def _is_close(one: Tensor, other: Tensor) -> bool:
     if is_rounded:
         return bool(error.mean() <= _MEAN_TOLERANCE * size.mean())
     return bool(error.max() <= _TOLERANCE[one.dtype] * size.max())
+
+
+def _is_even(batch: Any, media: Sequence[int]) -> bool:
+    """Returns whether all rows have as many images, or sounds, as the tokens for them tell."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    counts = [(ids == token).sum(-1) for token in media if ids is not None]
+    return all(bool((count == count.view(-1)[:1]).all()) for count in counts)
 
 
 def _kind_of(value: Any) -> Any:

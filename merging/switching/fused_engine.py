@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
 from flexswitch.merging.switching.batch_rows import (
-    consists_of_rows,
+    can_move,
     reordered,
     run,
     take_rows,
@@ -83,7 +83,7 @@ class FusedEngine:
         moves: whether rows of one mixture may be brought together and put back, where all parts of the batch
         have rows.
         """
-        order = plan.order() if moves and consists_of_rows(batch, plan.count) else None
+        order = plan.order() if moves and can_move(batch, plan.count) else None
         if order is None:
             return self.call(plan, lambda module: run(module, batch))
         given = take_rows(batch, torch.from_numpy(order), plan.count)
@@ -107,8 +107,9 @@ class FusedEngine:
 
         Prompts of one mixture are brought together as in `answer`, unless the options may count rows.
         """
-        can_move = moves and is_greedy(self.module, options) and consists_of_rows(batch, plan.count)
-        order = plan.order() if can_move else None
+        order = None
+        if moves and is_greedy(self.module, options) and can_move(batch, plan.count):
+            order = plan.order()
         if order is None:
             return self.call(plan, lambda module: module.generate(**batch, **options))
         given = take_rows(batch, torch.from_numpy(order), plan.count)

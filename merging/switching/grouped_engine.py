@@ -83,14 +83,16 @@ class GroupedEngine:
         equal = [functional.pad(found, (0, longest - found.shape[1]), value=end) for found in groups.outputs]
         return join_rows(equal, groups.counts, groups.order)
 
-    def under(self, heads: Ids | None, count: int, factors: Factors, call: Callable[[Any], Any]) -> Any:
+    def under(
+        self, heads: Ids | None, count: int, factors: Factors, call: Callable[[Any], Any], once: bool = False
+    ) -> Any:
         """Returns the result of a call of the module with the weights of one mixture.
 
-        heads: (row,), as `BatchPlan` has them; count: of rows.
+        heads: (row,), as `BatchPlan` has them; count: of rows; once: whether the weights are not kept.
         """
         with self._lock, self._plans.using(_plan_of_heads(count, heads)):
             try:
-                self._swap.put(self.held.of(factors))
+                self._swap.put(self.held.made(factors) if once else self.held.of(factors))
                 return call(self._module)
             finally:
                 self._swap.put({})

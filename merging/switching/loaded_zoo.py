@@ -58,7 +58,9 @@ class LoadedZoo(NamedTuple):
         grouped: answers by the grouped engine; steps: the passes that follow the batch's, each of one more
         token of every row. Raises: NotByRowsError where an engine is asked for that does not suit the module.
         """
-        if engine == "grouped" and plan.count:
+        if not plan.count:
+            return request.fused(self.fused, request.batch, plan, False)
+        if engine == "grouped":
             return grouped()
         manner = self.check.manner(request, plan)
         if manner is None:

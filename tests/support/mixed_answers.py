@@ -32,7 +32,8 @@ def mixed_answer(module, base, states, row, call):
         for name, tensor in base.items()
     }
     if row.any():
-        own |= {name: states[int(row.argmax())][name] for name, _ in module.named_buffers() if name in base}
+        alone = {*dict(module.named_buffers()), *(name for name, tensor in base.items() if not tensor.dim())}
+        own |= {name: states[int(row.argmax())][name] for name in alone & base.keys()}
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(own, strict=False)
     with torch.no_grad():
