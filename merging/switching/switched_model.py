@@ -170,13 +170,18 @@ class SwitchedModel(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def warm_up(self, batch: Any) -> None:
-        """Answers a batch under all tasks by every engine, so that all decoding and compiling is done."""
-        loaded = self._loaded
-        shares = torch.full((row_count(batch), len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
+        """Answers a batch under all tasks at once, and its rows under different ones.
+
+        So all decoding and compiling is done, and the comparison for batches of its kind.
+        """
+        loaded, count = self._loaded, row_count(batch)
+        shares = torch.full((count, len(loaded.tasks)), 1 / max(1, len(loaded.tasks)))
         plan = self._plan(loaded, batch, shares, None)
         if self._engine == "auto" and loaded.check.manner(forward_request(batch), plan) is not None:
             loaded.fused.answer(batch, plan, moves=False)
         self(batch, weights=shares)
+        if loaded.tasks:
+            self(batch, weights=torch.eye(len(loaded.tasks))[torch.arange(count) % len(loaded.tasks)])
 
     @torch.inference_mode(False)
     @torch.no_grad()
