@@ -43,6 +43,10 @@ class Manner(NamedTuple):
     moves: bool
 
 
+class _NotComparedError(Exception):
+    """The module itself does not answer."""
+
+
 class _Checked(NamedTuple):
     """What a check has shown, None for no manner, and the batches for which it holds."""
 
@@ -76,15 +80,17 @@ class EngineCheck:
         if not plan.changed and plan.heads is None:  # the base answers
             return Manner(skips=True, moves=False)
         kind = self._kind(request)
-        asked = _Checked(
-            None, len(plan.factors), plan.padding is not None, plan.heads is not None, plan.changed
-        )
+        is_padded = plan.padding is not None and not plan.padding.mask.all()
+        asked = _Checked(None, len(plan.factors), is_padded, plan.heads is not None, plan.changed)
         with self._lock:
             known = self._checked.setdefault(kind, [])
             found = next((each for each in known if each.covers(asked)), None)
             if found is None:
-                with torch.random.fork_rng(devices=[]):
-                    manner = self._verified(request, plan)
+                try:
+                    with torch.random.fork_rng(devices=[]):
+                        manner = self._verified(request, plan)
+                except _NotComparedError:
+                    return None
                 changed = plan.changed.union(*(each.changed for each in known if each.manner == manner))
                 found = asked._replace(manner=manner, changed=changed)
                 known.insert(0, found)
@@ -116,8 +122,8 @@ class EngineCheck:
                 return None
             except FlexswitchError:
                 raise
-            except Exception:  # what the module does not take of some rows, or at all: the whole batch shows
-                return None
+            except Exception as error:  # the module takes no such rows, or no such batch, which then shows
+                raise _NotComparedError from error
         for manner in (Manner(True, True), Manner(False, True), Manner(False, False)):
             if manner.skips and own.padding is None:
                 continue

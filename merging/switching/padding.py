@@ -17,14 +17,14 @@ _MIN_SHARE = 0.15
 
 
 class Padding:
-    """The padding of a batch. mask: (row, token), False for padding."""
+    """The padding of a batch. mask: (row, token), False for padding; least: the share that is skipped."""
 
-    def __init__(self, mask: NDArray[np.bool_]) -> None:
+    def __init__(self, mask: NDArray[np.bool_], least: float = _MIN_SHARE) -> None:
         self.mask = mask
         self._real: Tensor | None = None
         self._padded: set[int] = set()
         self._positions = np.arange(mask.size).reshape(mask.shape)
-        if mask.size and 1 - mask.mean() >= _MIN_SHARE:
+        if mask.size and 1 - mask.mean() >= least:
             self._real = torch.from_numpy(np.flatnonzero(mask))
             self._positions = (np.cumsum(mask) - 1).reshape(mask.shape)
 

@@ -11,8 +11,8 @@ How a batch is answered:
    - One that seldom comes up takes a product with the weights of each of its tasks, where that saves time.
    - The other rows take the products with the base, to which those with the tasks' delta matrices are added
      (delta_products.py). The engine "fused" does so for all.
-   - A module that is not given rows first, or has a layer of an unknown kind with a state or cache, is run
-     once for each mixture, with its weights, by grouped_engine.py; loaded_zoo.py chooses.
+   - A module whose layers cannot answer rows together, as they are not given rows first or keep a state, is
+     run once for each mixture, with its weights, by grouped_engine.py. engine_check.py finds out.
 4. heads.py ends each row with the head of its task, and own_buffers.py gives layers its buffers.
 
 A delta matrix is decoded once (task_deltas.py), in the form that multiplies fastest (delta_matrix.py).

@@ -161,3 +161,20 @@ def test_outputs_of_rows_that_are_answered_apart_have_their_form(form):
 def test_every_odd_module_is_in_the_table():
     named = {name for name, kind in vars(odd_modules).items() if isinstance(kind, type)} - {"Any", "Tensor"}
     assert named == {kind.__name__ for kind in (*KINDS, MeanOfTokens, odd_modules.Offset, Slots)}
+
+
+def test_padding_is_compared_where_there_is_some():
+    parts = made(MeanOfTokens)
+    whole = padded(7)
+    assert_rows(parts, {**whole, "attention_mask": torch.ones_like(IDS)}, weights_of(12))
+    assert_rows(parts, whole, weights_of(12))
+
+
+def test_a_batch_that_the_module_does_not_take_decides_nothing():
+    parts = made(MeanOfTokens)
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    with pytest.raises(IndexError):
+        parts[1]({**batch, "input_ids": IDS + 99}, weights=weights_of(12))
+    assert_rows(parts, batch, weights_of(12))
+    (checked,) = parts[1]._loaded.check._checked.values()
+    assert [each.manner for each in checked] == [Manner(skips=True, moves=True)]
