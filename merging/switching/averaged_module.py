@@ -35,7 +35,7 @@ class AveragedModule:
         plan = batch_plan(shares, self.deltas, None, mask)
         manner = self.check.manner(feature_request(batch, call), plan)
         if manner is None:
-            found: Tensor = self.grouped.under(None, count, plan.factors[0], call)
+            found: Tensor = self.grouped.under(plan.factors[0], None, call)
         else:
             found = self.fused.call(plan if manner.skips else plan.without_padding(), call)
         return found

@@ -89,14 +89,6 @@ class BatchPlan:
         own = self.mixture_of[order], self.deltas, self.terms
         return BatchPlan(self.mixtures, *own, heads, padding, self.scale, self.other_lengths)
 
-    def of_rows(self, rows: Ids) -> "BatchPlan":
-        """Returns the plan of a batch of some of the rows, with no mixture held and all padding skipped."""
-        numbers, mixture_of = np.unique(self.mixture_of[rows], return_inverse=True)
-        heads = None if self.heads is None else self.heads[rows]
-        padding = None if self.padding is None else Padding(self.padding.mask[rows], least=0)
-        terms = nothing_held(len(numbers))
-        return BatchPlan(self.mixtures[numbers], mixture_of, self.deltas, terms, heads, padding, self.scale)
-
     def without_padding(self) -> "BatchPlan":
         """Returns the plan of the same batch of which all tokens are computed."""
         return BatchPlan(

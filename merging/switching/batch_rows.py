@@ -1,5 +1,6 @@
 """The rows of what modules take and return, whatever tuples and mappings their tensors are in."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from flexswitch.codecs.errors import InputError
 
+_Plain = bool | int | float | str
 _STATES = {"mems", "state"}  # of XLNet and RWKV, which are lists of tensors
 
 
@@ -56,6 +58,9 @@ def take_rows(value: Any, rows: Tensor | slice, length: int) -> Any:
         if not value.dim() or len(value) != length:
             return value
         return value[rows] if isinstance(rows, slice) else value.index_select(0, rows.to(value.device))
+    if isinstance(value, list) and len(value) == length and all(isinstance(part, _Plain) for part in value):
+        chosen = range(length)[rows] if isinstance(rows, slice) else rows.tolist()
+        return [value[row] for row in chosen]  # such as the length of each row
     if isinstance(value, tuple | list):
         return _as_sequence(value, [take_rows(part, rows, length) for part in value])
     if isinstance(value, Mapping):
@@ -203,3 +208,14 @@ def reordered(output: Any, order: Tensor) -> Any:
     elif output is not None:
         raise TypeError(f"the rows of a {type(output).__name__} are unknown")
     return output
+
+
+def copied(value: Any) -> Any:
+    """Returns a copy of a batch that shares no memory with it, as a module may change what it is given."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return like(value, {name: copied(part) for name, part in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(copied(part) for part in value)
+    return copy.deepcopy(value)

@@ -2,36 +2,35 @@
 
 A module may do what no list of its layers tells: read a weight without calling its layer, put tokens before
 rows, read padding, keep a state, route tokens to experts, call compiled code. So a few rows of the first
-batch of each kind are answered both ways, and their outputs compared.
+batch of each kind are answered both ways, and their outputs compared (agreement.py): under all tasks of the
+batch, under none, and under half of the first, by weights that change the outputs much.
 """
 
-import copy
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from contextlib import contextmanager
 from threading import RLock
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexswitch.codecs.errors import FlexswitchError, InputError, NotByRowsError
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.activations import Ids
+from flexswitch.merging.switching.agreement import UnlikeError, agree, distance
 from flexswitch.merging.switching.batch_plan import BatchPlan
-from flexswitch.merging.switching.batch_rows import consists_of_rows, like, take_rows
+from flexswitch.merging.switching.batch_rows import consists_of_rows, copied, take_rows
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
-from flexswitch.merging.switching.padding import config_of
+from flexswitch.merging.switching.held_terms import nothing_held
+from flexswitch.merging.switching.padding import Padding, config_of
 from flexswitch.merging.switching.request import Request
 
-FAILURES = (InputError, RuntimeError, ValueError, IndexError, TypeError)  # where shapes do not fit
-
-_MIXTURES = 3  # that are compared
 _ROWS = 8  # of a batch that is compared as a whole
-# A relative error: the largest of all numbers, or of a shorter dtype the mean, as these round each layer.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_MEAN_TOLERANCE = 5e-2
+_KINDS = 1024  # that are remembered
+_LEAST, _WANTED = 0.2, 0.5  # how far outputs under all tasks are from the base's, over their size
+_LARGEST = 1e4  # factor by which tasks are enlarged for it
 
 _MEDIA = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
 
@@ -43,27 +42,26 @@ class Manner(NamedTuple):
     moves: bool
 
 
-class _NotComparedError(Exception):
-    """The module itself does not answer."""
-
-
 class _Checked(NamedTuple):
     """What a check has shown, None for no manner, and the batches for which it holds."""
 
     manner: Manner | None
-    mixtures: int
+    rows: int
     is_padded: bool
     has_heads: bool
     changed: frozenset[str]
 
-    def covers(self, other: "_Checked") -> bool:
-        """Returns whether it holds for what another one is about."""
+    def suits(self, other: "_Checked") -> bool:
+        """Returns whether it is about batches like another's, whatever their tasks change."""
         return (
-            min(self.mixtures, 2) >= min(other.mixtures, 2)
+            min(self.rows, 2) >= min(other.rows, 2)
             and (self.is_padded or not other.is_padded)
             and (self.has_heads or not other.has_heads)
-            and self.changed >= other.changed
         )
+
+
+class _NotComparedError(Exception):
+    """The module itself does not answer, or alike under all weights."""
 
 
 class EngineCheck:
@@ -75,167 +73,150 @@ class EngineCheck:
         self._media = [token for name in _MEDIA if isinstance(token := getattr(config, name, None), int)]
         self._checked: dict[tuple[Any, ...], list[_Checked]] = {}
 
-    def manner(self, request: Request, plan: BatchPlan) -> Manner | None:
-        """Returns how the fused engine answers a batch, None where it does not."""
+    def manner(self, request: Request, plan: BatchPlan, undecided: Manner | None = None) -> Manner | None:
+        """Returns how the fused engine answers a batch, None where it does not.
+
+        undecided: what is returned where the module answers no comparison, which the batch itself may show.
+        """
         if not plan.changed and plan.heads is None:  # the base answers
             return Manner(skips=True, moves=False)
-        kind = self._kind(request)
         is_padded = plan.padding is not None and not plan.padding.mask.all()
-        asked = _Checked(None, len(plan.factors), is_padded, plan.heads is not None, plan.changed)
+        asked = _Checked(None, plan.count, is_padded, plan.heads is not None, plan.changed)
         with self._lock:
-            known = self._checked.setdefault(kind, [])
-            found = next((each for each in known if each.covers(asked)), None)
+            known = [each for each in self._known(request) if each.suits(asked)]
+            found = next((each for each in known if each.changed >= asked.changed), None)
             if found is None:
                 try:
-                    with torch.random.fork_rng(devices=[]):
-                        manner = self._verified(request, plan)
+                    with _same_randomness(self._fused.module) as again:
+                        manner = self._verified(request, plan, again)
                 except _NotComparedError:
-                    return None
+                    return undecided
                 changed = plan.changed.union(*(each.changed for each in known if each.manner == manner))
                 found = asked._replace(manner=manner, changed=changed)
-                known.insert(0, found)
+                self._known(request).insert(0, found)
             return found.manner
 
     def refuse(self, request: Request, plan: BatchPlan) -> None:
         """Remembers that the fused engine failed for a batch that the module answers."""
         with self._lock:
-            failed = _Checked(None, 2, True, True, plan.changed)
-            self._checked.setdefault(self._kind(request), []).insert(0, failed)
+            self._known(request).insert(0, _Checked(None, 2, True, True, plan.changed))
 
-    def _kind(self, request: Request) -> tuple[Any, ...]:
-        return *request.kind, _kind_of(request.batch), _is_even(request.batch, self._media)
+    def _known(self, request: Request) -> list[_Checked]:
+        """Returns what is known of batches of a kind."""
+        device = next((tensor.device.type for tensor in self._fused.module.state_dict().values()), "cpu")
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        even = _is_even(request.batch, self._media)
+        kind = (*request.kind, autocast, even, _kind_of(request.batch))
+        if kind not in self._checked and len(self._checked) >= _KINDS:
+            del self._checked[next(iter(self._checked))]
+        return self._checked.setdefault(kind, [])
 
-    def _verified(self, request: Request, plan: BatchPlan) -> Manner | None:
-        """Returns the first manner whose outputs are those of the module with each mixture's weights."""
+    def _verified(self, request: Request, plan: BatchPlan, again: "_Again") -> Manner | None:
+        """Returns the first manner whose outputs are those of the module with each mixture's weights.
+
+        Raises: _NotComparedError.
+        """
         batch, rows = request.batch, np.arange(plan.count)
         if plan.count > _ROWS and request.has_rows and consists_of_rows(batch, plan.count):
             rows = _rows_to_compare(plan)
             batch = take_rows(batch, torch.from_numpy(rows), plan.count)
-        own = plan.of_rows(rows)
-        expected = {}
-        for number, factors in enumerate(own.factors[:_MIXTURES]):
-            try:
-                expected[number] = self._grouped.under(
-                    own.heads, len(rows), factors, lambda own: request.alone(own, copied(batch)), once=True
-                )
-            except NotByRowsError:
-                return None
-            except FlexswitchError:
-                raise
-            except Exception as error:  # the module takes no such rows, or no such batch, which then shows
-                raise _NotComparedError from error
+        own, expected = self._expected(request, batch, plan, rows, again)
         for manner in (Manner(True, True), Manner(False, True), Manner(False, False)):
             if manner.skips and own.padding is None:
                 continue
             try:
+                again()
                 suited = own if manner.skips else own.without_padding()
                 found = request.checked(self._fused, copied(batch), suited, manner.moves)
-            except FAILURES:
+                if agree(found, expected, own, manner.moves):
+                    return manner
+            except Exception:
                 continue
-            if _agree(found, expected, own, manner.moves):
-                return manner
         return None
+
+    def _expected(
+        self, request: Request, batch: Any, plan: BatchPlan, rows: Ids, again: "_Again"
+    ) -> tuple[BatchPlan, Mapping[int, Any]]:
+        """Returns the plan of a comparison, and the module's outputs under each of its mixtures.
+
+        Raises: _NotComparedError where it does not answer, or alike by all weights that its dtype holds.
+        """
+
+        def alone(mixture: int) -> Any:
+            head = None if own.heads is None else int(own.heads[own.mixture_of == mixture][0])
+            again()
+            return self._grouped.under(
+                own.factors[mixture], head, lambda module: request.alone(module, copied(batch)), once=True
+            )
+
+        factor = plan.scale / max(1, len(plan.deltas)) ** 0.5
+        try:
+            own = _plan_to_compare(plan, rows, 0.0)
+            base = alone(0)
+            while True:
+                own = _plan_to_compare(plan, rows, factor)
+                first = alone(0)
+                far = distance(first, base, plan.count)
+                if far >= _LEAST or not plan.deltas:
+                    break
+                if factor >= _LARGEST:
+                    raise _NotComparedError
+                factor = min(_LARGEST, factor * max(2.0, _WANTED / max(far, 1e-6)))
+            return own, {0: first, **{number: alone(number) for number in range(1, len(own.factors))}}
+        except InputError:  # enlarged weights that the dtype does not hold
+            raise _NotComparedError from None
+        except UnlikeError as error:
+            raise _NotComparedError from error
+        except _NotComparedError:
+            raise
+        except Exception as error:  # of the module, which the batch itself then shows
+            raise _NotComparedError from error
+
+
+_Again = Any  # sets the random numbers to what they were
+
+
+@contextmanager
+def _same_randomness(module: torch.nn.Module) -> Iterator[_Again]:
+    """Gives a function that sets the generators of random numbers to what they are, as the end does."""
+    devices = sorted({tensor.device.index for tensor in module.parameters() if tensor.device.type == "cuda"})
+    python, arrays = random.getstate(), np.random.get_state()
+    cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    def again() -> None:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(cpu)
+        for device, state in zip(devices, cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    try:
+        yield again
+    finally:
+        again()
 
 
 def _rows_to_compare(plan: BatchPlan) -> Ids:
-    """Returns rows of several mixtures, two of one, and the shortest and longest, in an order that moves."""
-    first = np.unique(plan.mixture_of, return_index=True)[1][:_MIXTURES]
-    more = [np.flatnonzero(plan.mixture_of == plan.mixture_of[first[0]])[:2]]
+    """Returns some rows, with the shortest and the longest."""
+    rows = [np.arange(min(5, plan.count))]
     if plan.padding is not None:
         lengths = plan.padding.mask.sum(1)
-        more.append(np.array([lengths.argmin(), lengths.argmax()]))
-    rows = np.unique(np.concatenate([first, *more]))
-    return rows[np.argsort(-plan.mixture_of[rows], kind="stable")]
+        rows.append(np.array([lengths.argmin(), lengths.argmax()]))
+    return np.unique(np.concatenate(rows))
 
 
-def _agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan, has_moved: bool) -> bool:
-    """Returns whether the rows of an output are those of the outputs under their mixtures."""
-    tensors = list(_tensors(found, plan.count))
-    alone = {number: list(_tensors(output, plan.count)) for number, output in expected.items()}
-    mask = None if plan.padding is None else torch.from_numpy(plan.padding.mask)
-    if any(len(others) != len(tensors) for others in alone.values()):
-        return False
-    for place, tensor in enumerate(tensors):
-        others = {number: parts[place] for number, parts in alone.items()}
-        if any(other.shape != tensor.shape for other in others.values()):
-            return False
-        axis = _row_axis(tensor, plan.count)
-        if axis is None:  # such as a loss, or an item of one row
-            if tensor.dim() and has_moved and not all(_is_close(tensor, other) for other in others.values()):
-                return False
-        elif not _rows_agree(tensor, others, axis, plan, mask):
-            return False
-    return True
+def _plan_to_compare(plan: BatchPlan, rows: Ids, factor: float) -> BatchPlan:
+    """Returns the plan of some rows, by turns of all tasks of a batch, of none, and of half as much of all.
 
-
-def _rows_agree(
-    tensor: Tensor, others: Mapping[int, Tensor], axis: int, plan: BatchPlan, mask: Tensor | None
-) -> bool:
-    """Returns whether the rows of each mixture are those of its own output."""
-    for number, other in others.items():
-        own = torch.from_numpy(np.flatnonzero(plan.mixture_of == number))
-        if not _is_close(*(_rows_of(each, axis, plan.count, own, mask) for each in (tensor, other))):
-            return False
-    return True
-
-
-def _row_axis(tensor: Tensor, count: int) -> int | None:
-    """Returns the dimension of a tensor over the rows; the first may be over several entries of each row."""
-    if tensor.dim() and len(tensor) and len(tensor) % count == 0:
-        return 0
-    return next((axis for axis, size in enumerate(tensor.shape) if size == count), None)
-
-
-def _rows_of(tensor: Tensor, axis: int, count: int, rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns some rows of a tensor; of its tokens, those that are not padding. mask: (row, token)."""
-    first = tensor.movedim(axis, 0)
-    first = first.reshape(count, len(first) // count, *first.shape[1:])  # (row, 1 or entry, …)
-    if first.shape[1] == 1:
-        first = first[:, 0]
-    own = first[rows.to(first.device)]
-    if mask is not None and own.dim() > 1 and own.shape[1] == mask.shape[1]:
-        return own[mask[rows].to(own.device)]
-    return own
-
-
-def _tensors(output: Any, count: int) -> Iterator[Tensor]:
-    """Yields the tensors of an output; items of the rows as one tensor."""
-    if isinstance(output, Tensor):
-        yield output.detach()
-        return
-    if isinstance(output, float | int):
-        yield torch.tensor(float(output), dtype=torch.float64)
-        return
-    if isinstance(output, list | tuple) and len(output) == count:
-        parts = [torch.as_tensor(part) for part in output if isinstance(part, Tensor | float | int | list)]
-        shapes = {part.shape for part in parts}
-        if len(parts) == count and len(shapes) == 1 and _row_axis(parts[0], count) is None:
-            yield torch.stack(parts)
-            return
-    values: Any = ()
-    if isinstance(output, Mapping):
-        values = output.values()
-    elif isinstance(output, list | tuple):
-        values = output
-    elif is_dataclass(output) or isinstance(output, SimpleNamespace):
-        values = vars(output).values()
-    for part in values:
-        yield from _tensors(part, count)
-
-
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    exact = torch.isfinite(other)
-    if not torch.equal(torch.isfinite(one), exact):
-        return False
-    if not exact.any():
-        return True
-    error, size = (one[exact].double() - other[exact].double()).abs(), other[exact].double().abs()
-    is_rounded = torch.is_autocast_enabled(one.device.type) or one.dtype not in _TOLERANCE
-    if is_rounded:
-        return bool(error.mean() <= _MEAN_TOLERANCE * size.mean())
-    return bool(error.max() <= _TOLERANCE[one.dtype] * size.max())
+    Each of these has a head of its own, if there are several.
+    """
+    mixtures = np.zeros((min(3, len(rows)), plan.mixtures.shape[1]), np.float32)
+    mixtures[0, list(plan.deltas)], mixtures[2:, list(plan.deltas)] = factor, factor / 2
+    turns = np.arange(len(rows)) % len(mixtures)
+    heads = None if plan.heads is None else np.resize(np.unique(plan.heads), len(mixtures))[turns]
+    padding = None if plan.padding is None else Padding(plan.padding.mask[rows], least=0)
+    terms = nothing_held(len(mixtures))
+    return BatchPlan(mixtures, turns, plan.deltas, terms, heads, padding, plan.scale)
 
 
 def _is_even(batch: Any, media: Sequence[int]) -> bool:
@@ -252,16 +233,15 @@ def _kind_of(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((name, _kind_of(part)) for name, part in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_kind_of(part) for part in value)
-    return value if isinstance(value, bool | str | None) else type(value).__name__
+        return tuple({repr(_kind_of(part)): None for part in value})
+    return value if isinstance(value, bool | int | str | None) else type(value).__name__
 
 
-def copied(value: Any) -> Any:
-    """Returns a copy of a batch that shares no memory with it, as a module may change what it is given."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return like(value, {name: copied(part) for name, part in value.items()})
-    if type(value) in (list, tuple):
-        return type(value)(copied(part) for part in value)
-    return copy.deepcopy(value)
+def versions_of(batch: Any) -> list[int] | None:
+    """Returns how often each tensor of a batch was changed in place; None where it holds other objects."""
+    if isinstance(batch, Tensor):
+        return [0 if batch.is_inference() else batch._version]
+    if isinstance(batch, Mapping):
+        parts = [versions_of(part) for part in batch.values()]
+        return None if None in parts else [count for part in parts for count in part or ()]
+    return [] if isinstance(batch, bool | int | float | str | list | tuple | None) else None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flexswitch.merging.switching.batch_rows import row_length
@@ -27,8 +28,20 @@ def prompts_by_name(module: Any, batch: Any) -> Mapping[str, Tensor]:
     return {name if key == "inputs" else key: value for key, value in batch.items()}
 
 
+def with_options_of_rows(
+    batch: Mapping[str, Tensor], options: Mapping[str, Any], count: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments of `generate` that have rows, such as a mask among the options, and the others."""
+    tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+    own = {name: value for name, value in tensors.items() if value.shape[:1] == (count,)}
+    return {**batch, **own}, {name: value for name, value in options.items() if name not in own}
+
+
 def forward_passes(module: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> list[Any]:
-    """Returns the outputs of the module's forward passes in a `generate` of two tokens, which are given."""
+    """Returns the outputs of the module's first forward passes in a `generate`, whose tokens are given.
+
+    Two, but one where there are several sequences of a prompt, and near ties would be decided by rounding.
+    """
     thread, outputs = get_ident(), []
 
     def note(_: object, __: object, output: Any) -> None:
@@ -41,9 +54,11 @@ def forward_passes(module: Any, batch: Mapping[str, Tensor], options: Mapping[st
         ends = end if isinstance(end, list) else [end]
         token = next(token for token in range(len(ends) + 1) if token not in ends)
         own["prefix_allowed_tokens_fn"] = lambda _, __: [token]
+    is_exact = next((each.dtype for each in module.parameters()), torch.float32).itemsize > 2
+    tokens = 2 if sequences(module, options) == 1 or is_exact else 1
     handle = module.register_forward_hook(note)
     try:
-        module.generate(**batch, **own, max_new_tokens=2)
+        module.generate(**batch, **own, max_new_tokens=min(tokens, 1 + new_tokens(module, batch, options)))
     finally:
         handle.remove()
     return outputs

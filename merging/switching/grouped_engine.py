@@ -5,6 +5,7 @@ many are kept as fit into a cache. It is for modules that are not given the rows
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ from torch.nn import functional
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.models.replica import replica
 from flexswitch.merging.switching.activations import Ids
-from flexswitch.merging.switching.batch_plan import ActivePlan, BatchPlan
+from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.batch_rows import check_rows_apart, join_rows, run, take_rows
 from flexswitch.merging.switching.generation import padding_token
-from flexswitch.merging.switching.heads import Head, install_heads
-from flexswitch.merging.switching.held_terms import nothing_held
+from flexswitch.merging.switching.heads import Head
 from flexswitch.merging.switching.held_weights import HeldWeights
 from flexswitch.merging.switching.mixtures import Factors
-from flexswitch.merging.switching.own_buffers import Buffers, install_buffers
+from flexswitch.merging.switching.own_buffers import Buffers
+from flexswitch.merging.switching.own_tensors import OwnTensors
 from flexswitch.merging.switching.task_deltas import TaskDeltas
 from flexswitch.merging.switching.tensor_swap import TensorSwap
 
@@ -41,24 +42,23 @@ class GroupedEngine:
         cache_bytes: int,
     ) -> None:
         """names: tensor → the module's name for it; cache_bytes: for the weights of mixtures."""
-        self._module, self._plans, self._lock = replica(module), ActivePlan(), RLock()
+        self._module, self._lock = replica(module), RLock()
         state = self._module.state_dict(keep_vars=True)
         base = {name: state[inside] for name, inside in names.items()}
         self._swap = TensorSwap(self._module, base)
         self.held = HeldWeights(
             {name: tensor.detach() for name, tensor in base.items()}, deltas, cache_bytes, 0
         )
-        install_heads(self._module, heads, self._plans)
-        install_buffers(self._module, buffers, self._plans)
+        self._own = OwnTensors(self._module, heads, buffers)
 
     def answer(self, batch: Any, plan: BatchPlan) -> Any:
         """Returns the module's output for a batch, each row under its own mixture and head.
 
         Raises: InputError where there are several mixtures, and a part of the output has no rows.
         """
-        if len(plan.factors) == 1:
-            return self.under(plan.heads, plan.count, plan.factors[0], lambda module: run(module, batch))
         groups = self._by_mixture(batch, plan, lambda module, own, _: run(module, own))
+        if len(groups.outputs) == 1:
+            return groups.outputs[0]
         return join_rows(groups.outputs, groups.counts, groups.order)
 
     def generate(self, batch: Mapping[str, Tensor], plan: BatchPlan, **options: Any) -> Any:
@@ -70,12 +70,9 @@ class GroupedEngine:
         def generated(module: Any, own: Mapping[str, Tensor], rows: Ids) -> Any:
             return module.generate(**own, **_options_of_rows(options, rows))
 
-        if len(plan.factors) == 1:
-            rows = np.arange(plan.count)
-            return self.under(
-                plan.heads, plan.count, plan.factors[0], lambda module: generated(module, batch, rows)
-            )
         groups = self._by_mixture(batch, plan, generated)
+        if len(groups.outputs) == 1:
+            return groups.outputs[0]
         if not all(isinstance(found, Tensor) for found in groups.outputs):
             raise InputError("engine='grouped' generates tokens only; leave out return_dict_in_generate")
         longest = max(found.shape[1] for found in groups.outputs)
@@ -84,42 +81,53 @@ class GroupedEngine:
         return join_rows(equal, groups.counts, groups.order)
 
     def under(
-        self, heads: Ids | None, count: int, factors: Factors, call: Callable[[Any], Any], once: bool = False
+        self, factors: Factors, head: int | None, call: Callable[[Any], Any], once: bool = False
     ) -> Any:
         """Returns the result of a call of the module with the weights of one mixture.
 
-        heads: (row,), as `BatchPlan` has them; count: of rows; once: whether the weights are not kept.
+        head: the task whose head and buffers it has, as `BatchPlan` has them, None for the module's own;
+        once: whether the weights are not kept.
         """
-        with self._lock, self._plans.using(_plan_of_heads(count, heads)):
+        with self._lock:
             try:
                 self._swap.put(self.held.made(factors) if once else self.held.of(factors))
+                self._own.put(head)
                 return call(self._module)
             finally:
                 self._swap.put({})
+                self._own.put(None)
 
     def _by_mixture(self, batch: Any, plan: BatchPlan, call: Callable[[Any, Any, Ids], Any]) -> "_Groups":
-        """Returns the results of `call` for the rows of each mixture.
+        """Returns the results of `call` for the rows of each mixture and head.
 
-        Raises: InputError where rows cannot be taken apart.
+        Raises: InputError where there are several, and rows cannot be taken apart.
         """
-        check_rows_apart(batch, plan.count)
-        outputs, rows = [], [np.flatnonzero(plan.mixture_of == number) for number in range(len(plan.factors))]
-        for own, factors in zip(rows, plan.factors, strict=True):
-            heads = None if plan.heads is None else plan.heads[own]
-            given = take_rows(batch, torch.from_numpy(own), plan.count)
-            outputs.append(
-                self.under(heads, len(own), factors, lambda module: call(module, given, own))  # noqa: B023 — called at once
-            )
-        order = torch.from_numpy(np.argsort(np.concatenate(rows)))
-        return _Groups(outputs, [len(own) for own in rows], order)
+        heads = [None] * plan.count if plan.heads is None else plan.heads.tolist()
+        rows_of: dict[tuple[int, int | None], list[int]] = {}
+        for row, pair in enumerate(zip(plan.mixture_of.tolist(), heads, strict=True)):
+            rows_of.setdefault(pair, []).append(row)
+        rows = [np.array(own) for own in rows_of.values()]
+        if len(rows) > 1:
+            check_rows_apart(batch, plan.count)
+        outputs = []
+        for (number, head), own in zip(rows_of, rows, strict=True):
+            given = batch if len(rows) == 1 else take_rows(batch, torch.from_numpy(own), plan.count)
+            outputs.append(self.under(plan.factors[number], head, partial(_called, call, given, own)))
+        return _Groups(
+            outputs, [len(own) for own in rows], torch.from_numpy(np.argsort(np.concatenate(rows)))
+        )
 
 
 class _Groups(NamedTuple):
-    """The outputs of each mixture, how many rows each is of, and the order that sorts all rows."""
+    """The outputs of each mixture and head, how many rows each is of, and the order that sorts all rows."""
 
     outputs: list[Any]
     counts: list[int]
     order: Tensor
+
+
+def _called(call: Callable[[Any, Any, Ids], Any], batch: Any, rows: Ids, module: Any) -> Any:
+    return call(module, batch, rows)
 
 
 def _options_of_rows(options: Mapping[str, Any], rows: Ids) -> dict[str, Any]:
@@ -128,8 +136,3 @@ def _options_of_rows(options: Mapping[str, Any], rows: Ids) -> dict[str, Any]:
     if allowed is None:
         return dict(options)
     return {**options, "prefix_allowed_tokens_fn": lambda number, ids: allowed(int(rows[number]), ids)}
-
-
-def _plan_of_heads(count: int, heads: Ids | None) -> BatchPlan:
-    mixtures = np.zeros((1, 0), np.float32)
-    return BatchPlan(mixtures, np.zeros(count, np.int64), {}, nothing_held(1), heads)

@@ -83,8 +83,7 @@ def install_heads(module: nn.Module, heads: Mapping[str, Sequence[Head]], plans:
 def _head_forward(
     original: Callable[..., Tensor], tasks: Sequence[Head], plans: ActivePlan, name: str
 ) -> Any:
-    width = max(len(head.weight) for head in tasks)
-    equal = [_widened(head, width) for head in tasks]
+    equal = equal_heads(tasks)
 
     def forward(inputs: Tensor) -> Tensor:
         plan = plans.current
@@ -104,9 +103,15 @@ def _head_forward(
             head = equal[max(task, 0)]
             found.append(functional.linear(part, head.weight, head.bias))
         joined = torch.cat(found)[torch.from_numpy(np.argsort(order)).to(rows.device)]
-        return joined.view(*inputs.shape[:-1], width)
+        return joined.view(*inputs.shape[:-1], joined.shape[-1])
 
     return forward
+
+
+def equal_heads(tasks: Sequence[Head]) -> list[Head]:
+    """Returns heads of as many classes as the largest has."""
+    width = max(len(head.weight) for head in tasks)
+    return [_widened(head, width) for head in tasks]
 
 
 def _widened(head: Head, width: int) -> Head:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from flexswitch.codecs.errors import InputError, NotByRowsError
@@ -10,7 +11,7 @@ from flexswitch.codecs.format.container import Artifact
 from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.batch_rows import row_length
 from flexswitch.merging.switching.cost_model import CostModel
-from flexswitch.merging.switching.engine_check import FAILURES, EngineCheck
+from flexswitch.merging.switching.engine_check import EngineCheck, Manner, versions_of
 from flexswitch.merging.switching.fused_engine import FusedEngine
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.held_weights import HeldWeights
@@ -62,7 +63,7 @@ class LoadedZoo(NamedTuple):
             return request.fused(self.fused, request.batch, plan, False)
         if engine == "grouped":
             return grouped()
-        manner = self.check.manner(request, plan)
+        manner = self.check.manner(request, plan, None if engine == "auto" else Manner(False, False))
         if manner is None:
             if engine == "auto":
                 return grouped()
@@ -76,11 +77,14 @@ class LoadedZoo(NamedTuple):
         elif engine == "auto":
             gains = self.cost_model.gains(plan, row_length(request.batch), steps)
             plan.hold(self.held.get(gains.by_mixture), gains.summed)
+        versions = versions_of(request.batch)
         try:
             return request.fused(self.fused, request.batch, plan, manner.moves)
-        except FAILURES:
-            if engine != "auto":
-                raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            if engine != "auto" or versions is None or versions_of(request.batch) != versions:
+                raise  # the batch may have been changed, and be another one now
             found = grouped()
             self.check.refuse(request, plan)
             return found

@@ -39,7 +39,12 @@ from flexswitch.merging.switching.batch_rows import row_count
 from flexswitch.merging.switching.cost_model import CostModel, Costs, costs_here
 from flexswitch.merging.switching.engine_check import EngineCheck
 from flexswitch.merging.switching.fused_engine import FusedEngine
-from flexswitch.merging.switching.generation import new_tokens, prompts_by_name, sequences
+from flexswitch.merging.switching.generation import (
+    new_tokens,
+    prompts_by_name,
+    sequences,
+    with_options_of_rows,
+)
 from flexswitch.merging.switching.grouped_engine import GroupedEngine
 from flexswitch.merging.switching.heads import Head, read_heads, task_of_rows
 from flexswitch.merging.switching.held_weights import HeldWeights, is_small
@@ -198,6 +203,7 @@ class SwitchedModel(nn.Module):
         arguments.
         """
         loaded, batch = self._loaded, prompts_by_name(self.module, batch)
+        batch, options = with_options_of_rows(batch, options, row_count(batch))
         plan = self._plan(loaded, batch, weights, None, texts)
         if sequences(self.module, options) > 1:
             plan = plan.without_padding()  # a prompt has as many sequences as another may have tokens

@@ -26,8 +26,8 @@ from support.odd_modules import (
 )
 from torch import nn
 
-from flexswitch.merging.switching.batch_rows import run, take_rows
-from flexswitch.merging.switching.engine_check import Manner, copied
+from flexswitch.merging.switching.batch_rows import copied, run, take_rows
+from flexswitch.merging.switching.engine_check import Manner
 
 DRAWN = torch.Generator().manual_seed(0)
 ROWS = torch.randn(5, 4, 8, generator=DRAWN)
