@@ -151,7 +151,8 @@ def join_rows(outputs: Sequence[Any], counts: Sequence[int], order: Tensor | Non
     if is_dataclass(first) and not isinstance(first, type):
         parts = [[getattr(output, field.name) for output in outputs] for field in fields(first)]
         return type(first)(*(join_rows(part, counts, order) for part in parts))
-    if all(type(output) is type(first) and output == first for output in outputs):
+    is_plain = first is None or isinstance(first, _Plain)
+    if is_plain and all(type(output) is type(first) and output == first for output in outputs):
         return first
     raise _without_rows(type(first).__name__)
 

@@ -213,7 +213,10 @@ def _plan_to_compare(plan: BatchPlan, rows: Ids, factor: float) -> BatchPlan:
     mixtures = np.zeros((min(3, len(rows)), plan.mixtures.shape[1]), np.float32)
     mixtures[0, list(plan.deltas)], mixtures[2:, list(plan.deltas)] = factor, factor / 2
     turns = np.arange(len(rows)) % len(mixtures)
-    heads = None if plan.heads is None else np.resize(np.unique(plan.heads), len(mixtures))[turns]
+    heads = None
+    if plan.heads is not None:
+        own = np.union1d(plan.heads, np.arange(min(3, mixtures.shape[1])))
+        heads = np.resize(own, len(mixtures))[turns]
     padding = None if plan.padding is None else Padding(plan.padding.mask[rows], least=0)
     terms = nothing_held(len(mixtures))
     return BatchPlan(mixtures, turns, plan.deltas, terms, heads, padding, plan.scale)

@@ -31,7 +31,7 @@ def prompts_by_name(module: Any, batch: Any) -> Mapping[str, Tensor]:
 def with_options_of_rows(
     batch: Mapping[str, Tensor], options: Mapping[str, Any], count: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arguments of `generate` that have rows, such as a mask among the options, and the others."""
+    """Returns the arguments of `generate` that have rows, such as a mask in the options, and the others."""
     tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
     own = {name: value for name, value in tensors.items() if value.shape[:1] == (count,)}
     return {**batch, **own}, {name: value for name, value in options.items() if name not in own}
@@ -50,9 +50,10 @@ def forward_passes(module: Any, batch: Mapping[str, Tensor], options: Mapping[st
 
     own = {name: value for name, value in options.items() if name not in _OF_LATER_TOKENS}
     if sequences(module, options) == 1:
-        end = _setting(module, options, "eos_token_id")
-        ends = end if isinstance(end, list) else [end]
-        token = next(token for token in range(len(ends) + 1) if token not in ends)
+        names = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+        others = [_setting(module, options, name) for name in names]
+        refused = {token for other in others for token in (other if isinstance(other, list) else [other])}
+        token = next(token for token in range(len(refused) + 1) if token not in refused)
         own["prefix_allowed_tokens_fn"] = lambda _, __: [token]
     is_exact = next((each.dtype for each in module.parameters()), torch.float32).itemsize > 2
     tokens = 2 if sequences(module, options) == 1 or is_exact else 1

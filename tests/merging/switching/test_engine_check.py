@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from support import odd_modules
+from support.checkpoints import memory_pair, message
 from support.mixed_answers import mixed_answer, switched, weights_of
 from support.odd_modules import (
     ClassesFirst,
@@ -24,10 +25,13 @@ from support.odd_modules import (
     TiedOutput,
     TokensFirst,
 )
+from support.tiny_models import changed_state
 from torch import nn
 
+from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.batch_rows import copied, run, take_rows
 from flexswitch.merging.switching.engine_check import Manner
+from flexswitch.merging.switching.switched_model import SwitchedModel
 
 DRAWN = torch.Generator().manual_seed(0)
 ROWS = torch.randn(5, 4, 8, generator=DRAWN)
@@ -178,3 +182,120 @@ def test_a_batch_that_the_module_does_not_take_decides_nothing():
     assert_rows(parts, batch, weights_of(12))
     (checked,) = parts[1]._loaded.check._checked.values()
     assert [each.manner for each in checked] == [Manner(skips=True, moves=True)]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        torch.tensor([[0.5, 0.5, 0], [0.5002, 0.4998, 0], [0.4999, 0.5001, 0], [0.5, 0.5, 0]]),
+        1e-4 * torch.eye(4, 3),
+        torch.tensor([[1.0, 0, 0]]).expand(4, 3),
+    ],
+    ids=["nearly equal", "tiny", "equal"],
+)
+@pytest.mark.parametrize("kind", [ReadTable, TokensFirst])
+def test_a_first_batch_of_mixtures_that_change_little_does_not_pass_for_all(kind, first):
+    parts = made(kind)
+    assert_rows(parts, ROWS[:4], first)
+    assert_rows(parts, ROWS[:4], weights_of(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_wrong_token_is_found_in_short_dtypes(dtype):
+    class FirstFromTable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.line = nn.Embedding(3, 8), nn.Linear(8, 8)
+
+        def forward(self, rows):
+            return self.line(torch.cat([self.table.weight[0].expand(len(rows), 1, 8), rows], 1))
+
+    module, model, base, states = made(lambda: FirstFromTable().to(dtype))
+    rows = torch.randn(5, 40, 8).to(dtype)
+    found = model(rows, weights=weights_of())
+    for row, shares in enumerate(weights_of()):
+        expected = mixed_answer(module, base, states, shares, lambda one, row=row: one(rows[row : row + 1]))
+        torch.testing.assert_close(found[row], expected[0], rtol=0.05, atol=0.05)
+
+
+def test_masks_in_an_output_do_not_hide_the_rest():
+    class Masked(TokensFirst):
+        def forward(self, rows):
+            return super().forward(rows).masked_fill(rows[..., :1] > 1, torch.finfo(rows.dtype).min)
+
+    assert_rows(made(Masked), ROWS, weights_of())
+
+
+def test_a_list_with_an_item_for_each_row_goes_with_the_rows():
+    class Shortened(TokensFirst):
+        def forward(self, rows, lengths):
+            found = super().forward(rows)
+            return torch.stack([out[:length].sum(0) for out, length in zip(found, lengths, strict=True)])
+
+    module, model, base, states = made(Shortened)
+    lengths = [4, 1, 2, 3, 4]
+    found = model({"rows": ROWS, "lengths": lengths}, weights=weights_of())
+    for row, shares in enumerate(weights_of()):
+        expected = mixed_answer(
+            module,
+            base,
+            states,
+            shares,
+            lambda one, row=row: one(ROWS[row : row + 1], lengths[row : row + 1]),
+        )
+        torch.testing.assert_close(found[row], expected[0], rtol=1e-3, atol=1e-4)
+
+
+def test_an_output_that_cannot_be_compared_is_refused_by_name():
+    class Array(TokensFirst):
+        def forward(self, rows):
+            return super().forward(rows).numpy()
+
+    assert message(InputError, lambda: made(Array)[1](ROWS, weights=weights_of())) == (
+        "the module's output has a part without rows (ndarray), which rows of different mixtures cannot share; "
+        "answer rows of one mixture in a batch of their own"
+    )
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_head_is_in_place_for_whatever_reads_it(functional):
+    class Headed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, rows):
+            rows = self.line(rows)
+            if functional:
+                return nn.functional.linear(rows, self.head.weight, self.head.bias)
+            return self.head(rows.transpose(0, 1)).transpose(0, 1)
+
+    torch.manual_seed(0)
+    module = Headed().eval()
+    base = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    states = [changed_state(base, 10 + number, 0.3) for number in range(3)]
+    body = {name: tensor for name, tensor in base.items() if "head" not in name}
+    vectors = {f"task{number}": memory_pair(body, state) for number, state in enumerate(states)}
+    for engine in ("auto", "grouped"):
+        model = SwitchedModel(module, vectors, engine=engine)
+        model(ROWS[:4], weights=torch.tensor([[1.0, 0, 0]]).expand(4, 3))  # of one head
+        found = model(ROWS[:4], weights=torch.eye(3)[[0, 1, 2, 0]])
+        for row, task in enumerate((0, 1, 2, 0)):
+            expected = torch.func.functional_call(module, states[task], (ROWS[row : row + 1],))
+            torch.testing.assert_close(found[row], expected[0].detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_generation_takes_options_of_rows_and_leaves_random_numbers_as_they_were():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    _, model, *_ = made(lambda: LlamaForCausalLM(config))
+    options = {"attention_mask": torch.ones_like(IDS), "do_sample": True, "max_new_tokens": 4}
+    found = []
+    for _ in range(2):  # the first is compared
+        torch.manual_seed(1)
+        found.append(model.generate(IDS, weights=weights_of(12), **options))
+    assert torch.equal(*found)
