@@ -76,6 +76,8 @@ bench: check-data $(VENV)/installed-benchmarks
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/speed/run.py
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/scale/run.py --work $(WORK)
 	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/zoo/run.py
+	$(PYTHON) examples/digits/train.py --out build/digits --threads $(THREADS)
+	PATH="$(BIN):$$PATH" $(PYTHON) benchmarks/first_call/run.py --models build/digits
 
 check-data:
 	@test -d "$(DATA)" || { echo "make bench DATA=DIR: DIR holds the tasks' .jsonl.gz files"; exit 2; }

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,13 +88,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         rows = measured(options.models.resolve(), Path(work))
+    text = f"""Seconds of a command where there is no machine code of numba yet, of the same command again, and
+        the difference, which is what compiling takes. Medians of {_ROUNDS} rounds on {machine()}."""
     section = f"""## The first call
 
     python examples/digits/train.py --out build/digits
     python benchmarks/first_call/run.py --models build/digits
 
-Seconds of a command where there is no machine code of numba yet, of the same command again, and the
-difference, which is what compiling takes. Medians of {_ROUNDS} rounds on {machine()}.
+{textwrap.fill(" ".join(text.split()), 110)}
 
 {table(["command", "first", "second", "more"], rows)}"""
     write_section("first-call", section)
