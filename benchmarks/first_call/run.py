@@ -88,8 +88,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         rows = measured(options.models.resolve(), Path(work))
-    text = f"""Seconds of a command where there is no machine code of numba yet, of the same command again, and
-        the difference, which is what compiling takes. Medians of {_ROUNDS} rounds on {machine()}."""
+    text = f"""Seconds of a command where there is no machine code of numba yet, of the same command
+        again, and the difference, which is what compiling takes. Medians of {_ROUNDS} rounds on {machine()}."""
     section = f"""## The first call
 
     python examples/digits/train.py --out build/digits
