@@ -89,7 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         rows = measured(options.models.resolve(), Path(work))
     text = f"""Seconds of a command where there is no machine code of numba yet, of the same command
-        again, and the difference, which is what compiling takes. Medians of {_ROUNDS} rounds on {machine()}."""
+        again, and the difference, which is what compiling takes. Medians of {_ROUNDS} rounds on
+        {machine()}."""
     section = f"""## The first call
 
     python examples/digits/train.py --out build/digits
