@@ -18,10 +18,6 @@ _MEAN_TOLERANCE, _TOKEN_TOLERANCE = 5e-2, 0.2
 _HUGE = 1e4  # where numbers are masks rather than activations
 
 
-class UnlikeError(Exception):
-    """Outputs have other parts under other weights."""
-
-
 def agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan, has_moved: bool) -> bool:
     """Returns whether the rows of an output are those of the outputs under their mixtures.
 
@@ -54,18 +50,17 @@ def agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan, has_moved: b
 def distance(one: Any, other: Any, count: int) -> float:
     """Returns how far two outputs are apart over their size, of the part where they are furthest.
 
-    Raises: UnlikeError where they have other parts.
+    Raises: ValueError where they have other parts, RuntimeError where these have other shapes.
     """
-    pairs = list(zip(_tensors(one, count), _tensors(other, count), strict=False))
-    if any(first.shape != second.shape for first, second in pairs):
-        raise UnlikeError
     found = [0.0]
-    for first, second in pairs:
+    for first, second in zip(_tensors(one, count), _tensors(other, count), strict=True):
         a, b = first.double(), second.double()
-        usable = a.isfinite() & b.isfinite() & (b.abs() < _HUGE)
-        size = float(b[usable].abs().mean()) if usable.any() else 0.0
+        finite = a.isfinite() & b.isfinite()
+        usual = finite & (b.abs() < _HUGE)
+        used = usual if usual.any() else finite
+        size = float(b[used].abs().sum())
         if size:
-            found.append(float((a[usable] - b[usable]).abs().mean()) / size)
+            found.append(float((a[used] - b[used]).abs().sum()) / size)
     return max(found)
 
 

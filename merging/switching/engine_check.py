@@ -7,7 +7,7 @@ batch, under none, and under half of the first, by weights that change the outpu
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flexswitch.codecs.errors import InputError
 from flexswitch.merging.switching.activations import Ids
-from flexswitch.merging.switching.agreement import UnlikeError, agree, distance
+from flexswitch.merging.switching.agreement import agree, distance
 from flexswitch.merging.switching.batch_plan import BatchPlan
 from flexswitch.merging.switching.batch_rows import consists_of_rows, copied, take_rows
 from flexswitch.merging.switching.fused_engine import FusedEngine
@@ -29,10 +29,13 @@ from flexswitch.merging.switching.request import Request
 
 _ROWS = 8  # of a batch that is compared as a whole
 _KINDS = 1024  # that are remembered
-_LEAST, _WANTED = 0.2, 0.5  # how far outputs under all tasks are from the base's, over their size
-_LARGEST = 1e4  # factor by which tasks are enlarged for it
+# How far outputs under all tasks are from the base's, over their size: tasks are enlarged until it is enough.
+_LEAST, _ENOUGH, _LARGEST = 0.01, 0.3, 1e4
 
 _MEDIA = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+
+
+Again = Callable[[], None]  # sets the random numbers to what they were
 
 
 class Manner(NamedTuple):
@@ -111,7 +114,7 @@ class EngineCheck:
             del self._checked[next(iter(self._checked))]
         return self._checked.setdefault(kind, [])
 
-    def _verified(self, request: Request, plan: BatchPlan, again: "_Again") -> Manner | None:
+    def _verified(self, request: Request, plan: BatchPlan, again: Again) -> Manner | None:
         """Returns the first manner whose outputs are those of the module with each mixture's weights.
 
         Raises: _NotComparedError.
@@ -135,7 +138,7 @@ class EngineCheck:
         return None
 
     def _expected(
-        self, request: Request, batch: Any, plan: BatchPlan, rows: Ids, again: "_Again"
+        self, request: Request, batch: Any, plan: BatchPlan, rows: Ids, again: Again
     ) -> tuple[BatchPlan, Mapping[int, Any]]:
         """Returns the plan of a comparison, and the module's outputs under each of its mixtures.
 
@@ -149,35 +152,32 @@ class EngineCheck:
                 own.factors[mixture], head, lambda module: request.alone(module, copied(batch)), once=True
             )
 
-        factor = plan.scale / max(1, len(plan.deltas)) ** 0.5
         try:
             own = _plan_to_compare(plan, rows, 0.0)
             base = alone(0)
-            while True:
-                own = _plan_to_compare(plan, rows, factor)
-                first = alone(0)
-                far = distance(first, base, plan.count)
-                if far >= _LEAST or not plan.deltas:
+            factor, furthest = 1 / max(1, len(plan.deltas)) ** 0.5, 0.0
+            while plan.deltas and furthest < _ENOUGH and factor <= _LARGEST:
+                before, own = own, _plan_to_compare(plan, rows, factor)
+                try:
+                    far = distance(alone(0), base, len(rows))
+                except InputError:  # the dtype does not hold such weights
+                    far = -1.0
+                if far < furthest:  # or weights so large give no numbers any more
+                    own = before
                     break
-                if factor >= _LARGEST:
-                    raise _NotComparedError
-                factor = min(_LARGEST, factor * max(2.0, _WANTED / max(far, 1e-6)))
-            return own, {0: first, **{number: alone(number) for number in range(1, len(own.factors))}}
-        except InputError:  # enlarged weights that the dtype does not hold
-            raise _NotComparedError from None
-        except UnlikeError as error:
-            raise _NotComparedError from error
+                furthest = far
+                factor *= max(2.0, _ENOUGH / max(far, _LEAST))
+            if plan.deltas and furthest < _LEAST:
+                raise _NotComparedError
+            return own, {number: alone(number) for number in range(len(own.factors))}
         except _NotComparedError:
             raise
-        except Exception as error:  # of the module, which the batch itself then shows
+        except Exception as error:  # of the module, which the batch itself shows
             raise _NotComparedError from error
-
-
-_Again = Any  # sets the random numbers to what they were
 
 
 @contextmanager
-def _same_randomness(module: torch.nn.Module) -> Iterator[_Again]:
+def _same_randomness(module: torch.nn.Module) -> Iterator[Again]:
     """Gives a function that sets the generators of random numbers to what they are, as the end does."""
     devices = sorted({tensor.device.index for tensor in module.parameters() if tensor.device.type == "cuda"})
     python, arrays = random.getstate(), np.random.get_state()
@@ -236,7 +236,7 @@ def _kind_of(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((name, _kind_of(part)) for name, part in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple({repr(_kind_of(part)): None for part in value})
+        return tuple(sorted({repr(_kind_of(part)) for part in value}))
     return value if isinstance(value, bool | int | str | None) else type(value).__name__
 
 

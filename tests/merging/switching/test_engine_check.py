@@ -299,3 +299,39 @@ def test_a_generation_takes_options_of_rows_and_leaves_random_numbers_as_they_we
         torch.manual_seed(1)
         found.append(model.generate(IDS, weights=weights_of(12), **options))
     assert torch.equal(*found)
+
+
+class Steady(nn.Module):
+    """Returns numbers that its weights change little."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(8, 3)
+
+    def forward(self, rows):
+        return 1e5 + self.line(rows)
+
+
+@pytest.mark.parametrize("lambda_", [1.0, -0.5, 0.0])
+def test_outputs_that_change_little_and_any_scale_of_the_tasks_are_compared(lambda_):
+    torch.manual_seed(0)
+    module = Steady().eval()
+    base = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = changed_state(base, 1, 0.3)
+    model = SwitchedModel(module, {"task": memory_pair(base, state)}, lambda_=lambda_)
+    found = model(ROWS, weights=torch.ones(5, 1))
+    moved = {name: tensor + lambda_ * (state[name] - tensor) for name, tensor in base.items()}
+    torch.testing.assert_close(found, torch.func.functional_call(module, moved, (ROWS,)).detach())
+
+
+def test_weights_that_a_short_dtype_does_not_hold_are_not_asked_for():
+    torch.manual_seed(0)
+    module = nn.Linear(8, 3).half().eval()
+    nn.init.constant_(module.weight, 3e4)
+    base = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = {**base, "bias": base["bias"] + 1, "weight": base["weight"] + 32}
+    model = SwitchedModel(module, {"task": memory_pair(base, state)})
+    rows = torch.randn(5, 8).half() / 64
+    found = model(rows, weights=torch.ones(5, 1))
+    expected = torch.func.functional_call(module, state, (rows,)).detach()
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=2)
