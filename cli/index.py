@@ -134,9 +134,12 @@ def _report_alone(
     from flexswitch.merging.models.device import check_device
 
     if report is None or building:
-        what = f"{building[0]}: building an index takes" if building else "building an index takes"
+        missing = [each for each in ("--base", "--exemplars") if each not in building]
+        what = f"{building[0]}: " if building else ""
+        what = f"{missing[0]} is missing: " if len(missing) == 1 else what
         raise UsageError(
-            f"{what} --base BASE and --exemplars DIR; --report FILE.png alone describes the present one"
+            f"{what}building an index takes --base BASE and --exemplars DIR; --report FILE.png alone "
+            "describes the present one"
         )
     check_device(device)
     document, parts = index_report(zoo, report, overwrite, device)

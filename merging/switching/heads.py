@@ -131,6 +131,8 @@ def task_of_rows(heads: Sequence[str] | None, tasks: Sequence[str], shares: Floa
     """
     if heads is None:
         return np.where(shares.any(1), shares.argmax(1), -1)
+    if isinstance(heads, str):
+        raise InputError(f"heads is the text '{heads}', expected a list with a task's name for each row")
     for task in heads:
         if task not in tasks:
             raise InputError(f"heads: {unknown_name('task', task, tasks)}")

@@ -267,6 +267,8 @@ class SwitchedModel(nn.Module):
                 f"the weights have the shape {list(weights.shape)}, expected (row, task) = "
                 f"{[count, len(loaded.tasks)]}"
             )
+        if not torch.isfinite(weights).all():
+            raise InputError("the weights hold a number that is not finite")
         shares = weights.detach().to("cpu", torch.float32).numpy()
         head_of_row = None
         if loaded.has_heads:

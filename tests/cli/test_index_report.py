@@ -102,7 +102,8 @@ def test_an_existing_picture_is_refused_before_anything_is_built(toy, index, tmp
         (("--report", "c.png", "--features", "layer:1"), "--features: building an index takes"),
         (("--report", "c.png", "--add"), "--add: building an index takes"),
         (("--report", "c.png", "--per-task", "5"), "--per-task: building an index takes"),
-        (("--exemplars", "data"), "--exemplars: building an index takes"),
+        (("--exemplars", "data"), "--base is missing: building an index takes"),
+        (("--base", "base"), "--exemplars is missing: building an index takes"),
     ],
 )
 def test_building_without_a_base_or_exemplars_is_wrong_usage(

@@ -56,6 +56,9 @@ def test_heads_are_refused_where_they_are_unknown_too_few_or_not_there(text):
     assert message(InputError, lambda: model(BATCH, weights=weights, heads=["birds"])) == (
         "heads names 1 tasks, expected 6, one for each row"
     )
+    assert message(InputError, lambda: model(BATCH, weights=weights, heads="birds")) == (
+        "heads is the text 'birds', expected a list with a task's name for each row"
+    )
     headless = SwitchedModel(base_classifier(text), zoo, heads=False)
     assert headless(BATCH, weights=weights).logits.shape == (6, 2)
     assert message(InputError, lambda: headless(BATCH, weights=weights, heads=["birds"] * 6)) == (

@@ -212,6 +212,15 @@ def test_weights_of_another_shape_are_refused(shape):
     assert message(InputError, lambda: model({"tokens": tokens}, weights=torch.zeros(shape))) == expected
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(value):
+    net = make_net(0)
+    weights = torch.tensor([[1.0, 0.0], [0.0, value]])
+    assert message(
+        InputError, lambda: SwitchedModel(net, make_tasks(net, 2)[1])(tokens_for(0, 2), weights=weights)
+    ) == ("the weights hold a number that is not finite")
+
+
 def test_a_module_without_a_parameter_that_the_tasks_change_is_refused():
     _, vectors = make_tasks(make_net(0), 2)
     net = make_net(0)
