@@ -17,9 +17,6 @@ def main() -> None:
         run_app()
     except KeyboardInterrupt:
         print("flexswitch: interrupted; nothing half-written is left", file=sys.stderr)
-        if hasattr(signal, "pthread_sigmask"):
-            # Python, run with -m, ends by the signal itself if that came while a text was executed.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.exit(130)
 
 
