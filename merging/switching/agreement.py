@@ -18,11 +18,11 @@ _MEAN_TOLERANCE, _TOKEN_TOLERANCE = 5e-2, 0.2
 _HUGE = 1e4  # where numbers are masks rather than activations
 
 
-def agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan, has_moved: bool) -> bool:
+def agree(found: Any, expected: Mapping[int, Any], plan: BatchPlan) -> bool:
     """Returns whether the rows of an output are those of the outputs under their mixtures.
 
-    expected: mixture → what all rows are under it. has_moved: whether the rows were in another order. Parts
-    without rows, such as a loss, are not compared; False where none is.
+    expected: mixture → what all rows are under it. A number without rows, such as a loss, is not compared;
+    another part without rows has to be the same under all mixtures. False where no part has rows.
     """
     tensors = list(_tensors(found, plan.count))
     alone = {number: list(_tensors(output, plan.count)) for number, output in expected.items()}

@@ -74,8 +74,9 @@ def like(value: Mapping[str, Any], parts: dict[str, Any]) -> Any:
         return parts
     if is_dataclass(value):
         return type(value)(**parts)
+    kind: Any = type(value)
     try:
-        return type(value)(parts)  # type: ignore[call-arg] # as dict's subclasses and transformers' do
+        return kind(parts)  # as subclasses of dict and transformers' batches are made
     except TypeError:
         return parts
 

@@ -82,7 +82,7 @@ class LoadedZoo(NamedTuple):
             return request.fused(self.fused, request.batch, plan, manner.moves)
         except torch.OutOfMemoryError:
             raise
-        except Exception:
+        except Exception:  # whatever a module raises for the rows of a layer; its own errors come again below
             if engine != "auto" or versions is None or versions_of(request.batch) != versions:
                 raise  # the batch may have been changed, and be another one now
             found = grouped()
