@@ -167,14 +167,10 @@ def _is_of_one_batch(part: Any) -> bool:
 
 
 def _joined(outputs: Sequence[Tensor], counts: Sequence[int], order: Tensor | None) -> Tensor:
-    pairs = list(zip(outputs, counts, strict=True))
+    pairs = zip(outputs, counts, strict=True)
     shapes = {output.shape[1:] for output in outputs}
-    per_row = {len(output) / count if output.dim() else 0 for output, count in pairs}
-    if (
-        len(shapes) > 1
-        or len(per_row) > 1
-        or not all(each.is_integer() and each for each in map(float, per_row))
-    ):
+    entries = {divmod(len(output), count) if output.dim() else (0, 0) for output, count in pairs}  # of a row
+    if len(shapes) > 1 or len(entries) > 1 or not all(each and not rest for each, rest in entries):
         if all(torch.equal(output, outputs[0]) for output in outputs[1:]):
             return outputs[0]
         raise _without_rows(f"Tensor {list(outputs[0].shape)}")

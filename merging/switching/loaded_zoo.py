@@ -24,7 +24,7 @@ Engine = Literal["auto", "fused", "merged", "grouped"]
 
 
 class LoadedZoo(NamedTuple):
-    """It is replaced as a whole, so that no batch sees parts of two."""
+    """A zoo's tasks and engines, which are replaced as a whole, so that no batch sees parts of two."""
 
     zoo: Mapping[str, Artifact | TaskVector]
     tasks: list[str]
